@@ -1,0 +1,58 @@
+# make install | test | check | slow: everything happens in .venv, with the versions of requirements.txt.
+# Another Python: make install PYTHON=python3.12
+
+PYTHON ?= python3
+JOBS ?= 2
+UV ?= uv
+# The torch that requirements.txt pins; raise it here, run `make lock`, then `make test slow`.
+TORCH := 2.13.0
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install check test slow wheel-check lock clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
+
+install: $(INSTALLED) ## .venv with every extra and DTL itself, editable; does nothing the second time
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+		echo "DTL needs Python 3.11, 3.12 or 3.13, but $(PYTHON) is: $$($(PYTHON) --version 2>&1)" >&2; \
+		echo "Name another one: make install PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv || { rm -rf .venv; \
+		echo "On Debian and Ubuntu the module venv is a package of its own: apt install python3-venv" >&2; exit 1; }
+
+$(INSTALLED): requirements.txt pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --requirement requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+check: install ## lint, format and types, in half a minute
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+test: check ## the above and the quick tests
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow and not gpu"
+
+slow: install ## the slow tests: whole runs, kills, the wheel
+	$(BIN)/python -m pytest -n $(JOBS) -m "slow and not gpu"
+
+wheel-check: install ## build the wheel, install it apart from the checkout, train two steps from another folder
+	$(BIN)/python -m pytest tests/test_wheel.py
+
+# torch's CUDA packages stay out of the lock: torch itself asks for them where it needs them, and its CPU builds do not.
+lock: ## write requirements.txt anew (needs uv)
+	@command -v $(UV) >/dev/null || { echo "make lock needs uv: pip install uv" >&2; exit 1; }
+	@pins=$$($(UV) pip compile pyproject.toml --quiet --universal --all-extras --python-version 3.11 \
+		--fork-strategy fewest --no-header --no-annotate --upgrade-package torch==$(TORCH)) && { \
+		echo "# Every version that DTL is tested with, all extras included; Python 3.11 to 3.13, any system."; \
+		echo "# Written by \`make lock\` from pyproject.toml: do not edit."; \
+		echo "$$pins" | grep -vE "^(cuda-|nvidia-|triton==)|== 'emscripten'"; } > requirements.txt
+
+clean: ## remove .venv and everything that tools and builds left behind; outputs/ stays
+	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis
+	find dtl tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,195 @@
+"""Builds the parts of a run from its config: device, data, model, optimizers, trainer. Nothing runs yet."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dtl.checkpoint import load_model, load_tokenizer, load_training_state
+from dtl.config import RunConfig
+from dtl.data.prepare import PreparedData, prepare_data
+from dtl.data.tokenizer import Tokenizer
+from dtl.errors import CheckpointError, ConfigError
+from dtl.model.config import ModelConfig
+from dtl.model.transformer import TransformerLM
+from dtl.runtime import (
+    choose_device,
+    choose_precision,
+    fingerprint,
+    fingerprint_difference,
+    restore_random_state,
+    seed_everything,
+)
+from dtl.training.optimizer import build_optimizers, load_optimizer_tensors
+from dtl.training.schedule import warmup_steps
+from dtl.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """How long a run is, in optimizer steps."""
+
+    steps_per_epoch: int
+    horizon: int  # where the schedule ends
+    last_step: int  # the first limit reached
+    warmup: int
+
+    @classmethod
+    def of(cls, config: RunConfig, steps_per_epoch: int) -> "RunLength":
+        """The horizon is `total_steps` if set, else epochs x steps per epoch; the first limit ends the run."""
+        epochs, total = config.max_epochs, config.trainer.total_steps
+        by_epochs = epochs * steps_per_epoch if epochs is not None else None
+        horizon = total if total is not None else by_epochs
+        assert horizon is not None  # max_epochs falls back to the data's recommendation
+        last_step = min(horizon, by_epochs) if by_epochs is not None else horizon
+        return cls(steps_per_epoch, horizon, last_step, warmup_steps(config.schedule, horizon))
+
+    def warnings(self, config: RunConfig) -> list[str]:
+        """What would make this run learn little, and the setting that mends it."""
+        found = []
+        if self.last_step < 200:
+            epochs = math.ceil(200 / self.steps_per_epoch)
+            found.append(
+                f"only {self.last_step} optimizer steps: most models need more than 200 to learn anything. "
+                f"Raise trainer.max_epochs to {epochs} or trainer.total_steps to 200, or lower "
+                f"trainer.grad_accum_steps={config.grad_accum_steps}."
+            )
+        if self.warmup > 0.1 * self.last_step:
+            found.append(
+                f"warm-up takes {self.warmup} of {self.last_step} steps, over 10 %. "
+                f"Set schedule.warmup_steps={self.last_step // 20}."
+            )
+        return found
+
+
+@dataclass
+class Parts:
+    """Everything that a run is made of."""
+
+    config: RunConfig
+    device: torch.device
+    device_reason: str
+    precision: str
+    precision_reason: str
+    tokenizer: Tokenizer
+    data: PreparedData
+    model: TransformerLM
+    trainer: Trainer
+    length: RunLength
+    fingerprint: dict[str, Any]
+    notes: list[str]
+    resumed_from: Path | None = None
+    tracker_run_id: str | None = None
+
+
+def assemble(
+    config: RunConfig, resume_from: Path | None, init_from: Path | None, progress: Callable[[str], None]
+) -> Parts:
+    """Build all parts. `resume_from` is a checkpoint of this very run, `init_from` one to start new from.
+
+    Raises ConfigError, DataError or CheckpointError for what cannot be.
+    """
+    device, device_reason = choose_device(config.device)
+    precision, precision_reason = choose_precision(config.trainer.precision, device)
+    seed_everything(config.seed)
+    start_from = resume_from or init_from
+    tokenizer = load_tokenizer(start_from) if start_from else None
+    if init_from:
+        config = with_init(config, init_from)
+    data = prepare_data(config.data, tokenizer or config.tokenizer, config.seq_len, config.seed, progress)
+    seed_everything(config.seed)
+    model = _build_model(config, data.tokenizer, start_from).to(device)
+    model.activation_checkpointing = config.trainer.activation_checkpointing
+    length = RunLength.of(config, data.train.steps_per_epoch(config.rows_per_step))
+    trainer = Trainer(
+        model,
+        build_optimizers(model, config.optimizer),
+        data.train,
+        config.trainer,
+        config.schedule,
+        seed=config.seed,
+        micro_batch_size=config.micro_batch_size,
+        grad_accum_steps=config.grad_accum_steps,
+        horizon=length.horizon,
+        last_step=length.last_step,
+        precision=precision,
+    )
+    parts = Parts(
+        config=config,
+        device=device,
+        device_reason=device_reason,
+        precision=precision,
+        precision_reason=precision_reason,
+        tokenizer=data.tokenizer,
+        data=data,
+        model=model,
+        trainer=trainer,
+        length=length,
+        fingerprint=fingerprint(device, precision, config.trainer.compile, config.trainer.deterministic),
+        notes=list(data.notes),
+        resumed_from=resume_from,
+    )
+    if resume_from:
+        _restore(parts, resume_from)
+    return parts
+
+
+def with_init(config: RunConfig, init_from: Path) -> RunConfig:
+    """The config with the size and architecture of the weights at `init_from`; dropout and kernel stay yours."""
+    found = load_model(init_from).config
+    own = replace(found, dropout=config.model.dropout, attention=config.model.attention)
+    if config.seq_len > own.max_seq_len:
+        raise ConfigError(
+            f"data.seq_len={config.seq_len}: init={init_from} has a context of {own.max_seq_len} tokens. Lower data.seq_len."
+        )
+    return replace(config, model=own)
+
+
+def _build_model(config: RunConfig, tokenizer: Tokenizer, start_from: Path | None) -> TransformerLM:
+    if start_from is None:
+        return TransformerLM(config.model, tokenizer.vocab_size)
+    loaded = load_model(start_from)
+    vocab_size = loaded.vocab_size
+    if tokenizer.vocab_size > vocab_size:
+        raise CheckpointError(
+            f"{start_from}: its tokenizer has {tokenizer.vocab_size} entries, its model {vocab_size}. "
+            "They do not belong together."
+        )
+    model = TransformerLM(config.model, vocab_size)
+    model.load_state_dict(loaded.state_dict())
+    return model
+
+
+def _restore(parts: Parts, checkpoint: Path) -> None:
+    """Put trainer, optimizers and random states where they were; say what keeps the rest from being exact."""
+    values, tensors = load_training_state(checkpoint)
+    if values["data_fingerprint"] != parts.data.fingerprint:
+        raise CheckpointError(
+            f"{checkpoint}: the data has changed since this run began.\n"
+            f"  then {values['data_fingerprint']}\n  now  {parts.data.fingerprint}\n"
+            "Put the data back as it was, or start a new run from these weights with init=."
+        )
+    parts.trainer.load_state_values(values)
+    load_optimizer_tensors(parts.model, parts.trainer.optimizers, tensors)
+    restore_random_state(values["random"], parts.device)
+    parts.tracker_run_id = values.get("tracker_run_id")
+    step = parts.trainer.state.step
+    differences = fingerprint_difference(values["fingerprint"], parts.fingerprint)
+    if differences:
+        parts.notes.append(f"Resumed at step {step}, not bit for bit: " + "; ".join(differences))
+    elif parts.device.type != "cpu" or parts.config.trainer.compile:
+        parts.notes.append(f"Resumed at step {step}; bit-exactness is untested on this device or with compile.")
+    else:
+        parts.notes.append(f"Resumed at step {step}, bit for bit.")
+
+
+def model_line(config: ModelConfig, model: TransformerLM) -> str:
+    """One line about the model, for the start screen."""
+    total, without = model.n_parameters(), model.n_parameters(embeddings=False)
+    return (
+        f"{config.arch.block}, width {config.dim}, {config.n_heads} heads, {config.n_layers} layers, "
+        f"context {config.max_seq_len}: {total / 1e6:.1f} M parameters, {without / 1e6:.1f} M without embeddings"
+    )

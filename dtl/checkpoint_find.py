@@ -1,0 +1,147 @@
+"""What `ckpt=`, `resume=` and `init=` name: the newest run, a run, one of its checkpoints, any Hugging Face folder."""
+
+import difflib
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from dtl.checkpoint_list import MODEL_FILES, TOKENIZER_FILES, best_checkpoint, is_checkpoint, newest_valid, verify
+from dtl.durable import ASIDE, read_json
+from dtl.errors import CheckpointError
+from dtl.weights import PICKLES, pickle_message
+
+Preference = Literal["best", "newest"]
+log = logging.getLogger(__name__)
+
+_FOR_USE = (*MODEL_FILES, *TOKENIZER_FILES)  # what is read to use a model; resuming reads everything
+_DEPTH = 5  # outputs/multirun/<date>/<time>/<job>
+_STAMP = re.compile(r"(?P<date>\d{4}-\d\d-\d\d)[/\\](?P<time>\d\d-\d\d-\d\d)[^/\\]*(?:[/\\](?P<job>\d+)[^/\\]*)?$")
+
+
+def find_checkpoint(spec: str, outputs: Path, prefer: Preference = "best") -> Path:
+    """The folder to load for what a person wrote: `latest`, or the path of a run, of a checkpoint, or of a
+    Hugging Face directory.
+
+    Of a run it is `checkpoints/best` or the newest, as `prefer` says; the other one where that is missing or
+    damaged, with a warning. `latest` is the run or trial under `outputs` that started last, of those that hold a
+    whole checkpoint. Raises CheckpointError saying what was found near, or which file is damaged.
+    """
+    if spec == "latest":
+        return _latest(outputs, prefer)
+    path = Path(spec).expanduser()
+    if path.name == "checkpoints" and path.is_dir():
+        path = path.parent
+    if (path / "checkpoints").is_dir():
+        return _of_run(path, prefer)
+    if path.name == "best" and path.parent.name == "checkpoints" and path.parent.is_dir():
+        best = best_checkpoint(path.parent.parent)  # may be best.old
+        if best is not None and best.problem is None:
+            return best.path
+    if is_checkpoint(path):
+        verify(path)
+        return path
+    if (path / "config.json").is_file():
+        return path
+    raise _miss(spec, path, outputs)
+
+
+def list_runs(outputs: Path) -> list[Path]:
+    """Every run and every trial of a sweep under `outputs` that has a folder checkpoints/, last started first."""
+    return sorted(_runs(outputs, _DEPTH), key=_start, reverse=True)
+
+
+def _runs(folder: Path, depth: int) -> Iterator[Path]:
+    try:
+        inside = [Path(entry.path) for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return
+    if any(path.name == "checkpoints" for path in inside):
+        yield folder
+    elif depth > 0:
+        for path in inside:
+            yield from _runs(path, depth - 1)
+
+
+def _start(run_dir: Path) -> tuple[datetime, int, str]:
+    """When a run began: by its run.json, else by its name. Copying a folder changes times of files, not these."""
+    stamp = _STAMP.search(str(run_dir))
+    started = datetime.min
+    with suppress(ValueError):
+        if stamp:
+            started = datetime.strptime(f"{stamp['date']} {stamp['time']}", "%Y-%m-%d %H-%M-%S")
+    with suppress(OSError, KeyError, TypeError, ValueError, OverflowError, CheckpointError):
+        written = datetime.fromisoformat(read_json(run_dir / "run.json")["started"])
+        started = written if written.tzinfo is None else written.astimezone().replace(tzinfo=None)
+    return started, int(stamp["job"] or 0) if stamp else 0, str(run_dir)
+
+
+def _latest(outputs: Path, prefer: Preference) -> Path:
+    runs = list_runs(outputs)
+    for run_dir in runs:
+        if not any((run_dir / "checkpoints").iterdir()):
+            continue  # it has only just begun, or ended before its first save
+        try:
+            return _of_run(run_dir, prefer)
+        except CheckpointError as error:
+            log.warning("latest: passing over %s", error)
+    if not runs:
+        raise CheckpointError(
+            f"latest: no run with checkpoints under {outputs.resolve()}. Train one with python -m dtl.train, "
+            "or give the path of a run."
+        )
+    raise CheckpointError(f"latest: none of the {len(runs)} runs under {outputs.resolve()} holds a whole checkpoint.")
+
+
+def _of_run(run_dir: Path, prefer: Preference) -> Path:
+    if prefer == "best":
+        best = best_checkpoint(run_dir, only=_FOR_USE)
+        if best is not None and best.problem is None:
+            return best.path
+        if best is not None:
+            log.warning("%s Using the newest checkpoint instead.", best.problem)
+    newest, note = newest_valid(run_dir)
+    if note:
+        log.warning("%s", note)
+    return newest.path
+
+
+def _miss(spec: str, path: Path, outputs: Path) -> CheckpointError:
+    """What to say when `path` is nothing that can be loaded, with what lies near it."""
+    if path.is_file():
+        if path.suffix in PICKLES:
+            return CheckpointError(pickle_message(path))
+        return CheckpointError(f"{path}: a file. Give the folder that it lies in: {path.parent}")
+    if path.is_dir():
+        inside = [str(run) for run in list_runs(path)[:3]]
+        if inside:
+            return CheckpointError(f"{path}: holds runs, and is none itself. Give one of them:\n" + "\n".join(inside))
+        pickles = [file for file in sorted(path.iterdir()) if file.suffix in PICKLES]
+        if pickles:
+            return CheckpointError(pickle_message(pickles[0]))
+        return CheckpointError(
+            f"{path}: neither a run (checkpoints/) nor a model directory (config.json and model.safetensors)."
+        )
+    near = _near(path) or [str(run) for run in list_runs(outputs)[:3]]
+    return CheckpointError(
+        f"{spec}: no such folder."
+        + ("\nNear it: " + ", ".join(near) if near else "")
+        + "\nGive latest, the folder of a run or of a checkpoint, or a Hugging Face model directory on this disk."
+    )
+
+
+def _near(path: Path) -> list[str]:
+    """Names beside a path that does not exist, the most alike first."""
+    try:
+        names = [entry.name for entry in path.parent.iterdir() if not entry.name.startswith(".")]
+    except OSError:
+        return []
+    names = [name for name in names if not name.endswith(ASIDE)]
+    alike = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
+    if not alike and path.parent.name == "checkpoints":
+        alike = sorted(names)[-3:]
+    return [str(path.with_name(name)) for name in alike]

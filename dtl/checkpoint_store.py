@@ -1,0 +1,197 @@
+"""Keeping the checkpoints of a run in order: best, rotation, what a killed process left, one writer at a time.
+
+Nothing whole is ever without a name, and nothing damaged is deleted. Imports no torch.
+"""
+
+import errno
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from dtl.checkpoint_list import best_checkpoint, inspect, list_checkpoints, step_folders, verify
+from dtl.durable import (
+    ASIDE,
+    MANIFEST,
+    TEMPORARY,
+    TRASH,
+    discard_directory,
+    publish_directory,
+    read_json,
+    sync_directory,
+    unfinished,
+    write_atomically,
+)
+from dtl.errors import CheckpointError, TrainingError
+
+
+def publish_best(run_dir: Path, checkpoint: Path) -> Path:
+    """Make `checkpoints/best` a copy of this checkpoint; the old best is there until the new one is.
+
+    Files are hard links where the disk has them: no byte is ever changed in place, so that a copy needs no room.
+    Raises CheckpointError when the checkpoint is damaged or the disk takes no more.
+    """
+    manifest = verify(checkpoint, contents=False)
+    best = run_dir / "checkpoints" / "best"
+    temporary = unfinished(best)
+    try:
+        if best.exists():
+            current = inspect(best)
+            if current.digest == manifest.digest:
+                return best
+            if current.problem is not None:
+                set_damaged_aside(best)  # so that a whole best.old keeps its place meanwhile
+        temporary.mkdir()
+        for name in (*manifest.files, MANIFEST):
+            _link_or_copy(checkpoint / name, temporary / name)
+        publish_directory(temporary, best)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise storage_error(error, best, sum(file["size"] for file in manifest.files.values())) from error
+        raise
+    return best
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links, such as exFAT
+        shutil.copyfile(source, target)
+
+
+def set_damaged_aside(folder: Path) -> Path:
+    """Rename a damaged folder to `<name>.damaged`, out of the way and still there to look at."""
+    return _rename_with(folder, ".damaged")
+
+
+def _rename_with(folder: Path, suffix: str) -> Path:
+    names = [folder.name + suffix, *(f"{folder.name}{suffix}-{n}" for n in range(2, 1000))]
+    new = next(path for path in map(folder.with_name, names) if not path.exists())
+    os.replace(folder, new)
+    sync_directory(folder.parent)
+    return new
+
+
+def rotate(run_dir: Path, keep: int, protect: Collection[Path] = ()) -> list[str]:
+    """Delete the oldest checkpoints beyond the `keep` newest. Returns warnings; a failed delete is no error.
+
+    The newest whole one stays (every byte of it is read first), and the one that `best` came from, those in
+    `protect`, and all that are damaged; these are not counted.
+    """
+    entries = [entry for entry in list_checkpoints(run_dir, contents=False) if entry.problem is None]
+    while entries and inspect(entries[0].path).problem is not None:
+        entries.pop(0)
+    surplus = entries[max(keep, 1) :]
+    best = best_checkpoint(run_dir, contents=False)
+    if surplus and best is not None and best.problem is not None:
+        return [f"{best.problem} Until there is a new best, no checkpoint is deleted: it came from one of them."]
+    protected = {path.resolve() for path in protect}
+    warnings: list[str] = []
+    for entry in surplus:
+        if entry.path.resolve() in protected or (best is not None and entry.digest == best.digest):
+            continue
+        try:
+            discard_directory(entry.path)
+        except OSError as error:
+            warnings.append(f"{entry.path}: could not be deleted ({error.strerror}). Delete it when nobody reads it.")
+    return warnings
+
+
+def set_aside_later(run_dir: Path, step: int) -> list[Path]:
+    """Rename the checkpoints beyond `step` to `step-*.lost`, when a run goes on from an earlier one.
+
+    Otherwise they would count as the newest while the run is still on its way there. Returns the new names.
+    """
+    later = [folder for folder in step_folders(run_dir) if inspect(folder, contents=False).step > step]
+    return [_rename_with(folder, ".lost") for folder in sorted(later)]
+
+
+def sweep_leftovers(run_dir: Path) -> list[str]:
+    """Clear away what a killed process left. Returns warnings. Only for the one that holds `lock_run`.
+
+    No process id is asked: the lock says that nobody else writes here, and in containers ids repeat.
+    """
+    warnings: list[str] = []
+    for leftover in [*run_dir.glob(f"{TEMPORARY}*"), *(run_dir / "checkpoints").glob(".t*")]:
+        if leftover.name.startswith((TEMPORARY, TRASH)):
+            try:
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            except OSError as error:
+                warnings.append(f"{leftover}: a leftover that could not be deleted ({error.strerror}).")
+    for aside in (run_dir / "checkpoints").glob(f"*{ASIDE}"):
+        try:
+            _settle(aside)
+        except OSError as error:
+            warnings.append(f"{aside}: could not be put in its place ({error.strerror}).")
+    return warnings
+
+
+def _settle(aside: Path) -> None:
+    """End a replacement that was cut off: the old folder goes when the new one is whole, else it comes back."""
+    final = aside.with_name(aside.name.removesuffix(ASIDE))
+    if final.exists() and inspect(final).problem is None:
+        discard_directory(aside)
+    elif inspect(aside).problem is None:
+        if final.exists():
+            set_damaged_aside(final)
+        os.replace(aside, final)
+        sync_directory(final.parent)
+
+
+@contextmanager
+def lock_run(run_dir: Path) -> Iterator[None]:
+    """Hold a run's folder for this process alone; the system lets it go even when the process is killed.
+
+    Raises TrainingError at once, naming the other process, when there is one.
+    """
+    lock, owner = FileLock(run_dir / ".lock"), run_dir / ".lock.json"
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise TrainingError(f"{run_dir}: in use by {_name_of(owner)}. Wait for it, or stop it first.") from None
+    try:
+        started = datetime.now().isoformat(" ", "seconds")
+        write_atomically(owner, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": started}))
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+
+def _name_of(owner: Path) -> str:
+    with suppress(OSError, KeyError, CheckpointError):
+        holder = read_json(owner)
+        return f"process {holder['pid']} on {holder['host']} since {holder['started']}"
+    return "another process"
+
+
+def storage_error(error: Exception, target: Path, needed_bytes: int) -> CheckpointError:
+    """What to say when a checkpoint could not be written: what it needs, what is free, what is kept, the way on."""
+    run_dir = target.parent.parent
+    free_bytes = _free_bytes(target.parent)
+    # safetensors gives the number in words only. EFBIG is a limit on the size of files, of the shell or the disk.
+    number = getattr(error, "errno", None) or int((re.search(r"os error (\d+)", str(error)) or [0, 0])[1])
+    reason = f"cannot be written ({error})"
+    if number in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)) or free_bytes < needed_bytes:
+        reason = "the disk is full" if number != errno.EFBIG else "larger than a file may be here"
+    kept = [entry for entry in list_checkpoints(run_dir, contents=False) if entry.problem is None]
+    return CheckpointError(
+        f"{target}: {reason}. Needed: {needed_bytes / 2**20:,.1f} MiB, free: {free_bytes / 2**20:,.1f} MiB.\n"
+        + (f"Kept: {len(kept)} earlier, the newest of step {kept[0].step}.\n" if kept else "No earlier one is there.\n")
+        + "Make room (trainer.keep is how many stay) or mend the permissions, then go on with "
+        f"python -m dtl.train resume={run_dir}"
+    )
+
+
+def _free_bytes(folder: Path) -> int:
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

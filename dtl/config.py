@@ -1,0 +1,139 @@
+"""One run as one typed object, composed of the parts' own dataclasses; and the checks that cross parts.
+
+YAML files under conf/ say what differs from the dataclasses' defaults; the command line beats both.
+`DictConfig` ends here: everything deeper gets a `RunConfig`. Imports no torch.
+"""
+
+import os
+import re
+import time
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from dtl.data.config import DataConfig, TokenizerConfig
+from dtl.errors import ConfigError
+from dtl.generation.config import SamplingConfig
+from dtl.model.config import ModelConfig
+from dtl.paths import experiments_dir
+from dtl.registry import load_plugins
+from dtl.tracking import TrackerConfig
+from dtl.training.config import OptimizerConfig, ScheduleConfig, TrainerConfig
+
+SECTIONS = ("model", "tokenizer", "data", "optimizer", "schedule", "trainer", "tracker", "sampling")
+
+
+@dataclass
+class RunConfig:
+    """Everything that a training run is."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    name: str = "run"  # part of the run folder's name; letters, digits, . _ -
+    seed: int = 1337  # of weights, dropout, data order and held-out split
+    device: str = "auto"  # auto (CUDA, MPS, CPU) | cpu | cuda | cuda:1 | mps
+    debug: bool = False  # show tracebacks
+    plugins: list[str] = field(default_factory=list)  # modules that register parts of your own
+    resume: str | None = None  # latest | run folder: go on in that run's own folder, with its own config
+    init: str | None = None  # run | checkpoint | Hugging Face folder: start a new run from those weights
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens in a row."""
+        return self.data.seq_len if self.data.seq_len is not None else self.model.max_seq_len
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Rows in one forward pass."""
+        own = self.trainer.micro_batch_size
+        return own if own is not None else self.data.recommended.micro_batch_size
+
+    @property
+    def grad_accum_steps(self) -> int:
+        """Forward passes in one optimizer step."""
+        own = self.trainer.grad_accum_steps
+        return own if own is not None else self.data.recommended.grad_accum_steps
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows in one optimizer step."""
+        return self.micro_batch_size * self.grad_accum_steps
+
+    @property
+    def max_epochs(self) -> int | None:
+        """Passes over the data at most; None when optimizer steps alone set the length."""
+        if self.trainer.max_epochs is not None:
+            return self.trainer.max_epochs
+        return None if self.trainer.total_steps is not None else self.data.recommended.max_epochs
+
+    def validate(self) -> None:
+        """Raises ConfigError, naming key, value, rule and remedy, for a run that cannot be."""
+        for section in SECTIONS:
+            getattr(self, section).validate()
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", self.name):
+            raise ConfigError(
+                f"name={self.name}: it becomes a folder's name. Use up to 80 letters, digits, dots, dashes and "
+                "underscores, beginning with a letter or digit."
+            )
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed={self.seed}: must lie in [0, 2^63).")
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
+            raise ConfigError(f"device={self.device}: one of auto, cpu, cuda, cuda:0, mps.")
+        if self.resume is not None and self.init is not None:
+            raise ConfigError("resume= and init= exclude each other: resume goes on with a run, init starts a new one.")
+        if self.seq_len > self.model.max_seq_len:
+            raise ConfigError(
+                f"data.seq_len={self.seq_len}: longer than the model's context, model.max_seq_len="
+                f"{self.model.max_seq_len}. Lower the one or raise the other."
+            )
+        if self.trainer.precision == "fp16" and self.device == "mps":
+            raise ConfigError("trainer.precision=fp16: not supported on Apple GPUs. Use trainer.precision=fp32.")
+
+
+def typed(config: DictConfig | dict[str, Any]) -> RunConfig:
+    """A validated RunConfig from Hydra's DictConfig or from a plain mapping (a run's own config.yaml).
+
+    Merging the plain values into the schema refuses keys that the schema does not know, also those that a
+    `+key=value` slipped past Hydra. Raises OmegaConf's errors for wrong keys and types (`dtl.explain` puts
+    them into words) and ConfigError for wrong values.
+    """
+    values = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
+    run_config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), values))
+    assert isinstance(run_config, RunConfig)
+    load_plugins(run_config.plugins)
+    run_config.validate()
+    return run_config
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved configuration as YAML, every key written out."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """The resolved configuration as nested plain values."""
+    container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+_started = datetime.fromtimestamp(time.time())
+
+
+def register() -> None:
+    """Tell Hydra the schema and the resolvers that conf/train.yaml uses. Called once, before Hydra starts."""
+    ConfigStore.instance().store(name="run_schema", node=RunConfig)
+    OmegaConf.register_new_resolver("dtl.experiments", lambda: str(experiments_dir()), replace=True)
+    # One stamp for the whole process: a resolver that read the clock again would give each job of a sweep a
+    # folder of its own. The process id keeps two runs apart that start in the same second.
+    OmegaConf.register_new_resolver("dtl.stamp", lambda pattern: _started.strftime(pattern), replace=True)
+    OmegaConf.register_new_resolver("dtl.pid", os.getpid, replace=True)

@@ -1,0 +1,129 @@
+"""Settings of the data and of the tokenizer. Imports no torch."""
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from dtl.errors import ConfigError
+from dtl.registry import SOURCES, TASKS, TOKENIZERS
+
+LAYOUTS = ("packed", "padded")
+LOSS_ON = ("all", "answer")
+
+
+@dataclass
+class TokenizerConfig:
+    """Which tokenizer turns text into token ids."""
+
+    kind: str = "gpt2"  # registered name: gpt2 | bpe | byte | char | your own
+    vocab_size: int = 4096  # entries that bpe is trained to have; the others know theirs
+    path: str | None = None  # gpt2: a folder with vocab.json and merges.txt, or with tokenizer.json
+
+    def validate(self) -> None:
+        TOKENIZERS.check(self.kind)
+        if self.kind == "bpe" and self.vocab_size < 259:
+            raise ConfigError(
+                f"tokenizer.vocab_size={self.vocab_size}: a byte-level BPE needs at least 259 entries "
+                "(256 bytes and the special tokens)."
+            )
+
+
+@dataclass
+class SourceConfig:
+    """One source of documents."""
+
+    kind: str = MISSING  # registered name: qa | text | wiki | your own
+    path: str | None = None  # file or folder; None = what ships with DTL (qa) or the hub (wiki)
+    weight: float = 1.0  # tokens drawn per epoch, relative to the first source's
+
+
+@dataclass
+class SourceAlias:
+    """Short form for one entry of `data.sources`."""
+
+    path: str | None = None  # file or folder of this source
+    weight: float | None = None  # tokens per epoch relative to the first source's; None = 1 when a path is given
+
+
+@dataclass
+class RecommendedConfig:
+    """What suits this data; used where the trainer's own value is null."""
+
+    micro_batch_size: int = 8  # rows in one forward pass
+    grad_accum_steps: int = 4  # forward passes in one optimizer step
+    max_epochs: int = 20  # passes over the first source
+
+
+@dataclass
+class DataConfig:
+    """Where the text comes from and how it becomes rows of tokens."""
+
+    sources: dict[str, SourceConfig] = field(default_factory=dict)  # the general form; order matters
+    path: str | None = None  # file or folder for a group of one source
+    qa: SourceAlias = field(default_factory=SourceAlias)  # data.qa.path=my_pairs.jsonl
+    wiki: SourceAlias = field(default_factory=SourceAlias)  # data.wiki.path=..., data.wiki.weight=0.5
+    wiki_dataset: str = "wikimedia/wikipedia"  # the hub's dataset for kind=wiki without a path
+    wiki_subset: str = "20231101.en"  # dump date and language
+    seq_len: int | None = None  # tokens in a row; None = model.max_seq_len
+    layout: str = "packed"  # packed (no padding between documents) | padded (one document a row)
+    document_mask: bool = False  # packed: attention stays inside its document and positions restart
+    loss_on: str = "all"  # all tokens | answer (only the answer of a question and answer pair)
+    max_samples: int | None = None  # at most so many training rows; None = all
+    validation_fraction: float = 0.01  # share of documents held out where the source has no split of its own
+    tasks: list[str] = field(default_factory=list)  # registered scores at the end of a run: exact_match
+    recommended: RecommendedConfig = field(default_factory=RecommendedConfig)
+
+    def resolved_sources(self) -> dict[str, SourceConfig]:
+        """`sources` with `path`, `qa` and `wiki` folded in; sources of weight 0 are left out."""
+        resolved = {
+            name: SourceConfig(source.kind, source.path, source.weight) for name, source in self.sources.items()
+        }
+        if self.path is not None:
+            next(iter(resolved.values())).path = self.path
+        for name, alias in (("qa", self.qa), ("wiki", self.wiki)):
+            if alias.path is None and alias.weight is None:
+                continue
+            source = resolved.setdefault(name, SourceConfig(kind=name))
+            source.path = alias.path if alias.path is not None else source.path
+            source.weight = alias.weight if alias.weight is not None else source.weight
+        return {name: source for name, source in resolved.items() if source.weight != 0}
+
+    def validate(self) -> None:
+        """Raises ConfigError for data that cannot be what it says. Reads no file."""
+        if not self.sources:
+            raise ConfigError("data.sources={}: name at least one source, for example data=qa or data=text.")
+        if self.path is not None and len(self.sources) != 1:
+            raise ConfigError(
+                f"data.path={self.path}: this data has several sources ({', '.join(self.sources)}). "
+                "Give data.sources.<name>.path instead."
+            )
+        sources = self.resolved_sources()
+        for name, source in sources.items():
+            SOURCES.check(source.kind)
+            if source.weight < 0:
+                raise ConfigError(f"data.sources.{name}.weight={source.weight}: must be at least 0.")
+            if source.kind == "text" and source.path is None:
+                raise ConfigError(
+                    "data.path=null: data=text needs a file or folder, for example data.path=my_texts/ "
+                    "(.txt, .jsonl or .parquet)."
+                )
+        if not sources:
+            raise ConfigError("data.sources: every source has weight 0. Give one a weight above 0.")
+        for task in self.tasks:
+            TASKS.check(task)
+        self._validate_layout()
+
+    def _validate_layout(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise ConfigError(f"data.layout={self.layout}: one of {', '.join(LAYOUTS)}.")
+        if self.loss_on not in LOSS_ON:
+            raise ConfigError(f"data.loss_on={self.loss_on}: one of {', '.join(LOSS_ON)}.")
+        if self.seq_len is not None and self.seq_len < 2:
+            raise ConfigError(f"data.seq_len={self.seq_len}: a row needs at least 2 tokens.")
+        if self.max_samples is not None and self.max_samples < 1:
+            raise ConfigError(f"data.max_samples={self.max_samples}: must be at least 1, or null for all.")
+        if not 0 < self.validation_fraction < 1:
+            raise ConfigError(f"data.validation_fraction={self.validation_fraction}: a share in (0, 1).")
+        for key in ("micro_batch_size", "grad_accum_steps", "max_epochs"):
+            if getattr(self.recommended, key) < 1:
+                raise ConfigError(f"data.recommended.{key}={getattr(self.recommended, key)}: must be at least 1.")

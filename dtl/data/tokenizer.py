@@ -1,0 +1,251 @@
+"""Text to token ids and back: one wrapper around a `tokenizers` object, and the four kinds that DTL builds.
+
+Text is untrusted: `<|endoftext|>` inside a text is encoded letter by letter, never as the special token.
+Special tokens come last in every vocabulary, as in GPT-2's.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from dtl.data.config import TokenizerConfig
+from dtl.data.gpt2 import END, byte_level_bpe, is_gpt2, load_gpt2
+from dtl.data.tokenizer_files import read_backend, read_settings, special_id
+from dtl.errors import CheckpointError, DataError
+from dtl.registry import TOKENIZERS
+
+PAD, UNKNOWN = "<|pad|>", "<|unk|>"
+PIECE_CHARS = 100_000  # long texts are encoded in pieces: in parallel, and with bounded memory
+GROUP_CHARS = 2_000_000  # characters handed to `tokenizers` at once; it needs some 20 bytes for each meanwhile
+# Between "a" and " b", and between "a\n" and "b": GPT-2's pre-tokenisation always splits there, so that
+# pieces give the same ids as the whole.
+_SEAM = re.compile(r"(?<=\S)(?= \S)|(?<=\S\n)(?=\S)")
+_SPLITTABLE = ("gpt2", "bpe", "byte", "char")
+
+TrainingTexts = Callable[[], Iterable[str]]
+
+
+class Tokenizer:
+    """A `tokenizers.Tokenizer` with its special tokens.
+
+    `vocab_size` counts special tokens; `notes` are remarks for the run's first screen.
+    The backend is used by several threads at once, unless TOKENIZERS_PARALLELISM=false. DTL does not set that
+    variable: left unset, `tokenizers` turns itself serial in a forked child, where it would deadlock otherwise.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        backend: tokenizers.Tokenizer,
+        *,
+        eos_id: int | None = None,
+        bos_id: int | None = None,
+        pad_id: int | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
+        """Takes the backend over. Without ids: `<|endoftext|>` (added when missing) begins and ends a text, and
+        `<|pad|>` pads where the vocabulary has it."""
+        if eos_id is None:
+            backend.add_special_tokens([END])
+            eos_id = cast(int, backend.token_to_id(END))
+        # A foreign tokenizer.json may carry truncation, padding or an added start token, all of them silent.
+        backend.no_truncation()
+        backend.no_padding()
+        backend.post_processor = None  # pyright: ignore[reportAttributeAccessIssue]
+        backend.encode_special_tokens = True
+        self.kind = kind
+        self.backend = backend
+        pad_id = backend.token_to_id(PAD) if pad_id is None else pad_id
+        self.eos_id: int = eos_id
+        self.bos_id: int = eos_id if bos_id is None else bos_id
+        self.pad_id: int = eos_id if pad_id is None else pad_id
+        self.notes = tuple(notes)
+        special = {self.eos_id, self.bos_id, self.pad_id, backend.token_to_id(UNKNOWN)} - {None}
+        backend.add_special_tokens([backend.id_to_token(i) for i in sorted(special)])
+        # Ids of a foreign vocabulary may have gaps; a model needs a row for the largest.
+        self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, without any special token. Lone surrogates become U+FFFD."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text, in parallel; what is needed beyond the result is bounded, however long the texts."""
+        ids: list[list[int]] = [[] for _ in texts]
+        for group in self._groups(texts):
+            for row, encoded in zip(
+                (row for row, _ in group), self._encode([piece for _, piece in group]), strict=True
+            ):
+                ids[row] += encoded
+        return ids
+
+    def _groups(self, texts: list[str]) -> Iterator[list[tuple[int, str]]]:
+        group: list[tuple[int, str]] = []
+        n_chars = 0
+        for row, text in enumerate(texts):
+            for piece in _pieces(text) if self.kind in _SPLITTABLE else (text,):
+                group.append((row, piece))
+                n_chars += len(piece)
+                if n_chars >= GROUP_CHARS:
+                    yield group
+                    group, n_chars = [], 0
+        yield group
+
+    def _encode(self, texts: list[str]) -> Iterator[list[int]]:
+        try:
+            encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        except TypeError:  # what `tokenizers` says to a lone surrogate, which no UTF-8 text can hold
+            encodings = self.backend.encode_batch_fast([_well_formed(text) for text in texts], add_special_tokens=False)
+        return (encoding.ids for encoding in encodings)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of the ids, special tokens left out. Bytes that are no UTF-8 become U+FFFD."""
+        return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    @cached_property
+    def _json(self) -> bytes:
+        return self.backend.to_str().encode()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of tokenizer.json as `save` writes it."""
+        return hashlib.sha256(self._json).hexdigest()
+
+    def save(self, folder: Path, max_seq_len: int | None = None) -> None:
+        """Write tokenizer.json and tokenizer_config.json, the same bytes each time, as `AutoTokenizer` reads them."""
+        settings: dict[str, Any] = {
+            # transformers 5 otherwise picks a class by the model's type, with other ids.
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "split_special_tokens": True,
+            "clean_up_tokenization_spaces": False,
+            "bos_token": self.backend.id_to_token(self.bos_id),
+            "eos_token": self.backend.id_to_token(self.eos_id),
+            "pad_token": self.backend.id_to_token(self.pad_id),
+            "dtl_kind": self.kind,
+        }
+        if self.backend.token_to_id(UNKNOWN) is not None:
+            settings["unk_token"] = UNKNOWN
+        if max_seq_len is not None:
+            settings["model_max_length"] = max_seq_len
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "tokenizer.json").write_bytes(self._json)
+        (folder / "tokenizer_config.json").write_bytes(json.dumps(settings, indent=2, sort_keys=True).encode() + b"\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Tokenizer":
+        """The tokenizer of a DTL checkpoint or of a Hugging Face model directory; runs no code from there.
+
+        Raises CheckpointError when files are missing, malformed, or name no end token.
+        """
+        backend = read_backend(folder)
+        eos_id, bos_id, pad_id = (special_id(folder, backend, name) for name in ("eos", "bos", "pad"))
+        if eos_id is None and backend.token_to_id(END) is None:
+            raise CheckpointError(
+                f"{folder}: no end token. tokenizer_config.json should name eos_token, or config.json eos_token_id."
+            )
+        kind = read_settings(folder / "tokenizer_config.json").get("dtl_kind") or (
+            "gpt2" if is_gpt2(backend) else "huggingface"
+        )
+        return cls(str(kind), backend, eos_id=eos_id, bos_id=bos_id, pad_id=pad_id)
+
+
+def build_tokenizer(config: TokenizerConfig, training_texts: TrainingTexts) -> Tokenizer:
+    """The tokenizer that `config` asks for; `training_texts` is called only by kinds that learn from text.
+
+    Raises ConfigError for an unknown kind, DataError when a vocabulary is not to be had.
+    """
+    made = TOKENIZERS.get(config.kind)(config, training_texts)
+    return made if isinstance(made, Tokenizer) else Tokenizer(config.kind, made)
+
+
+@TOKENIZERS.register("gpt2")
+def _gpt2(config: TokenizerConfig, training_texts: TrainingTexts) -> tokenizers.Tokenizer:
+    return load_gpt2(config.path)
+
+
+@TOKENIZERS.register("bpe")
+def _bpe(config: TokenizerConfig, training_texts: TrainingTexts) -> Tokenizer:
+    """Byte-level BPE learnt from the training text; a pair seen once is no pair, so little text gives few entries."""
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size - 2,  # the special tokens follow
+        min_frequency=2,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    learner = byte_level_bpe({}, [])
+    learner.train_from_iterator(_training_pieces(training_texts), trainer)
+    model = json.loads(learner.to_str())["model"]
+    backend = byte_level_bpe(_with_special(model["vocab"], END, PAD), [(a, b) for a, b in model["merges"]])
+    notes = []
+    if backend.get_vocab_size() < config.vocab_size:
+        notes.append(
+            f"tokenizer.vocab_size={config.vocab_size}: the training text gave only {backend.get_vocab_size()} "
+            "entries, since no further pair occurs twice."
+        )
+    return Tokenizer("bpe", backend, notes=notes)
+
+
+@TOKENIZERS.register("byte")
+def _byte(config: TokenizerConfig, training_texts: TrainingTexts) -> tokenizers.Tokenizer:
+    """One token a byte of UTF-8, its id the byte's value."""
+    backend = byte_level_bpe(_with_special({letter: i for i, letter in enumerate(_byte_letters())}, END, PAD), [])
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return backend
+
+
+@TOKENIZERS.register("char")
+def _char(config: TokenizerConfig, training_texts: TrainingTexts) -> tokenizers.Tokenizer:
+    """One token a character (code point) of the training text; any other is <|unk|>, which decode drops."""
+    characters: set[str] = set()
+    for piece in _training_pieces(training_texts):
+        characters.update(piece)
+    if not characters:
+        raise DataError("tokenizer=char: there is no training text to take characters from.")
+    vocab = _with_special({character: i for i, character in enumerate(sorted(characters))}, END, PAD, UNKNOWN)
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token=UNKNOWN))
+    backend.decoder = decoders.Fuse()
+    return backend
+
+
+def _with_special(vocab: dict[str, int], *special: str) -> dict[str, int]:
+    return vocab | {token: len(vocab) + i for i, token in enumerate(special)}
+
+
+def _byte_letters() -> list[str]:
+    """The letter that stands for each byte in byte-level BPE, by the byte's value.
+
+    Printable Latin-1 stands for itself, the other bytes for U+0100 and on, in order (Radford et al. 2019).
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+def _training_pieces(training_texts: TrainingTexts) -> Iterator[str]:
+    for text in training_texts():
+        yield from _pieces(_well_formed(text))
+
+
+def _pieces(text: str, size: int = PIECE_CHARS) -> Iterator[str]:
+    """Cut a text where byte-level BPE cuts it anyway, into pieces of at least `size` characters."""
+    start = 0
+    while len(text) - start > size and (seam := _SEAM.search(text, start + size)):
+        yield text[start : seam.end()]
+        start = seam.end()
+    yield text[start:]
+
+
+def _well_formed(text: str) -> str:
+    """The text with lone surrogates (broken JSON escapes, odd file names) replaced by U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text

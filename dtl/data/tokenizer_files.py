@@ -1,0 +1,82 @@
+"""Reading the tokenizer of a checkpoint or of somebody else's Hugging Face model directory.
+
+Every file may be missing, damaged or hostile: what cannot be read is a CheckpointError that names it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from dtl.data.gpt2 import read_byte_level_bpe
+from dtl.errors import CheckpointError, DataError
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """A JSON object; empty when there is no such file. Raises CheckpointError when it is malformed."""
+    if not path.exists():
+        return {}
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error}).") from error
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path}: holds a {type(settings).__name__}, expected an object.")
+    return settings
+
+
+def read_backend(folder: Path) -> tokenizers.Tokenizer:
+    """The `tokenizers` object from tokenizer.json, or from the vocab.json and merges.txt of a GPT-2.
+
+    Raises CheckpointError when there is neither, or when they are malformed.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder.")
+    file = folder / "tokenizer.json"
+    if file.is_file():
+        try:
+            backend = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
+            backend.encode("\0 a")  # a missing unknown token shows itself only here
+            return backend
+        except Exception as error:  # `tokenizers` raises plain Exception
+            raise CheckpointError(f"{file}: not a tokenizer that can be read ({error}).") from error
+    if not (folder / "vocab.json").is_file() or not (folder / "merges.txt").is_file():
+        raise CheckpointError(f"{folder}: holds no tokenizer (tokenizer.json, or vocab.json with merges.txt).")
+    # vocab.json does not say how text is split before merging; only for a GPT-2 is that known.
+    model_type = read_settings(folder / "config.json").get("model_type", "gpt2")
+    if model_type != "gpt2" or (folder / "added_tokens.json").exists():
+        raise CheckpointError(
+            f"{folder}: vocab.json and merges.txt are not enough for this tokenizer; tokenizer.json is needed.\n"
+            "Write it with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        )
+    try:
+        return read_byte_level_bpe(folder)
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def special_id(folder: Path, backend: tokenizers.Tokenizer, name: str) -> int | None:
+    """Id of the "eos", "bos" or "pad" token by tokenizer_config.json, else config.json or generation_config.json.
+
+    Raises CheckpointError for a token that the vocabulary does not have. None when no file names it.
+    """
+    token = read_settings(folder / "tokenizer_config.json").get(f"{name}_token")
+    content = token.get("content") if isinstance(token, dict) else token
+    if content is not None:
+        found = backend.token_to_id(content) if isinstance(content, str) else None
+        if found is None:
+            raise CheckpointError(
+                f"{folder / 'tokenizer_config.json'}: {name}_token={content!r} is not in the vocabulary."
+            )
+        return found
+    for file in (folder / "config.json", folder / "generation_config.json"):
+        number = read_settings(file).get(f"{name}_token_id")
+        if isinstance(number, list) and number:  # several ends, as in chat models: the first is the text's own
+            number = number[0]
+        if number is None:
+            continue
+        if type(number) is not int or number < 0 or backend.id_to_token(number) is None:
+            raise CheckpointError(f"{file}: {name}_token_id={number!r} is not in the vocabulary.")
+        return number
+    return None

@@ -1,0 +1,101 @@
+"""What a run shows: one screen at the start, progress while it goes, a summary at the end.
+
+In a terminal the progress line moves and evaluations scroll above it; without one there are plain lines.
+"""
+
+import sys
+from collections.abc import Iterable
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+
+def in_units(count: float) -> str:
+    """1234567 as `1.2 M`: for people, never for files."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if count >= limit:
+            return f"{count / (1e3 if unit == 'k' else limit):.1f} {unit}"
+    return f"{count:.0f}"
+
+
+def in_time(seconds: float) -> str:
+    """Seconds as `45 s`, `12:05` or `3:20:00`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Display:
+    """A context manager; outside a terminal all of it is plain text on standard output."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        self.progress: Progress | None = None
+        self._task = None
+
+    def __enter__(self) -> "Display":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop_progress()
+
+    def screen(self, title: str, rows: Iterable[tuple[str, str]]) -> None:
+        """A title and a two-column table; without a terminal one line for each row, however long."""
+        rows = list(rows)
+        self.console.print(Text(title, style="bold"))
+        if not self.console.is_terminal:
+            width = max(len(name) for name, _ in rows)
+            for name, value in rows:
+                self.say(f"{name:<{width}}  {value}")
+            return
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in rows:
+            table.add_row(Text(name), Text(value))
+        self.console.print(table)
+
+    def note(self, message: str) -> None:
+        """A line of information."""
+        self.console.print(Text(message, style="dim"))
+
+    def warn(self, message: str) -> None:
+        """A line that asks for attention."""
+        self.console.print(Text(f"Warning: {message}", style="yellow"))
+
+    def say(self, message: str) -> None:
+        """A plain line."""
+        self.console.print(Text(message))
+
+    def start_progress(self, total_steps: int, done: int) -> None:
+        """Show the moving line. Does nothing without a terminal."""
+        if not self.console.is_terminal:
+            return
+        self.progress = Progress(
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            console=self.console,
+            refresh_per_second=4,
+        )
+        self._task = self.progress.add_task("", total=total_steps, completed=done, status="")
+        self.progress.start()
+
+    def stop_progress(self) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+    def step(self, step: int, total_steps: int, status: str) -> None:
+        """The state of training at `step`."""
+        if self.progress is not None and self._task is not None:
+            self.progress.update(self._task, completed=step, status=status)
+        else:
+            self.console.print(Text(f"step {step}/{total_steps}  {status}"))

@@ -1,0 +1,234 @@
+"""Files and folders that are whole or not there, even after a kill, a power cut or a full disk.
+
+Everything is written under a temporary name beside its destination, flushed to the disk and renamed.
+A manifest holds the SHA-256 of each file of a folder, so that damage of any later kind is found.
+"""
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dtl.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+TEMPORARY = ".tmp-"  # begins the name of what is not finished
+TRASH = ".trash-"  # begins the name of what is being deleted
+ASIDE = ".old"  # ends the name of what is being replaced
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")  # no way out of the folder, nothing hidden
+MAX_JSON_BYTES = 64 * 2**20  # a state.json takes some kilobytes; the bound is for files that lie
+
+
+# --- writing ----------------------------------------------------------------------------------------------------
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Make `path` hold `data`, or leave it as it was. Raises OSError, and leaves no temporary file then."""
+    temporary = unfinished(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            _flush_to_disk(file.fileno())
+        os.replace(temporary, path)
+        sync_directory(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def unfinished(path: Path) -> Path:
+    """A name of its own beside `path`, for what is to become `path`."""
+    return path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def publish_directory(temporary: Path, final: Path) -> None:
+    """Flush the folder `temporary` to the disk and rename it to `final`. Both lie in the same folder.
+
+    A folder that stands at `final` moves to `<final>.old` for the moment between the two renames and is
+    removed at the end: at every instant a whole one lies under one of the two names. Raises OSError, and
+    leaves what was there then.
+    """
+    for entry in (temporary, *temporary.rglob("*")):
+        sync_directory(entry) if entry.is_dir() else sync_file(entry)
+    aside = final.with_name(final.name + ASIDE)
+    if final.exists():
+        if aside.exists():  # left by a kill at the very end of an earlier replacement
+            discard_directory(aside)
+        os.replace(final, aside)
+    try:
+        os.replace(temporary, final)
+    except BaseException:
+        if aside.exists():
+            os.replace(aside, final)
+        raise
+    sync_directory(final.parent)
+    if aside.exists():
+        discard_directory(aside)
+
+
+def discard_directory(folder: Path) -> None:
+    """Delete a folder. It loses its name first, so that a kill leaves no half of it that looks whole.
+
+    Raises OSError when something cannot be deleted.
+    """
+    trash = folder.with_name(f"{TRASH}{folder.name}-{os.getpid()}-{secrets.token_hex(4)}")
+    os.replace(folder, trash)
+    sync_directory(trash.parent)
+    shutil.rmtree(trash)
+
+
+def sync_file(path: Path) -> None:
+    """Wait until the disk holds the contents of this file."""
+    with path.open("r+b" if os.name == "nt" else "rb") as file:  # Windows flushes only what it may write
+        _flush_to_disk(file.fileno())
+
+
+def sync_directory(folder: Path) -> None:
+    """Wait until the disk holds the names in this folder. Windows has no such call and needs none."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _flush_to_disk(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _flush_to_disk(descriptor: int) -> None:
+    with suppress(ImportError, OSError):
+        import fcntl
+
+        # On macOS fsync stops at the drive's cache. Not every file system has the longer way: then fsync.
+        full_sync = getattr(fcntl, "F_FULLFSYNC", None)
+        if full_sync is not None:
+            fcntl.fcntl(descriptor, full_sync)
+            return
+    os.fsync(descriptor)
+
+
+# --- manifests --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a finished folder holds."""
+
+    facts: dict[str, Any]  # what the writer said of the folder: its format, step, epoch
+    files: dict[str, dict[str, Any]]  # name -> {"sha256": hexadecimal, "size": bytes}
+    digest: str  # SHA-256 over facts and files: equal for folders of equal contents
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file in hexadecimal. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(folder: Path, **facts: Any) -> Manifest:
+    """Write `manifest.json` with the size and SHA-256 of every file in `folder` beside the given facts.
+
+    To be called last, before `publish_directory`. Raises OSError.
+    """
+    names = sorted(file.name for file in folder.iterdir() if file.name != MANIFEST)
+    with ThreadPoolExecutor(4) as pool:
+        # Neither hashing nor flushing holds the interpreter's lock: the disk works while the processor hashes.
+        flushed = [pool.submit(sync_file, folder / name) for name in names]
+        digests = list(pool.map(lambda name: sha256_of(folder / name), names))
+        for one in flushed:
+            one.result()
+    files = {
+        name: {"sha256": digest, "size": (folder / name).stat().st_size}
+        for name, digest in zip(names, digests, strict=True)
+    }
+    manifest = Manifest(facts, files, _digest(facts, files))
+    contents = {**facts, "files": files, "digest": manifest.digest}
+    (folder / MANIFEST).write_text(json.dumps(contents, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a folder, after a look at the names and sizes of its files, which costs no reading.
+
+    Raises CheckpointError naming the file that is missing, cut short, a link, or not a plain name.
+    """
+    try:
+        facts = read_json(folder / MANIFEST)
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder / MANIFEST}: missing, so this folder was never finished.") from None
+    files, digest = facts.pop("files", None), facts.pop("digest", None)
+    if not isinstance(files, dict) or digest != _digest(facts, files):
+        raise CheckpointError(f"{folder / MANIFEST}: damaged, its own digest does not fit.")
+    for name, listed in files.items():
+        if not PLAIN_NAME.fullmatch(name) or not isinstance(listed, dict) or set(listed) != {"sha256", "size"}:
+            raise CheckpointError(f"{folder / MANIFEST}: lists {name!r}, which is not a plain file name and its hash.")
+        try:
+            found = (folder / name).lstat()
+        except FileNotFoundError:
+            raise CheckpointError(f"{folder / name}: missing.") from None
+        except OSError as error:
+            raise CheckpointError(f"{folder / name}: cannot be read ({error.strerror}).") from error
+        if not stat.S_ISREG(found.st_mode):
+            raise CheckpointError(f"{folder / name}: a link or a special file; only plain files are read.")
+        if found.st_size != listed["size"]:
+            raise CheckpointError(f"{folder / name}: has {found.st_size} bytes where {listed['size']} were written.")
+    return Manifest(facts, files, digest)
+
+
+def verify_manifest(folder: Path, only: Collection[str] | None = None) -> Manifest:
+    """Check every file of a finished folder (or those in `only`) against its SHA-256.
+
+    Raises CheckpointError naming the first file that is missing or is not what was written.
+    """
+    manifest = read_manifest(folder)
+    names = list(manifest.files) if only is None else list(only)
+    for name in names:
+        if name not in manifest.files:
+            raise CheckpointError(f"{folder / MANIFEST}: does not list {name}.")
+    with ThreadPoolExecutor(4) as pool:
+        digests = [pool.submit(sha256_of, folder / name) for name in names]
+    for name, digest in zip(names, digests, strict=True):
+        try:
+            intact = digest.result() == manifest.files[name]["sha256"]
+        except OSError as error:
+            raise CheckpointError(f"{folder / name}: cannot be read ({error.strerror}).") from error
+        if not intact:
+            raise CheckpointError(f"{folder / name}: damaged, it is not what was written (its SHA-256 differs).")
+    return manifest
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file that may be anybody's: bounded in size, without NaN.
+
+    Raises FileNotFoundError, and CheckpointError for a file that holds something else.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(f"{path}: larger than {MAX_JSON_BYTES // 2**20} MiB, so it is not what it says.")
+        contents = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: damaged, not JSON ({error}).") from error
+    if not isinstance(contents, dict):
+        raise CheckpointError(f"{path}: damaged, not a JSON object.")
+    return contents
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
+def _digest(facts: dict[str, Any], files: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([facts, files], sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,48 @@
+"""The errors that DTL shows to people: what was found, why it cannot be, what to do next.
+
+`DTLError` derives from Hydra's `CompactHydraException`, so that a multirun reports one job's error in
+its own words and goes on with the others.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+from hydra.errors import CompactHydraException
+
+
+class DTLError(CompactHydraException):
+    """An error with a message for people; shown without a traceback unless `debug=true`."""
+
+    exit_code = 1
+
+
+class ConfigError(DTLError, ValueError):
+    """A setting that cannot be: the message names the key, the value, the rule and the remedy."""
+
+    exit_code = 2
+
+
+class DataError(DTLError):
+    """Training text that is missing, unreadable or too little."""
+
+
+class CheckpointError(DTLError):
+    """A checkpoint that is missing, damaged or does not fit."""
+
+
+class TrainingError(DTLError):
+    """A run that cannot go on: a loss that is not finite, memory that is not enough."""
+
+
+class InterruptedRun(DTLError):
+    """A run that a signal ended after it had saved its state."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """A hint such as ` Did you mean 'small'?`, or an empty string when nothing is near."""
+    nearest = difflib.get_close_matches(given, list(known), n=1, cutoff=0.6)
+    return f" Did you mean '{nearest[0]}'?" if nearest else ""

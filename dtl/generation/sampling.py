@@ -1,0 +1,37 @@
+"""Drawing the next token: pure functions from logits (b, v) to logits or ids, with a generator passed in."""
+
+import torch
+from torch import Tensor
+
+from dtl.generation.config import SamplingConfig
+
+
+def keep_top_k(logits_bv: Tensor, k: int) -> Tensor:
+    """All but the `k` likeliest tokens of each row become impossible; ties at the edge stay."""
+    if k >= logits_bv.shape[-1]:
+        return logits_bv
+    edge_b1 = logits_bv.topk(k, dim=-1).values[:, -1:]
+    return logits_bv.masked_fill(logits_bv < edge_b1, float("-inf"))
+
+
+def keep_top_p(logits_bv: Tensor, p: float) -> Tensor:
+    """Keep the likeliest tokens that together hold at least `p` of the probability (Holtzman et al., 2020)."""
+    if p >= 1:
+        return logits_bv
+    sorted_bv, order_bv = logits_bv.sort(dim=-1, descending=True)
+    probabilities_bv = sorted_bv.softmax(dim=-1)
+    # A token stays when the ones before it have not yet reached p; so the likeliest always stays.
+    reached_bv = probabilities_bv.cumsum(dim=-1) - probabilities_bv >= p
+    hidden_bv = torch.zeros_like(reached_bv).scatter(-1, order_bv, reached_bv)
+    return logits_bv.masked_fill(hidden_bv, float("-inf"))
+
+
+def sample_next(logits_bv: Tensor, config: SamplingConfig, generator: torch.Generator | None) -> Tensor:
+    """Ids (b,) drawn from the logits as `config` says; temperature 0 takes the likeliest."""
+    if config.temperature == 0:
+        return logits_bv.argmax(dim=-1)
+    logits_bv = logits_bv.float() / config.temperature
+    if config.top_k is not None:
+        logits_bv = keep_top_k(logits_bv, config.top_k)
+    probabilities_bv = keep_top_p(logits_bv, config.top_p).softmax(dim=-1)
+    return torch.multinomial(probabilities_bv, 1, generator=generator)[:, 0]

@@ -1,0 +1,219 @@
+"""The language model: a stack of blocks between an embedding and an output head.
+
+A block class is chosen by `model.arch.block`. It builds one layer, and says what belongs around a stack of its
+kind: the norm, the positions, and how the weights start.
+Letters: b batch, t time, d model width, v vocabulary.
+"""
+
+import math
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dtl.model.attention import AttentionContext, KeyValueCache, MultiHeadAttention, document_mask
+from dtl.model.config import ModelConfig
+from dtl.model.layers import GeluMLP, OutputProjection, RMSNorm, SwiGLU
+from dtl.model.positions import LearnedPositions, RotaryEmbedding
+from dtl.model.presets import load_preset, with_overrides
+from dtl.registry import BLOCKS
+
+
+@BLOCKS.register("modern")
+class TransformerBlock(nn.Module):
+    """One pre-norm layer, x + attention(norm(x)) and then x + mlp(norm(x)), with the parts of Qwen3.
+
+    A block of your own subclasses this one and replaces what differs: one of the `make_...` methods for another
+    norm, attention, mlp or position embedding, `forward` for another wiring, `initialise` for other first weights.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = self.make_norm(config)
+        self.attention = self.make_attention(config, layer)
+        self.mlp_norm = self.make_norm(config)
+        self.mlp = self.make_mlp(config)
+        # In GPT-2 too. Qwen3 drops attention weights only: this has no twin there, and acts in training alone.
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_btd: Tensor, context: AttentionContext) -> Tensor:
+        x_btd = x_btd + self.dropout(self.attention(self.attention_norm(x_btd), context))
+        return x_btd + self.dropout(self.mlp(self.mlp_norm(x_btd)))
+
+    @classmethod
+    def make_norm(cls, config: ModelConfig) -> nn.Module:
+        """The norm before attention, before the mlp, and after the last block."""
+        return RMSNorm(config.dim, config.arch.norm_eps)
+
+    @classmethod
+    def make_attention(cls, config: ModelConfig, layer: int) -> nn.Module:
+        """(x_btd, AttentionContext) to (b, t, d)."""
+        return MultiHeadAttention(config, layer, qk_norm=lambda head_dim: RMSNorm(head_dim, config.arch.norm_eps))
+
+    @classmethod
+    def make_mlp(cls, config: ModelConfig) -> nn.Module:
+        """x_btd to (b, t, d)."""
+        return SwiGLU(config.dim, config.resolved_ffn_dim)
+
+    @classmethod
+    def make_positions(cls, config: ModelConfig) -> nn.Module:
+        """The model's position embedding: see dtl/model/positions.py."""
+        return RotaryEmbedding(config.resolved_head_dim, config.arch.rope_theta)
+
+    @classmethod
+    def initialise(cls, model: "TransformerLM") -> None:
+        """First weights: small normals, sharp attention, each block the identity, and logits near zero.
+
+        Zero output projections and query/key norms at 1.2 learnt fastest in small experiments. A head of its own
+        starts at zero. A tied one cannot: after the final norm a token meets its own embedding with a logit of
+        dim x std, which 0.02 would let grow with the width; half of ln(v) keeps its share near 1/sqrt(v).
+        """
+        for module in model.modules():
+            if isinstance(module, OutputProjection):
+                nn.init.zeros_(module.weight)
+            elif isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            elif isinstance(module, MultiHeadAttention):
+                for norm in (module.q_norm, module.k_norm):
+                    if isinstance(norm, RMSNorm):
+                        nn.init.constant_(norm.weight, 1.2)
+        if model.config.tie_embeddings:
+            std = min(0.02, math.log(model.vocab_size) / (2 * model.config.dim))
+            nn.init.normal_(model.embedding.weight, std=std)
+        else:
+            nn.init.zeros_(model.head.weight)
+
+
+@BLOCKS.register("classic")
+class ClassicBlock(TransformerBlock):
+    """GPT-2's layer: LayerNorm, biases everywhere, GELU, learned positions (Radford et al. 2019)."""
+
+    @classmethod
+    def make_norm(cls, config: ModelConfig) -> nn.Module:
+        return nn.LayerNorm(config.dim, eps=config.arch.norm_eps)
+
+    @classmethod
+    def make_attention(cls, config: ModelConfig, layer: int) -> nn.Module:
+        return MultiHeadAttention(config, layer, bias=True)
+
+    @classmethod
+    def make_mlp(cls, config: ModelConfig) -> nn.Module:
+        return GeluMLP(config.dim, config.resolved_ffn_dim)
+
+    @classmethod
+    def make_positions(cls, config: ModelConfig) -> nn.Module:
+        return LearnedPositions(config.max_seq_len, config.dim)
+
+    @classmethod
+    def initialise(cls, model: "TransformerLM") -> None:
+        """GPT-2's first weights: N(0, 0.02), no biases, and what is added to the residual stream scaled by
+        1/sqrt(2 layers), so that the stream's variance does not grow with depth."""
+        residual_std = 0.02 / math.sqrt(2 * model.config.n_layers)
+        for module in model.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=residual_std if isinstance(module, OutputProjection) else 0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+class TransformerLM(nn.Module):
+    """A decoder-only language model: token ids (b, t) to logits (b, t, v) of the token that follows each.
+
+    Raises ConfigError for a config that cannot be built. Weights are drawn from torch's global generator.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__()
+        config.validate()
+        block_class = BLOCKS.get(config.arch.block)
+        self.config = config
+        self.vocab_size = vocab_size
+        self.activation_checkpointing = False  # recompute each block in the backward pass instead of storing it
+        self.embedding = nn.Embedding(vocab_size, config.dim)
+        self.positions = block_class.make_positions(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(block_class(config, layer) for layer in range(config.n_layers))
+        self.norm = block_class.make_norm(config)
+        # On the meta device nothing is allocated for a weight that is about to be replaced.
+        tied = config.tie_embeddings
+        self.head = nn.Linear(config.dim, vocab_size, bias=False, device="meta" if tied else None)
+        if tied:
+            self.head.weight = self.embedding.weight
+        block_class.initialise(self)
+
+    def forward(
+        self,
+        ids_bt: Tensor,
+        positions_bt: Tensor | None = None,
+        documents_bt: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """Logits (b, t, v). For the arguments see `hidden`."""
+        return self.head(self.hidden(ids_bt, positions_bt, documents_bt, cache))
+
+    def hidden(
+        self,
+        ids_bt: Tensor,
+        positions_bt: Tensor | None = None,
+        documents_bt: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """What the head reads: (b, t, d) after the final norm.
+
+        `positions_bt` counts from 0 to max_seq_len - 1; None = 0, 1, 2, ... in every row. `documents_bt` numbers
+        the documents packed into a row, whose tokens then see their own document alone; positions, which restart
+        with each document, must come with it. A `cache` knows the positions itself.
+        Raises ValueError for more tokens than max_seq_len, or arguments that do not go together.
+        """
+        n_tokens = ids_bt.shape[1]
+        if n_tokens > self.config.max_seq_len:
+            raise ValueError(f"{n_tokens} tokens are more than the model's context of {self.config.max_seq_len}.")
+        if documents_bt is not None and positions_bt is None:
+            raise ValueError("documents_bt needs positions_bt, which restart with each document.")
+        if cache is not None and positions_bt is not None:
+            raise ValueError("A cache gives the positions itself: leave out positions_bt and documents_bt.")
+        mask_bts = None
+        if cache is not None:
+            positions_bt, mask_bts = cache.extend(n_tokens)
+        elif positions_bt is None:
+            positions_bt = rearrange(torch.arange(n_tokens, device=ids_bt.device), "t -> 1 t")
+        elif documents_bt is not None:
+            mask_bts = document_mask(documents_bt)
+
+        x_btd, rotation = self.positions(self.embedding(ids_bt), positions_bt)
+        x_btd = self.dropout(x_btd)
+        context = AttentionContext(rotation, mask_bts, cache)
+        for block in self.blocks:
+            if self.activation_checkpointing and self.training:
+                # The random state is kept so that dropout drops the same values in both passes.
+                x_btd = checkpoint(block, x_btd, context, use_reentrant=False, preserve_rng_state=True)
+            else:
+                x_btd = block(x_btd, context)
+        return self.norm(x_btd)
+
+    def n_parameters(self, embeddings: bool = True) -> int:
+        """Numbers that training changes; a matrix shared by embedding and head counts once.
+
+        `embeddings=False` leaves out the tables that are only looked up, of tokens and of learned positions: the
+        size that papers on scaling speak of. A tied head goes with its table, a head of its own stays counted.
+        """
+        total = sum(parameter.numel() for parameter in self.parameters())
+        if embeddings:
+            return total
+        tables = [module for module in self.modules() if isinstance(module, nn.Embedding)]
+        return total - sum(table.weight.numel() for table in tables)
+
+
+def create_model(preset_or_config: str | ModelConfig, vocab_size: int = 50257, **overrides: Any) -> TransformerLM:
+    """A model with fresh weights: `create_model("small")`, `create_model("qa", vocab_size=4096, n_layers=3)`.
+
+    Takes a preset of conf/model or a ModelConfig; `overrides` are fields of ModelConfig, and `arch` may be a name
+    under conf/model/arch. Raises ConfigError for an unknown preset or field and for a model that cannot be built.
+    """
+    if isinstance(preset_or_config, str):
+        config = load_preset(preset_or_config, **overrides)
+    else:
+        config = with_overrides(preset_or_config, overrides)
+    return TransformerLM(config, vocab_size)

@@ -1,0 +1,194 @@
+"""What a run was, written into its folder: config.yaml, run.json, git.diff, packages.txt.
+
+Enough to run it again and to say in a year what it was; no secret of the environment. Imports no torch.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import dtl
+from dtl.durable import write_atomically
+from dtl.errors import DTLError
+from dtl.json_lines import plain
+from dtl.redaction import is_secret_name, redact, redact_all
+
+log = logging.getLogger(__name__)
+
+RECORD, DIFF, PACKAGES, CONFIG = "run.json", "git.diff", "packages.txt", "config.yaml"
+MAIN_PACKAGES = "torch numpy hydra-core omegaconf transformers tokenizers safetensors datasets pyarrow wandb einops"
+SHOWN_VARIABLES = ("CUDA_", "NCCL_", "TORCH_", "PYTORCH_", "OMP_", "SLURM_JOB", "DTL_")  # all others stay unwritten
+MOST_DIFF_BYTES = 20 * 2**20
+MOST_UNTRACKED = 100
+GIT_SECONDS = 10.0
+PACKAGE = Path(dtl.__file__).resolve().parent
+
+
+def config_hash(config_yaml: str) -> str:
+    """A short name for a resolved config: 16 hexadecimal digits of its SHA-256."""
+    return hashlib.sha256(config_yaml.encode()).hexdigest()[:16]
+
+
+def write_run_record(
+    run_dir: Path,
+    config_yaml: str,
+    overrides: list[str],
+    choices: dict[str, str],
+    device: str,
+    *,
+    seed: int | None = None,
+    wandb_id: str | None = None,
+    module: str = "dtl.train",
+    **extra: Any,
+) -> None:
+    """Write config.yaml, run.json, packages.txt and, when the checkout has changes, git.diff.
+
+    `overrides` are those of this one job, `choices` the files chosen in each config group. `extra` is
+    anything else worth keeping, such as the lineage of `init=`. Raises DTLError when the folder refuses.
+    """
+    git, diff = git_state(PACKAGE)
+    record = {
+        "dtl": dtl.__version__,
+        "rerun": redact(_shell_line(["python", "-m", module, *overrides])),
+        "cwd": str(Path.cwd()),
+        "overrides": overrides,
+        "choices": choices,
+        "seed": seed,
+        "git": git,
+        "wandb_id": wandb_id,
+        **extra,
+        "sessions": [_session(device)],
+    }
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_atomically(run_dir / CONFIG, redact(config_yaml))
+        write_atomically(run_dir / PACKAGES, _packages())
+        if diff:
+            write_atomically(run_dir / DIFF, diff)
+        _write(run_dir, record)
+    except OSError as error:
+        raise DTLError(
+            f"{run_dir}: cannot be written ({error.strerror}). Choose another folder or make room."
+        ) from error
+
+
+def update_run_record(run_dir: Path, **changes: Any) -> None:
+    """Set keys of run.json, such as `wandb_id`. A file that is missing or refuses costs a warning."""
+    _change(run_dir, lambda record: record.update(changes))
+
+
+def add_session(run_dir: Path, overrides: list[str], device: str = "") -> None:
+    """Note in run.json that the run goes on: when, where, by which words of the command line, with which versions."""
+    git, diff = git_state(PACKAGE)
+
+    def add(record: dict[str, Any]) -> None:
+        sessions = record.setdefault("sessions", [])
+        if diff:
+            git["diff"] = f"git.{len(sessions) + 1}.diff"  # the code may have changed since the run began
+            write_atomically(run_dir / git["diff"], diff)
+        sessions.append({**_session(device), "overrides": overrides, "git": git})
+
+    _change(run_dir, add)
+
+
+def git_state(package: Path) -> tuple[dict[str, Any], bytes]:
+    """The commit of the checkout that `package` belongs to, and its difference from that commit.
+
+    Without one - no git, an installed wheel, somebody else's repository around it - the first has a `note`
+    that says so. Files that git does not know are named, not kept.
+    """
+    try:
+        return _git_state(package)
+    except FileNotFoundError:
+        return {"commit": None, "note": "git is not installed"}, b""
+    except subprocess.TimeoutExpired:
+        return {"commit": None, "note": f"git did not answer within {GIT_SECONDS:.0f} s"}, b""
+    except OSError as error:
+        return {"commit": None, "note": f"git cannot be run ({error.strerror})"}, b""
+
+
+def _git_state(package: Path) -> tuple[dict[str, Any], bytes]:
+    # A virtual environment inside a repository lies in a checkout, too, yet its files are not tracked there.
+    if not _git(package, "ls-files", "--error-unmatch", "__init__.py"):
+        return {"commit": None, "note": "dtl is not part of a git checkout, see its version in packages.txt"}, b""
+    root = Path(os.fsdecode(_git(package, "rev-parse", "--show-toplevel").strip()))
+    commit = _git(root, "rev-parse", "--verify", "--quiet", "HEAD").decode().strip()
+    if not commit:
+        return {"commit": None, "note": "the checkout has no commit yet"}, b""
+    status = os.fsdecode(_git(root, "status", "--porcelain", "-z", "--untracked-files=normal")).split("\0")
+    untracked = [entry[3:] for entry in status if entry.startswith("?? ")]
+    diff = _git(root, "diff", "--binary", "--no-ext-diff", "--no-textconv", "HEAD")
+    state: dict[str, Any] = {"commit": commit, "dirty": bool(diff), "untracked": untracked[:MOST_UNTRACKED]}
+    if len(diff) > MOST_DIFF_BYTES:
+        return {**state, "note": f"the difference of {len(diff):,} bytes was too large to keep"}, b""
+    if diff:
+        state["diff"] = DIFF
+    return state, redact(diff.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+
+
+def _git(folder: Path, *arguments: str) -> bytes:
+    """What git prints, nothing when it fails. Takes no lock and runs no program of the repository."""
+    command = ["git", "-C", str(folder), "-c", "core.fsmonitor=false", "-c", "core.quotePath=false", *arguments]
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
+    done = subprocess.run(
+        command, capture_output=True, stdin=subprocess.DEVNULL, timeout=GIT_SECONDS, env=environment, check=False
+    )
+    return done.stdout if done.returncode == 0 else b""
+
+
+def _session(device: str) -> dict[str, Any]:
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "argv": [redact(word) for word in sys.argv],
+        "device": device,
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in MAIN_PACKAGES.split()},
+        "environment": {
+            name: redact(value)
+            for name, value in sorted(os.environ.items())
+            if name.startswith(SHOWN_VARIABLES) and not is_secret_name(name)
+        },
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _packages() -> str:
+    """Every installed package as `name==version`, sorted."""
+    found = {f"{item.name}=={item.version}" for item in importlib.metadata.distributions() if item.name}
+    return "\n".join(sorted(found, key=str.lower)) + "\n"
+
+
+def _shell_line(words: list[str]) -> str:
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+
+
+def _change(run_dir: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    path = run_dir / RECORD
+    try:
+        record = json.loads(path.read_bytes())
+        change(record)
+        _write(run_dir, record)
+    except (OSError, ValueError, AttributeError) as error:
+        log.warning("%s: cannot be brought up to date (%s).", path, error)
+
+
+def _write(run_dir: Path, record: dict[str, Any]) -> None:
+    write_atomically(run_dir / RECORD, json.dumps(redact_all(plain(record)), indent=2, allow_nan=False) + "\n")

@@ -1,0 +1,92 @@
+"""Secrets stay out of every file: none is taken on the command line, none of the environment is written.
+
+What counts as a secret: the values of environment variables and netrc entries that are keys, tokens or
+passwords, passwords inside URLs, and settings whose name or value looks like one. Imports no torch.
+"""
+
+import netrc
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dtl.errors import ConfigError
+
+HIDDEN = "[hidden]"
+# Whole words of a name: api_key is a secret, n_keys and tokenizer are not, nor is eos_token.
+SECRET_WORDS = {"apikey", "secret", "secrets", "password", "passwd", "passphrase", "credential", "credentials", "netrc"}
+KEY_OWNERS = {"api", "access", "private", "secret", "auth", "wandb", "tracker", "account", "hf", "aws"}
+TEXT_TOKENS = {"bos", "eos", "pad", "unk", "sep", "cls", "mask", "stop", "start", "end", "begin", "special", "new"}
+LOOKS_LIKE_A_KEY = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{20,}|wandb_v\d_\w{20,}|sk-[\w-]{20,}|gh[opsu]_[A-Za-z0-9]{20,}|github_pat_\w{20,}"
+    r"|AKIA[A-Z0-9]{16}|xox[abp]-[\w-]{10,}|glpat-[\w-]{20,})"
+)
+URL_PASSWORD = re.compile(r"(?<=://)[^/\s:@'\"]*:[^/\s@'\"]+(?=@)")
+
+
+def refuse_secrets(overrides: Iterable[str]) -> None:
+    """Raises ConfigError when a `key=value` word of the command line looks like a key, token or password.
+
+    Hydra, W&B and the shell's history all keep the command line. The message does not repeat the value.
+    """
+    for override in overrides:
+        name, _, value = override.partition("=")
+        inside = re.findall(r"([\w./-]+)\s*[:=]", value) if value.lstrip().startswith(("{", "[{")) else []
+        named = next((key for key in (name, *inside) if is_secret_name(key)), None)
+        if named is None and redact(LOOKS_LIKE_A_KEY.sub(HIDDEN, override)) == override:
+            continue
+        shown = named or ("a word" if redact(LOOKS_LIKE_A_KEY.sub(HIDDEN, name)) != name else name)
+        raise ConfigError(
+            f"{shown.lstrip('+~')}=...: this looks like a key or a password, and the command line ends up in files.\n"
+            "Keys come from the environment or from ~/.netrc: run `wandb login` or set WANDB_API_KEY for W&B, "
+            "run `hf auth login` or set HF_TOKEN for the hub."
+        )
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a setting or variable of this name holds a secret: api_key, HF_TOKEN, aws.secret, password."""
+    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+    before = dict(zip(words[1:], words, strict=False))
+    if SECRET_WORDS & set(words) or ("key" in before and before["key"] in KEY_OWNERS):
+        return True
+    return bool(words) and words[-1] == "token" and before.get("token") not in TEXT_TOKENS
+
+
+def redact(text: str) -> str:
+    """`text` with every secret of this environment, and every password inside a URL, replaced by `[hidden]`."""
+    for secret in sorted(_secrets(), key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+    return URL_PASSWORD.sub(HIDDEN, text)
+
+
+def redact_all(value: Any) -> Any:
+    """`redact` for every text inside nested mappings and lists."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {key: redact_all(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [redact_all(item) for item in value]
+    return value
+
+
+def _secrets() -> set[str]:
+    named = {value for name, value in os.environ.items() if _is_secret_variable(name)}
+    # Short or plain words would be hidden wherever they occur by chance: GREETING_KEY=training.
+    return {value for value in (*named, *_netrc_passwords()) if len(value) >= (16 if value.isalpha() else 8)}
+
+
+def _is_secret_variable(name: str) -> bool:
+    words = name.upper().split("_")
+    return is_secret_name(name) or not {"KEY", "TOKEN", "PASS", "PAT"}.isdisjoint(words)
+
+
+def _netrc_passwords() -> Iterator[str]:
+    files = [os.environ["NETRC"]] if "NETRC" in os.environ else [Path.home() / ".netrc", Path.home() / "_netrc"]
+    for file in files:
+        try:
+            entries = netrc.netrc(os.path.expanduser(file)).hosts.values()
+        except (OSError, netrc.NetrcParseError, UnicodeDecodeError):
+            continue
+        yield from (password for _, _, password in entries if password)

@@ -1,0 +1,94 @@
+"""Parts chosen by name: a config says `optimizer.name=muon`, never a path to code.
+
+A researcher adds a part in one file of their own with a decorator, for example
+`@OPTIMIZERS.register("lion")`, and names that file by `plugins=[my_module]` or by an entry point in the
+group `dtl.plugins`. The built-in parts are imported only when they are asked for, so that the names
+can be checked without importing torch.
+"""
+
+import importlib
+import importlib.metadata
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
+
+from dtl.errors import ConfigError, did_you_mean
+
+Part = TypeVar("Part")
+
+
+class Registry(Generic[Part]):
+    """Names of one kind of part. `key` is the config key that chooses it; `built_in` maps name to module."""
+
+    def __init__(self, key: str, built_in: dict[str, str]) -> None:
+        self.key = key
+        self._built_in = built_in
+        self._parts: dict[str, Part] = {}
+
+    def register(self, name: str) -> Callable[[Part], Part]:
+        """Decorator: make the decorated class or function available under `name`.
+
+        Raises ConfigError when another part has that name already.
+        """
+
+        def decorate(part: Part) -> Part:
+            taken = self._parts.get(name)
+            if taken is not None and getattr(taken, "__qualname__", None) != getattr(part, "__qualname__", None):
+                raise ConfigError(f"{self.key}={name}: two parts are registered under this name. Rename yours.")
+            self._parts[name] = part
+            return part
+
+        return decorate
+
+    def names(self) -> list[str]:
+        """All names that `get` knows, sorted."""
+        return sorted({*self._built_in, *self._parts})
+
+    def check(self, name: str) -> None:
+        """Raises ConfigError when no part has this name. Imports nothing."""
+        if name not in self._built_in and name not in self._parts:
+            raise ConfigError(
+                f"{self.key}={name}: no part of this name. Known: {', '.join(self.names())}."
+                f"{did_you_mean(name, self.names())} A part of your own needs plugins=[its_module]."
+            )
+
+    def get(self, name: str) -> Part:
+        """The part registered under `name`. Raises ConfigError when there is none."""
+        self.check(name)
+        if name not in self._parts:
+            importlib.import_module(self._built_in[name])
+        return self._parts[name]
+
+
+BLOCKS: Registry = Registry(
+    "model.arch.block", {"modern": "dtl.model.transformer", "classic": "dtl.model.transformer"}
+)
+OPTIMIZERS: Registry = Registry(
+    "optimizer.name", {"adamw": "dtl.training.optimizer", "muon": "dtl.training.optimizer"}
+)
+SCHEDULES: Registry = Registry(
+    "schedule.name", dict.fromkeys(("cosine", "linear", "wsd"), "dtl.training.schedule")
+)
+SOURCES: Registry = Registry(
+    "data.sources.<name>.kind", {"qa": "dtl.data.qa", "text": "dtl.data.sources", "wiki": "dtl.data.sources"}
+)
+TOKENIZERS: Registry = Registry(
+    "tokenizer.kind", dict.fromkeys(("bpe", "byte", "char", "gpt2"), "dtl.data.tokenizer")
+)
+TASKS: Registry = Registry("data.tasks", {"exact_match": "dtl.data.tasks"})
+
+
+def load_plugins(modules: Iterable[str]) -> None:
+    """Import the modules named by `plugins=[...]` and those that installed packages offer.
+
+    Raises ConfigError when a module cannot be imported.
+    """
+    for entry_point in importlib.metadata.entry_points(group="dtl.plugins"):
+        entry_point.load()
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ConfigError(
+                f"plugins=[{module}]: cannot be imported ({error}). Give the name of a module that Python "
+                "finds from here, for example plugins=[my_blocks] for ./my_blocks.py."
+            ) from error

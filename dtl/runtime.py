@@ -1,0 +1,223 @@
+"""What differs from machine to machine: device, precision, random states, memory, signals, fingerprint."""
+
+import base64
+import contextlib
+import os
+import platform
+import random
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dtl.errors import ConfigError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+# --- device and precision -------------------------------------------------------------------------------------
+
+
+def choose_device(requested: str) -> tuple[torch.device, str]:
+    """The device to compute on, and the reason in a few words. `auto` takes CUDA, then MPS, then CPU.
+
+    Raises ConfigError when the requested device is not there.
+    """
+    if requested == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda"), f"auto: {torch.cuda.get_device_name()}"
+        if torch.backends.mps.is_available():
+            return torch.device("mps"), "auto: no CUDA, Apple GPU found"
+        return torch.device("cpu"), f"auto: no CUDA and no MPS, {torch.get_num_threads()} threads"
+    try:
+        device = torch.device(requested)
+    except RuntimeError:
+        raise ConfigError(f"device={requested}: one of auto, cpu, cuda, cuda:0, mps.") from None
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(device.type, False):
+        raise ConfigError(
+            f"device={requested}: not available here. {nvidia_without_cuda() or 'Use device=auto or device=cpu.'}"
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device={requested}: this machine has {torch.cuda.device_count()} CUDA devices.")
+    return device, "asked for"
+
+
+def nvidia_without_cuda() -> str | None:
+    """A sentence with the line that mends it, when there is an NVIDIA card but torch was built for CPU only."""
+    if torch.version.cuda is not None or torch.cuda.is_available():
+        return None
+    if not Path("/proc/driver/nvidia/version").exists() and shutil.which("nvidia-smi") is None:
+        return None
+    return (
+        "An NVIDIA card is here, but this torch is a CPU build. Mend it with: "
+        "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130"
+    )
+
+
+def choose_precision(requested: str, device: torch.device) -> tuple[str, str]:
+    """`fp32`, `bf16` or `fp16` for this device, and the reason. Raises ConfigError when it cannot compute it."""
+    has_bf16 = {
+        "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
+        "cpu": _cpu_has_bf16,
+    }.get(device.type, lambda: False)()
+    if requested == "auto":
+        return ("bf16", "auto: the device computes in bf16") if has_bf16 else ("fp32", "auto: no bf16 units here")
+    if requested == "bf16" and device.type == "cuda" and not has_bf16:
+        raise ConfigError("trainer.precision=bf16: this card has no bf16 units. Use trainer.precision=fp16.")
+    if requested == "fp16" and device.type == "mps":
+        raise ConfigError("trainer.precision=fp16: not supported on Apple GPUs. Use trainer.precision=fp32.")
+    return requested, "asked for"
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the processor multiplies in bf16; only Linux tells without a library."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """Mixed precision for the forward pass; nothing at all for fp32."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=DTYPES[precision])
+
+
+@contextlib.contextmanager
+def deterministic_algorithms(enabled: bool) -> Iterator[None]:
+    """torch's deterministic algorithms for the time of a run; left as found."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if enabled:
+        # cuBLAS needs a fixed workspace to be deterministic; it is read when the first handle is made.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+# --- random states ----------------------------------------------------------------------------------------------
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch on all devices."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def random_state(device: torch.device) -> dict[str, str]:
+    """The states of torch's generators as base64, for a JSON file. Data order needs none: it is a function."""
+    state = {"cpu": _encode(torch.get_rng_state())}
+    if device.type == "cuda":
+        state["cuda"] = _encode(torch.cuda.get_rng_state(device))
+    elif device.type == "mps":
+        state["mps"] = _encode(torch.mps.get_rng_state())
+    return state
+
+
+def restore_random_state(state: dict[str, str], device: torch.device) -> None:
+    """Undo time: the generators go on where `random_state` read them."""
+    torch.set_rng_state(_decode(state["cpu"]))
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(_decode(state["cuda"]), device)
+    elif device.type == "mps" and "mps" in state:
+        torch.mps.set_rng_state(_decode(state["mps"]))
+
+
+def _encode(state: torch.Tensor) -> str:
+    return base64.b64encode(state.numpy().tobytes()).decode()
+
+
+def _decode(text: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
+
+
+# --- memory -------------------------------------------------------------------------------------------------------
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory used so far: of the card for CUDA, of this process elsewhere; 0 where nobody tells."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """CUDA, MPS and CPU each say it in their own way."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("out of memory", "can't allocate memory", "not enough memory")
+    )
+
+
+# --- what exactness depends on --------------------------------------------------------------------------------------
+
+
+def fingerprint(device: torch.device, precision: str, compiled: bool, deterministic: bool) -> dict[str, Any]:
+    """All that the bits of a result depend on beside config and data (thread count included: sums reorder)."""
+    return {
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "precision": precision,
+        "compile": compiled,
+        "deterministic": deterministic,
+    }
+
+
+def fingerprint_difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Lines such as `threads: 4 then, 2 now`; empty when resume is exact as far as the machine goes."""
+    keys = sorted(before.keys() | now.keys())
+    return [f"{key}: {before.get(key)} then, {now.get(key)} now" for key in keys if before.get(key) != now.get(key)]
+
+
+# --- signals --------------------------------------------------------------------------------------------------------
+
+
+class StopSignals:
+    """SIGINT or SIGTERM once sets `received`, which the loop reads between steps; twice stops at once.
+
+    Handlers only set a flag: an exception raised inside a save surfaces as whatever the library makes of it.
+    Outside the main thread Python allows no handlers, and none are set.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _frame: object) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+        print("\nStopping after this step and saving; once more to stop at once.", file=sys.stderr)

@@ -1,0 +1,237 @@
+"""The listener of a training loop: drains its steps and asks what is due - log, evaluate, sample, save, stop."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dtl.assemble import Parts
+from dtl.checkpoint import load_model, save_checkpoint
+from dtl.checkpoint_store import publish_best, rotate
+from dtl.config import to_yaml
+from dtl.data.qa import prompt
+from dtl.display import Display, in_time, in_units
+from dtl.errors import InterruptedRun
+from dtl.generation.conversation import answerer, continuations
+from dtl.registry import TASKS
+from dtl.runtime import StopSignals, autocast, peak_memory_bytes, random_state
+from dtl.tracking import State, Tracker
+from dtl.training.evaluate import evaluate
+from dtl.training.optimizer import optimizer_tensors
+from dtl.training.trainer import StepReport
+
+N_SAMPLES = 3
+SAMPLE_PROMPT_TOKENS = 16
+
+
+def due(step: int, every: int | None) -> bool:
+    """Whether something that happens every `every` steps (None = never) happens at this one."""
+    return every is not None and step % every == 0
+
+
+class Session:
+    """A run from its start, or from a resume, to its next stop. The methods after `drain` are what can be due."""
+
+    def __init__(self, parts: Parts, run_dir: Path, tracker: Tracker, display: Display) -> None:
+        self.parts = parts
+        self.config = parts.config
+        self.trainer = parts.trainer
+        self.run_dir = run_dir
+        self.tracker = tracker
+        self.display = display
+        self.unlogged: list[StepReport] = []
+        state = parts.trainer.state
+        # A checkpoint is written after its step's evaluation: a resumed step has seen both.
+        self.evaluated_step = state.step if parts.resumed_from else None
+        self.saved: Path | None = parts.resumed_from  # the checkpoint that holds the present state
+        self._tokens_before, self._seconds_before = state.tokens, state.seconds
+        every = self.config.trainer
+        self.eval_every = every.eval_every_steps or parts.length.steps_per_epoch
+        self.save_every_by_epochs = every.save_every_epochs and every.save_every_epochs * parts.length.steps_per_epoch
+
+    def drain(self, signals: StopSignals) -> State:
+        """Train to the end or to the first reason to stop; returns the state for result.json.
+
+        Raises InterruptedRun after a signal, when everything is saved.
+        """
+        limits = self.config.trainer
+        reason: State = "finished"
+        for report in self.trainer.steps():
+            self.unlogged.append(report)
+            self.saved = None
+            if due(report.step, limits.log_every_steps):
+                self.log()
+            if due(report.step, self.eval_every):
+                self.evaluate()
+            if due(report.step, limits.save_every_steps) or due(report.step, self.save_every_by_epochs):
+                self.save()
+            reason = self.reason_to_stop(signals)
+            if reason != "running":
+                break
+        # A pause leaves no trace: the run that goes on is the run that never stopped.
+        if reason == "finished" and self.evaluated_step != self.trainer.state.step:
+            self.evaluate()
+        self.save()
+        if reason == "interrupted":
+            assert signals.received is not None
+            raise InterruptedRun(
+                f"Stopped at step {self.trainer.state.step} and saved. Go on with: "
+                f"python -m dtl.train resume={self.run_dir}",
+                signals.received,
+            )
+        return reason
+
+    def reason_to_stop(self, signals: StopSignals) -> State:
+        """Asked after each step: a signal, the clock, patience at its end, the last step, a pause, or `running`."""
+        state, limits = self.trainer.state, self.config.trainer
+        patience = limits.early_stopping_patience
+        if signals.received is not None:
+            return "interrupted"
+        if limits.hours is not None and state.seconds >= limits.hours * 3600:
+            self.display.note(f"Stopped by trainer.hours={limits.hours:g}.")
+            return "finished"
+        if patience is not None and state.evaluations_since_best >= patience:
+            self.display.note(
+                f"Stopped early: {patience} evaluations without a better one "
+                f"(trainer.early_stopping_patience={patience})."
+            )
+            return "finished"
+        if self.trainer.done:
+            return "finished"
+        if limits.stop_after_steps is not None and state.step >= limits.stop_after_steps:
+            self.display.note(f"Paused by trainer.stop_after_steps={limits.stop_after_steps}.")
+            return "stopped"
+        return "running"
+
+    # --- what can be due ------------------------------------------------------------------------------------------
+
+    def log(self) -> None:
+        """Write the steps since the last time; the one place where the losses come from the device."""
+        if not self.unlogged:
+            return
+        reports, self.unlogged = self.unlogged, []
+        losses = _to_floats([report.loss for report in reports])
+        norms = _to_floats([report.grad_norm for report in reports])
+        rows: list[dict[str, Any]] = [
+            {
+                "step": report.step,
+                "tokens": report.tokens,
+                "seconds": report.seconds,
+                "train/loss": loss,
+                "optim/lr": report.lr,
+                "optim/grad_norm": norm,
+                "optim/skipped": int(report.skipped),
+            }
+            for report, loss, norm in zip(reports, losses, norms, strict=True)
+        ]
+        speed = self._tokens_per_second(reports)
+        memory = peak_memory_bytes(self.parts.device)
+        rows[-1] |= {"speed/tokens_per_second": speed, "memory/peak_bytes": memory}
+        self.tracker.log_steps(rows)
+        last, length = reports[-1], self.parts.length
+        left = (length.last_step - last.step) * last.seconds / last.step
+        self.display.step(
+            last.step,
+            length.last_step,
+            f"epoch {self.trainer.state.epoch + self.trainer.state.step_in_epoch / length.steps_per_epoch:.2f}  "
+            f"loss {losses[-1]:.4f}  lr {last.lr:.2e}  {in_units(speed)} tok/s  "
+            f"left {in_time(left)}  {memory / 2**30:.1f} GiB",
+        )
+
+    def _tokens_per_second(self, reports: list[StepReport]) -> float:
+        """Over the steps of `reports`: tokens of the steps divided by their own time, not by the clock's."""
+        tokens = reports[-1].tokens - self._tokens_before
+        seconds = reports[-1].seconds - self._seconds_before
+        self._tokens_before, self._seconds_before = reports[-1].tokens, reports[-1].seconds
+        return tokens / seconds if seconds > 0 else 0.0
+
+    def evaluate(self) -> None:
+        """Validation loss; when it is the best so far, the checkpoint of this step becomes `best`."""
+        self.log()
+        state = self.trainer.state
+        result = evaluate(
+            self.parts.model,
+            self.parts.data.validation,
+            self.config.micro_batch_size,
+            self.config.trainer.eval_max_batches,
+            lambda: autocast(self.parts.device, self.parts.precision),
+        )
+        self.evaluated_step = state.step
+        self.saved = None
+        state.evaluations += 1
+        better = math.isfinite(result.loss) and (state.best_loss is None or result.loss < state.best_loss)
+        state.evaluations_since_best = 0 if better else state.evaluations_since_best + 1
+        self.tracker.log(state.step, {"val/loss": result.loss, "val/targets": result.n_targets})
+        self.display.say(
+            f"step {state.step:>7}  validation loss {result.loss:.4f}{'  best so far' if better else ''}"
+        )
+        if due(state.evaluations, self.config.trainer.sample_every_evals or None):
+            self.tracker.log_samples(state.step, self.sample())
+        if better:
+            state.best_loss, state.best_step = result.loss, state.step
+            publish_best(self.run_dir, self.save())
+
+    def sample(self) -> list[dict[str, str]]:
+        """A few texts by the model as it is. Draws from a generator of its own: training is left as it was."""
+        data, tokenizer = self.parts.data, self.parts.tokenizer
+        questions = [pair.question for pair in data.pairs.get("validation", [])[:N_SAMPLES]]
+        prompts = [prompt(question) for question in questions]
+        if not prompts:
+            rows = data.validation.batch(range(min(N_SAMPLES, len(data.validation)))).inputs
+            prompts = [tokenizer.decode(row[:SAMPLE_PROMPT_TOKENS].tolist()) for row in rows]
+        with autocast(self.parts.device, self.parts.precision):
+            texts = continuations(self.parts.model, tokenizer, prompts, self.config.sampling, seed=self.config.seed)
+        return [{"prompt": begin, "text": text} for begin, text in zip(prompts, texts, strict=True)]
+
+    def save(self) -> Path:
+        """The complete state as checkpoints/step-<step>/, older ones rotated away."""
+        self.log()
+        trainer = self.trainer
+        if self.saved is not None:
+            return self.saved
+        values = trainer.state_values() | {
+            "step": trainer.state.step,
+            "epoch": trainer.state.epoch,
+            "random": random_state(self.parts.device),
+            "fingerprint": self.parts.fingerprint,
+            "data_fingerprint": self.parts.data.fingerprint,
+            "tracker_run_id": self.tracker.run_id,
+        }
+        self.saved = save_checkpoint(
+            self.run_dir,
+            self.parts.model,
+            self.parts.tokenizer,
+            to_yaml(self.config),
+            values,
+            optimizer_tensors(self.parts.model, trainer.optimizers),
+        )
+        for warning in rotate(self.run_dir, self.config.trainer.keep):
+            self.display.warn(warning)
+        return self.saved
+
+    def final_scores(self) -> dict[str, float]:
+        """The data's tasks (exact match, for questions and answers) on the best checkpoint."""
+        data, scores = self.parts.data, {}
+        if not self.config.data.tasks:
+            return scores
+        model = load_model(self.run_dir / "checkpoints" / "best", self.parts.device)
+        with autocast(self.parts.device, self.parts.precision):
+            answer = answerer(model, self.parts.tokenizer, self._longest_answer())
+            for name in self.config.data.tasks:
+                self.display.note(f"Scoring {name} on the best checkpoint")
+                scores |= TASKS.get(name)(answer, data.pairs)
+        self.tracker.log(self.trainer.state.step, scores)
+        return scores
+
+
+    def _longest_answer(self) -> int:
+        """Tokens of the longest answer in the data and a few more: whoever goes on longer is wrong anyway."""
+        answers = [pair.answer for pairs in self.parts.data.pairs.values() for pair in pairs]
+        return 4 + max((len(ids) for ids in self.parts.tokenizer.encode_batch(answers)), default=0)
+
+
+def _to_floats(tensors: list[Tensor]) -> list[float]:
+    """One wait for the device, however many numbers."""
+    return torch.stack(tensors).double().tolist() if tensors[0].device.type != "mps" else torch.stack(tensors).tolist()

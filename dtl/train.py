@@ -1,0 +1,183 @@
+"""The command `python -m dtl.train`: compose a config, train, say how it ended. Torch is imported only to train."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from dtl.checkpoint_find import find_checkpoint
+from dtl.checkpoint_list import newest_valid
+from dtl.cli import JobFailedError, override_key, run_command, show_error
+from dtl.config import RunConfig, typed
+from dtl.errors import ConfigError, InterruptedRun
+from dtl.help import train_page
+from dtl.tracking import refuse_secrets
+
+if TYPE_CHECKING:
+    from dtl.run import Origin
+
+OUTPUTS = Path("outputs")
+# What may stand beside resume=: how long, where, and who is told. All else is the run's own.
+BESIDE_RESUME = (
+    "resume",
+    "trainer.total_steps",
+    "trainer.max_epochs",
+    "trainer.hours",
+    "trainer.stop_after_steps",
+    "device",
+    "tracker",
+    "debug",
+    "plugins",
+)
+
+
+def train(config: RunConfig, out_dir: Path | str, origin: "Origin | None" = None) -> float:
+    """Train as `config` says in the folder `out_dir`; returns the best validation loss. See `dtl.run.train`."""
+    from dtl.run import train as run
+
+    return run(config, out_dir, origin)
+
+
+def main() -> None:
+    """Entry point of `python -m dtl.train` and of the console script dtl-train."""
+    run_command(job, "train", train_page, prepare_arguments)
+
+
+def prepare_arguments(arguments: list[str]) -> list[str]:
+    """A resumed run keeps its folder: point Hydra there before it makes a new one."""
+    refuse_secrets(arguments)
+    spec = next((value for key, _, value in map(_parted, arguments) if key == "resume" and value != "null"), None)
+    if spec is None:
+        return arguments
+    if {"-m", "--multirun"} & set(arguments):
+        raise ConfigError(f"resume={spec}: goes on with one run; leave out -m.")
+    return [*arguments, f"hydra.run.dir='{_run_folder(spec)}'", "hydra.output_subdir=null"]
+
+
+def _run_folder(spec: str) -> Path:
+    """The folder of the run that `resume=` names."""
+    checkpoint = find_checkpoint(spec, OUTPUTS, prefer="newest")
+    if checkpoint.parent.name != "checkpoints":
+        raise ConfigError(f"resume={spec}: no run of DTL. To start a new run from these weights: init={spec}")
+    return checkpoint.parent.parent
+
+
+def _parted(argument: str) -> tuple[str, str, str]:
+    key, equals, value = argument.partition("=")
+    return override_key(key), equals, value.strip("'\"")
+
+
+def job(composed: DictConfig) -> float:
+    """One run, or one job of a multirun. An error is shown here, once, in the job's own words."""
+    hydra = HydraConfig.get()
+    overrides = list(hydra.overrides.task)
+    is_multirun = hydra.mode == RunMode.MULTIRUN
+    try:
+        config, origin = _prepared(composed, Path(hydra.runtime.output_dir), overrides)
+        if is_multirun:
+            origin.group, origin.job_number = Path(hydra.sweep.dir).name, int(hydra.job.num)
+        return train(config, hydra.runtime.output_dir, origin)
+    except InterruptedRun as stop:
+        # SystemExit ends a whole multirun, which is what a person who presses Ctrl-C means.
+        raise SystemExit(show_error(stop, overrides)) from None
+    except Exception as error:
+        code = show_error(error, overrides)
+        if is_multirun:
+            raise JobFailedError(f"job {hydra.job.num} ({' '.join(overrides)}) failed") from None
+        raise SystemExit(code) from None
+
+
+def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tuple[RunConfig, Origin]":
+    """The typed config and where the run comes from. A config that is refused leaves no folder behind."""
+    resuming = composed.get("resume") is not None
+    try:
+        config = _resumed_config(composed, run_dir, overrides) if resuming else typed(composed)
+        init_from = _find_init(config, overrides)
+    except Exception:
+        if not resuming:
+            _leave_nothing(run_dir)
+        raise
+
+    from dtl.run import Origin
+
+    choices = HydraConfig.get().runtime.choices
+    origin = Origin(
+        overrides=overrides,
+        choices={key: str(value) for key, value in choices.items() if not key.startswith("hydra/")},
+        init_from=init_from,
+    )
+    if resuming:
+        newest, origin.damage = newest_valid(run_dir)
+        origin.resume_from = newest.path
+    return config, origin
+
+
+def _resumed_config(composed: DictConfig, run_dir: Path, overrides: list[str]) -> RunConfig:
+    """The run's own config with the few keys that may change. Plugins are the command line's alone: a config
+    that lies in a folder never makes DTL import code."""
+    keys = [override_key(override.partition("=")[0]) for override in overrides]
+    for key, override in zip(keys, overrides, strict=True):
+        if key not in BESIDE_RESUME and not key.startswith("tracker."):
+            raise ConfigError(
+                f"{override}: a resumed run keeps its config. Beside resume= only {', '.join(BESIDE_RESUME[1:])} "
+                "may be given. To change the rest, start a new run from the weights with init=."
+            )
+    try:
+        own = yaml.safe_load((run_dir / "config.yaml").read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"resume={run_dir}: its config.yaml cannot be read ({error}).") from error
+    for key in keys:
+        section = key.partition(".")[0] if key.startswith("tracker") else key
+        value = OmegaConf.select(composed, section)
+        parent, _, leaf = section.rpartition(".")
+        target = own[parent] if parent else own
+        target[leaf] = OmegaConf.to_container(value) if isinstance(value, DictConfig) else value
+    own |= {"plugins": list(composed.plugins), "resume": str(run_dir), "init": None}
+    # The pause of an earlier session is over.
+    if "trainer.stop_after_steps" not in keys:
+        own["trainer"]["stop_after_steps"] = None
+    return typed(own)
+
+
+def _find_init(config: RunConfig, overrides: list[str]) -> Path | None:
+    if config.init is None:
+        return None
+    for override in overrides:
+        key = override_key(override.partition("=")[0])
+        if key.partition("/")[0].partition(".")[0] in ("model", "tokenizer") and key not in (
+            "model.dropout",
+            "model.attention",
+        ):
+            raise ConfigError(
+                f"{override}: init={config.init} brings its own size, architecture and tokenizer. Leave it out "
+                "(model.dropout and model.attention may be given)."
+            )
+    return find_checkpoint(config.init, OUTPUTS)
+
+
+def _leave_nothing(run_dir: Path) -> None:
+    """Hydra made the folder before anybody had looked at the config; a refused run takes it away again."""
+    hydra_files = run_dir / ".hydra"
+    if not {path.name for path in run_dir.iterdir()} <= {".hydra"}:
+        return
+    for path in [*hydra_files.glob("*"), hydra_files, run_dir]:
+        if path.is_file():
+            path.unlink()
+        elif path.is_dir():
+            path.rmdir()
+    for parent in run_dir.parents:
+        if parent.name == OUTPUTS.name or any(parent.iterdir()):
+            break
+        parent.rmdir()
+
+
+if __name__ == "__main__":
+    # `python -m dtl.train` runs this file as __main__; the job must live in the importable module, for launchers
+    # that start it in another process.
+    from dtl.train import main as importable_main
+
+    sys.exit(importable_main())

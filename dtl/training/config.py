@@ -1,0 +1,102 @@
+"""Settings of the optimizer, of its learning rate over time, and of the training loop. Imports no torch."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from dtl.errors import ConfigError
+from dtl.registry import OPTIMIZERS, SCHEDULES
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+@dataclass
+class OptimizerConfig:
+    """How gradients change the weights."""
+
+    name: str = "adamw"  # registered name: adamw | muon | your own
+    lr: float = 1e-3  # peak learning rate (muon: of what is not a matrix)
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])  # Adam's decay of the two moments
+    eps: float = 1e-8  # Adam's floor of the denominator
+    weight_decay: float = 0.1  # decoupled; on matrices only, never on norms, biases
+    matrix_lr: float = 0.03  # muon: peak learning rate of the matrices inside the blocks
+    momentum: float = 0.95  # muon: decay of its momentum
+    options: dict[str, Any] = field(default_factory=dict)  # settings of an optimizer of your own
+
+    def validate(self) -> None:
+        OPTIMIZERS.check(self.name)
+        for key in ("lr", "eps", "matrix_lr"):
+            if not 0 < getattr(self, key) < float("inf"):
+                raise ConfigError(f"optimizer.{key}={getattr(self, key)}: must be above 0.")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"optimizer.betas={self.betas}: two numbers in [0, 1), for example [0.9,0.95].")
+        if not self.weight_decay >= 0:
+            raise ConfigError(f"optimizer.weight_decay={self.weight_decay}: must be at least 0.")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"optimizer.momentum={self.momentum}: must lie in [0, 1).")
+
+
+@dataclass
+class ScheduleConfig:
+    """The learning rate over the run: warm-up, then decay to a share of the peak."""
+
+    name: str = "cosine"  # registered name: cosine | linear | wsd | your own
+    warmup_fraction: float = 0.05  # share of all optimizer steps in which the rate rises from 0
+    warmup_steps: int | None = None  # the same in optimizer steps; wins over the fraction when set
+    min_lr_fraction: float = 0.1  # where the decay ends, as a share of the peak
+    decay_fraction: float = 0.2  # wsd: share of the steps after warm-up that decay; before them the rate holds
+
+    def validate(self) -> None:
+        SCHEDULES.check(self.name)
+        for key in ("warmup_fraction", "min_lr_fraction", "decay_fraction"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ConfigError(f"schedule.{key}={getattr(self, key)}: a share in [0, 1].")
+        if self.warmup_steps is not None and self.warmup_steps < 0:
+            raise ConfigError(f"schedule.warmup_steps={self.warmup_steps}: must be at least 0.")
+
+
+@dataclass
+class TrainerConfig:
+    """Batch, precision, length and rhythm of a run."""
+
+    micro_batch_size: int | None = None  # rows in one forward pass; None = the data's recommendation
+    grad_accum_steps: int | None = None  # forward passes in one optimizer step; None = the data's recommendation
+    precision: str = "auto"  # auto (bf16 where the device has it, else fp32) | fp32 | bf16 | fp16
+    compile: bool = False  # torch.compile: faster steps after minutes of compiling; resume is then not bit-exact
+    activation_checkpointing: bool = False  # recompute activations in the backward pass: less memory, slower
+    deterministic: bool = False  # torch's deterministic algorithms; same bits from run to run where they exist
+    max_grad_norm: float | None = 1.0  # gradients are scaled down to this norm; null = no clipping
+    total_steps: int | None = None  # stop after so many optimizer steps; also the schedule's horizon
+    max_epochs: int | None = None  # stop after so many passes over the data; None = the data's recommendation
+    hours: float | None = None  # stop after so many hours of training
+    stop_after_steps: int | None = None  # pause at this step, counted from 0; holds for this session alone
+    eval_every_steps: int | None = None  # optimizer steps between evaluations; None = once an epoch
+    eval_max_batches: int | None = 200  # micro-batches of one evaluation; null = the whole validation set
+    early_stopping_patience: int | None = 5  # evaluations without a better one before the run ends; null = never
+    save_every_steps: int | None = None  # optimizer steps between checkpoints; null = by epochs alone
+    save_every_epochs: int | None = 5  # epochs between checkpoints; null = by steps alone
+    keep: int = 3  # newest step checkpoints that stay on disk; best and last always stay
+    log_every_steps: int = 10  # optimizer steps between lines of progress and tracker rows
+    sample_every_evals: int = 1  # evaluations between sampled texts; 0 = none
+    profile: bool = False  # write a torch profiler trace of steps 3 to 5 to profile.json
+
+    def validate(self) -> None:
+        """Raises ConfigError for a loop that cannot run."""
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"trainer.precision={self.precision}: one of {', '.join(PRECISIONS)}.")
+        positive = (
+            "micro_batch_size grad_accum_steps total_steps max_epochs stop_after_steps eval_every_steps "
+            "eval_max_batches early_stopping_patience save_every_steps save_every_epochs"
+        )
+        for key in positive.split():
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ConfigError(f"trainer.{key}={value}: must be at least 1, or null.")
+        for key in ("keep", "log_every_steps"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"trainer.{key}={getattr(self, key)}: must be at least 1.")
+        for key in ("hours", "max_grad_norm"):
+            value = getattr(self, key)
+            if value is not None and not value > 0:
+                raise ConfigError(f"trainer.{key}={value}: must be above 0, or null.")
+        if self.sample_every_evals < 0:
+            raise ConfigError(f"trainer.sample_every_evals={self.sample_every_evals}: must be at least 0.")

@@ -1,0 +1,218 @@
+"""The training loop: batch, loss, backward, clip, check, step. It yields a report a step; others listen.
+
+`TrainState` holds what exact resume needs beside weights, optimizer and random states. Data order is a pure
+function of (seed, epoch, step in epoch), so that its place is two integers.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dtl.data.batches import Batch, TrainingData
+from dtl.errors import TrainingError
+from dtl.model.transformer import TransformerLM
+from dtl.runtime import autocast
+from dtl.training.config import ScheduleConfig, TrainerConfig
+from dtl.training.loss import summed_cross_entropy
+from dtl.training.schedule import learning_rate_factor
+
+MAX_SKIPPED_IN_A_ROW = 50
+
+
+@dataclass
+class TrainState:
+    """Where the run is. All plain numbers: it goes into state.json as it is."""
+
+    step: int = 0  # optimizer steps taken, fp16's skipped ones included
+    epoch: int = 0  # passes finished
+    step_in_epoch: int = 0  # optimizer steps into the present pass
+    tokens: int = 0  # tokens shown to the model
+    seconds: float = 0.0  # training time over all sessions, evaluation and saving excluded
+    best_loss: float | None = None  # best validation loss so far
+    best_step: int | None = None  # the step it belongs to
+    evaluations: int = 0  # so far
+    evaluations_since_best: int = 0  # for early stopping
+    skipped_in_a_row: int = 0  # fp16 steps skipped since the last good one
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimizer step. Tensors are still on the device: who reads them decides when to wait for it."""
+
+    step: int
+    loss: Tensor  # mean over target tokens, nats, shape ()
+    grad_norm: Tensor  # before clipping, shape ()
+    lr: float
+    tokens: int
+    seconds: float
+    skipped: bool  # fp16 only: gradients overflowed, weights unchanged
+
+
+class NonFiniteError(TrainingError):
+    """A loss or gradient that is not a number; `record` says where and with what, for the run folder."""
+
+    def __init__(self, message: str, record: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.record = record
+
+
+class Trainer:
+    """One model on its way. `steps()` is the algorithm; the methods below are its verbs, in order."""
+
+    def __init__(
+        self,
+        model: TransformerLM,
+        optimizers: list[torch.optim.Optimizer],
+        data: TrainingData,
+        config: TrainerConfig,
+        schedule: ScheduleConfig,
+        *,
+        seed: int,
+        micro_batch_size: int,
+        grad_accum_steps: int,
+        horizon: int,
+        last_step: int,
+        precision: str,
+    ) -> None:
+        self.model = model
+        self.optimizers = optimizers
+        self.data = data
+        self.config = config
+        self.schedule = schedule
+        self.seed = seed
+        self.micro_batch_size = micro_batch_size
+        self.grad_accum_steps = grad_accum_steps
+        self.horizon = horizon  # optimizer step where the schedule ends
+        self.last_step = last_step  # optimizer step where the run ends
+        self.precision = precision
+        self.device = next(model.parameters()).device
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+        self.state = TrainState()
+        self.forward = torch.compile(model.hidden) if config.compile else model.hidden
+        self.steps_per_epoch = data.steps_per_epoch(micro_batch_size * grad_accum_steps)
+
+    @property
+    def done(self) -> bool:
+        """Whether the last step has been taken."""
+        return self.state.step >= self.last_step
+
+    def steps(self) -> Iterator[StepReport]:
+        """Train until the last step, one report for each optimizer step. Stop asking, and it has stopped."""
+        while not self.done:
+            began = time.monotonic()
+            lr = self.set_learning_rate()
+            batches = self.next_batches()
+            loss = self.accumulate_gradients(batches)
+            grad_norm = self.clip_gradients()
+            self.refuse_non_finite(loss, grad_norm, batches)
+            skipped = self.update_weights(grad_norm)
+            self.advance(batches, time.monotonic() - began)
+            yield StepReport(
+                self.state.step, loss, grad_norm, lr, self.state.tokens, self.state.seconds, skipped
+            )
+
+    def set_learning_rate(self) -> float:
+        """Scale every group's peak by the schedule; returns the first group's rate."""
+        factor = learning_rate_factor(self.schedule, self.state.step, self.horizon)
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        for group in groups:
+            group["lr"] = group["peak_lr"] * factor
+        return groups[-1]["lr"]
+
+    def next_batches(self) -> list[Batch]:
+        """The micro-batches of this step, still on the CPU, where counting them costs no waiting."""
+        return self.data.micro_batches(
+            self.seed, self.state.epoch, self.state.step_in_epoch, self.micro_batch_size, self.grad_accum_steps
+        )
+
+    def accumulate_gradients(self, batches: list[Batch]) -> Tensor:
+        """Gradients of the mean loss over all target tokens of the step, however they are spread over batches."""
+        self.model.train()
+        n_targets = max(1, sum(batch.n_targets for batch in batches))
+        total = torch.zeros((), device=self.device)
+        for batch in batches:
+            here = batch.to(self.device)
+            with autocast(self.device, self.precision):
+                x_btd = self.forward(here.inputs, here.positions, here.documents)
+                loss = summed_cross_entropy(self.model.head, x_btd, here.targets, batch.n_targets) / n_targets
+            self.scaler.scale(loss).backward()
+            total += loss.detach()
+        return total
+
+    def clip_gradients(self) -> Tensor:
+        """Scale gradients down to `max_grad_norm`; returns their norm before that."""
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        limit = self.config.max_grad_norm
+        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), float("inf") if limit is None else limit)
+
+    def refuse_non_finite(self, loss: Tensor, grad_norm: Tensor, batches: list[Batch]) -> None:
+        """Stop before a number that is not finite reaches the weights.
+
+        With fp16 a gradient that overflows is the scaler's business, a loss that does is not. This is the one
+        place in a step that waits for the device: weights spoilt without notice would cost more.
+        """
+        checked = loss if self.precision == "fp16" else loss + grad_norm
+        if torch.isfinite(checked).item():
+            return
+        state = self.state
+        raise NonFiniteError(
+            f"Step {state.step + 1}: the loss is {loss.item()} and the gradient norm {grad_norm.item()}. Stopped before "
+            "they reached the weights. Lower optimizer.lr, or lengthen schedule.warmup_fraction.",
+            {
+                "step": state.step + 1,
+                "epoch": state.epoch,
+                "loss": repr(loss.item()),
+                "grad_norm": repr(grad_norm.item()),
+                "grad_norms": {
+                    name: repr(p.grad.norm().item()) for name, p in self.model.named_parameters() if p.grad is not None
+                },
+                "rows": [list(batch.rows) for batch in batches],
+                "lr": self.optimizers[-1].param_groups[-1]["lr"],
+                "scale": self.scaler.get_scale(),
+                "precision": self.precision,
+            },
+        )
+
+    def update_weights(self, grad_norm: Tensor) -> bool:
+        """The optimizer's step. Returns True when fp16's gradients overflowed and the step was skipped.
+
+        Raises TrainingError after 50 skips in a row or when the scale falls below 1: it would never recover.
+        """
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+        skipped = self.precision == "fp16" and not torch.isfinite(grad_norm).item()
+        self.scaler.update()
+        self.state.skipped_in_a_row = self.state.skipped_in_a_row + 1 if skipped else 0
+        scale = self.scaler.get_scale()
+        if self.state.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW or (self.precision == "fp16" and scale < 1):
+            raise TrainingError(
+                f"Step {self.state.step + 1}: fp16 gradients overflowed {self.state.skipped_in_a_row} times in a row "
+                f"(scale {scale:g}). Use trainer.precision=bf16 or fp32, or lower optimizer.lr."
+            )
+        return skipped
+
+    def advance(self, batches: list[Batch], seconds: float) -> None:
+        """Count the step just taken."""
+        state = self.state
+        state.step += 1
+        state.step_in_epoch += 1
+        state.tokens += sum(batch.inputs.numel() for batch in batches)
+        state.seconds += seconds
+        if state.step_in_epoch == self.steps_per_epoch:
+            state.epoch, state.step_in_epoch = state.epoch + 1, 0
+
+    def state_values(self) -> dict[str, Any]:
+        """Everything but tensors that resume needs, as plain JSON."""
+        return {"train": asdict(self.state), "scaler": self.scaler.state_dict()}
+
+    def load_state_values(self, values: dict[str, Any]) -> None:
+        """Undo `state_values`."""
+        self.state = TrainState(**values["train"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(values["scaler"])

@@ -1,0 +1,274 @@
+"""The W&B side of a run, in a thread of its own: the training loop only ever puts work into a queue.
+
+Whatever wandb does - hang, raise, lose its server - the loop goes on. Only opening and finishing wait,
+and both have a limit. Imports wandb when a run is opened.
+"""
+
+import http.client
+import logging
+import os
+import queue
+import ssl
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dtl.redaction import redact
+
+log = logging.getLogger(__name__)
+
+OFFLINE_SECONDS = 8.0  # to open an offline run: a process to start and a file, no network
+PROBE_SECONDS = 3.0  # for the first sign of life of a W&B server
+FINISH_SECONDS = 30.0  # to upload what is left at the end of a run
+MOST_WAITING = 1000  # entries in the queue before W&B counts as hanging
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class WandbRun:
+    """What W&B is told about a run."""
+
+    run_id: str
+    run_dir: Path
+    project: str
+    entity: str | None
+    name: str
+    group: str | None
+    tags: tuple[str, ...]
+    config: dict[str, Any]
+
+
+class _StayOffline(Exception):
+    """The reason why this run does not go online."""
+
+
+def choose_mode(wanted: str) -> tuple[str, str]:
+    """`tracker.mode` and WANDB_MODE as (online | offline | disabled, reason). The former wins unless it is auto."""
+    if wanted != "auto":
+        return wanted, f"tracker.mode={wanted}"
+    asked = os.environ.get("WANDB_MODE", "").lower()
+    mode = {"dryrun": "offline", "offline": "offline", "disabled": "disabled"}.get(asked, "online")
+    return mode, f"WANDB_MODE={asked}"
+
+
+class WandbSink:
+    """One W&B run. After any trouble it is switched off with one warning; no method raises."""
+
+    def __init__(self, request: WandbRun, mode: str, reason: str, patience: float) -> None:
+        """Opens the run: online within `patience` seconds, else offline within `OFFLINE_SECONDS`, else not at all."""
+        self._request = request
+        self._queue: queue.Queue[Callable[[Any], Any] | None] = queue.Queue(MOST_WAITING)
+        self._off = ""  # why W&B is switched off
+        self._run: Any = None
+        self._tried_online = False
+        # wandb's reports about itself go to the same server and may hold up the end of the process for 30 s.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        self._where = ""
+        if mode == "online":
+            reason = self._open_online(patience)
+        if self._run is None:
+            self._open_offline(reason)
+        self._thread = threading.Thread(target=self._drain, name="wandb", daemon=True)
+        if self._run is not None:
+            self._thread.start()
+
+    @property
+    def status(self) -> str:
+        """One line for people."""
+        return f"W&B off: {self._off}; metrics.jsonl has everything" if self._off else self._where
+
+    def log(self, metrics: dict[str, Any], step: int) -> None:
+        """Queue one row. `step` is given explicitly: rows that a resumed run repeats do not count twice."""
+        self._submit(lambda run: run.log(metrics, step=step))
+
+    def log_table(self, key: str, rows: list[dict[str, str]], step: int) -> None:
+        """Queue rows of equal keys as a table."""
+
+        def send(run: Any) -> None:
+            import wandb
+
+            columns: list[Any] = list(rows[0])
+            table = wandb.Table(columns=columns, data=[[row.get(column, "") for column in columns] for row in rows])
+            # A table is kept a second time as an artifact; without this it would lie in the home folder.
+            with _variable("WANDB_DATA_DIR", str(self._request.run_dir / "wandb")):
+                run.log({key: table}, step=step)
+
+        self._submit(send)
+
+    def finish(self, exit_code: int, summary: dict[str, Any]) -> None:
+        """Close the run, waiting at most `FINISH_SECONDS` for the upload."""
+        if self._run is None:
+            return
+        self._submit(lambda run: run.summary.update(summary))
+        self._exit_code = exit_code
+        with suppress(queue.Full):
+            self._queue.put_nowait(None)
+            self._thread.join(FINISH_SECONDS + 2.0)
+        if self._thread.is_alive():
+            self._switch_off(self._unfinished())
+
+    # --- opening ------------------------------------------------------------------------------------------------
+
+    def _open_online(self, patience: float) -> str:
+        """Try to go online. Returns why it was not possible, or an empty text."""
+        try:
+            self._run = _within(patience, lambda: self._connect(patience), too_late=lambda run: run.finish(exit_code=1))
+        except _StayOffline as reason:
+            return str(reason)
+        except TimeoutError:
+            return f"no connection within {patience:.0f} s"
+        except Exception as error:
+            return _in_short(error)
+        self._where = f"W&B online: {self._run.url}"
+        return ""
+
+    def _connect(self, patience: float) -> Any:
+        import wandb
+
+        setup = wandb.setup(settings=wandb.Settings(silent=True, mode="online"))
+        if not wandb.login(prompt=False, verify=False):  # looks into the environment and netrc; asks no server
+            raise _StayOffline("no key; run `wandb login` to send runs to a server")
+        if not _answers(setup.settings.base_url, min(PROBE_SECONDS, patience / 2)):
+            raise _StayOffline(f"no answer from {redact(setup.settings.base_url)}")
+        self._tried_online = True
+        return self._init("online", patience / 2)
+
+    def _open_offline(self, reason: str) -> None:
+        def connect() -> Any:
+            import wandb
+
+            if self._tried_online:
+                wandb.teardown()  # wandb would refuse the id of a run that it could not bring online
+            return self._init("offline", OFFLINE_SECONDS)
+
+        try:
+            self._run = _within(OFFLINE_SECONDS, connect, too_late=lambda run: run.finish(exit_code=1))
+        except Exception as error:
+            self._switch_off(_in_short(error))
+        else:
+            self._where = f"W&B offline: {reason}; sync later with {self._sync_command()}"
+
+    def _init(self, mode: str, seconds: float) -> Any:
+        import wandb
+
+        request = self._request
+        # Meta data, code and console would carry the command line, the git remote and whatever was printed.
+        settings = wandb.Settings(
+            x_disable_meta=True,
+            disable_git=True,
+            save_code=False,
+            console="off",
+            silent=True,
+            init_timeout=seconds,
+            finish_timeout=FINISH_SECONDS,
+            finish_timeout_raises=True,
+        )
+        return wandb.init(
+            mode=mode,  # type: ignore[arg-type]
+            dir=str(request.run_dir),
+            id=request.run_id,
+            resume="allow",
+            project=request.project,
+            entity=request.entity,
+            name=request.name,
+            group=request.group,
+            tags=list(request.tags),
+            job_type="train",
+            config=request.config,
+            reinit="create_new",  # never the run of another job, whatever became of that
+            settings=settings,
+        )
+
+    # --- the thread ---------------------------------------------------------------------------------------------
+
+    def _submit(self, work: Callable[[Any], Any]) -> None:
+        if self._run is None or self._off:
+            return
+        try:
+            self._queue.put_nowait(work)
+        except queue.Full:
+            self._switch_off(f"{MOST_WAITING} rows are waiting, wandb seems to hang")
+
+    def _drain(self) -> None:
+        while (work := self._queue.get()) is not None:
+            if not self._off:
+                self._guarded(work)
+        self._guarded(lambda run: run.finish(exit_code=self._exit_code))
+
+    def _guarded(self, work: Callable[[Any], Any]) -> None:
+        try:
+            work(self._run)
+        except TimeoutError:  # of run.finish
+            self._switch_off(self._unfinished())
+        except BaseException as error:  # a thread has nobody to raise to
+            self._switch_off(_in_short(error))
+
+    def _switch_off(self, why: str) -> None:
+        if not self._off:
+            self._off = why
+            log.warning("%s.", self.status)
+
+    def _unfinished(self) -> str:
+        return f"not all was uploaded within {FINISH_SECONDS:.0f} s, send it later with {self._sync_command()}"
+
+    def _sync_command(self) -> str:
+        folder = Path(self._run.dir).parent
+        with suppress(ValueError):
+            folder = folder.relative_to(Path.cwd())
+        return f"`wandb sync {folder}`"
+
+
+def _within(seconds: float, work: Callable[[], Result], too_late: Callable[[Result], Any]) -> Result:
+    """`work()`, done in a thread. Raises TimeoutError after `seconds`; a later result is given to `too_late`."""
+    outcome: Future[Result] = Future()
+
+    def do() -> None:
+        try:
+            outcome.set_result(work())
+        except Exception as error:
+            outcome.set_exception(error)
+        except BaseException as error:  # wandb's own way out must not become the run's
+            outcome.set_exception(RuntimeError(f"{type(error).__name__} {error}"))
+
+    threading.Thread(target=do, name="wandb-open", daemon=True).start()
+    try:
+        return outcome.result(timeout=seconds)
+    except BaseException:
+        outcome.add_done_callback(lambda late: None if late.exception() else too_late(late.result()))
+        raise
+
+
+def _answers(url: str, seconds: float) -> bool:
+    """Whether an HTTP server answers at `url`, through the proxy if there is one. Any answer counts."""
+    try:
+        urllib.request.urlopen(url, timeout=seconds).close()
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return isinstance(getattr(error, "reason", None), ssl.SSLError)
+    return True
+
+
+def _in_short(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return redact(f"{type(error).__name__}: {text}"[:160]) if text else type(error).__name__
+
+
+@contextmanager
+def _variable(name: str, value: str) -> Iterator[None]:
+    """An environment variable for the time of a `with`, unless the user has set it."""
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)

@@ -1,0 +1,101 @@
+"""Reading safetensors files that may be anybody's: nothing in them runs, and nothing is believed before it fits.
+
+One file or shards with their index, as Hugging Face writes them. Imports torch only to make tensors.
+"""
+
+import json
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError, safe_open
+
+from dtl.durable import PLAIN_NAME, read_json
+from dtl.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+MAX_HEADER_BYTES = 4 * 2**20  # about 40,000 tensors; a larger header takes seconds to parse, and no model has one
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model directory. Raises CheckpointError when there are none, or pickles only."""
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if not (folder / INDEX).is_file():
+        pickles = sorted(file for file in folder.iterdir() if file.suffix in PICKLES)
+        raise CheckpointError(
+            pickle_message(pickles[0]) if pickles else f"{folder / SINGLE}: missing, so there are no weights to load."
+        )
+    weight_map = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{folder / INDEX}: has no weight_map, which says where each tensor lies.")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if not PLAIN_NAME.fullmatch(name) or not name.endswith(".safetensors"):
+            raise CheckpointError(f"{folder / INDEX}: names {name!r}, which is not a safetensors file beside it.")
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder / name}: missing; {INDEX} names it. Download the folder again, whole.")
+    return [folder / name for name in names]
+
+
+def read_shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor, from the headers alone.
+
+    Raises CheckpointError for a file that is cut short, no safetensors, or has a header beyond all reason.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        for name, shape in _read_header(file).items():
+            if name in shapes:
+                raise CheckpointError(f"{file}: {name} is in another shard too. Download the folder again.")
+            shapes[name] = shape
+    return shapes
+
+
+def read_tensors(files: list[Path]) -> "dict[str, Tensor]":
+    """Every tensor of these files, on the CPU, its bytes read when they are used.
+
+    Raises CheckpointError for a file that is damaged or no safetensors.
+    """
+    read_shapes(files)
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt", device="cpu") as opened:
+                tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(f"{file}: damaged, not readable as safetensors ({error}).") from error
+    return tensors
+
+
+def n_numbers(shapes: dict[str, tuple[int, ...]]) -> int:
+    """How many numbers tensors of these shapes hold together."""
+    return sum(prod(shape) for shape in shapes.values())
+
+
+def _read_header(file: Path) -> dict[str, tuple[int, ...]]:
+    try:
+        with file.open("rb") as opened:
+            n_bytes = int.from_bytes(opened.read(8), "little")
+            if n_bytes > MAX_HEADER_BYTES or n_bytes + 8 > file.stat().st_size:
+                raise CheckpointError(
+                    f"{file}: damaged or hostile, its header claims {n_bytes:,} bytes (at most {MAX_HEADER_BYTES:,})."
+                )
+            header = json.loads(opened.read(n_bytes))
+        header.pop("__metadata__", None)
+        return {name: tuple(int(size) for size in tensor["shape"]) for name, tensor in header.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{file}: damaged, not readable as safetensors ({error}).") from error
+
+
+def pickle_message(path: Path) -> str:
+    """Why pickled weights are refused, and how to make a folder that is read."""
+    return (
+        f"{path}: pickled weights. Loading a pickle can run any code in it, so that DTL reads safetensors only.\n"
+        "If you trust its source, convert it once with transformers: "
+        f'AutoModelForCausalLM.from_pretrained("{path.parent}").save_pretrained("a-new-folder")'
+    )

@@ -1,0 +1,298 @@
+"""Sources: what is read from files, folders and the hub, how it is split, and what is said when it cannot be."""
+
+import json
+import sys
+import types
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dtl.data import sources
+from dtl.data.config import DataConfig, SourceConfig
+from dtl.data.files import LocalFiles, split_of
+from dtl.data.sources import Document, open_sources
+from dtl.data.splitting import hold_out, split_hash
+from dtl.errors import DataError
+from dtl.registry import SOURCES
+
+
+def texts_of(path: Path, kind: str = "text", seed: int = 0, **settings: object) -> dict[str, list[str]]:
+    config = DataConfig(sources={kind: SourceConfig(kind)}, path=str(path), **settings)  # pyright: ignore
+    (source,) = open_sources(config, seed).values()
+    return {split: [document.text for document in documents] for split, documents in source.splits().items()}
+
+
+def notes_of(path: Path) -> list[str]:
+    (source,) = open_sources(DataConfig(sources={"t": SourceConfig("text", str(path))}), 0).values()
+    for documents in source.splits().values():
+        list(documents)
+    return source.notes()
+
+
+def write_jsonl(path: Path, *records: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def write_parquet(path: Path, rows: list[dict], row_group_size: int = 100) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=row_group_size)
+    return path
+
+
+def test_every_kind_of_file_is_read_in_sorted_order_without_hidden_ones(tmp_path):
+    (tmp_path / "b.txt").write_text("from txt")
+    write_jsonl(tmp_path / "a" / "x.JSONL", {"text": "object"}, "string", {"text": None, "id": 3})
+    write_parquet(tmp_path / "c.parquet", [{"id": 1, "text": "row"}])
+    (tmp_path / ".hidden.txt").write_text("no")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "c.txt").write_text("no")
+    (tmp_path / "image.png").write_bytes(b"\x89PNG")
+    assert texts_of(tmp_path) == {"train": ["object", "string", "", "from txt", "row"]}
+    assert texts_of(tmp_path / "c.parquet") == {"train": ["row"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train-00000-of-00008.parquet", "train"),
+        ("validation.jsonl", "validation"),
+        ("wiki.valid.txt", "validation"),
+        ("val_1.txt", "validation"),
+        ("test/a.txt", "test"),
+        ("Train/valid_moves.txt", "train"),
+        ("a_test/train.txt", "train"),
+        ("trainers.txt", None),
+        ("latest.txt", None),
+    ],
+)
+def test_names_that_say_a_split(name, split):
+    assert split_of(Path(name)) == split
+
+
+def test_named_splits_are_used_when_there_is_one_to_train_on(tmp_path):
+    for name in ("train-1.txt", "validation.txt", "test.txt", "sample.txt"):
+        (tmp_path / name).write_text(name)
+    expected = {"train": ["train-1.txt"], "validation": ["validation.txt"], "test": ["test.txt"]}
+    assert texts_of(tmp_path) == expected
+    assert "sample.txt" in notes_of(tmp_path)[0]
+    (tmp_path / "train-1.txt").unlink()
+    assert texts_of(tmp_path) == {"train": ["sample.txt", "test.txt", "validation.txt"]}
+
+
+def test_odd_encodings_are_read_and_counted(tmp_path):
+    (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbfcaf\xc3\xa9\r\nline")
+    (tmp_path / "latin.txt").write_bytes("ab café \ufffd".encode() + b"caf\xe9 \xff")
+    (tmp_path / "utf16.txt").write_bytes("naïve\r\n".encode("utf-16"))
+    (tmp_path / "x.jsonl").write_bytes(
+        b'\xef\xbb\xbf{"text": "a"}\n\n{"text": "b\xff"}\n{"text": "\\ud800 \\ud83d\\ude00"}'
+    )
+    expected = ["café\nline", "ab café \ufffdcaf\ufffd \ufffd", "naïve\n", "a", "b\ufffd", "\ufffd 😀"]
+    assert texts_of(tmp_path) == {"train": expected}
+    notes = notes_of(tmp_path)
+    assert len(notes) == 2
+    assert "latin.txt: 2 x not UTF-8" in notes[0] and "at byte 15" in notes[0]
+    assert "x.jsonl: 1 x not UTF-8" in notes[1] and "at byte 29" in notes[1]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(raw=st.binary(max_size=200))
+def test_no_bytes_in_a_text_file_stop_a_run(tmp_path, raw):
+    (tmp_path / "a.txt").write_bytes(raw)
+    (text,) = texts_of(tmp_path / "a.txt")["train"]
+    text.encode()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda p: p / "none", ["data.path=", "no such file", "Found in"]),
+        (lambda p: p, ["no .txt, .jsonl, .parquet file", "a.pdf"]),
+        (lambda p: p / "a.pdf", ["'.pdf' is not read", ".jsonl"]),
+        (lambda p: write_jsonl(p / "q.jsonl", {"question": "?", "body": 3}), ["q.jsonl:1", "'text'", "question, body"]),
+        (lambda p: write_parquet(p / "q.parquet", [{"title": "t", "content": "c"}]), ["'text'", "title, content"]),
+        (lambda p: write_jsonl(p / "n.jsonl", {"text": "a"}, {"text": ["a"]}), ["n.jsonl:2", "list"]),
+        (lambda p: write_jsonl(p / "n.jsonl", ["a"]), ["n.jsonl:1", "not a JSON object"]),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path, make, words):
+    (tmp_path / "a.pdf").write_bytes(b"%PDF")
+    with pytest.raises(DataError) as caught:
+        texts_of(make(tmp_path))
+    for word in words:
+        assert word in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 6
+
+
+def test_damaged_files_are_named(tmp_path):
+    cut = tmp_path / "cut.jsonl"
+    cut.write_text('{"text": "whole"}\n{"text": "cut o')
+    with pytest.raises(DataError, match=r"cut.jsonl:2: not JSON"):
+        texts_of(cut)
+    rows = write_parquet(tmp_path / "a.parquet", [{"text": "abc" * n} for n in range(500)])
+    raw = rows.read_bytes()
+    for damaged in (b"", raw[:-9], raw[:50] + b"\xff" * 60 + raw[110:]):
+        rows.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"a.parquet"):
+            texts_of(rows)
+    with pytest.raises(DataError, match=r"data.path=''"):
+        texts_of("")  # pyright: ignore
+
+
+def test_a_missing_path_is_known_before_anything_is_read(tmp_path):
+    config = DataConfig(sources={"a": SourceConfig("text", str(tmp_path / "gone")), "b": SourceConfig("text", "x")})
+    with pytest.raises(DataError, match=r"data.sources.a.path="):
+        open_sources(config, 0)
+
+
+def test_an_excerpt_is_drawn_from_everywhere_by_the_seed(tmp_path):
+    for part in range(3):
+        rows = [{"text": f"{part} {row}"} for row in range(20)]
+        write_parquet(tmp_path / f"{part}.parquet", rows, row_group_size=5)
+    whole = texts_of(tmp_path)["train"]
+    one, same, other = (texts_of(tmp_path, max_samples=7, seed=seed)["train"] for seed in (1, 1, 2))
+    assert one == same != other
+    assert sorted(one) == sorted(other) == sorted(whole) and whole[0] == "0 0" != one[0]
+    assert one != whole
+
+
+def test_wiki_documents_begin_with_their_title(tmp_path):
+    rows = [
+        {"id": "1", "url": "u", "title": "Ada Lovelace", "text": "Ada was a mathematician."},
+        {"id": "2", "url": "u", "title": "", "text": "No title."},
+        {"id": "3", "url": "u", "title": "Empty", "text": " "},
+    ]
+    expected = {"train": ["Ada Lovelace\n\nAda was a mathematician.", "No title.", " "]}
+    assert texts_of(write_parquet(tmp_path / "w.parquet", rows), kind="wiki") == expected
+    assert texts_of(write_jsonl(tmp_path / "w.jsonl", *rows), kind="wiki") == expected
+
+
+class FakeStream:
+    def __init__(self, log: list) -> None:
+        self.log = log
+
+    def shuffle(self, seed: int, buffer_size: int) -> "FakeStream":
+        self.log.append(("shuffle", seed, buffer_size))
+        return self
+
+    def __iter__(self):
+        for number in range(10**9):
+            self.log.append(number)
+            yield {"id": str(number), "url": "", "title": f"T{number}", "text": "text"}
+            if number == 50:
+                raise ConnectionResetError("gone")
+
+
+@pytest.fixture
+def hub(monkeypatch) -> list:
+    log: list = []
+
+    def load_dataset(*args: object, **kwargs: object) -> FakeStream:
+        log.append((args, kwargs))
+        return FakeStream(log)
+
+    monkeypatch.setattr(sources, "require_hub", lambda what, ways_on: log.append(("asked", what, ways_on)))
+    module = types.ModuleType("datasets")
+    monkeypatch.setattr(module, "load_dataset", load_dataset, raising=False)
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    return log
+
+
+def test_the_hub_is_asked_first_then_streamed_only_as_far_as_needed(hub):
+    config = DataConfig(sources={"wiki": SourceConfig("wiki")}, wiki_subset="20231101.simple")
+    (source,) = open_sources(config, seed=5).values()
+    assert [entry[0] for entry in hub] == ["asked"] and "data.wiki.path=FOLDER" in hub[0][2]
+    documents = iter(source.splits()["train"])
+    assert [next(documents).text for _ in range(3)] == ["T0\n\ntext", "T1\n\ntext", "T2\n\ntext"]
+    asked = (("wikimedia/wikipedia", "20231101.simple"), {"split": "train", "streaming": True})
+    assert hub[1:] == [asked, ("shuffle", 5, sources.SHUFFLE_BUFFER), 0, 1, 2]
+
+
+def test_a_hub_that_breaks_off_is_an_error_for_people(hub):
+    (source,) = open_sources(DataConfig(sources={"wiki": SourceConfig("wiki")}), seed=5).values()
+    with pytest.raises(DataError, match=r"wikimedia/wikipedia .* reading failed \(ConnectionResetError: gone\)"):
+        list(source.splits()["train"])
+
+
+def test_no_hub_is_said_before_its_library_is_imported(monkeypatch):
+    def absent(what: str, ways_on: str) -> None:
+        raise DataError(f"{what}: no hub. {ways_on}")
+
+    monkeypatch.setattr(sources, "require_hub", absent)
+    monkeypatch.setitem(sys.modules, "datasets", None)  # importing it would raise
+    with pytest.raises(DataError, match=r"no hub. data.wiki.path=FOLDER"):
+        open_sources(DataConfig(sources={"wiki": SourceConfig("wiki")}), seed=5)
+
+
+def test_a_source_of_ones_own_is_chosen_by_name(monkeypatch):
+    monkeypatch.setattr(SOURCES, "_parts", dict(SOURCES._parts))
+
+    @SOURCES.register("poems")
+    class Poems:
+        origin = "poems"
+
+        def __init__(self, name, source, data, seed):
+            self.path = source.path
+
+        def splits(self):
+            return {"train": [Document(f"a poem from {self.path}")]}
+
+        def notes(self):
+            return []
+
+    config = DataConfig(sources={"mine": SourceConfig("poems", path="here")})
+    config.validate()
+    assert open_sources(config, 0)["mine"].splits() == {"train": [Document("a poem from here")]}
+
+
+def test_hold_out_does_not_depend_on_order_or_company():
+    documents = [Document(f"text number {number}") for number in range(2003)]
+    train, validation, note = hold_out(documents, 0.1)
+    assert note is None and 150 < len(validation) < 250
+    assert sorted(d.text for d in train + validation) == sorted(d.text for d in documents)
+    again, held_out, _ = hold_out(documents[::-1][:1000], 0.1)
+    assert {d.text for d in held_out} < {d.text for d in validation}
+    assert not {d.text for d in again} & {d.text for d in validation}
+    # Never to change: documents would cross from training to validation between versions.
+    assert [split_hash(d) for d in documents[:2]] == [0.17083838112982264, 0.015087007435532485]
+
+
+def test_a_question_with_two_answers_stays_on_one_side():
+    asked = "Question: Why?\nAnswer:"
+    hashes = {split_hash(Document(f"{asked} {answer}", len(asked))) for answer in ("Because.", "Why not?")}
+    assert len(hashes) == 1
+
+
+def test_few_documents_give_one_to_validation():
+    train, validation, note = hold_out([Document(text) for text in "abc"], 1e-9)
+    assert len(train) == 2 and len(validation) == 1 and note is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "train"),
+    [
+        ("one\ntwo\nthree\nfour\nfive\n", "one\ntwo\nthree\n"),
+        ("one two three four five ", "one two three"),
+        ("onetwothreefourfive!", "onetwothreefour"),
+    ],
+)
+def test_a_single_text_is_split_near_its_end(text, train):
+    (kept,), (held_out,), note = hold_out([Document(text)], 0.25)
+    assert kept.text == train and kept.text + held_out.text == text
+    assert note is not None and "one text" in note
+
+
+def test_a_text_too_short_to_split_stays_whole():
+    assert hold_out([Document("a")], 0.5)[1] == []
+    assert hold_out([], 0.5) == ([], [], None)
+
+
+def test_reading_a_file_twice_gives_the_same(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", *({"text": str(number)} for number in range(5)))
+    files = LocalFiles(str(tmp_path), "data.path")
+    assert list(files.records("train")) == list(files.records("train"))

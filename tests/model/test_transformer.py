@@ -1,0 +1,317 @@
+"""Laws of the language model: causality, caching, packing, weight tying, first weights and counts."""
+
+import math
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import nn
+
+from dtl.errors import ConfigError
+from dtl.model.config import ArchConfig, ModelConfig
+from dtl.model.transformer import TransformerBlock, TransformerLM, create_model
+from dtl.paths import conf_dir
+from dtl.registry import BLOCKS
+
+VOCAB_SIZE = 23  # of the tiny models in conftest.py
+both_blocks = pytest.mark.parametrize("block", ["modern", "classic"])
+both_kernels = pytest.mark.parametrize("kernel", ["sdpa", "reference"])
+
+
+def some_ids(*shape: int) -> torch.Tensor:
+    return torch.randint(VOCAB_SIZE, shape)
+
+
+@both_blocks
+@both_kernels
+def test_no_output_depends_on_a_later_input(tiny_model, block, kernel):
+    model = tiny_model(block, attention=kernel)
+    embedded = []
+
+    def keep(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
+        output.retain_grad()
+        embedded.append(output)
+
+    model.embedding.register_forward_hook(keep)
+    for t in range(7):
+        model(some_ids(2, 7))[:, t].square().sum().backward()
+        gradient = embedded.pop().grad
+        assert (gradient[:, t + 1 :] == 0).all()
+        assert (gradient[:, : t + 1].abs().sum(dim=-1) > 0).all()
+
+
+@both_blocks
+def test_both_kernels_give_the_same_logits(tiny_model, block):
+    fused, written_out = tiny_model(block, attention="sdpa"), tiny_model(block, attention="reference")
+    written_out.load_state_dict(fused.state_dict())
+    ids = some_ids(2, 7)
+    torch.testing.assert_close(fused(ids), written_out(ids), atol=1e-4, rtol=1e-4)
+
+
+def test_modern_depends_on_relative_positions_only(tiny_model):
+    ids, positions = some_ids(2, 7), torch.arange(7).expand(2, 7)
+    model = tiny_model("modern")
+    torch.testing.assert_close(model(ids, positions + 11), model(ids), atol=1e-4, rtol=1e-4)
+    assert (model(ids, 2 * positions) - model(ids)).abs().max() > 1e-2
+
+
+def test_classic_adds_the_vector_of_each_position(tiny_model):
+    ids, positions = some_ids(2, 7), torch.arange(7).expand(2, 7)
+    model = tiny_model("classic")
+    assert (model(ids, positions + 11) - model(ids)).abs().max() > 1e-2
+
+
+@both_blocks
+@both_kernels
+def test_packed_documents_equal_separate_ones(tiny_model, block, kernel):
+    model = tiny_model(block, attention=kernel)
+    documents = [some_ids(2, length) for length in (5, 3, 11)]
+    numbers = torch.cat([torch.full((2, ids.shape[1]), i) for i, ids in enumerate(documents)], dim=1)
+    positions = torch.cat([torch.arange(ids.shape[1]).expand(2, -1) for ids in documents], dim=1)
+    packed = model(torch.cat(documents, dim=1), positions, numbers)
+    separate = torch.cat([model(ids) for ids in documents], dim=1)
+    torch.testing.assert_close(packed, separate, atol=1e-5, rtol=1e-5)
+    assert (model(torch.cat(documents, dim=1)) - separate).abs().max() > 1e-2
+
+
+class LeftPaddedCache:
+    """Grows by concatenation; row b begins with `padding_b[b]` tokens that nobody may look at."""
+
+    def __init__(self, padding_b: torch.Tensor) -> None:
+        self.padding_b1 = rearrange(padding_b, "b -> b 1")
+        self.n_seen = 0
+        self.kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def extend(self, n_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        places_t = torch.arange(self.n_seen, self.n_seen + n_tokens)
+        self.n_seen += n_tokens
+        places_s = torch.arange(self.n_seen)
+        causal_ts = rearrange(places_s, "s -> 1 s") <= rearrange(places_t, "t -> t 1")
+        real_bs = places_s >= self.padding_b1
+        mask_bts = causal_ts & rearrange(real_bs, "b s -> b 1 s")
+        return (places_t - self.padding_b1).clamp(min=0), mask_bts
+
+    def update(self, layer: int, k_bgtk: torch.Tensor, v_bgtk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if layer in self.kept:
+            old_k, old_v = self.kept[layer]
+            k_bgtk, v_bgtk = torch.cat([old_k, k_bgtk], dim=2), torch.cat([old_v, v_bgtk], dim=2)
+        self.kept[layer] = (k_bgtk, v_bgtk)
+        return k_bgtk, v_bgtk
+
+
+class RightPaddedCache:
+    """A fixed table; the first pass is plain causal, after it each row goes on behind its own prompt."""
+
+    def __init__(self, length_b: torch.Tensor, room: int) -> None:
+        self.length_b, self.room = length_b, room
+        self.kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.next_bt: torch.Tensor | None = None
+
+    def extend(self, n_tokens: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if self.next_bt is None:
+            self.next_bt = rearrange(self.length_b, "b -> b 1")
+            return rearrange(torch.arange(n_tokens), "t -> 1 t"), None
+        positions_bt, self.next_bt = self.next_bt, self.next_bt + 1
+        return positions_bt, torch.arange(self.room) <= rearrange(positions_bt, "b t -> b t 1")
+
+    def update(self, layer: int, k_bgtk: torch.Tensor, v_bgtk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if layer not in self.kept:
+            table = k_bgtk.new_zeros(*k_bgtk.shape[:2], self.room, k_bgtk.shape[3])
+            self.kept[layer] = (table.clone(), table.clone())
+            for kept, new in zip(self.kept[layer], (k_bgtk, v_bgtk), strict=True):
+                kept[:, :, : new.shape[2]] = new
+            return k_bgtk, v_bgtk
+        assert self.next_bt is not None
+        rows = torch.arange(k_bgtk.shape[0])
+        for kept, new in zip(self.kept[layer], (k_bgtk, v_bgtk), strict=True):
+            kept[rows, :, rearrange(self.next_bt, "b 1 -> b") - 1] = new[:, :, 0]
+        return self.kept[layer]
+
+
+@both_blocks
+@both_kernels
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_cached_logits_equal_uncached_ones(tiny_model, block, kernel, padding_side):
+    model = tiny_model(block, attention=kernel)
+    lengths, longest, n_new = [7, 3, 5], 7, 4
+    rows = [some_ids(length + n_new) for length in lengths]
+    cache = LeftPaddedCache(longest - torch.tensor(lengths))
+    prompts = some_ids(3, longest)
+    if padding_side == "right":
+        cache = RightPaddedCache(torch.tensor(lengths), room=13)
+    for prompt, row, length in zip(prompts, rows, lengths, strict=True):
+        prompt[slice(longest - length, None) if padding_side == "left" else slice(length)] = row[:length]
+
+    prefilled = model(prompts, cache=cache)
+    steps = [model(torch.stack([row[n + i : n + i + 1] for row, n in zip(rows, lengths, strict=True)]), cache=cache)
+             for i in range(n_new)]  # fmt: skip
+    for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        uncached = model(rearrange(row, "t -> 1 t"))[0]
+        last = longest - 1 if padding_side == "left" else length - 1
+        cached = torch.stack([prefilled[i, last], *(step[i, 0] for step in steps)])
+        torch.testing.assert_close(cached, uncached[length - 1 :], atol=1e-5, rtol=1e-5)
+
+
+def test_arguments_that_do_not_go_together_are_refused(tiny_model):
+    model, ids = tiny_model(), some_ids(2, 7)
+    with pytest.raises(ValueError, match="30 tokens are more than the model's context of 29"):
+        model(some_ids(1, 30))
+    with pytest.raises(ValueError, match="restart with each document"):
+        model(ids, documents_bt=torch.zeros_like(ids))
+    with pytest.raises(ValueError, match="cache gives the positions"):
+        model(ids, torch.arange(7).expand(2, 7), cache=LeftPaddedCache(torch.zeros(2, dtype=torch.int64)))
+
+
+@both_blocks
+def test_a_tied_head_is_the_embedding(tiny_model, block):
+    model = tiny_model(block)
+    assert model.head.weight is model.embedding.weight
+    torch.testing.assert_close(model(some_ids(2, 7)[:, :1]).shape, torch.Size((2, 1, VOCAB_SIZE)))
+    untied = tiny_model(block, tie_embeddings=False)
+    assert untied.head.weight is not untied.embedding.weight
+    assert untied.n_parameters() - model.n_parameters() == model.embedding.weight.numel()
+    assert untied.n_parameters(embeddings=False) - model.n_parameters(embeddings=False) == untied.head.weight.numel()
+
+
+@both_blocks
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("dim", "vocab_size"), [(768, 67), (768, 4096), (48, 67)])
+def test_the_first_loss_is_that_of_guessing(block, tied, dim, vocab_size):
+    model = create_model("small", vocab_size, arch=block, dim=dim, n_layers=3, tie_embeddings=tied).eval()
+    ids = torch.randint(vocab_size, (8, 65))
+    loss = F.cross_entropy(rearrange(model(ids[:, :-1]), "b t v -> (b t) v"), rearrange(ids[:, 1:], "b t -> (b t)"))
+    assert abs(loss.item() - math.log(vocab_size)) < 0.25
+
+
+@both_blocks
+def test_every_parameter_gets_a_gradient_within_two_steps(tiny_config, block):
+    """Zero output projections stop the gradient of what lies before them, for the first step only."""
+    model = TransformerLM(tiny_config(block, tie_embeddings=False), VOCAB_SIZE)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        ids = some_ids(5, 12)
+        logits_bvt = rearrange(model(ids[:, :-1]), "b t v -> b v t")
+        F.cross_entropy(logits_bvt, ids[:, 1:]).backward()
+        optimizer.step()
+    untouched = [name for name, parameter in model.named_parameters() if parameter.grad.abs().max() == 0]
+    assert not untouched
+
+
+@both_blocks
+def test_recomputed_activations_give_the_same_gradients_with_dropout(tiny_model, block):
+    model, ids = tiny_model(block, dropout=0.3).train(), some_ids(2, 7)
+
+    def gradients(recompute: bool) -> list[torch.Tensor]:
+        model.activation_checkpointing = recompute
+        model.zero_grad()
+        torch.manual_seed(5)
+        model(ids).square().mean().backward()
+        return [parameter.grad.clone() for parameter in model.parameters()]
+
+    n_calls = []
+    model.blocks[0].register_forward_pre_hook(lambda *_: n_calls.append(1))
+    plain = gradients(recompute=False)
+    assert len(n_calls) == 1
+    recomputed = gradients(recompute=True)
+    assert len(n_calls) == 3
+    for one, other in zip(plain, recomputed, strict=True):
+        assert torch.equal(one, other)
+
+
+@both_blocks
+@both_kernels
+def test_dropout_acts_in_training_only(tiny_model, block, kernel):
+    model, ids = tiny_model(block, attention=kernel, dropout=0.3), some_ids(2, 7)
+    assert torch.equal(model(ids), model(ids))
+    model.train()
+    assert not torch.equal(model(ids), model(ids))
+
+
+@both_blocks
+def test_autocast_gives_finite_logits_near_those_of_fp32(tiny_model, block):
+    for kernel in ("sdpa", "reference"):
+        model, ids = tiny_model(block, attention=kernel), some_ids(2, 7)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = model(ids)
+        exact = model(ids)
+        assert (rough - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+@pytest.mark.slow
+@both_blocks
+def test_the_model_compiles_without_a_graph_break(tiny_model, block):
+    model, ids = tiny_model(block), some_ids(2, 7)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(ids), model(ids))
+
+
+@pytest.mark.parametrize("preset", ["small", "medium", "large", "qa"])
+def test_the_presets_headers_state_their_parameters(preset):
+    header = (conf_dir() / "model" / f"{preset}.yaml").read_text(encoding="utf-8").split("defaults:")[0]
+    for block in ("modern", "classic"):
+        stated = re.search(rf"{block} +([\d,]+) +([\d,]+)", header)
+        assert stated is not None, f"{preset}.yaml does not state the parameters of {block}"
+        with torch.device("meta"):
+            model = create_model(preset, arch=block)
+        counts = [int(number.replace(",", "")) for number in stated.groups()]
+        assert counts == [model.n_parameters(), model.n_parameters(embeddings=False)]
+
+
+def test_parameters_are_counted_by_hand():
+    """Classic: 2 layers of 12 d^2 + 13 d, a final norm of 2 d, tables of (23 + 29) d."""
+    model = TransformerLM(ModelConfig(ArchConfig("classic"), dim=33, n_heads=3, n_layers=2, max_seq_len=29), VOCAB_SIZE)
+    assert model.n_parameters(embeddings=False) == 2 * (12 * 33**2 + 13 * 33) + 2 * 33
+    assert model.n_parameters() == model.n_parameters(embeddings=False) + (23 + 29) * 33
+
+
+def test_create_model_takes_presets_configs_and_overrides(tiny_config):
+    with torch.device("meta"):
+        small = create_model("small")
+        assert (small.vocab_size, small.config.dim, small.config.n_layers) == (50257, 256, 6)
+        assert small.config.arch.block == "modern"
+        changed = create_model("small", vocab_size=11, n_layers=2, arch="classic", dropout=0.0)
+        assert (len(changed.blocks), changed.config.arch.norm_eps, changed.config.dropout) == (2, 1e-5, 0.0)
+        config = tiny_config()
+        assert create_model(config, 11, n_layers=1).config.n_layers == 1
+        assert config.n_layers == 3
+
+
+def test_create_model_names_what_is_wrong():
+    with pytest.raises(ConfigError, match=r"model=smal: .* large, medium, qa, small\. Did you mean 'small'"):
+        create_model("smal")
+    with pytest.raises(ConfigError, match=r"model/arch=clasic: .* classic, modern"):
+        create_model("small", arch="clasic")
+    with pytest.raises(ConfigError, match=r"model\.n_layer: "):
+        create_model("small", n_layer=3)
+    with pytest.raises(ConfigError, match=r"model\.dim: .*'wide'"):
+        create_model("small", dim="wide")
+    with pytest.raises(ConfigError, match=r"must divide model\.dim"):
+        create_model("small", n_heads=7)
+
+
+def test_a_block_of_your_own_replaces_what_differs(tiny_config, randomise, monkeypatch):
+    monkeypatch.setattr(BLOCKS, "_parts", dict(BLOCKS._parts))
+
+    class SquaredReLU(nn.Module):
+        def __init__(self, dim: int, ffn_dim: int) -> None:
+            super().__init__()
+            self.inward, self.outward = nn.Linear(dim, ffn_dim), nn.Linear(ffn_dim, dim)
+
+        def forward(self, x_btd: torch.Tensor) -> torch.Tensor:
+            return self.outward(F.relu(self.inward(x_btd)).square())
+
+    @BLOCKS.register("squared")
+    class SquaredBlock(TransformerBlock):
+        @classmethod
+        def make_mlp(cls, config: ModelConfig) -> nn.Module:
+            return SquaredReLU(config.dim, config.arch.options["ffn_dim"])
+
+    config = tiny_config()
+    config.arch = ArchConfig("squared", options={"ffn_dim": 19})
+    model = randomise(TransformerLM(config, VOCAB_SIZE)).eval()
+    assert model.blocks[1].mlp.inward.weight.shape == (19, 13)
+    ids = repeat(some_ids(7), "t -> b t", b=2)
+    assert torch.equal(*model(ids))

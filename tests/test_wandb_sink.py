@@ -1,0 +1,476 @@
+"""W&B on top: real offline runs, servers that hang, a wandb that raises, and no key in any file."""
+
+import json
+import os
+import random
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dtl import wandb_sink
+from dtl.tracking import Tracker, TrackerConfig, open_tracker, read_metrics
+from dtl.wandb_sink import choose_mode
+
+pytestmark = pytest.mark.filterwarnings(
+    # wandb leaves the folders of its artifacts to the garbage collector
+    "ignore:Implicitly cleaning up:ResourceWarning"
+)
+
+KEY = "c4na" * 10  # 40 letters and digits, as W&B's keys are
+CANARIES = {
+    "WANDB_API_KEY": KEY,
+    "HF_TOKEN": "hf_c4naryc4naryc4naryc4nary",
+    "AWS_SECRET_ACCESS_KEY": "c4nary/aws/s3cret",
+    "AWS_SESSION_TOKEN": "c4nary-session",
+    "DATABASE_URL": "postgres://me:c4nary-pass@localhost/x",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty home folder and no variable of W&B's, for all tests here."""
+    import wandb
+
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(("WANDB_", "XDG_")) or name == "NETRC"]:
+            patch.delenv(name)
+        patch.setenv("HOME", str(folder))
+        patch.setenv("USERPROFILE", str(folder))
+        wandb.teardown()  # what another test may have begun
+        yield folder
+        wandb.teardown()
+
+
+def steps(first: int, last: int) -> list[dict[str, Any]]:
+    return [
+        {"step": step, "tokens": 7 * step, "seconds": 0.1 * step, "train/loss": 1 / step, "optim/lr": 1e-3}
+        for step in range(first, last + 1)
+    ]
+
+
+def opened(run_dir: Path, **more: Any) -> Tracker:
+    return open_tracker(TrackerConfig(tags=["a"]), run_dir, {"model": {"dim": 3}, "name": "x"}, name="small", **more)
+
+
+def offline_folders(run_dir: Path) -> list[Path]:
+    return sorted((run_dir / "wandb").glob("offline-run-*"), key=lambda folder: folder.stat().st_mtime_ns)
+
+
+def inspect(folder: Path, *options: str) -> str:
+    """What wandb itself reads from the log of an offline run."""
+    from wandb.util import get_core_path
+
+    (file,) = folder.glob("*.wandb")
+    command = [get_core_path(), "leet", "inspect", "--json", *options, f"--run-file={file}", str(folder.parent)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    return json.loads(inspect(folder, "--summary"))
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in inspect(folder).splitlines()]
+    return [record["history"]["item"] for record in records if record["type"] == "history"]
+
+
+# --- real offline runs ------------------------------------------------------------------------------------------
+
+
+def test_offline_runs_of_one_process_keep_apart(tmp_path: Path, home: Path) -> None:
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    randomness = random.getstate()
+    trackers = []
+    for job in (0, 1):
+        run_dir = tmp_path / str(job)
+        with opened(run_dir, job_number=job, overrides=[f"seed={job}"], group="sweep") as tracker:
+            trackers.append(tracker)
+            tracker.log_steps(steps(1, 10), {"speed/tokens_per_second": 100.0 + job})
+            tracker.log(10, {"val/loss": 0.5 + job})
+            tracker.log_samples(10, [{"prompt": "p", "text": "t"}, {"prompt": "q", "text": "u"}])
+            tracker.log_steps(steps(11, 20))
+            tracker.finish("finished", {"best/loss": 0.5 + job})
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert random.getstate() == randomness, "a tracker must not draw from the random numbers of the run"
+    assert trackers[0].run_id != trackers[1].run_id
+    for job, tracker in enumerate(trackers):
+        (folder,) = offline_folders(tmp_path / str(job))
+        assert tracker.status.startswith("W&B offline: no key; run `wandb login`")
+        assert f"`wandb sync {folder}`" in tracker.status
+        found = summary(folder)
+        assert found["run_id"] == tracker.run_id
+        assert found["config"] == {"model": {"dim": 3}, "name": "x"}
+        assert found["name"] == f"small-00{job} seed={job}"
+        assert (found["project"], found["tags"], found["state"]) == ("dtl", ["a"], "finished")
+        assert found["summary"]["best/loss"] == 0.5 + job
+        first, second = history(folder)
+        assert (first["_step"], second["_step"]) == (10, 20)
+        assert first["val/loss"] == 0.5 + job
+        assert first["speed/tokens_per_second"] == 100.0 + job
+        assert (second["train/loss"], second["train/tokens"]) == (1 / 20, 140)
+        run_record = next(json.loads(line) for line in inspect(folder).splitlines() if '"type":"run"' in line)["run"]
+        assert (run_record["run_group"], run_record["job_type"]) == ("sweep", "train")
+        (table,) = folder.glob("files/media/table/*.json")
+        assert json.loads(table.read_text())["data"] == [["p", "t"], ["q", "u"]]
+        assert len(read_metrics(tmp_path / str(job))) == 21
+    assert not (home / ".local").exists() and not (home / ".netrc").exists(), "a run's data stays in its folder"
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), SystemExit(3)])
+def test_a_run_that_raises_is_closed_as_failed(tmp_path: Path, error: BaseException) -> None:
+    with pytest.raises(type(error)), opened(tmp_path) as tracker:
+        tracker.log_steps(steps(1, 5))
+        raise error
+    (folder,) = offline_folders(tmp_path)
+    assert summary(folder)["state"] == "failed"
+    assert [row["_step"] for row in history(folder)] == [5]
+
+
+def test_a_resumed_run_keeps_its_id_and_its_steps(tmp_path: Path) -> None:
+    with opened(tmp_path) as tracker:
+        tracker.log_steps(steps(1, 10))
+    with opened(tmp_path, run_id=tracker.run_id, resumed_step=10) as resumed:
+        resumed.log_steps(steps(11, 15))
+        resumed.log_steps(steps(16, 20))
+    assert resumed.run_id == tracker.run_id
+    before, after = offline_folders(tmp_path)
+    assert summary(before)["run_id"] == summary(after)["run_id"] == tracker.run_id
+    assert [row["_step"] for row in history(after)] == [15, 20]
+    assert len(read_metrics(tmp_path)) == 20
+
+
+# --- a wandb that misbehaves ------------------------------------------------------------------------------------
+
+
+class FakeRun:
+    """Stands where a run of wandb's would."""
+
+    url = "https://wandb.example.org/run"
+    dir = "/somewhere/wandb/run-1/files"
+
+    def __init__(self) -> None:
+        self.summary: dict[str, Any] = {}
+        self.logged: list[dict[str, Any]] = []
+        self.exit_codes: list[int] = []
+
+    def log(self, metrics: dict[str, Any], step: int) -> None:
+        self.logged.append({**metrics, "step": step})
+
+    def finish(self, exit_code: int) -> None:
+        self.exit_codes.append(exit_code)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRun:
+    """wandb with a key and a server that answers at once; `init` gives this run."""
+    import wandb
+
+    run = FakeRun()
+    monkeypatch.setattr(wandb, "setup", lambda settings: SimpleNamespace(settings=SimpleNamespace(base_url="http://x")))
+    monkeypatch.setattr(wandb, "login", lambda **_: True)
+    monkeypatch.setattr(wandb, "teardown", lambda: None)
+    monkeypatch.setattr(wandb, "init", lambda **_: run)
+    monkeypatch.setattr(wandb_sink, "_answers", lambda url, seconds: True)
+    return run
+
+
+def test_online_with_a_key_and_a_server(tmp_path: Path, fake: FakeRun) -> None:
+    with opened(tmp_path) as tracker:
+        assert tracker.status == f"W&B online: {fake.url}"
+        tracker.log_steps(steps(1, 3))
+    assert [row["step"] for row in fake.logged] == [3]
+    assert fake.exit_codes == [0]
+
+
+def test_a_wandb_that_always_raises_costs_one_warning(
+    tmp_path: Path, fake: FakeRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr(fake, "log", refuse)
+    monkeypatch.setattr(fake, "finish", refuse)
+    with opened(tmp_path) as tracker:
+        for first in range(1, 100, 10):
+            tracker.log_steps(steps(first, first + 9))
+            tracker.log_samples(first, [{"prompt": "a", "text": "b"}])
+    assert read_metrics(tmp_path) == steps(1, 100)
+    assert len(list((tmp_path / "samples").iterdir())) == 10
+    assert [record.getMessage() for record in caplog.records] == [
+        "W&B off: RuntimeError: no such luck; metrics.jsonl has everything."
+    ]
+
+
+def test_a_wandb_that_cannot_start_leaves_metrics(
+    tmp_path: Path, fake: FakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    def refuse(**_: Any) -> None:
+        raise SystemExit("killed by wandb")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with opened(tmp_path) as tracker:
+        tracker.log_steps(steps(1, 3))
+        assert tracker.status == "W&B off: RuntimeError: SystemExit killed by wandb; metrics.jsonl has everything"
+        assert tracker.run_id is not None
+    assert read_metrics(tmp_path) == steps(1, 3)
+
+
+def test_a_wandb_that_hangs_while_logging_holds_nobody_up(
+    tmp_path: Path, fake: FakeRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    released = threading.Event()
+    monkeypatch.setattr(fake, "log", lambda *_, **__: released.wait())
+    monkeypatch.setattr(wandb_sink, "MOST_WAITING", 20)
+    monkeypatch.setattr(wandb_sink, "FINISH_SECONDS", 0.1)
+    began = time.monotonic()
+    with opened(tmp_path) as tracker:
+        for first in range(1, 500, 10):
+            tracker.log_steps(steps(first, first + 9))
+    assert time.monotonic() - began < 5
+    released.set()
+    assert len(read_metrics(tmp_path)) == 500
+    assert len(caplog.records) == 1 and "seems to hang" in caplog.records[0].getMessage()
+
+
+def test_an_upload_that_does_not_end_is_left(tmp_path: Path, fake: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+    monkeypatch.setattr(fake, "finish", lambda **_: released.wait())
+    monkeypatch.setattr(wandb_sink, "FINISH_SECONDS", 0.1)
+    with opened(tmp_path) as tracker:
+        tracker.log_steps(steps(1, 3))
+    released.set()
+    assert "wandb sync /somewhere/wandb/run-1" in tracker.status
+
+
+def test_an_init_that_hangs_is_overtaken_and_closed_when_it_comes(
+    tmp_path: Path, fake: FakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    released, late = threading.Event(), FakeRun()
+
+    def init(mode: str, **_: Any) -> FakeRun:
+        if mode == "online":
+            released.wait()
+            return late
+        return fake
+
+    monkeypatch.setattr(wandb, "init", init)
+    began = time.monotonic()
+    with opened(tmp_path, patience=0.2) as tracker:
+        assert time.monotonic() - began < 5
+        assert tracker.status.startswith("W&B offline: no connection within 0 s; sync later")
+        tracker.log_steps(steps(1, 3))
+        released.set()
+    for _ in range(100):
+        if late.exit_codes:
+            break
+        time.sleep(0.02)
+    assert late.exit_codes == [1] and not late.logged
+    assert len(fake.logged) == 1
+
+
+# --- modes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wanted", "variable", "mode"),
+    [
+        ("auto", None, "online"),
+        ("auto", "online", "online"),
+        ("auto", "offline", "offline"),
+        ("auto", "dryrun", "offline"),
+        ("auto", "disabled", "disabled"),
+        ("online", "offline", "online"),
+        ("offline", "disabled", "offline"),
+    ],
+)
+def test_wandb_mode_is_respected_and_the_setting_wins(
+    wanted: str, variable: str | None, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if variable is not None:
+        monkeypatch.setenv("WANDB_MODE", variable)
+    assert choose_mode(wanted)[0] == mode
+
+
+def test_disabled_means_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with opened(tmp_path) as tracker:
+        tracker.log_steps(steps(1, 2))
+    assert tracker.status == "local: metrics.jsonl (WANDB_MODE=disabled)"
+    assert not (tmp_path / "wandb").exists()
+
+
+def test_an_agent_gives_its_run_an_id(tmp_path: Path, fake: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "from1agent")
+    assert opened(tmp_path / "a").run_id == "from1agent"
+    assert opened(tmp_path / "b", run_id="own").run_id == "own"
+    assert opened(tmp_path / "c", job_number=0).run_id != "from1agent"
+
+
+def test_reachability_means_any_answer_in_time() -> None:
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(418)
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server, socket.create_server(("127.0.0.1", 0)) as silent:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert wandb_sink._answers(f"http://127.0.0.1:{server.server_port}", 5)
+        server.shutdown()
+        began = time.monotonic()
+        assert not wandb_sink._answers(f"http://127.0.0.1:{silent.getsockname()[1]}", 0.2)
+        assert time.monotonic() - began < 2
+    assert not wandb_sink._answers(f"http://127.0.0.1:{server.server_port}", 5), "nobody listens there any more"
+    assert not wandb_sink._answers("no url", 5)
+
+
+# --- a terminal, keys everywhere, servers that never answer -----------------------------------------------------
+
+SCENARIO = """
+import json, os, sys, time
+from pathlib import Path
+from dtl import wandb_sink
+from dtl.tracking import TrackerConfig, open_tracker
+
+def go(name, environment, mode="auto"):
+    os.environ.update(environment)
+    began = time.monotonic()
+    config = {"deep": {"key": os.environ.get("HF_TOKEN")}}
+    tracker = open_tracker(TrackerConfig(mode=mode), Path(name), config, name=name, patience=2.0)
+    opened = time.monotonic() - began
+    with tracker:
+        tracker.log_steps([{"step": 1, "tokens": 1, "seconds": 1.0, "train/loss": 1.0}])
+        tracker.log_samples(1, [{"prompt": "p", "text": "t"}])
+    print(json.dumps({"name": name, "seconds": opened, "status": tracker.status}), file=sys.stderr, flush=True)
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].teardown()  # the next scenario has another environment
+
+import wandb  # its time is not the network's
+silent, half, whole, canaries = sys.argv[1:]
+go("no-key", {})
+go("no-key-online", {}, "online")
+wandb_sink.FINISH_SECONDS = 1.0
+go("silent", {**json.loads(canaries), "WANDB_BASE_URL": silent})
+go("half", {"WANDB_BASE_URL": half})
+go("online", {"WANDB_BASE_URL": whole})
+go("dying", {"WANDB_BASE_URL": whole + "/dying"})
+"""
+
+
+@pytest.fixture(scope="module")
+def scenarios(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Runs opened on a terminal: without a key, with a server that is silent, with one that answers but half."""
+
+    class Half(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(404)
+
+        def do_POST(self) -> None:
+            time.sleep(30)
+
+        def log_message(self, *_: Any) -> None: ...
+
+    import pty
+
+    folder = tmp_path_factory.mktemp("scenarios")
+    (folder / "home").mkdir()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "XDG_"))}
+    environment |= {"HOME": str(folder / "home"), "PYTHONPATH": str(Path(wandb_sink.__file__).parents[1])}
+    main, terminal = pty.openpty()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Half)
+    server.daemon_threads = True
+    server.block_on_close = False
+    with server, socket.create_server(("127.0.0.1", 0)) as silent:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        urls = [f"http://127.0.0.1:{port}" for port in (silent.getsockname()[1], server.server_port)]
+        process = subprocess.Popen(
+            [sys.executable, "-c", SCENARIO, *urls, json.dumps(CANARIES)],
+            cwd=folder,
+            env=environment,
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            start_new_session=True,
+        )
+        os.close(terminal)
+        shown = _read_terminal(main, process, 60)
+        server.shutdown()
+    os.close(main)
+    assert process.wait(5) == 0, shown
+    results = {found["name"]: found for found in map(json.loads, re.findall(r"^\{.*\}", shown, re.MULTILINE))}
+    return {**results, "folder": folder, "shown": shown}
+
+
+def _read_terminal(main: int, process: subprocess.Popen[bytes], seconds: float) -> str:
+    shown, until = b"", time.monotonic() + seconds
+    while time.monotonic() < until:
+        ready, _, _ = select.select([main], [], [], 0.1)
+        try:
+            shown += os.read(main, 65536) if ready else b""
+        except OSError:  # the other end is closed
+            return shown.decode()
+        if not ready and process.poll() is not None:
+            return shown.decode()
+    process.kill()
+    pytest.fail(f"still waiting after {seconds} s, after showing:\n{shown.decode()}")
+
+
+on_a_terminal = pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+
+
+@on_a_terminal
+def test_without_a_key_nobody_is_asked(scenarios: dict[str, Any]) -> None:
+    for name in ("no-key", "no-key-online"):
+        assert scenarios[name]["status"].startswith("W&B offline: no key; run `wandb login`")
+        assert scenarios[name]["seconds"] < 5
+
+
+@on_a_terminal
+@pytest.mark.parametrize(("name", "why"), [("silent", "no answer from http://127.0.0.1"), ("half", "CommError")])
+def test_a_server_that_does_not_answer_means_offline(scenarios: dict[str, Any], name: str, why: str) -> None:
+    assert scenarios[name]["status"].startswith(f"W&B offline: {why}")
+    assert scenarios[name]["seconds"] < 2.0 + wandb_sink.OFFLINE_SECONDS
+    assert len(read_metrics(scenarios["folder"] / name)) == 1
+    assert summary(offline_folders(scenarios["folder"] / name)[0])["state"] == "finished"
+
+
+@on_a_terminal
+def test_wandb_itself_says_nothing(scenarios: dict[str, Any]) -> None:
+    assert [line for line in scenarios["shown"].splitlines() if line and not line.startswith("{")] == []
+
+
+@on_a_terminal
+def test_no_secret_is_in_any_file(scenarios: dict[str, Any]) -> None:
+    files = [path for path in scenarios["folder"].rglob("*") if path.is_file()]
+    assert len(files) > 20
+    leaks = [
+        (path.name, name)
+        for path in files
+        for name, secret in CANARIES.items()
+        if secret.removeprefix("postgres://me:").encode() in path.read_bytes()
+    ]
+    assert leaks == []
+
+
+def test_the_longest_opening_stays_below_twenty_seconds() -> None:
+    import inspect as inspection
+
+    patience = inspection.signature(open_tracker).parameters["patience"].default
+    assert patience + wandb_sink.OFFLINE_SECONDS <= 20

@@ -1,0 +1,135 @@
+"""Laws of the loss: it is the plain cross-entropy over targets, and the head sees nothing else."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from dtl.data.batches import IGNORE as DATA_IGNORE
+from dtl.data.batches import TrainingData
+from dtl.training.loss import IGNORE, summed_cross_entropy
+from dtl.training.trainer import Trainer
+
+B, T, D, V = 2, 7, 13, 23
+
+
+class CountingHead(nn.Linear):
+    """A head that remembers how many positions reached it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.n_seen = len(x)
+        return super().forward(x)
+
+
+def hidden_and_targets(n_targets: int) -> tuple[Tensor, Tensor]:
+    x_btd = torch.randn(B, T, D, requires_grad=True)
+    targets = torch.full((B * T,), IGNORE)
+    targets[torch.randperm(B * T)[:n_targets]] = torch.randint(0, V, (n_targets,))
+    return x_btd, rearrange(targets, "(b t) -> b t", b=B)
+
+
+def test_data_and_loss_agree_on_what_is_ignored() -> None:
+    assert IGNORE == DATA_IGNORE
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("n_targets", [1, 5, B * T])
+def test_equals_plain_cross_entropy_with_its_gradients(n_targets: int, bias: bool) -> None:
+    head = CountingHead(D, V, bias=bias)
+    x_btd, targets_bt = hidden_and_targets(n_targets)
+    plain = F.cross_entropy(
+        rearrange(head(x_btd), "b t v -> (b t) v"),
+        rearrange(targets_bt, "b t -> (b t)"),
+        ignore_index=IGNORE,
+        reduction="sum",
+    )
+    expected = torch.autograd.grad(plain, [x_btd, *head.parameters()])
+    loss = summed_cross_entropy(head, x_btd, targets_bt, n_targets)
+    found = torch.autograd.grad(loss, [x_btd, *head.parameters()])
+    torch.testing.assert_close(loss, plain)
+    torch.testing.assert_close(found, expected)
+    assert head.n_seen == n_targets
+
+
+def test_no_targets_give_zero_and_zero_gradients() -> None:
+    head = nn.Linear(D, V)
+    x_btd, targets_bt = hidden_and_targets(0)
+    loss = summed_cross_entropy(head, x_btd, targets_bt, 0)
+    loss.backward()
+    assert loss.item() == 0.0
+    for tensor in (x_btd, *head.parameters()):
+        assert tensor.grad is not None and not tensor.grad.any()
+
+
+def test_half_precision_logits_are_summed_in_fp32() -> None:
+    head = nn.Linear(D, V).bfloat16()
+    x_btd, targets_bt = hidden_and_targets(B * T)
+    loss = summed_cross_entropy(head, x_btd.bfloat16(), targets_bt, B * T)
+    assert loss.dtype == torch.float32
+
+
+# --- the mean over target tokens ----------------------------------------------------------------------------------
+
+
+def gradients(trainer: Trainer) -> Tensor:
+    """The gradients of the first optimizer step as one vector."""
+    trainer.accumulate_gradients(trainer.next_batches())
+    return torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]).double()
+
+
+@pytest.mark.parametrize("block", ["modern", "classic"])
+def test_any_split_into_micro_batches_gives_the_same_gradient(
+    make_trainer: Callable[..., Trainer], block: str
+) -> None:
+    def gradients_of(micro_batch_size: int, grad_accum_steps: int) -> Tensor:
+        return gradients(
+            make_trainer(
+                micro_batch_size=micro_batch_size, grad_accum_steps=grad_accum_steps, block=block, randomised=True
+            )
+        )
+
+    whole = gradients_of(8, 1)
+    assert whole.norm() > 0.1
+    for micro_batch_size, grad_accum_steps in ((4, 2), (2, 4), (1, 8)):
+        difference = (gradients_of(micro_batch_size, grad_accum_steps) - whole).norm() / whole.norm()
+        assert difference <= 1e-6
+
+
+def test_the_mean_of_means_is_another_gradient(
+    make_trainer: Callable[..., Trainer], training_data: TrainingData
+) -> None:
+    """What the law above would not notice, were the rows to hold equal numbers of targets."""
+    trainer = make_trainer(micro_batch_size=2, grad_accum_steps=4, randomised=True)
+    batches = trainer.next_batches()
+    assert len({batch.n_targets for batch in batches}) > 1
+    right = gradients(trainer)
+    trainer.model.zero_grad()
+    for batch in batches:
+        x_btd = trainer.model.hidden(batch.inputs)
+        loss = summed_cross_entropy(trainer.model.head, x_btd, batch.targets, batch.n_targets)
+        (loss / batch.n_targets / len(batches)).backward()
+    wrong = torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]).double()
+    assert (wrong - right).norm() / right.norm() > 1e-2
+
+
+def test_a_step_without_targets_changes_nothing_into_nan(make_trainer: Callable[..., Trainer]) -> None:
+    trainer = make_trainer()
+    batches = [trainer.next_batches()[0]]
+    batches[0].targets.fill_(IGNORE)
+    assert trainer.accumulate_gradients(batches).item() == 0.0
+    assert all(not p.grad.any() for p in trainer.model.parameters() if p.grad is not None)
+
+
+def test_padding_and_document_count_do_not_change_the_loss(make_trainer: Callable[..., Trainer]) -> None:
+    """The loss of a step is the mean over all its targets, computed here token by token."""
+    trainer = make_trainer(micro_batch_size=3, grad_accum_steps=2, randomised=True)
+    batches = trainer.next_batches()
+    losses = []
+    for batch in batches:
+        log_probabilities = trainer.model(batch.inputs).log_softmax(dim=-1)
+        for b, t in (batch.targets != IGNORE).nonzero().tolist():
+            losses.append(-log_probabilities[b, t, batch.targets[b, t]].item())
+    assert trainer.accumulate_gradients(batches).item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
