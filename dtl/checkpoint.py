@@ -31,7 +31,7 @@ from dtl.checkpoint_list import (
 )
 from dtl.checkpoint_store import set_damaged_aside, storage_error
 from dtl.data.tokenizer import Tokenizer
-from dtl.durable import TEMPORARY, publish_directory, read_json, write_manifest
+from dtl.durable import TEMPORARY, ManifestWriter, publish_directory, read_json
 from dtl.errors import CheckpointError
 from dtl.model.config import ModelConfig
 from dtl.model.hf import from_hf, hf_config, model_config, to_hf
@@ -63,11 +63,16 @@ def save_checkpoint(
     weights, moments = _on_cpu(to_hf(model)), _on_cpu(optimizer)
     try:
         temporary.mkdir(parents=True)
-        _write_model_folder(temporary, model, tokenizer, weights)
-        (temporary / "config.yaml").write_text(config_yaml, encoding="utf-8")
-        (temporary / "state.json").write_text(_to_json(state), encoding="utf-8")
-        _write_tensors(temporary / "optimizer.safetensors", moments)
-        manifest = write_manifest(temporary, format_version=FORMAT_VERSION, step=state["step"], epoch=state["epoch"])
+        with ManifestWriter(temporary) as manifest_writer:
+            _write_tensors(temporary / "optimizer.safetensors", moments)  # the largest: hashed during all the rest
+            manifest_writer.add("optimizer.safetensors")
+            _write_tensors(temporary / "model.safetensors", weights)
+            manifest_writer.add("model.safetensors")
+            _write_texts(temporary, model, tokenizer, config_yaml, state)
+            for name in ("optimizer.safetensors", "model.safetensors"):
+                # safetensors makes files that only their owner may read; the others follow the umask.
+                shutil.copymode(temporary / "config.yaml", temporary / name)
+            manifest = manifest_writer.write(format_version=FORMAT_VERSION, step=state["step"], epoch=state["epoch"])
         if final.exists():
             there = inspect(final)
             if there.digest == manifest.digest:
@@ -84,24 +89,22 @@ def save_checkpoint(
     return final
 
 
-def _write_model_folder(folder: Path, model: TransformerLM, tokenizer: Tokenizer, weights: dict[str, Tensor]) -> None:
-    """What Hugging Face reads."""
-    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
-    config = hf_config(
-        model.config, model.vocab_size, eos_id=tokenizer.eos_id, bos_id=tokenizer.bos_id, pad_id=tokenizer.pad_id
-    )
-    (folder / "config.json").write_text(_to_json(config), encoding="utf-8")
-    (folder / "generation_config.json").write_text(_to_json({**ids, "do_sample": False}), encoding="utf-8")
+def _write_texts(
+    folder: Path, model: TransformerLM, tokenizer: Tokenizer, config_yaml: str, state: Mapping[str, Any]
+) -> None:
+    ids = {"eos_id": tokenizer.eos_id, "bos_id": tokenizer.bos_id, "pad_id": tokenizer.pad_id}
+    config = hf_config(model.config, model.vocab_size, **ids)
+    generation = {key: config[key] for key in ("eos_token_id", "bos_token_id", "pad_token_id")} | {"do_sample": False}
+    for name, contents in (("config.json", config), ("generation_config.json", generation), ("state.json", state)):
+        text = json.dumps(contents, indent=2, sort_keys=True, allow_nan=False) + "\n"
+        (folder / name).write_text(text, encoding="utf-8")
+    (folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
     tokenizer.save(folder, max_seq_len=model.config.max_seq_len)
-    _write_tensors(folder / "model.safetensors", weights)
 
 
 def _write_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
     # More keys in the metadata would be written in an order that differs from process to process.
     save_file(tensors, file, metadata={"format": "pt"})
-    # safetensors makes files that only their owner may read; the others here follow the umask.
-    if (file.parent / "config.json").exists():
-        shutil.copymode(file.parent / "config.json", file)
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -110,10 +113,6 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _n_bytes(tensors: Mapping[str, Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-
-
-def _to_json(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
 def _refuse_what_cannot_be_kept(model: TransformerLM, tokenizer: Tokenizer, state: Mapping[str, Any]) -> None:
@@ -131,7 +130,7 @@ def _refuse_what_cannot_be_kept(model: TransformerLM, tokenizer: Tokenizer, stat
     bad = [name for name, weight in suspects if not bool(weight.isfinite().all())]
     if bad:
         raise CheckpointError(
-            f"Not saved: {bad[0]} and {len(bad) - 1} other weights are not finite at step {state['step']}. "
+            f"Not saved: {bad[0]} and {len(bad) - 1} others are not finite at step {state['step']}. "
             "Earlier checkpoints are untouched. Lower optimizer.lr, or resume from one of them."
         )
 
@@ -205,8 +204,8 @@ def load_training_state(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]
 
 def _model_folder(path: Path | str) -> Path:
     """A folder with a config.json is taken as it is: what is needed of it is verified when it is loaded."""
-    folder = Path(path).expanduser()
-    return folder if (folder / "config.json").is_file() else find_checkpoint(str(path), Path("outputs"))
+    folder = Path(os.path.expanduser(path))
+    return folder if os.path.isfile(folder / "config.json") else find_checkpoint(str(path), Path("outputs"))
 
 
 def _read_config(folder: Path) -> tuple[ModelConfig, int]:

@@ -33,7 +33,13 @@ def find_checkpoint(spec: str, outputs: Path, prefer: Preference = "best") -> Pa
     """
     if spec == "latest":
         return _latest(outputs, prefer)
-    path = Path(spec).expanduser()
+    try:
+        return _at(Path(os.path.expanduser(spec)), spec, outputs, prefer)
+    except OSError as error:  # no permission, a name too long
+        raise CheckpointError(f"{spec}: cannot be read ({error.strerror}).") from error
+
+
+def _at(path: Path, spec: str, outputs: Path, prefer: Preference) -> Path:
     if path.name == "checkpoints" and path.is_dir():
         path = path.parent
     if (path / "checkpoints").is_dir():

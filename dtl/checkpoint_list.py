@@ -62,6 +62,9 @@ def verify(folder: Path, only: Collection[str] | None = None, contents: bool = T
     numbers = [manifest.facts.get(key) for key in ("format_version", "step", "epoch")]
     if missing or not all(isinstance(number, int) for number in numbers):
         raise CheckpointError(f"{folder / MANIFEST}: not the manifest of a checkpoint.\n{_way_on(folder)}")
+    named = _STEP_FOLDER.fullmatch(folder.name)
+    if named and int(named[1]) != manifest.facts["step"]:
+        raise CheckpointError(f"{folder / MANIFEST}: is that of step {manifest.facts['step']}.\n{_way_on(folder)}")
     return manifest
 
 

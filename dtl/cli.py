@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from dtl.config import register
 from dtl.errors import DTLError
-from dtl.explain import explained
+from dtl.explain import explained, keys
 from dtl.paths import conf_dir
 
 
@@ -41,7 +41,7 @@ def run_command(
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     start = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(task)
     try:
-        sys.argv[1:] = prepare_arguments(arguments)
+        sys.argv[1:] = [with_new_entries(argument) for argument in prepare_arguments(arguments)]
         start()
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
@@ -63,6 +63,14 @@ def show_error(error: Exception, arguments: list[str]) -> int:
         return 1
     print(f"Error: {known}", file=sys.stderr)
     return known.exit_code
+
+
+def with_new_entries(argument: str) -> str:
+    """`data.sources.poems.kind=poems` with Hydra's mark for a new key: a mapping's entries have names of your own."""
+    mappings = [key.name for key in keys() if key.type == "mapping"]
+    key = argument.partition("=")[0]
+    is_entry = any(key == mapping or key.startswith(f"{mapping}.") for mapping in mappings)
+    return f"++{argument}" if is_entry else argument
 
 
 def override_key(text: str) -> str:

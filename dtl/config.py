@@ -7,7 +7,7 @@ YAML files under conf/ say what differs from the dataclasses' defaults; the comm
 import os
 import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -114,16 +114,34 @@ def typed(config: DictConfig | dict[str, Any]) -> RunConfig:
     return run_config
 
 
+def lasting(config: RunConfig) -> RunConfig:
+    """The config without what holds for one session alone: how it was resumed, where it pauses."""
+    return replace(config, resume=None, trainer=replace(config.trainer, stop_after_steps=None))
+
+
 def to_yaml(config: RunConfig) -> str:
-    """The resolved configuration as YAML, every key written out."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    """The resolved configuration as YAML, every key written out, to be kept with a run."""
+    return OmegaConf.to_yaml(OmegaConf.structured(lasting(config)))
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
-    """The resolved configuration as nested plain values."""
-    container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
+    """The resolved configuration as nested plain values, to be kept with a run."""
+    container = OmegaConf.to_container(OmegaConf.structured(lasting(config)), resolve=True)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
+
+
+@dataclass
+class _OpenData(DataConfig):
+    sources: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class _OpenRun(RunConfig):
+    """The schema as Hydra gets it: OmegaConf takes no new entry of a typed mapping from the command line, such as
+    `data.sources.poems.kind=poems`. `typed` merges into RunConfig itself and checks the entries then."""
+
+    data: _OpenData = field(default_factory=_OpenData)  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 _started = datetime.fromtimestamp(time.time())
@@ -131,7 +149,7 @@ _started = datetime.fromtimestamp(time.time())
 
 def register() -> None:
     """Tell Hydra the schema and the resolvers that conf/train.yaml uses. Called once, before Hydra starts."""
-    ConfigStore.instance().store(name="run_schema", node=RunConfig)
+    ConfigStore.instance().store(name="run_schema", node=_OpenRun)
     OmegaConf.register_new_resolver("dtl.experiments", lambda: str(experiments_dir()), replace=True)
     # One stamp for the whole process: a resolver that read the clock again would give each job of a sweep a
     # folder of its own. The process id keeps two runs apart that start in the same second.

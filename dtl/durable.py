@@ -12,7 +12,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,26 +134,53 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_manifest(folder: Path, **facts: Any) -> Manifest:
-    """Write `manifest.json` with the size and SHA-256 of every file in `folder` beside the given facts.
+class ManifestWriter:
+    """Hashes and flushes the files of a folder in the background, while others are still being written.
 
-    To be called last, before `publish_directory`. Raises OSError.
+    Neither holds the interpreter's lock: the disk works while the processor hashes.
     """
-    names = sorted(file.name for file in folder.iterdir() if file.name != MANIFEST)
-    with ThreadPoolExecutor(4) as pool:
-        # Neither hashing nor flushing holds the interpreter's lock: the disk works while the processor hashes.
-        flushed = [pool.submit(sync_file, folder / name) for name in names]
-        digests = list(pool.map(lambda name: sha256_of(folder / name), names))
-        for one in flushed:
-            one.result()
-    files = {
-        name: {"sha256": digest, "size": (folder / name).stat().st_size}
-        for name, digest in zip(names, digests, strict=True)
-    }
-    manifest = Manifest(facts, files, _digest(facts, files))
-    contents = {**facts, "files": files, "digest": manifest.digest}
-    (folder / MANIFEST).write_text(json.dumps(contents, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return manifest
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._pool = ThreadPoolExecutor(4)
+        self._digests: dict[str, Future[str]] = {}
+        self._flushed: list[Future[None]] = []
+
+    def __enter__(self) -> "ManifestWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def add(self, name: str) -> None:
+        """Begin with a file that is finished."""
+        self._digests[name] = self._pool.submit(sha256_of, self.folder / name)
+        self._flushed.append(self._pool.submit(sync_file, self.folder / name))
+
+    def write(self, **facts: Any) -> Manifest:
+        """Write `manifest.json` with the size and SHA-256 of every file in the folder beside the given facts.
+
+        To be called last, before `publish_directory`. Raises OSError.
+        """
+        for file in sorted(self.folder.iterdir()):
+            if file.name not in (MANIFEST, *self._digests):
+                self.add(file.name)
+        for flushed in self._flushed:
+            flushed.result()
+        files = {
+            name: {"sha256": digest.result(), "size": (self.folder / name).stat().st_size}
+            for name, digest in sorted(self._digests.items())
+        }
+        manifest = Manifest(facts, files, _digest(facts, files))
+        contents = {**facts, "files": files, "digest": manifest.digest}
+        (self.folder / MANIFEST).write_text(json.dumps(contents, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        return manifest
+
+
+def write_manifest(folder: Path, **facts: Any) -> Manifest:
+    """Write the manifest of a folder whose files are all there; see `ManifestWriter.write`. Raises OSError."""
+    with ManifestWriter(folder) as manifest:
+        return manifest.write(**facts)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -161,6 +188,8 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises CheckpointError naming the file that is missing, cut short, a link, or not a plain name.
     """
+    if (folder / MANIFEST).is_symlink():
+        raise CheckpointError(f"{folder / MANIFEST}: a link; only plain files are read.")
     try:
         facts = read_json(folder / MANIFEST)
     except FileNotFoundError:

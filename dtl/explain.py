@@ -12,11 +12,15 @@ from functools import cache
 from typing import Any, get_args, get_type_hints
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import MISSING as MISSING_VALUE
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
 
 from dtl.config import RunConfig
 from dtl.errors import ConfigError, did_you_mean
 from dtl.paths import conf_dir, experiments_dir
+
+ENTRY = "<name>"  # stands for the name of an entry of a mapping, in a key
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,9 @@ def _walk(owner: type, prefix: str) -> Iterator[Key]:
         if item.default_factory is not MISSING:
             default = item.default_factory()
         yield Key(name, _type_in_words(hint), _as_yaml(default), meanings.get(item.name, ""))
+        for entry in get_args(hint):
+            if isinstance(entry, type) and is_dataclass(entry):
+                yield from _walk(entry, f"{name}.{ENTRY}.")
 
 
 def _comments(owner: type) -> dict[str, str]:
@@ -102,7 +109,7 @@ def explained(error: Exception, arguments: list[str]) -> ConfigError | None:
     """
     if isinstance(error, ConfigError):
         return error
-    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
     if isinstance(error, MissingConfigException):
         return _missing_file(error)
     if isinstance(error, OverrideParseException):
@@ -111,9 +118,14 @@ def explained(error: Exception, arguments: list[str]) -> ConfigError | None:
             f"'key=\"value\"'."
         )
     if isinstance(cause, OmegaConfBaseException) and getattr(cause, "full_key", None):
-        return _wrong_key_or_type(cause, arguments)
+        return _wrong_key_or_type(cause, arguments, re.match(r"In '(.+?)': ", str(error)))
+    if isinstance(error, MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        return ConfigError(f"{mark.name}, line {mark.line + 1}: this is no YAML ({error.context}: {error.problem}).")
     if isinstance(error, ConfigCompositionException):
         return _wrong_override(str(error), arguments)
+    if isinstance(error, ValueError) and "Config group override" in str(error):
+        return _no_choice(arguments)
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return ConfigError(str(error).strip())
     return None
@@ -121,27 +133,48 @@ def explained(error: Exception, arguments: list[str]) -> ConfigError | None:
 
 def _missing_file(error: MissingConfigException) -> ConfigError:
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+    if not group:
+        return ConfigError(f"--config-name={choice}: not found in {conf_dir()}. Leave it out.")
     options = groups().get(group) or [option for option in error.options or []]
     known = f" Known: {', '.join(options)}." if options else ""
     return ConfigError(f"{group}={choice}: there is no such choice.{known}{did_you_mean(choice, options)}")
 
 
-def _wrong_key_or_type(cause: OmegaConfBaseException, arguments: list[str]) -> ConfigError:
+def _wrong_key_or_type(
+    cause: OmegaConfBaseException, arguments: list[str], in_file: re.Match[str] | None
+) -> ConfigError:
     full_key = str(cause.full_key)
-    given = _given(full_key, arguments)
+    if in_file:
+        value = re.match(r"Value '(.*?)' of type", str(cause))
+        given = f"{full_key}={value[1]} in {in_file[1]}.yaml" if value else f"{full_key} in {in_file[1]}.yaml"
+    else:
+        given = _given(full_key, arguments)
     if full_key == "model.arch":
-        return ConfigError(f"{given}: the architecture is a config group. Write model/arch=modern or model/arch=classic.")
-    known = {key.name: key for key in keys()}
+        return ConfigError(
+            f"{given}: the architecture is a config group. Write model/arch=modern or model/arch=classic."
+        )
+    known = {_named_like(key.name, full_key): key for key in keys()}
     if full_key in known:
         key = known[full_key]
-        return ConfigError(f"{given}: must be {_article(key.type)} ({key.meaning}). Default: {full_key}={key.default}")
+        default = "It has no default." if key.default == MISSING_VALUE else f"Default: {full_key}={key.default}"
+        return ConfigError(f"{given}: must be {_article(key.type)} ({key.meaning}). {default}")
     inside = [name for name in known if name.startswith(full_key + ".")]
     if inside:
         return ConfigError(f"{given}: {full_key} is a section. Its keys: {', '.join(inside)}.")
-    section = full_key.rpartition(".")[0]
-    siblings = [name for name in known if name.rpartition(".")[0] == section] or sorted(groups())
-    hint = did_you_mean(full_key, [*known, *groups()])
-    return ConfigError(f"{given}: there is no such key.{hint} Keys here: {', '.join(siblings)}.")
+    asked = full_key if in_file else given.partition("=")[0].lstrip("+~")
+    section = asked.rpartition(".")[0]
+    siblings = [name for name in known if name.rpartition(".")[0] == section]
+    listed = f" Keys here: {', '.join(siblings)}." if siblings else " --help lists them all."
+    return ConfigError(f"{given}: there is no such key.{did_you_mean(asked, [*known, *groups()])}{listed}")
+
+
+def _named_like(key: str, other: str) -> str:
+    """`data.sources.<name>.kind` as `data.sources.poems.kind` when `other` speaks of `data.sources.poems`."""
+    mapping, entry, rest = key.partition(f".{ENTRY}")
+    if not entry or not other.startswith(f"{mapping}."):
+        return key
+    name = other.removeprefix(f"{mapping}.").partition(".")[0]
+    return f"{mapping}.{name}{rest}"
 
 
 def _wrong_override(message: str, arguments: list[str]) -> ConfigError:
@@ -155,15 +188,30 @@ def _wrong_override(message: str, arguments: list[str]) -> ConfigError:
         given = re.search(r"argument '([^']+)'", message)
         what = given[1] if given else "a value with a comma"
         return ConfigError(f"{what}: several values need -m (one run each): python -m dtl.train -m {what}")
+    if "appears more than once" in message:
+        given = next((argument for argument in arguments if argument.lstrip("+").partition("=")[0] in groups()), "")
+        return ConfigError(f"{given}: this group has its choice already. To choose another, leave out the +.")
     return ConfigError(message.strip())
+
+
+def _no_choice(arguments: list[str]) -> ConfigError | None:
+    """What Hydra answers with a ValueError: an override of a group by something that is no name."""
+    for argument in arguments:
+        group, equals, choice = argument.partition("=")
+        if equals and not group:
+            return ConfigError(f"{argument}: cannot be read as key=value. There is no key before the =.")
+        if group in groups() and (choice in ("", "null") or not choice[0].isalpha()):
+            return ConfigError(
+                f"{argument}: must be the name of a choice. Known: {', '.join(groups()[group]) or 'none yet'}."
+            )
+    return None
 
 
 def _given(key: str, arguments: list[str]) -> str:
     """The command line's own word for `key`, or the key alone when it came from a file."""
-    for argument in arguments:
-        if argument.lstrip("+~").partition("=")[0] == key:
-            return argument
-    return key
+    words = {argument.lstrip("+~").partition("=")[0]: argument.removeprefix("++") for argument in arguments}
+    inside = [word for name, word in words.items() if name.startswith(f"{key}.")]
+    return words.get(key) or next(iter(inside), key)
 
 
 def _article(words: str) -> str:

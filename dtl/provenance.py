@@ -186,7 +186,7 @@ def _change(run_dir: Path, change: Callable[[dict[str, Any]], None]) -> None:
         record = json.loads(path.read_bytes())
         change(record)
         _write(run_dir, record)
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         log.warning("%s: cannot be brought up to date (%s).", path, error)
 
 

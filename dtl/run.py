@@ -5,20 +5,22 @@ The layer just below the commands; `dtl.train.train` is its public name.
 
 import json
 import math
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dtl.assemble import Parts, assemble, model_line
-from dtl.checkpoint_list import best_checkpoint, list_checkpoints
+from dtl.checkpoint_list import best_checkpoint, list_checkpoints, step_folders
 from dtl.checkpoint_store import lock_run, publish_best, set_aside_later, sweep_leftovers
 from dtl.config import RunConfig, to_dict, to_yaml
 from dtl.data.prepare import PreparedData
 from dtl.display import Display, in_time, in_units
 from dtl.durable import write_atomically
-from dtl.errors import DTLError, InterruptedRun, TrainingError
-from dtl.provenance import config_hash, add_session, write_run_record
+from dtl.errors import ConfigError, DTLError, InterruptedRun, TrainingError
+from dtl.provenance import add_session, config_hash, update_run_record, write_run_record
+from dtl.redaction import redact
 from dtl.runtime import StopSignals, deterministic_algorithms, is_out_of_memory, nvidia_without_cuda
 from dtl.session import Session
 from dtl.tracking import State, Tracker, open_tracker, write_result
@@ -48,6 +50,8 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
     run_dir = Path(out_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     config.validate()
+    if origin.resume_from is None and step_folders(run_dir):
+        raise ConfigError(f"{run_dir}: holds a run. Go on with it (resume={run_dir}) or take another folder.")
     with lock_run(run_dir), Display() as display, deterministic_algorithms(config.trainer.deterministic):
         for warning in [*sweep_leftovers(run_dir), *([origin.damage] if origin.damage else [])]:
             display.warn(warning)
@@ -55,19 +59,24 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
             parts = assemble(config, origin.resume_from, origin.init_from, display.note)
         _record_start(parts, run_dir, origin)
         with _open_tracker(parts, run_dir, origin) as tracker:
+            update_run_record(run_dir, wandb_id=tracker.run_id)
             _show_start(display, parts, run_dir, tracker)
             session = Session(parts, run_dir, tracker, display)
-            return _conclude(session, _drain(session))
+            return _conclude(session, *_drain(session))
 
 
-def _drain(session: Session) -> State:
-    """Train until something ends it; when it is an error, write down which."""
+def _drain(session: Session) -> tuple[State, dict[str, float]]:
+    """Train until something ends it, and score what came out; when it is an error, write down which."""
     parts, run_dir, display = session.parts, session.run_dir, session.display
     try:
-        with StopSignals() as signals, _memory_advice(parts.config):
-            display.start_progress(parts.length.last_step, parts.trainer.state.step)
-            return session.drain(signals)
+        with _memory_advice(parts.config):
+            with StopSignals() as signals:
+                display.start_progress(parts.length.last_step, parts.trainer.state.step)
+                state = session.drain(signals)
+            return state, session.final_scores() if state == "finished" else {}
     except BaseException as error:
+        with suppress(Exception):  # the device may be what failed
+            session.log()
         if isinstance(error, NonFiniteError):
             write_atomically(run_dir / "non_finite.json", json.dumps(error.record, indent=2) + "\n")
         stopped = isinstance(error, (InterruptedRun, KeyboardInterrupt))
@@ -81,26 +90,32 @@ def _drain(session: Session) -> State:
         display.stop_progress()
 
 
-def _conclude(session: Session, state: State) -> float:
-    """Score the best checkpoint, write the result, show the summary; returns the best validation loss."""
+def _conclude(session: Session, state: State, scores: dict[str, float]) -> float:
+    """Write the result, show the summary; returns the best validation loss."""
     train_state, display, run_dir = session.trainer.state, session.display, session.run_dir
-    scores = session.final_scores() if state == "finished" else {}
     _record_end(session, state, **scores)
     session.tracker.finish(state, {"best/loss": train_state.best_loss, "best/step": train_state.best_step, **scores})
     best = "none yet" if train_state.best_loss is None else f"{train_state.best_loss:.4f} at step {train_state.best_step}"
+    kept = list_checkpoints(run_dir, contents=False)
     rows = [
         ("steps", f"{train_state.step}, {in_units(train_state.tokens)} tokens in {in_time(train_state.seconds)}"),
         ("best validation loss", best),
         *((name, f"{value:.1%}") for name, value in scores.items()),
-        ("folder", str(run_dir)),
-        ("next", f"python -m dtl.train resume={run_dir}" if state == "stopped" else _next_command(run_dir)),
+        ("checkpoints", ", ".join(f"{entry.path.name} (epoch {entry.epoch})" for entry in kept) or "none"),
+        ("folder", _shown(run_dir)),
+        ("next", f"python -m dtl.train resume={_shown(run_dir)}" if state == "stopped" else _next_command(run_dir)),
     ]
     display.screen(f"\n{state.capitalize()}", rows)
     return math.nan if train_state.best_loss is None else train_state.best_loss
 
 
 def _next_command(run_dir: Path) -> str:
-    return f"python -m dtl.train init={run_dir} data=...   (go on from these weights)"
+    return f"python -m dtl.train init={_shown(run_dir)} data=...   (go on from these weights)"
+
+
+def _shown(run_dir: Path) -> str:
+    """The folder as a person types it from here."""
+    return os.path.relpath(run_dir) if run_dir.is_relative_to(Path.cwd()) else str(run_dir)
 
 
 # --- what a run was, in its folder ---------------------------------------------------------------------------------
@@ -111,13 +126,28 @@ def _record_start(parts: Parts, run_dir: Path, origin: Origin) -> None:
     config_yaml = to_yaml(parts.config)
     if origin.resume_from is None:
         write_run_record(
-            run_dir, config_yaml, origin.overrides, origin.choices, parts.device.type, seed=parts.config.seed
+            run_dir,
+            config_yaml,
+            origin.overrides,
+            origin.choices,
+            parts.device.type,
+            seed=parts.config.seed,
+            lineage={"init": parts.config.init, "checkpoint": str(origin.init_from)} if origin.init_from else None,
         )
         return
+    _keep_config(run_dir, config_yaml)
     # A checkpoint of a future that is now left behind must not be taken for this run's newest.
     set_aside_later(run_dir, parts.trainer.state.step)
     _republish_best(run_dir, parts.trainer.state.best_step)
     add_session(run_dir, origin.overrides, parts.device.type)
+
+
+def _keep_config(run_dir: Path, config_yaml: str) -> None:
+    """A length that was given beside resume= holds for later resumes too."""
+    try:
+        write_atomically(run_dir / "config.yaml", redact(config_yaml))
+    except OSError as error:
+        raise TrainingError(f"{run_dir}: cannot be written ({error.strerror}). Make room, then resume again.") from error
 
 
 def _republish_best(run_dir: Path, best_step: int | None) -> None:
@@ -164,10 +194,10 @@ def _memory_advice(config: RunConfig) -> Iterator[None]:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        micro, accumulation = config.micro_batch_size, config.grad_accum_steps
+        micro, rows = config.micro_batch_size, config.rows_per_step
         if micro > 1:
-            smaller = (micro + 1) // 2
-            advice = f"trainer.micro_batch_size={smaller} trainer.grad_accum_steps={-(-micro * accumulation // smaller)}"
+            smaller = max(m for m in range(1, (micro + 1) // 2 + 1) if rows % m == 0)
+            advice = f"trainer.micro_batch_size={smaller} trainer.grad_accum_steps={rows // smaller}"
         elif not config.trainer.activation_checkpointing:
             advice = "trainer.activation_checkpointing=true"
         else:
@@ -203,7 +233,7 @@ def _show_start(display: Display, parts: Parts, run_dir: Path, tracker: Tracker)
         ("optimizer", f"{config.optimizer.name}, peak rate {config.optimizer.lr:g}, {config.schedule.name}"),
         ("device", f"{parts.device} ({parts.device_reason}); {parts.precision} ({parts.precision_reason})"),
         ("tracker", tracker.status),
-        ("folder", str(run_dir)),
+        ("folder", _shown(run_dir)),
     ]
     display.screen(f"DTL {config.name}", rows)
     for note in parts.notes:

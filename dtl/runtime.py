@@ -165,7 +165,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(
-        words in str(error) for words in ("out of memory", "can't allocate memory", "not enough memory")
+        words in str(error)
+        for words in ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
     )
 
 
@@ -214,10 +215,13 @@ class StopSignals:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # None: a handler that was not set by Python, and that Python cannot set again.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _handle(self, number: int, _frame: object) -> None:
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = number
-        print("\nStopping after this step and saving; once more to stop at once.", file=sys.stderr)
+        # Not print: a signal in the middle of a print would enter the stream twice, which Python refuses.
+        with contextlib.suppress(OSError):
+            os.write(2, b"\nStopping after this step and saving; once more to stop at once.\n")

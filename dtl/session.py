@@ -43,8 +43,6 @@ class Session:
         self.display = display
         self.unlogged: list[StepReport] = []
         state = parts.trainer.state
-        # A checkpoint is written after its step's evaluation: a resumed step has seen both.
-        self.evaluated_step = state.step if parts.resumed_from else None
         self.saved: Path | None = parts.resumed_from  # the checkpoint that holds the present state
         self._tokens_before, self._seconds_before = state.tokens, state.seconds
         every = self.config.trainer
@@ -57,21 +55,25 @@ class Session:
         Raises InterruptedRun after a signal, when everything is saved.
         """
         limits = self.config.trainer
-        reason: State = "finished"
-        for report in self.trainer.steps():
+        profiler = self._profiler() if limits.profile else None
+        steps = self.trainer.steps()
+        # Asked before the first step too: what is resumed may have been stopped at its very end.
+        while (reason := self.reason_to_stop(signals)) == "running":
+            report = next(steps)
             self.unlogged.append(report)
             self.saved = None
+            if profiler:
+                profiler.step()
             if due(report.step, limits.log_every_steps):
                 self.log()
             if due(report.step, self.eval_every):
                 self.evaluate()
             if due(report.step, limits.save_every_steps) or due(report.step, self.save_every_by_epochs):
                 self.save()
-            reason = self.reason_to_stop(signals)
-            if reason != "running":
-                break
+        if profiler:
+            profiler.stop()
         # A pause leaves no trace: the run that goes on is the run that never stopped.
-        if reason == "finished" and self.evaluated_step != self.trainer.state.step:
+        if reason == "finished" and self.trainer.state.evaluated_step != self.trainer.state.step:
             self.evaluate()
         self.save()
         if reason == "interrupted":
@@ -84,7 +86,7 @@ class Session:
         return reason
 
     def reason_to_stop(self, signals: StopSignals) -> State:
-        """Asked after each step: a signal, the clock, patience at its end, the last step, a pause, or `running`."""
+        """Asked between steps: a signal, the clock, patience at its end, the last step, a pause, or `running`."""
         state, limits = self.trainer.state, self.config.trainer
         patience = limits.early_stopping_patience
         if signals.received is not None:
@@ -104,6 +106,18 @@ class Session:
             self.display.note(f"Paused by trainer.stop_after_steps={limits.stop_after_steps}.")
             return "stopped"
         return "running"
+
+    def _profiler(self) -> torch.profiler.profile:
+        """Steps 3 to 5 of this session as a trace for chrome://tracing or perfetto; the first two warm up."""
+
+        def write(finished: torch.profiler.profile) -> None:
+            finished.export_chrome_trace(str(self.run_dir / "profile.json"))
+
+        profiler = torch.profiler.profile(
+            schedule=torch.profiler.schedule(wait=1, warmup=1, active=3, repeat=1), on_trace_ready=write
+        )
+        profiler.start()
+        return profiler
 
     # --- what can be due ------------------------------------------------------------------------------------------
 
@@ -158,8 +172,8 @@ class Session:
             self.config.trainer.eval_max_batches,
             lambda: autocast(self.parts.device, self.parts.precision),
         )
-        self.evaluated_step = state.step
         self.saved = None
+        state.evaluated_step = state.step
         state.evaluations += 1
         better = math.isfinite(result.loss) and (state.best_loss is None or result.loss < state.best_loss)
         state.evaluations_since_best = 0 if better else state.evaluations_since_best + 1
@@ -212,9 +226,9 @@ class Session:
         return self.saved
 
     def final_scores(self) -> dict[str, float]:
-        """The data's tasks (exact match, for questions and answers) on the best checkpoint."""
+        """The data's tasks (exact match, for questions and answers) on the best checkpoint, if there is one."""
         data, scores = self.parts.data, {}
-        if not self.config.data.tasks:
+        if not self.config.data.tasks or self.trainer.state.best_step is None:
             return scores
         model = load_model(self.run_dir / "checkpoints" / "best", self.parts.device)
         with autocast(self.parts.device, self.parts.precision):
@@ -224,7 +238,6 @@ class Session:
                 scores |= TASKS.get(name)(answer, data.pairs)
         self.tracker.log(self.trainer.state.step, scores)
         return scores
-
 
     def _longest_answer(self) -> int:
         """Tokens of the longest answer in the data and a few more: whoever goes on longer is wrong anyway."""

@@ -67,7 +67,6 @@ class WandbSink:
         self._queue: queue.Queue[Callable[[Any], Any] | None] = queue.Queue(MOST_WAITING)
         self._off = ""  # why W&B is switched off
         self._run: Any = None
-        self._tried_online = False
         # wandb's reports about itself go to the same server and may hold up the end of the process for 30 s.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         self._where = ""
@@ -137,16 +136,19 @@ class WandbSink:
             raise _StayOffline("no key; run `wandb login` to send runs to a server")
         if not _answers(setup.settings.base_url, min(PROBE_SECONDS, patience / 2)):
             raise _StayOffline(f"no answer from {redact(setup.settings.base_url)}")
-        self._tried_online = True
         return self._init("online", patience / 2)
 
     def _open_offline(self, reason: str) -> None:
         def connect() -> Any:
             import wandb
 
-            if self._tried_online:
-                wandb.teardown()  # wandb would refuse the id of a run that it could not bring online
-            return self._init("offline", OFFLINE_SECONDS)
+            try:
+                return self._init("offline", OFFLINE_SECONDS)
+            except Exception:
+                # Its process died in an earlier run, or it keeps the id of a run that could not go online.
+                with suppress(Exception):
+                    wandb.teardown()
+                return self._init("offline", OFFLINE_SECONDS)
 
         try:
             self._run = _within(OFFLINE_SECONDS, connect, too_late=lambda run: run.finish(exit_code=1))

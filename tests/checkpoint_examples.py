@@ -1,4 +1,4 @@
-"""What the tests of checkpoints share: a tiny model, folders that look like checkpoints, the damage that befalls them."""
+"""What the tests of checkpoints share: a tiny model, imitations of checkpoints, the damage that befalls them."""
 
 import json
 import os

@@ -4,30 +4,20 @@ Everything is held in memory: text while it is being prepared, then two bytes a 
 """
 
 import hashlib
-import math
-import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from dtl.data.batches import Rows, TrainingData, epoch_order
+from dtl.data.collect import Documents, Progress, collect_documents
 from dtl.data.config import DataConfig, TokenizerConfig
 from dtl.data.encoding import TokenDocuments, encode_documents
 from dtl.data.packing import answer_mask, fully_covered, pack_documents, pack_stream, pad_documents, with_targets
 from dtl.data.qa import QuestionAnswer
-from dtl.data.sources import Document, Source, is_sampled, open_sources
-from dtl.data.splitting import hold_out
+from dtl.data.sources import Document
 from dtl.data.tokenizer import Tokenizer, build_tokenizer
 from dtl.errors import DataError
-
-# Prose has fewer characters in a token than this with any tokenizer here (GPT-2 on Wikipedia: 4.6): so much
-# text for each token wanted is enough, and reading can stop there.
-CHARACTERS_PER_TOKEN = 6
-DOCUMENTS_BETWEEN_REPORTS = 5000
-
-Progress = Callable[[str], None]
-Documents = dict[str, list[Document]]  # split -> documents
 
 
 @dataclass(frozen=True)
@@ -67,20 +57,13 @@ def prepare_data(
 
     A tokenizer configuration is built on the training text; a Tokenizer is used as it is (resume, init).
     With `config.max_samples` each source gives at most so many training rows, a seeded choice from a
-    sample of its text. In a mixture a further source is read only as far as its weight needs for
+    sample of its text. In a mixture a further source gives only as much text as its weight needs for
     `config.recommended.max_epochs` epochs; after these its rows come again.
 
     Raises DataError when a source is missing, empty, or too little for a training and a validation row.
     """
     say = progress or (lambda line: None)
-    notes = _mixture_notes(config)
-    sources = open_sources(config, seed)
-    documents: dict[str, Documents] = {}
-    for name, source in sources.items():
-        budget = _character_budget(config, name, documents, seq_len)
-        documents[name] = _read(source, config, budget, notes, say)
-        if is_sampled(config, name):
-            random.Random(seed).shuffle(documents[name]["train"])
+    sources, documents, notes = collect_documents(config, seq_len, seed, say)
     if isinstance(tokenizer, TokenizerConfig):
         say(f"tokenizer {tokenizer.kind}")
         tokenizer = build_tokenizer(tokenizer, lambda: _training_texts(documents))
@@ -91,7 +74,7 @@ def prepare_data(
             say(f"tokens of {sources[name].origin}: {split}, {len(of_split):,} documents")
             maker.add(name, split, of_split, sources[name].origin)
             of_split.clear()  # the text is no longer needed, and may be large
-    return maker.finish(notes)
+    return maker.finish(_mixture_notes(config) + notes)
 
 
 def _mixture_notes(config: DataConfig) -> list[str]:
@@ -103,59 +86,6 @@ def _mixture_notes(config: DataConfig) -> list[str]:
         ]
     first, *others = sources
     return [f"validation and early stopping look at {first}, the first source."] if others else []
-
-
-def _character_budget(config: DataConfig, name: str, read_before: dict[str, Documents], seq_len: int) -> float:
-    """Characters of training text to read from a source: infinite when all of it is wanted."""
-    row = seq_len * CHARACTERS_PER_TOKEN
-    budget = config.max_samples * row if config.max_samples is not None else math.inf
-    if not read_before:
-        return budget
-    sources = config.resolved_sources()
-    first = next(iter(read_before))
-    of_first = sum(len(document.text) for document in read_before[first]["train"])
-    share = sources[name].weight / sources[first].weight
-    return min(budget, max(row, of_first * share * config.recommended.max_epochs))
-
-
-def _read(source: Source, config: DataConfig, budget: float, notes: list[str], say: Progress) -> Documents:
-    """The documents of a source by split, empty ones left out, a validation split held out where it has none."""
-    splits = source.splits()
-    documents: Documents = {"train": _take(splits.get("train", ()), budget, source.origin, say)}
-    if not documents["train"]:
-        raise DataError(f"{source.origin}: no training text. Found: nothing, or empty texts alone.")
-    n_read = len(documents["train"])
-    if "validation" in splits:
-        documents["validation"] = _take(splits["validation"], math.inf, source.origin, say)
-    else:
-        train, validation, note = hold_out(documents["train"], config.validation_fraction)
-        documents = {"train": train, "validation": validation}
-        notes += [f"{source.origin}: {note}"] if note else []
-    if "test" in splits:
-        documents["test"] = _take(splits["test"], math.inf, source.origin, say)
-    for split in ("train", "validation"):
-        if not documents[split]:
-            raise DataError(
-                f"{source.origin}: no document is left for {split}, of {n_read} read. Give at least two "
-                f"different documents, or another data.validation_fraction (now {config.validation_fraction})."
-            )
-    notes += source.notes()
-    return documents
-
-
-def _take(documents: Iterable[Document], budget: float, origin: str, say: Progress) -> list[Document]:
-    taken: list[Document] = []
-    n_characters = 0
-    for document in documents:
-        if not document.text.strip():
-            continue
-        taken.append(document)
-        n_characters += len(document.text)
-        if n_characters >= budget:
-            break
-        if len(taken) % DOCUMENTS_BETWEEN_REPORTS == 0:
-            say(f"reading {origin}: {len(taken):,} documents, {n_characters / 1e6:.1f} M characters")
-    return taken
 
 
 def _training_texts(documents: dict[str, Documents]) -> Iterator[str]:

@@ -39,7 +39,9 @@ def continuations(
 def _continued(
     model: TransformerLM, tokenizer: Tokenizer, prompts: list[list[int]], sampling: SamplingConfig, seed: int
 ) -> list[str]:
-    # The end of a prompt matters most: what does not fit goes at its beginning.
-    room = max(1, model.config.max_seq_len - sampling.max_new_tokens)
+    # The end of a prompt matters most: what does not fit goes at its beginning. Half the context is the prompt's,
+    # however many new tokens are asked for.
+    context = model.config.max_seq_len
+    room = max(context - sampling.max_new_tokens, context // 2)
     fitting = [(ids or [tokenizer.bos_id])[-room:] for ids in prompts]
     return [tokenizer.decode(ids) for ids in generate(model, fitting, sampling, tokenizer.eos_id, seed)]

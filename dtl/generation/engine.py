@@ -21,6 +21,7 @@ def generate(
 ) -> list[list[int]]:
     """Continue each prompt until `stop_id` (left out), `sampling.max_new_tokens`, or the model's context is full.
 
+    Greedy texts do not depend on who else is in the batch. A `stop_id` that no token has (-1) never stops.
     Raises ValueError for an empty prompt or one that leaves no room in the context.
     """
     lengths = [len(prompt) for prompt in prompts]
@@ -29,33 +30,36 @@ def generate(
     context = model.config.max_seq_len
     if min(lengths) < 1 or max(lengths) >= context:
         raise ValueError(f"A prompt needs 1 to {context - 1} tokens; got {min(lengths)} to {max(lengths)}.")
-    n_new = min(sampling.max_new_tokens, context - max(lengths))
+    rooms = [min(sampling.max_new_tokens, context - length) for length in lengths]
     device = next(model.parameters()).device
     # The draw happens on the CPU: the same seed gives the same text wherever the logits were computed.
     generator = torch.Generator().manual_seed(seed)
     was_training = model.training
     model.eval()
     try:
-        ids_bt, lengths_b = _padded(prompts, stop_id, device), torch.tensor(lengths, device=device)
-        cache = StaticKeyValueCache(model.config, lengths_b, max(lengths) + n_new, _compute_dtype(model))
+        ids_bt, lengths_b = _padded(prompts, device), torch.tensor(lengths, device=device)
+        n_slots = max(length + room for length, room in zip(lengths, rooms, strict=True))
+        cache = StaticKeyValueCache(model.config, lengths_b, n_slots, _compute_dtype(model))
         logits_bv = _prefill(model, ids_bt, lengths_b, cache)
         produced: list[Tensor] = []
-        done_b = torch.zeros(len(prompts), dtype=torch.bool)
+        done_b, rooms_b = torch.zeros(len(prompts), dtype=torch.bool), torch.tensor(rooms)
         while True:
             next_b = sample_next(logits_bv.float().cpu(), sampling, generator)
             produced.append(next_b)
-            done_b |= next_b == stop_id
-            if len(produced) == n_new or bool(done_b.all()):
+            done_b |= (next_b == stop_id) | (rooms_b <= len(produced))
+            if done_b.all():
                 break
             logits_bv = _decode_one(model, next_b.to(device), cache)
     finally:
         model.train(was_training)
-    return [_until(row.tolist(), stop_id) for row in torch.stack(produced, dim=1)]
+    written = torch.stack(produced, dim=1).tolist()
+    return [_until(ids[:room], stop_id) for ids, room in zip(written, rooms, strict=True)]
 
 
-def _padded(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> Tensor:
+def _padded(prompts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """On the right, with any token: the cache hides it."""
     longest = max(len(prompt) for prompt in prompts)
-    return torch.tensor([[*prompt, *[pad_id] * (longest - len(prompt))] for prompt in prompts], device=device)
+    return torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=device)
 
 
 def _compute_dtype(model: TransformerLM) -> torch.dtype:

@@ -14,7 +14,8 @@ class StaticKeyValueCache:
     """A `KeyValueCache` for prompts of different lengths, padded on the right.
 
     The first pass takes the padded prompts; what padding wrote is overwritten or masked later, since each row
-    goes on at its own length. `lengths_b` are the prompts' lengths, `capacity` the slots of a row.
+    goes on at its own length. `lengths_b` are the prompts' lengths, `capacity` the slots of a row. A row that is
+    full overwrites its last slot, so that others can go on; what it says from there on means nothing.
     """
 
     def __init__(self, config: ModelConfig, lengths_b: Tensor, capacity: int, dtype: torch.dtype) -> None:
@@ -34,7 +35,7 @@ class StaticKeyValueCache:
             return rearrange(self.slots_s[:n_tokens], "t -> 1 t"), None
         if n_tokens != 1:
             raise ValueError("After the prompts, one token a row at a time.")
-        self.slots_b = self.lengths_b
+        self.slots_b = self.lengths_b.clamp(max=len(self.slots_s) - 1)
         self.lengths_b = self.lengths_b + 1
         positions_bt = rearrange(self.slots_b, "b -> b 1")
         mask_bts = rearrange(self.slots_s, "s -> 1 1 s") <= rearrange(positions_bt, "b t -> b t 1")

@@ -30,7 +30,9 @@ def sample_next(logits_bv: Tensor, config: SamplingConfig, generator: torch.Gene
     """Ids (b,) drawn from the logits as `config` says; temperature 0 takes the likeliest."""
     if config.temperature == 0:
         return logits_bv.argmax(dim=-1)
-    logits_bv = logits_bv.float() / config.temperature
+    logits_bv = logits_bv.float()
+    # The likeliest at 0: divided by a temperature near 0, the others fall to -inf and nothing rises to inf.
+    logits_bv = (logits_bv - logits_bv.amax(dim=-1, keepdim=True)) / config.temperature
     if config.top_k is not None:
         logits_bv = keep_top_k(logits_bv, config.top_k)
     probabilities_bv = keep_top_p(logits_bv, config.top_p).softmax(dim=-1)

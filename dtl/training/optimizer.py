@@ -70,29 +70,59 @@ def _adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> Optimizer
 
 
 def optimizer_tensors(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Tensor]:
-    """All state as flat tensors, `<parameter>|<quantity>`, for a safetensors file."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    """All state as flat tensors, for a safetensors file: `blocks.0.mlp.up.weight|704x256|AdamW|exp_avg`.
+
+    Plain numbers, which many optimizers count their steps in, get a `#` behind their name, to come back as
+    numbers. Raises CheckpointError for any other kind of state.
+    """
     tensors = {}
-    for optimizer in optimizers:
-        for parameter, state in optimizer.state.items():
-            for quantity, value in state.items():
-                tensors[f"{names[id(parameter)]}|{quantity}"] = torch.as_tensor(value)
+    for owner, (optimizer, parameter) in _owners(model, optimizers).items():
+        for quantity, value in optimizer.state.get(parameter, {}).items():
+            key = f"{owner}|{quantity}"
+            if isinstance(value, Tensor):
+                tensors[key] = value
+            elif isinstance(value, bool | int):
+                tensors[f"{key}#"] = torch.tensor(value)
+            elif isinstance(value, float):
+                tensors[f"{key}#"] = torch.tensor(value, dtype=torch.float64)
+            else:
+                raise CheckpointError(
+                    f"{key}: this optimizer keeps a {type(value).__name__}, and a checkpoint holds tensors and numbers "
+                    "only. Keep it as one of these."
+                )
     return tensors
 
 
 def load_optimizer_tensors(model: nn.Module, optimizers: list[Optimizer], tensors: dict[str, Tensor]) -> None:
-    """Undo `optimizer_tensors`, exactly. Raises CheckpointError when a parameter is unknown or misshapen."""
-    parameters = dict(model.named_parameters())
-    owner = {id(p): o for o in optimizers for group in o.param_groups for p in group["params"]}
-    for key, value in tensors.items():
-        name, _, quantity = key.rpartition("|")
-        parameter = parameters.get(name)
-        if parameter is None or (value.ndim and value.shape != parameter.shape):
+    """Undo `optimizer_tensors`, exactly.
+
+    Changes nothing and raises CheckpointError when something belongs to another parameter, shape or optimizer.
+    """
+    owners = _owners(model, optimizers)
+    for key in tensors:
+        if key.rpartition("|")[0] not in owners:
             raise CheckpointError(
-                f"optimizer.safetensors: {key} of shape {tuple(value.shape)} does not fit this model. "
-                "The checkpoint belongs to another model or optimizer."
+                f"optimizer.safetensors: {key} does not fit this model and its optimizer. "
+                "The checkpoint belongs to another of either."
             )
+    for key, value in tensors.items():
+        owner, _, quantity = key.rpartition("|")
+        optimizer, parameter = owners[owner]
+        if quantity.endswith("#"):
+            optimizer.state[parameter][quantity[:-1]] = value.item()
+            continue
         # Scalars such as Adam's step count stay on the CPU unless the optimizer is fused.
-        fused = any(group.get("fused") for group in owner[id(parameter)].param_groups)
+        fused = any(group.get("fused") for group in optimizer.param_groups)
         device = parameter.device if value.ndim or fused else torch.device("cpu")
-        owner[id(parameter)].state[parameter][quantity] = value.to(device)
+        optimizer.state[parameter][quantity] = value.to(device)
+
+
+def _owners(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, tuple[Optimizer, nn.Parameter]]:
+    """Optimizer and parameter by the beginning of their keys, which says what their state fits."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[parameter]}|{'x'.join(map(str, parameter.shape))}|{type(optimizer).__name__}": (optimizer, parameter)
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }

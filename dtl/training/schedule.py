@@ -42,7 +42,10 @@ def linear(progress: float, config: ScheduleConfig) -> float:
 
 @SCHEDULES.register("wsd")
 def warmup_stable_decay(progress: float, config: ScheduleConfig) -> float:
-    """1 until the last `decay_fraction` of what follows warm-up, then a line to 0 (Hu et al., 2024, arXiv:2404.06395)."""
+    """1 until the last `decay_fraction` of what follows warm-up, then a line to 0.
+
+    Hu et al., 2024, arXiv:2404.06395.
+    """
     if config.decay_fraction == 0:
         return 1.0
     return min(1.0, (1 - progress) / config.decay_fraction)

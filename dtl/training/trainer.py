@@ -35,6 +35,7 @@ class TrainState:
     best_loss: float | None = None  # best validation loss so far
     best_step: int | None = None  # the step it belongs to
     evaluations: int = 0  # so far
+    evaluated_step: int | None = None  # the step of the newest of them
     evaluations_since_best: int = 0  # for early stopping
     skipped_in_a_row: int = 0  # fp16 steps skipped since the last good one
 
@@ -107,16 +108,15 @@ class Trainer:
             lr = self.set_learning_rate()
             batches = self.next_batches()
             loss = self.accumulate_gradients(batches)
-            grad_norm = self.clip_gradients()
+            grad_norm = self.gradient_norm()
             self.refuse_non_finite(loss, grad_norm, batches)
+            self.clip_gradients(grad_norm)
             skipped = self.update_weights(grad_norm)
             self.advance(batches, time.monotonic() - began)
-            yield StepReport(
-                self.state.step, loss, grad_norm, lr, self.state.tokens, self.state.seconds, skipped
-            )
+            yield StepReport(self.state.step, loss, grad_norm, lr, self.state.tokens, self.state.seconds, skipped)
 
     def set_learning_rate(self) -> float:
-        """Scale every group's peak by the schedule; returns the first group's rate."""
+        """Scale every group's peak by the schedule; returns the last group's rate, which `optimizer.lr` sets."""
         factor = learning_rate_factor(self.schedule, self.state.step, self.horizon)
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         for group in groups:
@@ -143,12 +143,11 @@ class Trainer:
             total += loss.detach()
         return total
 
-    def clip_gradients(self) -> Tensor:
-        """Scale gradients down to `max_grad_norm`; returns their norm before that."""
+    def gradient_norm(self) -> Tensor:
+        """Norm of all gradients together, fp16's scale taken out of them."""
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        limit = self.config.max_grad_norm
-        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), float("inf") if limit is None else limit)
+        return torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
 
     def refuse_non_finite(self, loss: Tensor, grad_norm: Tensor, batches: list[Batch]) -> None:
         """Stop before a number that is not finite reaches the weights.
@@ -161,8 +160,8 @@ class Trainer:
             return
         state = self.state
         raise NonFiniteError(
-            f"Step {state.step + 1}: the loss is {loss.item()} and the gradient norm {grad_norm.item()}. Stopped before "
-            "they reached the weights. Lower optimizer.lr, or lengthen schedule.warmup_fraction.",
+            f"Step {state.step + 1}: the loss is {loss.item()} and the gradient norm {grad_norm.item()}. Stopped "
+            "before they reached the weights. Lower optimizer.lr, or lengthen schedule.warmup_fraction.",
             {
                 "step": state.step + 1,
                 "epoch": state.epoch,
@@ -178,15 +177,22 @@ class Trainer:
             },
         )
 
+    def clip_gradients(self, grad_norm: Tensor) -> None:
+        """Scale gradients down to `max_grad_norm`. After the check: a norm that is not finite would spread to all."""
+        if self.config.max_grad_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.max_grad_norm, grad_norm)
+
     def update_weights(self, grad_norm: Tensor) -> bool:
         """The optimizer's step. Returns True when fp16's gradients overflowed and the step was skipped.
 
         Raises TrainingError after 50 skips in a row or when the scale falls below 1: it would never recover.
         """
-        for optimizer in self.optimizers:
-            self.scaler.step(optimizer)
-            optimizer.zero_grad(set_to_none=True)
+        # The scaler asks each optimizer's gradients alone; half a step, of one optimizer, must not be taken.
         skipped = self.precision == "fp16" and not torch.isfinite(grad_norm).item()
+        for optimizer in self.optimizers:
+            if not skipped:
+                self.scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
         self.scaler.update()
         self.state.skipped_in_a_row = self.state.skipped_in_a_row + 1 if skipped else 0
         scale = self.scaler.get_scale()

@@ -169,6 +169,22 @@ def test_the_hugging_face_cache(nowhere_else: None, tmp_path: Path) -> None:
     assert gpt2.is_gpt2(gpt2.load_gpt2())
 
 
+def test_the_order_of_the_places(monkeypatch) -> None:
+    asked: list[str] = []
+    finds: dict[str, Path | None] = {"_carried": None, "_cached": None, "_downloaded": CARRIED}
+    for place in finds:
+        monkeypatch.setattr(gpt2, place, lambda place=place: asked.append(place) or finds[place])
+    monkeypatch.setattr(gpt2, "_checked", lambda backend, place: place)
+    monkeypatch.setattr(gpt2, "read_byte_level_bpe", lambda place: place)
+    assert gpt2.load_gpt2() == CARRIED
+    assert asked == ["_carried", "_cached", "_downloaded"]
+    finds["_cached"] = CARRIED
+    gpt2.load_gpt2()
+    assert asked[3:] == ["_carried", "_cached"]
+    gpt2.load_gpt2(str(CARRIED))
+    assert len(asked) == 5  # a path of one's own comes first
+
+
 def test_nothing_anywhere_is_an_error_in_seconds(nowhere_else: None) -> None:
     start = time.monotonic()
     with pytest.raises(DataError) as caught:
@@ -209,11 +225,19 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub(monkeypatch, nowhere_else: None) -> Iterator[type[Hub]]:
+def hub(monkeypatch, nowhere_else: None, tmp_path: Path) -> Iterator[type[Hub]]:
     Hub.asked = []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    # The library read the variable when it was imported, and asks there for more than the files.
+    for name, value in (
+        ("ENDPOINT", address),
+        ("HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"),
+        ("AGENT_HARNESSES_PATH", str(tmp_path / "harnesses.json")),
+    ):
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
     yield Hub
     server.shutdown()
     server.server_close()
@@ -222,7 +246,7 @@ def hub(monkeypatch, nowhere_else: None) -> Iterator[type[Hub]]:
 def test_the_hub_is_asked_last_and_only_once(hub: type[Hub]) -> None:
     backend = gpt2.load_gpt2()
     assert isinstance(backend, tokenizers.Tokenizer) and gpt2.is_gpt2(backend)
-    assert sum(line.startswith("GET") for line in hub.asked) == 2
+    assert sum(line.startswith("GET /openai-community") for line in hub.asked) == 2
     hub.asked = []
     gpt2.load_gpt2()
     assert hub.asked == []  # from the cache

@@ -181,7 +181,7 @@ class FakeStream:
         return self
 
     def __iter__(self):
-        for number in range(10**9):
+        for number in range(100):
             self.log.append(number)
             yield {"id": str(number), "url": "", "title": f"T{number}", "text": "text"}
             if number == 50:

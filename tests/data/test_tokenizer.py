@@ -198,6 +198,8 @@ def test_saved_and_loaded_it_is_the_same(built: dict[str, Tokenizer], kind: str,
     tokenizer.save(tmp_path / "a", max_seq_len=64)
     loaded = Tokenizer.load(tmp_path / "a")
     loaded.save(tmp_path / "b", max_seq_len=64)
+    keys = list(json.loads((tmp_path / "a" / "tokenizer_config.json").read_text()))
+    assert keys == sorted(keys)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert hashlib.sha256((tmp_path / "a" / "tokenizer.json").read_bytes()).hexdigest() == tokenizer.fingerprint

@@ -103,7 +103,8 @@ def test_the_twin_gets_every_setting_that_it_knows(tiny_config):
     modern = hf_config(tiny_config("modern", dropout=0.2), VOCAB_SIZE, **IDS)
     expected = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 10, "attention_dropout": 0.2,
                 "rope_theta": 777.0, "rope_parameters": {"rope_type": "default", "rope_theta": 777.0},
-                "rms_norm_eps": 1e-5, "attention_bias": False, "use_sliding_window": False, "dtype": "float32"}  # fmt: skip
+                "rms_norm_eps": 1e-5, "attention_bias": False, "use_sliding_window": False,
+                "dtype": "float32"}  # fmt: skip
     assert expected.items() <= modern.items()
     classic = hf_config(tiny_config("classic", dropout=0.2), VOCAB_SIZE, **IDS)
     expected = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_inner": 17, "resid_pdrop": 0.2,

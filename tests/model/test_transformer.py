@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 
 import pytest
 import torch
@@ -185,6 +186,10 @@ def test_the_first_loss_is_that_of_guessing(block, tied, dim, vocab_size):
     assert abs(loss.item() - math.log(vocab_size)) < 0.25
 
 
+def test_a_head_of_its_own_starts_without_logits(tiny_config):
+    assert (TransformerLM(tiny_config(tie_embeddings=False), VOCAB_SIZE)(some_ids(2, 7)) == 0).all()
+
+
 @both_blocks
 def test_every_parameter_gets_a_gradient_within_two_steps(tiny_config, block):
     """Zero output projections stop the gradient of what lies before them, for the first step only."""
@@ -223,21 +228,30 @@ def test_recomputed_activations_give_the_same_gradients_with_dropout(tiny_model,
 
 @both_blocks
 @both_kernels
-def test_dropout_acts_in_training_only(tiny_model, block, kernel):
+def test_dropout_acts_in_training_only_and_everywhere_it_should(tiny_model, block, kernel):
     model, ids = tiny_model(block, attention=kernel, dropout=0.3), some_ids(2, 7)
     assert torch.equal(model(ids), model(ids))
-    model.train()
+    n_calls = Counter()
+    layers = {name: module for name, module in model.train().named_modules() if isinstance(module, nn.Dropout)}
+    for name, layer in layers.items():
+        layer.register_forward_pre_hook(lambda *_, name=name: n_calls.update([name]))
     assert not torch.equal(model(ids), model(ids))
+    assert n_calls == {"dropout": 2, **{f"blocks.{i}.dropout": 4 for i in range(3)}}
+    for layer in layers.values():
+        layer.p = 0.0
+    assert not torch.equal(model(ids), model(ids)), "attention weights are not dropped"
 
 
 @both_blocks
-def test_autocast_gives_finite_logits_near_those_of_fp32(tiny_model, block):
-    for kernel in ("sdpa", "reference"):
-        model, ids = tiny_model(block, attention=kernel), some_ids(2, 7)
-        with torch.autocast("cpu", torch.bfloat16):
-            rough = model(ids)
-        exact = model(ids)
-        assert (rough - exact).abs().max() < 0.05 * exact.abs().max()
+@both_kernels
+def test_autocast_gives_logits_near_those_of_fp32_and_caches_one_dtype(tiny_model, block, kernel):
+    model, ids = tiny_model(block, attention=kernel), some_ids(2, 7)
+    cache = LeftPaddedCache(torch.zeros(2, dtype=torch.int64))
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = model(ids, cache=cache)
+    exact = model(ids)
+    assert (rough - exact).abs().max() < 0.05 * exact.abs().max()
+    assert {tensor.dtype for kept in cache.kept.values() for tensor in kept} == {torch.bfloat16}
 
 
 @pytest.mark.slow

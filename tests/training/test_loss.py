@@ -19,9 +19,9 @@ B, T, D, V = 2, 7, 13, 23
 class CountingHead(nn.Linear):
     """A head that remembers how many positions reached it."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.n_seen = len(x)
-        return super().forward(x)
+    def forward(self, input: Tensor) -> Tensor:
+        self.n_seen = len(input)
+        return super().forward(input)
 
 
 def hidden_and_targets(n_targets: int) -> tuple[Tensor, Tensor]:
@@ -81,9 +81,7 @@ def gradients(trainer: Trainer) -> Tensor:
 
 
 @pytest.mark.parametrize("block", ["modern", "classic"])
-def test_any_split_into_micro_batches_gives_the_same_gradient(
-    make_trainer: Callable[..., Trainer], block: str
-) -> None:
+def test_any_split_into_micro_batches_gives_the_same_gradient(make_trainer: Callable[..., Trainer], block: str) -> None:
     def gradients_of(micro_batch_size: int, grad_accum_steps: int) -> Tensor:
         return gradients(
             make_trainer(

@@ -1,6 +1,7 @@
 """Laws of the learning rate: never 0 in warm-up, up to the peak, down to the floor, the same for the same step."""
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -31,8 +32,8 @@ def test_rises_to_the_peak_then_falls_to_the_floor_and_stays(config: ScheduleCon
     assert all(0 <= factor <= 1 for factor in factors)
     rising, falling = factors[:warmup], factors[warmup:]
     assert all(factor > 0 for factor in rising)
-    assert all(before < after for before, after in zip(rising, rising[1:], strict=False))
-    assert all(before >= after for before, after in zip(falling, falling[1:], strict=False))
+    assert all(before < after for before, after in pairwise(rising))
+    assert all(before >= after for before, after in pairwise(falling))
     assert max(factors) == pytest.approx(1)
     assert all(factor >= config.min_lr_fraction - 1e-12 for factor in falling)
     assert len(set(factors[total:])) == 1

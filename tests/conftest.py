@@ -1,0 +1,69 @@
+"""What holds for every test: one thread, no network, nobody's accounts, and a folder of its own to run in."""
+
+import ipaddress
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before torch, wandb and the hub's library are imported, which read these once; children inherit them.
+os.environ |= {
+    "OMP_NUM_THREADS": "1",  # the workers of pytest-xdist share the cores
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "WANDB_MODE": "offline",
+    "WANDB_SILENT": "true",
+}
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fails a test that looks up a name or connects to an address outside this machine.
+
+    To the code under test it looks as if the network were down. Names under `.invalid` may be looked up: they
+    exist nowhere (RFC 6761), which is what a test that uses one wants to see.
+    """
+    attempts: list[str] = []
+    look_up, connect, connect_ex = socket.getaddrinfo, socket.socket.connect, socket.socket.connect_ex
+
+    def guarded_look_up(host, port, *arguments, **keywords):
+        if not _is_local(host):
+            if not str(host).endswith(".invalid"):
+                attempts.append(f"look-up of {host}")
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return look_up(host, port, *arguments, **keywords)
+
+    def guarded(call):
+        def connect_to(self: socket.socket, address):
+            if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_local(address[0]):
+                attempts.append(f"connection to {address[0]}:{address[1]}")
+                raise OSError(101, "Network is unreachable")
+            return call(self, address)
+
+        return connect_to
+
+    monkeypatch.setattr(socket, "getaddrinfo", guarded_look_up)
+    monkeypatch.setattr(socket.socket, "connect", guarded(connect))
+    monkeypatch.setattr(socket.socket, "connect_ex", guarded(connect_ex))
+    yield
+    if attempts:
+        pytest.fail(f"The test used the network: {', '.join(attempts)}", pytrace=False)
+
+
+def _is_local(host: str | bytes | None) -> bool:
+    name = host.decode() if isinstance(host, bytes) else host
+    if name in (None, "", "localhost", socket.gethostname()):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A new, empty working directory, outside the checkout."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -1,0 +1,263 @@
+"""From a configuration to training data: what is read, what is held out, what a run is told."""
+
+import json
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+from dtl.data import collect, qa, sources
+from dtl.data.batches import IGNORE
+from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
+from dtl.data.files import Record
+from dtl.data.prepare import PreparedData, prepare_data
+from dtl.data.tokenizer import build_tokenizer
+from dtl.errors import DataError
+
+BYTE = TokenizerConfig(kind="byte")
+
+
+def config(path: Path | None = None, kind: str = "text", **settings: object) -> DataConfig:
+    made = DataConfig(sources={kind: SourceConfig(kind)}, path=None if path is None else str(path))
+    for key, value in settings.items():
+        setattr(made, key, value)
+    made.validate()
+    return made
+
+
+def prepare(data: DataConfig, tokenizer: TokenizerConfig = BYTE, seq_len: int = 16, seed: int = 3) -> PreparedData:
+    return prepare_data(data, tokenizer, seq_len, seed)
+
+
+def write_texts(path: Path, texts: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def texts(tmp_path) -> Path:
+    return write_texts(tmp_path / "texts.jsonl", [f"this is the text number {number}" for number in range(200)])
+
+
+@pytest.fixture
+def facts(monkeypatch) -> None:
+    """Seven facts in place of those that ship with DTL."""
+    records = [
+        Record(
+            f"t.jsonl:{n}",
+            {
+                "id": f"t-{n}",
+                "topic": "t",
+                "answer": f"{n * n}",
+                "train": [f"{n} x {n}?", f"{n} squared?", f"what is {n} by {n}"],
+                "validation": f"{n} times {n}?",
+                "test": f"square of {n}?",
+            },
+        )
+        for n in range(7)
+    ]
+    monkeypatch.setattr(qa, "shipped_facts", lambda: records)
+
+
+def learnt_text(prepared: PreparedData, epoch: int = 0) -> list[str]:
+    """The targets of every row of an epoch, as text."""
+    batch = prepared.train.batch(tuple(prepared.train.epoch_rows(0, epoch).tolist()))
+    return [prepared.tokenizer.decode([t for t in row if t != IGNORE]) for row in batch.targets.tolist()]
+
+
+def test_training_text_becomes_rows_and_held_out_text_does_not(texts):
+    prepared = prepare(config(texts, validation_fraction=0.1))
+    train, validation = (prepared.report["text"][split] for split in ("train", "validation"))
+    assert train.documents + validation.documents == 200 and 5 <= validation.documents <= 40
+    assert train.tokens == train.targets == prepared.train.n_tokens
+    assert train.rows == prepared.train.rows_per_epoch == -(-train.tokens // 16)
+    assert len(prepared.validation) == validation.rows
+    assert prepared.test is None and prepared.pairs == {"train": [], "validation": []}
+    assert train.wasted < 0.01
+    # What is learnt in an epoch is the training text, each letter once.
+    letters = sorted("".join(learnt_text(prepared)))
+    stream = prepared.rows["text"]["train"].tokens.tolist()
+    assert letters == sorted(prepared.tokenizer.decode(stream[1:]))
+
+
+@pytest.mark.parametrize("kind", ["bpe", "char"])
+def test_a_tokenizer_learns_from_training_text_alone(tmp_path, kind):
+    (tmp_path / "train.txt").write_text("abab abab " * 20)
+    (tmp_path / "validation.txt").write_text("xyz xyz " * 40)
+    prepared = prepare(config(tmp_path), TokenizerConfig(kind=kind, vocab_size=270))
+    entries = prepared.tokenizer.backend.get_vocab()
+    assert "a" in entries
+    assert "x" not in entries if kind == "char" else "ab" in entries and "xy" not in entries
+
+
+def test_a_tokenizer_object_is_used_as_it_is(texts):
+    tokenizer = build_tokenizer(TokenizerConfig(kind="char"), lambda: ["eht xs"])
+    prepared = prepare_data(config(texts), tokenizer, 16, 0)
+    assert prepared.tokenizer is tokenizer
+
+
+def test_questions_learn_their_answers_alone(facts):
+    data = config(kind="qa", document_mask=True, loss_on="answer", tasks=["exact_match"])
+    prepared = prepare(data, seq_len=64)
+    assert sorted("".join(learnt_text(prepared)).split()) == sorted(str(n * n) for n in range(7) for _ in range(3))
+    assert {split: len(of_split) for split, of_split in prepared.pairs.items()} == {
+        "train": 21,
+        "validation": 7,
+        "test": 7,
+    }
+    assert prepared.test is not None and prepared.report["qa"]["test"].documents == 7
+    assert prepared.report["qa"]["train"].targets < prepared.report["qa"]["train"].tokens / 3
+    batch = prepared.validation.batch([0])
+    assert batch.documents is not None and batch.positions is not None
+    assert any("data.wiki.weight=0.5" in note for note in prepared.notes)
+
+
+def test_pairs_of_ones_own_are_held_out_by_question(tmp_path):
+    records = [{"question": f"q{n}?", "answer": f"a{n}"} for n in range(40)]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    prepared = prepare(config(file, kind="qa", loss_on="answer", validation_fraction=0.2), seq_len=64)
+    train, validation = ({pair.question for pair in prepared.pairs[split]} for split in ("train", "validation"))
+    assert len(train) + len(validation) == 40 and not train & validation and len(validation) > 2
+    assert prepared.notes == []
+
+
+def test_a_mixture_takes_of_a_further_source_what_its_weight_says(facts, texts):
+    data = config(kind="qa", document_mask=True, loss_on="answer")
+    data.sources["more"] = SourceConfig("text", str(texts), weight=0.5)
+    data.recommended.max_epochs = 4
+    prepared = prepare(data, seq_len=64)
+    seen = prepared.train.seen_per_source(0, range(4))
+    assert seen["more"] == pytest.approx(seen["qa"] / 2, rel=0.1)
+    # As much of it that four epochs hold little twice, and no more.
+    assert 0.5 * seen["more"] < prepared.report["more"]["train"].tokens < 2 * seen["more"]
+    assert len(prepared.validation) == prepared.report["qa"]["validation"].rows
+    assert any("the first source" in note for note in prepared.notes)
+    assert any("number" in text for text in learnt_text(prepared))  # of plain text everything is learnt
+
+
+class Articles:
+    """A stand-in for the hub that counts what is taken from it."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    def shuffle(self, seed: int, buffer_size: int) -> "Articles":
+        return self
+
+    def __iter__(self):
+        for number in range(5000):
+            self.taken += 1
+            yield {"id": str(number), "url": "", "title": f"Article {number}", "text": "Some text. " * 9}
+
+
+@pytest.mark.parametrize(("weight", "most"), [(None, 400), (0.5, 60)])
+def test_the_hub_is_read_only_as_far_as_needed(facts, monkeypatch, weight, most):
+    articles = Articles()
+    monkeypatch.setattr(sources, "require_hub", lambda what, ways_on: None)
+    monkeypatch.setattr(collect, "LEAST_CHARACTERS", 5_000)
+    library = types.SimpleNamespace(load_dataset=lambda *args, **kwargs: articles)
+    monkeypatch.setitem(sys.modules, "datasets", library)  # pyright: ignore
+    if weight is None:
+        data = config(kind="wiki", max_samples=50)
+    else:
+        data = config(kind="qa")
+        data.wiki.weight = weight
+        data.recommended.max_epochs = 3
+    prepared = prepare(data, seq_len=64)
+    assert 5 < articles.taken < most
+    if weight is None:
+        assert prepared.train.rows_per_epoch == 50
+        assert prepared.report["wiki"]["validation"].documents >= 1
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_max_samples_takes_a_seeded_choice_of_rows(texts, layout):
+    whole = prepare(config(texts, layout=layout), seq_len=48)
+    some = [prepare(config(texts, layout=layout, max_samples=7), seq_len=48, seed=seed) for seed in (3, 3, 4)]
+    assert [len(prepared.rows["text"]["train"]) for prepared in some] == [7, 7, 7]
+    assert learnt_text(some[0]) == learnt_text(some[1]) != learnt_text(some[2])
+    assert some[0].fingerprint == some[1].fingerprint != some[2].fingerprint
+    assert any(re.search(r"number 1\d\d", text) for text in learnt_text(some[0]))  # not the file's beginning alone
+    everything = prepare(config(texts, layout=layout, max_samples=10**6), seq_len=48)
+    assert everything.train.n_tokens == whole.train.n_tokens
+
+
+def test_only_pairs_that_were_taught_are_asked_as_training_questions(facts):
+    prepared = prepare(config(kind="qa", layout="padded", loss_on="answer", max_samples=5), seq_len=64)
+    assert len(prepared.pairs["train"]) == 5 and len(prepared.pairs["test"]) == 7
+
+
+def test_padding_is_reported_beside_packing(texts):
+    padded = prepare(config(texts, layout="padded"), seq_len=64)
+    packed = prepare(config(texts), seq_len=64)
+    assert padded.report["text"]["train"].wasted > 0.5 > 0.01 > packed.report["text"]["train"].wasted
+    cut = prepare(config(texts, layout="padded"), seq_len=16)
+    assert any("longer than a row of 16 tokens" in note for note in cut.notes)
+    assert not any("longer than" in note for note in padded.notes + packed.notes)
+
+
+def test_equal_data_has_an_equal_fingerprint_and_other_data_another(texts, tmp_path):
+    base = prepare(config(texts))
+    assert prepare(config(texts)).fingerprint == base.fingerprint
+    others = [
+        prepare(config(texts), seq_len=17),
+        prepare(config(texts, layout="padded")),
+        prepare(config(texts, document_mask=True)),
+        prepare(config(texts), TokenizerConfig(kind="char")),
+        prepare(config(texts, validation_fraction=0.3)),
+    ]
+    content = texts.read_text()
+    texts.write_text(content.replace("number 77", "number 78"))
+    others.append(prepare(config(texts)))
+    fingerprints = {base.fingerprint, *(other.fingerprint for other in others)}
+    assert len(fingerprints) == 7 and all(len(fingerprint) == 64 for fingerprint in fingerprints)
+
+
+def test_a_text_shorter_than_a_row_is_enough(tmp_path):
+    (tmp_path / "a.txt").write_text("a short text\nof two lines")
+    prepared = prepare(config(tmp_path / "a.txt"), seq_len=256)
+    assert len(prepared.rows["text"]["train"]) == len(prepared.validation) == 1
+    batch = prepared.validation.batch([0])
+    assert batch.inputs.shape == (1, 256) and batch.n_targets == len("of two lines")
+    assert any("one text" in note for note in prepared.notes)
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"a.txt": ""}, ["data.path=", "no training text", "empty"]),
+        ({"a.jsonl": ""}, ["no training text"]),
+        ({"a.txt": "x"}, ["no document is left for validation", "of 1 read"]),
+        ({"a.jsonl": '{"text": "same"}\n' * 3}, ["no document is left for train", "of 3 read"]),
+        ({"train.txt": "text", "validation.txt": " "}, ["no document is left for validation"]),
+    ],
+)
+def test_too_little_text_is_named(tmp_path, files, words):
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(DataError) as caught:
+        prepare(config(tmp_path))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_questions_that_leave_no_room_for_their_answer_are_named(facts):
+    with pytest.raises(DataError, match=r"tokens of train text make no row.*data.loss_on=answer, data.seq_len=4"):
+        prepare(config(kind="qa", layout="padded", loss_on="answer"), seq_len=4)
+
+
+def test_progress_is_told(texts):
+    lines: list[str] = []
+    prepare_data(config(texts), BYTE, 16, 0, lines.append)
+    assert any("tokenizer byte" in line for line in lines) and any("documents" in line for line in lines)
+
+
+def test_the_default_torch_generator_is_left_alone(texts):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    prepare(config(texts, max_samples=3)).train.micro_batches(0, 0, 0, 2, 1)
+    assert torch.get_rng_state().equal(before)

@@ -1,0 +1,43 @@
+"""Random models of prime sizes for the tests of generation: every parameter drawn anew, norms and biases too."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from dtl.model.config import ArchConfig, ModelConfig
+from dtl.model.transformer import TransformerLM
+
+VOCAB_SIZE = 23
+
+
+@pytest.fixture(autouse=True)
+def one_thread_one_seed() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(7)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def random_model() -> Callable[..., TransformerLM]:
+    """Models in evaluation mode: `grouped` has fewer key/value heads than heads, `modern` as many, `classic` is
+    GPT-2's."""
+
+    def make(kind: str = "modern", vocab_size: int = VOCAB_SIZE, **changes: Any) -> TransformerLM:
+        sizes: dict[str, Any] = {"n_layers": 3, "ffn_dim": 17, "max_seq_len": 29, "dropout": 0.3}
+        if kind == "classic":
+            sizes |= {"arch": ArchConfig("classic"), "dim": 33, "n_heads": 3}
+        else:
+            sizes |= {"arch": ArchConfig("modern", rope_theta=777.0), "dim": 13, "n_heads": 6, "head_dim": 10}
+            sizes |= {"n_kv_heads": 2 if kind == "grouped" else None}
+        model = TransformerLM(ModelConfig(**(sizes | changes)), vocab_size)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                # A mean in the matrices would favour one token everywhere, and texts would be dull.
+                parameter.normal_(mean=0.0 if parameter.ndim == 2 else 0.3, std=0.5)
+        return model.eval()
+
+    return make

@@ -1,0 +1,249 @@
+"""The door: what a wrong command line is answered with, what --help teaches, and what neither may leave behind."""
+
+import random
+import re
+import string
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import dtl.train
+from dtl.config import RunConfig
+from dtl.errors import DataError
+from dtl.explain import ENTRY, explained, groups, keys
+
+
+@pytest.fixture(autouse=True)
+def outside_the_checkout(elsewhere: Path) -> None:
+    """No run of the checkout's outputs/ may be found, and none made there."""
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Call `python -m dtl.train` with some arguments in this process; its exit code and standard error."""
+
+    def call(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["dtl-train", *arguments])
+        try:
+            dtl.train.main()
+        except SystemExit as exit_:
+            assert isinstance(exit_.code, int)
+            return exit_.code, capsys.readouterr().err
+        return 0, capsys.readouterr().err
+
+    return call
+
+
+@pytest.fixture
+def trained(monkeypatch) -> list[RunConfig]:
+    """The configs that training was started with; nothing is trained."""
+    configs: list[RunConfig] = []
+
+    def train(config: RunConfig, *_: object) -> float:
+        if config.seed == 13:
+            raise DataError("an unlucky seed")
+        configs.append(config)
+        return 0.0
+
+    monkeypatch.setattr(dtl.train, "train", train)
+    return configs
+
+
+def left_behind(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.name != "outputs")
+
+
+REFUSED = {
+    # a key that is not there
+    "optimizer.lrr=1": "optimizer.lrr=1: there is no such key. Did you mean 'optimizer.lr'? Keys here: optimizer.name,",
+    "trainer.totl_steps=5": "Did you mean 'trainer.total_steps'?",
+    "modle.dim=3": "modle.dim=3: there is no such key. Did you mean 'model.dim'?",
+    "modle=small": "modle=small: there is no such key. Did you mean 'model'?",
+    "experment=x": "experment=x: there is no such key. Did you mean 'experiment'?",
+    "+experment=x": "+experment=x: there is no such key. Did you mean 'experiment'?",
+    "+foo=1": "+foo=1: there is no such key.",
+    "++foo.bar=1": "foo.bar=1: there is no such key.",
+    "model.dim.x=3": "model.dim.x=3: must be an integer (width of the residual stream). Default: model.dim=256",
+    "data.sources.qa.wieght=2": "data.sources.qa.wieght=2: there is no such key. Did you mean 'data.sources.qa.weight'?",
+    "hydra.run.foo=1": "hydra.run.foo=1: there is no such key.",
+    # a value of a wrong type
+    "optimizer.lr=abc": "optimizer.lr=abc: must be a number (peak learning rate",
+    "optimizer.lr=[1,2]": "optimizer.lr=[1,2]: must be a number",
+    "trainer.total_steps=1.5": "trainer.total_steps=1.5: must be an integer or null (stop after",
+    "model.dim=null": "model.dim=null: must be an integer (width of the residual stream). Default: model.dim=256",
+    "trainer.compile=maybe": "trainer.compile=maybe: must be true/false",
+    "tracker.tags=a": "tracker.tags=a: must be a list",
+    "data.sources.qa.weight=no": "data.sources.qa.weight=no: must be a number",
+    "data.sources.mine.path=x": "data.sources.mine.kind: must be text",
+    # a choice or a name that is not there
+    "model=huge": "model=huge: there is no such choice. Known: large, medium, qa, small.",
+    "data=wikii": "data=wikii: there is no such choice. Known: qa, text, wiki. Did you mean 'wiki'?",
+    "model/arch=moderm": "model/arch=moderm: there is no such choice. Known: classic, modern. Did you mean 'modern'?",
+    "+experiment=x": "experiment=x: there is no such choice.",
+    "trainer=null": "trainer=null: must be the name of a choice. Known: amp4060, cpu, debug.",
+    "+model=small": "+model=small: this group has its choice already. To choose another, leave out the +.",
+    "optimizer.name=lion": "optimizer.name=lion: no part of this name. Known: adamw, muon. A part of your own needs plugins=",
+    "data.tasks=[exact_mach]": "Did you mean 'exact_match'?",
+    "model.arch=classic": "model.arch=classic: the architecture is a config group. Write model/arch=modern or classic.",
+    "plugins=[no_such_module]": "plugins=[no_such_module]: cannot be imported (No module named 'no_such_module').",
+    # a value that cannot be
+    "optimizer.betas=[0.9,0.95,0.99]": "optimizer.betas=[0.9, 0.95, 0.99]: two numbers in [0, 1)",
+    "optimizer.lr=-1": "optimizer.lr=-1.0: must be above 0.",
+    "optimizer.lr=nan": "optimizer.lr=nan: must be above 0.",
+    "model.dropout=3": "model.dropout=3.0: a probability in [0, 1).",
+    "trainer.precision=fp8": "trainer.precision=fp8: one of auto, fp32, bf16, fp16.",
+    "tracker.mode=never": "tracker.mode=never: one of auto, online, offline.",
+    "seed=-1": "seed=-1: must lie in [0, 2^63).",
+    "device=gpu": "device=gpu: one of auto, cpu, cuda, cuda:0, mps.",
+    "name=../x": "name=../x: it becomes a folder's name.",
+    "name='a b'": "name=a b: it becomes a folder's name.",
+    # values that do not go together
+    "model.n_heads=7": "model.n_heads=7: must divide model.dim=256.",
+    "model.n_kv_heads=3": "model.n_kv_heads=3: must divide model.n_heads=8",
+    "model/arch=classic model.n_kv_heads=2": "model/arch=classic: GPT-2 has as many key/value heads as heads",
+    "data.seq_len=1000": "data.seq_len=1000: longer than the model's context, model.max_seq_len=512.",
+    "data=text": "data.path=null: data=text needs a file or folder, for example data.path=my_texts/",
+    "resume=latest model.dim=4": "model.dim=4: a resumed run keeps its config.",
+    "resume=latest init=latest": "init=latest: a resumed run keeps its config.",
+    "init=x model=medium": "model=medium: init=x brings its own size",
+    # what is no setting at all
+    "model.dim": "model.dim: cannot be read as key=value.",
+    "=3": "=3: cannot be read as key=value.",
+    "name=[a": "name=[a: cannot be read as key=value.",
+    "optimizer.lr=1e-3,3e-3": "several values need -m (one run each): python -m dtl.train -m optimizer.lr=1e-3,3e-3",
+    "-m resume=latest": "resume=latest: goes on with one run; leave out -m.",
+    "wandb.key=0123456789": "wandb.key=...: this looks like a key or a password",
+}
+
+
+@pytest.mark.parametrize("arguments", REFUSED)
+def test_a_refusal_is_one_message_and_leaves_nothing(command, elsewhere, arguments):
+    code, shown = command(*re.findall(r"(?:'[^']*'|\S)+", arguments))
+    assert REFUSED[arguments] in shown
+    assert shown.startswith("Error: ") and len(shown.splitlines()) <= 6
+    assert "Traceback" not in shown and code == 2
+    assert left_behind(elsewhere) == []
+
+
+def test_debug_shows_the_traceback_and_then_the_message(command):
+    code, shown = command("optimizer.lrr=1", "debug=true")
+    assert code == 2 and "Traceback" in shown
+    assert shown.splitlines()[-1].startswith("Error: optimizer.lrr=1: there is no such key.")
+
+
+def test_a_resumed_run_and_its_rules_need_a_run(command, elsewhere):
+    code, shown = command("resume=latest")
+    assert code == 1 and shown.startswith("Error: ") and "outputs" in shown and left_behind(elsewhere) == []
+
+
+def test_a_bad_job_does_not_stop_the_sweep(command, trained, elsewhere):
+    code, shown = command("-m", "model.n_heads=7,4,13,8", "tracker=local")
+    assert [config.model.n_heads for config in trained] == [4, 8]
+    assert "Error: model.n_heads=7: must divide" in shown and "Error: model.n_heads=13: must divide" in shown
+    assert code == 1 and "Traceback" not in shown
+    assert not [path for path in elsewhere.rglob("*") if path.name in ("0", "2")]
+
+
+def test_an_error_in_training_does_not_stop_the_sweep_either(command, trained):
+    code, shown = command("-m", "seed=12,13,14")
+    assert [config.seed for config in trained] == [12, 14]
+    assert shown.splitlines()[0] == "Error: an unlucky seed" and code == 1
+
+
+def test_entries_of_a_mapping_need_no_plus(command, trained):
+    new = ("data.sources.mine.kind=text", "data.sources.mine.path=x", "data.sources.qa.weight=0.5")
+    assert command(*new, "optimizer.options={a: 1}", "model.arch.options.b=[c]", "model.arch.block=modern") == (
+        2,
+        "Error: model.arch.options={'b': ['c']}: model.arch.block=modern has none. They are for a block of your own.\n",
+    )
+    assert command(*new, "optimizer.options={a: 1}")[0] == 0
+    (config,) = trained
+    assert list(config.data.sources) == ["qa", "mine"] and config.data.sources["qa"].weight == 0.5
+    assert (config.data.sources["mine"].kind, config.data.sources["mine"].path) == ("text", "x")
+    assert config.optimizer.options == {"a": 1}
+
+
+def test_an_experiment_is_a_recipe_that_the_command_line_beats(command, trained, elsewhere):
+    recipe = elsewhere / "recipes" / "experiment" / "long.yaml"
+    recipe.parent.mkdir(parents=True)
+    recipe.write_text(
+        "# @package _global_\ndefaults: [{override /model: medium}]\nseed: 5\ntrainer: {total_steps: 9}\n"
+    )
+    assert command(f"--config-dir={recipe.parents[1]}", "experiment=long", "seed=6")[0] == 0
+    (config,) = trained
+    assert (config.model.dim, config.trainer.total_steps, config.seed, config.name) == (512, 9, 6, "medium_qa")
+    recipe.write_text("# @package _global_\ntrainer: {totl_steps: 9}\n")
+    code, shown = command(f"--config-dir={recipe.parents[1]}", "experiment=long")
+    assert code == 2 and "trainer.totl_steps: there is no such key. Did you mean 'trainer.total_steps'?" in shown
+
+
+def test_a_run_gets_a_folder_of_its_own(command, trained, elsewhere):
+    assert command("name=mine")[0] == 0
+    (hydra,) = elsewhere.glob("outputs/*/*_mine/.hydra")
+    assert re.fullmatch(r"\d\d-\d\d-\d\d-\d+_mine", hydra.parent.name)
+    assert {path.name for path in hydra.iterdir()} == {"config.yaml", "hydra.yaml", "overrides.yaml"}
+
+
+# --- suggestions --------------------------------------------------------------------------------------------------
+
+
+def misspelt(word: str, chance: random.Random) -> str:
+    """A word with one letter left out, put in, replaced, or changed places with the next."""
+    i, letter = chance.randrange(len(word)), chance.choice(string.ascii_lowercase)
+    before, at, after = word[:i], word[i], word[i + 1 :]
+    return (
+        chance.choice([before + after, before + letter + at + after, before + letter + after])
+        if (not after or chance.random() < 0.75)
+        else before + after[0] + at + after[1:]
+    )
+
+
+def test_a_misspelt_key_finds_its_right_spelling():
+    chance, schema = random.Random(7), OmegaConf.structured(RunConfig)
+    names = [key.name for key in keys() if ENTRY not in key.name]
+    mappings = [key.name for key in keys() if key.type == "mapping"]
+    right = wrong = 0
+    while right + wrong < 300:
+        name = chance.choice(names)
+        typed = misspelt(name, chance)
+        if typed in {*names, *groups()} or typed.strip(".") != typed or typed.startswith(tuple(mappings)):
+            continue
+        with pytest.raises(OmegaConfBaseException) as caught:
+            OmegaConf.merge(schema, OmegaConf.from_dotlist([f"{typed}=1"]))
+        found = f"Did you mean '{name}'?" in str(explained(caught.value, [f"{typed}=1"]))
+        right, wrong = right + found, wrong + (not found)
+    assert right / (right + wrong) >= 0.95
+
+
+# --- help and the real command ------------------------------------------------------------------------------------
+
+
+def test_help_names_every_group_every_choice_and_every_key(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["dtl-train", "model=huge", "--help"])
+    dtl.train.main()
+    page = capsys.readouterr().out
+    for group, choices in groups().items():
+        if choices:
+            assert re.search(rf"^  {group} +{re.escape(' | '.join(choices))}$", page, re.MULTILINE)
+    for key in keys():
+        assert re.search(
+            rf"^    {re.escape(f'{key.name}={key.default}  ({key.type})')}\n        \S", page, re.MULTILINE
+        )
+    assert len(re.findall(r"^  python -m dtl\.train ", page, re.MULTILINE)) == 5
+    assert max(map(len, page.splitlines())) <= 140
+
+
+def test_the_command_as_it_is_typed(elsewhere):
+    process = [sys.executable, "-m", "dtl.train"]
+    helped = subprocess.run([*process, "-h"], capture_output=True, text=True)
+    assert (helped.returncode, helped.stderr) == (0, "") and "The commonest commands" in helped.stdout
+    refused = subprocess.run([*process, "trainer.hours=soon"], capture_output=True, text=True)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("Error: trainer.hours=soon: must be a number or null")
+    shown = subprocess.run([*process, "--cfg", "job", "--resolve", "model=qa"], capture_output=True, text=True)
+    assert shown.returncode == 0 and "max_seq_len: 1024" in shown.stdout and "name: qa_qa" in shown.stdout
+    assert left_behind(elsewhere) == []

@@ -1,0 +1,186 @@
+"""Every file under conf/ and experiments/ composes into a valid run; every knob turns something."""
+
+import ast
+import dataclasses
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import open_dict
+
+import dtl
+from dtl.config import RunConfig, register, to_dict, to_yaml, typed
+from dtl.errors import ConfigError
+from dtl.explain import groups, keys
+from dtl.model.presets import load_preset, preset_names
+from dtl.paths import conf_dir, experiments_dir
+
+CHOICES = [(group, choice) for group, choices in groups().items() for choice in choices]
+# What a choice cannot do without.
+NEEDED = {("data", "text"): ["data.path=books/"]}
+
+
+def composed(*overrides: str) -> RunConfig:
+    """The run that a command line describes."""
+    register()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose("train", overrides=list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    with open_dict(config):
+        del config["hydra"]
+    return typed(config)
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES, ids=lambda name: name)
+def test_every_choice_makes_a_valid_run(group, choice):
+    composed(f"{group}={choice}", *NEEDED.get((group, choice), []))
+
+
+@pytest.mark.parametrize("trainer", groups()["trainer"])
+@pytest.mark.parametrize("data", groups()["data"])
+def test_every_trainer_takes_all_data(data, trainer):
+    config = composed(f"data={data}", f"trainer={trainer}", *NEEDED.get(("data", data), []))
+    assert config.max_epochs is not None or config.trainer.total_steps is not None
+
+
+def test_no_file_is_left_out():
+    """Each YAML is the primary config, a choice of a group, or a recipe: nothing lies about unread."""
+    files = [*conf_dir().rglob("*.yaml"), *experiments_dir().rglob("*.yaml")]
+    read = {conf_dir() / "train.yaml", *(conf_dir() / group / f"{choice}.yaml" for group, choice in CHOICES)}
+    read |= set(experiments_dir().glob("experiment/*.yaml"))
+    assert set(files) - read == set()
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_a_preset_is_the_same_with_and_without_hydra(preset):
+    for arch in groups()["model/arch"]:
+        assert composed(f"model={preset}", f"model/arch={arch}").model == load_preset(preset, arch=arch)
+
+
+@pytest.mark.parametrize(
+    ("preset", "width", "heads", "layers", "context"),
+    [("small", 256, 8, 6, 512), ("medium", 512, 8, 8, 512), ("large", 768, 12, 12, 512), ("qa", 512, 8, 10, 1024)],
+)
+def test_presets(preset, width, heads, layers, context):
+    model = composed(f"model={preset}").model
+    assert (model.dim, model.n_heads, model.n_layers, model.max_seq_len) == (width, heads, layers, context)
+    assert (model.resolved_n_kv_heads, model.tie_embeddings, model.dropout) == (heads, True, 0.1)
+    assert load_preset(preset, arch="classic").resolved_ffn_dim == 4 * width
+    swiglu = model.resolved_ffn_dim
+    assert swiglu % 16 == 0 and abs(3 * swiglu - 2 * 4 * width) <= 3 * 8  # as many parameters as the classic mlp
+
+
+def test_defaults():
+    config = composed()
+    assert (config.tokenizer.kind, config.optimizer.name, config.schedule.name) == ("gpt2", "adamw", "cosine")
+    assert (config.tracker.kind, config.model.arch.block, config.trainer.precision) == ("wandb", "modern", "auto")
+    assert (config.name, config.schedule.warmup_fraction, config.seq_len) == ("small_qa", 0.05, 256)
+
+
+# --- who wins -----------------------------------------------------------------------------------------------------
+
+
+def batch(*overrides: str) -> tuple[int, int, int | None]:
+    config = composed(*overrides)
+    return config.micro_batch_size, config.grad_accum_steps, config.max_epochs
+
+
+def test_the_datas_recommendation_holds_where_the_trainer_says_nothing():
+    assert batch("data=wiki") == (8, 4, 20)
+    assert batch("data=qa") == (4, 1, 30)
+    assert batch("data=qa", "data.recommended.micro_batch_size=5") == (5, 1, 30)
+
+
+def test_the_trainer_beats_the_data():
+    assert batch("data=wiki", "trainer=cpu") == (4, 1, 10)
+    assert batch("data=wiki", "trainer=debug") == (2, 1, None)  # its total_steps sets the length
+
+
+@pytest.mark.parametrize("trainer", groups()["trainer"])
+def test_the_command_line_beats_all(trainer):
+    given = ("trainer.micro_batch_size=3", "trainer.grad_accum_steps=7", "trainer.max_epochs=11")
+    assert batch("data=wiki", f"trainer={trainer}", *given) == (3, 7, 11)
+    assert batch(*given, "data=qa", f"trainer={trainer}") == (3, 7, 11)
+
+
+def test_steps_alone_set_the_length_and_epochs_can_be_given_beside_them():
+    assert composed("trainer.total_steps=9").max_epochs is None
+    assert composed("trainer.total_steps=9", "trainer.max_epochs=2").max_epochs == 2
+
+
+def test_a_row_is_as_long_as_the_model_unless_the_data_says_otherwise():
+    assert composed("data=text", "data.path=x", "model=qa").seq_len == 1024
+    assert composed("data=wiki", "model=qa").seq_len == 256
+    assert composed("data=wiki", "data.seq_len=512").seq_len == 512
+
+
+# --- there and back -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("overrides", [(), ("data=wiki", "model/arch=classic", "+optimizer.options={a: [1, b]}")])
+def test_a_resolved_config_reads_back_equal(overrides):
+    config = composed(*overrides)
+    assert typed(to_dict(config)) == config
+    assert typed(yaml.safe_load(to_yaml(config))) == config
+
+
+def test_validation_changes_nothing():
+    config = composed("data.wiki.path=x", "data.qa.weight=0.5")
+    before = to_dict(config)
+    config.validate()
+    assert to_dict(config) == before
+
+
+def test_a_run_that_cannot_be_is_refused_however_it_is_made():
+    with pytest.raises(ConfigError, match=r"model\.n_heads=7: must divide model\.dim=256"):
+        composed("model.n_heads=7")
+    config = composed()
+    config.model.n_heads = 7
+    with pytest.raises(ConfigError, match=r"model\.n_heads=7"):
+        config.validate()
+
+
+# --- no dead knobs ------------------------------------------------------------------------------------------------
+
+
+def sections(owner: type = RunConfig) -> Iterator[type]:
+    """A dataclass and those inside it."""
+    yield owner
+    for field in dataclasses.fields(owner):
+        for inner in (field.type, *getattr(field.type, "__args__", ())):
+            if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+                yield from sections(inner)
+
+
+@cache
+def names_read() -> set[str]:
+    """Attributes that the package reads, other than to check them in some `validate`."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.FunctionDef) and node.name.lstrip("_").startswith("validate"):
+            return
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            found.add(node.attr)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    for file in Path(dtl.__file__).parent.rglob("*.py"):
+        visit(ast.parse(file.read_text(encoding="utf-8")))
+    return found
+
+
+def test_every_setting_is_read_somewhere():
+    settings = {(owner.__name__, field.name) for owner in sections() for field in dataclasses.fields(owner)}
+    dead = {f"{owner}.{name}" for owner, name in settings if name not in names_read()}
+    # The command looks for these two on the command line itself, before there is a typed config.
+    assert dead == {"RunConfig.debug", "RunConfig.resume"}
+
+
+def test_every_setting_is_explained():
+    assert len(keys()) > 60
+    assert [key.name for key in keys() if len(key.meaning) < 5] == []

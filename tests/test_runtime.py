@@ -1,0 +1,323 @@
+"""Laws of what differs from machine to machine: random states return, signals set a flag, refusals say what to do."""
+
+import io
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dtl import runtime
+from dtl.errors import ConfigError
+from dtl.runtime import (
+    StopSignals,
+    autocast,
+    choose_device,
+    choose_precision,
+    deterministic_algorithms,
+    fingerprint,
+    fingerprint_difference,
+    is_out_of_memory,
+    nvidia_without_cuda,
+    peak_memory_bytes,
+    random_state,
+    restore_random_state,
+    seed_everything,
+)
+
+CPU = torch.device("cpu")
+no_gpu = pytest.mark.skipif(
+    torch.cuda.is_available() or torch.backends.mps.is_available(), reason="what a machine without a GPU says"
+)
+
+# --- device and precision -------------------------------------------------------------------------------------
+
+
+@no_gpu
+def test_auto_takes_the_cpu_where_there_is_nothing_else() -> None:
+    device, reason = choose_device("auto")
+    assert device == CPU
+    assert "no CUDA" in reason and "threads" in reason
+
+
+def test_a_device_that_was_asked_for() -> None:
+    assert choose_device("cpu") == (CPU, "asked for")
+
+
+@no_gpu
+@pytest.mark.parametrize("name", ["cuda", "cuda:3", "mps", "meta"])
+def test_a_device_that_is_not_there_is_refused_with_the_way_on(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"device={name}: not available.*(device=auto|pip install)"):
+        choose_device(name)
+
+
+def test_a_name_that_is_no_device_is_refused() -> None:
+    with pytest.raises(ConfigError, match="device=gpu: one of auto, cpu, cuda"):
+        choose_device("gpu")
+
+
+def test_a_card_too_many_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1")[0] == torch.device("cuda:1")
+    with pytest.raises(ConfigError, match="device=cuda:2: this machine has 2 CUDA devices"):
+        choose_device("cuda:2")
+
+
+@pytest.fixture
+def cpu_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program of that name on the path, as the driver installs it."""
+    program = tmp_path / ("nvidia-smi.exe" if os.name == "nt" else "nvidia-smi")
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
+def test_an_nvidia_card_with_a_cpu_torch_is_noticed(cpu_torch: None, nvidia_smi: None) -> None:
+    sentence = nvidia_without_cuda()
+    assert sentence is not None
+    assert "pip install" in sentence and "download.pytorch.org/whl/cu" in sentence
+    with pytest.raises(ConfigError, match=r"device=cuda: not available here\. An NVIDIA card is here.*pip install"):
+        choose_device("cuda")
+
+
+def test_no_nvidia_card_no_advice(cpu_torch: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(runtime, "Path", lambda path: tmp_path / "nothing" if "nvidia" in path else Path(path))
+    assert nvidia_without_cuda() is None
+
+
+def test_a_torch_with_cuda_gets_no_advice(nvidia_smi: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert nvidia_without_cuda() is None
+
+
+@pytest.mark.parametrize("has_bf16, expected", [(True, "bf16"), (False, "fp32")])
+def test_auto_precision_is_bf16_where_the_device_has_it(
+    monkeypatch: pytest.MonkeyPatch, has_bf16: bool, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16)
+    monkeypatch.setattr(runtime, "_cpu_has_bf16", lambda: has_bf16)
+    for device in (torch.device("cuda"), CPU):
+        precision, reason = choose_precision("auto", device)
+        assert precision == expected
+        assert reason.startswith("auto: ")
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16", "fp16"])
+def test_a_precision_that_was_asked_for(name: str) -> None:
+    assert choose_precision(name, CPU) == (name, "asked for")
+
+
+def test_precisions_that_the_device_lacks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
+    with pytest.raises(ConfigError, match=r"trainer\.precision=bf16: .*trainer\.precision=fp16"):
+        choose_precision("bf16", torch.device("cuda"))
+    with pytest.raises(ConfigError, match=r"trainer\.precision=fp16: .*trainer\.precision=fp32"):
+        choose_precision("fp16", torch.device("mps"))
+
+
+@pytest.mark.parametrize("name, dtype", [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_autocast_computes_in_the_precision(name: str, dtype: torch.dtype) -> None:
+    x = torch.ones(3, 3)
+    with autocast(CPU, name):
+        assert (x @ x).dtype == dtype
+
+
+def test_deterministic_algorithms_are_left_as_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    for before in (False, True):
+        torch.use_deterministic_algorithms(before)
+        try:
+            with pytest.raises(RuntimeError, match="trouble"), deterministic_algorithms(True):
+                assert torch.are_deterministic_algorithms_enabled()
+                raise RuntimeError("trouble")
+            assert torch.are_deterministic_algorithms_enabled() == before
+            with deterministic_algorithms(False):
+                assert torch.are_deterministic_algorithms_enabled() == before
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+
+# --- random states --------------------------------------------------------------------------------------------
+
+
+def test_random_states_come_back_through_json() -> None:
+    torch.manual_seed(3)
+    torch.randn(7)  # an odd number: the generator keeps half a pair of normal numbers
+    state = json.loads(json.dumps(random_state(CPU)))
+    expected = [torch.rand(5), torch.randn(3), torch.randperm(11)]
+    torch.manual_seed(99)
+    restore_random_state(state, CPU)
+    for before, again in zip(expected, [torch.rand(5), torch.randn(3), torch.randperm(11)], strict=True):
+        assert torch.equal(before, again)
+
+
+def test_one_seed_for_all_generators() -> None:
+    import random
+
+    def numbers() -> list[float]:
+        seed_everything(2**40 + 7)  # more than NumPy takes
+        return [random.random(), float(np.random.rand()), torch.rand(1).item()]
+
+    assert numbers() == numbers()
+
+
+# --- memory ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9.0 GB)"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_every_form_of_out_of_memory_is_known(error: Exception) -> None:
+    assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("out of memory"), KeyboardInterrupt()],
+)
+def test_other_trouble_is_not_out_of_memory(error: BaseException) -> None:
+    assert not is_out_of_memory(error)
+
+
+def test_a_real_one_is_known() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+
+
+def test_peak_memory_is_in_bytes() -> None:
+    if sys.platform == "win32":
+        pytest.skip("Windows does not tell")
+    assert 50e6 < peak_memory_bytes(CPU) < 1e12  # a process with torch in it
+
+
+# --- fingerprint ----------------------------------------------------------------------------------------------
+
+
+def test_a_fingerprint_is_plain_and_equal_to_itself() -> None:
+    found = fingerprint(CPU, "fp32", compiled=False, deterministic=False)
+    assert json.loads(json.dumps(found)) == found
+    assert fingerprint_difference(found, found) == []
+
+
+def test_a_fingerprint_tells_what_differs() -> None:
+    before = fingerprint(CPU, "fp32", compiled=False, deterministic=False)
+    now = fingerprint(CPU, "bf16", compiled=True, deterministic=False) | {"threads": before["threads"] + 1, "new": 1}
+    assert fingerprint_difference(before, now) == [
+        "compile: False then, True now",
+        "new: None then, 1 now",
+        "precision: fp32 then, bf16 now",
+        f"threads: {before['threads']} then, {before['threads'] + 1} now",
+    ]
+
+
+def test_the_number_of_threads_is_part_of_it() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = fingerprint(CPU, "fp32", False, False)
+        torch.set_num_threads(2)
+        two = fingerprint(CPU, "fp32", False, False)
+    finally:
+        torch.set_num_threads(before)
+    assert fingerprint_difference(one, two) == ["threads: 1 then, 2 now"]
+
+
+# --- signals --------------------------------------------------------------------------------------------------
+
+
+def handlers() -> list[Any]:
+    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_sets_a_flag_the_second_stops(number: int, capfd: pytest.CaptureFixture[str]) -> None:
+    before = handlers()
+    with pytest.raises(KeyboardInterrupt), StopSignals() as signals:
+        assert signals.received is None
+        signal.raise_signal(number)
+        assert signals.received == number
+        assert "once more to stop at once" in capfd.readouterr().err
+        signal.raise_signal(signal.SIGINT)
+    assert handlers() == before
+
+
+def test_handlers_are_restored_after_an_error_and_usable_again() -> None:
+    before = handlers()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="trouble"), StopSignals():
+            assert handlers() != before
+            raise RuntimeError("trouble")
+        assert handlers() == before
+
+
+def test_a_handler_set_by_no_python_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that embeds Python may have one of its own; Python calls it None, and does not take None back."""
+    set_handler: Callable[..., Any] = signal.signal
+    before = handlers()
+    monkeypatch.setattr(signal, "signal", lambda number, new: (set_handler(number, new), None)[1])
+    try:
+        with StopSignals():
+            pass
+    finally:
+        monkeypatch.undo()
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(number, handler)
+
+
+def test_outside_the_main_thread_no_handlers_are_set() -> None:
+    before, seen = handlers(), []
+
+    def body() -> None:
+        with StopSignals() as signals:
+            seen.append((handlers(), signals.received))
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert seen == [(before, None)]
+
+
+def test_a_signal_in_the_middle_of_a_line_of_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's streams refuse to be entered twice: a handler that printed would raise RuntimeError here."""
+
+    class Interrupting(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            if not interrupted:
+                interrupted.append(True)
+                signal.raise_signal(signal.SIGINT)
+            return len(data)
+
+    interrupted: list[bool] = []
+    stream = io.TextIOWrapper(io.BufferedWriter(Interrupting()), write_through=True)
+    monkeypatch.setattr(sys, "stderr", stream)
+    with StopSignals() as signals:
+        print("a warning", file=sys.stderr, flush=True)
+        assert signals.received == signal.SIGINT
+    monkeypatch.undo()
