@@ -8,6 +8,8 @@ can be checked without importing torch.
 
 import importlib
 import importlib.metadata
+import os
+import sys
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
@@ -85,6 +87,9 @@ def load_plugins(modules: Iterable[str]) -> None:
     for entry_point in importlib.metadata.entry_points(group="dtl.plugins"):
         entry_point.load()
     for module in modules:
+        # `python -m dtl.train` looks for modules in the working directory, the console script dtl-train does not.
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
         try:
             importlib.import_module(module)
         except ImportError as error:

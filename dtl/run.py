@@ -93,9 +93,10 @@ def _drain(session: Session) -> tuple[State, dict[str, float]]:
 def _conclude(session: Session, state: State, scores: dict[str, float]) -> float:
     """Write the result, show the summary; returns the best validation loss."""
     train_state, display, run_dir = session.trainer.state, session.display, session.run_dir
+    loss = train_state.best_loss
     _record_end(session, state, **scores)
-    session.tracker.finish(state, {"best/loss": train_state.best_loss, "best/step": train_state.best_step, **scores})
-    best = "none yet" if train_state.best_loss is None else f"{train_state.best_loss:.4f} at step {train_state.best_step}"
+    session.tracker.finish(state, {"best/loss": loss, "best/step": train_state.best_step, **scores})
+    best = "none yet" if loss is None else f"{loss:.4f} at step {train_state.best_step}"
     kept = list_checkpoints(run_dir, contents=False)
     rows = [
         ("steps", f"{train_state.step}, {in_units(train_state.tokens)} tokens in {in_time(train_state.seconds)}"),
@@ -106,7 +107,7 @@ def _conclude(session: Session, state: State, scores: dict[str, float]) -> float
         ("next", f"python -m dtl.train resume={_shown(run_dir)}" if state == "stopped" else _next_command(run_dir)),
     ]
     display.screen(f"\n{state.capitalize()}", rows)
-    return math.nan if train_state.best_loss is None else train_state.best_loss
+    return math.nan if loss is None else loss
 
 
 def _next_command(run_dir: Path) -> str:
@@ -147,7 +148,7 @@ def _keep_config(run_dir: Path, config_yaml: str) -> None:
     try:
         write_atomically(run_dir / "config.yaml", redact(config_yaml))
     except OSError as error:
-        raise TrainingError(f"{run_dir}: cannot be written ({error.strerror}). Make room, then resume again.") from error
+        raise TrainingError(f"{run_dir}: cannot be written ({error.strerror}). Make room, then resume.") from error
 
 
 def _republish_best(run_dir: Path, best_step: int | None) -> None:
@@ -167,7 +168,7 @@ def _record_end(session: Session, state: State, **extra: object) -> None:
         state,
         train_state.best_loss,
         train_state.step,
-        config_hash(to_yaml(session.config)),
+        config_hash(session.config_yaml),
         **extra,
     )
 

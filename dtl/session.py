@@ -37,6 +37,7 @@ class Session:
     def __init__(self, parts: Parts, run_dir: Path, tracker: Tracker, display: Display) -> None:
         self.parts = parts
         self.config = parts.config
+        self.config_yaml = to_yaml(parts.config)
         self.trainer = parts.trainer
         self.run_dir = run_dir
         self.tracker = tracker
@@ -178,9 +179,7 @@ class Session:
         better = math.isfinite(result.loss) and (state.best_loss is None or result.loss < state.best_loss)
         state.evaluations_since_best = 0 if better else state.evaluations_since_best + 1
         self.tracker.log(state.step, {"val/loss": result.loss, "val/targets": result.n_targets})
-        self.display.say(
-            f"step {state.step:>7}  validation loss {result.loss:.4f}{'  best so far' if better else ''}"
-        )
+        self.display.say(f"step {state.step:>7}  validation loss {result.loss:.4f}{'  best so far' if better else ''}")
         if due(state.evaluations, self.config.trainer.sample_every_evals or None):
             self.tracker.log_samples(state.step, self.sample())
         if better:
@@ -217,7 +216,7 @@ class Session:
             self.run_dir,
             self.parts.model,
             self.parts.tokenizer,
-            to_yaml(self.config),
+            self.config_yaml,
             values,
             optimizer_tensors(self.parts.model, trainer.optimizers),
         )

@@ -24,16 +24,16 @@ from dtl.checkpoint_list import best_checkpoint, inspect, newest_valid
 from dtl.checkpoint_store import lock_run, publish_best, rotate, set_aside_later, sweep_leftovers
 from dtl.durable import ASIDE, TEMPORARY, TRASH
 
-CHANGING = ("replace", "rename", "mkdir", "link", "unlink", "remove", "rmdir", "chmod", "fsync")
-READING = ("open", "scandir", "lstat", "stat")  # a kill at one leaves what a kill at the next change would leave
+CHANGING = ("replace", "rename", "mkdir", "link", "unlink", "remove", "rmdir", "chmod")
+OTHERS = ("open", "scandir", "lstat", "stat", "fsync")  # a kill at one leaves what a kill at the next change leaves
 
 
 class Points:
     """Counts file-system calls, and ends the process without a word at number `last`."""
 
-    def __init__(self, last: int | None, reads: bool) -> None:
+    def __init__(self, last: int | None, others: bool) -> None:
         self.last = last
-        self.reads = reads
+        self.others = others
         self.calls: list[str] = []
         self.lock = threading.Lock()
 
@@ -43,7 +43,7 @@ class Points:
             return len(self.calls) == self.last
 
     def install(self) -> None:
-        for name in CHANGING + READING * self.reads:
+        for name in CHANGING + OTHERS * self.others:
             setattr(os, name, self.wrapped(name, getattr(os, name)))
         builtins.open = io.open = self.opening(io.open)
         checkpoint.save_file = self.saving(checkpoint.save_file)  # pyright: ignore
@@ -58,7 +58,7 @@ class Points:
 
     def opening(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def counted(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-            if (self.reads or "w" in mode) and self.reached(f"io.open {mode}"):
+            if (self.others or "w" in mode) and self.reached(f"io.open {mode}"):
                 os._exit(9)
             return CountedFile(call(file, mode, *args, **kwargs), self)
 
@@ -142,7 +142,7 @@ SCENARIOS = {
 }
 
 
-def main(scenario: str, root: Path, reads: bool) -> None:
+def main(scenario: str, root: Path, others: bool) -> None:
     torch.set_num_threads(1)
     os.fsync = lambda fd: None  # the kill of a process loses nothing that was written: be quick
     before, action, names_after = SCENARIOS[scenario]
@@ -153,10 +153,10 @@ def main(scenario: str, root: Path, reads: bool) -> None:
     after = newest_valid(work)[0]
     whole = {inspect(folder).digest for folder in (template / "checkpoints").iterdir()} | {after.digest}
 
-    calls = run_until(Points(None, reads), template, work, action, root)
+    calls = run_until(Points(None, others), template, work, action, root)
     failures: list[str] = []
     for last in range(1, len(calls) + 1):
-        run_until(Points(last, reads), template, work, action, root)
+        run_until(Points(last, others), template, work, action, root)
         try:
             check(work, whole, after.digest, action, names_after)
         except Exception as error:
@@ -212,4 +212,4 @@ def look_at_best(run_dir: Path, whole: set[str], names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[2], Path(sys.argv[3]), reads=sys.argv[1] == "all")
+    main(sys.argv[2], Path(sys.argv[3]), others=sys.argv[1] == "all")

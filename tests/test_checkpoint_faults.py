@@ -30,11 +30,11 @@ N_DAMAGES = 200
 @pytest.mark.parametrize(
     ("calls", "scenario", "at_least"),
     [
-        ("changing", "advance", 80),
-        ("changing", "replace", 45),
-        ("changing", "rewind", 4),
-        pytest.param("all", "advance", 150, marks=pytest.mark.slow),
-        pytest.param("all", "replace", 90, marks=pytest.mark.slow),
+        ("changing", "advance", 55),
+        ("changing", "replace", 33),
+        ("changing", "rewind", 2),
+        pytest.param("all", "advance", 250, marks=pytest.mark.slow),
+        pytest.param("all", "replace", 130, marks=pytest.mark.slow),
     ],
 )
 def test_a_crash_at_every_file_system_call_leaves_a_whole_state(

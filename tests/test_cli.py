@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from checkpoint_examples import imitate
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -68,7 +69,7 @@ REFUSED = {
     "+foo=1": "+foo=1: there is no such key.",
     "++foo.bar=1": "foo.bar=1: there is no such key.",
     "model.dim.x=3": "model.dim.x=3: must be an integer (width of the residual stream). Default: model.dim=256",
-    "data.sources.qa.wieght=2": "data.sources.qa.wieght=2: there is no such key. Did you mean 'data.sources.qa.weight'?",
+    "data.sources.qa.wieght=2": "there is no such key. Did you mean 'data.sources.qa.weight'?",
     "hydra.run.foo=1": "hydra.run.foo=1: there is no such key.",
     # a value of a wrong type
     "optimizer.lr=abc": "optimizer.lr=abc: must be a number (peak learning rate",
@@ -86,9 +87,9 @@ REFUSED = {
     "+experiment=x": "experiment=x: there is no such choice.",
     "trainer=null": "trainer=null: must be the name of a choice. Known: amp4060, cpu, debug.",
     "+model=small": "+model=small: this group has its choice already. To choose another, leave out the +.",
-    "optimizer.name=lion": "optimizer.name=lion: no part of this name. Known: adamw, muon. A part of your own needs plugins=",
+    "optimizer.name=lion": "optimizer.name=lion: no part of this name. Known: adamw, muon. A part of your own needs",
     "data.tasks=[exact_mach]": "Did you mean 'exact_match'?",
-    "model.arch=classic": "model.arch=classic: the architecture is a config group. Write model/arch=modern or classic.",
+    "model.arch=classic": "model.arch=classic: the architecture is a config group. Write model/arch=modern or",
     "plugins=[no_such_module]": "plugins=[no_such_module]: cannot be imported (No module named 'no_such_module').",
     # a value that cannot be
     "optimizer.betas=[0.9,0.95,0.99]": "optimizer.betas=[0.9, 0.95, 0.99]: two numbers in [0, 1)",
@@ -107,8 +108,6 @@ REFUSED = {
     "model/arch=classic model.n_kv_heads=2": "model/arch=classic: GPT-2 has as many key/value heads as heads",
     "data.seq_len=1000": "data.seq_len=1000: longer than the model's context, model.max_seq_len=512.",
     "data=text": "data.path=null: data=text needs a file or folder, for example data.path=my_texts/",
-    "resume=latest model.dim=4": "model.dim=4: a resumed run keeps its config.",
-    "resume=latest init=latest": "init=latest: a resumed run keeps its config.",
     "init=x model=medium": "model=medium: init=x brings its own size",
     # what is no setting at all
     "model.dim": "model.dim: cannot be read as key=value.",
@@ -135,9 +134,20 @@ def test_debug_shows_the_traceback_and_then_the_message(command):
     assert shown.splitlines()[-1].startswith("Error: optimizer.lrr=1: there is no such key.")
 
 
-def test_a_resumed_run_and_its_rules_need_a_run(command, elsewhere):
+def test_resuming_needs_a_run(command, elsewhere):
     code, shown = command("resume=latest")
-    assert code == 1 and shown.startswith("Error: ") and "outputs" in shown and left_behind(elsewhere) == []
+    assert code == 1 and "no run with checkpoints" in shown and left_behind(elsewhere) == []
+
+
+@pytest.mark.parametrize(
+    "argument", ["model.dim=4", "init=latest", "data=wiki", "+foo=1", "trainer.micro_batch_size=2"]
+)
+def test_a_resumed_run_keeps_its_config(command, elsewhere, argument):
+    imitate(elsewhere / "outputs" / "2026-01-31" / "10-00-00-1_run", step=7)
+    before = left_behind(elsewhere)
+    code, shown = command("resume=latest", argument)
+    assert code == 2 and shown.startswith(f"Error: {argument}: a resumed run keeps its config. Beside resume= only")
+    assert len(shown.splitlines()) == 1 and left_behind(elsewhere) == before
 
 
 def test_a_bad_job_does_not_stop_the_sweep(command, trained, elsewhere):
@@ -176,9 +186,27 @@ def test_an_experiment_is_a_recipe_that_the_command_line_beats(command, trained,
     assert command(f"--config-dir={recipe.parents[1]}", "experiment=long", "seed=6")[0] == 0
     (config,) = trained
     assert (config.model.dim, config.trainer.total_steps, config.seed, config.name) == (512, 9, 6, "medium_qa")
-    recipe.write_text("# @package _global_\ntrainer: {totl_steps: 9}\n")
-    code, shown = command(f"--config-dir={recipe.parents[1]}", "experiment=long")
-    assert code == 2 and "trainer.totl_steps: there is no such key. Did you mean 'trainer.total_steps'?" in shown
+
+
+WRONG_RECIPES = {
+    "trainer: {totl_steps: 9}": "trainer.totl_steps in experiment/mine.yaml: there is no such key. Did you mean 'tr",
+    "trainer: {total_steps: soon}": "trainer.total_steps=soon in experiment/mine.yaml: must be an integer or null",
+    "foo: 1": "foo in experiment/mine.yaml: there is no such key.",
+    "defaults: [{override /model: smol}]": "model=smol: there is no such choice.",
+    "trainer: [": "mine.yaml, line 2: this is no YAML",
+    "model: {n_heads: 7}": "model.n_heads=7: must divide model.dim=256.",
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_RECIPES)
+def test_a_wrong_recipe_is_named(command, elsewhere, wrong):
+    recipe = elsewhere / "recipes" / "experiment" / "mine.yaml"
+    recipe.parent.mkdir(parents=True)
+    recipe.write_text(f"# @package _global_\n{wrong}")
+    code, shown = command(f"--config-dir={recipe.parents[1]}", "experiment=mine")
+    assert WRONG_RECIPES[wrong] in shown
+    assert code == 2 and "Traceback" not in shown and len(shown.splitlines()) == 1
+    assert not (elsewhere / "outputs").exists() or not list((elsewhere / "outputs").iterdir())
 
 
 def test_a_run_gets_a_folder_of_its_own(command, trained, elsewhere):
@@ -193,13 +221,10 @@ def test_a_run_gets_a_folder_of_its_own(command, trained, elsewhere):
 
 def misspelt(word: str, chance: random.Random) -> str:
     """A word with one letter left out, put in, replaced, or changed places with the next."""
-    i, letter = chance.randrange(len(word)), chance.choice(string.ascii_lowercase)
+    i, letter = chance.randrange(len(word) - 1), chance.choice(string.ascii_lowercase)
     before, at, after = word[:i], word[i], word[i + 1 :]
-    return (
-        chance.choice([before + after, before + letter + at + after, before + letter + after])
-        if (not after or chance.random() < 0.75)
-        else before + after[0] + at + after[1:]
-    )
+    swapped = before + after[0] + at + after[1:]
+    return chance.choice([before + after, before + letter + at + after, before + letter + after, swapped])
 
 
 def test_a_misspelt_key_finds_its_right_spelling():

@@ -102,5 +102,14 @@ def outcome(run_dir: Path) -> dict[str, Any]:
         states.append(state)
     samples = {file.name: file.read_text() for file in sorted((run_dir / "samples").glob("*"))}
     rows = [{key: value for key, value in row.items() if key not in TIME_KEYS} for row in read_metrics(run_dir)]
-    result = json.loads((run_dir / "result.json").read_text())
-    return {"files": files, "states": states, "samples": samples, "rows": rows, "result": result}
+    return {"files": files, "states": states, "samples": samples, "rows": rows, "result": result(run_dir)}
+
+
+def result(run_dir: Path) -> dict[str, Any]:
+    """What result.json says."""
+    return json.loads((run_dir / "result.json").read_text())
+
+
+def steps_kept(run_dir: Path) -> list[int]:
+    """The steps of the whole checkpoints, newest first."""
+    return [entry.step for entry in list_checkpoints(run_dir) if entry.problem is None]

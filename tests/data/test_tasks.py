@@ -30,7 +30,8 @@ def test_different_after_normalisation(one, other):
 
 def test_exact_match_is_a_share_by_split():
     pairs = {
-        "train": [QuestionAnswer("a?", "The One"), QuestionAnswer("b?", "two"), QuestionAnswer("c?", "three")],
+        "train": [QuestionAnswer("a?", "The One"), QuestionAnswer("b?", "two"), QuestionAnswer("c?", "three")]
+        + [QuestionAnswer("e?", "five")] * 2,
         "validation": [QuestionAnswer("d?", "four")],
         "test": [],
     }
@@ -38,12 +39,12 @@ def test_exact_match_is_a_share_by_split():
 
     def answer(questions: list[str]) -> list[str]:
         asked.append(questions)
-        return [{"a?": " one\n", "b?": "Two.", "c?": "four", "d?": ""}[question] for question in questions]
+        return [{"a?": " one\n", "b?": "Two.", "c?": "four", "d?": "", "e?": "5"}[question] for question in questions]
 
     task = TASKS.get("exact_match")
     assert task is exact_match
-    assert task(answer, pairs) == {"exact_match/train": pytest.approx(2 / 3), "exact_match/validation": 0.0}
-    assert asked == [["a?", "b?", "c?"], ["d?"]]
+    assert task(answer, pairs) == {"exact_match/train": pytest.approx(2 / 5), "exact_match/validation": 0.0}
+    assert asked == [["a?", "b?", "c?", "e?", "e?"], ["d?"]]
 
 
 def test_a_missing_answer_is_an_error():

@@ -1,0 +1,193 @@
+"""How a run ends: by patience, by the clock, by a number that is not finite, for want of memory. What is said then,
+and what is kept."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import go_on, outcome, result, start, steps_kept, tiny_config, write_pairs
+
+from dtl.checkpoint_list import best_checkpoint, list_checkpoints
+from dtl.config import RunConfig
+from dtl.errors import TrainingError
+from dtl.run import _memory_advice
+from dtl.session import Session
+from dtl.tracking import read_metrics
+from dtl.training.evaluate import Evaluation
+from dtl.training.trainer import Trainer
+
+ADVANCE = Trainer.advance
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    before = torch.get_num_threads()
+    monkeypatch.setattr("dtl.provenance._packages", lambda: "")  # takes longer than these runs
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("data") / "pairs.jsonl")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    run_dir = tmp_path_factory.mktemp("uninterrupted")
+    start(tiny_config(pairs), run_dir)
+    return outcome(run_dir)
+
+
+# --- limits -------------------------------------------------------------------------------------------------------
+
+
+def with_losses(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
+    """Validation losses as they are wished, one an evaluation; the last one again and again."""
+
+    def evaluate(*_: Any, **__: Any) -> Evaluation:
+        return Evaluation(losses.pop(0) if len(losses) > 1 else losses[0], 5)
+
+    monkeypatch.setattr("dtl.session.evaluate", evaluate)
+
+
+def test_patience_ends_a_run_and_the_best_stays(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_losses(monkeypatch, [3.0, 2.0, 2.5, 2.0, 1.0])
+    config = tiny_config(pairs, total_steps=40, eval_every_steps=2, early_stopping_patience=2)
+    assert start(config, tmp_path) == 2.0
+    assert result(tmp_path) == result(tmp_path) | {"state": "finished", "step": 8, "value": 2.0}
+    best = best_checkpoint(tmp_path)
+    assert best is not None and best.step == 4
+    # Killed before it could say so, it would not train on either.
+    go_on(config, tmp_path)
+    assert result(tmp_path)["step"] == 8
+
+
+def test_patience_is_remembered_over_a_pause(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_losses(monkeypatch, [3.0, 4.0, 4.0, 4.0])
+    config = tiny_config(pairs, total_steps=40, eval_every_steps=2, early_stopping_patience=3)
+    start(replace(config, trainer=replace(config.trainer, stop_after_steps=5)), tmp_path)
+    go_on(config, tmp_path)
+    assert result(tmp_path)["step"] == 8
+
+
+def test_a_loss_that_is_not_finite_is_never_the_best(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_losses(monkeypatch, [math.nan, 2.0, math.nan, -math.inf])
+    assert start(tiny_config(pairs), tmp_path) == 2.0
+    best = best_checkpoint(tmp_path)
+    assert best is not None and best.step == 6
+
+
+def test_a_run_without_any_finite_loss_ends_without_a_best(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_losses(monkeypatch, [math.nan])
+    config = tiny_config(pairs)
+    config.data.tasks = ["exact_match"]
+    assert math.isnan(start(config, tmp_path))
+    assert result(tmp_path) == result(tmp_path) | {"state": "finished", "value": None}
+
+
+def test_hours_end_a_run_which_goes_on_with_more(
+    pairs: Path, uninterrupted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def advance(self: Trainer, batches: Any, seconds: float) -> None:
+        ADVANCE(self, batches, 60.0)  # a minute a step
+
+    monkeypatch.setattr(Trainer, "advance", advance)
+    start(tiny_config(pairs, hours=0.11), tmp_path)
+    assert result(tmp_path) == result(tmp_path) | {"state": "finished", "step": 7}
+    go_on(tiny_config(pairs, hours=0.15), tmp_path)
+    assert result(tmp_path)["step"] == 9
+    go_on(tiny_config(pairs, hours=None), tmp_path)
+    assert result(tmp_path)["step"] == 12
+    newest = list_checkpoints(tmp_path)[0].path
+    weights = outcome(tmp_path)["files"][f"{newest.name}/model.safetensors"]
+    assert weights == uninterrupted["files"][f"{newest.name}/model.safetensors"]
+
+
+# --- a run that fails ---------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_keeps_what_was_good(
+    pairs: Path, uninterrupted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accumulate = Trainer.accumulate_gradients
+
+    def poisoned(self: Trainer, batches: Any) -> torch.Tensor:
+        return accumulate(self, batches) * (math.nan if self.state.step == 7 else 1.0)
+
+    monkeypatch.setattr(Trainer, "accumulate_gradients", poisoned)
+    with pytest.raises(TrainingError, match=r"(?s)Step 8: the loss is nan.*Kept: step-00000006.*checkpoints"):
+        start(tiny_config(pairs), tmp_path)
+    assert result(tmp_path) == result(tmp_path) | {"state": "failed", "step": 7}
+    assert "Step 8" in result(tmp_path)["error"]
+    record = json.loads((tmp_path / "non_finite.json").read_text())
+    assert record["step"] == 8 and len(sum(record["rows"], [])) == 4  # noqa: RUF017 (two lists)
+    assert steps_kept(tmp_path)[0] == 6
+    assert [row["step"] for row in read_metrics(tmp_path) if "train/loss" in row] == list(range(1, 8))
+    # The cause gone, the run goes on from there as if nothing had happened.
+    monkeypatch.setattr(Trainer, "accumulate_gradients", accumulate)
+    go_on(tiny_config(pairs), tmp_path)
+    assert outcome(tmp_path) == uninterrupted
+
+
+def test_a_failure_while_scoring_is_a_failed_run(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Session) -> dict[str, float]:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(Session, "final_scores", fail)
+    with pytest.raises(TrainingError, match="Out of memory"):
+        start(tiny_config(pairs), tmp_path)
+    assert result(tmp_path)["state"] == "failed"
+
+
+def test_out_of_memory_says_what_fits_next(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    n_calls = 0
+
+    def cramped(self: Trainer, batches: Any) -> torch.Tensor:
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return torch.tensor(1.0)
+
+    monkeypatch.setattr(Trainer, "accumulate_gradients", cramped)
+    with pytest.raises(TrainingError, match=r"trainer\.micro_batch_size=1 trainer\.grad_accum_steps=4") as told:
+        start(tiny_config(pairs), tmp_path)
+    assert "micro-batches of 2 x 73 tokens" in str(told.value)
+    assert len(str(told.value).splitlines()) <= 6
+    assert result(tmp_path)["state"] == "failed"
+
+
+@pytest.mark.parametrize("micro, accumulation", [(8, 4), (7, 2), (5, 1), (3, 1), (2, 3), (5, 3), (6, 1)])
+def test_the_advice_keeps_the_rows_of_a_step(pairs: Path, micro: int, accumulation: int) -> None:
+    config = tiny_config(pairs, micro_batch_size=micro, grad_accum_steps=accumulation)
+    with pytest.raises(TrainingError) as told, _memory_advice(config):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    settings = dict(word.split("=") for word in str(told.value).split() if word.startswith("trainer."))
+    smaller = int(settings["trainer.micro_batch_size"])
+    assert 1 <= smaller <= (micro + 1) // 2
+    assert smaller * int(settings["trainer.grad_accum_steps"]) == micro * accumulation
+
+
+def test_the_advice_goes_on_when_a_batch_is_one_row(pairs: Path) -> None:
+    def advice(config: RunConfig) -> str:
+        with pytest.raises(TrainingError) as told, _memory_advice(config):
+            raise MemoryError
+        return str(told.value)
+
+    assert "trainer.activation_checkpointing=true" in advice(tiny_config(pairs, micro_batch_size=1))
+    assert "data.seq_len=36" in advice(tiny_config(pairs, micro_batch_size=1, activation_checkpointing=True))
+
+
+def test_other_errors_pass_through_the_advice(pairs: Path) -> None:
+    with pytest.raises(ZeroDivisionError), _memory_advice(tiny_config(pairs)):
+        raise ZeroDivisionError

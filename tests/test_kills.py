@@ -1,0 +1,123 @@
+"""Signals and kills from outside: SIGKILL at any moment costs time alone; Ctrl-C and SIGTERM end a run politely."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import result, steps_kept, write_pairs
+
+from dtl.tracking import read_metrics
+
+posix = pytest.mark.skipif(os.name == "nt", reason="Windows knows neither fork nor these signals")
+
+
+@posix
+@pytest.mark.parametrize("n_kills, seed", [(10, 1), pytest.param(60, 2, marks=pytest.mark.slow)])
+def test_killed_runs_end_as_if_never_killed(tmp_path: Path, n_kills: int, seed: int) -> None:
+    script = Path(__file__).with_name("kill_runs.py")
+    ran = subprocess.run(
+        [sys.executable, str(script), str(tmp_path), str(n_kills), str(seed)], capture_output=True, text=True
+    )
+    error = tmp_path / "error.txt"
+    assert ran.returncode == 0, ran.stderr + (error.read_text() if error.exists() else "")
+    report = json.loads(ran.stdout)
+    assert len(report["kills"]) == n_kills
+    assert sum(kill["in_a_save"] for kill in report["kills"]) >= n_kills // 5
+    assert report["differing"] == []
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+SETTINGS = [
+    "data=qa",
+    "tokenizer=byte",
+    "tracker=local",
+    "trainer=debug",
+    "model.dim=16",
+    "model.n_layers=1",
+    "model.n_heads=2",
+    "model.max_seq_len=73",
+    "data.seq_len=73",
+    "sampling.max_new_tokens=3",
+    "trainer.total_steps=100000",
+    "trainer.eval_every_steps=null",
+]
+DEADLINE = 120.0
+
+
+@pytest.fixture
+def running(elsewhere: Path) -> Any:
+    """Start `python -m dtl.train` on facts of its own, and wait until it has trained some steps."""
+    pairs = write_pairs(elsewhere / "pairs.jsonl", n_facts=101)
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(*more: str) -> tuple[subprocess.Popen[str], Path]:
+        words = [*SETTINGS, f"data.path={pairs}", *more] if "resume=latest" not in more else list(more)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dtl.train", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        processes.append(process)
+        return process, wait_for_steps(process, elsewhere)
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def wait_for_steps(process: subprocess.Popen[str], folder: Path) -> Path:
+    """The folder of the run, once three steps are on record."""
+    began = time.monotonic()
+    while time.monotonic() - began < DEADLINE:
+        for metrics in folder.glob("outputs/*/*/metrics.jsonl"):
+            if len(read_metrics(metrics.parent)) >= 3:
+                return metrics.parent
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    raise AssertionError("The run has not begun to train.")
+
+
+@posix
+@pytest.mark.slow
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_command_with_a_checkpoint_and_its_own_code(running: Any, number: int, code: int) -> None:
+    process, run_dir = running()
+    process.send_signal(number)
+    _, shown = process.communicate(timeout=DEADLINE)
+    assert process.returncode == code, shown
+    step = result(run_dir)["step"]
+    assert result(run_dir)["state"] == "interrupted"
+    assert steps_kept(run_dir) == [step]
+    assert read_metrics(run_dir)[-1]["step"] == step
+    assert f"Stopped at step {step} and saved. Go on with: python -m dtl.train resume=" in shown
+    assert "Traceback" not in shown
+
+    ran = subprocess.run(
+        [sys.executable, "-m", "dtl.train", "resume=latest", f"trainer.total_steps={step + 2}"],
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert f"Resumed at step {step}, bit for bit." in ran.stdout
+    assert result(run_dir) == result(run_dir) | {"state": "finished", "step": step + 2}
+
+
+@posix
+@pytest.mark.slow
+def test_two_signals_end_the_command_at_once(running: Any) -> None:
+    process, run_dir = running()
+    os.kill(process.pid, signal.SIGSTOP)  # both arrive before the step is over
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    os.kill(process.pid, signal.SIGCONT)
+    _, shown = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 130, shown
+    assert result(run_dir)["state"] == "interrupted"
+    assert steps_kept(run_dir) == []
+    assert "Traceback" not in shown

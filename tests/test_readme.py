@@ -1,0 +1,124 @@
+"""The README's commands, run as they stand there: long ones shrunken, those that need the hub composed only."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+import dtl.config
+import dtl.train
+from dtl.explain import groups
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line.partition("  #")[0].strip()
+    for line in re.findall(r"^    (?!\$)(\S.*)$", README, flags=re.MULTILINE)
+    if not line.startswith("Error:")
+]
+TRAIN = [command for command in COMMANDS if command.startswith("python -m dtl.train")]
+SHRUNKEN = (
+    "model.dim=16 model.n_layers=1 model.n_heads=2 trainer.total_steps=2 trainer.eval_max_batches=1 "
+    "trainer.micro_batch_size=2 sampling.max_new_tokens=2 data.tasks=[] tracker=local"
+).split()
+RESUMED = ["trainer.total_steps=3", "tracker=local"]  # what may stand beside resume=
+INITIALISED = [word for word in SHRUNKEN if not word.startswith("model.")]
+NEEDS_THE_HUB = "python -m dtl.train data=wiki"
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the commands name: texts, articles, pairs."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "my_texts").mkdir()
+    for number in range(23):
+        (folder / "my_texts" / f"{number}.txt").write_text(f"Text {number} is about the number {number}. " * 7)
+    articles = [{"title": f"Number {n}", "text": f"{n} is a number between {n - 1} and {n + 1}. " * 29} for n in range(97)]
+    (folder / "FOLDER").mkdir()
+    (folder / "FOLDER" / "articles.jsonl").write_text("".join(json.dumps(article) + "\n" for article in articles))
+    pairs = [{"question": f"What is {n} plus {n}?", "answer": str(2 * n)} for n in range(101)]
+    (folder / "my_pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    return folder
+
+
+def shrunken(command: str) -> list[str]:
+    words = shlex.split(command)[3:]
+    if any(word.startswith("resume=") for word in words):
+        return [*(word for word in words if not word.startswith("trainer.")), *RESUMED]
+    if any(word.startswith("init=") for word in words):
+        return [*words, *INITIALISED]
+    return [*words, *SHRUNKEN]
+
+
+def published_gpt2(desk: Path) -> None:
+    """path/to/gpt2: a Hugging Face folder without anything of DTL's beside it."""
+    classic = max(desk.glob("outputs/*/*/checkpoints/best"), key=lambda best: "gpt2" in (best / "config.json").read_text())
+    target = desk / "path" / "to" / "gpt2"
+    target.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(classic / name, target / name)
+
+
+@pytest.mark.slow
+def test_training_commands(desk, monkeypatch, capsys):
+    """In the README's order, in one folder, as a reader would type them."""
+    monkeypatch.chdir(desk)
+    assert len(TRAIN) >= 14
+    for second, command in enumerate(TRAIN):
+        # Each command is a process of its own for a reader, and gets a folder of its own by the clock.
+        monkeypatch.setattr(dtl.config, "_started", datetime(2031, 1, 2, 3, 4, second))
+        monkeypatch.setattr(sys, "argv", ["dtl-train", *shrunken(command)])
+        if "path/to/gpt2" in command:
+            published_gpt2(desk)
+        with monkeypatch.context() as patched:
+            if command == NEEDS_THE_HUB:
+                patched.setattr(dtl.train, "train", lambda config, *_: 0.0)
+            try:
+                dtl.train.main()
+            except SystemExit as exit_:
+                pytest.fail(f"{command}: exit {exit_.code}\n{capsys.readouterr().err}")
+        shown = capsys.readouterr()
+        assert not shown.err, f"{command}: {shown.err}"
+        assert ("Finished" in shown.out) == (command != NEEDS_THE_HUB and "--help" not in command), command
+
+
+def test_every_command_is_known():
+    """A new kind of command in the README needs a test here."""
+    known = ("python -m dtl.train", "make ", "source .venv/bin/activate", "wandb leet run ", "wandb sync ")
+    assert [command for command in COMMANDS if not command.startswith(known)] == []
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"`?make ([a-z-]+)", README))))
+def test_make_targets(target):
+    done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["leet", "run"], ["sync"]])
+def test_wandb_commands(words):
+    done = subprocess.run(
+        [sys.executable, "-m", "wandb", *words, "--help"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_groups_are_listed():
+    """The table of groups names every choice that lies in conf/."""
+    for group, choices in groups().items():
+        if group == "experiment":
+            continue
+        row = re.search(rf"^\| `{group}` \|(.*?)\|", README, flags=re.MULTILINE)
+        assert row, group
+        assert set(re.findall(r"`([a-z0-9]+)`", row[1])) == set(choices), group
+
+
+def test_the_python_example_names_what_a_checkpoint_holds():
+    """The example's folder is the one that a run makes."""
+    assert "checkpoints/best" in README and "AutoModelForCausalLM.from_pretrained(folder)" in README

@@ -1,0 +1,261 @@
+"""A run that was stopped, killed or paused, and went on, ends with the same bits as one that never was."""
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny_runs import go_on, outcome, result, start, steps_kept, tiny_config, write_pairs
+
+from dtl.checkpoint_list import best_checkpoint
+from dtl.checkpoint_store import publish_best
+from dtl.config import typed
+from dtl.errors import CheckpointError, ConfigError, InterruptedRun
+from dtl.tracking import read_metrics
+from dtl.training.trainer import Trainer
+
+ADVANCE = Trainer.advance
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    before = torch.get_num_threads()
+    monkeypatch.setattr("dtl.provenance._packages", lambda: "")  # takes longer than these runs
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("data") / "pairs.jsonl")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    run_dir = tmp_path_factory.mktemp("uninterrupted")
+    start(tiny_config(pairs), run_dir)
+    return outcome(run_dir)
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, happening: Any) -> None:
+    """Have something happen at the end of one optimizer step, before anybody listens."""
+
+    def advance(self: Trainer, *arguments: Any) -> None:
+        ADVANCE(self, *arguments)
+        if self.state.step == step:
+            happening()
+
+    monkeypatch.setattr(Trainer, "advance", advance)
+
+
+# --- pauses -------------------------------------------------------------------------------------------------------
+
+# An epoch has 5 steps, evaluation comes every 3, saving every 2: at 5 an epoch ends, at 6 both fall together,
+# at 7 neither, and at 11 the last step is still to come.
+PAUSES = [(1,), (5,), (6,), (7,), (11,), (4, 5, 8)]
+
+
+@pytest.mark.parametrize("pauses", PAUSES)
+def test_paused_and_gone_on_is_never_stopped(
+    pairs: Path, uninterrupted: dict[str, Any], tmp_path: Path, pauses: tuple[int, ...]
+) -> None:
+    config = tiny_config(pairs)
+    start(replace(config, trainer=replace(config.trainer, stop_after_steps=pauses[0])), tmp_path / "run")
+    assert result(tmp_path / "run")["state"] == "stopped"
+    for pause in pauses[1:]:
+        go_on(config, tmp_path / "run", stop_after_steps=pause)
+        assert result(tmp_path / "run")["step"] == pause == steps_kept(tmp_path / "run")[0]
+    go_on(config, tmp_path / "run")
+    assert outcome(tmp_path / "run") == uninterrupted
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_too(pairs: Path, tmp_path: Path, precision: str) -> None:
+    config = tiny_config(pairs, precision=precision, total_steps=8)
+    start(config, tmp_path / "whole")
+    start(tiny_config(pairs, precision=precision, total_steps=8, stop_after_steps=5), tmp_path / "run")
+    go_on(config, tmp_path / "run")
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+def test_a_pause_is_never_stored(pairs: Path, tmp_path: Path) -> None:
+    start(tiny_config(pairs, stop_after_steps=3), tmp_path)
+    stored = [tmp_path / "config.yaml", *(tmp_path / "checkpoints").glob("*/config.yaml")]
+    assert len(stored) >= 3
+    for file in stored:
+        assert "stop_after_steps: null" in file.read_text()
+        assert "resume: null" in file.read_text()
+
+
+def test_a_pause_that_is_past_trains_no_step(pairs: Path, tmp_path: Path) -> None:
+    """Counted from step 0, not from the resume."""
+    start(tiny_config(pairs, stop_after_steps=5), tmp_path)
+    go_on(tiny_config(pairs), tmp_path, stop_after_steps=5)
+    assert result(tmp_path) == result(tmp_path) | {"state": "stopped", "step": 5}
+
+
+def test_going_on_with_a_finished_run_changes_nothing(
+    pairs: Path, uninterrupted: dict[str, Any], tmp_path: Path
+) -> None:
+    start(tiny_config(pairs), tmp_path)
+    assert go_on(tiny_config(pairs), tmp_path) == uninterrupted["result"]["value"]
+    assert outcome(tmp_path) == uninterrupted
+
+
+def test_a_longer_run_goes_on_and_stays_longer(pairs: Path, tmp_path: Path) -> None:
+    """total_steps given beside resume= is the run's own from then on, in its folder and its checkpoints."""
+    start(tiny_config(pairs, total_steps=4), tmp_path)
+    go_on(tiny_config(pairs, total_steps=9), tmp_path, stop_after_steps=6)
+    stored = typed(yaml.safe_load((tmp_path / "config.yaml").read_text()))
+    assert stored.trainer.total_steps == 9
+    go_on(stored, tmp_path)
+    assert result(tmp_path) == result(tmp_path) | {"state": "finished", "step": 9}
+    assert [row["step"] for row in read_metrics(tmp_path) if "train/loss" in row] == list(range(1, 10))
+
+
+# --- signals ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "number, step", [(signal.SIGINT, 1), (signal.SIGTERM, 6), (signal.SIGTERM, 7), (signal.SIGINT, 12)]
+)
+def test_a_signal_ends_the_step_saves_and_the_run_goes_on(
+    pairs: Path,
+    uninterrupted: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    step: int,
+) -> None:
+    """Also in the last step: what follows it, the last evaluation, is then done by the resume."""
+    at_step(monkeypatch, step, lambda: signal.raise_signal(number))
+    with pytest.raises(InterruptedRun, match=rf"Stopped at step {step} and saved.*resume=") as stopped:
+        start(tiny_config(pairs), tmp_path)
+    assert stopped.value.exit_code == 128 + number
+    assert result(tmp_path) == result(tmp_path) | {"state": "interrupted", "step": step}
+    assert steps_kept(tmp_path)[0] == step
+    monkeypatch.setattr(Trainer, "advance", ADVANCE)
+    go_on(tiny_config(pairs), tmp_path)
+    assert outcome(tmp_path) == uninterrupted
+
+
+def test_a_second_signal_stops_at_once(
+    pairs: Path, uninterrupted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def twice() -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    at_step(monkeypatch, 7, twice)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        start(tiny_config(pairs), tmp_path)
+    assert signal.getsignal(signal.SIGINT) == before
+    assert result(tmp_path)["state"] == "interrupted"
+    assert steps_kept(tmp_path)[0] == 6  # the newest from before
+    monkeypatch.setattr(Trainer, "advance", ADVANCE)
+    go_on(tiny_config(pairs), tmp_path)
+    assert outcome(tmp_path) == uninterrupted
+
+
+def test_a_kill_between_the_last_save_and_the_result(
+    pairs: Path, uninterrupted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(tiny_config(pairs), tmp_path)
+    (tmp_path / "result.json").unlink()
+    go_on(tiny_config(pairs), tmp_path)
+    assert outcome(tmp_path) == uninterrupted
+
+
+def test_a_kill_between_saving_and_naming_the_best(
+    pairs: Path, uninterrupted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At step 6 the checkpoint says that it is the best; the folder `best` is still that of step 3."""
+
+    class Killed(BaseException):
+        pass
+
+    def first_alone(run_dir: Path, checkpoint: Path) -> Path:
+        if best_checkpoint(run_dir) is not None:
+            raise Killed
+        return publish_best(run_dir, checkpoint)
+
+    monkeypatch.setattr("dtl.session.publish_best", first_alone)
+    with pytest.raises(Killed):
+        start(tiny_config(pairs), tmp_path)
+    best = best_checkpoint(tmp_path)
+    assert best is not None and best.step == 3 and steps_kept(tmp_path)[0] == 6
+    monkeypatch.setattr("dtl.session.publish_best", publish_best)
+    go_on(tiny_config(pairs), tmp_path, stop_after_steps=6)
+    best = best_checkpoint(tmp_path)
+    assert best is not None and best.step == 6
+    go_on(tiny_config(pairs), tmp_path)
+    assert outcome(tmp_path) == uninterrupted
+
+
+def test_a_damaged_checkpoint_costs_its_steps_alone(
+    pairs: Path, uninterrupted: dict[str, Any], tmp_path: Path
+) -> None:
+    """The run goes on from the one before, and the damaged future is out of the way: it is no step of this run."""
+    start(tiny_config(pairs, stop_after_steps=8), tmp_path)
+    weights = tmp_path / "checkpoints" / "step-00000008" / "model.safetensors"
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.write_bytes(damaged)
+    go_on(tiny_config(pairs), tmp_path, stop_after_steps=7)
+    assert steps_kept(tmp_path) == [7, 6]
+    assert (tmp_path / "checkpoints" / "step-00000008.lost").is_dir()
+    go_on(tiny_config(pairs), tmp_path)
+    assert outcome(tmp_path) == uninterrupted
+
+
+# --- refusals -----------------------------------------------------------------------------------------------------
+
+
+def test_other_data_is_refused(pairs: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.jsonl"
+    own.write_bytes(pairs.read_bytes())
+    start(tiny_config(own, stop_after_steps=4), tmp_path / "run")
+    before = sorted(file.name for file in (tmp_path / "run").rglob("*"))
+    own.write_text(own.read_text().replace("9 squared", "9 Squared"))
+    with pytest.raises(CheckpointError, match="data has changed") as refused:
+        go_on(tiny_config(own), tmp_path / "run")
+    assert "init=" in str(refused.value)
+    assert sorted(file.name for file in (tmp_path / "run").rglob("*")) == before
+    own.write_bytes(pairs.read_bytes())
+    go_on(tiny_config(own), tmp_path / "run")
+    assert result(tmp_path / "run")["state"] == "finished"
+
+
+def test_a_new_run_in_the_folder_of_another_is_refused(pairs: Path, tmp_path: Path) -> None:
+    """Its older checkpoints, of later steps, would pass for the new run's."""
+    start(tiny_config(pairs, stop_after_steps=2), tmp_path)
+    with pytest.raises(ConfigError, match=r"holds a run.*resume="):
+        start(tiny_config(pairs), tmp_path)
+
+
+def test_another_number_of_threads_is_told(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start(tiny_config(pairs, stop_after_steps=2), tmp_path)
+    go_on(tiny_config(pairs), tmp_path, stop_after_steps=3)
+    assert "Resumed at step 2, bit for bit." in capsys.readouterr().out
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
+    go_on(tiny_config(pairs), tmp_path, stop_after_steps=4)
+    assert "Resumed at step 3, not bit for bit: threads: 1 then, 99 now" in capsys.readouterr().out
+
+
+def test_the_loss_falls_and_the_best_is_reported(uninterrupted: dict[str, Any]) -> None:
+    losses = [row["val/loss"] for row in uninterrupted["rows"] if "val/loss" in row]
+    assert len(losses) == 4 and losses[-1] < losses[0]
+    assert uninterrupted["result"]["value"] == min(losses)
+
+
+def test_the_environment_is_one_thread() -> None:
+    """Or the runs above would not be comparable."""
+    assert os.environ["OMP_NUM_THREADS"] == "1"
