@@ -143,7 +143,8 @@ def with_init(config: RunConfig, init_from: Path) -> RunConfig:
     own = replace(found, dropout=config.model.dropout, attention=config.model.attention)
     if config.seq_len > own.max_seq_len:
         raise ConfigError(
-            f"data.seq_len={config.seq_len}: init={init_from} has a context of {own.max_seq_len} tokens. Lower data.seq_len."
+            f"data.seq_len={config.seq_len}: init={init_from} has a context of {own.max_seq_len} tokens. "
+            "Lower data.seq_len."
         )
     return replace(config, model=own)
 

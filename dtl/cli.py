@@ -56,6 +56,8 @@ def run_command(
 def show_error(error: Exception, arguments: list[str]) -> int:
     """Print `error` for a person and return the exit code."""
     known = error if isinstance(error, DTLError) else explained(error, arguments)
+    if known is None and isinstance(error, OSError) and error.filename and error.strerror:
+        known = DTLError(f"{error.filename}: {error.strerror}. Choose another folder, or mend this one.")
     if known is None or "debug=true" in (argument.lower() for argument in arguments):
         traceback.print_exception(error)
     if known is None:

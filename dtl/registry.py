@@ -61,21 +61,13 @@ class Registry(Generic[Part]):
         return self._parts[name]
 
 
-BLOCKS: Registry = Registry(
-    "model.arch.block", {"modern": "dtl.model.transformer", "classic": "dtl.model.transformer"}
-)
-OPTIMIZERS: Registry = Registry(
-    "optimizer.name", {"adamw": "dtl.training.optimizer", "muon": "dtl.training.optimizer"}
-)
-SCHEDULES: Registry = Registry(
-    "schedule.name", dict.fromkeys(("cosine", "linear", "wsd"), "dtl.training.schedule")
-)
+BLOCKS: Registry = Registry("model.arch.block", {"modern": "dtl.model.transformer", "classic": "dtl.model.transformer"})
+OPTIMIZERS: Registry = Registry("optimizer.name", {"adamw": "dtl.training.optimizer", "muon": "dtl.training.optimizer"})
+SCHEDULES: Registry = Registry("schedule.name", dict.fromkeys(("cosine", "linear", "wsd"), "dtl.training.schedule"))
 SOURCES: Registry = Registry(
     "data.sources.<name>.kind", {"qa": "dtl.data.qa", "text": "dtl.data.sources", "wiki": "dtl.data.sources"}
 )
-TOKENIZERS: Registry = Registry(
-    "tokenizer.kind", dict.fromkeys(("bpe", "byte", "char", "gpt2"), "dtl.data.tokenizer")
-)
+TOKENIZERS: Registry = Registry("tokenizer.kind", dict.fromkeys(("bpe", "byte", "char", "gpt2"), "dtl.data.tokenizer"))
 TASKS: Registry = Registry("data.tasks", {"exact_match": "dtl.data.tasks"})
 
 

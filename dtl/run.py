@@ -5,23 +5,22 @@ The layer just below the commands; `dtl.train.train` is its public name.
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dtl.assemble import Parts, assemble, model_line
+from dtl.assemble import Parts, assemble
 from dtl.checkpoint_list import best_checkpoint, list_checkpoints, step_folders
 from dtl.checkpoint_store import lock_run, publish_best, set_aside_later, sweep_leftovers
 from dtl.config import RunConfig, to_dict, to_yaml
-from dtl.data.prepare import PreparedData
-from dtl.display import Display, in_time, in_units
+from dtl.display import Display
 from dtl.durable import write_atomically
 from dtl.errors import ConfigError, DTLError, InterruptedRun, TrainingError
 from dtl.provenance import add_session, config_hash, update_run_record, write_run_record
 from dtl.redaction import redact
-from dtl.runtime import StopSignals, deterministic_algorithms, is_out_of_memory, nvidia_without_cuda
+from dtl.runtime import StopSignals, deterministic_algorithms, is_out_of_memory
+from dtl.screens import show_end, show_start
 from dtl.session import Session
 from dtl.tracking import State, Tracker, open_tracker, write_result
 from dtl.training.trainer import NonFiniteError
@@ -60,7 +59,7 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
         _record_start(parts, run_dir, origin)
         with _open_tracker(parts, run_dir, origin) as tracker:
             update_run_record(run_dir, wandb_id=tracker.run_id)
-            _show_start(display, parts, run_dir, tracker)
+            show_start(display, parts, run_dir, tracker)
             session = Session(parts, run_dir, tracker, display)
             return _conclude(session, *_drain(session))
 
@@ -96,27 +95,8 @@ def _conclude(session: Session, state: State, scores: dict[str, float]) -> float
     loss = train_state.best_loss
     _record_end(session, state, **scores)
     session.tracker.finish(state, {"best/loss": loss, "best/step": train_state.best_step, **scores})
-    best = "none yet" if loss is None else f"{loss:.4f} at step {train_state.best_step}"
-    kept = list_checkpoints(run_dir, contents=False)
-    rows = [
-        ("steps", f"{train_state.step}, {in_units(train_state.tokens)} tokens in {in_time(train_state.seconds)}"),
-        ("best validation loss", best),
-        *((name, f"{value:.1%}") for name, value in scores.items()),
-        ("checkpoints", ", ".join(f"{entry.path.name} (epoch {entry.epoch})" for entry in kept) or "none"),
-        ("folder", _shown(run_dir)),
-        ("next", f"python -m dtl.train resume={_shown(run_dir)}" if state == "stopped" else _next_command(run_dir)),
-    ]
-    display.screen(f"\n{state.capitalize()}", rows)
+    show_end(display, train_state, state, scores, run_dir)
     return math.nan if loss is None else loss
-
-
-def _next_command(run_dir: Path) -> str:
-    return f"python -m dtl.train init={_shown(run_dir)} data=...   (go on from these weights)"
-
-
-def _shown(run_dir: Path) -> str:
-    """The folder as a person types it from here."""
-    return os.path.relpath(run_dir) if run_dir.is_relative_to(Path.cwd()) else str(run_dir)
 
 
 # --- what a run was, in its folder ---------------------------------------------------------------------------------
@@ -206,39 +186,3 @@ def _memory_advice(config: RunConfig) -> Iterator[None]:
         raise TrainingError(
             f"Out of memory with micro-batches of {micro} x {config.seq_len} tokens. Next to try: {advice}"
         ) from error
-
-
-def _data_lines(data: PreparedData) -> Iterator[str]:
-    for source, splits in data.report.items():
-        train = splits["train"]
-        held_out = ", ".join(f"{name} {in_units(split.tokens)}" for name, split in splits.items() if name != "train")
-        yield (
-            f"{source}: {train.documents:,} documents, {in_units(train.tokens)} tokens ({in_units(train.targets)} with "
-            f"a loss) in {train.rows:,} rows, {train.wasted:.0%} padding; {held_out} tokens"
-        )
-
-
-def _show_start(display: Display, parts: Parts, run_dir: Path, tracker: Tracker) -> None:
-    """One screen: what is about to happen, and what looks wrong."""
-    config, data, length = parts.config, parts.data, parts.length
-    warmup = f"warm-up {length.warmup} ({length.warmup / max(1, length.last_step):.0%})"
-    rows = [
-        ("model", model_line(config.model, parts.model)),
-        ("tokenizer", f"{parts.tokenizer.kind}, {parts.tokenizer.vocab_size:,} entries"),
-        *(("data", line) for line in _data_lines(data)),
-        (
-            "steps",
-            f"{length.steps_per_epoch} an epoch, {length.last_step} in all, {warmup}; "
-            f"{config.micro_batch_size} x {config.grad_accum_steps} rows of {config.seq_len} tokens a step",
-        ),
-        ("optimizer", f"{config.optimizer.name}, peak rate {config.optimizer.lr:g}, {config.schedule.name}"),
-        ("device", f"{parts.device} ({parts.device_reason}); {parts.precision} ({parts.precision_reason})"),
-        ("tracker", tracker.status),
-        ("folder", _shown(run_dir)),
-    ]
-    display.screen(f"DTL {config.name}", rows)
-    for note in parts.notes:
-        display.note(note)
-    mend = nvidia_without_cuda()
-    for warning in [*length.warnings(config), *([mend] if mend else [])]:
-        display.warn(warning)

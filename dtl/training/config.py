@@ -14,7 +14,8 @@ class OptimizerConfig:
     """How gradients change the weights."""
 
     name: str = "adamw"  # registered name: adamw | muon | your own
-    lr: float = 1e-3  # peak learning rate (muon: of what is not a matrix)
+    lr: float = 1e-3  # peak learning rate (muon: of norms, biases and an untied head)
+    embedding_lr: float | None = None  # peak learning rate of embeddings, and of a head tied to them; None = lr
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])  # Adam's decay of the two moments
     eps: float = 1e-8  # Adam's floor of the denominator
     weight_decay: float = 0.1  # decoupled; on matrices only, never on norms, biases
@@ -24,8 +25,9 @@ class OptimizerConfig:
 
     def validate(self) -> None:
         OPTIMIZERS.check(self.name)
-        for key in ("lr", "eps", "matrix_lr"):
-            if not 0 < getattr(self, key) < float("inf"):
+        for key in ("lr", "eps", "matrix_lr", "embedding_lr"):
+            value = getattr(self, key)
+            if value is not None and not 0 < value < float("inf"):
                 raise ConfigError(f"optimizer.{key}={getattr(self, key)}: must be above 0.")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"optimizer.betas={self.betas}: two numbers in [0, 1), for example [0.9,0.95].")

@@ -27,7 +27,7 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[Optimize
 @OPTIMIZERS.register("adamw")
 def adamw(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
     """AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101)."""
-    return [_adamw(list(model.parameters()), config)]
+    return [_adamw(model, list(model.parameters()), config)]
 
 
 @OPTIMIZERS.register("muon")
@@ -47,14 +47,23 @@ def muon(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
         weight_decay=config.weight_decay,
         adjust_lr_fn="original",
     )
-    return [on_matrices, _adamw(rest, config)]
+    return [on_matrices, _adamw(model, rest, config)]
 
 
-def _adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> Optimizer:
-    """Weight decay on matrices only: a decayed norm or bias loses scale and wins nothing."""
+def _adamw(model: nn.Module, parameters: list[nn.Parameter], config: OptimizerConfig) -> Optimizer:
+    """Weight decay on matrices only: a decayed norm or bias loses scale and wins nothing.
+
+    Embeddings may learn faster than the rest: a row is moved only when its token is in the batch.
+    """
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    embedding_lr = config.embedding_lr if config.embedding_lr is not None else config.lr
+    embeddings = [p for p in parameters if id(p) in tables]
+    matrices = [p for p in parameters if id(p) not in tables and p.ndim >= 2]
+    vectors = [p for p in parameters if id(p) not in tables and p.ndim < 2]
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+        {"params": embeddings, "weight_decay": config.weight_decay, "lr": embedding_lr},
     ]
     beta1, beta2 = config.betas
     return torch.optim.AdamW(

@@ -121,7 +121,7 @@ class Trainer:
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         for group in groups:
             group["lr"] = group["peak_lr"] * factor
-        return groups[-1]["lr"]
+        return groups[0]["lr"]
 
     def next_batches(self) -> list[Batch]:
         """The micro-batches of this step, still on the CPU, where counting them costs no waiting."""
@@ -171,7 +171,7 @@ class Trainer:
                     name: repr(p.grad.norm().item()) for name, p in self.model.named_parameters() if p.grad is not None
                 },
                 "rows": [list(batch.rows) for batch in batches],
-                "lr": self.optimizers[-1].param_groups[-1]["lr"],
+                "lr": self.optimizers[0].param_groups[0]["lr"],
                 "scale": self.scaler.get_scale(),
                 "precision": self.precision,
             },

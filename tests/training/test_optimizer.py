@@ -77,6 +77,21 @@ def test_settings_arrive(tiny_model: MakeModel) -> None:
         assert (group["lr"], group["betas"], group["eps"]) == (0.011, (0.7, 0.8), 1e-5)
 
 
+def test_embeddings_have_a_rate_of_their_own(tiny_model: MakeModel) -> None:
+    """Tables that are looked up, and nothing else; both optimizers."""
+    model = tiny_model("classic", tie_embeddings=False)
+    names = {id(p): name for name, p in model.named_parameters()}
+    for name in NAMES:
+        config = OptimizerConfig(name=name, lr=0.002, matrix_lr=0.03, embedding_lr=0.011)
+        fast = {
+            names[id(p)]
+            for _, group in groups_of(build_optimizers(model, config))
+            for p in group["params"]
+            if group["peak_lr"] == 0.011
+        }
+        assert fast == {"embedding.weight", "positions.table.weight"}
+
+
 # --- state --------------------------------------------------------------------------------------------------------
 
 
