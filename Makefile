@@ -22,7 +22,7 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
 		echo "DTL needs Python 3.11, 3.12 or 3.13, but $(PYTHON) is: $$($(PYTHON) --version 2>&1)" >&2; \
 		echo "Name another one: make install PYTHON=python3.12" >&2; exit 1; }
-	$(PYTHON) -m venv .venv || { rm -rf .venv; \
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; \
 		echo "On Debian and Ubuntu the module venv is a package of its own: apt install python3-venv" >&2; exit 1; }
 
 $(INSTALLED): requirements.txt pyproject.toml | $(BIN)/python

@@ -85,13 +85,18 @@ class Display:
             console=self.console,
             refresh_per_second=4,
         )
-        self._task = self.progress.add_task("", total=total_steps, completed=done, status="")
+        self._task = self.progress.add_task("", total=total_steps, completed=done, status="first steps ...")
         self.progress.start()
 
     def stop_progress(self) -> None:
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
+
+    def advance(self, step: int) -> None:
+        """Move the bar; what it says changes with `step`."""
+        if self.progress is not None and self._task is not None:
+            self.progress.update(self._task, completed=step)
 
     def step(self, step: int, total_steps: int, status: str) -> None:
         """The state of training at `step`."""

@@ -109,7 +109,9 @@ def explained(error: Exception, arguments: list[str]) -> ConfigError | None:
     """
     if isinstance(error, ConfigError):
         return error
-    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if isinstance(error, ConfigCompositionException):
+        cause = cause or error.__context__
     if isinstance(error, MissingConfigException):
         return _missing_file(error)
     if isinstance(error, OverrideParseException):

@@ -1,6 +1,7 @@
 """The listener of a training loop: drains its steps and asks what is due - log, evaluate, sample, save, stop."""
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from dtl.training.optimizer import optimizer_tensors
 from dtl.training.trainer import StepReport
 
 N_SAMPLES = 3
+LOG_EVERY_SECONDS = 10.0  # a slow machine shows a sign of life before trainer.log_every_steps
 SAMPLE_PROMPT_TOKENS = 16
 
 
@@ -43,6 +45,7 @@ class Session:
         self.tracker = tracker
         self.display = display
         self.unlogged: list[StepReport] = []
+        self.logged_at = time.monotonic()
         state = parts.trainer.state
         self.saved: Path | None = parts.resumed_from  # the checkpoint that holds the present state
         self._tokens_before, self._seconds_before = state.tokens, state.seconds
@@ -65,7 +68,8 @@ class Session:
             self.saved = None
             if profiler:
                 profiler.step()
-            if due(report.step, limits.log_every_steps):
+            self.display.advance(report.step)
+            if due(report.step, limits.log_every_steps) or time.monotonic() - self.logged_at > LOG_EVERY_SECONDS:
                 self.log()
             if due(report.step, self.eval_every):
                 self.evaluate()
@@ -127,6 +131,7 @@ class Session:
         if not self.unlogged:
             return
         reports, self.unlogged = self.unlogged, []
+        self.logged_at = time.monotonic()
         losses = _to_floats([report.loss for report in reports])
         norms = _to_floats([report.grad_norm for report in reports])
         rows: list[dict[str, Any]] = [

@@ -34,7 +34,7 @@ LAYERS: list[dict[str, str]] = [
         "tracking": "tracking wandb_sink provenance",
     },
     {"config": "config"},
-    {"run": "assemble session run display"},
+    {"run": "assemble session run display screens"},
     {"door": "cli explain help"},
     {"commands": "train"},
 ]

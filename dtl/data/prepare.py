@@ -81,7 +81,7 @@ def _mixture_notes(config: DataConfig) -> list[str]:
     sources = config.resolved_sources()
     if [(source.kind, source.path) for source in sources.values()] == [("qa", None)]:
         return [
-            "the questions that ship with DTL, alone. Add Wikipedia with data.wiki.path=FOLDER or "
+            "The questions that ship with DTL, alone. Add Wikipedia with data.wiki.path=FOLDER or "
             "data.wiki.weight=0.5 (from the hub), your own pairs with data.qa.path=FILE.jsonl."
         ]
     first, *others = sources

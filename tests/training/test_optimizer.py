@@ -201,7 +201,7 @@ class SignDescent(Optimizer):
                 state["decay"] *= 1 - 1 / 3**20  # not a number of fp32
                 state["mean"].lerp_(p.grad, 0.3)
                 state["row"] += p.grad.flatten(1).mean(1) if p.ndim > 1 else p.grad
-                p.sub_(group["lr"] * state["decay"] / state["step"] * state["mean"].sign())
+                p.sub_(group["lr"] * (1 - state["decay"]) * 3**20 / state["step"] * state["mean"].sign())
 
 
 def test_an_optimizer_of_ones_own(own_registry: None, tiny_model: MakeModel) -> None:
