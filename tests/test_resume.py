@@ -198,9 +198,7 @@ def test_a_kill_between_saving_and_naming_the_best(
     assert outcome(tmp_path) == uninterrupted
 
 
-def test_a_damaged_checkpoint_costs_its_steps_alone(
-    pairs: Path, uninterrupted: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_damaged_checkpoint_costs_its_steps_alone(pairs: Path, uninterrupted: dict[str, Any], tmp_path: Path) -> None:
     """The run goes on from the one before, and the damaged future is out of the way: it is no step of this run."""
     start(tiny_config(pairs, stop_after_steps=8), tmp_path)
     weights = tmp_path / "checkpoints" / "step-00000008" / "model.safetensors"

@@ -115,13 +115,18 @@ class Trainer:
             self.advance(batches, time.monotonic() - began)
             yield StepReport(self.state.step, loss, grad_norm, lr, self.state.tokens, self.state.seconds, skipped)
 
+    @property
+    def learning_rate(self) -> float:
+        """The present rate of what `optimizer.lr` sets; matrices (muon) and embeddings may have one of their own."""
+        return self.optimizers[-1].param_groups[0]["lr"]
+
     def set_learning_rate(self) -> float:
-        """Scale every group's peak by the schedule; returns the last group's rate, which `optimizer.lr` sets."""
+        """Scale every group's peak by the schedule; returns the rate that `optimizer.lr` sets."""
         factor = learning_rate_factor(self.schedule, self.state.step, self.horizon)
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         for group in groups:
             group["lr"] = group["peak_lr"] * factor
-        return groups[0]["lr"]
+        return self.learning_rate
 
     def next_batches(self) -> list[Batch]:
         """The micro-batches of this step, still on the CPU, where counting them costs no waiting."""
@@ -171,7 +176,7 @@ class Trainer:
                     name: repr(p.grad.norm().item()) for name, p in self.model.named_parameters() if p.grad is not None
                 },
                 "rows": [list(batch.rows) for batch in batches],
-                "lr": self.optimizers[0].param_groups[0]["lr"],
+                "lr": self.learning_rate,
                 "scale": self.scaler.get_scale(),
                 "precision": self.precision,
             },

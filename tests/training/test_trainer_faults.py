@@ -1,0 +1,201 @@
+"""Laws of the loop in trouble: it stops before a spoilt number reaches the weights; fp16 skips what overflows."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from trainer_states import assert_unchanged, snapshot
+
+from dtl.errors import TrainingError
+from dtl.training.config import OptimizerConfig, TrainerConfig
+from dtl.training.loss import summed_cross_entropy
+from dtl.training.trainer import MAX_SKIPPED_IN_A_ROW, NonFiniteError, Trainer
+
+MakeTrainer = Callable[..., Trainer]
+
+
+@pytest.fixture
+def spoil_loss(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, float], None]:
+    """Multiply the loss of the n-th forward pass (from 0) by a number."""
+
+    def spoil(at: int, factor: float) -> None:
+        n_calls = 0
+
+        def spoilt(*arguments: Any) -> Tensor:
+            nonlocal n_calls
+            n_calls += 1
+            return summed_cross_entropy(*arguments) * (factor if n_calls == at + 1 else 1.0)
+
+        monkeypatch.setattr("dtl.training.trainer.summed_cross_entropy", spoilt)
+
+    return spoil
+
+
+def run_until_error(trainer: Trainer) -> tuple[NonFiniteError, dict[str, Tensor], dict[str, Any]]:
+    """The error, and weights and state before its step."""
+    steps = trainer.steps()
+    while True:
+        before, state = snapshot(trainer), json.loads(json.dumps(trainer.state_values()))
+        try:
+            next(steps)
+        except NonFiniteError as error:
+            return error, before, state
+
+
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("at_step", [0, 4])
+def test_a_loss_that_is_not_finite_stops_before_the_weights(
+    make_trainer: MakeTrainer,
+    spoil_loss: Callable[[int, float], None],
+    at_step: int,
+    precision: str,
+    factor: float,
+) -> None:
+    trainer = make_trainer(grad_accum_steps=2, precision=precision)
+    spoil_loss(2 * at_step + 1, factor)  # in the second micro-batch
+    error, before, state = run_until_error(trainer)
+    assert_unchanged(trainer, before)
+    assert json.loads(json.dumps(trainer.state_values())) == state
+    record = json.loads(json.dumps(error.record, allow_nan=False))
+    assert record["step"] == at_step + 1 == trainer.state.step + 1
+    assert str(at_step + 1) in str(error) and "optimizer.lr" in str(error)
+    expected_rows = trainer.data.micro_batches(3, trainer.state.epoch, trainer.state.step_in_epoch, 2, 2)
+    assert record["rows"] == [list(batch.rows) for batch in expected_rows]
+    assert record["loss"] == repr(factor)
+    assert record["grad_norms"].keys() == dict(trainer.model.named_parameters()).keys()
+    assert record["scale"] == (trainer.scaler.get_scale() if precision == "fp16" else 1.0)
+    assert record["precision"] == precision
+
+
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gradient_that_is_not_finite_stops_and_is_named(
+    make_trainer: MakeTrainer, precision: str, factor: float
+) -> None:
+    """The loss is fine; one parameter's gradient is not. The record tells which, for the others stay as they were."""
+    trainer = make_trainer(grad_accum_steps=3, precision=precision, randomised=True)
+    trainer.model.blocks[1].mlp.up.weight.register_hook(lambda gradient: gradient * factor)  # pyright: ignore
+    error, before, _ = run_until_error(trainer)
+    assert_unchanged(trainer, before)
+    norms = {name: float(norm) for name, norm in error.record["grad_norms"].items()}
+    bad = [name for name, norm in norms.items() if norm != norm or norm == float("inf")]
+    assert bad == ["blocks.1.mlp.up.weight"]
+    assert [name for name, norm in norms.items() if norm == 0] == []
+
+
+def test_a_poisoned_weight_stops_in_the_first_step(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer()
+    with torch.no_grad():
+        trainer.model.norm.weight[0] = float("nan")
+    with pytest.raises(NonFiniteError):
+        next(trainer.steps())
+
+
+# --- fp16 ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fp16_trainer(make_trainer: MakeTrainer) -> Callable[..., Trainer]:
+    """A trainer whose gradients of one matrix overflow from `first` to before `last` (optimizer steps)."""
+
+    def make(first: int, last: int, value: float = float("inf"), scale: float = 4096.0, **changes: Any) -> Trainer:
+        trainer = make_trainer(precision="fp16", **changes)
+        trainer.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+
+        def overflow(gradient: Tensor) -> Tensor:
+            return torch.full_like(gradient, value) if first <= trainer.state.step < last else gradient
+
+        trainer.model.blocks[0].mlp.up.weight.register_hook(overflow)  # pyright: ignore
+        return trainer
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("limit", [1.0, None])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_overflowing_gradients_are_skipped_and_counted(
+    fp16_trainer: Callable[..., Trainer], value: float, limit: float | None, name: str
+) -> None:
+    """Whole steps: with two optimizers, the one whose gradients are fine must not step alone."""
+    trainer = fp16_trainer(
+        2, 5, value, config=TrainerConfig(max_grad_norm=limit), optimizer=OptimizerConfig(name=name), last_step=8
+    )
+    steps, skipped, in_a_row, scales = trainer.steps(), [], [], []
+    for _ in range(8):
+        before = snapshot(trainer)
+        report = next(steps)
+        skipped.append(report.skipped)
+        in_a_row.append(trainer.state.skipped_in_a_row)
+        scales.append(trainer.scaler.get_scale())
+        if report.skipped:
+            assert_unchanged(trainer, before)
+        else:
+            assert any(not torch.equal(p, before[key]) for key, p in trainer.model.named_parameters())
+        assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+    assert skipped == [False, False, True, True, True, False, False, False]
+    assert in_a_row == [0, 0, 1, 2, 3, 0, 0, 0]
+    assert scales == [4096.0, 4096.0, 2048.0, 1024.0, 512.0, 512.0, 512.0, 512.0]
+    assert trainer.state.step == 8
+
+
+def test_fifty_skips_in_a_row_end_the_run(fp16_trainer: Callable[..., Trainer]) -> None:
+    trainer = fp16_trainer(0, 10**9, scale=2.0**100, last_step=200)
+    before = snapshot(trainer)
+    with pytest.raises(TrainingError, match=r"(?s)Step 50: .*overflowed 50 times in a row.*trainer\.precision=bf16"):
+        for _ in trainer.steps():
+            pass
+    assert trainer.state.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW == 50
+    assert_unchanged(trainer, before)
+
+
+def test_a_scale_below_one_ends_the_run(fp16_trainer: Callable[..., Trainer]) -> None:
+    """Left alone, the scaler would go on to a scale of 0 and never say a word."""
+    trainer = fp16_trainer(0, 10**9, scale=4.0, last_step=200)
+    before = snapshot(trainer)
+    with pytest.raises(TrainingError, match=r"overflowed 3 times in a row \(scale 0\.5\)"):
+        for _ in trainer.steps():
+            pass
+    assert_unchanged(trainer, before)
+
+
+def test_the_scale_is_in_the_state_and_comes_back(
+    fp16_trainer: Callable[..., Trainer], make_trainer: MakeTrainer
+) -> None:
+    trainer = fp16_trainer(1, 3, last_step=4)
+    for _ in trainer.steps():
+        pass
+    values = json.loads(json.dumps(trainer.state_values(), allow_nan=False))
+    other = make_trainer(precision="fp16")
+    other.load_state_values(values)
+    assert other.scaler.get_scale() == trainer.scaler.get_scale() == 1024.0
+    assert other.scaler.state_dict() == trainer.scaler.state_dict()
+    assert other.state == trainer.state
+
+
+def test_a_model_whose_memory_is_not_enough_says_so_unchanged(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No half step: the error passes, and weights and counters are those of the step before."""
+    trainer = make_trainer(grad_accum_steps=3)
+    hidden, n_calls = trainer.forward, 0
+
+    def cramped(*arguments: Any) -> Tensor:
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls == 5:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return hidden(*arguments)
+
+    monkeypatch.setattr(trainer, "forward", cramped)
+    steps: Iterator[Any] = trainer.steps()
+    next(steps)
+    before = snapshot(trainer)
+    with pytest.raises(torch.OutOfMemoryError):
+        next(steps)
+    assert_unchanged(trainer, before)
+    assert trainer.state.step == 1
