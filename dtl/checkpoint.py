@@ -1,7 +1,7 @@
 """Checkpoints: everything that a model needs to be used, and a run to go on, in one Hugging Face model directory.
 
 Saved whole or not at all, proved by a manifest, loaded without running anything that lies in them: safetensors
-and JSON only. What a run's folder of checkpoints holds is in checkpoint_list.py, its upkeep in checkpoint_store.py.
+and JSON only. What a run's folder of checkpoints holds is in checkpoints/listing.py, its upkeep in store.py.
 """
 
 import json
@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dtl.checkpoint_find import find_checkpoint
-from dtl.checkpoint_list import (
+from dtl.checkpoints.find import find_checkpoint
+from dtl.checkpoints.listing import (
     FORMAT_VERSION,
     MODEL_FILES,
     STATE_FILES,
@@ -29,14 +29,14 @@ from dtl.checkpoint_list import (
     step_folder,
     verify,
 )
-from dtl.checkpoint_store import set_damaged_aside, storage_error
+from dtl.checkpoints.store import set_damaged_aside, storage_error
+from dtl.checkpoints.weights import n_numbers, read_shapes, read_tensors, weight_files
 from dtl.data.tokenizer import Tokenizer
 from dtl.durable import TEMPORARY, ManifestWriter, publish_directory, read_json
 from dtl.errors import CheckpointError
 from dtl.model.config import ModelConfig
 from dtl.model.hf import from_hf, hf_config, model_config, to_hf
 from dtl.model.transformer import TransformerLM
-from dtl.weights import n_numbers, read_shapes, read_tensors, weight_files
 
 # --- saving -----------------------------------------------------------------------------------------------------
 

@@ -103,7 +103,7 @@ def typed(config: DictConfig | dict[str, Any]) -> RunConfig:
     """A validated RunConfig from Hydra's DictConfig or from a plain mapping (a run's own config.yaml).
 
     Merging the plain values into the schema refuses keys that the schema does not know, also those that a
-    `+key=value` slipped past Hydra. Raises OmegaConf's errors for wrong keys and types (`dtl.explain` puts
+    `+key=value` slipped past Hydra. Raises OmegaConf's errors for wrong keys and types (`dtl.commandline.explain` puts
     them into words) and ConfigError for wrong values.
     """
     values = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config

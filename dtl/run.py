@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dtl.assemble import Parts, assemble
-from dtl.checkpoint_list import best_checkpoint, list_checkpoints, step_folders
-from dtl.checkpoint_store import lock_run, publish_best, set_aside_later, sweep_leftovers
+from dtl.checkpoints.listing import best_checkpoint, list_checkpoints, step_folders
+from dtl.checkpoints.store import lock_run, publish_best, set_aside_later, sweep_leftovers
 from dtl.config import RunConfig, to_dict, to_yaml
 from dtl.display import Display
 from dtl.durable import write_atomically
 from dtl.errors import ConfigError, DTLError, InterruptedRun, TrainingError
-from dtl.provenance import add_session, config_hash, update_run_record, write_run_record
-from dtl.redaction import redact
+from dtl.records.provenance import add_session, config_hash, update_run_record, write_run_record
+from dtl.records.redaction import redact
 from dtl.runtime import StopSignals, deterministic_algorithms, is_out_of_memory
 from dtl.screens import show_end, show_start
 from dtl.session import Session

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dtl.assemble import Parts, model_line
-from dtl.checkpoint_list import list_checkpoints
+from dtl.checkpoints.listing import list_checkpoints
 from dtl.data.prepare import PreparedData
 from dtl.display import Display, in_time, in_units
 from dtl.runtime import nvidia_without_cuda

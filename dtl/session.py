@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dtl.assemble import Parts
 from dtl.checkpoint import load_model, save_checkpoint
-from dtl.checkpoint_store import publish_best, rotate
+from dtl.checkpoints.store import publish_best, rotate
 from dtl.config import to_yaml
 from dtl.data.qa import prompt
 from dtl.display import Display, in_time, in_units

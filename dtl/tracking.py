@@ -1,6 +1,6 @@
 """What a run measures, kept: metrics.jsonl always, W&B on top when it can be had.
 
-metrics.jsonl is the truth. W&B lives in a thread of its own (dtl/wandb_sink.py), so that training
+metrics.jsonl is the truth. W&B lives in a thread of its own (dtl/records/wandb_sink.py), so that training
 never waits for it nor dies of it. Imports no torch, and wandb only when a run uses it.
 """
 
@@ -17,9 +17,9 @@ from typing import Any, Literal, Self
 
 from dtl.durable import write_atomically
 from dtl.errors import ConfigError, InterruptedRun
-from dtl.json_lines import LineFile, json_line, plain
-from dtl.redaction import redact_all, refuse_secrets
-from dtl.wandb_sink import WandbRun, WandbSink, choose_mode
+from dtl.records.json_lines import LineFile, json_line, plain
+from dtl.records.redaction import redact_all, refuse_secrets
+from dtl.records.wandb_sink import WandbRun, WandbSink, choose_mode
 
 log = logging.getLogger(__name__)
 

@@ -9,12 +9,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from dtl.checkpoint_find import find_checkpoint
-from dtl.checkpoint_list import newest_valid
-from dtl.cli import JobFailedError, override_key, run_command, show_error
+from dtl.checkpoints.find import find_checkpoint
+from dtl.checkpoints.listing import newest_valid
+from dtl.commandline.door import JobFailedError, override_key, run_command, show_error
+from dtl.commandline.help import train_page
 from dtl.config import RunConfig, typed
 from dtl.errors import ConfigError, InterruptedRun
-from dtl.help import train_page
 from dtl.tracking import refuse_secrets
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dtl.checkpoint import save_checkpoint
-from dtl.checkpoint_list import FILES, FORMAT_VERSION, step_folder
+from dtl.checkpoints.listing import FILES, FORMAT_VERSION, step_folder
 from dtl.data.config import TokenizerConfig
 from dtl.data.tokenizer import Tokenizer, build_tokenizer
 from dtl.durable import MANIFEST, write_manifest

@@ -15,10 +15,11 @@ import torch
 from checkpoint_examples import TEXTS, flip_a_bit, moments, save, tiny_model, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 
-from dtl import checkpoint, weights
+from dtl import checkpoint
 from dtl.checkpoint import load_model, load_tokenizer, load_training_state, save_checkpoint
-from dtl.checkpoint_list import FILES, list_checkpoints, verify
-from dtl.checkpoint_store import publish_best
+from dtl.checkpoints import weights
+from dtl.checkpoints.listing import FILES, list_checkpoints, verify
+from dtl.checkpoints.store import publish_best
 from dtl.durable import MANIFEST, write_manifest
 from dtl.errors import CheckpointError
 

@@ -13,9 +13,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
 import dtl
+from dtl.commandline.explain import groups, keys
 from dtl.config import RunConfig, register, to_dict, to_yaml, typed
 from dtl.errors import ConfigError
-from dtl.explain import groups, keys
 from dtl.model.presets import load_preset, preset_names
 from dtl.paths import conf_dir, experiments_dir
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny_runs import go_on, outcome, result, start, steps_kept, tiny_config, write_pairs
 
-from dtl.checkpoint_list import best_checkpoint, list_checkpoints
+from dtl.checkpoints.listing import best_checkpoint, list_checkpoints
 from dtl.config import RunConfig
 from dtl.errors import TrainingError
 from dtl.run import _memory_advice
@@ -27,7 +27,7 @@ ADVANCE = Trainer.advance
 @pytest.fixture(autouse=True)
 def threads_as_before(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = torch.get_num_threads()
-    monkeypatch.setattr("dtl.provenance._packages", lambda: "")  # takes longer than these runs
+    monkeypatch.setattr("dtl.records.provenance._packages", lambda: "")  # takes longer than these runs
     yield
     torch.set_num_threads(before)
 

@@ -25,17 +25,17 @@ MODULES = [name for name, file in FILES.items() if file.stem != "__init__"]
 # From the bottom to the top. A module may import its own group and every layer below, but no other group of its
 # own layer: data and model never meet, and generation knows no training.
 LAYERS: list[dict[str, str]] = [
-    {"foundation": "errors paths registry durable runtime json_lines redaction *.config"},
+    {"foundation": "errors paths registry durable runtime records.json_lines records.redaction *.config"},
     {"data": "data.*", "model": "model.*"},
     {
         "training": "training.*",
         "generation": "generation.*",
-        "checkpoint": "checkpoint checkpoint_* weights",
-        "tracking": "tracking wandb_sink provenance",
+        "checkpoint": "checkpoint checkpoints.*",
+        "tracking": "tracking records.*",
     },
     {"config": "config"},
     {"run": "assemble session run display screens"},
-    {"door": "cli explain help"},
+    {"door": "commandline.*"},
     {"commands": "train"},
 ]
 MOST_LINES_IN_A_FILE = 280

@@ -13,7 +13,7 @@ import pytest
 
 import dtl.config
 import dtl.train
-from dtl.explain import groups
+from dtl.commandline.explain import groups
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,10 +23,10 @@ COMMANDS = [
     if not line.startswith("Error:")
 ]
 TRAIN = [command for command in COMMANDS if command.startswith("python -m dtl.train")]
-SHRUNKEN = (
-    "model.dim=16 model.n_layers=1 model.n_heads=2 trainer.total_steps=2 trainer.eval_max_batches=1 "
-    "trainer.micro_batch_size=2 sampling.max_new_tokens=2 data.tasks=[] tracker=local"
-).split()
+SHRUNKEN = [
+    *("model.dim=16", "model.n_layers=1", "model.n_heads=2", "trainer.total_steps=2", "trainer.micro_batch_size=2"),
+    *("trainer.eval_max_batches=1", "sampling.max_new_tokens=2", "data.tasks=[]", "tracker=local"),
+]
 RESUMED = ["trainer.total_steps=3", "tracker=local"]  # what may stand beside resume=
 INITIALISED = [word for word in SHRUNKEN if not word.startswith("model.")]
 NEEDS_THE_HUB = "python -m dtl.train data=wiki"
@@ -39,7 +39,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "my_texts").mkdir()
     for number in range(23):
         (folder / "my_texts" / f"{number}.txt").write_text(f"Text {number} is about the number {number}. " * 7)
-    articles = [{"title": f"Number {n}", "text": f"{n} is a number between {n - 1} and {n + 1}. " * 29} for n in range(97)]
+    articles = [
+        {"title": f"Number {n}", "text": f"{n} is a number between {n - 1} and {n + 1}. " * 29} for n in range(97)
+    ]
     (folder / "FOLDER").mkdir()
     (folder / "FOLDER" / "articles.jsonl").write_text("".join(json.dumps(article) + "\n" for article in articles))
     pairs = [{"question": f"What is {n} plus {n}?", "answer": str(2 * n)} for n in range(101)]
@@ -58,7 +60,9 @@ def shrunken(command: str) -> list[str]:
 
 def published_gpt2(desk: Path) -> None:
     """path/to/gpt2: a Hugging Face folder without anything of DTL's beside it."""
-    classic = max(desk.glob("outputs/*/*/checkpoints/best"), key=lambda best: "gpt2" in (best / "config.json").read_text())
+    classic = max(
+        desk.glob("outputs/*/*/checkpoints/best"), key=lambda best: "gpt2" in (best / "config.json").read_text()
+    )
     target = desk / "path" / "to" / "gpt2"
     target.mkdir(parents=True)
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
@@ -103,9 +107,7 @@ def test_make_targets(target):
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [["leet", "run"], ["sync"]])
 def test_wandb_commands(words):
-    done = subprocess.run(
-        [sys.executable, "-m", "wandb", *words, "--help"], capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-m", "wandb", *words, "--help"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 
 

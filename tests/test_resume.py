@@ -12,8 +12,8 @@ import torch
 import yaml
 from tiny_runs import go_on, outcome, result, start, steps_kept, tiny_config, write_pairs
 
-from dtl.checkpoint_list import best_checkpoint
-from dtl.checkpoint_store import publish_best
+from dtl.checkpoints.listing import best_checkpoint
+from dtl.checkpoints.store import publish_best
 from dtl.config import typed
 from dtl.errors import CheckpointError, ConfigError, InterruptedRun
 from dtl.tracking import read_metrics
@@ -25,7 +25,7 @@ ADVANCE = Trainer.advance
 @pytest.fixture(autouse=True)
 def threads_as_before(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = torch.get_num_threads()
-    monkeypatch.setattr("dtl.provenance._packages", lambda: "")  # takes longer than these runs
+    monkeypatch.setattr("dtl.records.provenance._packages", lambda: "")  # takes longer than these runs
     yield
     torch.set_num_threads(before)
 

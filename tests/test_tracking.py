@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import dtl.json_lines
+import dtl.records.json_lines
 import dtl.tracking
 from dtl.errors import ConfigError, InterruptedRun
 from dtl.tracking import (

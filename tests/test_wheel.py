@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import dtl
-from dtl.explain import groups
+from dtl.commandline.explain import groups
 
 pytestmark = pytest.mark.slow
 
@@ -44,8 +44,10 @@ def run(folder: Path, *command: str | Path) -> str:
 
 def test_it_brings_its_configs_and_recipes(environment, tmp_path):
     program = (
-        "import json, dtl.paths, dtl.explain\n"
-        "print(json.dumps([str(dtl.paths.conf_dir()), str(dtl.paths.experiments_dir()), dtl.explain.groups()]))"
+        "import json\n"
+        "from dtl.commandline.explain import groups\n"
+        "from dtl.paths import conf_dir, experiments_dir\n"
+        "print(json.dumps([str(conf_dir()), str(experiments_dir()), groups()]))"
     )
     conf, experiments, choices = json.loads(run(tmp_path, environment / "python", "-c", program))
     inside = environment.parent.resolve()

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dtl.checkpoint_list import list_checkpoints, newest_valid
+from dtl.checkpoints.listing import list_checkpoints, newest_valid
 from dtl.config import RunConfig
 from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
 from dtl.durable import sha256_of

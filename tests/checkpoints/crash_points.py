@@ -20,8 +20,8 @@ import torch
 from checkpoint_examples import save
 
 from dtl import checkpoint
-from dtl.checkpoint_list import best_checkpoint, inspect, newest_valid
-from dtl.checkpoint_store import lock_run, publish_best, rotate, set_aside_later, sweep_leftovers
+from dtl.checkpoints.listing import best_checkpoint, inspect, newest_valid
+from dtl.checkpoints.store import lock_run, publish_best, rotate, set_aside_later, sweep_leftovers
 from dtl.durable import ASIDE, TEMPORARY, TRASH
 
 CHANGING = ("replace", "rename", "mkdir", "link", "unlink", "remove", "rmdir", "chmod")

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from dtl import provenance
 from dtl.errors import DTLError
-from dtl.provenance import add_session, config_hash, git_state, update_run_record, write_run_record
+from dtl.records import provenance
+from dtl.records.provenance import add_session, config_hash, git_state, update_run_record, write_run_record
 
 OVERRIDES = ["model=small", "name=a b", "+x='it''s, $HOME'", "data.path=ä/ü.txt"]
 SECRETS = {

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from dtl import wandb_sink
+from dtl.records import wandb_sink
 from dtl.tracking import read_metrics
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
@@ -36,7 +36,7 @@ NETRC_PASSWORD = "c4nary-in-netrc"
 SCENARIOS = """
 import json, os, sys, time
 from pathlib import Path
-from dtl import wandb_sink
+from dtl.records import wandb_sink
 from dtl.tracking import TrackerConfig, open_tracker
 
 def go(name, environment, mode="auto", patience=1.0):

@@ -17,10 +17,10 @@ import torch
 from checkpoint_examples import DAMAGES, Damage, moments, save, tiny_model, tiny_tokenizer
 from safetensors import SafetensorError
 
-from dtl import checkpoint_store
 from dtl.checkpoint import load_model, load_tokenizer, load_training_state, save_checkpoint
-from dtl.checkpoint_list import list_checkpoints, newest_valid, verify
-from dtl.checkpoint_store import publish_best, set_aside_later, sweep_leftovers
+from dtl.checkpoints import store as checkpoint_store
+from dtl.checkpoints.listing import list_checkpoints, newest_valid, verify
+from dtl.checkpoints.store import publish_best, set_aside_later, sweep_leftovers
 from dtl.errors import CheckpointError
 
 N_DAMAGES = 200

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import hydra
 from omegaconf import DictConfig
 
+from dtl.commandline.explain import explained, keys
 from dtl.config import register
 from dtl.errors import DTLError
-from dtl.explain import explained, keys
 from dtl.paths import conf_dir
 
 

@@ -10,10 +10,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from dtl.checkpoint_list import MODEL_FILES, TOKENIZER_FILES, best_checkpoint, is_checkpoint, newest_valid, verify
+from dtl.checkpoints.listing import MODEL_FILES, TOKENIZER_FILES, best_checkpoint, is_checkpoint, newest_valid, verify
+from dtl.checkpoints.weights import PICKLES, pickle_message
 from dtl.durable import ASIDE, read_json
 from dtl.errors import CheckpointError
-from dtl.weights import PICKLES, pickle_message
 
 Preference = Literal["best", "newest"]
 log = logging.getLogger(__name__)

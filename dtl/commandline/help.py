@@ -1,6 +1,6 @@
 """The page behind --help: what to type, what to choose from, and every key with its default and meaning."""
 
-from dtl.explain import groups, keys
+from dtl.commandline.explain import groups, keys
 
 TRAIN = """\
 python -m dtl.train [group=choice ...] [key=value ...] [-m]

@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import dtl.train
+from dtl.commandline.explain import ENTRY, explained, groups, keys
 from dtl.config import RunConfig
 from dtl.errors import DataError
-from dtl.explain import ENTRY, explained, groups, keys
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dtl.errors import ConfigError
-from dtl.redaction import HIDDEN, redact, redact_all, refuse_secrets
+from dtl.records.redaction import HIDDEN, redact, redact_all, refuse_secrets
 
 CANARY = "c4nary-0f-a-s3cret"
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from dtl import wandb_sink
+from dtl.records import wandb_sink
+from dtl.records.wandb_sink import choose_mode
 from dtl.tracking import Tracker, TrackerConfig, open_tracker, read_metrics
-from dtl.wandb_sink import choose_mode
 
 pytestmark = pytest.mark.filterwarnings(
     # wandb leaves the folders of its artifacts to the garbage collector

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from dtl.checkpoint_list import best_checkpoint, inspect, list_checkpoints, step_folders, verify
+from dtl.checkpoints.listing import best_checkpoint, inspect, list_checkpoints, step_folders, verify
 from dtl.durable import (
     ASIDE,
     MANIFEST,

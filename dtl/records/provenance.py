@@ -20,8 +20,8 @@ from typing import Any
 import dtl
 from dtl.durable import write_atomically
 from dtl.errors import DTLError
-from dtl.json_lines import plain
-from dtl.redaction import is_secret_name, redact, redact_all
+from dtl.records.json_lines import plain
+from dtl.records.redaction import is_secret_name, redact, redact_all
 
 log = logging.getLogger(__name__)
 

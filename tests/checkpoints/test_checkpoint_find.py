@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from checkpoint_examples import imitate
 
-from dtl.checkpoint_find import find_checkpoint, list_runs
-from dtl.checkpoint_list import step_folder
-from dtl.checkpoint_store import publish_best
+from dtl.checkpoints.find import find_checkpoint, list_runs
+from dtl.checkpoints.listing import step_folder
+from dtl.checkpoints.store import publish_best
 from dtl.errors import CheckpointError
 
 
