@@ -160,7 +160,7 @@ def _open_tracker(parts: Parts, run_dir: Path, origin: Origin) -> Tracker:
         to_dict(parts.config),
         name=parts.config.name,
         run_id=parts.tracker_run_id,
-        resumed_step=parts.trainer.state.step,
+        resumed_step=parts.trainer.state.step if parts.resumed_from else None,
         overrides=origin.overrides,
         group=origin.group,
         job_number=origin.job_number,

@@ -64,7 +64,7 @@ def open_tracker(
     *,
     name: str,
     run_id: str | None = None,
-    resumed_step: int = 0,
+    resumed_step: int | None = None,
     overrides: list[str] | None = None,
     group: str | None = None,
     job_number: int | None = None,
@@ -78,7 +78,7 @@ def open_tracker(
     Raises ConfigError when an override looks like a secret.
     """
     refuse_secrets(overrides or [])
-    if resumed_step:
+    if resumed_step is not None:
         truncate_metrics(run_dir, resumed_step)
     mode, reason = choose_mode(config.mode) if config.kind == "wandb" else ("local", "")
     if mode in ("local", "disabled"):

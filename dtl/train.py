@@ -63,7 +63,14 @@ def _run_folder(spec: str) -> Path:
     checkpoint = find_checkpoint(spec, OUTPUTS, prefer="newest")
     if checkpoint.parent.name != "checkpoints":
         raise ConfigError(f"resume={spec}: no run of DTL. To start a new run from these weights: init={spec}")
-    return checkpoint.parent.parent
+    run_dir = checkpoint.parent.parent
+    newest = newest_valid(run_dir)[0].path
+    if checkpoint.name != newest.name and Path(spec).name == checkpoint.name:
+        raise ConfigError(
+            f"resume={spec}: a run goes on from its newest checkpoint, {newest.name}. For that: resume={run_dir}. "
+            f"To start a new run from this one: init={spec}"
+        )
+    return run_dir
 
 
 def _parted(argument: str) -> tuple[str, str, str]:

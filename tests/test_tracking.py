@@ -266,6 +266,14 @@ def test_opening_a_resumed_run_truncates(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == steps(1, 6)
 
 
+def test_resuming_from_before_the_first_step_keeps_no_row(tmp_path: Path) -> None:
+    """A run that was stopped before its first step has a checkpoint of step 0, and no steps yet."""
+    opened(tmp_path).log_steps(steps(1, 5))
+    with opened(tmp_path, resumed_step=0) as tracker:
+        tracker.log_steps(steps(1, 2))
+    assert read_metrics(tmp_path) == steps(1, 2)
+
+
 # --- samples and result -----------------------------------------------------------------------------------------
 
 

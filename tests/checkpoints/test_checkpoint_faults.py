@@ -40,7 +40,7 @@ N_DAMAGES = 200
 def test_a_crash_at_every_file_system_call_leaves_a_whole_state(
     tmp_path: Path, calls: str, scenario: str, at_least: int
 ) -> None:
-    command = [sys.executable, str(Path(__file__).parent / "crash_points.py"), calls, scenario, str(tmp_path)]
+    command = [sys.executable, str(Path(__file__).parents[1] / "crash_points.py"), calls, scenario, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)

@@ -139,6 +139,14 @@ def test_resuming_needs_a_run(command, elsewhere):
     assert code == 1 and "no run with checkpoints" in shown and left_behind(elsewhere) == []
 
 
+def test_resume_does_not_pretend_to_go_back(command, elsewhere):
+    """A checkpoint that is not the run's newest is refused by name, not passed over."""
+    run_dir = elsewhere / "outputs" / "2031-01-02" / "03-04-05-6_small_qa"
+    older, _ = imitate(run_dir, 7), imitate(run_dir, 13)
+    code, shown = command(f"resume={older}")
+    assert code == 2 and "goes on from its newest checkpoint, step-00000013" in shown and f"init={older}" in shown
+
+
 @pytest.mark.parametrize(
     "argument", ["model.dim=4", "init=latest", "data=wiki", "+foo=1", "trainer.micro_batch_size=2"]
 )
