@@ -91,11 +91,13 @@ class Session:
         return reason
 
     def reason_to_stop(self, signals: StopSignals) -> State:
-        """Asked between steps: a signal, the clock, patience at its end, the last step, a pause, or `running`."""
+        """Asked between steps: a signal, the last step, the clock, patience at its end, a pause, or `running`."""
         state, limits = self.trainer.state, self.config.trainer
         patience = limits.early_stopping_patience
         if signals.received is not None:
             return "interrupted"
+        if self.trainer.done:
+            return "finished"
         if limits.hours is not None and state.seconds >= limits.hours * 3600:
             self.display.note(f"Stopped by trainer.hours={limits.hours:g}.")
             return "finished"
@@ -104,8 +106,6 @@ class Session:
                 f"Stopped early: {patience} evaluations without a better one "
                 f"(trainer.early_stopping_patience={patience})."
             )
-            return "finished"
-        if self.trainer.done:
             return "finished"
         if limits.stop_after_steps is not None and state.step >= limits.stop_after_steps:
             self.display.note(f"Paused by trainer.stop_after_steps={limits.stop_after_steps}.")

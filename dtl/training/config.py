@@ -72,7 +72,7 @@ class TrainerConfig:
     hours: float | None = None  # stop after so many hours of training
     stop_after_steps: int | None = None  # pause at this step, counted from 0; holds for this session alone
     eval_every_steps: int | None = None  # optimizer steps between evaluations; None = once an epoch
-    eval_max_batches: int | None = 200  # micro-batches of one evaluation; null = the whole validation set
+    eval_max_batches: int | None = 50  # micro-batches of one evaluation; null = the whole validation set
     early_stopping_patience: int | None = 5  # evaluations without a better one before the run ends; null = never
     save_every_steps: int | None = None  # optimizer steps between checkpoints; null = by epochs alone
     save_every_epochs: int | None = 5  # epochs between checkpoints; null = by steps alone
