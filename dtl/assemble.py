@@ -51,11 +51,14 @@ class RunLength:
         """What would make this run learn little, and the setting that mends it."""
         found = []
         if self.last_step < 200:
-            epochs = math.ceil(200 / self.steps_per_epoch)
+            if self.last_step == config.trainer.total_steps:
+                fix = "Raise trainer.total_steps to 200"
+            else:
+                fix = f"Raise trainer.max_epochs to {math.ceil(200 / self.steps_per_epoch)}"
+            if config.grad_accum_steps > 1:
+                fix += f", or lower trainer.grad_accum_steps={config.grad_accum_steps}"
             found.append(
-                f"only {self.last_step} optimizer steps: most models need more than 200 to learn anything. "
-                f"Raise trainer.max_epochs to {epochs} or trainer.total_steps to 200, or lower "
-                f"trainer.grad_accum_steps={config.grad_accum_steps}."
+                f"only {self.last_step} optimizer steps: most models need more than 200 to learn anything. {fix}."
             )
         if self.warmup > 0.1 * self.last_step:
             found.append(

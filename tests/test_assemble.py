@@ -1,0 +1,51 @@
+"""How long a run is, and what is said of a length that will teach little."""
+
+from dataclasses import replace
+
+import pytest
+
+from dtl.assemble import RunLength
+from dtl.config import RunConfig
+from dtl.data.config import DataConfig, RecommendedConfig
+from dtl.training.config import ScheduleConfig, TrainerConfig
+
+STEPS_PER_EPOCH = 13
+
+
+def config(**trainer: float | None) -> RunConfig:
+    return RunConfig(
+        data=DataConfig(recommended=RecommendedConfig(grad_accum_steps=1, max_epochs=23)),
+        trainer=TrainerConfig(**trainer),  # pyright: ignore[reportArgumentType]
+        schedule=ScheduleConfig(warmup_fraction=0.05),
+    )
+
+
+@pytest.mark.parametrize(
+    ("limits", "horizon", "last_step"),
+    [
+        ({}, 23 * 13, 23 * 13),  # the data's recommendation
+        ({"max_epochs": 3}, 39, 39),
+        ({"total_steps": 17}, 17, 17),
+        ({"total_steps": 17, "max_epochs": 1}, 17, 13),  # the schedule's horizon stays, the first limit ends it
+        ({"total_steps": 17, "max_epochs": 5}, 17, 17),
+        ({"total_steps": 7919}, 7919, 7919),  # steps alone: no recommendation cuts them short
+        ({"max_epochs": 3, "hours": 0.1, "stop_after_steps": 5}, 39, 39),  # the clock and a pause shape nothing
+    ],
+)
+def test_the_first_limit_ends_the_run(limits, horizon, last_step):
+    length = RunLength.of(config(**limits), STEPS_PER_EPOCH)
+    assert (length.horizon, length.last_step) == (horizon, last_step)
+
+
+def test_a_short_run_is_warned_of_with_the_setting_that_mends_it():
+    by_epochs = RunLength.of(config(max_epochs=3), STEPS_PER_EPOCH).warnings(config(max_epochs=3))
+    assert len(by_epochs) == 1 and "only 39 optimizer steps" in by_epochs[0] and "max_epochs to 16" in by_epochs[0]
+    assert RunLength.of(config(max_epochs=16), STEPS_PER_EPOCH).warnings(config(max_epochs=16)) == []
+    by_steps = RunLength.of(config(total_steps=17), STEPS_PER_EPOCH).warnings(config(total_steps=17))
+    assert "Raise trainer.total_steps to 200" in by_steps[0] and "max_epochs" not in by_steps[0]
+
+
+def test_a_long_warmup_is_warned_of():
+    long = replace(config(), schedule=ScheduleConfig(warmup_steps=31))
+    (warning,) = RunLength.of(long, STEPS_PER_EPOCH).warnings(long)
+    assert "warm-up takes 31 of 299 steps" in warning and "schedule.warmup_steps=14" in warning
