@@ -3,8 +3,10 @@
 In a terminal the progress line moves and evaluations scroll above it; without one there are plain lines.
 """
 
+import os
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
@@ -28,6 +30,11 @@ def in_time(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def shown(folder: Path) -> str:
+    """A folder as a person types it from here."""
+    return os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
 
 
 class Display:

@@ -1,6 +1,5 @@
 """The two screens of a run: what is about to happen, and what came out."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from dtl.assemble import Parts, model_line
 from dtl.checkpoints.listing import list_checkpoints
 from dtl.data.prepare import PreparedData
-from dtl.display import Display, in_time, in_units
+from dtl.display import Display, in_time, in_units, shown
 from dtl.runtime import nvidia_without_cuda
 from dtl.tracking import State, Tracker
 from dtl.training.trainer import TrainState
@@ -83,8 +82,3 @@ def show_end(display: Display, state: TrainState, ended: State, scores: dict[str
         ("next", f"python -m dtl.train resume={folder}" if ended == "stopped" else go_on),
     ]
     display.screen(f"\n{ended.capitalize()}", rows)
-
-
-def shown(run_dir: Path) -> str:
-    """The folder as a person types it from here."""
-    return os.path.relpath(run_dir) if run_dir.is_relative_to(Path.cwd()) else str(run_dir)

@@ -13,7 +13,7 @@ from dtl.checkpoint import load_model, save_checkpoint
 from dtl.checkpoints.store import publish_best, rotate
 from dtl.config import to_yaml
 from dtl.data.qa import prompt
-from dtl.display import Display, in_time, in_units
+from dtl.display import Display, in_time, in_units, shown
 from dtl.errors import InterruptedRun
 from dtl.generation.conversation import answerer, continuations
 from dtl.registry import TASKS
@@ -85,7 +85,7 @@ class Session:
             assert signals.received is not None
             raise InterruptedRun(
                 f"Stopped at step {self.trainer.state.step} and saved. Go on with: "
-                f"python -m dtl.train resume={self.run_dir}",
+                f"python -m dtl.train resume={shown(self.run_dir)}",
                 signals.received,
             )
         return reason

@@ -67,3 +67,15 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A new, empty working directory, outside the checkout."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def one_thread_one_seed() -> Iterator[None]:
+    """The same arithmetic and the same random numbers in every test that asks."""
+    import torch  # two seconds, which tests without it need not pay
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(7)
+    yield
+    torch.set_num_threads(before)

@@ -1,6 +1,6 @@
 """Random models of prime sizes for the tests of generation: every parameter drawn anew, norms and biases too."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,12 +13,8 @@ VOCAB_SIZE = 23
 
 
 @pytest.fixture(autouse=True)
-def one_thread_one_seed() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(7)
-    yield
-    torch.set_num_threads(before)
+def in_every_test(one_thread_one_seed: None) -> None:
+    """One thread, one seed."""
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Tiny models and rows of prime sizes for the tests of training: 11 rows of 7 tokens, 23 tokens in the vocabulary."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,8 @@ VOCAB_SIZE, SEQ_LEN, N_ROWS = 23, 7, 11
 
 
 @pytest.fixture(autouse=True)
-def one_thread_one_seed() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(7)
-    yield
-    torch.set_num_threads(before)
+def in_every_test(one_thread_one_seed: None) -> None:
+    """One thread, one seed."""
 
 
 @pytest.fixture

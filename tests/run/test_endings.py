@@ -3,14 +3,13 @@ and what is kept."""
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_runs import go_on, outcome, result, start, steps_kept, tiny_config, write_pairs
+from tiny_runs import go_on, outcome, result, start, steps_kept, tiny_config
 
 from dtl.checkpoints.listing import best_checkpoint, list_checkpoints
 from dtl.config import RunConfig
@@ -22,26 +21,6 @@ from dtl.training.evaluate import Evaluation
 from dtl.training.trainer import Trainer
 
 ADVANCE = Trainer.advance
-
-
-@pytest.fixture(autouse=True)
-def threads_as_before(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    before = torch.get_num_threads()
-    monkeypatch.setattr("dtl.records.provenance._packages", lambda: "")  # takes longer than these runs
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pairs(tmp_path_factory.mktemp("data") / "pairs.jsonl")
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    run_dir = tmp_path_factory.mktemp("uninterrupted")
-    start(tiny_config(pairs), run_dir)
-    return outcome(run_dir)
 
 
 # --- limits -------------------------------------------------------------------------------------------------------

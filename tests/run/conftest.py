@@ -1,0 +1,29 @@
+"""Whole tiny runs, for the tests of how runs end and go on."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import outcome, start, tiny_config, write_pairs
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    before = torch.get_num_threads()
+    monkeypatch.setattr("dtl.records.provenance._packages", lambda: "")  # takes longer than these runs
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("data") / "pairs.jsonl")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    run_dir = tmp_path_factory.mktemp("uninterrupted")
+    start(tiny_config(pairs), run_dir)
+    return outcome(run_dir)
