@@ -93,21 +93,17 @@ def job(composed: DictConfig) -> float:
         raise SystemExit(show_error(stop, overrides)) from None
     except Exception as error:
         code = show_error(error, overrides)
+        _leave_nothing(Path(hydra.runtime.output_dir))
         if is_multirun:
             raise JobFailedError(f"job {hydra.job.num} ({' '.join(overrides)}) failed") from None
         raise SystemExit(code) from None
 
 
 def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tuple[RunConfig, Origin]":
-    """The typed config and where the run comes from. A config that is refused leaves no folder behind."""
+    """The typed config, and where the run comes from."""
     resuming = composed.get("resume") is not None
-    try:
-        config = _resumed_config(composed, run_dir, overrides) if resuming else typed(composed)
-        init_from = _find_init(config, overrides)
-    except Exception:
-        if not resuming:
-            _leave_nothing(run_dir)
-        raise
+    config = _resumed_config(composed, run_dir, overrides) if resuming else typed(composed)
+    init_from = _find_init(config, overrides)
 
     from dtl.run import Origin
 
@@ -167,11 +163,11 @@ def _find_init(config: RunConfig, overrides: list[str]) -> Path | None:
 
 
 def _leave_nothing(run_dir: Path) -> None:
-    """Hydra made the folder before anybody had looked at the config; a refused run takes it away again."""
-    hydra_files = run_dir / ".hydra"
-    if not {path.name for path in run_dir.iterdir()} <= {".hydra"}:
+    """Hydra made the folder before anybody had looked at the config; a run that never began takes it away again."""
+    hydra_files, lock = run_dir / ".hydra", run_dir / ".lock"
+    if not {path.name for path in run_dir.iterdir()} <= {hydra_files.name, lock.name}:
         return
-    for path in [*hydra_files.glob("*"), hydra_files, run_dir]:
+    for path in [*hydra_files.glob("*"), hydra_files, lock, run_dir]:
         if path.is_file():
             path.unlink()
         elif path.is_dir():

@@ -139,6 +139,13 @@ def test_resuming_needs_a_run(command, elsewhere):
     assert code == 1 and "no run with checkpoints" in shown and left_behind(elsewhere) == []
 
 
+def test_a_run_whose_data_is_missing_leaves_nothing(command, elsewhere):
+    """Found only when the data is looked for, after the run has locked its folder."""
+    code, shown = command("data=text", "data.path=nowhere", "tokenizer=byte", "tracker=local")
+    assert code == 1 and "nowhere" in shown and "Traceback" not in shown
+    assert left_behind(elsewhere) == []
+
+
 def test_resume_does_not_pretend_to_go_back(command, elsewhere):
     """A checkpoint that is not the run's newest is refused by name, not passed over."""
     run_dir = elsewhere / "outputs" / "2031-01-02" / "03-04-05-6_small_qa"
