@@ -14,6 +14,7 @@ from dtl.checkpoints.listing import newest_valid
 from dtl.commandline.door import JobFailedError, override_key, run_command, show_error
 from dtl.commandline.help import train_page
 from dtl.config import RunConfig, typed
+from dtl.data.sources import open_sources
 from dtl.errors import ConfigError, InterruptedRun
 from dtl.tracking import refuse_secrets
 
@@ -104,6 +105,7 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
     resuming = composed.get("resume") is not None
     config = _resumed_config(composed, run_dir, overrides) if resuming else typed(composed)
     init_from = _find_init(config, overrides)
+    open_sources(config.data, config.seed)  # a missing file, or no network: said before torch is imported
 
     from dtl.run import Origin
 

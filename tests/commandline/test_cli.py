@@ -179,7 +179,8 @@ def test_an_error_in_training_does_not_stop_the_sweep_either(command, trained):
     assert shown.splitlines()[0] == "Error: an unlucky seed" and code == 1
 
 
-def test_entries_of_a_mapping_need_no_plus(command, trained):
+def test_entries_of_a_mapping_need_no_plus(command, trained, elsewhere):
+    (elsewhere / "x").write_text("A text of one's own.")
     new = ("data.sources.mine.kind=text", "data.sources.mine.path=x", "data.sources.qa.weight=0.5")
     assert command(*new, "optimizer.options={a: 1}", "model.arch.options.b=[c]", "model.arch.block=modern") == (
         2,
@@ -196,11 +197,11 @@ def test_an_experiment_is_a_recipe_that_the_command_line_beats(command, trained,
     recipe = elsewhere / "recipes" / "experiment" / "long.yaml"
     recipe.parent.mkdir(parents=True)
     recipe.write_text(
-        "# @package _global_\ndefaults: [{override /model: medium}]\nseed: 5\ntrainer: {total_steps: 9}\n"
+        "# @package _global_\ndefaults: [{override /model: medium}]\nname: long\nseed: 5\ntrainer: {total_steps: 9}\n"
     )
     assert command(f"--config-dir={recipe.parents[1]}", "experiment=long", "seed=6")[0] == 0
     (config,) = trained
-    assert (config.model.dim, config.trainer.total_steps, config.seed, config.name) == (512, 9, 6, "medium_qa")
+    assert (config.model.dim, config.trainer.total_steps, config.seed, config.name) == (512, 9, 6, "long")
 
 
 WRONG_RECIPES = {
