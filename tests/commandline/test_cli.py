@@ -79,7 +79,7 @@ REFUSED = {
     "trainer.compile=maybe": "trainer.compile=maybe: must be true/false",
     "tracker.tags=a": "tracker.tags=a: must be a list",
     "data.sources.qa.weight=no": "data.sources.qa.weight=no: must be a number",
-    "data.sources.mine.path=x": "data.sources.mine.kind: must be text",
+    "data.sources.mine.path=x.txt": "data.sources.mine.kind: must be text",
     # a choice or a name that is not there
     "model=huge": "model=huge: there is no such choice. Known: large, medium, qa, small.",
     "data=wikii": "data=wikii: there is no such choice. Known: qa, text, wiki. Did you mean 'wiki'?",
@@ -180,8 +180,8 @@ def test_an_error_in_training_does_not_stop_the_sweep_either(command, trained):
 
 
 def test_entries_of_a_mapping_need_no_plus(command, trained, elsewhere):
-    (elsewhere / "x").write_text("A text of one's own.")
-    new = ("data.sources.mine.kind=text", "data.sources.mine.path=x", "data.sources.qa.weight=0.5")
+    (elsewhere / "x.txt").write_text("A text of one's own.")
+    new = ("data.sources.mine.kind=text", "data.sources.mine.path=x.txt", "data.sources.qa.weight=0.5")
     assert command(*new, "optimizer.options={a: 1}", "model.arch.options.b=[c]", "model.arch.block=modern") == (
         2,
         "Error: model.arch.options={'b': ['c']}: model.arch.block=modern has none. They are for a block of your own.\n",
@@ -189,7 +189,7 @@ def test_entries_of_a_mapping_need_no_plus(command, trained, elsewhere):
     assert command(*new, "optimizer.options={a: 1}")[0] == 0
     (config,) = trained
     assert list(config.data.sources) == ["qa", "mine"] and config.data.sources["qa"].weight == 0.5
-    assert (config.data.sources["mine"].kind, config.data.sources["mine"].path) == ("text", "x")
+    assert (config.data.sources["mine"].kind, config.data.sources["mine"].path) == ("text", "x.txt")
     assert config.optimizer.options == {"a": 1}
 
 
