@@ -83,6 +83,7 @@ def test_training_commands(desk, monkeypatch, capsys):
         with monkeypatch.context() as patched:
             if command == NEEDS_THE_HUB:
                 patched.setattr(dtl.train, "train", lambda config, *_: 0.0)
+                patched.setattr(dtl.train, "open_sources", lambda *_: {})
             try:
                 dtl.train.main()
             except SystemExit as exit_:
