@@ -84,8 +84,9 @@ def load_plugins(modules: Iterable[str]) -> None:
             sys.path.append(os.getcwd())
         try:
             importlib.import_module(module)
-        except ImportError as error:
+        except Exception as error:  # a module may fail in any way
+            said = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
             raise ConfigError(
-                f"plugins=[{module}]: cannot be imported ({error}). Give the name of a module that Python "
+                f"plugins=[{module}]: cannot be imported ({said}). Give the name of a module that Python "
                 "finds from here, for example plugins=[my_blocks] for ./my_blocks.py."
             ) from error

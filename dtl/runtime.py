@@ -51,7 +51,7 @@ def choose_device(requested: str) -> tuple[torch.device, str]:
 
 def nvidia_without_cuda() -> str | None:
     """A sentence with the line that mends it, when there is an NVIDIA card but torch was built for CPU only."""
-    if torch.version.cuda is not None or torch.cuda.is_available():
+    if torch.version.cuda is not None or torch.version.hip is not None or torch.cuda.is_available():
         return None
     if not Path("/proc/driver/nvidia/version").exists() and shutil.which("nvidia-smi") is None:
         return None

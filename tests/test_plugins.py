@@ -79,3 +79,10 @@ def test_a_checkpoint_does_not_import_what_it_names(lab):
     done = subprocess.run(again, cwd=lab, capture_output=True, text=True)
     assert done.returncode == 2 and "optimizer.name=nesterov: no part of this name." in done.stderr
     assert not (lab / "imported").exists()
+
+
+def test_a_plugin_that_fails_is_named(lab):
+    (lab / "broken.py").write_text("raise RuntimeError('no such luck')")
+    done = subprocess.run([*PROGRAM, "plugins=[broken]"], cwd=lab, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "plugins=[broken]: cannot be imported (RuntimeError: no such luck)" in done.stderr

@@ -100,8 +100,11 @@ def test_no_nvidia_card_no_advice(cpu_torch: None, tmp_path: Path, monkeypatch: 
     assert nvidia_without_cuda() is None
 
 
-def test_a_torch_with_cuda_gets_no_advice(nvidia_smi: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
+@pytest.mark.parametrize("platform", ["cuda", "hip"])
+def test_a_torch_for_cards_gets_no_advice(
+    cpu_torch: None, nvidia_smi: None, monkeypatch: pytest.MonkeyPatch, platform: str
+) -> None:
+    monkeypatch.setattr(torch.version, platform, "13.0")
     assert nvidia_without_cuda() is None
 
 

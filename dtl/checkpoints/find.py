@@ -80,8 +80,8 @@ def _start(run_dir: Path) -> tuple[datetime, int, str]:
     with suppress(ValueError):
         if stamp:
             started = datetime.strptime(f"{stamp['date']} {stamp['time']}", "%Y-%m-%d %H-%M-%S")
-    with suppress(OSError, KeyError, TypeError, ValueError, OverflowError, CheckpointError):
-        written = datetime.fromisoformat(read_json(run_dir / "run.json")["started"])
+    with suppress(OSError, LookupError, TypeError, ValueError, OverflowError, CheckpointError):
+        written = datetime.fromisoformat(read_json(run_dir / "run.json")["sessions"][0]["started"])
         started = written if written.tzinfo is None else written.astimezone().replace(tzinfo=None)
     return started, int(stamp["job"] or 0) if stamp else 0, str(run_dir)
 

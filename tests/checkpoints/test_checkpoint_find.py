@@ -14,6 +14,7 @@ from dtl.checkpoints.find import find_checkpoint, list_runs
 from dtl.checkpoints.listing import step_folder
 from dtl.checkpoints.store import publish_best
 from dtl.errors import CheckpointError
+from dtl.records.provenance import write_run_record
 
 
 def run(outputs: Path, name: str, *steps: int, best: int | None = None, started: str | None = None) -> Path:
@@ -24,7 +25,9 @@ def run(outputs: Path, name: str, *steps: int, best: int | None = None, started:
     if best is not None:
         publish_best(folder, step_folder(folder, best))
     if started is not None:
-        (folder / "run.json").write_text(json.dumps({"started": started}))
+        (folder / "run.json").write_text(
+            json.dumps({"sessions": [{"started": started}, {"started": "2999-01-01T00:00:00"}]})
+        )
     return folder
 
 
@@ -58,6 +61,14 @@ def test_run_json_knows_better_than_a_name(tmp_path: Path) -> None:
     run(tmp_path, "2026-04-01/10-00-00-1_a", 5, started="not a date")
     run(tmp_path, "2026-99-99/99-99-99-1_a", 5)
     assert set(list_runs(tmp_path)[:2]) == {renamed, aware}
+
+
+def test_a_renamed_run_stays_the_newest(tmp_path: Path) -> None:
+    """By what the run itself wrote, not by an imitation of it."""
+    run(tmp_path, "2026-01-02/10-00-00-1_a", 5)
+    renamed = run(tmp_path, "my-favourite", 5)
+    write_run_record(renamed, "name: a\n", [], {}, "cpu")
+    assert list_runs(tmp_path)[0] == renamed
 
 
 def test_latest_passes_over_what_holds_nothing_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
