@@ -9,7 +9,7 @@ import re
 import time
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -86,8 +86,7 @@ class RunConfig:
             )
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed={self.seed}: must lie in [0, 2^63).")
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
-            raise ConfigError(f"device={self.device}: one of auto, cpu, cuda, cuda:0, mps.")
+        check_device(self.device)
         if self.resume is not None and self.init is not None:
             raise ConfigError("resume= and init= exclude each other: resume goes on with a run, init starts a new one.")
         if self.seq_len > self.model.max_seq_len:
@@ -99,19 +98,43 @@ class RunConfig:
             raise ConfigError("trainer.precision=fp16: not supported on Apple GPUs. Use trainer.precision=fp32.")
 
 
-def typed(config: DictConfig | dict[str, Any]) -> RunConfig:
-    """A validated RunConfig from Hydra's DictConfig or from a plain mapping (a run's own config.yaml).
+def check_device(device: str) -> None:
+    """Raises ConfigError for what names no device. Whether it is there, only torch knows."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+        raise ConfigError(f"device={device}: one of auto, cpu, cuda, cuda:0, mps.")
+
+
+class Settings(Protocol):
+    """What the dataclass of a command's settings has in common with those of the others."""
+
+    plugins: list[str]
+
+    def validate(self) -> None:
+        """Raises ConfigError, naming key, value, rule and remedy, for values that cannot be."""
+        ...
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def typed_as(schema: type[S], config: DictConfig | dict[str, Any]) -> S:
+    """A validated `schema` from Hydra's DictConfig or from a plain mapping.
 
     Merging the plain values into the schema refuses keys that the schema does not know, also those that a
     `+key=value` slipped past Hydra. Raises OmegaConf's errors for wrong keys and types (`dtl.commandline.explain` puts
     them into words) and ConfigError for wrong values.
     """
     values = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
-    run_config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), values))
-    assert isinstance(run_config, RunConfig)
-    load_plugins(run_config.plugins)
-    run_config.validate()
-    return run_config
+    settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+    assert isinstance(settings, schema)
+    load_plugins(settings.plugins)
+    settings.validate()
+    return settings
+
+
+def typed(config: DictConfig | dict[str, Any]) -> RunConfig:
+    """A validated RunConfig from Hydra's DictConfig or from a run's own config.yaml. See `typed_as`."""
+    return typed_as(RunConfig, config)
 
 
 def lasting(config: RunConfig) -> RunConfig:
@@ -147,9 +170,9 @@ class _OpenRun(RunConfig):
 _started = datetime.fromtimestamp(time.time())
 
 
-def register() -> None:
-    """Tell Hydra the schema and the resolvers that conf/train.yaml uses. Called once, before Hydra starts."""
-    ConfigStore.instance().store(name="run_schema", node=_OpenRun)
+def register(name: str = "train", schema: type = RunConfig) -> None:
+    """Tell Hydra the schema of the command `name` and the resolvers that its YAML uses. Called before Hydra starts."""
+    ConfigStore.instance().store(name=f"{name}_schema", node=_OpenRun if schema is RunConfig else schema)
     OmegaConf.register_new_resolver("dtl.experiments", lambda: str(experiments_dir()), replace=True)
     # One stamp for the whole process: a resolver that read the clock again would give each job of a sweep a
     # folder of its own. The process id keeps two runs apart that start in the same second.

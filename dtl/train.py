@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.listing import newest_valid
+from dtl.commandline.command import Command
 from dtl.commandline.door import JobFailedError, override_key, run_command, show_error
-from dtl.commandline.help import train_page
 from dtl.config import RunConfig, typed
 from dtl.data.sources import open_sources
 from dtl.errors import ConfigError, InterruptedRun
@@ -22,6 +22,28 @@ if TYPE_CHECKING:
     from dtl.run import Origin
 
 OUTPUTS = Path("outputs")
+COMMAND = Command(
+    "train",
+    RunConfig,
+    page="""\
+python -m dtl.train [group=choice ...] [key=value ...] [-m]
+
+Trains a small language model from scratch and keeps everything in outputs/<date>/<time>-<pid>_<name>/.
+
+The commonest commands
+  python -m dtl.train model=qa data=qa                         questions and answers that ship with DTL
+  python -m dtl.train data=wiki data.path=FOLDER               Wikipedia from .parquet or .jsonl files
+  python -m dtl.train -m model=small,medium optimizer.lr=1e-3,3e-3   a grid: one run for each combination
+  python -m dtl.train resume=latest                            go on with the last run, exactly where it was
+  python -m dtl.train init=RUN data=qa                         a new run from another run's weights
+""",
+    footer="""\
+Lists are written [a,b]; null means none. -m (--multirun) runs every combination of values with commas.
+--cfg job --resolve shows the whole config without running; debug=true shows tracebacks.
+Tab completion for the console script: eval "$(dtl-train -sc install=bash)"
+""",
+    multirun=True,
+)
 # What may stand beside resume=: how long, where, and who is told. All else is the run's own.
 BESIDE_RESUME = (
     "resume",
@@ -45,7 +67,7 @@ def train(config: RunConfig, out_dir: Path | str, origin: "Origin | None" = None
 
 def main() -> None:
     """Entry point of `python -m dtl.train` and of the console script dtl-train."""
-    run_command(job, "train", train_page, prepare_arguments)
+    run_command(job, COMMAND, prepare_arguments)
 
 
 def prepare_arguments(arguments: list[str]) -> list[str]:
@@ -91,9 +113,9 @@ def job(composed: DictConfig) -> float:
         return train(config, hydra.runtime.output_dir, origin)
     except InterruptedRun as stop:
         # SystemExit ends a whole multirun, which is what a person who presses Ctrl-C means.
-        raise SystemExit(show_error(stop, overrides)) from None
+        raise SystemExit(show_error(stop, overrides, COMMAND)) from None
     except Exception as error:
-        code = show_error(error, overrides)
+        code = show_error(error, overrides, COMMAND)
         _leave_nothing(Path(hydra.runtime.output_dir))
         if is_multirun:
             raise JobFailedError(f"job {hydra.job.num} ({' '.join(overrides)}) failed") from None

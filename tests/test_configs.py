@@ -12,14 +12,17 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
-import dtl
-from dtl.commandline.explain import groups, keys
+import dtl.chat
+import dtl.diagnose
+import dtl.generate
 from dtl.config import RunConfig, register, to_dict, to_yaml, typed
 from dtl.errors import ConfigError
 from dtl.model.presets import load_preset, preset_names
 from dtl.paths import conf_dir, experiments_dir
+from dtl.train import COMMAND
 
-CHOICES = [(group, choice) for group, choices in groups().items() for choice in choices]
+COMMANDS = (COMMAND, dtl.chat.COMMAND, dtl.generate.COMMAND, dtl.diagnose.COMMAND)
+CHOICES = [(group, choice) for group, choices in COMMAND.groups().items() for choice in choices]
 # What a choice cannot do without.
 NEEDED = {("data", "text"): ["data.path=books/"]}
 
@@ -40,8 +43,8 @@ def test_every_choice_makes_a_valid_run(group, choice):
     composed(f"{group}={choice}", *NEEDED.get((group, choice), []))
 
 
-@pytest.mark.parametrize("trainer", groups()["trainer"])
-@pytest.mark.parametrize("data", groups()["data"])
+@pytest.mark.parametrize("trainer", COMMAND.groups()["trainer"])
+@pytest.mark.parametrize("data", COMMAND.groups()["data"])
 def test_every_trainer_takes_all_data(data, trainer):
     config = composed(f"data={data}", f"trainer={trainer}", *NEEDED.get(("data", data), []))
     assert config.max_epochs is not None or config.trainer.total_steps is not None
@@ -50,14 +53,15 @@ def test_every_trainer_takes_all_data(data, trainer):
 def test_no_file_is_left_out():
     """Each YAML is the primary config, a choice of a group, or a recipe: nothing lies about unread."""
     files = [*conf_dir().rglob("*.yaml"), *experiments_dir().rglob("*.yaml")]
-    read = {conf_dir() / "train.yaml", *(conf_dir() / group / f"{choice}.yaml" for group, choice in CHOICES)}
+    read = {conf_dir() / f"{command.name}.yaml" for command in COMMANDS}
+    read |= {conf_dir() / group / f"{choice}.yaml" for group, choice in CHOICES}
     read |= set(experiments_dir().glob("experiment/*.yaml"))
     assert set(files) - read == set()
 
 
 @pytest.mark.parametrize("preset", preset_names())
 def test_a_preset_is_the_same_with_and_without_hydra(preset):
-    for arch in groups()["model/arch"]:
+    for arch in COMMAND.groups()["model/arch"]:
         assert composed(f"model={preset}", f"model/arch={arch}").model == load_preset(preset, arch=arch)
 
 
@@ -100,7 +104,7 @@ def test_the_trainer_beats_the_data():
     assert batch("data=wiki", "trainer=debug") == (2, 1, None)  # its total_steps sets the length
 
 
-@pytest.mark.parametrize("trainer", groups()["trainer"])
+@pytest.mark.parametrize("trainer", COMMAND.groups()["trainer"])
 def test_the_command_line_beats_all(trainer):
     given = ("trainer.micro_batch_size=3", "trainer.grad_accum_steps=7", "trainer.max_epochs=11")
     assert batch("data=wiki", f"trainer={trainer}", *given) == (3, 7, 11)
@@ -147,7 +151,7 @@ def test_a_run_that_cannot_be_is_refused_however_it_is_made():
 # --- no dead knobs ------------------------------------------------------------------------------------------------
 
 
-def sections(owner: type = RunConfig) -> Iterator[type]:
+def sections(owner: type) -> Iterator[type]:
     """A dataclass and those inside it."""
     yield owner
     for field in dataclasses.fields(owner):
@@ -175,12 +179,17 @@ def names_read() -> set[str]:
 
 
 def test_every_setting_is_read_somewhere():
-    settings = {(owner.__name__, field.name) for owner in sections() for field in dataclasses.fields(owner)}
+    settings = {
+        (owner.__name__, field.name)
+        for command in COMMANDS
+        for owner in sections(command.schema)
+        for field in dataclasses.fields(owner)
+    }
     dead = {f"{owner}.{name}" for owner, name in settings if name not in names_read()}
-    # The command looks for these two on the command line itself, before there is a typed config.
-    assert dead == {"RunConfig.debug", "RunConfig.resume"}
+    # The door looks for debug=true on the command line itself, dtl.train for resume=, before there is a typed config.
+    assert dead == {*(f"{command.schema.__name__}.debug" for command in COMMANDS), "RunConfig.resume"}
 
 
 def test_every_setting_is_explained():
-    assert len(keys()) > 60
-    assert [key.name for key in keys() if len(key.meaning) < 5] == []
+    assert len(COMMAND.settings) > 60
+    assert [key.name for command in COMMANDS for key in command.settings if len(key.meaning) < 5] == []

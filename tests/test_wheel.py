@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import dtl
-from dtl.commandline.explain import groups
+from dtl.train import COMMAND
 
 pytestmark = pytest.mark.slow
 
@@ -47,13 +47,13 @@ def test_it_brings_its_configs_and_recipes(environment, tmp_path):
         "import json\n"
         "from dtl.commandline.explain import groups\n"
         "from dtl.paths import conf_dir, experiments_dir\n"
-        "print(json.dumps([str(conf_dir()), str(experiments_dir()), groups()]))"
+        "print(json.dumps([str(conf_dir()), str(experiments_dir()), COMMAND.groups()]))"
     )
     conf, experiments, choices = json.loads(run(tmp_path, environment / "python", "-c", program))
     inside = environment.parent.resolve()
     assert Path(conf).is_relative_to(inside) and Path(experiments).is_relative_to(inside)
     assert Path(experiments).is_dir()
-    assert choices == groups()
+    assert choices == COMMAND.groups()
 
 
 def test_help(environment, tmp_path):

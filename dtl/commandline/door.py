@@ -3,7 +3,9 @@
 Torch is imported behind this door only, so that help and refusals answer at once.
 """
 
+import functools
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -11,9 +13,10 @@ from collections.abc import Callable
 import hydra
 from omegaconf import DictConfig
 
-from dtl.commandline.explain import explained, keys
+from dtl.commandline.command import Command
+from dtl.commandline.explain import explained
 from dtl.config import register
-from dtl.errors import DTLError
+from dtl.errors import ConfigError, DTLError
 from dtl.paths import conf_dir
 
 
@@ -23,25 +26,27 @@ class JobFailedError(Exception):
 
 def run_command(
     task: Callable[[DictConfig], object],
-    config_name: str,
-    help_page: Callable[[], str],
-    prepare_arguments: Callable[[list[str]], list[str]],
+    command: Command,
+    prepare_arguments: Callable[[list[str]], list[str]] = lambda arguments: arguments,
 ) -> None:
-    """Compose conf/<config_name>.yaml with the command line and call `task` with it, once or (with -m) per job.
+    """Compose conf/<command.name>.yaml with the command line and call `task` with it, once or (with -m) per job.
 
     `prepare_arguments` may change the command line before Hydra sees it. Exits with 0, with an error's own
     `exit_code` after printing its message, or with 1 after a traceback.
     """
     arguments = sys.argv[1:]
     if any(argument in ("-h", "--help") for argument in arguments):
-        print(help_page())
+        print(command.help())
         return
-    register()
+    register(command.name, command.schema)
     # Hydra would print errors in its own words and exit; this makes it hand them to us.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    start = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(task)
+    start = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command.name)(
+        _said_once(task, arguments, command)
+    )
     try:
-        sys.argv[1:] = [with_new_entries(argument) for argument in prepare_arguments(arguments)]
+        _refuse_multirun(arguments, command)
+        sys.argv[1:] = [_as_hydra_reads_it(argument, command) for argument in prepare_arguments(arguments)]
         start()
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
@@ -50,12 +55,29 @@ def run_command(
         print(f"The sweep is through, but {error}: see above.", file=sys.stderr)
         sys.exit(1)
     except Exception as error:
-        sys.exit(show_error(error, arguments))
+        sys.exit(show_error(error, arguments, command))
 
 
-def show_error(error: Exception, arguments: list[str]) -> int:
+def _said_once(
+    task: Callable[[DictConfig], object], arguments: list[str], command: Command
+) -> Callable[[DictConfig], object]:
+    """`task` with its errors shown here, before Hydra adds words of its own. What runs a grid does so itself."""
+    if command.multirun:
+        return task
+
+    @functools.wraps(task)
+    def job(composed: DictConfig) -> None:
+        try:
+            task(composed)
+        except Exception as error:
+            raise SystemExit(show_error(error, arguments, command)) from None
+
+    return job
+
+
+def show_error(error: Exception, arguments: list[str], command: Command) -> int:
     """Print `error` for a person and return the exit code."""
-    known = error if isinstance(error, DTLError) else explained(error, arguments)
+    known = error if isinstance(error, DTLError) else explained(error, arguments, command)
     if known is None and isinstance(error, OSError) and error.filename and error.strerror:
         known = DTLError(f"{error.filename}: {error.strerror}. Choose another folder, or mend this one.")
     if known is None or "debug=true" in (argument.lower() for argument in arguments):
@@ -67,14 +89,33 @@ def show_error(error: Exception, arguments: list[str]) -> int:
     return known.exit_code
 
 
-def with_new_entries(argument: str) -> str:
-    """`data.sources.poems.kind=poems` with Hydra's mark for a new key: a mapping's entries have names of your own."""
-    mappings = [key.name for key in keys() if key.type == "mapping"]
-    key = argument.partition("=")[0]
+def override_key(text: str) -> str:
+    """The key of a Hydra override: without the marks that add or delete it."""
+    return text.lstrip("+~")
+
+
+def _refuse_multirun(arguments: list[str], command: Command) -> None:
+    asked = next((argument for argument in arguments if argument in ("-m", "--multirun")), None)
+    if asked and not command.multirun:
+        raise ConfigError(f"{asked}: dtl.{command.name} runs once; only dtl.train runs a grid.")
+
+
+def _as_hydra_reads_it(argument: str, command: Command) -> str:
+    key, equals, value = argument.partition("=")
+    if equals and override_key(key) in command.free_text:
+        return f"{key}={_quoted(value)}"
+    mappings = [known.name for known in command.settings if known.type == "mapping"]
+    # Hydra's mark for a new key: the entries of a mapping have names of a person's own.
     is_entry = any(key == mapping or key.startswith(f"{mapping}.") for mapping in mappings)
     return f"++{argument}" if is_entry else argument
 
 
-def override_key(text: str) -> str:
-    """The key of a Hydra override: without the marks that add or delete it."""
-    return text.lstrip("+~")
+def _quoted(value: str) -> str:
+    """A text as a person typed it, for Hydra's parser: what is quoted already, or null, stays."""
+    if value == "null" or (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
+        return value
+    # OmegaConf would look up ${...}; Hydra takes a backslash as such unless a quote follows.
+    escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    escaped = re.sub(r"(\\*)'", r"\1\1\'", escaped)
+    escaped = re.sub(r"(\\+)$", r"\1\1", escaped)
+    return f"'{escaped}'"

@@ -53,7 +53,7 @@ def load_gpt2(path: str | None = None) -> Tokenizer:
         if not place.exists():
             raise DataError(f"tokenizer.path={path}: no such folder.\n{WAYS_ON}")
     else:
-        place = _carried() or _cached() or _downloaded()
+        place = carried() or cached() or _downloaded()
     return _checked(read_byte_level_bpe(place), place)
 
 
@@ -125,7 +125,7 @@ def _read_merges(path: Path) -> list[list[str]]:
     return [line.split(" ") for line in lines[lines[0].startswith("#version") :] if line]
 
 
-def _carried() -> Path | None:
+def carried() -> Path | None:
     """The folder inside the `offline` extra's package; found without running that package's code."""
     spec = importlib.util.find_spec(OFFLINE_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
@@ -142,7 +142,7 @@ def _carried() -> Path | None:
     return folder
 
 
-def _cached() -> Path | None:
+def cached() -> Path | None:
     """What an earlier download by any Hugging Face library left on this machine."""
     from huggingface_hub import try_to_load_from_cache
 

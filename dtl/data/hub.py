@@ -52,6 +52,12 @@ def hub_problem() -> str | None:
     return f"the Hugging Face hub ({endpoint.hostname}) cannot be reached{through}: {reason}"
 
 
+def unreachable(address: str) -> str | None:
+    """Why nothing answers at `address` within `DEADLINE_S`; None when something does. Proxies as everywhere."""
+    parts = _split(address)
+    return "no address such as https://..." if parts is None else _within_deadline(parts, _proxy_for(parts))
+
+
 def without_password(text: str) -> str:
     """The text without the `user:password@` of any address in it."""
     return re.sub(r"//[^/\s]*@", "//", text)

@@ -13,9 +13,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import dtl.train
-from dtl.commandline.explain import ENTRY, explained, groups, keys
+from dtl.commandline.command import ENTRY
+from dtl.commandline.explain import explained
 from dtl.config import RunConfig
 from dtl.errors import DataError
+from dtl.train import COMMAND
 
 
 @pytest.fixture(autouse=True)
@@ -245,17 +247,17 @@ def misspelt(word: str, chance: random.Random) -> str:
 
 def test_a_misspelt_key_finds_its_right_spelling():
     chance, schema = random.Random(7), OmegaConf.structured(RunConfig)
-    names = [key.name for key in keys() if ENTRY not in key.name]
-    mappings = [key.name for key in keys() if key.type == "mapping"]
+    names = [key.name for key in COMMAND.settings if ENTRY not in key.name]
+    mappings = [key.name for key in COMMAND.settings if key.type == "mapping"]
     right = wrong = 0
     while right + wrong < 300:
         name = chance.choice(names)
         typed = misspelt(name, chance)
-        if typed in {*names, *groups()} or typed.strip(".") != typed or typed.startswith(tuple(mappings)):
+        if typed in {*names, *COMMAND.groups()} or typed.strip(".") != typed or typed.startswith(tuple(mappings)):
             continue
         with pytest.raises(OmegaConfBaseException) as caught:
             OmegaConf.merge(schema, OmegaConf.from_dotlist([f"{typed}=1"]))
-        found = f"Did you mean '{name}'?" in str(explained(caught.value, [f"{typed}=1"]))
+        found = f"Did you mean '{name}'?" in str(explained(caught.value, [f"{typed}=1"], COMMAND))
         right, wrong = right + found, wrong + (not found)
     assert right / (right + wrong) >= 0.95
 
@@ -267,10 +269,10 @@ def test_help_names_every_group_every_choice_and_every_key(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["dtl-train", "model=huge", "--help"])
     dtl.train.main()
     page = capsys.readouterr().out
-    for group, choices in groups().items():
+    for group, choices in COMMAND.groups().items():
         if choices:
             assert re.search(rf"^  {group} +{re.escape(' | '.join(choices))}$", page, re.MULTILINE)
-    for key in keys():
+    for key in COMMAND.settings:
         assert re.search(
             rf"^    {re.escape(f'{key.name}={key.default}  ({key.type})')}\n        \S", page, re.MULTILINE
         )

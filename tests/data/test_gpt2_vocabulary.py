@@ -19,10 +19,10 @@ from dtl.data.config import TokenizerConfig
 from dtl.data.tokenizer import build_tokenizer
 from dtl.errors import DataError
 
-if gpt2._carried() is None:
+if gpt2.carried() is None:
     pytest.skip("GPT-2's vocabulary comes with the `offline` extra", allow_module_level=True)
 
-CARRIED: Path = gpt2._carried()  # type: ignore[assignment]
+CARRIED: Path = gpt2.carried()  # type: ignore[assignment]
 # Ids of the published tokenizer, each text for one of its habits.
 PUBLISHED = {
     "Hello, world!": [15496, 11, 995, 0],
@@ -171,16 +171,16 @@ def test_the_hugging_face_cache(nowhere_else: None, tmp_path: Path) -> None:
 
 def test_the_order_of_the_places(monkeypatch) -> None:
     asked: list[str] = []
-    finds: dict[str, Path | None] = {"_carried": None, "_cached": None, "_downloaded": CARRIED}
+    finds: dict[str, Path | None] = {"carried": None, "cached": None, "_downloaded": CARRIED}
     for place in finds:
         monkeypatch.setattr(gpt2, place, lambda place=place: asked.append(place) or finds[place])
     monkeypatch.setattr(gpt2, "_checked", lambda backend, place: place)
     monkeypatch.setattr(gpt2, "read_byte_level_bpe", lambda place: place)
     assert gpt2.load_gpt2() == CARRIED
-    assert asked == ["_carried", "_cached", "_downloaded"]
-    finds["_cached"] = CARRIED
+    assert asked == ["carried", "cached", "_downloaded"]
+    finds["cached"] = CARRIED
     gpt2.load_gpt2()
-    assert asked[3:] == ["_carried", "_cached"]
+    assert asked[3:] == ["carried", "cached"]
     gpt2.load_gpt2(str(CARRIED))
     assert len(asked) == 5  # a path of one's own comes first
 

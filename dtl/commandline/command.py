@@ -1,0 +1,126 @@
+"""A command as its door sees it: its schema, its config groups, and the page behind its --help.
+
+The meaning of a key is the comment beside it in its dataclass: one source for readers, --help and errors.
+"""
+
+import ast
+import inspect
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cached_property
+from typing import Any, get_args, get_type_hints
+
+import yaml
+
+from dtl.paths import conf_dir, experiments_dir
+
+ENTRY = "<name>"  # stands for the name of an entry of a mapping, in a key
+
+
+@dataclass(frozen=True)
+class Key:
+    """One setting: its dotted name, its type and default as text, and what it means."""
+
+    name: str
+    type: str
+    default: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Command:
+    """`python -m dtl.<name>`: settings as in `schema`, first values from conf/<name>.yaml.
+
+    `page` begins what --help shows: usage, what the command does, examples. `free_text` names keys whose values are
+    taken as they were typed, with spaces, commas and brackets. Only a command with `multirun` takes -m.
+    """
+
+    name: str
+    schema: type
+    page: str
+    footer: str = ""
+    free_text: tuple[str, ...] = ()
+    multirun: bool = False
+
+    @cached_property
+    def settings(self) -> tuple[Key, ...]:
+        """Every setting, in the order of the dataclasses."""
+        return tuple(_walk(self.schema, ""))
+
+    def groups(self) -> dict[str, list[str]]:
+        """Config groups and the names of their files, as they lie under conf/ and experiments/."""
+        defaults = yaml.safe_load((conf_dir() / f"{self.name}.yaml").read_text(encoding="utf-8"))["defaults"]
+        chosen = {group for entry in defaults if isinstance(entry, dict) for group in entry}
+        found: dict[str, list[str]] = {}
+        for file in sorted(conf_dir().glob("*/**/*.yaml")):
+            group = file.parent.relative_to(conf_dir()).as_posix()
+            if group.partition("/")[0] in chosen:
+                found.setdefault(group, []).append(file.stem)
+        if "experiment" in chosen:
+            found["experiment"] = sorted(file.stem for file in experiments_dir().glob("experiment/*.yaml"))
+        return found
+
+    def help(self) -> str:
+        """The help as plain text, 100 columns wide where it can be."""
+        lines = [self.page, *(["Groups: choose with group=choice"] if self.groups() else [])]
+        lines += [f"  {group:<12} {' | '.join(names)}" for group, names in self.groups().items() if names]
+        lines += ["", "Keys: change with key=value (type, default of the schema: meaning; files in conf/ may differ)"]
+        section = None
+        for key in self.settings:
+            owner = key.name.rpartition(".")[0]
+            if owner != section:
+                section = owner
+                lines.append(f"\n  {section or self.name}")
+            lines.append(f"    {key.name}={key.default}  ({key.type})")
+            lines.append(f"        {key.meaning}")
+        return "\n".join([*lines, "", self.footer])
+
+
+def _walk(owner: type, prefix: str) -> Iterator[Key]:
+    meanings = _comments(owner)
+    hints = get_type_hints(owner)
+    for item in fields(owner):
+        name = f"{prefix}{item.name}"
+        hint = hints[item.name]
+        if is_dataclass(hint):
+            assert isinstance(hint, type)
+            yield from _walk(hint, f"{name}.")
+            continue
+        default = item.default if item.default is not MISSING else None
+        if item.default_factory is not MISSING:
+            default = item.default_factory()
+        yield Key(name, _type_in_words(hint), _as_yaml(default), meanings.get(item.name, ""))
+        for entry in get_args(hint):
+            if isinstance(entry, type) and is_dataclass(entry):
+                yield from _walk(entry, f"{name}.{ENTRY}.")
+
+
+def _comments(owner: type) -> dict[str, str]:
+    """Field name to the comment at the end of its line, in the class and those that it extends."""
+    found: dict[str, str] = {}
+    for part in reversed([part for part in owner.__mro__ if is_dataclass(part)]):
+        source = inspect.cleandoc(inspect.getsource(part))
+        lines = source.splitlines()
+        body = ast.parse(source).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for statement in body.body:
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                after = lines[(statement.end_lineno or 1) - 1][statement.end_col_offset :]
+                found[statement.target.id] = after.partition("#")[2].strip()
+    return found
+
+
+def _type_in_words(hint: Any) -> str:
+    names = {int: "integer", float: "number", str: "text", bool: "true/false", type(None): "null"}
+    if hint in names:
+        return names[hint]
+    parts = get_args(hint)
+    if type(None) in parts:
+        return " or ".join(_type_in_words(part) for part in parts)
+    return "list" if getattr(hint, "__origin__", None) is list else "mapping"
+
+
+def _as_yaml(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value).replace("'", "").replace(" ", "")

@@ -1,0 +1,106 @@
+"""What all commands have in common: their help, their refusals, and texts that arrive as they were typed."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from dtl.commandline.command import Command
+from dtl.commandline.door import _as_hydra_reads_it
+from dtl.paths import conf_dir
+from dtl.terminal.config import GenerateConfig
+
+NAMES = sorted(file.stem for file in conf_dir().glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def outside_the_checkout(elsewhere: Path) -> None:
+    """No run of the checkout's outputs/ may be found, and none made there."""
+
+
+def call(name: str, *arguments: str) -> tuple[int, str, str]:
+    """`python -m dtl.<name>` with arguments, in another process; exit code and both outputs."""
+    program = [sys.executable, "-m", f"dtl.{name}", *arguments]
+    done = subprocess.run(program, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_each_primary_config_has_its_command():
+    assert {"train", "chat", "generate", "diagnose"} <= set(NAMES)
+    for name in NAMES:
+        assert importlib.import_module(f"dtl.{name}").COMMAND.name == name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_names_every_setting_and_choice(name, monkeypatch, capsys):
+    module = importlib.import_module(f"dtl.{name}")
+    monkeypatch.setattr(sys, "argv", [f"dtl-{name}", "--help"])
+    module.main()
+    page = capsys.readouterr().out
+    assert page.startswith(f"python -m dtl.{name}")
+    for setting in module.COMMAND.settings:
+        assert f"    {setting.name}={setting.default}  ({setting.type})\n        {setting.meaning}" in page
+    for group, choices in module.COMMAND.groups().items():
+        assert group in page and " | ".join(choices) in page
+    assert max(map(len, page.splitlines())) <= 140
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "train"])
+def test_wrong_settings_are_refused_and_leave_nothing(name, monkeypatch, capsys, elsewhere):
+    module = importlib.import_module(f"dtl.{name}")
+    for arguments, expected in (
+        (["debgu=true"], "debgu=true: there is no such key. Did you mean 'debug'?"),
+        (["debug=perhaps"], "debug=perhaps: must be true/false"),
+        (["+trainer=cpu"], f"+trainer=cpu: dtl.{name} has no such group."),
+        (["-m"], f"-m: dtl.{name} runs once; only dtl.train runs a grid."),
+        (["plugins=[a],[b]"], "takes one value."),
+    ):
+        monkeypatch.setattr(sys, "argv", [f"dtl-{name}", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            module.main()
+        shown = capsys.readouterr().err
+        assert (ended.value.code, "Traceback" in shown) == (2, False)
+        assert shown.startswith("Error: ") and expected in shown, shown
+    assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["chat", "generate"])
+def test_sampling_is_refused_before_a_model_is_looked_for(name):
+    code, out, shown = call(name, "ckpt=nowhere", "sampling.top_p=2")
+    assert (code, out, shown) == (2, "", "Error: sampling.top_p=2.0: a share in (0, 1].\n")
+
+
+# --- texts --------------------------------------------------------------------------------------------------------
+
+ODD = st.sampled_from("'\"\\${}[](), =:~+-#1an\n\t")
+TALK = Command("generate", GenerateConfig, page="", free_text=("prompt",))
+
+
+def read_by_hydra(argument: str) -> object:
+    """The value that a command gets for what was typed."""
+    override = OverridesParser.create().parse_override(_as_hydra_reads_it(argument, TALK))
+    value = override.value()
+    config = OmegaConf.create({"prompt": getattr(value, "text", value)})
+    container = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(container, dict)
+    return container["prompt"]
+
+
+@settings(max_examples=500)
+@given(st.text(alphabet=ODD | st.characters(exclude_categories=["Cs"])))
+def test_a_text_arrives_as_it_was_typed(text):
+    """Also what Hydra would take for a list, a sweep or a quote, and OmegaConf for a reference."""
+    if text != "null" and not (len(text) > 1 and text[0] == text[-1] and text[0] in "'\""):
+        assert read_by_hydra(f"prompt={text}") == text
+
+
+def test_a_text_in_quotes_of_its_own_loses_these():
+    assert read_by_hydra("prompt='null'") == "null"
+    assert read_by_hydra('prompt="a, b"') == "a, b"
+    assert read_by_hydra("prompt=null") is None

@@ -1,0 +1,165 @@
+"""Processor, memory and disks of machines that are written down here."""
+
+import errno
+import os
+import shutil
+import tempfile
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from dtl.diagnostics import machine
+from dtl.diagnostics.machine import look_at_disk, look_at_memory, look_at_processor, processor, usable_cores
+
+LAPTOP = """\
+processor\t: 0
+model name\t: AMD Ryzen 7 7840HS
+flags\t\t: fpu sse2 avx2 avx512f avx512_bf16
+bogomips\t: 7585.31
+
+processor\t: 1
+model name\t: another
+flags\t\t: fpu
+"""
+BOARD = "processor\t: 0\nBogoMIPS\t: 108.00\nFeatures\t: fp asimd bf16 sve\nCPU implementer\t: 0x41\n"
+MEMINFO = "MemTotal:       16777216 kB\nMemFree:          123 kB\nMemAvailable:    8388608 kB\n"
+Usage = namedtuple("Usage", "total used free")
+
+
+def lay_out(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+# --- processor ----------------------------------------------------------------------------------------------------
+
+
+def test_a_processor_by_its_first_core():
+    assert processor(LAPTOP) == ("AMD Ryzen 7 7840HS", {"fpu", "sse2", "avx2", "avx512f", "avx512_bf16"})
+    assert processor(BOARD) == ("", {"fp", "asimd", "bf16", "sve"})
+    assert processor("") == ("", frozenset())
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "features"),
+    [(LAPTOP, "avx2, avx512f, avx512_bf16"), (BOARD, "neon, sve, bf16"), ("", "features unknown")],
+)
+def test_the_row_of_the_processor(tmp_path, monkeypatch, cpuinfo, features):
+    monkeypatch.setattr(os, "cpu_count", lambda: 17)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(5)), raising=False)
+    ((_, row),) = look_at_processor(lay_out(tmp_path, {"proc/cpuinfo": cpuinfo})).rows
+    assert row.endswith(f"5 of 17 cores usable; {features}")
+    assert row.partition(",")[0]
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 13),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "250000 100000\n"}, 3),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, 13),
+        ({"proc/self/cgroup": "0::/user/one\n", "sys/fs/cgroup/user/cpu.max": "700000 100000\n"}, 7),
+        ({"proc/self/cgroup": "0::/user/one\n", "sys/fs/cgroup/user/one/cpu.max": "5000 100000\n"}, 1),
+        (
+            {
+                "proc/self/cgroup": "3:memory:/x\n2:cpu,cpuacct:/x\n0::/\n",
+                "sys/fs/cgroup/cpu/x/cpu.cfs_quota_us": "500000\n",
+                "sys/fs/cgroup/cpu/x/cpu.cfs_period_us": "100000\n",
+            },
+            5,
+        ),
+        ({"proc/self/cgroup": "2:cpu:/\n", "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n"}, 13),
+        ({"proc/self/cgroup": "nonsense\n\n::\n"}, 13),
+    ],
+)
+def test_cores_that_a_container_is_given(tmp_path, monkeypatch, files, cores):
+    monkeypatch.setattr(os, "cpu_count", lambda: 13)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(13)), raising=False)
+    assert usable_cores(lay_out(tmp_path, files)) == cores
+
+
+# --- memory -------------------------------------------------------------------------------------------------------
+
+
+def test_memory_of_a_machine_and_of_a_container(tmp_path):
+    lay_out(tmp_path, {"proc/meminfo": MEMINFO})
+    assert look_at_memory(tmp_path).rows == [("memory", "16.0 GiB, 8.0 GiB free")]
+    assert not look_at_memory(tmp_path).warnings
+    lay_out(tmp_path, {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": f"{2**30}\n"})
+    finding = look_at_memory(tmp_path)
+    assert finding.rows == [("memory", "16.0 GiB, 8.0 GiB free, at most 1.0 GiB in this container")]
+    assert "only 1.0 GiB of memory are free" in finding.warnings[0] and not finding.problems
+
+
+def test_a_container_without_a_limit(tmp_path):
+    files = {"proc/self/cgroup": "4:memory:/\n", "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{2**63 - 4096}\n"}
+    assert look_at_memory(lay_out(tmp_path, {"proc/meminfo": MEMINFO, **files})).rows[0][1].endswith("8.0 GiB free")
+
+
+def test_memory_without_proc(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "_installed_memory", lambda: 7 * 2**30)
+    assert look_at_memory(tmp_path).rows == [("memory", "7.0 GiB")]
+    monkeypatch.setattr(machine, "_installed_memory", lambda: 0)
+    assert look_at_memory(tmp_path).rows == [("memory", "size unknown")]
+
+
+# --- disks --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def free(monkeypatch):
+    """Set how many bytes each folder's disk has free; the longest folder name that fits decides."""
+
+    def set_free(sizes: dict[Path, float]) -> None:
+        def usage(path: os.PathLike[str]) -> Usage:
+            fitting = [folder for folder in sizes if Path(path).is_relative_to(folder)]
+            return Usage(10**13, 0, sizes[max(fitting, key=lambda folder: len(str(folder)))])
+
+        monkeypatch.setattr(shutil, "disk_usage", usage)
+
+    return set_free
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "warnings", "problems"), [(4.1e9, 0, 0), (3.9e9, 1, 0), (1.1e9, 1, 0), (0.9e9, 0, 1), (0, 0, 1)]
+)
+def test_room_for_checkpoints(elsewhere, free, n_bytes, warnings, problems):
+    free({Path("/"): n_bytes})
+    finding = look_at_disk(Path("outputs"), elsewhere / "cache")
+    assert (len(finding.warnings), len(finding.problems)) == (warnings, problems)
+    assert finding.rows == [("disk", f"{n_bytes / 1e9:.1f} GB free at outputs/")]
+    assert list(elsewhere.iterdir()) == [], "looking leaves nothing behind"
+
+
+def test_a_cache_on_another_disk(elsewhere, free, monkeypatch):
+    cache = elsewhere / "disk" / "hub"
+    cache.mkdir(parents=True)
+    stat = os.stat
+    other = namedtuple("Stat", "st_dev")(-1)
+    monkeypatch.setattr(machine.os, "stat", lambda path, **k: other if Path(path) == cache else stat(path, **k))
+    free({Path("/"): 71e9, cache: 2e9})
+    finding = look_at_disk(Path("outputs"), cache)
+    assert finding.rows == [("disk", f"71.0 GB free at outputs/, 2.0 GB at {cache}")]
+    assert "where downloads go" in finding.warnings[0]
+
+
+@pytest.mark.parametrize(("number", "reason"), [(errno.EACCES, "Permission denied"), (errno.EROFS, "Read-only")])
+def test_a_folder_that_cannot_be_written(elsewhere, monkeypatch, number, reason):
+    def refuse(dir: Path) -> None:
+        assert dir == elsewhere
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    (problem,) = look_at_disk(Path("outputs"), elsewhere).problems
+    assert problem.startswith("outputs/: runs cannot be written there") and reason in problem
+
+
+def test_outputs_that_is_no_folder(elsewhere):
+    Path("outputs").write_text("a file")
+    assert "outputs is a file" in look_at_disk(Path("outputs"), elsewhere).problems[0]
+    Path("outputs").unlink()
+    Path("outputs").symlink_to("nowhere")
+    assert "a link to nowhere" in look_at_disk(Path("outputs"), elsewhere).problems[0]
