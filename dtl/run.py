@@ -95,7 +95,7 @@ def _conclude(session: Session, state: State, scores: dict[str, float]) -> float
     loss = train_state.best_loss
     _record_end(session, state, **scores)
     session.tracker.finish(state, {"best/loss": loss, "best/step": train_state.best_step, **scores})
-    show_end(display, train_state, state, scores, run_dir)
+    show_end(display, session.parts, state, scores, run_dir)
     return math.nan if loss is None else loss
 
 

@@ -10,7 +10,6 @@ from dtl.data.prepare import PreparedData
 from dtl.display import Display, in_time, in_units, shown
 from dtl.runtime import nvidia_without_cuda
 from dtl.tracking import State, Tracker
-from dtl.training.trainer import TrainState
 
 BYTES_PER_PARAMETER = 12  # in a checkpoint: the weight and Adam's two moments, four bytes each
 
@@ -67,18 +66,20 @@ def _disk_warning(parts: Parts, run_dir: Path) -> str | None:
     )
 
 
-def show_end(display: Display, state: TrainState, ended: State, scores: dict[str, float], run_dir: Path) -> None:
+def show_end(display: Display, parts: Parts, ended: State, scores: dict[str, float], run_dir: Path) -> None:
     """How it went, where it lies, what to type next."""
+    state = parts.trainer.state
     best = "none yet" if state.best_loss is None else f"{state.best_loss:.4f} at step {state.best_step}"
     kept = list_checkpoints(run_dir, contents=False)
     folder = shown(run_dir)
-    go_on = f"python -m dtl.train init={folder} data=...   (a new run from these weights)"
+    answers_questions = any(parts.data.pairs.values())
+    talk = f"python -m dtl.{'chat' if answers_questions else 'generate'} ckpt={folder}"
     rows = [
         ("steps", f"{state.step}, {in_units(state.tokens)} tokens in {in_time(state.seconds)}"),
         ("best validation loss", best),
         *((name, f"{value:.1%}") for name, value in scores.items()),
         ("checkpoints", ", ".join(f"{entry.path.name} (epoch {entry.epoch})" for entry in kept) or "none"),
         ("folder", folder),
-        ("next", f"python -m dtl.train resume={folder}" if ended == "stopped" else go_on),
+        ("next", f"python -m dtl.train resume={folder}" if ended == "stopped" else talk),
     ]
     display.screen(f"\n{ended.capitalize()}", rows)

@@ -13,6 +13,8 @@ from tiny_runs import go_on, outcome, result, start, steps_kept, tiny_config
 
 from dtl.checkpoints.listing import best_checkpoint, list_checkpoints
 from dtl.config import RunConfig
+from dtl.data.config import DataConfig, SourceConfig
+from dtl.display import shown
 from dtl.errors import TrainingError
 from dtl.run import _memory_advice
 from dtl.session import Session
@@ -21,6 +23,34 @@ from dtl.training.evaluate import Evaluation
 from dtl.training.trainer import Trainer
 
 ADVANCE = Trainer.advance
+
+
+# --- what is said -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "limits", "following"),
+    [
+        ("qa", {}, "dtl.chat ckpt={}"),
+        ("text", {}, "dtl.generate ckpt={}"),
+        ("qa", {"stop_after_steps": 1}, "dtl.train resume={}"),
+    ],
+)
+def test_the_last_screen_says_what_to_type_next(
+    pairs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    source: str,
+    limits: dict[str, Any],
+    following: str,
+) -> None:
+    config = tiny_config(pairs, **({"total_steps": 2} | limits))
+    if source == "text":
+        (tmp_path / "poem.txt").write_text("Roses are red. " * 99)
+        text = {"text": SourceConfig(kind="text", path=str(tmp_path / "poem.txt"))}
+        config = replace(config, data=DataConfig(sources=text, seq_len=73))
+    start(config, tmp_path / "run")
+    assert f"python -m {following.format(shown(tmp_path / 'run'))}\n" in capsys.readouterr().out
 
 
 # --- limits -------------------------------------------------------------------------------------------------------
