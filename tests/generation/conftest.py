@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from naive_loop import VOCAB_SIZE
 
 from dtl.model.config import ArchConfig, ModelConfig
 from dtl.model.transformer import TransformerLM
-
-VOCAB_SIZE = 23
 
 
 @pytest.fixture(autouse=True)

@@ -1,36 +1,21 @@
 """Laws of generation: what a loop without a cache would write, row by row, whoever else is in the batch."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
+from naive_loop import NEVER, naive_steps, random_prompts, written_naively
 from torch import Tensor
 
 from dtl.generation.config import SamplingConfig
-from dtl.generation.engine import generate
+from dtl.generation.engine import generate, stream
 from dtl.generation.sampling import sample_next
 from dtl.model.transformer import TransformerLM
 
 KINDS = ("modern", "grouped", "classic")
-NEVER = -1  # a stop id that no token has
 GREEDY = SamplingConfig(temperature=0, top_k=None, max_new_tokens=13)
 WARM = SamplingConfig(temperature=1.5, top_k=None, max_new_tokens=13)
-
-
-def random_prompts(*lengths: int) -> list[list[int]]:
-    return [torch.randint(0, 23, (n,)).tolist() for n in lengths]
-
-
-@torch.no_grad()
-def written_naively(model: TransformerLM, prompt: list[int], n_new: int, stop_id: int = NEVER) -> list[int]:
-    """Greedy, without cache, without batch."""
-    ids = list(prompt)
-    while len(ids) < min(len(prompt) + n_new, model.config.max_seq_len):
-        likeliest = int(model(torch.tensor([ids]))[0, -1].argmax())
-        if likeliest == stop_id:
-            break
-        ids.append(likeliest)
-    return ids[len(prompt) :]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -41,16 +26,6 @@ def test_greedy_is_what_a_naive_loop_writes(random_model: Callable[..., Transfor
     assert found == [written_naively(model, prompt, 13) for prompt in prompts]
     assert len({tuple(ids) for ids in found}) > 2
     assert len({token for ids in found for token in ids}) > 3
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_each_row_fills_the_context_on_its_own(random_model: Callable[..., TransformerLM], kind: str) -> None:
-    """A long neighbour does not shorten a short prompt's text, and a full row does not disturb the others."""
-    model = random_model(kind, max_seq_len=17)
-    prompts = random_prompts(16, 3, 11, 1)
-    found = generate(model, prompts, SamplingConfig(temperature=0, max_new_tokens=99), NEVER)
-    assert [len(ids) for ids in found] == [1, 14, 6, 16]
-    assert found == [written_naively(model, prompt, 99) for prompt in prompts]
 
 
 def test_stops_at_the_stop_id_and_leaves_it_out(random_model: Callable[..., TransformerLM]) -> None:
@@ -161,9 +136,123 @@ def test_prompts_that_cannot_be_continued_are_refused(
 
 
 def test_the_longest_prompt_that_fits(random_model: Callable[..., TransformerLM]) -> None:
+    """It is read whole; what follows its 29th token is in test_sliding.py."""
     model = random_model()
     (prompt,) = random_prompts(28)
-    assert generate(model, [prompt], GREEDY, NEVER) == [written_naively(model, prompt, 1)]
+    assert generate(model, [prompt], replace(GREEDY, max_new_tokens=2), NEVER) == [written_naively(model, prompt, 2)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_one_length_are_written_as_in_a_naive_loop(
+    random_model: Callable[..., TransformerLM], kind: str
+) -> None:
+    """They take the path without masks; one of them stops before the others."""
+    model = random_model(kind, tie_embeddings=False)
+    prompts = random_prompts(5, 5, 5)
+    stop_id = written_naively(model, prompts[1], 13)[4]
+    assert generate(model, prompts, GREEDY, stop_id) == [written_naively(model, p, 13, stop_id) for p in prompts]
+
+
+@pytest.mark.parametrize("lengths", [(5,), (7, 7, 7), (5, 1, 11)])
+def test_the_penalty_counts_prompt_and_text(
+    random_model: Callable[..., TransformerLM], lengths: tuple[int, ...]
+) -> None:
+    """Of each row its own; a penalty below 1 favours what was said before."""
+    model = random_model(tie_embeddings=False)
+    prompts = random_prompts(*lengths)
+    plain = generate(model, prompts, GREEDY, NEVER)
+    for penalty in (1.7, 0.6):
+        found = generate(model, prompts, replace(GREEDY, repetition_penalty=penalty), NEVER)
+        assert found == [written_naively(model, prompt, 13, penalty=penalty) for prompt in prompts]
+        assert found != plain
+
+
+# --- the steps of a stream -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, WARM, replace(WARM, repetition_penalty=1.3, top_k=5, min_p=0.1)])
+@pytest.mark.parametrize("lengths", [(5,), (5, 5), (5, 1, 11, 2)])
+def test_the_steps_together_are_what_generate_writes(
+    random_model: Callable[..., TransformerLM], sampling: SamplingConfig, lengths: tuple[int, ...]
+) -> None:
+    """A row that has ended gives None from there on, and a step in which every row has ended is no step."""
+    model = random_model(tie_embeddings=False)
+    prompts = random_prompts(*lengths)
+    stop_id = generate(model, prompts, sampling, NEVER, seed=3)[0][5]
+    steps = list(stream(model, prompts, sampling, stop_id, seed=3))
+    texts = generate(model, prompts, sampling, stop_id, seed=3)
+    assert len(steps) == max(len(text) for text in texts)
+    for row, text in enumerate(texts):
+        assert [step.ids[row] for step in steps] == text + [None] * (len(steps) - len(text))
+    assert all(len(step.ids) == len(step.logprobs) == len(step.slid) == len(prompts) for step in steps)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        GREEDY,
+        WARM,
+        SamplingConfig(
+            temperature=3.0, top_k=7, top_p=0.9, min_p=0.05, repetition_penalty=1.5, max_new_tokens=13, stop=["a"]
+        ),
+    ],
+)
+@pytest.mark.parametrize("lengths", [(7,), (7, 7), (5, 1, 11)])
+@torch.no_grad()
+def test_logprobs_are_the_models_own(
+    random_model: Callable[..., TransformerLM], sampling: SamplingConfig, lengths: tuple[int, ...]
+) -> None:
+    """Whatever the sampling makes of the logits: log-softmax at temperature 1, without a cache."""
+    model = random_model("grouped", tie_embeddings=False)
+    prompts = random_prompts(*lengths)
+    steps = list(stream(model, prompts, sampling, NEVER, seed=3))
+    assert len(steps) == 13
+    for row, prompt in enumerate(prompts):
+        written = [step.ids[row] for step in steps]
+        logits_tv = model(torch.tensor([[*prompt, *written]]))[0, len(prompt) - 1 : -1]
+        expected = logits_tv.log_softmax(dim=-1)[torch.arange(13), torch.tensor(written)]
+        assert expected.std() > 0.1
+        torch.testing.assert_close(torch.tensor([step.logprobs[row] for step in steps]), expected, rtol=0, atol=1e-4)
+
+
+def test_logprobs_of_a_naive_loop(random_model: Callable[..., TransformerLM]) -> None:
+    model = random_model("classic", tie_embeddings=False)
+    (prompt,) = random_prompts(5)
+    expected = list(naive_steps(model, prompt, 13, penalty=1.5))
+    found = list(stream(model, [prompt], replace(GREEDY, repetition_penalty=1.5), NEVER))
+    assert [step.ids[0] for step in found] == [token for token, _, _ in expected]
+    assert [step.logprobs[0] for step in found] == pytest.approx([logprob for _, logprob, _ in expected], abs=1e-4)
+
+
+@pytest.mark.parametrize("n_read", [0, 1, 5])
+def test_a_reader_may_leave_the_loop(random_model: Callable[..., TransformerLM], n_read: int) -> None:
+    model = random_model().train()
+    before = torch.get_rng_state()
+    steps = stream(model, random_prompts(5), WARM, NEVER)
+    after_prompts = torch.get_rng_state()  # the prompts were drawn in between
+    for _ in range(n_read):
+        next(steps)
+        assert not model.training
+    steps.close()
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), after_prompts)
+    assert not torch.equal(before, after_prompts)
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_a_reader_may_do_other_things_between_two_steps(random_model: Callable[..., TransformerLM]) -> None:
+    """Draw random numbers, train something: the text does not notice, nor does the other work."""
+    model = random_model()
+    prompts = random_prompts(5, 3)
+    expected = generate(model, prompts, WARM, NEVER, seed=1)
+    written: list[list[int | None]] = [[], []]
+    for step in stream(model, prompts, WARM, NEVER, seed=1):
+        for text, token in zip(written, step.ids, strict=True):
+            text.append(token)
+        weight = torch.rand(3, requires_grad=True)
+        weight.square().sum().backward()
+        assert weight.grad is not None
+    assert written == expected
 
 
 # --- Hugging Face -------------------------------------------------------------------------------------------------
