@@ -65,7 +65,7 @@ def choose_precision(requested: str, device: torch.device) -> tuple[str, str]:
     """`fp32`, `bf16` or `fp16` for this device, and the reason. Raises ConfigError when it cannot compute it."""
     has_bf16 = {
         "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
-        "cpu": _cpu_has_bf16,
+        "cpu": cpu_has_bf16,
     }.get(device.type, lambda: False)()
     if requested == "auto":
         return ("bf16", "auto: the device computes in bf16") if has_bf16 else ("fp32", "auto: no bf16 units here")
@@ -76,7 +76,7 @@ def choose_precision(requested: str, device: torch.device) -> tuple[str, str]:
     return requested, "asked for"
 
 
-def _cpu_has_bf16() -> bool:
+def cpu_has_bf16() -> bool:
     """Whether the processor multiplies in bf16; only Linux tells without a library."""
     try:
         flags = Path("/proc/cpuinfo").read_text()

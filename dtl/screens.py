@@ -8,7 +8,7 @@ from dtl.assemble import Parts, model_line
 from dtl.checkpoints.listing import list_checkpoints
 from dtl.data.prepare import PreparedData
 from dtl.display import Display, in_time, in_units, shown
-from dtl.runtime import nvidia_without_cuda
+from dtl.runtime import cpu_has_bf16, nvidia_without_cuda
 from dtl.tracking import State, Tracker
 
 BYTES_PER_PARAMETER = 12  # in a checkpoint: the weight and Adam's two moments, four bytes each
@@ -45,7 +45,8 @@ def show_start(display: Display, parts: Parts, run_dir: Path, tracker: Tracker) 
     display.screen(f"DTL {config.name}", rows)
     for note in parts.notes:
         display.note(note)
-    for warning in [*length.warnings(config), nvidia_without_cuda(), _disk_warning(parts, run_dir)]:
+    looks_wrong = (nvidia_without_cuda(), _disk_warning(parts, run_dir), _slow_muon_warning(parts))
+    for warning in [*length.warnings(config), *looks_wrong]:
         if warning:
             display.warn(warning)
     if parts.trainer.done:
@@ -63,6 +64,16 @@ def _disk_warning(parts: Parts, run_dir: Path) -> str | None:
     return (
         f"{run_dir} has {free / 1e9:.1f} GB free, the checkpoints may take {needed / 1e9:.1f} GB. "
         "Make room, or lower trainer.keep."
+    )
+
+
+def _slow_muon_warning(parts: Parts) -> str | None:
+    """torch's Muon orthogonalises in bf16 whatever the precision: without units for it, some 50 times as slow."""
+    if parts.config.optimizer.name != "muon" or parts.device.type != "cpu" or cpu_has_bf16():
+        return None
+    return (
+        "optimizer=muon: computes in bf16, which this processor only emulates: a step may take seconds. "
+        "Use optimizer=adamw."
     )
 
 

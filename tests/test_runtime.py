@@ -113,7 +113,7 @@ def test_auto_precision_is_bf16_where_the_device_has_it(
     monkeypatch: pytest.MonkeyPatch, has_bf16: bool, expected: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16)
-    monkeypatch.setattr(runtime, "_cpu_has_bf16", lambda: has_bf16)
+    monkeypatch.setattr(runtime, "cpu_has_bf16", lambda: has_bf16)
     for device in (torch.device("cuda"), CPU):
         precision, reason = choose_precision("auto", device)
         assert precision == expected

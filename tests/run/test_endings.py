@@ -53,6 +53,24 @@ def test_the_last_screen_says_what_to_type_next(
     assert f"python -m {following.format(shown(tmp_path / 'run'))}\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("name", "has_units", "warned"), [("muon", False, True), ("muon", True, False), ("adamw", False, False)]
+)
+def test_a_slow_muon_is_warned_of(
+    pairs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    has_units: bool,
+    warned: bool,
+) -> None:
+    monkeypatch.setattr("dtl.screens.cpu_has_bf16", lambda: has_units)
+    config = tiny_config(pairs, total_steps=1)
+    start(replace(config, optimizer=replace(config.optimizer, name=name)), tmp_path)
+    assert ("this processor only emulates" in capsys.readouterr().out) == warned
+
+
 # --- limits -------------------------------------------------------------------------------------------------------
 
 
