@@ -1,4 +1,4 @@
-# make install | test | check | slow: everything happens in .venv, with the versions of requirements.txt.
+# make install | demo | test | check | slow: everything happens in .venv, with the versions of requirements.txt.
 # Another Python: make install PYTHON=python3.12
 
 PYTHON ?= python3
@@ -11,7 +11,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install check test slow wheel-check lock clean
+.PHONY: help install demo check test slow pictures wheel-check lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -30,6 +30,10 @@ $(INSTALLED): requirements.txt pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
+demo: install ## train experiment=demo (two minutes on two cores), then ask it five questions
+	$(BIN)/python -m dtl.train experiment=demo
+	$(BIN)/python -m dtl.chat ckpt=latest ask=experiments/experiment/demo.questions.jsonl
+
 check: install ## lint, format and types, in half a minute
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -40,6 +44,9 @@ test: check ## the above and the quick tests
 
 slow: install ## the slow tests: whole runs, kills, the wheel
 	$(BIN)/python -m pytest -n $(JOBS) -m "slow and not gpu"
+
+pictures: install ## draw the README's pictures anew, from real runs
+	$(BIN)/python docs/pictures.py
 
 wheel-check: install ## build the wheel, install it apart from the checkout, train two steps from another folder
 	$(BIN)/python -m pytest tests/test_wheel.py

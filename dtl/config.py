@@ -125,11 +125,20 @@ def typed_as(schema: type[S], config: DictConfig | dict[str, Any]) -> S:
     them into words) and ConfigError for wrong values.
     """
     values = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
-    settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+    settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), _as_it_stands(values)))
     assert isinstance(settings, schema)
     load_plugins(settings.plugins)
     settings.validate()
     return settings
+
+
+def _as_it_stands(value: Any) -> Any:
+    """Values whose `${...}` are text, as in a prompt: what should be looked up has been."""
+    if isinstance(value, dict):
+        return {key: _as_it_stands(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_as_it_stands(inner) for inner in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def typed(config: DictConfig | dict[str, Any]) -> RunConfig:

@@ -1,5 +1,6 @@
 """The README's commands, run as they stand there: long ones shrunken, those that need the hub composed only."""
 
+import io
 import json
 import re
 import shlex
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+import dtl.chat
 import dtl.config
+import dtl.diagnose
+import dtl.generate
 import dtl.train
-from dtl.commandline.explain import groups
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -29,6 +32,13 @@ SHRUNKEN = [
 ]
 RESUMED = ["trainer.total_steps=3", "tracker=local"]  # what may stand beside resume=
 INITIALISED = [word for word in SHRUNKEN if not word.startswith("model.")]
+TALK = re.compile(r"(?:echo (?P<typed>.+) \| )?python -m dtl\.(?P<command>chat|generate)(?P<arguments>.*)")
+SHORT = ["sampling.max_new_tokens=3"]
+# What ends otherwise than with 0, and why.
+ENDINGS = {
+    "python -m dtl.chat": (2, "say which model. Runs under outputs"),
+    "python -m dtl.chat ckpt=latest ask=my_pairs.jsonl": (1, "of 101 answers are right. Wrong:"),
+}
 NEEDS_THE_HUB = "python -m dtl.train data=wiki"
 
 
@@ -70,9 +80,14 @@ def published_gpt2(desk: Path) -> None:
 
 
 @pytest.mark.slow
-def test_training_commands(desk, monkeypatch, capsys):
-    """In the README's order, in one folder, as a reader would type them."""
+def test_commands_that_train_and_talk(desk, monkeypatch, capsys):
+    """In one folder, as a reader would type them: first all that train, then all that use what was trained."""
     monkeypatch.chdir(desk)
+    train_each(desk, monkeypatch, capsys)
+    talk_in_each_way(monkeypatch, capsys)
+
+
+def train_each(desk, monkeypatch, capsys):
     assert len(TRAIN) >= 14
     for second, command in enumerate(TRAIN):
         # Each command is a process of its own for a reader, and gets a folder of its own by the clock.
@@ -93,10 +108,35 @@ def test_training_commands(desk, monkeypatch, capsys):
         assert ("Finished" in shown.out) == (command != NEEDS_THE_HUB and "--help" not in command), command
 
 
+def talk_in_each_way(monkeypatch, capsys):
+    found = [(command, match) for command in COMMANDS if (match := TALK.fullmatch(command))]
+    assert {match["command"] for _, match in found} == {"chat", "generate"} and len(found) >= 9
+    for command, match in found:
+        typed = shlex.split(match["typed"])[0] if match["typed"] else "What is it?"
+        monkeypatch.setattr(sys, "argv", [f"dtl-{match['command']}", *shlex.split(match["arguments"]), *SHORT])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{typed}\n".encode())))
+        code = 0
+        try:
+            {"chat": dtl.chat.main, "generate": dtl.generate.main}[match["command"]]()
+        except SystemExit as exit_:
+            code = exit_.code
+        shown = capsys.readouterr()
+        expected, words = ENDINGS.get(command, (0, "DTL "))
+        assert (code, "Traceback" in shown.err) == (expected, False), f"{command}: {shown.err}"
+        assert words in shown.err, f"{command}: {shown.err}"
+
+
+def test_diagnose(elsewhere, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["dtl-diagnose"])
+    dtl.diagnose.main()
+    assert "torch" in capsys.readouterr().out
+
+
 def test_every_command_is_known():
     """A new kind of command in the README needs a test here."""
     known = ("python -m dtl.train", "make ", "source .venv/bin/activate", "wandb leet run ", "wandb sync ")
-    assert [command for command in COMMANDS if not command.startswith(known)] == []
+    known += ("python -m dtl.diagnose",)
+    assert [command for command in COMMANDS if not command.startswith(known) and not TALK.fullmatch(command)] == []
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"`?make ([a-z-]+)", README))))
@@ -114,7 +154,7 @@ def test_wandb_commands(words):
 
 def test_groups_are_listed():
     """The table of groups names every choice that lies in conf/."""
-    for group, choices in groups().items():
+    for group, choices in dtl.train.COMMAND.groups().items():
         if group == "experiment":
             continue
         row = re.search(rf"^\| `{group}` \|(.*?)\|", README, flags=re.MULTILINE)

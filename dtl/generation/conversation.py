@@ -19,10 +19,11 @@ Ending = Literal["end", "stop", "length"]  # the end token, a stop text, max_new
 class Continuation:
     """One text while it is written: iterate once for its pieces, as they come; the rest is in the fields.
 
-    Pieces hold whole characters, and nothing from a stop text on. `prompt_cut` is how many tokens at the beginning
-    of the prompt did not fit the context and were dropped. `ids` and `logprobs` are the tokens written so far and the
-    model's own log-probability of each. `slid` says that the text outgrew the context, and the model now sees its
-    last part alone. `ended` is None until the text has ended, and stays None for a reader who leaves before.
+    Pieces, one a token, hold whole characters and nothing from a stop text on; some are empty. `prompt_cut` is how
+    many tokens at the beginning of the prompt did not fit the context and were dropped. `ids` and `logprobs` are the
+    tokens written so far and the model's own log-probability of each. `slid` says that the text outgrew the context,
+    and the model now sees its last part alone. `ended` is None until the text has ended, and stays None for a reader
+    who leaves before.
     """
 
     def __init__(
@@ -51,8 +52,7 @@ class Continuation:
             assert token is not None  # a batch of one ends with its only text
             self.ids.append(token)
             self.logprobs.append(logprob)
-            if piece := stops.feed(decoder.feed(token)):
-                yield piece
+            yield stops.feed(decoder.feed(token))
             if stops.found:
                 self.ended = "stop"
                 return

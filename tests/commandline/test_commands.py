@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from dtl.commandline.command import Command
 from dtl.commandline.door import _as_hydra_reads_it
+from dtl.config import typed_as
 from dtl.paths import conf_dir
 from dtl.terminal.config import GenerateConfig
 
@@ -86,10 +87,9 @@ def read_by_hydra(argument: str) -> object:
     """The value that a command gets for what was typed."""
     override = OverridesParser.create().parse_override(_as_hydra_reads_it(argument, TALK))
     value = override.value()
-    config = OmegaConf.create({"prompt": getattr(value, "text", value)})
-    container = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(container, dict)
-    return container["prompt"]
+    config = OmegaConf.structured(GenerateConfig)
+    config.merge_with({"prompt": getattr(value, "text", value)})
+    return typed_as(GenerateConfig, config).prompt
 
 
 @settings(max_examples=500)

@@ -128,7 +128,7 @@ def test_a_continuation_is_what_generate_writes(model: TransformerLM, tokenizer:
         continuation = continue_text(model, tokenizer, "Once", WARM, seed)
         pieces = list(continuation)
         assert "".join(pieces) == tokenizer.decode(ids)
-        assert all(pieces)
+        assert len(pieces) >= len(ids)  # one a token: a reader can leave after each
         assert continuation.ids == ids
         assert continuation.ended == ("length" if len(ids) == 37 else "end")
         assert [*continuations(model, tokenizer, ["Once"], WARM, seed)] == ["".join(pieces)]
@@ -227,7 +227,7 @@ def test_a_stop_text_that_is_complete_when_nothing_follows(model: TransformerLM,
     else:
         pytest.fail("no seed begins with half a character")
     stopped = continue_text(model, tokenizer, "Once", replace(sampling, stop=["\ufffd"]), seed)
-    assert list(stopped) == []
+    assert read(stopped) == ""
     assert stopped.ended == "stop"
 
 

@@ -1,0 +1,63 @@
+"""The command `python -m dtl.chat`: talk to a checkpoint. Torch is imported only to load it."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from dtl.commandline.command import Command
+from dtl.commandline.door import run_command
+from dtl.config import typed_as
+from dtl.terminal.ask import ask_all, read_pairs
+from dtl.terminal.chat_session import YOU, Chat
+from dtl.terminal.config import ChatConfig
+from dtl.terminal.input_line import history_file, is_interactive, open_input
+from dtl.terminal.keyboard import quiet_keyboard
+from dtl.terminal.runs import checkpoint_to_use
+from dtl.terminal.screen import open_screen, quiet_when_gone
+
+OUTPUTS = Path("outputs")
+COMMAND = Command(
+    "chat",
+    ChatConfig,
+    page="""\
+python -m dtl.chat ckpt=latest [group=choice ...] [key=value ...]
+
+Questions to a checkpoint, answered as they are typed. help in the chat lists its commands.
+
+  python -m dtl.chat                                           the runs that are here
+  python -m dtl.chat ckpt=latest                               the newest of them
+  python -m dtl.chat ckpt=latest sampling=creative device=cpu
+  echo "What is the capital of France?" | python -m dtl.chat ckpt=latest
+  python -m dtl.chat ckpt=latest ask=pairs.jsonl               ask these; exit code 1 if an answer is wrong
+
+In a pipe each line is a question, and standard output gets the answers alone.
+""",
+    free_text=("ckpt", "ask", "history"),
+)
+
+
+def main() -> None:
+    """Entry point of `python -m dtl.chat` and of the console script dtl-chat."""
+    run_command(job, COMMAND)
+
+
+def job(composed: DictConfig) -> None:
+    """One chat, or the questions of `ask=`."""
+    config = typed_as(ChatConfig, composed)
+    checkpoint = checkpoint_to_use(config.ckpt, OUTPUTS, "chat")
+    pairs = None if config.ask is None else read_pairs(config.ask)
+    screen = open_screen(all_in_one=pairs is not None or is_interactive())
+    with quiet_when_gone(), quiet_keyboard():
+        with screen.waiting("loading ..."):
+            from dtl.terminal.loading import load
+
+            model = load(checkpoint, config)
+        if pairs is not None:
+            ask_all(pairs, model, screen, config.sampling)
+            return
+        line = open_input(YOU, model.most_characters, history_file(config.history, "chat"))
+        Chat(model, screen, line, config.sampling, config.seed).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""The command `python -m dtl.generate`: continue a text, in several ways side by side. Torch is imported last."""
+
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from dtl.commandline.command import Command
+from dtl.commandline.door import override_key, run_command
+from dtl.config import typed_as
+from dtl.generation.config import SamplingConfig
+from dtl.terminal.config import GenerateConfig
+from dtl.terminal.input_line import is_interactive, open_input
+from dtl.terminal.keyboard import quiet_keyboard
+from dtl.terminal.presets import preset, preset_names
+from dtl.terminal.runs import checkpoint_to_use
+from dtl.terminal.screen import open_screen, quiet_when_gone
+from dtl.terminal.writing import HELP_LINE, MOST_CHARACTERS, Writer
+
+OUTPUTS = Path("outputs")
+COMMAND = Command(
+    "generate",
+    GenerateConfig,
+    page="""\
+python -m dtl.generate ckpt=... [prompt="..."] [sampling=...] [key=value ...]
+
+Continues a text with a trained model: without sampling= in each of its ways, side by side; without prompt= one text
+after the other, as they are typed or piped in.
+
+The commonest commands
+  python -m dtl.generate ckpt=latest prompt="Once upon a time"
+  python -m dtl.generate ckpt=latest prompt="Once upon a time" sampling=creative sampling.max_new_tokens=200
+  python -m dtl.generate ckpt=latest                           asks for one beginning after the other
+  python -m dtl.generate ckpt=path/to/gpt2 prompt="The sea"    GPT-2's or Qwen3's published weights
+""",
+    footer="A prompt is taken as it was typed; one in quotes of its own loses these: prompt=\"'...'\".\n",
+    free_text=("prompt", "ckpt"),
+)
+
+
+def main() -> None:
+    """Entry point of `python -m dtl.generate` and of the console script dtl-generate."""
+    run_command(job, COMMAND)
+
+
+def job(composed: DictConfig) -> None:
+    """Everything that can be refused without torch is refused before it is imported."""
+    config = typed_as(GenerateConfig, composed)
+    ways = _ways(config, composed)
+    checkpoint = checkpoint_to_use(config.ckpt, OUTPUTS, "generate")
+    screen = open_screen(all_in_one=is_interactive())
+    with quiet_when_gone(), quiet_keyboard():
+        with screen.waiting("loading ..."):
+            from dtl.terminal.loading import load
+
+            model = load(checkpoint, config)
+        writer = Writer(model, screen, ways, config.seed)
+        writer.greet()
+        if config.prompt is not None:
+            writer.write(config.prompt)
+            return
+        if is_interactive():
+            screen.note(HELP_LINE)
+        writer.write_each(open_input("Text", MOST_CHARACTERS))
+
+
+def _ways(config: GenerateConfig, composed: DictConfig) -> dict[str, SamplingConfig]:
+    """The one way that `sampling=` names, else all; keys such as `sampling.top_k=5` hold in each."""
+    hydra = HydraConfig.get()
+    chosen = hydra.runtime.choices.get("sampling")
+    if chosen is not None:
+        return {str(chosen): config.sampling}
+    given = [override_key(override.partition("=")[0]) for override in hydra.overrides.task]
+    keys = [key.removeprefix("sampling.") for key in given if key.startswith("sampling.")]
+    changes = OmegaConf.masked_copy(composed.sampling, keys)
+    return {name: preset(name, changes) for name in preset_names()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""What a person asks, line by line: typed in a terminal with history and editing, or piped in."""
+
+import codecs
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import platformdirs
+
+CHUNK = 2**20  # bytes read at once of a line that is dropped
+
+
+@dataclass(frozen=True)
+class TooLong:
+    """A line of so many characters was dropped: more than can be of use."""
+
+    n_characters: int
+
+
+class InputLine(Protocol):
+    """Lines of text, as long as there are any."""
+
+    is_terminal: bool  # whether it is typed: Ctrl-C at the prompt is for the line, not for the program
+
+    def read(self) -> str | TooLong:
+        """The next line, without its end. Raises EOFError at the end of input, KeyboardInterrupt for Ctrl-C."""
+        ...
+
+    def take_note(self) -> str | None:
+        """What is to be told about the input itself, once."""
+        ...
+
+
+def is_interactive() -> bool:
+    """Whether a person types and looks."""
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def history_file(given: str | None, command: str) -> Path:
+    """Where a command remembers what was typed: the file given, or one in the user's own folder for such things."""
+    if given is not None:
+        return Path(os.path.expanduser(given))
+    return platformdirs.user_state_path("dtl", appauthor=False) / f"{command}_history"
+
+
+def open_input(label: str, most_characters: int, history: Path | None = None) -> InputLine:
+    """Lines of a terminal, shown after `label` and remembered in the file `history` (None: nowhere), or of a pipe.
+
+    `most_characters` bounds a line: more of it is never kept in memory.
+    """
+    if is_interactive():
+        from dtl.terminal.terminal_input import TerminalInput  # prompt_toolkit: a pipe needs none of it
+
+        return TerminalInput(label, most_characters, history)
+    if sys.stdin is None:  # closed, as some services start programs
+        raise EOFError
+    is_typed = sys.stdin.isatty() and sys.stderr.isatty()  # and standard output goes to a file
+    return PipedInput(sys.stdin.buffer, most_characters, (lambda: _show(label)) if is_typed else None)
+
+
+def _show(label: str) -> None:
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"{label}: ")
+        sys.stderr.flush()
+
+
+class PipedInput:
+    """Lines of UTF-8 from a stream of bytes; what is no UTF-8 becomes U+FFFD."""
+
+    is_terminal = False
+
+    def __init__(self, stream: BinaryIO, most_characters: int, before_each: Callable[[], None] | None = None) -> None:
+        self._stream = stream
+        self._most = most_characters
+        self._before_each = before_each or (lambda: None)
+
+    def read(self) -> str | TooLong:
+        """See `InputLine.read`."""
+        self._before_each()
+        most_bytes = 4 * self._most + 2  # a character takes up to four, the line's end up to two
+        raw = self._stream.readline(most_bytes)
+        if not raw:
+            raise EOFError
+        if raw.endswith(b"\n") or len(raw) < most_bytes:
+            line = raw.decode("utf-8", "replace").removeprefix("\ufeff").rstrip("\r\n")
+            return line if len(line) <= self._most else TooLong(len(line))
+        return TooLong(self._drop_rest(raw))
+
+    def _drop_rest(self, raw: bytes) -> int:
+        """Characters in a line that begins with `raw`, and goes on."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        n_characters = len(decoder.decode(raw))
+        while raw and not raw.endswith(b"\n"):
+            raw = self._stream.readline(CHUNK)
+            n_characters += len(decoder.decode(raw.rstrip(b"\r\n"), final=not raw))
+        return n_characters
+
+    def take_note(self) -> str | None:
+        """See `InputLine.take_note`."""
+        return None

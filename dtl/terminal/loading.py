@@ -1,0 +1,76 @@
+"""A checkpoint made ready to write. Imports torch."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from dtl.checkpoint import load_model, load_tokenizer
+from dtl.checkpoints.listing import is_checkpoint
+from dtl.data.tokenizer import Tokenizer
+from dtl.durable import read_json
+from dtl.errors import CheckpointError
+from dtl.generation.conversation import continue_text
+from dtl.generation.layout import lay_out_for_decoding
+from dtl.runtime import choose_device
+from dtl.terminal.config import TalkConfig
+from dtl.terminal.loaded_model import CheckpointFacts, LoadedModel
+from dtl.terminal.runs import read_config
+from dtl.terminal.safe_text import in_one_line
+
+PLAIN_TEXT = ("text", "wiki")  # kinds of sources; a plugin's kind may be anything
+
+
+def load(checkpoint: Path, config: TalkConfig) -> LoadedModel:
+    """The model in this folder, on the device that `config` asks for.
+
+    Raises ConfigError for a device that is not here, CheckpointError for files that are damaged.
+    """
+    device, _ = choose_device(config.device)
+    tokenizer = load_tokenizer(checkpoint)
+    model = load_model(checkpoint, device)
+    lay_out_for_decoding(model)
+    context = model.config.max_seq_len
+    return LoadedModel(
+        facts=read_facts(checkpoint),
+        n_parameters=model.n_parameters(),
+        context=context,
+        device=device.type,
+        most_characters=context * _longest_token(tokenizer),
+        count_tokens=lambda text: len(tokenizer.encode(text)),
+        continue_text=lambda text, sampling, seed: continue_text(model, tokenizer, text, sampling, seed),
+    )
+
+
+def _longest_token(tokenizer: Tokenizer) -> int:
+    """Characters of text in one token at most: byte-level tokenizers write a letter for each byte."""
+    return max((len(token) for token in tokenizer.backend.get_vocab()), default=1)
+
+
+def read_facts(folder: Path) -> CheckpointFacts:
+    """See `CheckpointFacts`. Any Hugging Face folder has a name, and nothing else to say."""
+    if not is_checkpoint(folder):
+        return CheckpointFacts(folder, in_one_line(folder.resolve().name, 80))
+    config, state = read_config(folder), {}
+    with suppress(OSError, CheckpointError):
+        state = read_json(folder / "state.json")
+    step, train = state.get("step"), state.get("train")
+    loss = train.get("best_loss") if isinstance(train, dict) else None
+    return CheckpointFacts(
+        folder,
+        name=in_one_line(str(config.get("name") or folder.resolve().parent.parent.name), 80),
+        step=step if isinstance(step, int) else None,
+        best_loss=float(loss) if isinstance(loss, int | float) else None,
+        is_of_plain_text=_is_of_plain_text(config),
+    )
+
+
+def _is_of_plain_text(config: dict[str, Any]) -> bool:
+    data = config.get("data")
+    sources = data.get("sources") if isinstance(data, dict) else None
+    if not isinstance(data, dict) or not isinstance(sources, dict):
+        return False
+    beside = data.get("qa")  # data.qa.path or data.qa.weight adds questions to any other source
+    if isinstance(beside, dict) and any(value is not None for value in beside.values()):
+        return False
+    kinds = [source.get("kind") if isinstance(source, dict) else None for source in sources.values()]
+    return bool(kinds) and all(kind in PLAIN_TEXT for kind in kinds)

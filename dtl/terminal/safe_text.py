@@ -1,0 +1,39 @@
+"""Text of a model, a checkpoint or a person, made safe to print: it can write on the terminal, and nothing else.
+
+Each character is mapped by itself, so that a sequence that comes in pieces is as harmless as a whole one.
+"""
+
+import re
+from itertools import chain
+
+_REPLACEMENT = "\ufffd"
+_C0 = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"}  # control pictures: ESC as U+241B
+_REORDERING = (
+    0x061C,  # Arabic letter mark
+    0x200E,  # left-to-right mark, right-to-left mark
+    0x200F,
+    *range(0x202A, 0x202F),  # embeddings, overrides and their end
+    *range(0x2066, 0x206A),  # isolates and their end
+    *range(0x206A, 0x2070),  # deprecated: mirrored characters, shapes of Arabic letters
+)
+_C1 = range(0x80, 0xA0)
+_HALF_PAIRS = range(0xD800, 0xE000)  # no encoding can write them
+_TABLE = {**_C0, 0x7F: "\u2421", **dict.fromkeys(chain(_C1, _REORDERING, _HALF_PAIRS), _REPLACEMENT)}
+_HOSTILE = re.compile("[" + "".join(re.escape(chr(code)) for code in _TABLE) + "]")
+
+
+def visible(text: str) -> str:
+    """`text` with control characters (C0 but line feed and tab, DEL, C1) and marks that reorder text replaced by
+    characters that show them."""
+    return text.translate(_TABLE)
+
+
+def in_one_line(text: str, most: int = 200) -> str:
+    """`visible(text)` for the middle of a line: without line feeds and tabs, at most `most` characters long."""
+    plain = " ".join(visible(text).split())
+    return plain if len(plain) <= most else f"{plain[: most - 3]}..."
+
+
+def escaped(json_text: str) -> str:
+    """JSON with the same characters as escapes: it reads back as it was, and can be shown by any program."""
+    return _HOSTILE.sub(lambda found: f"\\u{ord(found[0]):04x}", json_text)

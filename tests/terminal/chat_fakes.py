@@ -1,0 +1,111 @@
+"""A chat without a model and without a terminal: answers by rote, lines from a list, a screen in memory."""
+
+import io
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from dtl.generation.config import SamplingConfig
+from dtl.terminal.chat_session import Chat
+from dtl.terminal.input_line import TooLong
+from dtl.terminal.loaded_model import CheckpointFacts, LoadedModel
+from dtl.terminal.screen import Screen
+
+Line = str | TooLong | type[BaseException]
+
+
+class RoteContinuation:
+    """A `Continuation` whose pieces are known before, one token each."""
+
+    def __init__(self, pieces: list[str], logprob: float = -0.25, ended: str = "end", slid: bool = False) -> None:
+        self._pieces, self._logprob, self._ending, self._slides = pieces, logprob, ended, slid
+        self.prompt_cut = 0
+        self.ids: list[int] = []
+        self.logprobs: list[float] = []
+        self.slid = False
+        self.ended: str | None = None
+
+    @property
+    def mean_logprob(self) -> float:
+        return sum(self.logprobs) / len(self.logprobs) if self.logprobs else math.nan
+
+    def __iter__(self) -> Iterator[str]:
+        for number, piece in enumerate(self._pieces):
+            self.ids.append(number)
+            self.logprobs.append(self._logprob)
+            self.slid = self._slides
+            yield piece
+        self.ended = self._ending
+
+
+class Asked(list[tuple[str, SamplingConfig, int]]):
+    """What a model was asked to continue: text, sampling, seed."""
+
+
+def rote_model(
+    answer: Callable[[str, SamplingConfig, int], RoteContinuation] | None = None, context: int = 101, **facts: object
+) -> tuple[LoadedModel, Asked]:
+    """A model that answers with the seed; a token is a word. And what it is asked."""
+    asked = Asked()
+
+    def continue_text(text: str, sampling: SamplingConfig, seed: int) -> RoteContinuation:
+        asked.append((text, sampling, seed))
+        return answer(text, sampling, seed) if answer else RoteContinuation([" seed", f" {seed}"])
+
+    model = LoadedModel(
+        facts=CheckpointFacts(Path("somewhere/checkpoints/best"), **({"name": "parrot", "step": 7} | facts)),  # pyright: ignore
+        n_parameters=1_234_567,
+        context=context,
+        device="cpu",
+        most_characters=7 * context,
+        count_tokens=lambda text: len(text.split()),
+        continue_text=continue_text,  # pyright: ignore
+    )
+    return model, asked
+
+
+class ScriptedInput:
+    """Lines that were typed, and keys that raise, in order; then the end of input."""
+
+    def __init__(self, lines: list[Line], is_terminal: bool = True) -> None:
+        self._lines = list(lines)
+        self.is_terminal = is_terminal
+        self.notes: list[str] = []
+
+    def read(self) -> str | TooLong:
+        if not self._lines:
+            raise EOFError
+        line = self._lines.pop(0)
+        if isinstance(line, type):
+            raise line
+        return line
+
+    def take_note(self) -> str | None:
+        return self.notes.pop(0) if self.notes else None
+
+
+class Talk:
+    """A chat that was held from its greeting to its end: what was shown where."""
+
+    def __init__(
+        self, *lines: Line, is_terminal: bool = True, sampling: SamplingConfig | None = None, **model: object
+    ) -> None:
+        self.model, self.asked = rote_model(**model)  # pyright: ignore
+        self.line = ScriptedInput(list(lines), is_terminal)
+        self.answers, self.notes = io.StringIO(), io.StringIO()
+        screen = Screen(self.answers, self.answers if is_terminal else self.notes, labelled=is_terminal)
+        self.chat = Chat(self.model, screen, self.line, sampling or SamplingConfig(), seed=11)
+
+    def held(self) -> "Talk":
+        self.chat.run()
+        return self
+
+    @property
+    def shown(self) -> str:
+        """Everything, answers and notes."""
+        return self.answers.getvalue() + self.notes.getvalue()
+
+
+def talk(*lines: Line, **how: object) -> Talk:
+    """See `Talk`."""
+    return Talk(*lines, **how).held()  # pyright: ignore

@@ -1,0 +1,88 @@
+"""A checkpoint made ready to talk: what is read of its small files, whoever wrote them."""
+
+from pathlib import Path
+
+import pytest
+from checkpoint_examples import imitate
+from tiny_checkpoints import CONTEXT, make_checkpoint
+
+from dtl.checkpoints.find import find_checkpoint
+from dtl.errors import ConfigError
+from dtl.generation.config import SamplingConfig
+from dtl.terminal.config import ChatConfig
+from dtl.terminal.loading import load, read_facts
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("outputs") / "01-02-03-4_tiny") / "checkpoints" / "step-00000007"
+
+
+def test_a_loaded_model_writes_and_counts(checkpoint):
+    model = load(checkpoint, ChatConfig(device="cpu"))
+    assert (model.context, model.device) == (CONTEXT, "cpu")
+    assert model.facts.name == "tiny" and model.facts.step == 7 and model.facts.best_loss == 1.25
+    assert not model.facts.is_of_plain_text
+    assert model.count_tokens("naïve") == 6
+    sampling = SamplingConfig(max_new_tokens=13)
+    texts = [list(model.continue_text("Question: x\nAnswer:", sampling, seed)) for seed in (3, 3, 4)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_nothing_that_fits_is_longer_than_the_bound(checkpoint, tmp_path):
+    model = load(checkpoint, ChatConfig(device="cpu"))
+    assert CONTEXT <= model.most_characters < 100 * CONTEXT
+    assert model.count_tokens("x" * (model.most_characters + 1)) > CONTEXT
+    of_words = load(
+        find_checkpoint(str(make_checkpoint(tmp_path / "run", tokenizer_kind="bpe")), tmp_path), ChatConfig()
+    )
+    text = "Question: What is the capital of France?\nAnswer: Paris." * (CONTEXT // 25)
+    assert of_words.count_tokens(text) <= CONTEXT < len(text) <= of_words.most_characters
+
+
+def test_a_device_that_is_not_here_is_refused(checkpoint):
+    with pytest.raises(ConfigError, match="device=cuda:77"):
+        load(checkpoint, ChatConfig(device="cuda:77"))
+
+
+QA, TEXT, WIKI = "{kind: qa}", "{kind: text, path: x}", "{kind: wiki}"
+
+
+@pytest.mark.parametrize(
+    ("data", "is_of_plain_text"),
+    [
+        (f"{{sources: {{a: {QA}}}}}", False),
+        (f"{{sources: {{a: {TEXT}}}}}", True),
+        (f"{{sources: {{a: {TEXT}, b: {WIKI}}}, qa: {{path: null, weight: null}}}}", True),
+        (f"{{sources: {{a: {TEXT}, b: {QA}}}}}", False),
+        (f"{{sources: {{wiki: {WIKI}}}, qa: {{path: null, weight: 0.5}}}}", False),
+        ("{sources: {a: {kind: my_pairs}}}", False),
+        ("{sources: [1, 2]}", False),
+        ("{sources: {a: 7}}", False),
+        ("null", False),
+        ("{sources: {}}", False),
+    ],
+)
+def test_plain_text_is_known_by_its_sources(tmp_path, data, is_of_plain_text):
+    folder = imitate(tmp_path / "run", 7)
+    (folder / "config.yaml").write_text(f"name: x\ndata: {data}\n")
+    assert read_facts(folder).is_of_plain_text is is_of_plain_text
+
+
+@pytest.mark.parametrize(
+    "contents", ["", "{", "[]", '{"step": "x", "train": 3}', '{"train": {"best_loss": [1]}}', "NaN"]
+)
+def test_small_files_that_are_damaged_leave_gaps(tmp_path, contents):
+    folder = imitate(tmp_path / "a\x1b[2Jrun", 7)
+    (folder / "config.yaml").write_text(contents)
+    (folder / "state.json").write_text(contents)
+    facts = read_facts(folder)
+    assert (facts.name, facts.best_loss, facts.is_of_plain_text) == ("a␛[2Jrun", None, False)
+    assert facts.step in (None, 7)
+
+
+def test_a_model_of_somebody_else_has_the_name_of_its_folder(tmp_path):
+    folder = tmp_path / "gpt2"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("name: not this\n")
+    assert read_facts(folder).name == "gpt2"

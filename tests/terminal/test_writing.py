@@ -1,0 +1,201 @@
+"""Laws of dtl.generate: every way of sampling writes its own text from the same seed, and shows what happened."""
+
+import io
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyte
+import pytest
+from checkpoint_examples import save, tiny_model, tiny_tokenizer
+
+import dtl.generate
+from dtl.data.tokenizer import Tokenizer
+from dtl.generation.config import SamplingConfig
+from dtl.generation.conversation import Continuation, continue_text
+from dtl.model.transformer import TransformerLM
+from dtl.terminal.input_line import PipedInput
+from dtl.terminal.loaded_model import CheckpointFacts, LoadedModel
+from dtl.terminal.presets import preset, preset_names
+from dtl.terminal.safe_text import visible
+from dtl.terminal.screen import Screen
+from dtl.terminal.side_by_side import facts, in_words
+from dtl.terminal.writing import Writer
+
+WAYS = {
+    "calm": SamplingConfig(temperature=0, top_k=None, max_new_tokens=7),
+    "wild": SamplingConfig(temperature=2.0, top_k=None, max_new_tokens=11),
+}
+
+
+class FakeTerminal(io.StringIO):
+    """A stream that says that somebody looks at it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return tiny_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def network(tokenizer: Tokenizer) -> TransformerLM:
+    return tiny_model(vocab_size=tokenizer.vocab_size, max_seq_len=23)
+
+
+@pytest.fixture
+def model(network: TransformerLM, tokenizer: Tokenizer) -> LoadedModel:
+    return LoadedModel(
+        CheckpointFacts(Path("outputs/a_run"), "a_run", step=13),
+        n_parameters=network.n_parameters(),
+        context=23,
+        device="cpu",
+        most_characters=23,
+        count_tokens=lambda text: len(tokenizer.encode(text)),
+        continue_text=lambda text, sampling, seed: continue_text(network, tokenizer, text, sampling, seed),
+    )
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[Screen, io.StringIO, io.StringIO]]:
+    """A screen whose two streams are no terminals, and these."""
+    answers, notes = io.StringIO(), io.StringIO()
+    yield Screen(answers, notes, labelled=False), answers, notes
+
+
+def written(model: LoadedModel, text: str, way: str, seed: int) -> str:
+    return "".join(model.continue_text(text, WAYS[way], seed))
+
+
+def test_a_pipe_gets_the_texts_one_below_the_other(model, pipe):
+    screen, answers, notes = pipe
+    Writer(model, screen, WAYS, seed=5).write("Once")
+    calm, wild = written(model, "Once", "calm", 5), written(model, "Once", "wild", 5)
+    assert answers.getvalue() == (
+        f"--- calm  temperature 0\nOnce{visible(calm)}\n--- wild  temperature 2\nOnce{visible(wild)}\n"
+    )
+    assert "seed 5" in notes.getvalue() and notes.getvalue().count("tokens; log p ") == 2
+
+
+def test_one_way_alone_is_the_text_alone(model, pipe):
+    screen, answers, _ = pipe
+    Writer(model, screen, {"calm": WAYS["calm"]}, seed=5).write("Once")
+    assert answers.getvalue() == f"Once{visible(written(model, 'Once', 'calm', 5))}\n"
+
+
+@pytest.mark.parametrize(("columns", "beside"), [(97, True), (41, False)])
+def test_a_terminal_shows_columns_when_they_are_wide_enough(model, monkeypatch, columns, beside):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    stream = FakeTerminal()
+    Writer(model, Screen(stream, stream, labelled=True), WAYS, seed=5).write("Once")
+    screen = pyte.Screen(columns, 40)
+    pyte.Stream(screen).feed(stream.getvalue().replace("\n", "\r\n"))
+    heads = [line for line in screen.display if "calm" in line or "wild" in line]
+    assert len(heads) == (1 if beside else 2)
+    assert any(line.startswith("Once") for line in screen.display)
+
+
+def test_each_text_has_the_next_seed(model, pipe):
+    screen, _, notes = pipe
+    Writer(model, screen, WAYS, seed=2**63 - 1).write_each(PipedInput(io.BytesIO(b"one\n\ntwo\nquit\nthree\n"), 99))
+    assert [line for line in notes.getvalue().splitlines() if line.startswith("seed")] == [
+        f"seed {2**63 - 1}",
+        "seed 0",
+    ]
+
+
+def test_a_beginning_that_is_too_long_is_refused_and_the_next_one_written(model, pipe):
+    screen, answers, notes = pipe
+    Writer(model, screen, {"calm": WAYS["calm"]}, seed=5).write_each(PipedInput(io.BytesIO(b"a" * 101 + b"\nb\n"), 97))
+    assert "101 characters" in notes.getvalue() and answers.getvalue().startswith("b")
+
+
+def test_what_happened_is_said(network, tokenizer):
+    def after(prompt: str, n_new: int) -> str:
+        writing = Continuation(network, tokenizer, tokenizer.encode(prompt), SamplingConfig(max_new_tokens=n_new), 3)
+        assert "".join(writing) is not None
+        assert writing.ended == "length"
+        return facts(writing)
+
+    assert "do not fit" not in after("abc", 5) and "past the context" not in after("abc", 5)
+    assert "the first 39 tokens of the prompt do not fit the context and were not read" in after("a" * 57, 5)
+    assert "past the context: " in after("abc", 31)
+    assert after("abc", 5).startswith("5 tokens; log p -") and after("abc", 1).startswith("1 token;")
+    assert "cut off by sampling.max_new_tokens" in after("abc", 5)
+
+
+def test_settings_in_words():
+    assert in_words(SamplingConfig()) == "temperature 0.8, top_k 50"
+    everything = SamplingConfig(temperature=0, top_k=None, top_p=0.5, min_p=0.1, repetition_penalty=1.2)
+    assert in_words(everything) == "temperature 0, top_p 0.5, min_p 0.1, repetition_penalty 1.2"
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def generate(elsewhere, monkeypatch, capsys):
+    """Call `python -m dtl.generate` in this process; its exit code, standard output and error."""
+    save(elsewhere / "outputs" / "2031-01-02" / "03-04-05-6_mine", step=7)
+
+    def call(*arguments: str, typed: bytes = b"") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dtl-generate", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed)))
+        try:
+            dtl.generate.main()
+        except SystemExit as ended:
+            assert isinstance(ended.code, int)
+            return ended.code, *capsys.readouterr()
+        return 0, *capsys.readouterr()
+
+    return call
+
+
+def heads(out: str) -> list[str]:
+    return [line.removeprefix("--- ") for line in out.splitlines() if line.startswith("--- ")]
+
+
+def test_without_sampling_every_preset_writes(generate):
+    code, out, notes = generate("ckpt=latest", "prompt=Once, {there} was", "sampling.max_new_tokens=5", "seed=3")
+    assert code == 0 and "DTL " in notes and "seed 3" in notes
+    assert heads(out) == [f"{name}  {in_words(preset(name))}" for name in preset_names()]
+    assert out.count("Once, {there} was") == 3 and notes.count("5 tokens") == 3
+
+
+def test_a_setting_holds_in_every_preset(generate):
+    code, out, _ = generate("ckpt=latest", "prompt=Once", "sampling.top_k=3", "sampling.max_new_tokens=2")
+    assert code == 0 and len(heads(out)) == 3
+    assert all("top_k 3" in head for head in heads(out))
+
+
+def test_a_preset_by_name_writes_alone_and_what_is_piped(generate):
+    code, out, notes = generate("ckpt=latest", "sampling=creative", "sampling.max_new_tokens=2", typed=b"Ab\nBc\n")
+    assert code == 0 and heads(out) == [] and notes.count("2 tokens") == 2
+    assert out.startswith("Ab") and "Bc" in out
+
+
+def test_the_same_seed_writes_the_same(generate):
+    asked = ("ckpt=latest", "prompt=Once", "sampling=creative")
+    first, second, third = (generate(*asked, f"seed={seed}")[1] for seed in (3, 3, 4))
+    assert first == second != third
+
+
+def test_refusals_come_before_a_model_is_loaded(generate, monkeypatch):
+    monkeypatch.setitem(sys.modules, "dtl.terminal.loading", None)  # an import of it would fail
+    for arguments, expected in (
+        (["ckpt=nowhere"], "nowhere"),
+        ([], "outputs/2031-01-02/03-04-05-6_mine"),
+        (["ckpt=latest", "sampling.min_p=7"], "sampling.min_p=7.0: a share in [0, 1]."),
+        (["ckpt=latest", "sampling=crazy"], "sampling=crazy: there is no such choice. Known: conservative, creative,"),
+    ):
+        code, out, shown_error = generate(*arguments)
+        assert code in (1, 2) and out == "" and shown_error.startswith("Error: ")
+        assert expected in shown_error and "Traceback" not in shown_error
+
+
+def test_presets_are_the_files_of_the_group():
+    assert preset_names() == ["conservative", "creative", "standard"]
+    assert preset("creative").temperature == 1.1
