@@ -30,7 +30,7 @@ $(INSTALLED): requirements.txt pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: install ## train experiment=demo (two minutes on two cores), then ask it five questions
+demo: install ## train experiment=demo, a minute on two cores, then ask it five questions
 	$(BIN)/python -m dtl.train experiment=demo
 	$(BIN)/python -m dtl.chat ckpt=latest ask=experiments/experiment/demo.questions.jsonl
 

@@ -11,6 +11,7 @@ from dtl.terminal.chat_commands import command_of
 from dtl.terminal.input_line import InputLine, TooLong
 from dtl.terminal.interrupt import Leaving, StopOnInterrupt
 from dtl.terminal.loaded_model import LoadedModel
+from dtl.terminal.presets import n_tokens
 from dtl.terminal.screen import Screen
 from dtl.terminal.transcript import Turn
 
@@ -121,7 +122,7 @@ class Chat:
         parts = [
             *([] if math.isnan(turn.mean_logprob) else [self._confidence(turn.mean_logprob)]),
             f"seed {turn.seed}",
-            f"{turn.n_tokens} token{'' if turn.n_tokens == 1 else 's'}",
+            n_tokens(turn.n_tokens),
             f"{speed:.0f} tokens/s",
         ]
         self.screen.note(", ".join(parts))

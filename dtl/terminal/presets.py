@@ -1,10 +1,12 @@
-"""The ways of sampling that have a name: the files in conf/sampling. Imports no torch."""
+"""Ways of sampling: those that have a name, which are the files in conf/sampling, and any in words."""
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from dtl.generation.config import SamplingConfig
 from dtl.paths import conf_dir
+
+OFF = SamplingConfig(temperature=-1, top_k=None, top_p=1, min_p=0, repetition_penalty=1)  # what restricts nothing
 
 
 def preset_names() -> list[str]:
@@ -20,3 +22,16 @@ def preset(name: str, changes: DictConfig | None = None) -> SamplingConfig:
     assert isinstance(sampling, SamplingConfig)
     sampling.validate()
     return sampling
+
+
+def in_words(sampling: SamplingConfig) -> str:
+    """The settings that restrict anything: `temperature 0.8, top_k 50`."""
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    return ", ".join(
+        f"{name} {getattr(sampling, name):g}" for name in names if getattr(sampling, name) != getattr(OFF, name)
+    )
+
+
+def n_tokens(count: int) -> str:
+    """`1 token`, `2 tokens`."""
+    return f"{count:,} token{'' if count == 1 else 's'}"

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dtl.generation.config import SamplingConfig
+from dtl.terminal.presets import in_words, n_tokens
 from dtl.terminal.safe_text import visible
 from dtl.terminal.screen import Screen
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from dtl.generation.conversation import Continuation
 
 NARROWEST = 30  # characters of a column that is still read with pleasure
-OFF = SamplingConfig(temperature=-1, top_k=None, top_p=1, min_p=0, repetition_penalty=1)  # what restricts nothing
 
 
 @dataclass
@@ -97,17 +97,9 @@ def _table(beginning: str, columns: list[_Column]) -> Table:
     return table
 
 
-def in_words(sampling: SamplingConfig) -> str:
-    """The settings that restrict anything: `temperature 0.8, top_k 50`."""
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    return ", ".join(
-        f"{name} {getattr(sampling, name):g}" for name in names if getattr(sampling, name) != getattr(OFF, name)
-    )
-
-
 def facts(writing: "Continuation") -> str:
     """What is to be said of a text when it has ended."""
-    found = [f"{len(writing.ids)} token{'' if len(writing.ids) == 1 else 's'}"]
+    found = [n_tokens(len(writing.ids))]
     if math.isfinite(writing.mean_logprob):
         found.append(f"log p {writing.mean_logprob:.2f} a token")
     if writing.prompt_cut:

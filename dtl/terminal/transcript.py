@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from dtl.durable import write_atomically
 from dtl.errors import DTLError
 from dtl.generation.config import SamplingConfig
+from dtl.terminal.presets import in_words, n_tokens
 from dtl.terminal.safe_text import escaped, visible
 
 if TYPE_CHECKING:
@@ -70,12 +71,11 @@ def _record(turn: Turn, checkpoint: Path) -> dict[str, object]:
 def _as_markdown(turns: Sequence[Turn], checkpoint: Path) -> str:
     parts = [f"# Chat with {checkpoint}\n"]
     for turn in turns:
-        settings = ", ".join(f"{key}={value}" for key, value in asdict(turn.sampling).items())
         logprob = "" if math.isnan(turn.mean_logprob) else f", mean log-probability {turn.mean_logprob:.3f}"
         ending = {"end": "", "stop": "", "length": ", cut off", None: ", stopped"}[turn.ended]
         parts += [
             f"**You:** {turn.question}\n",
             f"**DTL:** {turn.answer}\n",
-            f"*seed {turn.seed}, {turn.n_tokens} tokens{logprob}{ending}; {settings!r}*\n".replace("'", ""),
+            f"*seed {turn.seed}, {in_words(turn.sampling)}; {n_tokens(turn.n_tokens)}{logprob}{ending}*\n",
         ]
     return visible("\n".join(parts))

@@ -14,7 +14,17 @@ from pathlib import Path
 
 import pyte
 
-PATIENCE = 40.0  # seconds until a test gives up; nothing is asserted about time with it
+PATIENCE = 40.0  # seconds until somebody who waits gives up; nothing is asserted about time with it
+
+
+class Screen(pyte.Screen):
+    """pyte knows no dim text: it is shown in dark grey."""
+
+    def select_graphic_rendition(self, *attributes: int, **how: bool) -> None:
+        """See `pyte.Screen.select_graphic_rendition`."""
+        names_a_colour = {38, 48} & set(attributes)  # by number, which may be the one that means dim elsewhere
+        shown = attributes if names_a_colour else [90 if attribute == 2 else attribute for attribute in attributes]
+        super().select_graphic_rendition(*shown, **how)
 
 
 class PtyProcess:
@@ -28,9 +38,11 @@ class PtyProcess:
         columns: int = 80,
         rows: int = 30,
         answers: int | None = None,
+        patience: float = PATIENCE,
     ) -> None:
         """`answers` is where standard output goes instead."""
-        self.screen = pyte.Screen(columns, rows)
+        self._patience = patience
+        self.screen = Screen(columns, rows)
         # A terminal answers when it is asked for its cursor.
         self.screen.write_process_input = lambda answer: os.write(self._master, answer.encode())
         self._stream = pyte.ByteStream(self.screen)
@@ -68,7 +80,7 @@ class PtyProcess:
         """Type, or paste; reads what comes meanwhile."""
         data = text.encode()
         while data:
-            readable, writable, _ = select.select([self._master], [self._master], [], PATIENCE)
+            readable, writable, _ = select.select([self._master], [self._master], [], self._patience)
             assert readable or writable, "the terminal takes nothing any more"
             if readable:
                 self._read()
@@ -87,7 +99,7 @@ class PtyProcess:
 
     def wait_for(self, what: str | Callable[[str], bool], start: int = 0) -> int:
         """Read until `what` is in the output after byte `start`, or holds for it; the byte after it."""
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + self._patience
         while (end := self._end_of(what, start)) is None:
             if not self._read(1.0):
                 assert time.monotonic() < until and self.process.poll() is None, self._failure(what)
@@ -101,7 +113,7 @@ class PtyProcess:
 
     def wait(self) -> int:
         """Read to the end; the exit code."""
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + self._patience
         while self.process.poll() is None:
             self._read(0.1)
             assert time.monotonic() < until, self._failure("the end")

@@ -170,7 +170,7 @@ def test_a_transcript_has_all_that_an_answer_came_from():
     chat = talk("One\u202e?", "/seed 5", "Two?", "/save")
     [file] = Path().glob("chat-*.md")
     text = file.read_text(encoding="utf-8")
-    for part in ("One\ufffd?", "seed 11", "Two?", "seed 5", "log-probability -0.250", "temperature=0.8", "somewhere"):
+    for part in ("One\ufffd?", "seed 11", "Two?", "seed 5", "log-probability -0.250", "temperature 0.8", "somewhere"):
         assert part in text
     assert f"2 questions saved in {file}" in words(chat)
 

@@ -16,10 +16,10 @@ from dtl.generation.conversation import Continuation, continue_text
 from dtl.model.transformer import TransformerLM
 from dtl.terminal.input_line import PipedInput
 from dtl.terminal.loaded_model import CheckpointFacts, LoadedModel
-from dtl.terminal.presets import preset, preset_names
+from dtl.terminal.presets import in_words, preset, preset_names
 from dtl.terminal.safe_text import visible
 from dtl.terminal.screen import Screen
-from dtl.terminal.side_by_side import facts, in_words
+from dtl.terminal.side_by_side import facts
 from dtl.terminal.writing import Writer
 
 WAYS = {
