@@ -118,17 +118,26 @@ S = TypeVar("S", bound=Settings)
 
 
 def typed_as(schema: type[S], config: DictConfig | dict[str, Any]) -> S:
-    """A validated `schema` from Hydra's DictConfig or from a plain mapping.
+    """A validated `schema` from Hydra's DictConfig or from a plain mapping, its plugins imported.
+
+    Raises OmegaConf's errors for wrong keys and types, ConfigError for wrong values.
+    """
+    settings = converted(schema, config)
+    load_plugins(settings.plugins)
+    settings.validate()
+    return settings
+
+
+def converted(schema: type[S], config: DictConfig | dict[str, Any]) -> S:
+    """The settings as a `schema`, not yet validated.
 
     Merging the plain values into the schema refuses keys that the schema does not know, also those that a
-    `+key=value` slipped past Hydra. Raises OmegaConf's errors for wrong keys and types (`dtl.commandline.explain` puts
-    them into words) and ConfigError for wrong values.
+    `+key=value` slipped past Hydra. Raises OmegaConf's errors for wrong keys and types, which
+    `dtl.commandline.explain` puts into words.
     """
     values = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
     settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), _as_it_stands(values)))
     assert isinstance(settings, schema)
-    load_plugins(settings.plugins)
-    settings.validate()
     return settings
 
 

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from dtl.commandline.command import Command
 from dtl.commandline.door import run_command
+from dtl.config import converted
 from dtl.diagnostics.config import DiagnoseConfig
 
 OUTPUTS = Path("outputs")
@@ -32,9 +33,7 @@ def main() -> None:
 def job(composed: DictConfig) -> None:
     """Look, show, judge. Raises DTLError with what stands in the way."""
     # Not `typed_as`: it imports the plugins, and one that fails is a finding here, not an end.
-    values = OmegaConf.to_container(composed, resolve=True)
-    settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DiagnoseConfig), values))
-    assert isinstance(settings, DiagnoseConfig)
+    settings = converted(DiagnoseConfig, composed)
     settings.validate()
 
     from dtl.diagnostics.report import diagnose

@@ -45,7 +45,7 @@ def run(folder: Path, *command: str | Path) -> str:
 def test_it_brings_its_configs_and_recipes(environment, tmp_path):
     program = (
         "import json\n"
-        "from dtl.commandline.explain import groups\n"
+        "from dtl.train import COMMAND\n"
         "from dtl.paths import conf_dir, experiments_dir\n"
         "print(json.dumps([str(conf_dir()), str(experiments_dir()), COMMAND.groups()]))"
     )
@@ -58,9 +58,11 @@ def test_it_brings_its_configs_and_recipes(environment, tmp_path):
 
 def test_help(environment, tmp_path):
     assert "model/arch   classic | modern" in run(tmp_path, environment / "dtl-train", "--help")
+    for name in ("chat", "generate", "diagnose"):
+        assert run(tmp_path, environment / f"dtl-{name}", "--help").startswith(f"python -m dtl.{name} ")
 
 
-def test_two_steps_from_another_folder(environment, tmp_path):
+def test_two_steps_and_a_text_from_another_folder(environment, tmp_path):
     choices = ["model=small", "data=qa", "tokenizer=byte", "trainer=debug", "tracker=local", "device=cpu"]
     tiny = ["model.dim=32", "model.n_layers=2", "model.n_heads=2", "data.tasks=[]", "trainer.total_steps=2"]
     run(tmp_path, environment / "python", "-m", "dtl.train", *choices, *tiny)
@@ -68,3 +70,5 @@ def test_two_steps_from_another_folder(environment, tmp_path):
     outcome = json.loads(result.read_text())
     assert (outcome["state"], outcome["step"]) == ("finished", 2)
     assert (result.parent / "checkpoints" / "best" / "model.safetensors").is_file()
+    short = ["prompt=Question: Who?", "sampling=standard", "sampling.max_new_tokens=3"]
+    assert run(tmp_path, environment / "dtl-generate", "ckpt=latest", *short).startswith("Question: Who?")
