@@ -93,11 +93,15 @@ class PipedInput:
     def _drop_rest(self, raw: bytes) -> int:
         """Characters in a line that begins with `raw`, and goes on."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        n_characters = len(decoder.decode(raw))
-        while raw and not raw.endswith(b"\n"):
-            raw = self._stream.readline(CHUNK)
-            n_characters += len(decoder.decode(raw.rstrip(b"\r\n"), final=not raw))
-        return n_characters
+        n_characters = n_ends = 0  # carriage returns count when more of the line follows them
+        while raw:
+            body = raw.rstrip(b"\r\n")
+            if body:
+                n_characters += n_ends + len(decoder.decode(body))
+                n_ends = 0
+            n_ends += raw.count(b"\r", len(body))
+            raw = b"" if raw.endswith(b"\n") else self._stream.readline(CHUNK)
+        return n_characters + len(decoder.decode(b"", final=True))
 
     def take_note(self) -> str | None:
         """See `InputLine.take_note`."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from prompt_toolkit.history import InMemoryHistory
 from prompt_toolkit.input import PipeInput, create_pipe_input
@@ -59,6 +59,7 @@ def test_10_mb_in_a_pipe_are_refused_and_the_next_line_is_read():
 
 
 @given(st.integers(1, 40), st.text(st.characters(exclude_characters="\r\n\ufeff", codec="utf-8"), max_size=60))
+@example(3, "0000000\x80\U00010000")  # what is read at once ends between \r and \n
 def test_a_line_of_a_pipe_has_a_bound(most, text):
     expected = text if len(text) <= most else TooLong(len(text))
     for end in ("\n", "\r\n", ""):
