@@ -7,9 +7,9 @@ YAML files under conf/ say what differs from the dataclasses' defaults; the comm
 import os
 import re
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, make_dataclass, replace
 from datetime import datetime
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -172,17 +172,17 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
-@dataclass
-class _OpenData(DataConfig):
-    sources: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class _OpenRun(RunConfig):
+def _open(schema: type) -> type:
     """The schema as Hydra gets it: OmegaConf takes no new entry of a typed mapping from the command line, such as
-    `data.sources.poems.kind=poems`. `typed` merges into RunConfig itself and checks the entries then."""
-
-    data: _OpenData = field(default_factory=_OpenData)  # pyright: ignore[reportIncompatibleVariableOverride]
+    `data.sources.poems.kind=poems`. `converted` merges into the schema itself and checks the entries then."""
+    data = get_type_hints(schema).get("data")
+    if data is None:
+        return schema
+    sources = ("sources", dict[str, Any], field(default_factory=dict))
+    open_data = make_dataclass(f"Open{data.__name__}", [sources], bases=(data,))
+    return make_dataclass(
+        f"Open{schema.__name__}", [("data", open_data, field(default_factory=open_data))], bases=(schema,)
+    )
 
 
 _started = datetime.fromtimestamp(time.time())
@@ -190,7 +190,7 @@ _started = datetime.fromtimestamp(time.time())
 
 def register(name: str = "train", schema: type = RunConfig) -> None:
     """Tell Hydra the schema of the command `name` and the resolvers that its YAML uses. Called before Hydra starts."""
-    ConfigStore.instance().store(name=f"{name}_schema", node=_OpenRun if schema is RunConfig else schema)
+    ConfigStore.instance().store(name=f"{name}_schema", node=_open(schema))
     OmegaConf.register_new_resolver("dtl.experiments", lambda: str(experiments_dir()), replace=True)
     # One stamp for the whole process: a resolver that read the clock again would give each job of a sweep a
     # folder of its own. The process id keeps two runs apart that start in the same second.

@@ -68,7 +68,9 @@ SOURCES: Registry = Registry(
     "data.sources.<name>.kind", {"qa": "dtl.data.qa", "text": "dtl.data.sources", "wiki": "dtl.data.sources"}
 )
 TOKENIZERS: Registry = Registry("tokenizer.kind", dict.fromkeys(("bpe", "byte", "char", "gpt2"), "dtl.data.tokenizer"))
-TASKS: Registry = Registry("data.tasks", {"exact_match": "dtl.data.tasks"})
+TASKS: Registry = Registry(
+    "data.tasks", {"exact_match": "dtl.data.tasks", "f1": "dtl.data.tasks", "lookup": "dtl.data.baselines"}
+)
 
 
 def load_plugins(modules: Iterable[str]) -> None:

@@ -13,6 +13,7 @@ from dtl.checkpoint import load_model, save_checkpoint
 from dtl.checkpoints.store import publish_best, rotate
 from dtl.config import to_yaml
 from dtl.data.qa import prompt
+from dtl.data.tasks import asked_once
 from dtl.display import Display, in_time, in_units, shown
 from dtl.errors import InterruptedRun
 from dtl.generation.conversation import answerer, continuations
@@ -194,8 +195,7 @@ class Session:
     def sample(self) -> list[dict[str, str]]:
         """A few texts by the model as it is. Draws from a generator of its own: training is left as it was."""
         data, tokenizer = self.parts.data, self.parts.tokenizer
-        questions = [pair.question for pair in data.pairs.get("validation", [])[:N_SAMPLES]]
-        prompts = [prompt(question) for question in questions]
+        prompts = [prompt(pair.question, pair.context) for pair in data.pairs.get("validation", [])[:N_SAMPLES]]
         if not prompts:
             rows = data.validation.batch(range(min(N_SAMPLES, len(data.validation)))).inputs
             prompts = [tokenizer.decode(row[:SAMPLE_PROMPT_TOKENS].tolist()) for row in rows]
@@ -236,7 +236,7 @@ class Session:
             return scores
         model = load_model(self.run_dir / "checkpoints" / "best", self.parts.device)
         with autocast(self.parts.device, self.parts.precision):
-            answer = answerer(model, self.parts.tokenizer, self._longest_answer())
+            answer = asked_once(answerer(model, self.parts.tokenizer, self._longest_answer()))
             for name in self.config.data.tasks:
                 self.display.note(f"Scoring {name} on the best checkpoint")
                 scores |= TASKS.get(name)(answer, data.pairs)

@@ -14,14 +14,23 @@ from omegaconf import open_dict
 
 import dtl.chat
 import dtl.diagnose
+import dtl.evaluate
 import dtl.generate
+import dtl.prepare
 from dtl.config import RunConfig, register, to_dict, to_yaml, typed
 from dtl.errors import ConfigError
 from dtl.model.presets import load_preset, preset_names
 from dtl.paths import conf_dir, experiments_dir
 from dtl.train import COMMAND
 
-COMMANDS = (COMMAND, dtl.chat.COMMAND, dtl.generate.COMMAND, dtl.diagnose.COMMAND)
+COMMANDS = (
+    COMMAND,
+    dtl.chat.COMMAND,
+    dtl.generate.COMMAND,
+    dtl.evaluate.COMMAND,
+    dtl.diagnose.COMMAND,
+    dtl.prepare.COMMAND,
+)
 CHOICES = [(group, choice) for group, choices in COMMAND.groups().items() for choice in choices]
 # What a choice cannot do without.
 NEEDED = {("data", "text"): ["data.path=books/"]}

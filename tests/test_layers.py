@@ -37,11 +37,12 @@ LAYERS: list[dict[str, str]] = [
         "tracking": "tracking records.*",
     },
     {"config": "config"},
-    {"settings": "terminal.config"},
+    {"settings": "terminal.config evaluation.config"},
+    {"evaluation": "evaluation.*"},
     {"run": "assemble session run display screens"},
     {"door": "commandline.*"},
     {"terminal": "terminal.*", "diagnostics": "diagnostics.*"},
-    {"commands": "train chat generate diagnose"},
+    {"commands": "train chat generate evaluate diagnose prepare"},
 ]
 MOST_LINES_IN_A_FILE = 280
 MOST_LINES_IN_A_FUNCTION = 65

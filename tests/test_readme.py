@@ -15,7 +15,9 @@ import pytest
 import dtl.chat
 import dtl.config
 import dtl.diagnose
+import dtl.evaluate
 import dtl.generate
+import dtl.prepare
 import dtl.train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,8 +85,10 @@ def published_gpt2(desk: Path) -> None:
 def test_commands_that_train_and_talk(desk, monkeypatch, capsys):
     """In one folder, as a reader would type them: first all that train, then all that use what was trained."""
     monkeypatch.chdir(desk)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(desk / "cache"))
     train_each(desk, monkeypatch, capsys)
     talk_in_each_way(monkeypatch, capsys)
+    prepare_and_evaluate(monkeypatch, capsys)
 
 
 def train_each(desk, monkeypatch, capsys):
@@ -126,6 +130,18 @@ def talk_in_each_way(monkeypatch, capsys):
         assert words in shown.err, f"{command}: {shown.err}"
 
 
+def prepare_and_evaluate(monkeypatch, capsys):
+    found = [command for command in COMMANDS if command.startswith(("python -m dtl.prepare", "python -m dtl.evaluate"))]
+    assert len(found) == 4
+    for command in found:
+        module = dtl.prepare if "dtl.prepare" in command else dtl.evaluate
+        few = ["questions=3", "max_batches=1"] if module is dtl.evaluate else []
+        monkeypatch.setattr(sys, "argv", [f"dtl-{module.COMMAND.name}", *shlex.split(command)[3:], *few])
+        module.main()
+        shown = capsys.readouterr()
+        assert "Traceback" not in shown.err and ("tokens" in shown.out), f"{command}: {shown.err}"
+
+
 def test_diagnose(elsewhere, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["dtl-diagnose"])
     dtl.diagnose.main()
@@ -135,7 +151,7 @@ def test_diagnose(elsewhere, monkeypatch, capsys):
 def test_every_command_is_known():
     """A new kind of command in the README needs a test here."""
     known = ("python -m dtl.train", "make ", "source .venv/bin/activate", "wandb leet run ", "wandb sync ")
-    known += ("python -m dtl.diagnose",)
+    known += ("python -m dtl.diagnose", "python -m dtl.prepare", "python -m dtl.evaluate")
     assert [command for command in COMMANDS if not command.startswith(known) and not TALK.fullmatch(command)] == []
 
 

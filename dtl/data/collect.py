@@ -1,48 +1,67 @@
-"""Documents of all sources, by split: read as far as they are needed, with a validation split for each."""
+"""Texts of all sources, by split: read as far as they are needed, cleaned, without duplicates, a part held out.
+
+Read once: what was read is kept in the cache, under a hash of everything that shaped it.
+"""
 
 import math
-import random
-from collections.abc import Callable, Iterable
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
 
+from dtl.data.cache import Cache, key_of
+from dtl.data.cleaning import CLEANING_VERSION
 from dtl.data.config import DataConfig
-from dtl.data.sources import Document, Source, is_sampled, open_sources
-from dtl.data.splitting import hold_out
-from dtl.errors import DataError
+from dtl.data.intake import Progress, read_source
+from dtl.data.sources import Source, is_sampled, open_sources
+from dtl.data.stored import DiskWriter, MemoryWriter, Texts, read_texts, sample
 
 # Prose has fewer characters in a token than this with any tokenizer here (GPT-2 on Wikipedia: 4.6): so much
 # text for each token wanted is enough, and reading can stop there.
 CHARACTERS_PER_TOKEN = 6
 LEAST_CHARACTERS = 2_000_000  # read at least: a small sample is then drawn from more than a file's beginning
-DOCUMENTS_BETWEEN_REPORTS = 5000
+# Files of less than this are prepared in about a second: a cache entry would cost more to look after than it saves.
+SMALL_BYTES = 2**20
+# Settings that shape no text that is read; any other, also one that a later version adds, is part of its key.
+_SHAPES_NO_TEXT = {
+    "sources", "path", "qa", "wiki", "seq_len", "layout", "document_mask", "loss_on", "max_samples",
+    "validation_fraction", "cache_dir", "verify", "tasks", "recommended",
+}  # fmt: skip
+SPLITS = ("train", "validation", "test")
 
-Progress = Callable[[str], None]
-Documents = dict[str, list[Document]]  # split -> documents
+
+@dataclass(frozen=True)
+class SourceTexts:
+    """The documents of one source that a run learns from and is measured on."""
+
+    origin: str
+    splits: dict[str, Texts]
+    key: str | None  # equal for equal texts; None: nobody knows what they are made of
+    facts: dict[str, Any]  # notes; `counts`: split -> documents read, kept, dropped by reason; has_pairs
 
 
-def collect_documents(
-    config: DataConfig, seq_len: int, seed: int, say: Progress
-) -> tuple[dict[str, Source], dict[str, Documents], list[str]]:
-    """The sources, their documents by split, and notes for people.
+def collect_texts(config: DataConfig, seq_len: int, seed: int, cache: Cache, say: Progress) -> dict[str, SourceTexts]:
+    """The texts of every source, in order.
 
     Of a source that is sampled (`data.max_samples`, or any but the first of a mixture) only about as much
-    training text is kept as is wanted of it, drawn by the seed.
+    training text is taken as is wanted of it, drawn by the seed.
 
     Raises DataError when a source is missing, or has no text for training or for validation.
     """
-    sources = open_sources(config, seed)
-    documents: dict[str, Documents] = {}
-    notes: list[str] = []
-    for name, source in sources.items():
-        wanted = _characters_wanted(config, name, documents, seq_len)
-        of_source = _read(source, config, max(wanted, LEAST_CHARACTERS), notes, say)
-        if is_sampled(config, name):
-            random.Random(seed).shuffle(of_source["train"])
-            of_source["train"] = _take(of_source["train"], wanted, source.origin, say)
-        documents[name] = of_source
-    return sources, documents, notes
+    collected: dict[str, SourceTexts] = {}
+    for name, source in open_sources(config, seed).items():
+        wanted = _characters_wanted(config, name, collected, seq_len)
+        sampled = is_sampled(config, name)
+        texts = _read(source, name, config, max(wanted, LEAST_CHARACTERS), seed if sampled else None, cache, say)
+        if sampled:
+            chosen = sample(texts.splits["train"], wanted, seed)
+            key = texts.key and key_of(text=texts.key, wanted=wanted, seed=seed)
+            texts = SourceTexts(texts.origin, texts.splits | {"train": chosen}, key, texts.facts)
+        collected[name] = texts
+    return collected
 
 
-def _characters_wanted(config: DataConfig, name: str, read_before: dict[str, Documents], seq_len: int) -> float:
+def _characters_wanted(config: DataConfig, name: str, read_before: dict[str, SourceTexts], seq_len: int) -> float:
     """Characters of training text wanted of a source: infinite when all of it is."""
     one_row = seq_len * CHARACTERS_PER_TOKEN
     wanted = config.max_samples * one_row if config.max_samples is not None else math.inf
@@ -50,47 +69,67 @@ def _characters_wanted(config: DataConfig, name: str, read_before: dict[str, Doc
         return wanted
     sources = config.resolved_sources()
     first = next(iter(read_before))
-    of_first = sum(len(document.text) for document in read_before[first]["train"])
+    of_first = int(read_before[first].splits["train"].characters.sum())
     share = sources[name].weight / sources[first].weight
     return min(wanted, max(one_row, of_first * share * config.recommended.max_epochs))
 
 
-def _read(source: Source, config: DataConfig, budget: float, notes: list[str], say: Progress) -> Documents:
-    """The documents of a source, empty ones left out, a validation split held out where it has none."""
-    splits = source.splits()
-    documents: Documents = {"train": _take(splits.get("train", ()), budget, source.origin, say)}
-    if not documents["train"]:
-        raise DataError(f"{source.origin}: no training text. Found: nothing, or empty texts alone.")
-    n_read = len(documents["train"])
-    if "validation" in splits:
-        documents["validation"] = _take(splits["validation"], math.inf, source.origin, say)
-    else:
-        train, validation, note = hold_out(documents["train"], config.validation_fraction)
-        documents = {"train": train, "validation": validation}
-        notes += [f"{source.origin}: {note}"] if note else []
-    if "test" in splits:
-        documents["test"] = _take(splits["test"], math.inf, source.origin, say)
-    for split in ("train", "validation"):
-        if not documents[split]:
-            raise DataError(
-                f"{source.origin}: no document is left for {split}, of {n_read} read. Give at least two "
-                f"different documents, or another data.validation_fraction (now {config.validation_fraction})."
-            )
-    notes += source.notes()
-    return documents
+def _read(
+    source: Source, name: str, config: DataConfig, budget: float, order_seed: int | None, cache: Cache, say: Progress
+) -> SourceTexts:
+    """The texts of a source out of the cache, or into it, or into memory where they are not to be kept."""
+    fingerprint = _fingerprint(source, cache)
+    if fingerprint is not None:
+        # Of DataConfig alone: what a command adds, such as where to export to, shapes nothing.
+        names = [field.name for field in fields(DataConfig) if field.name not in _SHAPES_NO_TEXT]
+        settings = {name: getattr(config, name) for name in names}
+        of_source = asdict(config.resolved_sources()[name])
+        key = key_of(
+            source=[fingerprint, type(source).__module__, type(source).__qualname__, getattr(source, "version", 0)],
+            settings=[settings, {k: v for k, v in of_source.items() if k not in ("path", "weight")}],
+            cleaning=CLEANING_VERSION,
+            held_out=config.validation_fraction,
+            read=[budget, order_seed],
+        )
+
+        def build(folder: Path) -> dict[str, Any]:
+            writer = DiskWriter(folder)
+            try:
+                facts = read_source(source, config.validation_fraction, budget, writer, say)
+                writer.close()
+            finally:
+                writer.abandon()
+            return facts
+
+        entry = cache.get(f"text-{key}", build)
+        if entry is not None:
+            # A manifest sorts its keys; rows and fingerprint depend on the order of the splits.
+            splits = [split for split in SPLITS if split in entry.facts["counts"]]
+            texts = read_texts(entry.folder, splits)
+            return SourceTexts(source.origin, texts, key, entry.facts)
+    writer = MemoryWriter()
+    facts = read_source(source, config.validation_fraction, budget, writer, say)
+    return SourceTexts(source.origin, dict(writer.texts()), None, facts)
 
 
-def _take(documents: Iterable[Document], budget: float, origin: str, say: Progress) -> list[Document]:
-    """Documents that are not empty, up to the one that reaches the budget of characters."""
-    taken: list[Document] = []
-    n_characters = 0
-    for document in documents:
-        if not document.text.strip():
-            continue
-        taken.append(document)
-        n_characters += len(document.text)
-        if n_characters >= budget:
-            break
-        if len(taken) % DOCUMENTS_BETWEEN_REPORTS == 0:
-            say(f"reading {origin}: {len(taken):,} documents, {n_characters / 1e6:.1f} M characters")
-    return taken
+def _fingerprint(source: Source, cache: Cache) -> str | None:
+    """What the source says that its documents are made of; None: it does not say, or it is little.
+
+    The optional method `fingerprint()` returns a text, or the files that are all it reads.
+    """
+    method = getattr(source, "fingerprint", None)
+    if method is not None:
+        made_of = method()
+    else:  # DTL's own sources of files keep them under this name; of a plugin's nobody knows what else it reads
+        files = getattr(source, "files", None) if type(source).__module__.startswith("dtl.") else None
+        made_of = [file for of_split in files.by_split.values() for file in of_split] if files is not None else None
+    if made_of is None or isinstance(made_of, str):
+        return made_of
+    if sum(file.stat().st_size for file in made_of) < SMALL_BYTES:
+        return None
+    return cache.files_fingerprint(made_of)
+
+
+def all_notes(collected: Mapping[str, SourceTexts]) -> list[str]:
+    """What people should know of the texts, a line each."""
+    return [note for texts in collected.values() for note in texts.facts["notes"]]

@@ -9,6 +9,7 @@ from dtl.registry import SOURCES, TASKS, TOKENIZERS
 
 LAYOUTS = ("packed", "padded")
 LOSS_ON = ("all", "answer")
+VERIFY = ("quick", "full")
 
 
 @dataclass
@@ -70,6 +71,8 @@ class DataConfig:
     loss_on: str = "all"  # all tokens | answer (only the answer of a question and answer pair)
     max_samples: int | None = None  # at most so many training rows; None = all
     validation_fraction: float = 0.01  # share of documents held out where the source has no split of its own
+    cache_dir: str | None = None  # folder for text and tokens made once; null = your own folder for such files
+    verify: str = "quick"  # quick (unchanged size and time: not read again) | full (SHA-256 of sources and cache)
     tasks: list[str] = field(default_factory=list)  # registered scores at the end of a run: exact_match
     recommended: RecommendedConfig = field(default_factory=RecommendedConfig)
 
@@ -118,6 +121,8 @@ class DataConfig:
             raise ConfigError(f"data.layout={self.layout}: one of {', '.join(LAYOUTS)}.")
         if self.loss_on not in LOSS_ON:
             raise ConfigError(f"data.loss_on={self.loss_on}: one of {', '.join(LOSS_ON)}.")
+        if self.verify not in VERIFY:
+            raise ConfigError(f"data.verify={self.verify}: one of {', '.join(VERIFY)}.")
         if self.seq_len is not None and self.seq_len < 2:
             raise ConfigError(f"data.seq_len={self.seq_len}: a row needs at least 2 tokens.")
         if self.max_samples is not None and self.max_samples < 1:

@@ -1,22 +1,35 @@
 """From a configuration to training data: documents -> split -> tokenizer -> tokens -> rows.
 
-Everything is held in memory: text while it is being prepared, then two bytes a token (GPT-2's vocabulary).
+Text and tokens are made once and kept in the cache, memory-mapped; what is small, or of a source that does not
+say what it is made of, is held in memory. Either way the same rows come out.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import numpy as np
 
 from dtl.data.batches import Rows, TrainingData, epoch_order
-from dtl.data.collect import Documents, Progress, collect_documents
+from dtl.data.cache import Cache, cache_folder, key_of
+from dtl.data.collect import all_notes
 from dtl.data.config import DataConfig, TokenizerConfig
-from dtl.data.encoding import TokenDocuments, encode_documents
-from dtl.data.packing import answer_mask, fully_covered, pack_documents, pack_stream, pad_documents, with_targets
-from dtl.data.qa import QuestionAnswer
-from dtl.data.sources import Document
-from dtl.data.tokenizer import Tokenizer, build_tokenizer
+from dtl.data.documents import QuestionAnswer
+from dtl.data.encoding import TokenDocuments
+from dtl.data.intake import Progress
+from dtl.data.packing import (
+    Packing,
+    answer_mask,
+    fully_covered,
+    pack_documents,
+    pack_stream,
+    pad_documents,
+    with_targets,
+)
+from dtl.data.tokenizer import Tokenizer
+from dtl.data.tokens import EncodedSource, encode_sources
 from dtl.errors import DataError
 
 
@@ -63,18 +76,27 @@ def prepare_data(
     Raises DataError when a source is missing, empty, or too little for a training and a validation row.
     """
     say = progress or (lambda line: None)
-    sources, documents, notes = collect_documents(config, seq_len, seed, say)
-    if isinstance(tokenizer, TokenizerConfig):
-        say(f"tokenizer {tokenizer.kind}")
-        tokenizer = build_tokenizer(tokenizer, lambda: _training_texts(documents))
-    notes += tokenizer.notes
+    cache = Cache(cache_folder(config.cache_dir), config.verify == "full", say)
+    tokenizer, sources = encode_sources(config, tokenizer, seq_len, seed, cache, say)
+    return lay_out(config, tokenizer, sources, seq_len, seed, cache)
+
+
+def lay_out(
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    sources: dict[str, EncodedSource],
+    seq_len: int,
+    seed: int,
+    cache: Cache,
+) -> PreparedData:
+    """The second half of `prepare_data`: tokens become rows. Raises DataError for too little text."""
     maker = _Maker(config, tokenizer, seq_len, seed)
-    for name, splits in documents.items():
-        for split, of_split in splits.items():
-            say(f"tokens of {sources[name].origin}: {split}, {len(of_split):,} documents")
-            maker.add(name, split, of_split, sources[name].origin)
-            of_split.clear()  # the text is no longer needed, and may be large
-    return maker.finish(_mixture_notes(config) + notes)
+    for name, source in sources.items():
+        for split in source.tokens:
+            maker.add(name, split, source)
+    notes = all_notes({name: source.texts for name, source in sources.items()})
+    fingerprint = maker.fingerprint(cache, [source.key for source in sources.values()])
+    return maker.finish([*_mixture_notes(config), *notes, *tokenizer.notes, *cache.notes], fingerprint)
 
 
 def _mixture_notes(config: DataConfig) -> list[str]:
@@ -88,12 +110,8 @@ def _mixture_notes(config: DataConfig) -> list[str]:
     return [f"validation and early stopping look at {first}, the first source."] if others else []
 
 
-def _training_texts(documents: dict[str, Documents]) -> Iterator[str]:
-    return (document.text for splits in documents.values() for document in splits["train"])
-
-
 class _Maker:
-    """Turns documents into rows, split after split, and collects what is known of them."""
+    """Turns tokens into rows, split after split, and collects what is known of them."""
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer, seq_len: int, seed: int) -> None:
         self.config = config
@@ -106,12 +124,14 @@ class _Maker:
         self.notes: list[str] = []
         weights = {name: source.weight for name, source in config.resolved_sources().items()}
         self.weights = weights
-        layout = (seq_len, config.layout, config.document_mask, config.loss_on, weights, tokenizer.fingerprint)
-        self.digest = hashlib.sha256(repr(layout).encode())
+        self.layout = (
+            seq_len, config.layout, config.document_mask, config.loss_on, weights, tokenizer.fingerprint
+        )  # fmt: skip
+        self._made: list[tuple[str, TokenDocuments, Packing]] = []
 
-    def add(self, name: str, split: str, documents: list[Document], origin: str) -> None:
+    def add(self, name: str, split: str, source: EncodedSource) -> None:
         limit = self.config.max_samples if split == "train" else None
-        encoded = encode_documents(documents, self.tokenizer, limit * self.seq_len + 1 if limit else None)
+        origin, encoded = source.texts.origin, source.tokens[split]
         rows = self._lay_out(encoded, limit)
         if not len(rows):
             raise DataError(
@@ -122,19 +142,20 @@ class _Maker:
         cut = int((~whole).sum())
         if split == "train" and cut and limit is None:
             self.notes.append(
-                f"{origin}: {cut:,} of {len(documents):,} documents are longer than a row of {self.seq_len} tokens; "
+                f"{origin}: {cut:,} of {len(whole):,} documents are longer than a row of {self.seq_len} tokens; "
                 "their ends are cut off. A larger data.seq_len or data.layout=packed keeps them."
             )
         # A question whose answer is not in the rows was not taught; in the held-out splits all are asked.
         taught = whole if split == "train" else np.ones_like(whole)
         pairs = self.pairs.setdefault(split, [])
-        pairs += [pair for pair, kept in zip((d.pair for d in documents), taught, strict=False) if pair and kept]
+        if source.texts.facts["has_pairs"]:
+            encoded_texts = islice(source.texts.splits[split], len(whole))
+            pairs += [d.pair for d, kept in zip(encoded_texts, taught, strict=True) if d.pair and kept]
         self.rows.setdefault(name, {})[split] = rows
-        wasted = rows.packing.wasted
         self.report.setdefault(name, {})[split] = SplitReport(
-            encoded.n_documents, rows.n_tokens, rows.n_targets, len(rows), wasted
+            encoded.n_documents, rows.n_tokens, rows.n_targets, len(rows), rows.packing.wasted
         )
-        self._digest(name, split, encoded, rows)
+        self._made.append((f"{name} {split}", encoded, rows.packing))
 
     def _lay_out(self, encoded: TokenDocuments, limit: int | None) -> Rows:
         config = self.config
@@ -152,16 +173,25 @@ class _Maker:
             encoded.tokens, packing, pad_id=self.tokenizer.pad_id, loss_mask=loss_mask, document_mask=document_mask
         )
 
-    def _digest(self, name: str, split: str, encoded: TokenDocuments, rows: Rows) -> None:
-        self.digest.update(f"{name} {split}".encode())
-        packing = rows.packing
-        arrays = (encoded.offsets, encoded.answer_starts, packing.starts, packing.lengths, packing.row_offsets)
-        for array in (encoded.tokens, *arrays):
-            portable = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-            self.digest.update(f"{portable.dtype.str} {len(portable)}".encode())
-            self.digest.update(portable.data)
+    def fingerprint(self, cache: Cache, keys: Sequence[str | None]) -> str:
+        """SHA-256 over all tokens and rows: of cached tokens it is cached as well, since it would read them all."""
+        if any(key is None for key in keys):
+            return self._digest()
+        layout = hashlib.sha256(repr(self.layout).encode())
+        for title, _, packing in self._made:
+            _update(layout, title, packing.starts, packing.lengths, packing.row_offsets)
+        name = f"fingerprint-{key_of(tokens=keys, layout=layout.hexdigest())}"
+        entry = cache.get(name, lambda folder: {"fingerprint": self._digest()})
+        return self._digest() if entry is None else entry.facts["fingerprint"]
 
-    def finish(self, notes: list[str]) -> PreparedData:
+    def _digest(self) -> str:
+        digest = hashlib.sha256(repr(self.layout).encode())
+        for title, encoded, packing in self._made:
+            arrays = (encoded.tokens, encoded.offsets, encoded.answer_starts)
+            _update(digest, title, *arrays, packing.starts, packing.lengths, packing.row_offsets)
+        return digest.hexdigest()
+
+    def finish(self, notes: list[str], fingerprint: str) -> PreparedData:
         first = next(iter(self.rows.values()))
         return PreparedData(
             train=TrainingData({name: splits["train"] for name, splits in self.rows.items()}, self.weights),
@@ -170,7 +200,15 @@ class _Maker:
             rows=self.rows,
             tokenizer=self.tokenizer,
             pairs=self.pairs,
-            fingerprint=self.digest.hexdigest(),
+            fingerprint=fingerprint,
             report=self.report,
             notes=notes + self.notes,
         )
+
+
+def _update(digest: Any, title: str, *arrays: np.ndarray) -> None:
+    digest.update(title.encode())
+    for array in arrays:
+        portable = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+        digest.update(f"{portable.dtype.str} {len(portable)}".encode())
+        digest.update(portable.data)

@@ -5,33 +5,30 @@ A source of your own is a class with the three methods of `Source` under a name 
 `@SOURCES.register("poems")`, used by `data.sources.poems.kind=poems plugins=[my_module]`.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from dtl.data.config import DataConfig, SourceConfig
+from dtl.data.documents import Document
 from dtl.data.files import LocalFiles, field, text_of
 from dtl.data.hub import require_hub
 from dtl.errors import DataError
 from dtl.registry import SOURCES
 
 if TYPE_CHECKING:
-    from dtl.data.qa import QuestionAnswer
+    from dtl.data.mediawiki_pages import DumpCounts
 
 SHUFFLE_BUFFER = 1000  # articles among which the hub's stream is shuffled
 
 
-@dataclass(frozen=True)
-class Document:
-    """A text to learn. The end token is added when it becomes tokens."""
-
-    text: str
-    answer_start: int | None = None  # character where the answer begins, its leading space included
-    pair: "QuestionAnswer | None" = None  # the question and answer that the text was made of
-
-
 class Source(Protocol):
-    """Documents of one origin."""
+    """Documents of one origin.
+
+    What is read of a source is kept in the cache when it has a method `fingerprint() -> str | list[Path] | None` too:
+    a text that changes whenever its documents do, or the files that are all it reads.
+    """
 
     origin: str  # where they come from, for messages: "data.path=books/"
 
@@ -98,7 +95,8 @@ class TextSource:
 
 @SOURCES.register("wiki")
 class WikiSource:
-    """Wikipedia in the schema of `wikimedia/wikipedia` (id, url, title, text), from files or from the hub.
+    """Wikipedia: a MediaWiki dump (.xml, .xml.bz2), files in the schema of `wikimedia/wikipedia` (title, text), or
+    that dataset of the hub.
 
     A document is the title, an empty line, and the text: a small model then knows what an article is
     about from its first token, and writes one when given `Title\\n\\n`.
@@ -108,15 +106,22 @@ class WikiSource:
         self._data = data
         self._seed = seed
         self._order_seed = seed if is_sampled(data, name) else None
-        self.files = LocalFiles(source.path, path_key(data, name)) if source.path is not None else None
-        self.origin = self.files.origin if self.files else f"{data.wiki_dataset} {data.wiki_subset} (hub)"
-        if self.files is None:
+        self.dumps = _dumps(source.path)
+        self._dump_counts: list[tuple[Path, DumpCounts]] = []
+        local = source.path is not None and not self.dumps
+        self.files = LocalFiles(source.path or "", path_key(data, name)) if local else None
+        if source.path is not None:
+            self.origin = f"{path_key(data, name)}={source.path}"
+        else:
+            self.origin = f"{data.wiki_dataset} {data.wiki_subset} (hub)"
             require_hub(
                 f"{data.wiki_dataset} ({data.wiki_subset})",
                 f"{path_key(data, name)}=FOLDER with the dataset's parquet or jsonl files (columns title and text)",
             )
 
     def splits(self) -> dict[str, Iterator[Document]]:
+        if self.dumps:
+            return {"train": self._from_dumps()}
         if self.files is None:
             return {"train": self._from_hub()}
         return {split: self._from_files(self.files, split) for split in self.files.by_split}
@@ -125,6 +130,23 @@ class WikiSource:
         for record in files.records(split, ("title", "text"), self._order_seed):
             text = text_of(field(record, "text"), record.place)
             yield _article(text_of(record.fields.get("title"), record.place), text)
+
+    def _from_dumps(self) -> Iterator[Document]:
+        """Articles in the order of the dump: a sample of it is its beginning."""
+        from dtl.data.mediawiki import read_dump
+        from dtl.data.mediawiki_pages import DumpCounts
+
+        for dump in self.dumps:
+            counts = DumpCounts()
+            self._dump_counts.append((dump, counts))
+            for title, text in read_dump(dump, counts=counts):
+                yield _article(title, text)
+
+    def fingerprint(self) -> list[Path] | None:
+        """The files that the articles are read from; None for the hub's, whose revision is not pinned."""
+        if self.dumps:
+            return self.dumps
+        return self.files and [file for of_split in self.files.by_split.values() for file in of_split]
 
     def _from_hub(self) -> Iterator[Document]:
         """Articles as they arrive: whoever stops asking stops the download."""
@@ -144,7 +166,19 @@ class WikiSource:
             ) from error
 
     def notes(self) -> list[str]:
-        return self.files.notes() if self.files else []
+        of_dumps = [f"{dump}: {line}" for dump, counts in self._dump_counts for line in counts.lines()]
+        return [*(self.files.notes() if self.files else []), *of_dumps]
+
+
+def _dumps(path: str | None) -> list[Path]:
+    if path is None or not path.strip():
+        return []
+    from dtl.data.mediawiki import dumps_at  # reads what lies there, and needs a moment to be imported
+
+    try:
+        return dumps_at(Path(os.path.expanduser(path)))
+    except OSError:
+        return []  # what is wrong with the path is said where files are looked for
 
 
 def _article(title: str, text: str) -> Document:

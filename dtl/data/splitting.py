@@ -2,10 +2,10 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from dtl.data.sources import Document
+from dtl.data.documents import Document
 
 
 def split_hash(document: Document) -> float:
@@ -17,24 +17,53 @@ def split_hash(document: Document) -> float:
     return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=6).digest()) / 2**48
 
 
-def hold_out(documents: Sequence[Document], fraction: float) -> tuple[list[Document], list[Document], str | None]:
-    """Training and validation documents, and a note where the split is not the plain one.
+class HoldOut:
+    """Sides of documents that arrive one after the other; none of them is kept here."""
 
-    Held out is what hashes below `fraction`; when nothing does, the document with the lowest hash. Of a
-    single text the last `fraction` is held out, from a line break on.
-    """
-    if len(documents) == 1 and documents[0].answer_start is None:
-        return _hold_out_end(documents[0], fraction)
-    if len(documents) < 2:
-        return list(documents), [], None
-    hashes = [split_hash(document) for document in documents]
-    note = None
-    limit = fraction
-    if min(hashes) >= fraction:
-        limit = math.nextafter(min(hashes), 1)
-        note = f"no document of {len(documents)} fell into the {fraction:.0%} for validation; one was taken."
-    train = [document for document, number in zip(documents, hashes, strict=True) if number >= limit]
-    validation = [document for document, number in zip(documents, hashes, strict=True) if number < limit]
+    def __init__(self, fraction: float) -> None:
+        self.fraction = fraction
+        self.lowest = 1.0
+        self.n_documents = 0
+
+    def side(self, document: Document) -> str:
+        """`validation` for what hashes below the fraction, else `train`."""
+        number = split_hash(document)
+        self.n_documents += 1
+        self.lowest = min(self.lowest, number)
+        return "validation" if number < self.fraction else "train"
+
+    def settle(
+        self, sides: Mapping[str, Sequence[Document]]
+    ) -> tuple[dict[str, Iterable[Document]] | None, str | None]:
+        """The sides when all have come: None where they stay, else new ones; and a note where the split is not plain.
+
+        When nothing hashes below the fraction, the document with the lowest hash is held out. Of a single
+        text it is the last `fraction`, from a line break on.
+        """
+        if self.n_documents == 1:
+            (document,) = [*sides["train"], *sides["validation"]]
+            if document.answer_start is not None:
+                return {"train": [document], "validation": []}, None
+            train, validation, note = _hold_out_end(document, self.fraction)
+            return {"train": train, "validation": validation}, note
+        if self.n_documents < 2 or self.lowest < self.fraction:
+            return None, None
+        note = f"no document of {self.n_documents} fell into the {self.fraction:.0%} for validation; one was taken."
+        limit = math.nextafter(self.lowest, 1)
+        return {
+            "train": (document for document in sides["train"] if split_hash(document) >= limit),
+            "validation": (document for document in sides["train"] if split_hash(document) < limit),
+        }, note
+
+
+def hold_out(documents: Iterable[Document], fraction: float) -> tuple[list[Document], list[Document], str | None]:
+    """Training and validation documents, and a note where the split is not the plain one; see `HoldOut`."""
+    holder = HoldOut(fraction)
+    sides: dict[str, list[Document]] = {"train": [], "validation": []}
+    for document in documents:
+        sides[holder.side(document)].append(document)
+    changed, note = holder.settle(sides)
+    train, validation = (list((changed or sides)[side]) for side in ("train", "validation"))
     return train, validation, note
 
 

@@ -6,13 +6,15 @@ A task is a function of a way to answer and of questions by split, registered un
 
 import re
 import string
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from dtl.data.qa import QuestionAnswer
+from dtl.data.documents import QuestionAnswer
 from dtl.registry import TASKS
 
 Answer = Callable[[list[str]], list[str]]  # questions to the answers of the model
-Task = Callable[[Answer, Mapping[str, Sequence[QuestionAnswer]]], dict[str, float]]
+Pairs = Mapping[str, Sequence[QuestionAnswer]]  # by split
+Task = Callable[[Answer, Pairs], dict[str, float]]
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -26,17 +28,64 @@ def normalise(answer: str) -> str:
     return " ".join(plain.split()) or answer.strip().lower()
 
 
+def is_right(said: str, pair: QuestionAnswer) -> bool:
+    """Whether the answer, or another that is accepted, was given exactly, after `normalise`."""
+    return any(normalise(said) == normalise(expected) for expected in _expected(pair))
+
+
+def token_f1(said: str, pair: QuestionAnswer) -> float:
+    """Harmonic mean of precision and recall of the words said, in [0, 1], after `normalise`; of several accepted
+    answers the best (Rajpurkar et al. 2016)."""
+    return max(_f1(normalise(said).split(), normalise(expected).split()) for expected in _expected(pair))
+
+
+def _expected(pair: QuestionAnswer) -> tuple[str, ...]:
+    return pair.answer, *pair.accepted
+
+
+def _f1(said: list[str], expected: list[str]) -> float:
+    common = (Counter(said) & Counter(expected)).total()
+    if not common:
+        return float(said == expected)
+    return 2 * common / (len(said) + len(expected))
+
+
 @TASKS.register("exact_match")
-def exact_match(answer: Answer, pairs: Mapping[str, Sequence[QuestionAnswer]]) -> dict[str, float]:
+def exact_match(answer: Answer, pairs: Pairs) -> dict[str, float]:
     """Share of questions answered exactly, after normalisation: `{"exact_match/train": 0.98, ...}`.
 
     `answer` is called once a split with all of its questions; a split without questions has no score.
     """
+    return _mean_by_split("exact_match", is_right, answer, pairs)
+
+
+@TASKS.register("f1")
+def f1(answer: Answer, pairs: Pairs) -> dict[str, float]:
+    """Mean token F1: `{"f1/train": 0.99, ...}`. Right words count where the answer as a whole is not right."""
+    return _mean_by_split("f1", token_f1, answer, pairs)
+
+
+def _mean_by_split(
+    name: str, score: Callable[[str, QuestionAnswer], float], answer: Answer, pairs: Pairs
+) -> dict[str, float]:
     scores: dict[str, float] = {}
     for split, of_split in pairs.items():
         if not of_split:
             continue
         given = answer([pair.question for pair in of_split])
-        right = sum(normalise(said) == normalise(pair.answer) for said, pair in zip(given, of_split, strict=True))
-        scores[f"exact_match/{split}"] = right / len(of_split)
+        total = sum(score(said, pair) for said, pair in zip(given, of_split, strict=True))
+        scores[f"{name}/{split}"] = total / len(of_split)
     return scores
+
+
+def asked_once(answer: Answer) -> Answer:
+    """`answer` with a memory: several tasks ask the same questions."""
+    known: dict[str, str] = {}
+
+    def remembered(questions: list[str]) -> list[str]:
+        new = list(dict.fromkeys(question for question in questions if question not in known))
+        if new:
+            known.update(zip(new, answer(new), strict=True))
+        return [known[question] for question in questions]
+
+    return remembered

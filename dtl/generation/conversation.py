@@ -33,7 +33,7 @@ class Continuation:
         self._tokenizer = tokenizer
         self._sampling = sampling
         self._seed = seed
-        self._prompt = _fitting(model, tokenizer, prompt_ids, sampling)
+        self._prompt = fitting_prompt(model, tokenizer, prompt_ids, sampling)
         self.prompt_cut = max(0, len(prompt_ids) - len(self._prompt))
         self.ids: list[int] = []
         self.logprobs: list[float] = []
@@ -99,12 +99,12 @@ def continuations(
 def _continued(
     model: TransformerLM, tokenizer: Tokenizer, prompts: list[list[int]], sampling: SamplingConfig, seed: int
 ) -> list[str]:
-    fitting = [_fitting(model, tokenizer, ids, sampling) for ids in prompts]
+    fitting = [fitting_prompt(model, tokenizer, ids, sampling) for ids in prompts]
     texts = [tokenizer.decode(ids) for ids in generate(model, fitting, sampling, tokenizer.eos_id, seed)]
     return [before_stop(text, sampling.stop) for text in texts]
 
 
-def _fitting(
+def fitting_prompt(
     model: TransformerLM, tokenizer: Tokenizer, prompt_ids: Sequence[int], sampling: SamplingConfig
 ) -> list[int]:
     """The end of a prompt matters most: what does not fit goes at its beginning. Half the context is the prompt's,

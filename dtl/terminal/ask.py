@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from itertools import chain
 
 from dtl.data.config import DataConfig, SourceConfig
+from dtl.data.documents import QuestionAnswer
 from dtl.data.files import LocalFiles
-from dtl.data.qa import QuestionAnswer, QuestionSource, prompt
+from dtl.data.qa import QuestionSource, prompt
 from dtl.data.tasks import normalise
 from dtl.errors import DataError, DTLError
 from dtl.generation.config import SamplingConfig
@@ -40,10 +41,10 @@ def ask_all(pairs: Sequence[QuestionAnswer], model: LoadedModel, screen: Screen,
         screen.label(YOU, YOU_STYLE)
         screen.piece(f"{pair.question}\n")
         screen.label(DTL, DTL_STYLE)
-        answer, was_stopped = stream_answer(model.continue_text(prompt(pair.question), greedy, 0), screen)
+        answer, was_stopped = stream_answer(model.continue_text(prompt(pair.question, pair.context), greedy, 0), screen)
         if was_stopped:
             raise KeyboardInterrupt
-        if normalise(answer) == normalise(pair.answer):
+        if normalise(answer) in {normalise(right) for right in pair.accepted or (pair.answer,)}:
             screen.say("right", "green")
         else:
             screen.say(f"wrong, expected: {pair.answer}", "red")

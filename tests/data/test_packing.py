@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dtl.data.documents import Document
 from dtl.data.encoding import CHUNK_CHARACTERS, TokenDocuments, encode_documents
 from dtl.data.packing import (
     Packing,
@@ -19,7 +20,6 @@ from dtl.data.packing import (
     pad_documents,
     with_targets,
 )
-from dtl.data.sources import Document
 
 documents_lengths = st.lists(st.integers(1, 40), min_size=1, max_size=30)  # end token included
 

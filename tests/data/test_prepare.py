@@ -229,10 +229,11 @@ def test_a_text_shorter_than_a_row_is_enough(tmp_path):
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({"a.txt": ""}, ["data.path=", "no training text", "empty"]),
-        ({"a.jsonl": ""}, ["no training text"]),
+        ({"a.txt": ""}, ["data.path=", "empty"]),
+        ({"a.jsonl": ""}, ["empty"]),
+        ({"a.txt": " \n\n "}, ["data.path=", "no training text", "empty"]),
         ({"a.txt": "x"}, ["no document is left for validation", "of 1 read"]),
-        ({"a.jsonl": '{"text": "same"}\n' * 3}, ["no document is left for train", "of 3 read"]),
+        ({"a.jsonl": '{"text": "x"}\n' * 3}, ["no document is left for validation", "of 3 read"]),
         ({"train.txt": "text", "validation.txt": " "}, ["no document is left for validation"]),
     ],
 )

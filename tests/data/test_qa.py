@@ -1,14 +1,18 @@
 """Questions and answers: how they are written, which ids they get, and which files are understood."""
 
 import json
+import re
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from dtl.data import qa
 from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
+from dtl.data.documents import QuestionAnswer
 from dtl.data.encoding import encode_documents
 from dtl.data.files import Record
-from dtl.data.qa import QuestionAnswer, document, prompt
+from dtl.data.qa import document, prompt
 from dtl.data.sources import open_sources
 from dtl.data.tokenizer import build_tokenizer
 from dtl.errors import DataError
@@ -89,7 +93,18 @@ def test_facts_of_ones_own_are_understood_too(tmp_path):
     assert [len(pairs[split]) for split in ("train", "validation", "test")] == [3, 1, 1]
 
 
-@pytest.mark.parametrize("names", [("question", "answer"), ("instruction", "output"), ("prompt", "completion")])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("question", "answer"),
+        ("instruction", "output"),
+        ("prompt", "completion"),
+        ("prompt", "response"),
+        ("input", "output"),
+        (" Question", "ANSWER "),
+        ("question", "answers"),
+    ],
+)
 def test_common_names_of_the_fields(tmp_path, names):
     question, answer = names
     pairs, _ = read(write(tmp_path / "a.jsonl", {"id": 3, question: "Why?", answer: 42}))
@@ -107,7 +122,10 @@ def test_empty_pairs_are_skipped_and_told(tmp_path):
     records = [{"question": "a?", "answer": None}, {"question": " ", "answer": "b"}, {"question": "c?", "answer": "d"}]
     pairs, notes = read(write(tmp_path / "a.jsonl", *records))
     assert pairs == {"train": [QuestionAnswer("c?", "d")]}
-    assert "2 pairs skipped" in notes[0]
+    assert [re.sub(r".*: (\d.*), left out: .*/", r"\1 ", note) for note in notes] == [
+        "1 x an empty answer a.jsonl:1.",
+        "1 x an empty question a.jsonl:2.",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +133,8 @@ def test_empty_pairs_are_skipped_and_told(tmp_path):
     [
         ({"query": "a?", "answer": "b"}, ["a.jsonl:1", "question", "query, answer"]),
         ({"question": "a?", "reply": "b"}, ["a.jsonl:1", "answer", "question, reply"]),
-        ({"question": "a?", "answer": ["b"]}, ["a.jsonl:1", "list"]),
+        ({"question": "a?", "answer": [["b"]]}, ["a.jsonl:1", "list"]),
+        ({"question": "a?", "answer": {"b": 1}}, ["a.jsonl:1", "dict"]),
         ({"question": True, "answer": "b"}, ["a.jsonl:1", "bool"]),
     ],
 )
@@ -124,3 +143,138 @@ def test_what_is_no_pair_is_named(tmp_path, record, words):
         read(write(tmp_path / "a.jsonl", record))
     for word in words:
         assert word in str(caught.value)
+
+
+def only_pair(path: object) -> QuestionAnswer:
+    pairs, notes = read(path)
+    assert notes == []
+    (pair,) = pairs["train"]
+    return pair
+
+
+def test_a_context_stands_before_the_question():
+    asked = document(QuestionAnswer("Where?", "Here", context=" It is here. "))
+    assert asked.text == "Context: It is here.\nQuestion: Where?\nAnswer: Here"
+    assert asked.text[: asked.answer_start] == prompt("Where?", "It is here.")
+    assert prompt("Where?", " ") == prompt("Where?") == "Question: Where?\nAnswer:"
+
+
+@pytest.mark.parametrize(
+    ("record", "pair"),
+    [
+        (
+            {"instruction": "Translate.", "input": "chat", "output": "cat"},
+            QuestionAnswer("Translate.", "cat", context="chat"),
+        ),
+        ({"instruction": "Say yes.", "input": "", "output": "yes"}, QuestionAnswer("Say yes.", "yes")),
+        (
+            {"instruction": "Who?", "context": "Ada did.", "response": "Ada", "category": "closed"},
+            QuestionAnswer("Who?", "Ada", topic="closed", context="Ada did."),
+        ),
+        (
+            {"question": "Who?", "answers": ["Ada", " Ada L.", "Ada", ""]},
+            QuestionAnswer("Who?", "Ada", accepted=("Ada", "Ada L.")),
+        ),
+        (
+            {"question": "Who?", "answer": "A. L.", "answers": ["Ada", "A. L."]},
+            QuestionAnswer("Who?", "A. L.", accepted=("A. L.", "Ada")),
+        ),
+        (
+            {
+                "id": "x1",
+                "question": "Who?",
+                "context": "c",
+                "answers": {"text": ["Ada", "A."], "answer_start": [0, 5]},
+            },
+            QuestionAnswer("Who?", "Ada", fact="x1", context="c", accepted=("Ada", "A.")),
+        ),
+        ({"question": "Who?", "answers": [{"text": "Ada", "answer_start": 3}]}, QuestionAnswer("Who?", "Ada")),
+    ],
+)
+def test_shapes_that_people_keep_pairs_in(tmp_path, record, pair):
+    assert only_pair(write(tmp_path / "a.jsonl", record)) == pair
+    (tmp_path / "a.json").write_text(json.dumps([record], indent=1))
+    assert only_pair(tmp_path / "a.json") == pair
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([record]), tmp_path / "a.parquet")
+    assert only_pair(tmp_path / "a.parquet") == pair
+
+
+def test_a_table_with_headers_as_people_type_them(tmp_path):
+    (tmp_path / "a.csv").write_text('Question ;ANSWER;Context\n"Why; not?";Because;\nWho?;Ada;It was Ada.\n')
+    pairs, _ = read(tmp_path / "a.csv")
+    assert pairs == {
+        "train": [QuestionAnswer("Why; not?", "Because"), QuestionAnswer("Who?", "Ada", context="It was Ada.")]
+    }
+
+
+SQUAD = {
+    "version": "v2.0",
+    "data": [
+        {
+            "title": "Bridges",
+            "paragraphs": [
+                {
+                    "context": "The bridge opened in 1907.",
+                    "qas": [
+                        {
+                            "id": "q1",
+                            "question": "When did it open?",
+                            "answers": [{"text": "1907", "answer_start": 21}, {"text": "in 1907", "answer_start": 18}],
+                            "is_impossible": False,
+                        },
+                        {"id": "q2", "question": "Who built it?", "answers": [], "is_impossible": True},
+                    ],
+                },
+                {"context": "It is red.", "qas": [{"id": "q3", "question": "Colour?", "answers": [{"text": "red"}]}]},
+            ],
+        }
+    ],
+}
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_squad_as_it_is_published(tmp_path, indent):
+    (tmp_path / "train-v2.0.json").write_text(json.dumps(SQUAD, indent=indent))
+    pairs, (note,) = read(tmp_path / "train-v2.0.json")
+    first = QuestionAnswer(
+        "When did it open?", "1907", fact="q1", context="The bridge opened in 1907.", accepted=("1907", "in 1907")
+    )
+    assert pairs == {"train": [first, QuestionAnswer("Colour?", "red", fact="q3", context="It is red.")]}
+    assert "1 x marked as unanswerable" in note and "data[0] paragraphs[0] qas[1]" in note
+
+
+def test_an_empty_list_of_answers_is_how_the_hub_says_unanswerable(tmp_path):
+    records = [
+        {"question": "a?", "context": "c", "answers": {"text": [], "answer_start": []}},
+        {"question": "b?", "context": "c", "answers": {"text": ["d"], "answer_start": [0]}},
+    ]
+    pairs, (note,) = read(write(tmp_path / "a.jsonl", *records))
+    assert [pair.question for pair in pairs["train"]] == ["b?"] and "1 x marked as unanswerable" in note
+
+
+def test_records_without_a_pair_are_counted_with_their_places(tmp_path):
+    good, bad = {"question": "a?", "answer": "b"}, {"Frage": "c?", "answer": "d"}
+    pairs, notes = read(write(tmp_path / "a.jsonl", bad, good, bad, bad, bad, bad))
+    assert len(pairs["train"]) == 1
+    assert "5 x no field for a question" in notes[0] and notes[0].endswith("and 2 more.")
+    for line in (1, 3, 4):
+        assert f"a.jsonl:{line}" in notes[0]
+    assert "a.jsonl:1: no field 'question or instruction or" in notes[1] and "frage, answer" in notes[1]
+
+
+def test_named_files_without_any_pair_are_refused_while_they_are_read(tmp_path):
+    for name in ("train.jsonl", "test.jsonl"):
+        write(tmp_path / name, {"a": "b"})
+    with pytest.raises(DataError, match=r"test.jsonl:1: no field .*Found the fields: a\."):
+        read(tmp_path)
+
+
+def test_a_source_that_is_read_twice_says_the_same(tmp_path):
+    write(tmp_path / "a.jsonl", {"question": "a?", "answer": ""}, {"question": "c?", "answer": "d"})
+    config = DataConfig(sources={"qa": SourceConfig("qa", str(tmp_path))})
+    (source,) = open_sources(config, 0).values()
+    told = []
+    for _ in range(2):
+        assert len(list(source.splits()["train"])) == 1
+        told.append(source.notes())
+    assert told[0] == told[1]

@@ -8,13 +8,12 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from dtl.data import sources
 from dtl.data.config import DataConfig, SourceConfig
+from dtl.data.documents import Document
 from dtl.data.files import LocalFiles, split_of
-from dtl.data.sources import Document, open_sources
+from dtl.data.sources import open_sources
 from dtl.data.splitting import hold_out, split_hash
 from dtl.errors import DataError
 from dtl.registry import SOURCES
@@ -85,38 +84,16 @@ def test_named_splits_are_used_when_there_is_one_to_train_on(tmp_path):
     assert texts_of(tmp_path) == {"train": ["sample.txt", "test.txt", "validation.txt"]}
 
 
-def test_odd_encodings_are_read_and_counted(tmp_path):
-    (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbfcaf\xc3\xa9\r\nline")
-    (tmp_path / "latin.txt").write_bytes("ab café \ufffd".encode() + b"caf\xe9 \xff")
-    (tmp_path / "utf16.txt").write_bytes("naïve\r\n".encode("utf-16"))
-    (tmp_path / "x.jsonl").write_bytes(
-        b'\xef\xbb\xbf{"text": "a"}\n\n{"text": "b\xff"}\n{"text": "\\ud800 \\ud83d\\ude00"}'
-    )
-    expected = ["café\nline", "ab café \ufffdcaf\ufffd \ufffd", "naïve\n", "a", "b\ufffd", "\ufffd 😀"]
-    assert texts_of(tmp_path) == {"train": expected}
-    notes = notes_of(tmp_path)
-    assert len(notes) == 2
-    assert "latin.txt: 2 x not UTF-8" in notes[0] and "at byte 15" in notes[0]
-    assert "x.jsonl: 1 x not UTF-8" in notes[1] and "at byte 29" in notes[1]
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(raw=st.binary(max_size=200))
-def test_no_bytes_in_a_text_file_stop_a_run(tmp_path, raw):
-    (tmp_path / "a.txt").write_bytes(raw)
-    (text,) = texts_of(tmp_path / "a.txt")["train"]
-    text.encode()
-
-
 @pytest.mark.parametrize(
     ("make", "words"),
     [
         (lambda p: p / "none", ["data.path=", "no such file", "Found in"]),
-        (lambda p: p, ["no .txt, .jsonl, .parquet file", "a.pdf"]),
-        (lambda p: p / "a.pdf", ["'.pdf' is not read", ".jsonl"]),
+        (lambda p: p, ["no .txt, .jsonl", "a.pdf"]),
+        (lambda p: p / "a.pdf", ["'.pdf' is not read", "a PDF", ".jsonl"]),
         (lambda p: write_jsonl(p / "q.jsonl", {"question": "?", "body": 3}), ["q.jsonl:1", "'text'", "question, body"]),
         (lambda p: write_parquet(p / "q.parquet", [{"title": "t", "content": "c"}]), ["'text'", "title, content"]),
         (lambda p: write_jsonl(p / "n.jsonl", {"text": "a"}, {"text": ["a"]}), ["n.jsonl:2", "list"]),
+        (lambda p: write_jsonl(p / "n.json", {"text": "a"}, [["a"]]), ["n.json:2", "not a JSON object"]),
         (lambda p: write_jsonl(p / "n.jsonl", ["a"]), ["n.jsonl:1", "not a JSON object"]),
     ],
 )

@@ -2,8 +2,8 @@
 
 import pytest
 
-from dtl.data.qa import QuestionAnswer
-from dtl.data.tasks import exact_match, normalise
+from dtl.data.documents import QuestionAnswer
+from dtl.data.tasks import asked_once, exact_match, f1, is_right, normalise, token_f1
 from dtl.registry import TASKS
 
 
@@ -50,3 +50,47 @@ def test_exact_match_is_a_share_by_split():
 def test_a_missing_answer_is_an_error():
     with pytest.raises(ValueError):
         exact_match(lambda questions: [], {"train": [QuestionAnswer("a?", "b")]})
+
+
+@pytest.mark.parametrize(
+    ("said", "expected", "score"),
+    [
+        ("the blue whale", "The Blue Whale.", 1),
+        ("whale", "the blue whale", 2 * 1 * 0.5 / 1.5),  # precision 1, recall 1/2
+        ("the big blue whale shark", "blue whale", 2 * 0.5 * 1 / 1.5),  # precision 2/4, recall 1
+        ("one one two", "one one", 2 * (2 / 3) / (5 / 3)),  # a word counts as often as both have it
+        ("one one one", "one", 2 * (1 / 3) / (4 / 3)),
+        ("red", "blue", 0),
+        ("", "blue", 0),
+        ("the", "The", 1),
+    ],
+)
+def test_token_f1_by_hand(said, expected, score):
+    assert token_f1(said, QuestionAnswer("?", expected)) == pytest.approx(score)
+
+
+def test_any_accepted_answer_is_right():
+    pair = QuestionAnswer("?", "Mary Shelley", accepted=("Mary Shelley", "Shelley", "M. Shelley"))
+    assert is_right("shelley.", pair) and token_f1("Shelley", pair) == 1
+    assert not is_right("Percy Shelley", pair) and token_f1("Percy Shelley", pair) == pytest.approx(2 / 3)
+
+
+def test_f1_is_a_mean_by_split():
+    pairs = {"train": [QuestionAnswer("a?", "x y"), QuestionAnswer("b?", "x"), QuestionAnswer("c?", "z")], "test": []}
+    assert TASKS.get("exact_match") and f1(lambda questions: ["x", "x", "y"], pairs) == {
+        "f1/train": pytest.approx((2 / 3 + 1 + 0) / 3)
+    }
+
+
+def test_each_question_is_asked_once():
+    asked: list[list[str]] = []
+
+    def answer(questions: list[str]) -> list[str]:
+        asked.append(questions)
+        return [question.upper() for question in questions]
+
+    remembered = asked_once(answer)
+    assert remembered(["a", "b", "a"]) == ["A", "B", "A"]
+    assert remembered(["b", "c"]) == ["B", "C"]
+    assert remembered(["c"]) == ["C"]
+    assert asked == [["a", "b"], ["c"]]

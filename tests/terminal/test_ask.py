@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from chat_fakes import RoteContinuation, rote_model
 
-from dtl.data.qa import QuestionAnswer, prompt
+from dtl.data.documents import QuestionAnswer
+from dtl.data.qa import prompt
 from dtl.errors import DataError, DTLError
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.ask import ask_all, read_pairs
@@ -69,7 +70,7 @@ def test_pairs_are_read_as_data_qa_reads_them():
     ("contents", "message"),
     [
         (None, "ask=pairs.jsonl: there is no such file"),
-        ("", "ask=pairs.jsonl: holds no question with an answer."),
+        ("", "ask=pairs.jsonl: an empty file (0 bytes)"),
         ('{"question": "", "answer": "x"}\n', "ask=pairs.jsonl: holds no question with an answer."),
         ('{"question": "x"}\n', "pairs.jsonl:1: no field 'answer or output"),
         ("{", "pairs.jsonl:1: not JSON"),

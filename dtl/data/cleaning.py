@@ -1,0 +1,49 @@
+"""Text as it is learnt: one kind of line end and of space, no control characters, no brackets that lost their contents.
+
+Idempotent, and the identity on text that is clean already. Questions and answers are left as they were written.
+"""
+
+import re
+
+from dtl.data.documents import Document
+
+CLEANING_VERSION = 1  # part of every cache key: count it up with any change of what `clean` returns
+
+_LINE_ENDS = re.compile("[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+_ODD_SPACES = re.compile("[\u00a0\u2000-\u200a\u202f\u205f\u3000][ \t\u00a0\u2000-\u200a\u202f\u205f\u3000]*")
+# C0 and C1 but tab and newline, DEL, soft hyphen, byte order mark, bidi embeddings and isolates. Zero width joiners
+# stay: Persian and the languages of India spell with them.
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f\u00ad\u200b\ufeff\u202a-\u202e\u2066-\u2069]")
+# What a removed template or pronunciation leaves: "Paris (; ) is". After a space and on one line alone: `print()`
+# and `x = []` in code are no leftovers, so a word or a mark of its end must stand before the space.
+_HOLLOW = "(?:\\([ \t,;:/\u2013-]*\\)|\\[[ \t,;:]*\\])"
+_HOLLOW_BRACKETS = re.compile(_HOLLOW)  # quick to look for
+_EMPTY_BRACKETS = re.compile("(?<=[\\w.,;:!?\"'\u201d\u2019\u00bb)\\]])[ \t]+" + _HOLLOW + "(?!\\w)")
+_SPACE_AT_LINE_END = re.compile(r"[ \t]+(?=\n)")
+_EMPTY_LINES = re.compile(r"\n{3,}")
+
+
+def clean(text: str) -> str:
+    """The text with its whitespace and newlines normalised, and without what carries no meaning.
+
+    Indentation and spaces inside a line stay; of several empty lines one is left.
+    """
+    text = _CONTROL.sub("", _LINE_ENDS.sub("\n", text.replace("\r\n", "\n")))
+    # Fixed-width and no-break spaces look like a space and are another token; a run with one in it is one space.
+    text = _ODD_SPACES.sub("\u00a0", text)
+    while " \u00a0" in text:
+        text = text.replace(" \u00a0", "\u00a0")
+    text = text.replace("\u00a0", " ")
+    while _HOLLOW_BRACKETS.search(text) and (shorter := _EMPTY_BRACKETS.sub("", text)) != text:
+        text = shorter  # once more: "(, ( ))" empties from the inside
+    if " \n" in text or "\t\n" in text:
+        text = _SPACE_AT_LINE_END.sub("", text)
+    return _EMPTY_LINES.sub("\n\n", text) if "\n\n\n" in text else text
+
+
+def cleaned(document: Document) -> Document:
+    """The document with its text cleaned; itself where nothing changes, and where it is a question and answer."""
+    if document.pair is not None or document.answer_start is not None:
+        return document
+    text = clean(document.text)
+    return document if text == document.text else Document(text)

@@ -1,0 +1,156 @@
+"""One source, read, cleaned, freed of duplicates and split, document by document into a writer."""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from dtl.data.cleaning import cleaned
+from dtl.data.documents import Document
+from dtl.data.sources import Source
+from dtl.data.splitting import HoldOut
+from dtl.data.stored import TextWriter
+from dtl.errors import DataError
+
+SECONDS_BETWEEN_REPORTS = 5.0
+# What is counted of a split as it is read, in documents or characters.
+COUNTED: tuple[str, ...] = (
+    "read", "kept", "empty", "duplicate", "duplicate_characters", "cleaned", "characters"
+)  # fmt: skip
+EXAMPLES = 3  # of what cleaning changed, kept for the report
+EXCERPT = 40  # characters on either side of a change
+
+Progress = Callable[[str], None]
+
+
+def read_source(
+    source: Source, validation_fraction: float, budget: float, writer: TextWriter, say: Progress
+) -> dict[str, Any]:
+    """Read, clean and split a source's documents into a writer; returns the facts of SourceTexts.
+
+    Training text is read up to the document that reaches `budget` characters. Exact duplicates are dropped
+    where they share a split, before anything is held out; splits that the source itself makes are kept as
+    they are, and told when they overlap.
+    """
+    splits = source.splits()
+    holder = None if "validation" in splits else HoldOut(validation_fraction)
+    for split in ("train", "validation", *(["test"] if "test" in splits else [])):
+        writer.begin(split)
+    reader = _Reader(source.origin, say)
+    for document in reader.read("train", splits.get("train", ()), budget):
+        writer.add("train" if holder is None else holder.side(document), document)
+    if not reader.counts["train"]["kept"]:
+        noticed = "".join(f"\n{note}" for note in source.notes())
+        raise DataError(f"{source.origin}: no training text. Found: nothing, or empty texts alone.{noticed}")
+    notes: list[str] = []
+    for split in ("validation", "test"):
+        if split in splits:
+            for document in reader.read(split, splits[split], math.inf):
+                writer.add(split, document)
+    if holder is not None:
+        changed, note = holder.settle(writer.texts())
+        if changed is not None:
+            writer.replace(changed)
+        notes += [f"{source.origin}: {note}"] if note else []
+    texts = writer.texts()
+    for split in ("train", "validation"):
+        if not len(texts[split]):
+            raise DataError(
+                f"{source.origin}: no document is left for {split}, of {reader.counts['train']['read']} read. Give "
+                f"at least two different documents, or another data.validation_fraction (now {validation_fraction})."
+            )
+    notes += [*reader.notes(), *source.notes()]
+    counts = {split: reader.counts.get(split, {}) | {"documents": len(texts[split])} for split in texts}
+    facts = {"origin": source.origin, "counts": counts, "notes": notes}
+    return facts | {"has_pairs": reader.has_pairs, "examples": reader.examples}
+
+
+class _Reader:
+    """Passes on the cleaned documents of split after split, and counts what it does not pass on."""
+
+    def __init__(self, origin: str, say: Progress) -> None:
+        self.origin = origin
+        self.say = say
+        self.counts: dict[str, dict[str, int]] = {}
+        self.has_pairs = False
+        self.examples: list[tuple[str, str]] = []  # what cleaning changed: before and after
+        self._train: set[bytes] = set()
+        self._in_training = 0
+
+    def read(self, split: str, documents: Iterable[Document], budget: float) -> Iterator[Document]:
+        """Documents that are neither empty nor a duplicate, up to the one that reaches the budget of characters."""
+        counts = dict.fromkeys(COUNTED, 0)
+        self.counts[split] = counts
+        seen = self._train if split == "train" else set()
+        pace = Pace(f"reading {self.origin}: {split}", self.say)
+        for raw in documents:
+            document = cleaned(raw)
+            counts["read"] += 1
+            if document is not raw:
+                counts["cleaned"] += 1
+                if len(self.examples) < EXAMPLES:
+                    self.examples.append(_excerpts(raw.text, document.text))
+            if not document.text.strip():
+                counts["empty"] += 1
+                continue
+            digest = _digest(document)
+            if digest in seen:
+                counts["duplicate"] += 1
+                counts["duplicate_characters"] += len(document.text)
+                continue
+            seen.add(digest)
+            self._in_training += split != "train" and digest in self._train
+            self.has_pairs |= document.pair is not None
+            counts["kept"] += 1
+            counts["characters"] += len(document.text)
+            yield document
+            pace.tell(f"{counts['read']:,} documents, {counts['characters'] / 1e6:.1f} M characters")
+            if counts["characters"] >= budget:
+                break
+
+    def notes(self) -> list[str]:
+        notes = []
+        duplicates = sum(counts["duplicate"] for counts in self.counts.values())
+        if duplicates:
+            read = sum(counts["read"] for counts in self.counts.values())
+            notes.append(f"{self.origin}: {duplicates:,} of {read:,} documents dropped, each a copy of another.")
+        if self._in_training:
+            notes.append(
+                f"{self.origin}: {self._in_training:,} documents for validation or test stand in the training text "
+                "too: what is measured on them is memory."
+            )
+        return notes
+
+
+def _digest(document: Document) -> bytes:
+    """16 bytes of BLAKE2 over the text, of a pair over question and answer: two texts never share them by chance."""
+    return hashlib.blake2b(document.text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _excerpts(before: str, after: str) -> tuple[str, str]:
+    """The place of the first difference in both texts."""
+    at = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after)))
+    here = slice(max(0, at - EXCERPT), at + EXCERPT)
+    return before[here], after[here]
+
+
+class Pace:
+    """Says how far something is, now and then."""
+
+    def __init__(self, what: str, say: Progress) -> None:
+        self.what = what
+        self.say = say
+        self._began = self._told = time.monotonic()
+
+    def tell(self, how_far: str, share: float | None = None) -> None:
+        """`share` of it is done: then the time that is left is told too."""
+        now = time.monotonic()
+        if now - self._told < SECONDS_BETWEEN_REPORTS:
+            return
+        self._told = now
+        left = ""
+        if share:
+            seconds = round((now - self._began) * (1 - share) / share)
+            left = f", {share:.0%}, {seconds // 60}:{seconds % 60:02d} left"
+        self.say(f"{self.what}, {how_far}{left}")

@@ -1,0 +1,173 @@
+"""MediaWiki's XML dumps as articles: read page by page in flat memory, turned into prose by several processes.
+
+    counts = DumpCounts()
+    for article in read_dump(Path("enwiki-latest-pages-articles-multistream.xml.bz2"), counts=counts):
+        print(article.title, len(article.text))
+    print(*counts.lines(), sep="\\n")
+
+Reads export-0.10 and 0.11, with and without their XML namespace, plain or bz2, in one stream or many.
+"""
+
+import bz2
+import os
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from dtl.data.mediawiki_pages import DumpCounts, Page, Pages
+from dtl.data.wikitext import to_prose
+from dtl.errors import DataError
+
+SUFFIXES = (".xml", ".xml.bz2")
+BZ2_BLOCK = 1_000_000  # bytes; bz2 gives nothing before a whole block of up to 900 kB is there
+UNREADABLE_KEPT = 5  # titles of unreadable pages that a report names
+
+
+class Article(NamedTuple):
+    """A page of the encyclopedia as prose."""
+
+    title: str
+    text: str
+
+
+def is_dump(path: Path) -> bool:
+    """Whether a file is a MediaWiki dump: by its first bytes, or by its name where nothing can be read of it.
+
+    Raises OSError when the file cannot be opened.
+    """
+    with path.open("rb") as raw:
+        head = raw.read(4096)
+        if head.startswith(b"BZh"):
+            try:
+                head = bz2.BZ2Decompressor().decompress(head + raw.read(BZ2_BLOCK), 4096)
+            except OSError:  # bz2 by its first three letters alone
+                head = b""
+    if not head.strip():
+        return path.name.lower().endswith(SUFFIXES)
+    return b"<mediawiki" in head[:4096]
+
+
+def dumps_at(path: Path) -> list[Path]:
+    """The dumps that a path gives: the file itself, or those in a folder and its subfolders, by name.
+
+    Raises OSError when the path cannot be read; gives nothing when there is no dump.
+    """
+    if path.is_dir():
+        named = (file for file in path.rglob("*") if ".xml" in file.name.lower() and not file.name.startswith("."))
+        return sorted(file for file in named if file.is_file() and is_dump(file))
+    return [path] if path.is_file() and is_dump(path) else []
+
+
+def read_dump(path: Path, *, processes: int | None = None, counts: DumpCounts | None = None) -> Iterator[Article]:
+    """The articles of a dump in its order: main namespace only, no redirects, no disambiguation pages.
+
+    `processes` turn wikitext into prose (None: as many as there are processors); the result does not depend
+    on them. Small dumps are done in this process, since starting others takes longer. `counts` is filled
+    while articles are taken. A script that calls this needs `if __name__ == "__main__":` around its start.
+
+    Raises DataError, after the last whole article, where a dump is cut off or damaged.
+    """
+    counts = DumpCounts() if counts is None else counts
+    workers = _processors() if processes is None else processes
+    if workers < 1:
+        raise DataError(f"processes={processes}: give 1 or more.")
+    began = time.perf_counter()
+    reader = Pages(path, counts)
+    for results in _in_order(reader, workers):
+        for title, text, failure in results:
+            counts.seconds = time.perf_counter() - began
+            if failure:
+                counts.dropped["unreadable"] += 1
+                if len(counts.unreadable) < UNREADABLE_KEPT:
+                    counts.unreadable.append(f"{title!r} ({failure})")
+            elif not text:
+                counts.dropped["no prose"] += 1
+            else:
+                counts.kept += 1
+                yield Article(title, text)
+    counts.seconds = time.perf_counter() - began
+    if reader.failure is not None:
+        raise DataError(f"{reader.failure} Kept: {counts.kept:,} whole articles before this place.") from reader.cause
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):  # what this process may use; not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+_Result = tuple[str, str, str]  # title, prose, what went wrong
+
+
+def _parse_chunk(chunk: list[Page], names: frozenset[str]) -> list[_Result]:
+    results = []
+    for title, wikitext in chunk:
+        try:
+            results.append((title, to_prose(wikitext, names), ""))
+        except Exception as error:  # whatever a parser does with one page of millions, the others are kept
+            results.append((title, "", f"{type(error).__name__}: {str(error)[:80]}"))
+    return results
+
+
+def _in_order(reader: Pages, workers: int) -> Iterator[list[_Result]]:
+    """Chunks' results in the dump's order, with a few chunks a worker under way and no more."""
+    chunks = reader.chunks()
+    first = next(chunks, None)
+    if first is None:
+        return
+    second = next(chunks, None) if workers > 1 else None
+    if second is None:
+        yield _parse_chunk(first, reader.names)
+        for chunk in chunks:
+            yield _parse_chunk(chunk, reader.names)
+        return
+    with _pool(workers) as pool:
+        pending: deque[Future[list[_Result]]] = deque()
+        try:
+            for chunk in _chain(first, second, chunks):
+                pending.append(pool.submit(_parse_chunk, chunk, reader.names))
+                if len(pending) > 2 * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        except BrokenProcessPool as error:
+            raise DataError(
+                f"{reader.path}: a process that parses pages has died, about page {reader.counts.pages:,}. "
+                "Most often memory was not enough: close other programs, or ask for fewer processes. "
+                f"Kept: {reader.counts.kept:,} whole articles."
+            ) from error
+
+
+def _chain(first: list[Page], second: list[Page], rest: Iterable[list[Page]]) -> Iterator[list[Page]]:
+    yield first
+    yield second
+    yield from rest
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Fresh processes (spawn): a fork of a process with threads, as every one with torch is, can hang."""
+    import multiprocessing
+
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin_worker)
+    try:
+        yield pool
+    finally:  # also when whoever takes the articles stops early
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    """Leave Ctrl-C to the parent, and do not outlive it when it is killed."""
+    import multiprocessing
+    import signal
+    import threading
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

@@ -1,0 +1,244 @@
+"""Files as records: a .txt is one, a line of JSON is one, a row of CSV or parquet is one.
+
+What is cut off in the middle of a record, or is no record, is a DataError that names file, line and byte, and says
+how much was read before. Nothing is silently left out.
+"""
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dtl.data.reading import NOT_UTF8, UNENDED, Oddities, OpenText
+from dtl.errors import DataError
+
+ROWS_AT_ONCE = 256  # parquet rows turned into Python objects at a time
+DELIMITERS = ",\t;|"  # of CSV: the commonest in the header is taken
+CUT_OFF = "the file may have been cut off: copy or download it again"
+_JSON = json.JSONDecoder(strict=False)  # a NUL or a tab inside a string is odd, but no reason to stop
+# What may be odd in a string of a line of JSON can only be there when one of these escapes is.
+_ODD_ESCAPE = re.compile(r"\\(u[dD][89a-fA-F]|u0000|u000[dD]|r)")
+
+
+class Record(NamedTuple):
+    """The fields of one record, and its place (`file` or `file:line`) for messages."""
+
+    place: str
+    fields: dict[str, Any]
+
+
+def read_txt(text: OpenText) -> Iterator[Record]:
+    yield Record(str(text.file), {"text": text.read(note_line_ends=True)})
+
+
+def read_jsonl(text: OpenText) -> Iterator[Record]:
+    n_read = 0
+    for number, (start, line) in enumerate(text.lines(), 1):
+        if line.strip():
+            place = f"{text.file}:{number}"
+            try:
+                value = _JSON.decode(line)
+            except (ValueError, RecursionError) as error:
+                why = f"not JSON ({error}) in the line from {text.at(start)} on"
+                raise DataError(
+                    f"{place}: {why}. Found: {line.strip()[:60]!r}\n"
+                    f'Each line must be one JSON object, such as {{"text": "..."}}; {CUT_OFF}.{_before(n_read)}'
+                ) from error
+            if _ODD_ESCAPE.search(line):
+                text.oddities.inspect(value, f"the line from {text.at(start)} on")
+            yield _json_record(value, place)
+            n_read += 1
+
+
+def read_json(text: OpenText) -> Iterator[Record]:
+    """One JSON value, or several one after the other. A list is its elements. Held in memory as a whole."""
+    whole = text.read()
+    position = _end_of_space(whole, 0)
+    number = 0
+    while position < len(whole):
+        try:
+            value, position = _JSON.raw_decode(whole, position)
+        except (ValueError, RecursionError) as error:
+            at = getattr(error, "pos", position)
+            line = whole.count("\n", 0, at) + 1
+            byte = len(whole[:at].encode(errors="surrogatepass"))
+            raise DataError(
+                f"{text.file}:{line}: not JSON ({error}) at {text.at(byte)} of "
+                f"{text.position:,}. Found: {whole[at : at + 60]!r}\n"
+                f"The file must be a list of JSON objects; {CUT_OFF}.{_before(number)}"
+            ) from error
+        for element in value if isinstance(value, list) else [value]:
+            number += 1
+            text.oddities.inspect(element, f"record {number}")
+            yield _json_record(element, f"{text.file} (record {number})")
+        position = _end_of_space(whole, position)
+
+
+def _end_of_space(text: str, start: int) -> int:
+    found = re.compile(r"\S").search(text, start)
+    return found.start() if found else len(text)
+
+
+def _json_record(value: Any, place: str) -> Record:
+    if isinstance(value, str):
+        value = {"text": value}
+    if not isinstance(value, dict):
+        raise DataError(f'{place}: {json.dumps(value)[:60]!r} is not a JSON object, such as {{"text": "..."}}.')
+    return Record(place, value)
+
+
+def read_csv(text: OpenText) -> Iterator[Record]:
+    """Rows of a CSV or TSV, whose first line names the columns. A quoted field may hold line ends (RFC 4180)."""
+    csv.field_size_limit(2**31 - 1)  # the module's own limit of 128 KiB is none of a text's
+    lines = _CsvLines(text)
+    header_line = next(lines, "")
+    lines.put_back(header_line)
+    outside_quotes = re.sub(r'"[^"]*"', "", header_line)
+    rows = csv.reader(lines, delimiter=max(DELIMITERS, key=outside_quotes.count))
+    names: list[str] = []
+    n_read = 0
+    while True:
+        start, number = text.position, rows.line_num + 1
+        if number == 1:
+            start = 0
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            raise DataError(f"{text.file}:{number}: not a row of CSV ({error}).{_before(n_read)}") from error
+        if row is None:
+            return
+        place = f"{text.file}:{number}"
+        if lines.at_end:  # the reader wanted more lines than there are
+            raise DataError(
+                f"{place}: a quoted field that never ends, in the row from {text.at(start)} on. "
+                f"Found: {_excerpt(row)!r}\nQuotes must be closed; {CUT_OFF}.{_before(n_read)}"
+            )
+        if not row:
+            continue
+        if not lines.last.endswith("\n"):
+            if not row[-1]:
+                raise DataError(
+                    f"{place}: the file ends where the last field of the row should be. Found: {_excerpt(row)!r}\n"
+                    f"End the file with a line end if the field is empty; {CUT_OFF}.{_before(n_read)}"
+                )
+            if not lines.last.endswith('"'):
+                text.oddities.add(UNENDED, 1, text.at(start))
+        if not names:
+            names = [name.strip() for name in row]
+            _check_header(names, place)
+            continue
+        if len(row) != len(names):
+            raise DataError(
+                f"{place}: {len(row)} fields in the row from {text.at(start)} on; the header has {len(names)} "
+                f"({', '.join(names)}). Found: {_excerpt(row)!r}\n"
+                f'A field that holds the delimiter needs quotes: "one, two"; or {CUT_OFF}.{_before(n_read)}'
+            )
+        if any("\r\n" in value for value in row):
+            text.oddities.inspect([v.replace("\x00", "") for v in row], f"the row from {text.at(start)} on")
+        yield Record(place, dict(zip(names, row, strict=True)))
+        n_read += 1
+
+
+def _excerpt(row: list[str]) -> str:
+    return ", ".join(row)[:60]
+
+
+def _check_header(names: list[str], place: str) -> None:
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise DataError(f"{place}: two columns are named '{min(twice)}'. Found: {', '.join(names)}.")
+
+
+class _CsvLines:
+    """Lines for `csv.reader`, which takes what a cut-off file left of a quoted field for a field: `at_end` tells."""
+
+    def __init__(self, text: OpenText) -> None:
+        self._lines = text.lines()
+        self._again: list[str] = []
+        self.at_end = False
+        self.last = ""
+
+    def __iter__(self) -> "_CsvLines":
+        return self
+
+    def put_back(self, line: str) -> None:
+        self._again = [line] if line else []
+
+    def __next__(self) -> str:
+        if self._again:
+            return self._again.pop()
+        for _, line in self._lines:
+            self.last = line
+            return line
+        self.at_end = True
+        raise StopIteration
+
+
+TEXT_READERS: dict[str, Callable[[OpenText], Iterator[Record]]] = {
+    "txt": read_txt,
+    "jsonl": read_jsonl,
+    "json": read_json,
+    "csv": read_csv,
+}
+
+
+def open_parquet(file: Path) -> Any:
+    import pyarrow.parquet  # here, since its import takes a tenth of a second and .txt needs none of it
+
+    try:
+        return pyarrow.parquet.ParquetFile(file)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: not a readable parquet file ({error}). Copy or download it again.") from error
+
+
+def read_parquet(file: Path, row_group: int, columns: Sequence[str], oddities: Oddities) -> Iterator[Record]:
+    """The rows of a row group. Of `columns` (in any case) no more is read when the file has them all."""
+    parquet = open_parquet(file)
+    asked = [name for name in parquet.schema_arrow.names if name.strip().casefold() in columns]
+    row = 0
+    try:
+        # When a column is missing, all are read: the complaint about it can then name what was found.
+        enough = columns and len(asked) == len(columns)
+        for batch in parquet.iter_batches(ROWS_AT_ONCE, row_groups=[row_group], columns=asked if enough else None):
+            for fields in _rows(batch, row, oddities):
+                row += 1
+                place = f"row {row} of row group {row_group}"
+                oddities.inspect(fields, place)
+                yield Record(f"{file} ({place})", fields)
+    except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
+        raise DataError(
+            f"{file}: damaged parquet file ({error}) after row {row} of row group {row_group}. "
+            f"Copy or download it again."
+        ) from error
+
+
+def _rows(batch: Any, row: int, oddities: Oddities) -> list[dict[str, Any]]:
+    """A batch as dictionaries. Strings that are not UTF-8, which parquet does not check, are counted."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        pass
+    import pyarrow
+
+    columns = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
+            raw = column.cast(pyarrow.large_binary()).to_pylist()
+            columns[name] = [_decoded(value, f"row {row + n} or later", oddities) for n, value in enumerate(raw, 1)]
+        else:
+            columns[name] = column.to_pylist()
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _decoded(raw: bytes | None, place: str, oddities: Oddities) -> str | None:
+    if raw is None:
+        return None
+    text = raw.decode("utf-8", "replace")
+    oddities.add(NOT_UTF8, text.count("\ufffd") - raw.decode("utf-8", "ignore").count("\ufffd"), place)
+    return text
+
+
+def _before(n_records: int) -> str:
+    return f" Read before it: {n_records:,} records, of which none is kept." if n_records else ""

@@ -1,0 +1,151 @@
+"""The bytes of one file as text: which encoding they are in, and what is odd about them, counted with its place.
+
+Nothing odd stops a run. What cannot be read becomes U+FFFD; the counts and the first place go into a note.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dtl.data.formats import encoding_of
+from dtl.data.unpacking import open_unpacked
+
+# What may be odd, and what is done about it.
+NOT_UTF8 = "not UTF-8"
+NUL = "NUL"
+CRLF = "Windows line end"
+SURROGATE = "half a surrogate pair"
+MARK = "byte order mark"
+UNENDED = "last row without a line end"
+DONE = {
+    NOT_UTF8: "read as the replacement character U+FFFD",
+    NUL: "kept as it is",
+    CRLF: "read as \\n",
+    SURROGATE: "read as U+FFFD",
+    MARK: "left out",
+    UNENDED: "kept, though its end may be missing",
+}
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+@dataclass
+class Oddities:
+    """What was odd in one file, or in one row group of a parquet file."""
+
+    counts: dict[str, tuple[int, str]] = field(default_factory=dict)  # kind -> how often, place of the first
+
+    def add(self, kind: str, count: int, place: str) -> None:
+        if count:
+            before, first = self.counts.get(kind, (0, place))
+            self.counts[kind] = (before + count, first)
+
+    def inspect(self, value: Any, place: str) -> None:
+        """Count what is odd in the strings of a value that was parsed out of a file."""
+        if isinstance(value, str):
+            self.add(NUL, value.count("\x00"), place)
+            self.add(CRLF, value.count("\r\n"), place)
+            if not value.isascii():
+                self.add(SURROGATE, len(_SURROGATES.findall(value)), place)
+        elif isinstance(value, dict | list):
+            for child in value.values() if isinstance(value, dict) else value:
+                self.inspect(child, place)
+
+
+def describe(file: Path, parts: list[Oddities]) -> str | None:
+    """One line about a file: `a.txt: 2 x not UTF-8 (first at byte 15), read as ...; 3 x NUL ...`."""
+    whole = Oddities()
+    for part in parts:
+        for kind, (count, place) in part.counts.items():
+            whole.add(kind, count, place)
+    said = [f"{count:,} x {kind} (first at {place}), {_done(kind)}" for kind, (count, place) in whole.counts.items()]
+    return f"{file}: {'; '.join(said)}." if said else None
+
+
+def _done(kind: str) -> str:
+    return DONE[kind] if kind in DONE else DONE[NOT_UTF8] if kind.startswith("not ") else "converted"
+
+
+class OpenText:
+    """A text file while it is read. `position` counts the bytes read, unpacked ones where it was packed.
+
+    Raises OSError, EOFError or zlib.error when it cannot be read to its end.
+    """
+
+    def __init__(self, file: Path, packing: str, oddities: Oddities) -> None:
+        self.file = file
+        self.oddities = oddities
+        self._unit = "unpacked byte" if packing else "byte"
+        self._stream = open_unpacked(file, packing)
+        self.encoding, self.position = "utf-8", 0
+
+    def __enter__(self) -> "OpenText":
+        try:
+            self.encoding, mark = encoding_of(self._stream.peek(4)[:4])
+            self._stream.read(mark)
+        except BaseException:
+            self._stream.close()
+            raise
+        if mark:
+            kind = MARK if self.encoding == "utf-8" else f"byte order mark of {self.encoding.upper()}"
+            self.oddities.add(kind, 1, self.at(0))
+        self.position = mark
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+    def at(self, byte: int) -> str:
+        return f"{self._unit} {byte:,}"
+
+    def read(self, note_line_ends: bool = False) -> str:
+        """All that is left."""
+        start, raw = self.position, self._stream.read()
+        text = self._decode(raw)
+        if note_line_ends:
+            self._note(CRLF, "\r\n", text, raw, start)
+        return text
+
+    def lines(self) -> Iterator[tuple[int, str]]:
+        """Each line with the byte it starts at, its `\\n` included. A line is as long as it is: memory must hold it."""
+        for raw in self._stream if self.encoding == "utf-8" else self._wide_lines():
+            start = self.position
+            yield start, self._decode(raw)
+
+    def _wide_lines(self) -> Iterator[bytes]:
+        """Lines of UTF-16 or UTF-32. Held whole: they come from spreadsheets and editors, not by the gigabyte."""
+        raw = self._stream.read()
+        newline = "\n".encode(self.encoding)
+        start = at = 0
+        while (at := raw.find(newline, at)) >= 0:
+            if at % len(newline):  # the end of one character and the beginning of the next
+                at += 1
+                continue
+            at += len(newline)
+            yield raw[start:at]
+            start = at
+        if start < len(raw):
+            yield raw[start:]
+
+    def _decode(self, raw: bytes) -> str:
+        start = self.position
+        self.position += len(raw)
+        try:
+            text = raw.decode(self.encoding)
+        except UnicodeDecodeError as error:
+            text = raw.decode(self.encoding, "replace")
+            meant = raw.decode(self.encoding, "ignore").count("\ufffd")  # those that the text itself holds
+            kind = NOT_UTF8 if self.encoding == "utf-8" else f"not {self.encoding.upper()}"
+            self.oddities.add(kind, text.count("\ufffd") - meant, self.at(start + error.start))
+        self._note(NUL, "\x00", text, raw, start)
+        return text
+
+    def _note(self, kind: str, what: str, text: str, raw: bytes, start: int) -> None:
+        if what in text:
+            if self.encoding == "utf-8":
+                first = raw.index(what.encode())
+            else:
+                first = len(text[: text.index(what)].encode(self.encoding, "surrogatepass"))
+            self.oddities.add(kind, text.count(what), self.at(start + first))

@@ -1,0 +1,71 @@
+"""Whether a model knows what it does not know: confidence as a detector of questions without an answer in the data."""
+
+import importlib.resources
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dtl.data.config import DataConfig
+from dtl.data.files import LocalFiles, field, text_of
+from dtl.errors import DataError
+from dtl.evaluation.answers import Asked
+from dtl.evaluation.metrics import Abstention, abstain, area_under_roc, best_threshold
+from dtl.evaluation.questions import GreedyAnswer
+
+QUESTION_NAMES = ("question", "instruction", "prompt")
+SHIPPED = "unanswerable.jsonl"  # beside the facts that it belongs to, in dtl/data
+
+
+@dataclass(frozen=True)
+class Detection:
+    """The mean log-probability of the greedy answer, held against a threshold."""
+
+    area_under_roc: dict[str, float]  # by split of the answerable questions; against all unanswerable ones
+    threshold: float  # answer from this confidence on; chosen on validation wordings and half the unanswerable ones
+    validation: Abstention  # with those questions
+    test: Abstention | None  # with the test wordings and the other half
+
+
+def unanswerable_questions(path: str | None, data: DataConfig) -> list[str]:
+    """The questions of `unanswerable=path`; without a path those that ship with DTL's facts, where these are the
+    data, else none. Imports no torch.
+
+    Raises DataError for a file that is missing or holds no question.
+    """
+    if path is not None:
+        files = LocalFiles(path, "unanswerable")
+        records = (record for split in files.by_split for record in files.records(split, ()))
+        questions = [text_of(field(record, *QUESTION_NAMES), record.place).strip() for record in records]
+        questions = [question for question in questions if question]
+        if len(questions) < 2:
+            raise DataError(
+                f"unanswerable={path}: holds {len(questions)} questions; at least 2 are needed, half of them to set "
+                "the threshold and half to test it."
+            )
+        return questions
+    shipped = importlib.resources.files("dtl.data").joinpath(SHIPPED)
+    are_the_facts = any(source.kind == "qa" and source.path is None for source in data.resolved_sources().values())
+    if not are_the_facts or not shipped.is_file():
+        return []
+    lines = shipped.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line)["question"] for line in lines if line.strip()]
+
+
+def detect(asked: Mapping[str, Sequence[Asked]], unanswerable: Sequence[GreedyAnswer]) -> Detection | None:
+    """None without validation questions. The unanswerable ones take turns: the first sets the threshold, the second
+    is kept for the test, and so on."""
+    if not asked.get("validation") or len(unanswerable) < 2:
+        return None
+    confidences = {split: [one.answer.confidence for one in of_split] for split, of_split in asked.items()}
+    right = {split: [one.right for one in of_split] for split, of_split in asked.items()}
+    without = [answer.confidence for answer in unanswerable]
+    to_set, to_test = without[::2], without[1::2]
+    threshold = best_threshold(confidences["validation"], to_set)
+    return Detection(
+        area_under_roc={
+            split: area_under_roc(of_split, without) for split, of_split in confidences.items() if split != "train"
+        },
+        threshold=threshold,
+        validation=abstain(threshold, confidences["validation"], right["validation"], to_set),
+        test=abstain(threshold, confidences["test"], right["test"], to_test) if asked.get("test") else None,
+    )

@@ -1,0 +1,111 @@
+"""Whether held-out data occurs in the training data: word 13-grams of text (Brown et al. 2020, appendix C), equal
+questions."""
+
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dtl.data.documents import QuestionAnswer
+from dtl.data.tasks import normalise
+from dtl.data.tokenizer import Tokenizer
+
+N_WORDS = 13
+CHUNK_TOKENS = 200_000  # decoded at a time
+_WORD = re.compile(r"\w+")
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that nothing is lost modulo 2**64
+
+
+@dataclass(frozen=True)
+class TextLeakage:
+    """Runs of 13 words of a held-out split that the training text holds too."""
+
+    source: str
+    split: str
+    ngrams: int
+    found: int
+    training_tokens: int  # that were compared
+
+    @property
+    def share(self) -> float:
+        return self.found / self.ngrams if self.ngrams else 0.0
+
+
+@dataclass(frozen=True)
+class QuestionLeakage:
+    """Questions of a held-out split that occur, after `normalise`, in the training split too."""
+
+    split: str
+    questions: int
+    found: int
+    examples: tuple[str, ...]
+
+
+def question_leakage(pairs: Mapping[str, Sequence[QuestionAnswer]], n_examples: int = 3) -> list[QuestionLeakage]:
+    """Each held-out split against the training questions."""
+    training = {normalise(pair.question) for pair in pairs.get("train", ())}
+    result = []
+    for split, of_split in pairs.items():
+        if split != "train" and of_split:
+            same = [pair.question for pair in of_split if normalise(pair.question) in training]
+            result.append(QuestionLeakage(split, len(of_split), len(same), tuple(same[:n_examples])))
+    return result
+
+
+def text_leakage(
+    source: str, tokens: Mapping[str, np.ndarray], tokenizer: Tokenizer, max_training_tokens: int | None
+) -> list[TextLeakage]:
+    """Each held-out split of a source against (the first so many tokens of) its training split.
+
+    Takes 8 bytes of memory a word of the held-out splits, and a chunk of the training text at a time.
+    """
+    held_out = {split: ngrams(words(of_split, tokenizer)) for split, of_split in tokens.items() if split != "train"}
+    wanted = np.unique(np.concatenate([*held_out.values(), np.empty(0, np.uint64)]))
+    seen = np.zeros(len(wanted), bool)
+    training = tokens["train"][:max_training_tokens]
+    for chunk in _ngram_chunks(words(training, tokenizer)):
+        at = np.searchsorted(wanted, chunk)
+        at, chunk = at[at < len(wanted)], chunk[at < len(wanted)]
+        seen[at[wanted[at] == chunk]] = True
+    return [
+        TextLeakage(source, split, len(of_split), int(seen[np.searchsorted(wanted, of_split)].sum()), len(training))
+        for split, of_split in held_out.items()
+    ]
+
+
+def words(tokens: np.ndarray, tokenizer: Tokenizer) -> Iterator[list[str]]:
+    """The words of a token array in lower case, chunk after chunk; none is cut at the end of a chunk."""
+    rest = ""
+    for start in range(0, len(tokens), CHUNK_TOKENS):
+        # The end token decodes to nothing; it must not join the words on its two sides.
+        text = rest + _decoded(tokens[start : start + CHUNK_TOKENS], tokenizer)
+        cut = max((match.end() for match in re.finditer(r"\s", text[-1000:])), default=0) + max(0, len(text) - 1000)
+        yield _WORD.findall(text[:cut].lower())
+        rest = text[cut:]
+    yield _WORD.findall(rest.lower())
+
+
+def _decoded(tokens: np.ndarray, tokenizer: Tokenizer) -> str:
+    ends = np.flatnonzero(tokens == tokenizer.eos_id)
+    return "\n".join(tokenizer.decode(piece.tolist()) for piece in np.split(tokens, ends))
+
+
+def ngrams(chunks: Iterable[list[str]]) -> np.ndarray:
+    """Hashes of all runs of 13 words, (n_words - 12,) uint64."""
+    return np.concatenate([*_ngram_chunks(chunks), np.empty(0, np.uint64)])
+
+
+def _ngram_chunks(chunks: Iterable[list[str]]) -> Iterator[np.ndarray]:
+    before = np.empty(0, np.uint64)  # the words at the end of a chunk begin runs that end in the next
+    for chunk in chunks:
+        hashes = np.array([zlib.crc32(word.encode("utf-8", "replace")) for word in chunk], np.uint64)
+        hashes = np.concatenate([before, hashes])
+        n = len(hashes) - N_WORDS + 1
+        if n > 0:
+            run = np.zeros(n, np.uint64)
+            for k in range(N_WORDS):
+                run = run * _FACTOR + (hashes[k : k + n] + np.uint64(1)) * _FACTOR
+            yield run
+        before = hashes[max(0, len(hashes) - N_WORDS + 1) :]

@@ -1,0 +1,134 @@
+"""The command `python -m dtl.prepare`: text and tokens made ahead of a run, and a report on them."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from dtl.commandline.command import Command
+from dtl.commandline.door import run_command
+from dtl.config import typed_as
+from dtl.data.config import DataConfig, TokenizerConfig
+from dtl.durable import unfinished
+from dtl.errors import ConfigError
+from dtl.model.config import ModelConfig
+from dtl.terminal.screen import open_screen, quiet_when_gone
+
+if TYPE_CHECKING:
+    from dtl.data.tokens import EncodedSource
+
+
+@dataclass
+class PreparedDataConfig(DataConfig):
+    """The data of a run, and where its cleaned text goes."""
+
+    export_text: str | None = None  # new file for the cleaned text of all splits: .jsonl a document a line, else plain
+
+
+@dataclass
+class PrepareConfig:
+    """Everything that `python -m dtl.prepare` can be told."""
+
+    data: PreparedDataConfig = field(default_factory=PreparedDataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    seed: int = 1337  # as in dtl.train: with data.max_samples it draws the sample
+    plugins: list[str] = field(default_factory=list)  # modules that register sources and tokenizers of your own
+    debug: bool = False  # show tracebacks
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens in a row; the context of most sizes where the data names none."""
+        return self.data.seq_len if self.data.seq_len is not None else ModelConfig().max_seq_len
+
+    def validate(self) -> None:
+        """Raises ConfigError, naming key, value, rule and remedy, for values that cannot be."""
+        self.data.validate()
+        self.tokenizer.validate()
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed={self.seed}: must lie in [0, 2^63).")
+        if self.data.export_text is not None:
+            file = Path(self.data.export_text).expanduser()
+            if file.exists():
+                raise ConfigError(f"data.export_text={file}: exists already. Give a new name, or delete it.")
+            if not file.parent.is_dir():
+                raise ConfigError(f"data.export_text={file}: there is no folder {file.parent}. Make it first.")
+
+
+COMMAND = Command(
+    "prepare",
+    PrepareConfig,
+    page="""\
+python -m dtl.prepare data=... [tokenizer=...] [data.export_text=FILE] [key=value ...]
+
+Reads, cleans, splits and tokenises the text of a run ahead of time, and shows what became of it. What it makes is
+kept in a cache (data.cache_dir), where dtl.train with the same data and tokenizer finds it.
+
+  python -m dtl.prepare data=wiki data.path=FOLDER data.max_samples=null
+  python -m dtl.prepare data=text data.path=books/ tokenizer=bpe
+  python -m dtl.prepare data=text data.path=books/ data.export_text=books.jsonl
+""",
+    free_text=("data.path", "data.export_text", "data.cache_dir"),
+)
+
+
+def main() -> None:
+    """Entry point of `python -m dtl.prepare` and of the console script dtl-prepare."""
+    run_command(job, COMMAND)
+
+
+def job(composed: DictConfig) -> None:
+    """Prepare, report, export. Torch is imported after everything that can be refused without it."""
+    config = typed_as(PrepareConfig, composed)
+    screen = open_screen(all_in_one=False)
+    with quiet_when_gone():
+        from dtl.data.cache import Cache, cache_folder
+        from dtl.data.prepare import lay_out
+        from dtl.data.report import report_lines
+        from dtl.data.tokens import encode_sources
+
+        cache = Cache(cache_folder(config.data.cache_dir), config.data.verify == "full", screen.note)
+        tokenizer, sources = encode_sources(
+            config.data, config.tokenizer, config.seq_len, config.seed, cache, screen.note
+        )
+        prepared = lay_out(config.data, tokenizer, sources, config.seq_len, config.seed, cache)
+        for line in report_lines(prepared, sources):
+            screen.piece(f"{line}\n")
+        kept = [name for name, source in sources.items() if source.key is not None]
+        screen.piece(f"In the cache {cache.folder}: {', '.join(kept) or 'nothing, it is quickly made again'}.\n")
+        if config.data.export_text is not None:
+            file = Path(config.data.export_text).expanduser()
+            screen.piece(f"{file}: {_export(file, sources):,} documents.\n")
+
+
+def _export(file: Path, sources: "dict[str, EncodedSource]") -> int:
+    """Write every document; the file is whole or not there. Raises OSError."""
+    temporary = unfinished(file)
+    n_documents = 0
+    try:
+        with temporary.open("w", encoding="utf-8", errors="replace", newline="\n") as stream:
+            for text in _exported(sources, as_json=file.suffix.lower() == ".jsonl"):
+                stream.write(text)
+                n_documents += 1
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return n_documents
+
+
+def _exported(sources: "dict[str, EncodedSource]", as_json: bool) -> Iterator[str]:
+    for name, source in sources.items():
+        for split, texts in source.texts.splits.items():
+            for document in texts:
+                if as_json:
+                    fields = {"text": document.text, "split": split, "source": name}
+                    yield json.dumps(fields, ensure_ascii=False) + "\n"
+                else:  # cleaned text holds one empty line at most, so two of them part documents
+                    yield document.text.strip("\n") + "\n\n\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Answers without a model: looked up, and always the same."""
+
+from dtl.data.baselines import look_up, lookup, majority
+from dtl.data.documents import QuestionAnswer
+from dtl.registry import TASKS
+
+TRAINING = [
+    QuestionAnswer("What is the capital of Peru?", "Lima"),
+    QuestionAnswer("What is the capital of Chad?", "N'Djamena"),
+    QuestionAnswer("Who painted the Potato Eaters?", "Van Gogh"),
+    QuestionAnswer("Who painted Starry Night?", "van gogh."),
+    QuestionAnswer("How many legs has a spider?", "Eight"),
+]
+
+
+def test_look_up_knows_every_training_question():
+    assert look_up(TRAINING)([pair.question for pair in TRAINING]) == [pair.answer for pair in TRAINING]
+
+
+def test_look_up_takes_the_nearest_question():
+    nearest = look_up(TRAINING)
+    assert nearest(["PERU'S capital? the capital of peru!", "spider legs", "starry night"]) == [
+        "Lima",
+        "Eight",
+        "van gogh.",
+    ]
+
+
+def test_a_rare_word_counts_more_than_common_ones():
+    common = [QuestionAnswer(f"What is the capital of country{n}?", f"city{n}") for n in range(7)]
+    assert look_up([*common, *TRAINING])(["What is the spider"]) == ["Eight"]
+
+
+def test_look_up_of_words_never_seen_says_nothing():
+    assert look_up(TRAINING)(["Zebra?", "", "the"]) == ["", "", ""]
+    assert look_up([])(["Peru"]) == [""]
+    assert look_up([QuestionAnswer("the", "x")])(["Peru"]) == [""]
+
+
+def test_majority_counts_after_normalisation():
+    assert majority(TRAINING)(["a", "b"]) == ["Van Gogh", "Van Gogh"]
+    assert majority([])(["a"]) == [""]
+
+
+def test_the_task_scores_what_is_held_out_and_needs_no_model():
+    def never(questions):
+        raise AssertionError("the model was asked")
+
+    pairs = {"train": TRAINING, "validation": [QuestionAnswer("capital of Chad", "Lima")], "test": TRAINING[:3]}
+    scores = lookup(never, pairs)
+    assert scores == {"lookup/exact_match/validation": 0.0, "lookup/exact_match/test": 1.0}
+    assert "lookup" not in TASKS.names() or TASKS.get("lookup") is lookup

@@ -1,0 +1,454 @@
+"""The cache: made once however many ask, never half there, and what comes out of it is what goes without it."""
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dtl.data import cache as cache_module
+from dtl.data import collect, tokens
+from dtl.data.cache import Cache, cache_folder, key_of
+from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
+from dtl.data.documents import Document, QuestionAnswer
+from dtl.data.encoding import encode_chunks, encode_documents
+from dtl.data.prepare import PreparedData, prepare_data
+from dtl.data.stored import DiskWriter, MemoryWriter, read_texts, read_tokens, sample, write_tokens
+from dtl.data.tokenizer import build_tokenizer
+from dtl.durable import MANIFEST, TEMPORARY, verify_manifest
+from dtl.registry import SOURCES
+
+BUILDER = Path(__file__).with_name("cache_builder.py")
+BYTE = TokenizerConfig(kind="byte")
+BPE = TokenizerConfig(kind="bpe", vocab_size=300)
+
+
+# --- entries ----------------------------------------------------------------------------------------------------
+
+
+def start_builder(folder: Path, log: Path, pause: float) -> subprocess.Popen[str]:
+    program = [sys.executable, str(BUILDER), str(folder), str(log), str(pause)]
+    return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("n_processes", [4, pytest.param(8, marks=pytest.mark.slow)])
+def test_processes_that_start_at_once_build_once(tmp_path, n_processes):
+    for attempt in range(1 if n_processes == 4 else 5):
+        log = tmp_path / f"log{attempt}"
+        started = [start_builder(tmp_path / f"cache{attempt}", log, 0.03) for _ in range(n_processes)]
+        ended = [process.communicate() for process in started]
+        assert [process.returncode for process in started] == [0] * n_processes, ended
+        assert len({out for out, _ in ended}) == 1
+        assert log.read_text() == "built\n"
+
+
+@pytest.mark.parametrize("n_kills", [4, pytest.param(50, marks=pytest.mark.slow)])
+def test_a_killed_build_leaves_nothing_that_looks_finished(tmp_path, n_kills):
+    draw = random.Random(11)
+    folder, log = tmp_path / "cache", tmp_path / "log"
+    entry = folder / "thing-1"
+    unfinished = 0
+    for _ in range(n_kills):
+        process = start_builder(folder, log, 0.03)
+        began = log.read_text() if log.exists() else ""
+        while process.poll() is None and (not log.exists() or log.read_text() == began):
+            time.sleep(0.005)  # until it builds
+        time.sleep(draw.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        if (entry / MANIFEST).exists():
+            verify_manifest(entry)
+            cache_module.shutil.rmtree(entry)
+        else:
+            unfinished += 1
+            assert not entry.exists()
+    assert unfinished
+    process = start_builder(folder, log, 0)
+    assert process.communicate()[0] and process.returncode == 0
+    verify_manifest(entry)
+    assert not list(folder.glob(f"{TEMPORARY}*"))
+
+
+def test_what_others_left_is_swept_and_what_they_build_is_not(tmp_path):
+    cache = Cache(tmp_path)
+    left, busy = (tmp_path / f"{TEMPORARY}{name}-99-abcd" for name in ("text-7", "text-8"))
+    for folder in (left, busy):
+        folder.mkdir()
+        (folder / "x").write_text("half")
+    with cache_module.FileLock(tmp_path / "text-8.lock"):
+        cache.get("other", lambda folder: {})
+    assert not left.exists() and busy.exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "missing", "manifest"])
+def test_a_damaged_entry_is_named_and_made_again(tmp_path, damage):
+    def build(folder: Path) -> dict[str, object]:
+        (folder / "data.bin").write_bytes(b"0123456789")
+        return {"n": 1}
+
+    entry = Cache(tmp_path).get("thing", build)
+    assert entry is not None
+    file = entry.folder / ("data.bin" if damage != "manifest" else MANIFEST)
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-1] + (b"" if damage == "cut" else b"x"))
+    again = Cache(tmp_path)
+    mended = again.get("thing", build)
+    assert mended is not None and (mended.folder / "data.bin").read_bytes() == b"0123456789"
+    (note,) = again.notes
+    assert str(file) in note and "made again" in note
+    whole = Cache(tmp_path)
+    assert whole.get("thing", lambda folder: pytest.fail("built again")) and not whole.notes
+
+
+def test_a_large_entry_is_hashed_only_when_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_module, "HASHED_ON_OPENING", 3)
+
+    def build(folder: Path) -> dict[str, object]:
+        (folder / "data.bin").write_bytes(b"0123456789")
+        return {}
+
+    entry = Cache(tmp_path).get("thing", build)
+    assert entry is not None
+    (entry.folder / "data.bin").write_bytes(b"9876543210")
+    quick, full = Cache(tmp_path), Cache(tmp_path, verify=True)
+    assert quick.get("thing", build) and not quick.notes
+    assert full.get("thing", build) and "data.bin" in full.notes[0]
+
+
+def test_an_error_of_the_build_is_raised_and_keeps_nothing(tmp_path):
+    def fails(folder: Path) -> dict[str, object]:
+        (folder / "half").write_text("x")
+        raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        Cache(tmp_path).get("thing", fails)
+    assert [file.name for file in tmp_path.iterdir() if not file.name.endswith(".lock")] == []
+
+
+def test_keys_differ_when_a_part_does():
+    keys = [key_of(a=1), key_of(a=2), key_of(b=1), key_of(a="1"), key_of(a=[1, 2]), key_of(a=[12])]
+    assert len(set(keys)) == len(keys) and key_of(a=1, b=2) == key_of(b=2, a=1)
+
+
+def test_files_are_hashed_once_while_they_do_not_change(tmp_path, monkeypatch):
+    hashed: list[str] = []
+    monkeypatch.setattr(cache_module, "sha256_of", lambda path: hashed.append(path.name) or path.read_text())
+    files = [tmp_path / name for name in ("a.txt", "b.txt")]
+    long_ago = time.time() - 100
+    for file in files:
+        file.write_text(file.name)
+        os.utime(file, (long_ago, long_ago))
+    cached = tmp_path / "cache"
+    first = Cache(cached).files_fingerprint(files)
+    assert Cache(cached).files_fingerprint(reversed(files)) == first and hashed == ["a.txt", "b.txt"]
+    os.utime(files[0], (long_ago + 1, long_ago + 1))
+    assert Cache(cached).files_fingerprint(files) == first and hashed[2:] == ["a.txt"]
+    files[1].write_text("B.txt")  # as long as before, and its time set back
+    os.utime(files[1], (long_ago, long_ago))
+    assert Cache(cached).files_fingerprint(files) == first
+    changed = Cache(cached, verify=True).files_fingerprint(files)
+    assert changed != first
+    files[1].rename(tmp_path / "c.txt")
+    assert Cache(cached).files_fingerprint([files[0], tmp_path / "c.txt"]) != changed
+    files[0].write_text("just now")
+    del hashed[:]
+    for _ in range(2):  # a file this young could change again within the same time stamp
+        Cache(cached).files_fingerprint(files[:1])
+    assert hashed == ["a.txt"] * 2
+
+
+def test_a_moved_folder_keeps_its_fingerprint(tmp_path):
+    old = tmp_path / "old" / "sub"
+    old.mkdir(parents=True)
+    (old / "a.txt").write_text("a")
+    (tmp_path / "old" / "b.txt").write_text("b")
+    cache = Cache(tmp_path / "cache")
+    before = cache.files_fingerprint((tmp_path / "old").rglob("*.txt"))
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert cache.files_fingerprint((tmp_path / "new").rglob("*.txt")) == before
+
+
+def test_the_folder_is_the_platforms_own_or_the_one_given(tmp_path):
+    assert cache_folder(None).name == "dtl" and cache_folder(str(tmp_path)) == tmp_path
+
+
+# --- documents and tokens in files -------------------------------------------------------------------------------
+
+
+PAIRS = st.builds(
+    QuestionAnswer, st.text(), st.text(), fact=st.none() | st.text(), accepted=st.lists(st.text()).map(tuple)
+)
+DOCUMENTS = st.builds(
+    Document,
+    st.text(st.characters(codec=None)),
+    answer_start=st.none() | st.integers(0, 9),
+    pair=st.none() | PAIRS,
+)
+
+
+@given(st.lists(DOCUMENTS, max_size=7), st.lists(DOCUMENTS, max_size=3))
+def test_documents_come_back_as_they_were(tmp_path_factory, train, test):
+    folder = tmp_path_factory.mktemp("texts")
+    on_disk, in_memory = DiskWriter(folder), MemoryWriter()
+    for writer in (on_disk, in_memory):
+        for split, documents in (("train", train), ("test", test)):
+            writer.begin(split)
+            for document in documents:
+                writer.add(split, document)
+        writer.texts()
+        writer.replace({"train": (document for document in writer.texts()["test"]), "test": iter(train)})
+    on_disk.close()
+    read, held = read_texts(folder, ["train", "test"]), in_memory.texts()
+    for split, documents in (("train", test), ("test", train)):
+        for texts in (read[split], held[split]):
+            assert list(texts) == documents == [texts[i] for i in range(len(documents))]
+            assert texts.characters.tolist() == [len(document.text) for document in documents]
+    for n_characters in (0, 5, 10**9):
+        chosen = [list(sample(texts["test"], n_characters, seed=3)) for texts in (read, held)]
+        assert chosen[0] == chosen[1] and len(chosen[0]) <= len(train)
+    assert sorted(map(repr, sample(held["test"], float("inf"), 5))) == sorted(map(repr, train))
+
+
+@pytest.mark.parametrize("n_documents", [0, 1, 97])
+def test_tokens_come_back_as_they_were(tmp_path, n_documents, monkeypatch):
+    monkeypatch.setattr("dtl.data.encoding.CHUNK_CHARACTERS", 31)
+    tokenizer = build_tokenizer(BYTE, lambda: ())
+    documents = [Document("x" * n, answer_start=n // 2 if n % 2 else None) for n in range(n_documents)]
+    expected = encode_documents(documents, tokenizer)
+    write_tokens(tmp_path, "train", encode_chunks(documents, tokenizer), expected.tokens.dtype)
+    found = read_tokens(tmp_path, "train")
+    for name in ("tokens", "offsets", "answer_starts"):
+        ours, theirs = getattr(found, name), getattr(expected, name)
+        assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
+    assert isinstance(found.tokens, np.memmap)
+
+
+# --- preparation ------------------------------------------------------------------------------------------------
+
+
+class Counting:
+    """A source that counts how often it is read."""
+
+    read = 0
+    says = "first"
+
+    def __init__(self, name: str, source: SourceConfig, data: DataConfig, seed: int) -> None:
+        self.origin = "counting"
+
+    def fingerprint(self) -> str:
+        return Counting.says
+
+    def splits(self) -> dict[str, Iterator[Document]]:
+        Counting.read += 1
+        return {
+            "train": (Document(f"{self.says} text {number}\u00a0of many") for number in range(150)),
+            "test": (Document(f"test {number}") for number in range(11)),
+        }
+
+    def notes(self) -> list[str]:
+        return [f"counting: {Counting.says}"]
+
+
+SOURCES.register("counting_for_the_cache")(Counting)
+
+
+@pytest.fixture
+def counting(monkeypatch, tmp_path) -> DataConfig:
+    monkeypatch.setattr(Counting, "read", 0)
+    monkeypatch.setattr(Counting, "says", "first")
+    return DataConfig(
+        sources={"c": SourceConfig("counting_for_the_cache")},
+        cache_dir=str(tmp_path / "cache"),
+        validation_fraction=0.1,
+    )
+
+
+def prepare(data: DataConfig, tokenizer: TokenizerConfig = BYTE, seq_len: int = 17, seed: int = 3) -> PreparedData:
+    return prepare_data(data, tokenizer, seq_len, seed)
+
+
+def everything(prepared: PreparedData) -> list[object]:
+    """All that a run sees of its data."""
+    made: list[object] = [prepared.fingerprint, prepared.report, prepared.pairs, prepared.tokenizer.fingerprint]
+    made += [prepared.notes, prepared.tokenizer.notes]
+    for splits in prepared.rows.values():
+        for rows in splits.values():
+            batch = rows.batch(range(len(rows)))
+            made += [batch.inputs.tolist(), batch.targets.tolist()]
+            made += [None if found is None else found.tolist() for found in (batch.positions, batch.documents)]
+    return made
+
+
+def in_memory(data: DataConfig, tokenizer: TokenizerConfig = BYTE, **settings: int) -> PreparedData:
+    """The same without any cache: its place is taken by a file."""
+    file = Path(str(data.cache_dir) + ".file")
+    file.write_text("")
+    prepared = prepare(replace(data, cache_dir=str(file)), tokenizer, **settings)
+    warning = [note for note in prepared.notes if "cannot be written" in note]
+    assert len(warning) == 1 and str(file) in warning[0]
+    prepared.notes.remove(warning[0])
+    return prepared
+
+
+@pytest.mark.parametrize("max_samples", [None, 7])
+@pytest.mark.parametrize("tokenizer", [BYTE, BPE, TokenizerConfig(kind="char")], ids=lambda config: config.kind)
+def test_cached_and_uncached_rows_are_the_same(counting, tokenizer, max_samples):
+    data = replace(counting, max_samples=max_samples)
+    built = prepare(data, tokenizer)
+    assert Counting.read == 1
+    opened = prepare(data, tokenizer)
+    assert Counting.read == 1  # nor was it asked for its documents
+    assert isinstance(opened.rows["c"]["train"].tokens, np.memmap)
+    without = in_memory(data, tokenizer)
+    assert Counting.read == 2
+    assert everything(built) == everything(opened) == everything(without)
+    assert opened.tokenizer.decode(opened.rows["c"]["train"].tokens[:8].tolist()).startswith("first te")
+
+
+def test_whatever_shapes_the_data_makes_it_anew(counting, monkeypatch):
+    prepare(counting)
+    prepare(counting, seq_len=31)  # rows alone
+    prepare(replace(counting, layout="padded", loss_on="answer"))
+    assert Counting.read == 1
+    known = set(os.listdir(str(counting.cache_dir)))
+
+    def made(data: DataConfig = counting, tokenizer: TokenizerConfig = BYTE, **settings: int) -> set[str]:
+        prepare(data, tokenizer, **settings)
+        new = {name.partition("-")[0] for name in set(os.listdir(str(counting.cache_dir))) - known}
+        known.update(os.listdir(str(counting.cache_dir)))
+        return new
+
+    assert made() == set()
+    assert made(tokenizer=BPE) == {"tokenizer", "tokens", "fingerprint"}
+    assert made(tokenizer=replace(BPE, vocab_size=264)) == {"tokenizer", "tokens", "fingerprint"}
+    assert Counting.read == 1
+    assert made(replace(counting, validation_fraction=0.2)) == {"text", "tokens", "fingerprint"}
+    assert made(replace(counting, max_samples=5)) == {"text", "tokens", "fingerprint"}
+    assert made(replace(counting, max_samples=5), seed=4) == {"text", "tokens", "fingerprint"}
+    monkeypatch.setattr(Counting, "says", "second")
+    assert made() == {"text", "tokens", "fingerprint"}
+    monkeypatch.setattr(collect, "CLEANING_VERSION", 10**6)
+    assert made() == {"text", "tokens", "fingerprint"}
+    assert Counting.read == 6
+    monkeypatch.setattr(cache_module, "__version__", "another")
+    assert "text" in made()
+
+
+def test_tokenizers_of_equal_size_do_not_share_tokens(counting):
+    letters = sorted(set("first text test 0123456789 of many"))
+    orders = [build_tokenizer(TokenizerConfig(kind="char"), lambda: letters), *[build_tokenizer(BYTE, lambda: ())] * 2]
+    swapped = build_tokenizer(TokenizerConfig(kind="char"), lambda: [*letters[:-1], "z"])
+    assert orders[0].vocab_size == swapped.vocab_size and orders[0].eos_id == swapped.eos_id
+    made = [prepare_data(counting, tokenizer, 17, 3).fingerprint for tokenizer in (*orders, swapped)]
+    assert len(set(made)) == 3 and made[1] == made[2]
+    held = [
+        prepared.rows["c"]["train"].tokens.tolist()
+        for prepared in (prepare_data(counting, tokenizer, 17, 3) for tokenizer in (orders[0], swapped))
+    ]
+    assert held[0] != held[1]
+
+
+def test_a_source_that_does_not_say_what_it_is_made_of_is_not_cached(counting, monkeypatch):
+    monkeypatch.delattr(Counting, "fingerprint")
+    prepare(counting)
+    prepare(counting)
+    assert Counting.read == 2 and not Path(str(counting.cache_dir)).exists()
+
+
+def test_files_are_cached_unless_they_are_small(tmp_path, monkeypatch):
+    file = tmp_path / "texts.jsonl"
+    file.write_text("".join(json.dumps({"text": f"text number {number}"}) + "\n" for number in range(100)))
+    data = DataConfig(sources={"text": SourceConfig("text", str(file))}, cache_dir=str(tmp_path / "cache"))
+    small = prepare(data)
+    assert not (tmp_path / "cache").exists()
+    monkeypatch.setattr(collect, "SMALL_BYTES", 100)
+    built = prepare(data)
+    assert len(list((tmp_path / "cache").glob("text-*/manifest.json"))) == 1
+    monkeypatch.setattr("dtl.data.files.LocalFiles.records", lambda *arguments: pytest.fail("read again"))
+    assert everything(small) == everything(built) == everything(prepare(data))
+    monkeypatch.undo()
+    monkeypatch.setattr(collect, "SMALL_BYTES", 100)
+    file.write_text(file.read_text().replace("number 77", "number 78"))
+    changed = prepare(data)
+    assert changed.fingerprint != built.fingerprint
+    assert any("dropped" in note for note in changed.notes)  # 78 is there twice now
+
+
+def test_pairs_and_mixtures_are_the_same_from_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(collect, "SMALL_BYTES", 0)
+    pairs, texts = tmp_path / "pairs.jsonl", tmp_path / "texts.jsonl"
+    pairs.write_text("".join(json.dumps({"question": f"q{n}?", "answer": f"a {n}"}) + "\n" for n in range(60)))
+    texts.write_text("".join(json.dumps({"text": f"some text, number {n}"}) + "\n" for n in range(300)))
+    data = DataConfig(
+        sources={"qa": SourceConfig("qa", str(pairs)), "text": SourceConfig("text", str(texts), weight=0.3)},
+        cache_dir=str(tmp_path / "cache"),
+        document_mask=True,
+        loss_on="answer",
+        validation_fraction=0.1,
+    )
+    data.recommended.max_epochs = 2
+    built, opened = prepare(data, BPE, seq_len=64), prepare(data, BPE, seq_len=64)
+    assert len(opened.pairs["train"]) + len(opened.pairs["validation"]) == 60
+    assert everything(built) == everything(opened) == everything(in_memory(data, BPE, seq_len=64))
+
+
+def test_a_full_disk_falls_back_to_memory(counting, monkeypatch):
+    expected = in_memory(counting)
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tokens, "write_tokens", full)
+    prepared = prepare(counting)
+    (warning,) = [note for note in prepared.notes if "cannot be written" in note]
+    assert "No space left on device" in warning and "data.cache_dir=FOLDER" in warning
+    prepared.notes.remove(warning)
+    assert everything(prepared) == everything(expected)
+    assert not list(Path(str(counting.cache_dir)).glob(f"{TEMPORARY}*"))
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_cache_is_read(counting):
+    built = prepare(counting)
+    folder = Path(str(counting.cache_dir))
+    folder.chmod(0o500)
+    try:
+        assert everything(prepare(counting)) == everything(built) and Counting.read == 1
+        other = prepare(replace(counting, validation_fraction=0.3))
+        assert any("cannot be written" in note for note in other.notes)
+    finally:
+        folder.chmod(0o700)
+
+
+def test_damage_is_told_and_mended(counting):
+    built = everything(prepare(counting))
+    (file,) = Path(str(counting.cache_dir)).glob("tokens-*/train.tokens.npy")
+    contents = bytearray(file.read_bytes())
+    contents[-3] ^= 1
+    file.write_bytes(contents)
+    mended = prepare(counting)
+    (note,) = [note for note in mended.notes if "made again" in note]
+    assert str(file) in note
+    mended.notes.remove(note)
+    assert everything(mended) == built and Counting.read == 1
+
+
+def test_progress_says_how_long_it_takes(counting, monkeypatch):
+    monkeypatch.setattr("dtl.data.intake.SECONDS_BETWEEN_REPORTS", 0)
+    lines: list[str] = []
+    prepare_data(counting, BYTE, 17, 3, lines.append)
+    assert any(line.startswith("reading counting: train, ") for line in lines)
+    assert any("100%, 0:00 left" in line for line in lines)

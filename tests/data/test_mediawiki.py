@@ -1,0 +1,247 @@
+"""MediaWiki dumps: every article once, in order, whoever wrote the dump; a cut one says where it was cut."""
+
+import bz2
+import random
+import re
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+import pytest
+
+from dtl.data import mediawiki
+from dtl.data.mediawiki import Article, dumps_at, is_dump, read_dump
+from dtl.data.mediawiki_pages import DumpCounts
+from dtl.errors import DataError
+
+NAMESPACES = {
+    "en": ("File", "Category", "Talk"),
+    "de": ("Datei", "Kategorie", "Diskussion"),
+    "lt": ("Vaizdas", "Rūšis", "Aptarimas"),
+}
+
+
+def page(title: str, text: str, ns: int | None = 0, extra: str = "", model: str = "wikitext") -> str:
+    space = "" if ns is None else f"<ns>{ns}</ns>"
+    return (
+        f"<page><title>{escape(title)}</title>{space}<id>7</id>{extra}<revision><id>11</id>"
+        "<timestamp>2021-03-04T05:06:07Z</timestamp><contributor><username>A</username><id>3</id></contributor>"
+        f"<model>{model}</model><format>text/x-wiki</format><text xml:space='preserve'>{escape(text)}</text>"
+        "<sha1>x</sha1></revision></page>\n"
+    )
+
+
+def head(version: str | None = "0.11", language: str = "en") -> str:
+    space = f' xmlns="http://www.mediawiki.org/xml/export-{version}/" version="{version}"' if version else ""
+    file, category, talk = NAMESPACES[language]
+    names = {-1: "Special", 0: "", 1: talk, 6: file, 14: category}
+    listed = "".join(f'<namespace key="{key}" case="first-letter">{name}</namespace>' for key, name in names.items())
+    return (
+        f'<mediawiki{space} xml:lang="{language}"><siteinfo><sitename>W</sitename><dbname>w</dbname>'
+        f"<namespaces>{listed}</namespaces></siteinfo>\n"
+    )
+
+
+def dump(*pages: str, **options: str | None) -> bytes:
+    return (head(**options) + "".join(pages) + "</mediawiki>").encode()
+
+
+def written(folder: Path, content: bytes, name: str = "dump.xml") -> Path:
+    path = folder / name
+    path.write_bytes(content)
+    return path
+
+
+def articles(number: int, words: int = 11) -> list[str]:
+    return [page(f"Page {index}", f"'''Page {index}''' is [[word|one]]. " * words) for index in range(number)]
+
+
+@pytest.mark.parametrize("version", ["0.10", "0.11", None])
+@pytest.mark.parametrize("kind", ["xml", "bz2", "multistream"])
+def test_every_form_of_dump_gives_the_same_articles(tmp_path, version, kind):
+    pages = articles(13)
+    content = dump(*pages, version=version)
+    if kind == "bz2":
+        content = bz2.compress(content)
+    if kind == "multistream":
+        parts = [head(version), "".join(pages[:5]), "".join(pages[5:]), "</mediawiki>"]
+        content = b"".join(bz2.compress(part.encode()) for part in parts)
+    path = written(tmp_path, content, "dump.of.no.suffix")
+    assert is_dump(path)
+    counts = DumpCounts()
+    got = list(read_dump(path, counts=counts))
+    assert got == [
+        Article(f"Page {index}", f"Page {index} is one. " * 10 + f"Page {index} is one.") for index in range(13)
+    ]
+    assert (counts.pages, counts.kept, counts.dropped.total()) == (13, 13, 0)
+    assert counts.bytes_read == counts.bytes_in_file == path.stat().st_size
+    assert "13 pages read" in counts.lines()[0]
+
+
+@pytest.mark.parametrize("language", NAMESPACES)
+@pytest.mark.parametrize("numbered", [True, False])
+def test_only_articles_are_kept_in_any_language(tmp_path, language, numbered):
+    file, category, talk = NAMESPACES[language]
+
+    def in_space(key: int) -> int | None:
+        return key if numbered else None
+
+    pages = [
+        page("Lake", f"[[{file}:Boat|thumb|A boat]]Deep.[[{category}:Lakes]]", in_space(0)),
+        page(f"{talk}:Lake", "Is it deep?", in_space(1)),
+        page(f"{category}:Lakes", "Lakes.", in_space(14)),
+        page("2001: A lake", "A film.", in_space(0)),
+        page("Loch", "#REDIRECT [[Lake]]", in_space(0), "<redirect title='Lake'/>"),
+        page("See", "#WEITERLEITUNG [[Lake]]", in_space(0)),
+        page("Lake (name)", "Lake may be:\n* [[Lake]]\n{{disambig}}", in_space(0)),
+        page("Nothing", "", in_space(0)),
+        page("Box", "{{box}}", in_space(0)),
+        page("Style", "a {color: red}", in_space(0), model="css"),
+    ]
+    counts = DumpCounts()
+    got = list(read_dump(written(tmp_path, dump(*pages, language=language)), counts=counts))
+    assert got == [("Lake", "Deep."), ("2001: A lake", "A film.")]
+    assert counts.dropped == {
+        "other namespace": 2,
+        "redirect": 2,
+        "disambiguation": 1,
+        "empty": 1,
+        "no prose": 1,
+        "not wikitext": 1,
+    }
+    assert counts.pages == counts.kept + counts.dropped.total() == len(pages)
+
+
+def test_the_newest_revision_of_a_history_is_read(tmp_path):
+    old, new = page("Lake", "Old."), page("Lake", "New.")
+    revision = re.search("<revision>.*</revision>", new)
+    assert revision is not None
+    history = old.replace("</page>", revision[0] + "</page>")
+    assert list(read_dump(written(tmp_path, dump(history)))) == [("Lake", "New.")]
+
+
+def test_processes_change_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("dtl.data.mediawiki_pages.CHUNK_CHARACTERS", 4001)
+    path = written(tmp_path, bz2.compress(dump(*articles(97))))
+    alone, together = DumpCounts(), DumpCounts()
+    expected = list(read_dump(path, processes=1, counts=alone))
+    assert list(read_dump(path, processes=2, counts=together)) == expected
+    assert [article.title for article in expected] == [f"Page {index}" for index in range(97)]
+    assert (alone.pages, alone.kept, alone.dropped) == (together.pages, together.kept, together.dropped)
+
+
+def test_whoever_stops_early_waits_for_nothing_more(tmp_path, monkeypatch):
+    monkeypatch.setattr("dtl.data.mediawiki_pages.CHUNK_CHARACTERS", 1)
+    counts = DumpCounts()
+    reader = read_dump(written(tmp_path, dump(*articles(997, words=1))), processes=2, counts=counts)
+    assert next(reader).title == "Page 0"
+    reader.close()
+    assert counts.pages < 19  # no more is read ahead than a few chunks a worker
+
+
+def test_a_page_that_cannot_be_parsed_is_counted_and_the_others_are_kept(tmp_path, monkeypatch):
+    def fails_on_five(text: str, names: object) -> str:
+        if "Page 5" in text:
+            raise RecursionError("too deep")
+        return text
+
+    monkeypatch.setattr(mediawiki, "to_prose", fails_on_five)
+    counts = DumpCounts()
+    got = list(read_dump(written(tmp_path, dump(*articles(11))), counts=counts))
+    assert [article.title for article in got] == [f"Page {index}" for index in range(11) if index != 5]
+    assert counts.dropped == {"unreadable": 1}
+    assert counts.lines()[1] == "Unreadable: 'Page 5' (RecursionError: too deep)"
+
+
+@pytest.mark.parametrize("kind", ["xml", "bz2", "multistream"])
+@pytest.mark.parametrize("share", [0.01, 0.13, 0.37, 0.51, 0.73, 0.97, 0.999])
+def test_a_cut_dump_names_the_place_and_keeps_what_came_before(tmp_path, kind, share):
+    pages = articles(53)
+    whole = dump(*pages)
+    if kind == "multistream":
+        parts = [head(), *("".join(pages[at : at + 5]) for at in range(0, 53, 5)), "</mediawiki>"]
+        whole = b"".join(bz2.compress(part.encode()) for part in parts)
+    elif kind == "bz2":
+        whole = bz2.compress(whole)
+    path = written(tmp_path, whole[: int(len(whole) * share)], "cut.xml.bz2")
+    kept = []
+    with pytest.raises(DataError) as error:
+        kept.extend(_each(read_dump(path), kept))
+    assert [article.title for article in kept] == [f"Page {index}" for index in range(len(kept))]
+    assert all(article.text.count("is one.") == 11 for article in kept)
+    message = str(error.value)
+    assert message.startswith(str(path))
+    assert "byte" in message
+    assert f"Kept: {len(kept)} whole articles" in message
+    if kept:
+        assert f"after page {len(kept)} ('Page {len(kept) - 1}')" in message
+    if kind == "xml" and share > 0.5:
+        assert len(kept) > 20
+
+
+def _each(reader, kept):
+    """Articles into `kept` one by one, so that they are there when the reader raises."""
+    for article in reader:
+        kept.append(article)
+    return []
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "before the first page"),
+        (b"<html><body/></html>", "<mediawiki> was expected"),
+        (b"<mediawiki><page></page></mediawiki>", "siteinfo"),
+        (b"BZh91AY&SY garbage that is no bz2 at all, and goes on for a while", "bz2"),
+        (dump(page("A", "B.")).replace(b"B.", b"\xff\xfe"), "damaged"),
+        (dump(page("A", "B."), "<page><title>C</title><id>x</id></page>"), "after page 1 ('A')"),
+        (dump(page("A", "B."), "<page><title/><ns>0</ns><id>1</id></page>"), "after page 1 ('A')"),
+    ],
+)
+def test_what_is_no_dump_is_named(tmp_path, content, said):
+    with pytest.raises(DataError, match=re.escape(said)) as error:
+        list(read_dump(written(tmp_path, content)))
+    assert "dump.xml" in str(error.value)
+
+
+def test_a_dump_is_known_by_its_content_then_by_its_name(tmp_path):
+    assert is_dump(written(tmp_path, dump(), "anything.txt"))
+    assert is_dump(written(tmp_path, bz2.compress(dump()), "pages.xml-p1p41242.bz2"))
+    noise = random.Random(7).randbytes(600_011).hex()  # a first block of bz2 that is nearly as long as they get
+    assert is_dump(written(tmp_path, bz2.compress(dump(page("A", noise))), "noise.dat"))
+    assert is_dump(written(tmp_path, b"", "empty.xml"))
+    assert not is_dump(written(tmp_path, b"text", "text.txt"))
+    assert not is_dump(written(tmp_path, b"<html></html>", "page.xml"))
+    assert not is_dump(written(tmp_path, bz2.compress(b"text"), "text.xml.bz2"))
+    assert not is_dump(written(tmp_path, bz2.compress(b"text")[:3], "text.bz2"))
+
+
+def test_the_dumps_of_a_folder_come_in_order(tmp_path):
+    second = written(tmp_path, dump(), "b.xml-p17p23.bz2")
+    first = written(tmp_path, dump(), "a.xml")
+    written(tmp_path, b"text", "c.txt")
+    written(tmp_path, dump(), ".hidden.xml")
+    assert dumps_at(tmp_path) == [first, second]
+    assert dumps_at(first) == [first]
+    assert dumps_at(tmp_path / "c.txt") == dumps_at(tmp_path / "missing") == []
+
+
+@pytest.mark.slow
+def test_a_long_dump_needs_no_more_memory_than_a_short_one(tmp_path):
+    """The XML tree is the danger: it grows by every page that is not taken out of it."""
+    import tracemalloc
+
+    def peak(pages: int) -> int:
+        path = tmp_path / f"{pages}.xml"
+        with path.open("wb") as file:
+            file.write(head().encode())
+            for _ in range(pages):
+                file.write(page("A", "#REDIRECT [[B]]").encode())
+            file.write(b"</mediawiki>")
+        tracemalloc.start()
+        assert list(read_dump(path, processes=1)) == []
+        highest = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return highest
+
+    peak(101)
+    assert peak(2503) < peak(503) + 100_000

@@ -1,0 +1,190 @@
+"""Wikitext to prose: what a reader reads stays, whole; what draws the page goes, without a trace."""
+
+import re
+import time
+
+import pytest
+
+from dtl.data.tex import tex_to_text
+from dtl.data.wikinames import is_disambiguation, is_redirect
+from dtl.data.wikitext import _PLAIN_LINK, LONGEST_PIECE, _read, to_prose
+
+# ruff: noqa: RUF001
+
+
+@pytest.mark.parametrize(
+    ("wikitext", "prose"),
+    [
+        # links
+        ("The [[otter]]s of [[Lake Vann|the lake]] swim.", "The otters of the lake swim."),
+        ("See [[Vann (lake)|]] and [[:Category:Lakes]].", "See Vann and Category:Lakes."),
+        ("A [[Lake#Depth|deep ''blue'' lake]].", "A deep blue lake."),
+        ("A [http://lake.example site], another[http://lake.example/2].", "A site, another."),
+        ("Deep.[[Category:Lakes]][[de:Vannsee]]\n[[zh-min-nan:Vann]]", "Deep."),
+        # files, in their own languages and in any other by their ending
+        ("Old. [[File:A.jpg|thumb|A [[boat]] on [[Lake Vann|it]]]] New.", "Old. New."),
+        ("[[Datei:A.jpg|mini|Boot]][[Fichier:B.png]][[ファイル:C.svg|thumb|舟]]Ends.", "Ends."),
+        ("[[Failas:A.JPG|thumb|Valtis]]Ends.", "Ends."),
+        # templates and tables
+        ("{{Infobox|a={{b|{{c}}}}|d=[[e|f]]}}Vann is a lake.", "Vann is a lake."),
+        ("It is {{convert|5|km|mi}} long.", "It is 5 km long."),
+        ("It is {{convert|5|to|7|km|mi|abbr=on}} long.", "It is 5 to 7 km long."),
+        ("The {{lang|fr|[[lac|grand lac]]}}, {{circa|1900}}.", "The grand lac, c. 1900."),
+        ("Before.\n{|class=x\n|-\n|a||{{b|\n{|\n|c\n|}\n}}\n|}\nAfter.", "Before.\n\nAfter."),
+        ("{{Infobox\n|a={|\n|b\n|}}}\nProse.", "Prose."),
+        ("Start {{never closed|a=b\n\nNext paragraph.", "Start\n\nNext paragraph."),
+        ("Start.\n{| never closed\n|a\n\n== Depth ==\nDeep.", "Start.\n\nDepth\n\nDeep."),
+        # references, comments, tags
+        ('Deep.<ref name="a">{{cite|t=<br/>}}</ref><ref name=b/> Cold.<ref>x</ref>', "Deep. Cold."),
+        ("Deep.<ref>never closed\nCold.", "Deep. Cold."),
+        ("De<!-- <ref> -->ep <nowiki>[[x]] '' {{y}} <b></nowiki>.", "Deep [[x]] '' {{y}} <b>."),
+        ("<gallery>\nA.jpg|Boat\n</gallery><div class=x>In <span>a</span> box</div>", "In a box"),
+        ("10<sup>6</sup> m<sup>2</sup>, H<sub>2</sub>O, 1 &lt; 2 &amp;&nbsp;3", "10⁶ m², H2O, 1 < 2 & 3"),
+        ("One<br>two<br />three", "One\ntwo\nthree"),
+        ("If a < b and c > d, e.", "If a < b and c > d, e."),
+        ("__NOTOC__Text __KEIN_INHALTSVERZEICHNIS__ my__name__x", "Text my__name__x"),
+        # quotes
+        ("'''Vann''' is ''the'' '''''lake'''''.", "Vann is the lake."),
+        ("Voir l'''Île du lac'' et l''''eau'''.", "Voir l'Île du lac et l'eau."),
+        # formulas
+        (r"Let <math>x_1 \le \frac{a}{2}</math> and <math>E = mc^2</math>.", "Let x₁ ≤ a/2 and E = mc²."),
+        (r"Let <math>\begin{array}{c}1\\2\end{array}</math> be.", "Let be."),
+    ],
+)
+def test_markup_becomes_what_a_reader_reads(wikitext, prose):
+    assert to_prose(wikitext) == prose
+
+
+@pytest.mark.parametrize(
+    ("wikitext", "prose"),
+    [
+        ("Vann ({{IPA|v}}; {{lang-de|See}}) is", "Vann is"),
+        ("Vann ({{IPA|v}}, , born {{x}} 1900; {{y}}) is", "Vann (born 1900) is"),
+        ("Vann ({{a}}({{b}})) is", "Vann is"),
+        ("ヴァン（{{ipa|v}}、湖）は（{{x}}）湖。", "ヴァン（湖）は湖。"),
+        ("Deep {{x}}, wide {{y}} , and cold {{z}}.", "Deep, wide, and cold."),
+        ("It cost $5 (${{inflation|5}} in 2020) then.", "It cost $5 then."),
+        ("Il dit : « oui » ; {{x}} elle rit !", "Il dit : « oui » ; elle rit !"),
+        ("She said ... nothing (see below): f(x) :-)", "She said ... nothing (see below): f(x) :-)"),
+        ("* {{flagicon|X}} (DEN)\n* Vann {{x}}\n* {{y}}", "- Vann"),
+    ],
+)
+def test_no_holes_are_left(wikitext, prose):
+    assert to_prose(wikitext) == prose
+
+
+def test_the_page_keeps_its_shape():
+    page = """{{Short description|x}}
+Vann is a lake
+in the north.
+
+It is deep.
+== Life ==
+{{main|Fish}}
+=== Fish ===
+Two kinds:
+* pike
+** old
+* perch {{citation needed}}
+Ways to them:
+# north
+# south
+; Boat : slow
+: ''Indented.''
+== Gallery ==
+<gallery>A.jpg</gallery>
+== See also ==
+* [[Lake]]
+== References ==
+=== Books ===
+A book.
+== Legacy ==
+A song."""
+    assert to_prose(page).split("\n\n") == [
+        "Vann is a lake in the north.",
+        "It is deep.",
+        "Life",
+        "Fish",
+        "Two kinds:",
+        "- pike\n  - old\n- perch",
+        "Ways to them:",
+        "1. north\n2. south\nBoat : slow\nIndented.",
+        "Legacy",
+        "A song.",
+    ]
+
+
+def test_a_wikis_own_names_are_heeded():
+    assert to_prose("[[Zeichnung:Boot|klein]]Tief.", ["zeichnung"]) == "Tief."
+    assert to_prose("[[Zeichnung:Boot|klein]]Tief.") == "kleinTief."
+
+
+def test_the_short_way_for_links_is_mwparserfromhells():
+    for link in (
+        "[[otter]]",
+        "[[ Lake Vann ]]",
+        "[[Lake_Vann]]",
+        "[[a|b]]",
+        "[[a| b c ]]",
+        "[[A (b)|c,d]]",
+        "[[été|l'été]]",
+    ):
+        short = _PLAIN_LINK.fullmatch(link)
+        assert short is not None
+        assert re.sub(_PLAIN_LINK, lambda match: match[2] or match[1].strip().replace("_", " "), link) == _read(link)
+
+
+def test_prose_has_no_prose_taken_from_it():
+    prose = 'Vann is a lake (the third of 17), 5 km long; it\'s deep: 101 m, or 1/3 of "Long Vann".\n\nIt is cold.'
+    assert to_prose(prose) == prose
+    assert to_prose(to_prose(prose)) == prose
+
+
+def test_every_piece_of_a_long_line_is_read():
+    words = " ".join(f"[http://a.example/{number} word{number}]" for number in range(1009))
+    assert len(words) > 5 * LONGEST_PIECE
+    assert to_prose(words).replace("\n", " ").count("word") >= 1009 - len(words) // LONGEST_PIECE
+
+
+NEVER_CLOSED = ["{{", "[[", "[[a|", "[http://a ", "<b>", "<foo>", "<ref>", '<ref name="', "<math>", "<h1>", "<!--"]
+NEVER_CLOSED += ["'''", "{|\n", "[[File:a ", "[[File:a|[[b]] ", "( , ", "(,", " ,", "= ", "*", "__A", "{{{", "{{lang|"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("opening", NEVER_CLOSED)
+def test_the_time_grows_with_the_length_and_not_with_its_square(opening):
+    def seconds(times: int) -> float:
+        began = time.process_time()
+        to_prose(opening * times + "x" + ")" * times + "}}" * times)
+        return time.process_time() - began
+
+    to_prose("[//a b]")  # the first import is not counted
+    assert seconds(16_001) < 16 * 2.5 * seconds(1000) + 0.5
+
+
+def test_formulas_that_text_cannot_hold_are_nothing():
+    assert tex_to_text(r"\sum_{i=1}^n a_i") == "∑_(i=1)ⁿ aᵢ"
+    assert tex_to_text(r"\{x \in \mathbb{R} : x^{10} > 0\}") == "{x ∈ R : x¹⁰ > 0}"
+    assert tex_to_text(r"\xrightarrow{f}") == ""
+    assert tex_to_text("x+" * 97) == ""
+
+
+@pytest.mark.parametrize("text", ["#REDIRECT [[A]]", "\n#redirect:[[A]]", "#WEITERLEITUNG [[A]]", "#転送 [[A]] {{R}}"])
+def test_redirects_in_any_language(text):
+    assert is_redirect(text)
+    assert not is_redirect(f"A. {text}")
+    assert not is_redirect("#[[A]]\n#[[B]]")
+
+
+def test_pages_of_homonyms_in_any_language():
+    for text in (
+        "A may be:\n{{disambig}}",
+        "{{Begriffsklärung}}",
+        "{{Homonymie|x}}",
+        "{{Human name disambiguation}}",
+        "{{Aimai}}",
+    ):
+        assert is_disambiguation("A", text), text
+    assert is_disambiguation("A (disambiguation)", "A")
+    for text in ("{{disambiguation needed|date=x}}", "{{about|a}}", "disambig", "{{dpi}}"):
+        assert not is_disambiguation("A", text), text

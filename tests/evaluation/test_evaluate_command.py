@@ -1,0 +1,110 @@
+"""`python -m dtl.evaluate` from its command line: which data, which file, what is refused."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from checkpoint_examples import moments, tiny_model, tiny_tokenizer
+
+import dtl.evaluate
+from dtl.checkpoint import save_checkpoint
+
+
+@pytest.fixture
+def run_dir(elsewhere: Path) -> Path:
+    """A run on three pairs in pairs.jsonl, random weights."""
+    facts = [
+        {"answer": f"a{n}", "train": [f"What is a{n}?"], "validation": f"Say a{n}", "test": f"tell a{n}"}
+        for n in range(3)
+    ]
+    Path("pairs.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in facts))
+    Path("other.txt").write_text("\n".join(f"line number {n} of a text" for n in range(50)))
+    model, tokenizer = tiny_model(vocab_size=258, max_seq_len=61), tiny_tokenizer()
+    config = "seed: 7\ndata: {sources: {mine: {kind: qa, path: pairs.jsonl}}, loss_on: answer, cache_dir: cache}\n"
+    run = Path("outputs/2026-01-02/03-04-05-6_tiny")
+    save_checkpoint(run, model, tokenizer, config, {"step": 7, "epoch": 1}, moments(model))
+    return run
+
+
+@pytest.fixture
+def evaluate(monkeypatch, capsys):
+    """Call the command: exit code, standard output, standard error."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dtl-evaluate", "device=cpu", "precision=fp32", *arguments])
+        try:
+            dtl.evaluate.main()
+        except SystemExit as exit_:
+            assert isinstance(exit_.code, int)
+            return (exit_.code, *capsys.readouterr())
+        return (0, *capsys.readouterr())
+
+    return call
+
+
+def test_evaluates_a_run_on_its_own_data(evaluate, run_dir):
+    code, out, err = evaluate("ckpt=latest")
+    assert code == 0, err
+    assert "Held-out text" in out and "look-up" in out and "skipped, there are none" in out
+    assert "\x1b" not in out
+    assert all(f"What is a{n}?" in out or f"tell a{n}" in out for n in range(3))  # in one line each, not folded
+    written = json.loads((run_dir / "evaluation.json").read_text())
+    assert (
+        written["checkpoint"].endswith("step-00000007") and written["data"]["sources"]["mine"]["path"] == "pairs.jsonl"
+    )
+    assert [text["split"] for text in written["text"]] == ["validation", "test"]
+    by_split = {answers["split"]: answers for answers in written["answers"] if not answers["topic"]}
+    assert by_split["train"]["look_up"]["exact_match"] == by_split["test"]["look_up"]["exact_match"] == 1
+    assert {one["question"] for one in written["worst"]} <= {"tell a0", "tell a1", "tell a2"}
+
+
+def test_unanswerable_questions_set_a_threshold(evaluate, run_dir):
+    Path("asked.jsonl").write_text("".join(json.dumps({"question": f"Who is {n}?"}) + "\n" for n in range(5)))
+    code, out, err = evaluate("ckpt=latest", "unanswerable=asked.jsonl", "out=figures.json")
+    assert code == 0, err
+    assert "area under the ROC curve" in out
+    assert not (run_dir / "evaluation.json").exists()
+    detection = json.loads(Path("figures.json").read_text())["detection"]
+    assert (detection["validation"]["unanswerable"], detection["test"]["unanswerable"]) == (3, 2)
+
+
+def test_other_data_leaves_the_runs_figures_alone(evaluate, run_dir):
+    code, out, err = evaluate(
+        "ckpt=latest", "data=text", "data.path=other.txt", "data.seq_len=31", "data.cache_dir=cache"
+    )
+    assert code == 0, err
+    assert "13-word runs of text validation" in out and "out=FILE" in out
+    assert not (run_dir / "evaluation.json").exists()
+
+
+def test_a_key_changes_the_runs_own_data(evaluate, run_dir):
+    code, _, err = evaluate("ckpt=latest", "data.loss_on=all", "out=figures.json")
+    assert code == 0, err
+    written = json.loads(Path("figures.json").read_text())
+    assert (written["data"]["loss_on"], written["data"]["sources"]["mine"]["path"]) == ("all", "pairs.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["ckpt=latest", "data.path=gone.jsonl"], "gone.jsonl"),
+        (["ckpt=latest", "unanswerable=gone.jsonl"], "unanswerable=gone.jsonl"),
+        (["ckpt=latest", "batch_size=0"], "batch_size=0: must be at least 1"),
+        (["ckpt=latest", "precision=int3"], "precision=int3"),
+        (["ckpt=latest", "out=nowhere/x.json"], "out=nowhere/x.json"),
+        (["ckpt=latest", "data.seq_len=1000"], "data.seq_len=1000: longer than the model's context, 61"),
+        ([], "say which model"),
+    ],
+)
+def test_refusals_name_the_key(evaluate, run_dir, arguments, said):
+    code, _, err = evaluate(*arguments)
+    assert code != 0 and said in err
+    assert not (run_dir / "evaluation.json").exists()
+
+
+def test_a_checkpoint_that_names_no_data_asks_for_it(evaluate, elsewhere):
+    model = tiny_model(vocab_size=258)
+    save_checkpoint(Path("bare"), model, tiny_tokenizer(), "seed: 0\n", {"step": 1, "epoch": 0}, moments(model))
+    code, _, err = evaluate("ckpt=bare")
+    assert code != 0 and "Name the data" in err

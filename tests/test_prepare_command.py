@@ -1,0 +1,87 @@
+"""`python -m dtl.prepare`: what it makes is what a run finds, and its report says what became of the text."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from dtl import prepare
+from dtl.data import collect
+from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
+from dtl.data.prepare import prepare_data
+
+
+@pytest.fixture
+def texts(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Files that count as large, with something to clean, a duplicate, an empty text and leftovers of markup."""
+    monkeypatch.setattr(collect, "SMALL_BYTES", 0)
+    texts = [f"text number {number} () is about\u00a0{number} things." for number in range(90)]
+    texts += [texts[7], " \n ", "see [[File:a.png]] and formula_12 or formula_3 \x1b[31m"]
+    file = elsewhere / "texts.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return file
+
+
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["dtl-prepare", "data=text", "tokenizer=byte", "data.cache_dir=cache", *arguments])
+    code = 0
+    try:
+        prepare.main()
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    shown = capsys.readouterr()
+    return code, shown.out, shown.err
+
+
+def test_the_report_says_what_became_of_the_text(texts, monkeypatch, capsys):
+    code, out, err = call(monkeypatch, capsys, "data.path=texts.jsonl")
+    assert code == 0, err
+    assert "train: 93 documents read, 91 kept, dropped: 1 empty, 1 duplicates of 32 characters; " in out
+    assert "'text number 0 () is about\\xa00 things.'" in out and "'text number 0 is about 0 things.'" in out
+    assert "2 x 'formula_N', first in 'see [[File:a.png]] and formula_12" in out and "1 x '[['" in out
+    assert "tokens of a training document: 5 %: " in out and "1.000 tokens a byte" in out
+    assert "In the cache" in out and "cache: text." in out and "\x1b" not in out
+    assert sorted(file.name for file in texts.parent.iterdir()) == ["cache", "texts.jsonl"]
+
+
+def test_a_run_finds_what_was_prepared(texts, monkeypatch, capsys):
+    call(monkeypatch, capsys, "data.path=texts.jsonl", "data.seq_len=32")
+    before = sorted((texts.parent / "cache").iterdir())
+    monkeypatch.setattr("dtl.data.files.LocalFiles.records", lambda *arguments: pytest.fail("read again"))
+    data = DataConfig(
+        sources={"text": SourceConfig("text")}, path=str(texts), cache_dir="cache", validation_fraction=0.05
+    )
+    prepared = prepare_data(data, TokenizerConfig(kind="byte"), 32, 1337)
+    assert sorted((texts.parent / "cache").iterdir()) == before
+    report = prepared.report["text"]
+    assert report["train"].documents + report["validation"].documents == 91
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.txt"])
+def test_the_cleaned_text_is_exported(texts, name, monkeypatch, capsys):
+    code, out, err = call(monkeypatch, capsys, "data.path=texts.jsonl", f"data.export_text={name}")
+    assert code == 0 and f"{name}: 91 documents." in out, err
+    content = (texts.parent / name).read_text(encoding="utf-8")
+    if name.endswith(".jsonl"):
+        records = [json.loads(line) for line in content.splitlines()]
+        written = [record["text"] for record in records]
+        assert {record["split"] for record in records} == {"train", "validation"}
+    else:
+        written = content.split("\n\n\n")[:-1]
+    assert sorted(written)[1:] == sorted(f"text number {n} is about {n} things." for n in range(90))
+    code, _, err = call(monkeypatch, capsys, "data.path=texts.jsonl", f"data.export_text={name}")
+    assert code == 2 and "exists already" in err
+    assert (texts.parent / name).read_text(encoding="utf-8") == content
+
+
+def test_an_export_into_no_folder_is_refused_at_once(texts, monkeypatch, capsys):
+    code, _, err = call(monkeypatch, capsys, "data.path=texts.jsonl", "data.export_text=nowhere/out.txt")
+    assert code == 2 and "there is no folder nowhere" in err
+    assert not (texts.parent / "cache").exists()
+
+
+def test_the_questions_that_ship_with_dtl_are_reported_and_not_cached(elsewhere, monkeypatch, capsys):
+    code, out, err = call(monkeypatch, capsys, "data=qa")
+    assert code == 0, err
+    assert "quickly made again" in out and not (elsewhere / "cache").exists()
