@@ -48,7 +48,7 @@ def test_the_report_says_what_became_of_the_text(texts, monkeypatch, capsys):
 def test_a_run_finds_what_was_prepared(texts, monkeypatch, capsys):
     call(monkeypatch, capsys, "data.path=texts.jsonl", "data.seq_len=32")
     before = sorted((texts.parent / "cache").iterdir())
-    monkeypatch.setattr("dtl.data.files.LocalFiles.records", lambda *arguments: pytest.fail("read again"))
+    monkeypatch.setattr("dtl.data.local.files.LocalFiles.records", lambda *arguments: pytest.fail("read again"))
     data = DataConfig(
         sources={"text": SourceConfig("text")}, path=str(texts), cache_dir="cache", validation_fraction=0.05
     )

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import Document, QuestionAnswer
-from dtl.data.files import LocalFiles, Record
+from dtl.data.local.files import LocalFiles, Record
 from dtl.data.qa_records import PairReader
 from dtl.data.sources import is_sampled, path_key
 from dtl.errors import DataError

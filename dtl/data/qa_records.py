@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dtl.data.documents import QuestionAnswer
-from dtl.data.files import Record, text_of
+from dtl.data.local.files import Record, text_of
 from dtl.errors import DataError
 
 SPLITS = ("train", "validation", "test")

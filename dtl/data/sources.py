@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import Document
-from dtl.data.files import LocalFiles, field, text_of
 from dtl.data.hub import require_hub
+from dtl.data.local.files import LocalFiles, field, text_of
 from dtl.errors import DataError
 from dtl.registry import SOURCES
 
 if TYPE_CHECKING:
-    from dtl.data.mediawiki_pages import DumpCounts
+    from dtl.data.wikipedia.pages import DumpCounts
 
 SHUFFLE_BUFFER = 1000  # articles among which the hub's stream is shuffled
 
@@ -133,8 +133,8 @@ class WikiSource:
 
     def _from_dumps(self) -> Iterator[Document]:
         """Articles in the order of the dump: a sample of it is its beginning."""
-        from dtl.data.mediawiki import read_dump
-        from dtl.data.mediawiki_pages import DumpCounts
+        from dtl.data.wikipedia.dump import read_dump
+        from dtl.data.wikipedia.pages import DumpCounts
 
         for dump in self.dumps:
             counts = DumpCounts()
@@ -173,7 +173,7 @@ class WikiSource:
 def _dumps(path: str | None) -> list[Path]:
     if path is None or not path.strip():
         return []
-    from dtl.data.mediawiki import dumps_at  # reads what lies there, and needs a moment to be imported
+    from dtl.data.wikipedia.dump import dumps_at  # reads what lies there, and needs a moment to be imported
 
     try:
         return dumps_at(Path(os.path.expanduser(path)))

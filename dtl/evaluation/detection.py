@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dtl.data.config import DataConfig
-from dtl.data.files import LocalFiles, field, text_of
+from dtl.data.local.files import LocalFiles, field, text_of
 from dtl.errors import DataError
 from dtl.evaluation.answers import Asked
 from dtl.evaluation.metrics import Abstention, abstain, area_under_roc, best_threshold

@@ -5,7 +5,7 @@ from itertools import chain
 
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import QuestionAnswer
-from dtl.data.files import LocalFiles
+from dtl.data.local.files import LocalFiles
 from dtl.data.qa import QuestionSource, prompt
 from dtl.data.tasks import normalise
 from dtl.errors import DataError, DTLError

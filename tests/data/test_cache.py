@@ -377,7 +377,7 @@ def test_files_are_cached_unless_they_are_small(tmp_path, monkeypatch):
     monkeypatch.setattr(collect, "SMALL_BYTES", 100)
     built = prepare(data)
     assert len(list((tmp_path / "cache").glob("text-*/manifest.json"))) == 1
-    monkeypatch.setattr("dtl.data.files.LocalFiles.records", lambda *arguments: pytest.fail("read again"))
+    monkeypatch.setattr("dtl.data.local.files.LocalFiles.records", lambda *arguments: pytest.fail("read again"))
     assert everything(small) == everything(built) == everything(prepare(data))
     monkeypatch.undo()
     monkeypatch.setattr(collect, "SMALL_BYTES", 100)

@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
-from dtl.data.files import LocalFiles, text_of
-from dtl.data.formats import BYTE_ORDER_MARKS, NOT_READ
+from dtl.data.local.files import LocalFiles, text_of
+from dtl.data.local.formats import BYTE_ORDER_MARKS, NOT_READ
+from dtl.data.local.unpacking import MAGIC
 from dtl.data.prepare import prepare_data
-from dtl.data.unpacking import MAGIC
 from dtl.errors import DataError
 
 TEXTS = [f"Record {number}: {'naïve, café; ' * (number % 5)}end" for number in range(23)]

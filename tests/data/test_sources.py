@@ -12,7 +12,7 @@ import pytest
 from dtl.data import sources
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import Document
-from dtl.data.files import LocalFiles, split_of
+from dtl.data.local.files import LocalFiles, split_of
 from dtl.data.sources import open_sources
 from dtl.data.splitting import hold_out, split_hash
 from dtl.errors import DataError

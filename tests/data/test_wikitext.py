@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from dtl.data.tex import tex_to_text
-from dtl.data.wikinames import is_disambiguation, is_redirect
-from dtl.data.wikitext import _PLAIN_LINK, LONGEST_PIECE, _read, to_prose
+from dtl.data.wikipedia.names import is_disambiguation, is_redirect
+from dtl.data.wikipedia.tex import tex_to_text
+from dtl.data.wikipedia.wikitext import _PLAIN_LINK, LONGEST_PIECE, _read, to_prose
 
 # ruff: noqa: RUF001
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
-from dtl.data.prose import CUT, HARD_BREAK, lines_to_prose
-from dtl.data.tex import raised, tex_to_text
-from dtl.data.wikinames import FILES_AND_CATEGORIES
-from dtl.data.wikitemplates import template_text
+from dtl.data.wikipedia.names import FILES_AND_CATEGORIES
+from dtl.data.wikipedia.prose import CUT, HARD_BREAK, lines_to_prose
+from dtl.data.wikipedia.templates import template_text
+from dtl.data.wikipedia.tex import raised, tex_to_text
 
 _COMMENT_OR_LITERAL = re.compile(
     r"(?:(?<=\n)[ \t]*<!--(?:(?!-->).)*-->[ \t]*\n)|<!--.*?(?:-->|\Z)|<nowiki\s*/>|<nowiki>(.*?)</nowiki>", re.S | re.I
@@ -58,7 +58,7 @@ _PARAGRAPHS = re.compile(r"\n(?:[ \t]*\n)+")
 def to_prose(wikitext: str, names: Iterable[str] = ()) -> str:
     """The prose of a page: paragraphs and headings apart by an empty line, items of lists on lines of their own.
 
-    `names` are the wiki's own namespaces for files and categories, beside those of `dtl.data.wikinames`.
+    `names` are the wiki's own namespaces for files and categories, beside those of `dtl.data.wikipedia.names`.
     Raises ParserError or RecursionError where mwparserfromhell gives up.
     """
     text = wikitext.replace("\r\n", "\n").replace(CUT, "")

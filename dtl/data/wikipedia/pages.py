@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from dtl.data.wikinames import is_disambiguation, is_redirect
+from dtl.data.wikipedia.names import is_disambiguation, is_redirect
 from dtl.errors import DataError
 
 CHUNK_CHARACTERS = 400_000  # wikitext that travels to a worker at a time: a tenth of a second of work

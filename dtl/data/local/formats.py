@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from dtl.data.unpacking import DAMAGE, MAGIC, open_unpacked
+from dtl.data.local.unpacking import DAMAGE, MAGIC, open_unpacked
 from dtl.errors import DataError
 
 KINDS = {

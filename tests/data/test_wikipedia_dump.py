@@ -8,9 +8,9 @@ from xml.sax.saxutils import escape
 
 import pytest
 
-from dtl.data import mediawiki
-from dtl.data.mediawiki import Article, dumps_at, is_dump, read_dump
-from dtl.data.mediawiki_pages import DumpCounts
+from dtl.data.wikipedia import dump as dump_module
+from dtl.data.wikipedia.dump import Article, dumps_at, is_dump, read_dump
+from dtl.data.wikipedia.pages import DumpCounts
 from dtl.errors import DataError
 
 NAMESPACES = {
@@ -120,7 +120,7 @@ def test_the_newest_revision_of_a_history_is_read(tmp_path):
 
 
 def test_processes_change_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("dtl.data.mediawiki_pages.CHUNK_CHARACTERS", 4001)
+    monkeypatch.setattr("dtl.data.wikipedia.pages.CHUNK_CHARACTERS", 4001)
     path = written(tmp_path, bz2.compress(dump(*articles(97))))
     alone, together = DumpCounts(), DumpCounts()
     expected = list(read_dump(path, processes=1, counts=alone))
@@ -130,7 +130,7 @@ def test_processes_change_nothing(tmp_path, monkeypatch):
 
 
 def test_whoever_stops_early_waits_for_nothing_more(tmp_path, monkeypatch):
-    monkeypatch.setattr("dtl.data.mediawiki_pages.CHUNK_CHARACTERS", 1)
+    monkeypatch.setattr("dtl.data.wikipedia.pages.CHUNK_CHARACTERS", 1)
     counts = DumpCounts()
     reader = read_dump(written(tmp_path, dump(*articles(997, words=1))), processes=2, counts=counts)
     assert next(reader).title == "Page 0"
@@ -144,7 +144,7 @@ def test_a_page_that_cannot_be_parsed_is_counted_and_the_others_are_kept(tmp_pat
             raise RecursionError("too deep")
         return text
 
-    monkeypatch.setattr(mediawiki, "to_prose", fails_on_five)
+    monkeypatch.setattr(dump_module, "to_prose", fails_on_five)
     counts = DumpCounts()
     got = list(read_dump(written(tmp_path, dump(*articles(11))), counts=counts))
     assert [article.title for article in got] == [f"Page {index}" for index in range(11) if index != 5]

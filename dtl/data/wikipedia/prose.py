@@ -4,7 +4,7 @@
 import html
 import re
 
-from dtl.data.wikinames import APPENDICES
+from dtl.data.wikipedia.names import APPENDICES
 
 CUT = "\x01"  # where something was cut; XML cannot hold it, so that no page does
 HARD_BREAK = "\u2028"  # a line end that stays one: <br>, <poem>

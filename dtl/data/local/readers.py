@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dtl.data.reading import NOT_UTF8, UNENDED, Oddities, OpenText
+from dtl.data.local.reading import NOT_UTF8, UNENDED, Oddities, OpenText
 from dtl.errors import DataError
 
 ROWS_AT_ONCE = 256  # parquet rows turned into Python objects at a time

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dtl.data.hub_wikitext import articles, natural
+from dtl.data.wikipedia.wikitext_dataset import articles, natural
 
 TEXT = """
  a stray line before any title

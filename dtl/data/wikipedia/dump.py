@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from dtl.data.mediawiki_pages import DumpCounts, Page, Pages
-from dtl.data.wikitext import to_prose
+from dtl.data.wikipedia.pages import DumpCounts, Page, Pages
+from dtl.data.wikipedia.wikitext import to_prose
 from dtl.errors import DataError
 
 SUFFIXES = (".xml", ".xml.bz2")

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dtl.data.formats import READ, Format, has_known_suffix, recognise
-from dtl.data.readers import TEXT_READERS, Record, open_parquet, read_parquet
-from dtl.data.reading import Oddities, OpenText, describe
-from dtl.data.unpacking import DAMAGE
+from dtl.data.local.formats import READ, Format, has_known_suffix, recognise
+from dtl.data.local.readers import TEXT_READERS, Record, open_parquet, read_parquet
+from dtl.data.local.reading import Oddities, OpenText, describe
+from dtl.data.local.unpacking import DAMAGE
 from dtl.errors import DataError
 
 __all__ = ["LocalFiles", "Record", "field", "split_of", "text_of"]

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dtl.data.formats import encoding_of
-from dtl.data.unpacking import open_unpacked
+from dtl.data.local.formats import encoding_of
+from dtl.data.local.unpacking import open_unpacked
 
 # What may be odd, and what is done about it.
 NOT_UTF8 = "not UTF-8"
