@@ -126,6 +126,11 @@ class Chat:
             f"{speed:.0f} tokens/s",
         ]
         self.screen.note(", ".join(parts))
+        least = self.model.facts.least_logprob
+        if least is not None and turn.mean_logprob < least:
+            self.screen.complain(
+                f"The model rather does not know this: its log p is below {least:.2f}, the threshold of dtl.evaluate."
+            )
         if continuation.slid:
             self.screen.note(
                 f"The text outgrew the context: the model now sees only the last {self.model.context // 2} tokens or "

@@ -21,6 +21,7 @@ class CheckpointFacts:
     name: str
     step: int | None = None
     best_loss: float | None = None  # on the validation split, of the run so far
+    least_logprob: float | None = None  # mean of an answer below which, by dtl.evaluate, the model rather does not know
     is_of_plain_text: bool = False  # nothing that it learnt from were questions and answers
 
 

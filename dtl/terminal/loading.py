@@ -60,8 +60,20 @@ def read_facts(folder: Path) -> CheckpointFacts:
         name=in_one_line(str(config.get("name") or folder.resolve().parent.parent.name), 80),
         step=step if isinstance(step, int) else None,
         best_loss=float(loss) if isinstance(loss, int | float) else None,
+        least_logprob=_least_logprob(folder),
         is_of_plain_text=_is_of_plain_text(config),
     )
+
+
+def _least_logprob(folder: Path) -> float | None:
+    """The threshold that dtl.evaluate chose for this very checkpoint, where it has been asked."""
+    evaluation: dict[str, Any] = {}
+    with suppress(OSError, CheckpointError):
+        evaluation = read_json(folder.parent.parent / "evaluation.json")
+    detection = evaluation.get("detection")
+    threshold = detection.get("threshold") if isinstance(detection, dict) else None
+    is_of_this = Path(str(evaluation.get("checkpoint"))).name == folder.name
+    return float(threshold) if is_of_this and isinstance(threshold, int | float) else None
 
 
 def _is_of_plain_text(config: dict[str, Any]) -> bool:

@@ -68,6 +68,12 @@ def test_dots_are_filled_by_the_mean_probability(logprob, mark):
     assert f"{mark}, seed 11, 3 tokens, " in chat.shown
 
 
+@pytest.mark.parametrize(("least", "says_so"), [(None, False), (-0.75, False), (-0.25, True)])
+def test_an_answer_below_the_threshold_is_not_known(least, says_so):
+    chat = talk("One?", answer=lambda *_: RoteContinuation([" a", " b", " c"], -0.5), least_logprob=least)
+    assert ("rather does not know" in chat.shown) is says_so
+
+
 def test_an_empty_answer_has_no_confidence():
     chat = talk("One?", answer=lambda *_: RoteContinuation([]))
     assert "DTL: \nseed 11, 0 tokens, 0 tokens/s\n" in chat.shown

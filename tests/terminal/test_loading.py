@@ -81,6 +81,22 @@ def test_small_files_that_are_damaged_leave_gaps(tmp_path, contents):
     assert facts.step in (None, 7)
 
 
+@pytest.mark.parametrize(
+    ("contents", "threshold"),
+    [
+        ('{"checkpoint": "outputs/x/checkpoints/step-00000007", "detection": {"threshold": -0.5}}', -0.5),
+        ('{"checkpoint": "outputs/x/checkpoints/best", "detection": {"threshold": -0.5}}', None),
+        ('{"checkpoint": "step-00000007", "detection": null}', None),
+        ('{"checkpoint": "step-00000007", "detection": {"threshold": "low"}}', None),
+        ('{"detection": 7', None),
+    ],
+)
+def test_the_threshold_is_that_of_this_checkpoint(tmp_path, contents, threshold):
+    folder = imitate(tmp_path / "run", 7)
+    (tmp_path / "run" / "evaluation.json").write_text(contents)
+    assert folder.name == "step-00000007" and read_facts(folder).least_logprob == threshold
+
+
 def test_a_model_of_somebody_else_has_the_name_of_its_folder(tmp_path):
     folder = tmp_path / "gpt2"
     folder.mkdir()
