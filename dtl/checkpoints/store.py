@@ -120,7 +120,8 @@ def sweep_leftovers(run_dir: Path) -> list[str]:
     No process id is asked: the lock says that nobody else writes here, and in containers ids repeat.
     """
     warnings: list[str] = []
-    for leftover in [*run_dir.glob(f"{TEMPORARY}*"), *(run_dir / "checkpoints").glob(".t*")]:
+    folders = (run_dir, run_dir / "samples", run_dir / "checkpoints")
+    for leftover in [found for folder in folders for found in folder.glob(".t*")]:
         if leftover.name.startswith((TEMPORARY, TRASH)):
             try:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()

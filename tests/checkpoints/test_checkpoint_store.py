@@ -252,3 +252,13 @@ def test_a_second_process_is_refused_by_name_and_a_killed_one_lets_go(tmp_path: 
     with lock_run(tmp_path), pytest.raises(TrainingError, match=f"process {os.getpid()} "), lock_run(tmp_path):
         pass
     assert not (tmp_path / ".lock.json").exists()
+
+
+def test_a_sample_that_was_never_finished_is_swept(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "samples").mkdir()
+    whole, unfinished_one = (tmp_path / "samples" / name for name in ("step-00000007.jsonl", ".tmp-step-7.jsonl-1-ab"))
+    whole.write_text("{}")
+    unfinished_one.write_text("{")
+    assert sweep_leftovers(tmp_path) == []
+    assert list((tmp_path / "samples").iterdir()) == [whole]
