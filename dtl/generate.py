@@ -10,6 +10,7 @@ from dtl.commandline.door import override_key, run_command
 from dtl.config import typed_as
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.config import GenerateConfig
+from dtl.terminal.dialogue import introduce
 from dtl.terminal.input_line import is_interactive, open_input
 from dtl.terminal.keyboard import quiet_keyboard
 from dtl.terminal.presets import preset, preset_names
@@ -55,7 +56,7 @@ def job(composed: DictConfig) -> None:
 
             model = load(checkpoint, config)
         writer = Writer(model, screen, ways, config.seed)
-        writer.greet()
+        introduce(model, screen)
         if config.prompt is not None:
             writer.write(config.prompt)
             return

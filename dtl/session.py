@@ -236,17 +236,12 @@ class Session:
             return scores
         model = load_model(self.run_dir / "checkpoints" / "best", self.parts.device)
         with autocast(self.parts.device, self.parts.precision):
-            answer = asked_once(answerer(model, self.parts.tokenizer, self._longest_answer()))
+            answer = asked_once(answerer(model, self.parts.tokenizer, data.longest_answer()))
             for name in self.config.data.tasks:
                 self.display.note(f"Scoring {name} on the best checkpoint")
                 scores |= TASKS.get(name)(answer, data.pairs)
         self.tracker.log(self.trainer.state.step, scores)
         return scores
-
-    def _longest_answer(self) -> int:
-        """Tokens of the longest answer in the data and a few more: whoever goes on longer is wrong anyway."""
-        answers = [pair.answer for pairs in self.parts.data.pairs.values() for pair in pairs]
-        return 4 + max((len(ids) for ids in self.parts.tokenizer.encode_batch(answers)), default=0)
 
 
 def _to_floats(tensors: list[Tensor]) -> list[float]:

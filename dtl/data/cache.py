@@ -165,14 +165,15 @@ class Cache:
         Raises DataError for a file that cannot be read.
         """
         paths = sorted({file.absolute() for file in files})
-        index = self._remembered()
+        known = self._remembered()
+        index = dict(known)
         digest = hashlib.sha256()
         for path, name in zip(paths, _relative(paths), strict=True):
             try:
                 digest.update(f"{name}\0{self._hash(path, index)}\n".encode("utf-8", "surrogateescape"))
             except OSError as error:
                 raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
-        if index != self._remembered():
+        if index != known:
             with suppress(OSError):  # remembering saves time, and nothing else
                 self.folder.mkdir(parents=True, exist_ok=True)
                 # Another process may have written meanwhile: its files stay.

@@ -12,6 +12,7 @@ from typing import Any
 from dtl.data.cache import Cache, key_of
 from dtl.data.cleaning import CLEANING_VERSION
 from dtl.data.config import DataConfig
+from dtl.data.documents import SPLITS
 from dtl.data.intake import Progress, read_source
 from dtl.data.sources import Source, is_sampled, open_sources
 from dtl.data.stored import DiskWriter, MemoryWriter, Texts, read_texts, sample
@@ -27,7 +28,6 @@ _SHAPES_NO_TEXT = {
     "sources", "path", "qa", "wiki", "seq_len", "layout", "document_mask", "loss_on", "max_samples",
     "validation_fraction", "cache_dir", "verify", "tasks", "recommended",
 }  # fmt: skip
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -118,11 +118,7 @@ def _fingerprint(source: Source, cache: Cache) -> str | None:
     The optional method `fingerprint()` returns a text, or the files that are all it reads.
     """
     method = getattr(source, "fingerprint", None)
-    if method is not None:
-        made_of = method()
-    else:  # DTL's own sources of files keep them under this name; of a plugin's nobody knows what else it reads
-        files = getattr(source, "files", None) if type(source).__module__.startswith("dtl.") else None
-        made_of = [file for of_split in files.by_split.values() for file in of_split] if files is not None else None
+    made_of = method() if method is not None else None
     if made_of is None or isinstance(made_of, str):
         return made_of
     if sum(file.stat().st_size for file in made_of) < SMALL_BYTES:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+SPLITS = ("train", "validation", "test")
+
 
 @dataclass(frozen=True)
 class QuestionAnswer:

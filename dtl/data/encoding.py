@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from dtl.data.chunks import in_chunks
 from dtl.data.documents import Document
 
 CHUNK_CHARACTERS = 1_000_000  # text encoded at a time: its Python lists of ids are dropped before the next
@@ -64,7 +65,7 @@ def encode_chunks(
     """
     dtype = token_dtype(encoder.vocab_size)
     n_tokens = 0
-    for chunk in _chunks(documents):
+    for chunk in in_chunks(documents, lambda document: len(document.text), CHUNK_CHARACTERS):
         ids = iter(encoder.encode_batch([part for document in chunk for part in _parts(document)]))
         flat: list[list[int]] = []
         lengths: list[int] = []
@@ -102,16 +103,3 @@ def _parts(document: Document) -> tuple[str, ...]:
     if document.answer_start is None:
         return (document.text,)
     return document.text[: document.answer_start], document.text[document.answer_start :]
-
-
-def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    chunk: list[Document] = []
-    n_characters = 0
-    for document in documents:
-        chunk.append(document)
-        n_characters += len(document.text)
-        if n_characters >= CHUNK_CHARACTERS:
-            yield chunk
-            chunk, n_characters = [], 0
-    if chunk:
-        yield chunk

@@ -58,6 +58,11 @@ class PreparedData:
     report: dict[str, dict[str, SplitReport]]  # source -> split -> figures
     notes: list[str]  # one-liners for people
 
+    def longest_answer(self) -> int:
+        """Tokens of the longest answer in the data and a few more: whoever goes on longer is wrong anyway."""
+        answers = [pair.answer for pairs in self.pairs.values() for pair in pairs]
+        return 4 + max((len(ids) for ids in self.tokenizer.encode_batch(answers)), default=0)
+
 
 def prepare_data(
     config: DataConfig,

@@ -7,10 +7,12 @@ become tokens apart from each other, so that the prompt's ids in training are th
 import importlib.resources
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import Document, QuestionAnswer
-from dtl.data.local.files import LocalFiles, Record
+from dtl.data.local.files import LocalFiles
+from dtl.data.local.readers import Record
 from dtl.data.qa_records import PairReader
 from dtl.data.sources import is_sampled, path_key
 from dtl.errors import DataError
@@ -52,6 +54,10 @@ class QuestionSource:
         if set(self.files.by_split) == {"train"}:
             return self._by_split(self.files.records("train", (), self._order_seed))
         return {split: self._from_named_file(self.files, split) for split in self.files.by_split}
+
+    def fingerprint(self) -> list[Path] | None:
+        """The files that the pairs are read from; None for those that ship with DTL, which are quickly read."""
+        return self.files.paths() if self.files else None
 
     def _from_named_file(self, files: LocalFiles, split: str) -> Iterator[Document]:
         """Files whose names say the split: every wording in them belongs to it."""

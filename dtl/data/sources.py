@@ -89,6 +89,10 @@ class TextSource:
         for record in self.files.records(split, ("text",), self._order_seed):
             yield Document(text_of(field(record, "text"), record.place))
 
+    def fingerprint(self) -> list[Path]:
+        """The files that the text is read from."""
+        return self.files.paths()
+
     def notes(self) -> list[str]:
         return self.files.notes()
 
@@ -144,9 +148,7 @@ class WikiSource:
 
     def fingerprint(self) -> list[Path] | None:
         """The files that the articles are read from; None for the hub's, whose revision is not pinned."""
-        if self.dumps:
-            return self.dumps
-        return self.files and [file for of_split in self.files.by_split.values() for file in of_split]
+        return self.dumps or (self.files.paths() if self.files else None)
 
     def _from_hub(self) -> Iterator[Document]:
         """Articles as they arrive: whoever stops asking stops the download."""

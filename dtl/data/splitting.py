@@ -56,17 +56,6 @@ class HoldOut:
         }, note
 
 
-def hold_out(documents: Iterable[Document], fraction: float) -> tuple[list[Document], list[Document], str | None]:
-    """Training and validation documents, and a note where the split is not the plain one; see `HoldOut`."""
-    holder = HoldOut(fraction)
-    sides: dict[str, list[Document]] = {"train": [], "validation": []}
-    for document in documents:
-        sides[holder.side(document)].append(document)
-    changed, note = holder.settle(sides)
-    train, validation = (list((changed or sides)[side]) for side in ("train", "validation"))
-    return train, validation, note
-
-
 def _hold_out_end(document: Document, fraction: float) -> tuple[list[Document], list[Document], str | None]:
     text = document.text.rstrip()
     wanted = min(round(len(text) * (1 - fraction)), len(text) - 1)

@@ -8,7 +8,8 @@ from dtl.data.baselines import look_up, majority
 from dtl.data.documents import QuestionAnswer
 from dtl.data.tasks import is_right, token_f1
 from dtl.evaluation.metrics import bits_per_byte, mean
-from dtl.evaluation.questions import GreedyAnswer, Likelihood
+from dtl.evaluation.questions import Likelihood
+from dtl.generation.conversation import GreedyAnswer
 
 ALL_TOPICS = ""
 

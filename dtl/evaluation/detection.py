@@ -10,7 +10,7 @@ from dtl.data.local.files import LocalFiles, field, text_of
 from dtl.errors import DataError
 from dtl.evaluation.answers import Asked
 from dtl.evaluation.metrics import Abstention, abstain, area_under_roc, best_threshold
-from dtl.evaluation.questions import GreedyAnswer
+from dtl.generation.conversation import GreedyAnswer
 
 QUESTION_NAMES = ("question", "instruction", "prompt")
 SHIPPED = "unanswerable.jsonl"  # beside the facts that it belongs to, in dtl/data

@@ -24,12 +24,11 @@ from dtl.evaluation.answers import (
 )
 from dtl.evaluation.detection import Detection, detect
 from dtl.evaluation.leakage import QuestionLeakage, TextLeakage, question_leakage, text_leakage
-from dtl.evaluation.questions import answer_greedily, likelihoods
+from dtl.evaluation.questions import likelihoods
 from dtl.evaluation.text import MixedPrecision, TextScores, text_scores
 from dtl.evaluation.token_bytes import token_bytes
+from dtl.generation.conversation import answer_greedily
 from dtl.model.transformer import TransformerLM
-
-SPARE_TOKENS = 4  # more than the longest answer has: whoever goes on longer is wrong anyway
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def _ask_all(
     model: TransformerLM, data: PreparedData, of_token: np.ndarray, plan: Plan, say: Callable[[str], None]
 ) -> tuple[dict[str, list[Asked]], Detection | None]:
     tokenizer = data.tokenizer
-    longest = longest_answer(data)
+    longest = data.longest_answer()
     asked: dict[str, list[Asked]] = {}
     with plan.mixed_precision():
         for split, pairs in chosen_questions(data.pairs, plan.questions, plan.seed).items():
@@ -126,12 +125,6 @@ def _ask_all(
         prompts = [prompt(question) for question in plan.unanswerable]
         without = answer_greedily(model, tokenizer, prompts, longest, plan.questions_at_once)
     return asked, detect(asked, without)
-
-
-def longest_answer(data: PreparedData) -> int:
-    """Tokens that an answer may have."""
-    answers = [pair.answer for pairs in data.pairs.values() for pair in pairs]
-    return SPARE_TOKENS + max((len(ids) for ids in data.tokenizer.encode_batch(answers)), default=0)
 
 
 def chosen_questions(

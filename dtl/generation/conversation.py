@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from dtl.data.qa import prompt
@@ -14,6 +15,14 @@ from dtl.model.transformer import TransformerLM
 BATCH_SIZE = 64
 
 Ending = Literal["end", "stop", "length"]  # the end token, a stop text, max_new_tokens
+
+
+@dataclass(frozen=True)
+class GreedyAnswer:
+    """What a model says when it takes the likeliest token each time."""
+
+    text: str
+    confidence: float  # mean log-probability of its tokens, natural logarithm; -inf when it says nothing
 
 
 class Continuation:
@@ -72,21 +81,35 @@ def continue_text(
 
 
 def answerer(model: TransformerLM, tokenizer: Tokenizer, max_new_tokens: int) -> Callable[[list[str]], list[str]]:
-    """A function that answers questions greedily. Longest prompts go first, so that batches hold equal lengths."""
-    greedy = SamplingConfig(temperature=0, top_k=None, max_new_tokens=max_new_tokens)
+    """A function that answers questions greedily."""
 
     def answer(questions: list[str]) -> list[str]:
-        prompts = tokenizer.encode_batch([prompt(question) for question in questions])
-        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-        answers = [""] * len(prompts)
-        for start in range(0, len(order), BATCH_SIZE):
-            chosen = order[start : start + BATCH_SIZE]
-            texts = _continued(model, tokenizer, [prompts[i] for i in chosen], greedy, seed=0)
-            for i, text in zip(chosen, texts, strict=True):
-                answers[i] = text.strip()
-        return answers
+        asked = [prompt(question) for question in questions]
+        return [said.text for said in answer_greedily(model, tokenizer, asked, max_new_tokens, BATCH_SIZE)]
 
     return answer
+
+
+def answer_greedily(
+    model: TransformerLM, tokenizer: Tokenizer, asked: Sequence[str], max_new_tokens: int, batch_size: int
+) -> list[GreedyAnswer]:
+    """An answer to each text that asks (`dtl.data.qa.prompt`). The batch size changes none of them."""
+    greedy = SamplingConfig(temperature=0, top_k=None, max_new_tokens=max_new_tokens)
+    prompts = [fitting_prompt(model, tokenizer, ids, greedy) for ids in tokenizer.encode_batch(list(asked))]
+    answers: dict[int, GreedyAnswer] = {}
+    for chosen in by_length([len(ids) for ids in prompts], batch_size):
+        ids: list[list[int]] = [[] for _ in chosen]
+        logprobs: list[list[float]] = [[] for _ in chosen]
+        for step in stream(model, [prompts[i] for i in chosen], greedy, tokenizer.eos_id):
+            for row, (token, logprob) in enumerate(zip(step.ids, step.logprobs, strict=True)):
+                if token is not None:
+                    ids[row].append(token)
+                    logprobs[row].append(logprob)
+        for row, i in enumerate(chosen):
+            said = logprobs[row]
+            confidence = math.fsum(said) / len(said) if said else -math.inf
+            answers[i] = GreedyAnswer(tokenizer.decode(ids[row]).strip(), confidence)
+    return [answers[i] for i in range(len(prompts))]
 
 
 def continuations(
@@ -112,3 +135,9 @@ def fitting_prompt(
     context = model.config.max_seq_len
     room = max(context - sampling.max_new_tokens, context // 2)
     return list(prompt_ids or [tokenizer.bos_id])[-room:]
+
+
+def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Indices, longest first, so that a batch holds about equal lengths."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    return (order[start : start + batch_size] for start in range(0, len(order), batch_size))

@@ -7,7 +7,7 @@ from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import QuestionAnswer
 from dtl.data.local.files import LocalFiles
 from dtl.data.qa import QuestionSource, prompt
-from dtl.data.tasks import normalise
+from dtl.data.tasks import is_right
 from dtl.errors import DataError, DTLError
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.chat_session import DTL, DTL_STYLE, YOU, YOU_STYLE, stream_answer
@@ -30,7 +30,7 @@ def read_pairs(path: str) -> list[QuestionAnswer]:
 def ask_all(pairs: Sequence[QuestionAnswer], model: LoadedModel, screen: Screen, sampling: SamplingConfig) -> None:
     """Ask each question greedily, and show how its answer compares to the expected one.
 
-    `sampling` says where answers end. Answers are compared after `dtl.data.tasks.normalise`. Raises DTLError naming
+    `sampling` says where answers end. What counts as right says `dtl.data.tasks.is_right`. Raises DTLError naming
     the questions whose answer is wrong.
     """
     greedy = SamplingConfig(temperature=0, top_k=None, max_new_tokens=sampling.max_new_tokens, stop=list(sampling.stop))
@@ -44,7 +44,7 @@ def ask_all(pairs: Sequence[QuestionAnswer], model: LoadedModel, screen: Screen,
         answer, was_stopped = stream_answer(model.continue_text(prompt(pair.question, pair.context), greedy, 0), screen)
         if was_stopped:
             raise KeyboardInterrupt
-        if normalise(answer) in {normalise(right) for right in pair.accepted or (pair.answer,)}:
+        if is_right(answer, pair):
             screen.say("right", "green")
         else:
             screen.say(f"wrong, expected: {pair.answer}", "red")

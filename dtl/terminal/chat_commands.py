@@ -64,7 +64,7 @@ def _help(chat: "Chat", argument: str) -> None:
 
 
 def _quit(chat: "Chat", argument: str) -> None:
-    chat.is_over = True
+    raise EOFError
 
 
 def _clear(chat: "Chat", argument: str) -> None:

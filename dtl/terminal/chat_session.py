@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from dtl.data.qa import prompt
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.chat_commands import command_of
+from dtl.terminal.dialogue import introduce, take_lines
 from dtl.terminal.input_line import InputLine, TooLong
-from dtl.terminal.interrupt import Leaving, StopOnInterrupt
+from dtl.terminal.interrupt import StopOnInterrupt
 from dtl.terminal.loaded_model import LoadedModel
 from dtl.terminal.presets import n_tokens
 from dtl.terminal.screen import Screen
@@ -37,31 +38,15 @@ class Chat:
         self.sampling = sampling
         self.seed = seed  # of the next answer
         self.turns: list[Turn] = []
-        self.is_over = False
 
     def run(self) -> None:
         """Greet, then answer until the input ends, a person leaves, or presses Ctrl-C twice (KeyboardInterrupt)."""
         self.greet()
-        while not self.is_over:
-            try:
-                if note := self.line.take_note():
-                    self.screen.note(note)
-                self._take(self.line.read())
-            except EOFError:
-                return
-            except Leaving:
-                raise
-            except KeyboardInterrupt:
-                if not self.line.is_terminal:
-                    raise
-                self.screen.note("Ctrl-D or quit leaves.")
+        take_lines(self.line, self.screen, self._take)
 
     def greet(self) -> None:
         """The model's name and run, and what to type."""
-        name, *more = self.model.lines()
-        self.screen.say(f"DTL {name}", "bold")
-        for text in more:
-            self.screen.note(text)
+        introduce(self.model, self.screen)
         if self.model.facts.is_of_plain_text:
             self.screen.note(
                 "It learnt from plain text, not from questions: it continues texts better, with python -m dtl.generate."

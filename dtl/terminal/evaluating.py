@@ -14,7 +14,7 @@ from dtl.evaluation.config import EvaluateConfig
 from dtl.evaluation.detection import unanswerable_questions
 from dtl.evaluation.report import Plan, Report, measure
 from dtl.runtime import autocast, choose_device, choose_precision
-from dtl.terminal.evaluation import show_report
+from dtl.terminal.evaluation_report import show_report
 
 NO_DETECTION = (
     "Confidence on questions without an answer in the data: skipped, there are none. Give some: unanswerable=FILE"

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 
 from dtl.generation.config import SamplingConfig
+from dtl.terminal.dialogue import take_lines
 from dtl.terminal.input_line import InputLine, TooLong
-from dtl.terminal.interrupt import Leaving, StopOnInterrupt
+from dtl.terminal.interrupt import StopOnInterrupt
 from dtl.terminal.loaded_model import LoadedModel
 from dtl.terminal.screen import Screen
 from dtl.terminal.side_by_side import write_side_by_side
@@ -23,13 +24,6 @@ class Writer:
         self.ways = ways
         self.seed = seed
 
-    def greet(self) -> None:
-        """The model's name and run."""
-        name, *more = self.model.lines()
-        self.screen.say(f"DTL {name}", "bold")
-        for text in more:
-            self.screen.note(text)
-
     def write(self, beginning: str) -> None:
         """Continue one text in all ways. Raises KeyboardInterrupt for a second Ctrl-C."""
         seed, self.seed = self.seed, (self.seed + 1) % N_SEEDS
@@ -47,19 +41,7 @@ class Writer:
 
     def write_each(self, line: InputLine) -> None:
         """Continue what is typed or piped in, until there is no more, or a person leaves."""
-        while True:
-            try:
-                if note := line.take_note():
-                    self.screen.note(note)
-                self._take(line.read())
-            except EOFError:
-                return
-            except Leaving:
-                raise
-            except KeyboardInterrupt:
-                if not line.is_terminal:
-                    raise
-                self.screen.note("Ctrl-D or quit leaves.")
+        take_lines(line, self.screen, self._take)
 
     def _take(self, beginning: str | TooLong) -> None:
         """Raises EOFError for what means the same."""

@@ -12,7 +12,7 @@ import torch
 from dtl.data import collect, qa, sources
 from dtl.data.batches import IGNORE
 from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
-from dtl.data.local.files import Record
+from dtl.data.local.readers import Record
 from dtl.data.prepare import PreparedData, prepare_data
 from dtl.data.tokenizer import build_tokenizer
 from dtl.errors import DataError

@@ -11,7 +11,7 @@ from dtl.data import qa
 from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
 from dtl.data.documents import QuestionAnswer
 from dtl.data.encoding import encode_documents
-from dtl.data.local.files import Record
+from dtl.data.local.readers import Record
 from dtl.data.qa import document, prompt
 from dtl.data.sources import open_sources
 from dtl.data.tokenizer import build_tokenizer

@@ -3,6 +3,7 @@
 import json
 import sys
 import types
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow
@@ -14,7 +15,7 @@ from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import Document
 from dtl.data.local.files import LocalFiles, split_of
 from dtl.data.sources import open_sources
-from dtl.data.splitting import hold_out, split_hash
+from dtl.data.splitting import HoldOut, split_hash
 from dtl.errors import DataError
 from dtl.registry import SOURCES
 
@@ -225,6 +226,17 @@ def test_a_source_of_ones_own_is_chosen_by_name(monkeypatch):
     config = DataConfig(sources={"mine": SourceConfig("poems", path="here")})
     config.validate()
     assert open_sources(config, 0)["mine"].splits() == {"train": [Document("a poem from here")]}
+
+
+def hold_out(documents: Iterable[Document], fraction: float) -> tuple[list[Document], list[Document], str | None]:
+    """Training and validation documents, and a note where the split is not the plain one; see `HoldOut`."""
+    holder = HoldOut(fraction)
+    sides: dict[str, list[Document]] = {"train": [], "validation": []}
+    for document in documents:
+        sides[holder.side(document)].append(document)
+    changed, note = holder.settle(sides)
+    train, validation = (list((changed or sides)[side]) for side in ("train", "validation"))
+    return train, validation, note
 
 
 def test_hold_out_does_not_depend_on_order_or_company():

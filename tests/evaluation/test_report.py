@@ -15,11 +15,11 @@ from dtl.data.prepare import PreparedData, prepare_data
 from dtl.data.qa import prompt
 from dtl.data.tokenizer import Tokenizer
 from dtl.evaluation.detection import detect, unanswerable_questions
-from dtl.evaluation.questions import GreedyAnswer, answer_greedily, likelihoods
+from dtl.evaluation.questions import likelihoods
 from dtl.evaluation.report import Plan, chosen_questions, measure
 from dtl.evaluation.text import text_scores
 from dtl.evaluation.token_bytes import token_bytes
-from dtl.generation.conversation import answerer
+from dtl.generation.conversation import GreedyAnswer, answer_greedily, answerer
 
 pytestmark = pytest.mark.usefixtures("one_thread_one_seed")
 CONTEXT = 97

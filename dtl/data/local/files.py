@@ -18,8 +18,6 @@ from dtl.data.local.reading import Oddities, OpenText, describe
 from dtl.data.local.unpacking import DAMAGE
 from dtl.errors import DataError
 
-__all__ = ["LocalFiles", "Record", "field", "split_of", "text_of"]
-
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
@@ -66,6 +64,10 @@ class LocalFiles:
         self._left_out: list[Path] = []
         self._empty: list[Path] = []
         self.by_split = self._find()
+
+    def paths(self) -> list[Path]:
+        """All files, whatever their split."""
+        return [file for of_split in self.by_split.values() for file in of_split]
 
     def _find(self) -> dict[str, list[Path]]:
         try:

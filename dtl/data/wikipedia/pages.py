@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from dtl.data.chunks import in_chunks
 from dtl.data.wikipedia.names import is_disambiguation, is_redirect
 from dtl.errors import DataError
 
@@ -75,16 +76,7 @@ class Pages:
         self._last_title: str | None = None
 
     def chunks(self) -> Iterator[list[Page]]:
-        chunk: list[Page] = []
-        characters = 0
-        for page in self._articles():
-            chunk.append(page)
-            characters += len(page.wikitext)
-            if characters >= CHUNK_CHARACTERS:
-                yield chunk
-                chunk, characters = [], 0
-        if chunk:
-            yield chunk
+        return in_chunks(self._articles(), lambda page: len(page.wikitext), CHUNK_CHARACTERS)
 
     def _articles(self) -> Iterator[Page]:
         from xml.etree.ElementTree import ParseError
