@@ -14,8 +14,10 @@ from dtl.data.prepare import PreparedData, prepare_data
 from dtl.data.tokenizer import Tokenizer
 from dtl.errors import CheckpointError, ConfigError
 from dtl.model.config import ModelConfig
+from dtl.model.kernel_choice import Circumstances, KernelChoice, choose_kernel
 from dtl.model.transformer import TransformerLM
 from dtl.runtime import (
+    DTYPES,
     choose_device,
     choose_precision,
     fingerprint,
@@ -80,6 +82,7 @@ class Parts:
     tokenizer: Tokenizer
     data: PreparedData
     model: TransformerLM
+    attention: KernelChoice
     trainer: Trainer
     length: RunLength
     fingerprint: dict[str, Any]
@@ -106,6 +109,9 @@ def assemble(
     seed_everything(config.seed)
     model = _build_model(config, data.tokenizer, start_from).to(device)
     model.activation_checkpointing = config.trainer.activation_checkpointing
+    saved = load_training_state(resume_from) if resume_from else None
+    attention = _choose_attention(config, model, data, precision, saved[0] if saved else {})
+    model.document_kernel = attention.name
     length = RunLength.of(config, data.train.steps_per_epoch(config.rows_per_step))
     trainer = Trainer(
         model,
@@ -129,14 +135,16 @@ def assemble(
         tokenizer=data.tokenizer,
         data=data,
         model=model,
+        attention=attention,
         trainer=trainer,
         length=length,
-        fingerprint=fingerprint(device, precision, config.trainer.compile, config.trainer.deterministic),
+        fingerprint=fingerprint(device, precision, config.trainer.compile, config.trainer.deterministic)
+        | {"attention": attention.name},
         notes=list(data.notes),
         resumed_from=resume_from,
     )
-    if resume_from:
-        _restore(parts, resume_from)
+    if resume_from and saved:
+        _restore(parts, resume_from, *saved)
     return parts
 
 
@@ -167,9 +175,24 @@ def _build_model(config: RunConfig, tokenizer: Tokenizer, start_from: Path | Non
     return model
 
 
-def _restore(parts: Parts, checkpoint: Path) -> None:
+def _choose_attention(
+    config: RunConfig, model: TransformerLM, data: PreparedData, precision: str, saved: dict[str, Any]
+) -> KernelChoice:
+    """The kernel for the document borders of the run's first rows; a resumed run's own, where it still can be had."""
+    device = next(model.parameters()).device
+    first_rows = data.train.batch_rows(config.seed, 0, 0, config.micro_batch_size)
+    given = Circumstances(
+        documents_bt=data.train.batch(first_rows).to(device).documents,
+        dtype=DTYPES[precision],
+        deterministic=config.trainer.deterministic,
+        compiled=config.trainer.compile,
+        earlier=saved.get("fingerprint", {}).get("attention"),
+    )
+    return choose_kernel(model.config, given)
+
+
+def _restore(parts: Parts, checkpoint: Path, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     """Put trainer, optimizers and random states where they were; say what keeps the rest from being exact."""
-    values, tensors = load_training_state(checkpoint)
     if values["data_fingerprint"] != parts.data.fingerprint:
         raise CheckpointError(
             f"{checkpoint}: the data has changed since this run began.\n"

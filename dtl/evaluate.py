@@ -13,12 +13,11 @@ from dtl.config import RunConfig, converted, typed_as
 from dtl.data.sources import open_sources
 from dtl.display import Display, shown
 from dtl.errors import ConfigError
-from dtl.evaluation.config import EvaluateConfig
+from dtl.evaluation.config import FIGURES, EvaluateConfig
 from dtl.terminal.runs import checkpoint_to_use, read_config
 from dtl.terminal.screen import quiet_when_gone
 
 OUTPUTS = Path("outputs")
-RESULT = "evaluation.json"
 COMMAND = Command(
     "evaluate",
     EvaluateConfig,
@@ -106,7 +105,7 @@ def _file_for_figures(asked: str | None, checkpoint: Path, is_own: bool) -> Path
             raise ConfigError(f"out={asked}: no file can be written there. Give a file in a folder that exists.")
         return file
     of_a_run = checkpoint.parent.name == "checkpoints"
-    return checkpoint.parent.parent / RESULT if is_own and of_a_run else None
+    return checkpoint.parent.parent / FIGURES if is_own and of_a_run else None
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from dtl.commandline.command import Command
 from dtl.commandline.door import run_command
 from dtl.config import typed_as
 from dtl.data.config import DataConfig, TokenizerConfig
+from dtl.data.sources import open_sources
 from dtl.durable import unfinished
 from dtl.errors import ConfigError
 from dtl.model.config import ModelConfig
@@ -83,6 +84,7 @@ def main() -> None:
 def job(composed: DictConfig) -> None:
     """Prepare, report, export. Torch is imported after everything that can be refused without it."""
     config = typed_as(PrepareConfig, composed)
+    open_sources(config.data, config.seed)  # refuses within a second what is not there
     screen = open_screen(all_in_one=False)
     with quiet_when_gone():
         from dtl.data.cache import Cache, cache_folder

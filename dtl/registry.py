@@ -65,7 +65,8 @@ BLOCKS: Registry = Registry("model.arch.block", {"modern": "dtl.model.transforme
 OPTIMIZERS: Registry = Registry("optimizer.name", {"adamw": "dtl.training.optimizer", "muon": "dtl.training.optimizer"})
 SCHEDULES: Registry = Registry("schedule.name", dict.fromkeys(("cosine", "linear", "wsd"), "dtl.training.schedule"))
 SOURCES: Registry = Registry(
-    "data.sources.<name>.kind", {"qa": "dtl.data.qa", "text": "dtl.data.sources", "wiki": "dtl.data.sources"}
+    "data.sources.<name>.kind",
+    {"qa": "dtl.data.qa"} | dict.fromkeys(("hub", "text", "wiki"), "dtl.data.sources"),
 )
 TOKENIZERS: Registry = Registry("tokenizer.kind", dict.fromkeys(("bpe", "byte", "char", "gpt2"), "dtl.data.tokenizer"))
 TASKS: Registry = Registry(

@@ -5,6 +5,7 @@ The layer just below the commands; `dtl.train.train` is its public name.
 
 import json
 import math
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -14,13 +15,14 @@ from dtl.assemble import Parts, assemble
 from dtl.checkpoints.listing import best_checkpoint, list_checkpoints, step_folders
 from dtl.checkpoints.store import lock_run, publish_best, set_aside_later, sweep_leftovers
 from dtl.config import RunConfig, to_dict, to_yaml
-from dtl.display import Display
+from dtl.display import Display, shown
 from dtl.durable import write_atomically
 from dtl.errors import ConfigError, DTLError, InterruptedRun, TrainingError
+from dtl.evaluation.report import Report
 from dtl.records.provenance import add_session, config_hash, update_run_record, write_run_record
 from dtl.records.redaction import redact
 from dtl.runtime import StopSignals, deterministic_algorithms, is_out_of_memory
-from dtl.screens import show_end, show_start
+from dtl.screens import seen_of_sources, show_end, show_start
 from dtl.session import Session
 from dtl.tracking import State, Tracker, open_tracker, write_result
 from dtl.training.trainer import NonFiniteError
@@ -61,18 +63,18 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
             update_run_record(run_dir, wandb_id=tracker.run_id)
             show_start(display, parts, run_dir, tracker)
             session = Session(parts, run_dir, tracker, display)
-            return _conclude(session, *_drain(session))
+            state = _drain(session)
+            report = _evaluate_best(session) if state == "finished" else None
+            return _conclude(session, state, report)
 
 
-def _drain(session: Session) -> tuple[State, dict[str, float]]:
-    """Train until something ends it, and score what came out; when it is an error, write down which."""
+def _drain(session: Session) -> State:
+    """Train until something ends it; when that is an error, write down which."""
     parts, run_dir, display = session.parts, session.run_dir, session.display
     try:
-        with _memory_advice(parts.config):
-            with StopSignals() as signals:
-                display.start_progress(parts.length.last_step, parts.trainer.state.step)
-                state = session.drain(signals)
-            return state, session.final_scores() if state == "finished" else {}
+        with _memory_advice(parts.config), StopSignals() as signals:
+            display.start_progress(parts.length.last_step, parts.trainer.state.step)
+            return session.drain(signals)
     except BaseException as error:
         with suppress(Exception):  # the device may be what failed
             session.log()
@@ -89,14 +91,37 @@ def _drain(session: Session) -> tuple[State, dict[str, float]]:
         display.stop_progress()
 
 
-def _conclude(session: Session, state: State, scores: dict[str, float]) -> float:
+def _evaluate_best(session: Session) -> Report | None:
+    """The figures of the best checkpoint. Whatever goes wrong here, the run is finished, and its result says so."""
+    _record_end(session, "finished")
+    by_hand = f"python -m dtl.evaluate ckpt={shown(session.run_dir)}"
+    try:
+        return session.final_report()
+    except KeyboardInterrupt:
+        _finish_tracking(session, "finished", {})
+        raise InterruptedRun(
+            f"The run is finished and saved; its evaluation was stopped. To do it: {by_hand}", signal.SIGINT
+        ) from None
+    except Exception as error:
+        what = "out of memory" if is_out_of_memory(error) else f"{type(error).__name__}: {error}"
+        session.display.warn(f"the run is finished and saved, but its evaluation failed ({what}). By hand: {by_hand}")
+        return None
+
+
+def _conclude(session: Session, state: State, report: Report | None) -> float:
     """Write the result, show the summary; returns the best validation loss."""
-    train_state, display, run_dir = session.trainer.state, session.display, session.run_dir
-    loss = train_state.best_loss
-    _record_end(session, state, **scores)
-    session.tracker.finish(state, {"best/loss": loss, "best/step": train_state.best_step, **scores})
-    show_end(display, session.parts, state, scores, run_dir)
+    figures = report.figures() if report else {}
+    seen = seen_of_sources(session.parts)
+    _record_end(session, state, **figures, seen=seen)
+    _finish_tracking(session, state, figures)
+    show_end(session.display, session.parts, state, report, seen, session.run_dir)
+    loss = session.trainer.state.best_loss
     return math.nan if loss is None else loss
+
+
+def _finish_tracking(session: Session, state: State, figures: dict[str, float]) -> None:
+    best = {"best/loss": session.trainer.state.best_loss, "best/step": session.trainer.state.best_step}
+    session.tracker.finish(state, {**best, **figures})
 
 
 # --- what a run was, in its folder ---------------------------------------------------------------------------------

@@ -8,7 +8,10 @@ from dtl.assemble import Parts, model_line
 from dtl.checkpoints.listing import list_checkpoints
 from dtl.data.prepare import PreparedData
 from dtl.display import Display, in_time, in_units, shown
+from dtl.evaluation.config import FIGURES
+from dtl.evaluation.report import Report
 from dtl.runtime import cpu_has_bf16, nvidia_without_cuda
+from dtl.terminal.evaluation_report import show_main_figures
 from dtl.tracking import State, Tracker
 
 BYTES_PER_PARAMETER = 12  # in a checkpoint: the weight and Adam's two moments, four bytes each
@@ -39,6 +42,7 @@ def show_start(display: Display, parts: Parts, run_dir: Path, tracker: Tracker) 
         ),
         ("optimizer", f"{config.optimizer.name}, peak rate {config.optimizer.lr:g}, {config.schedule.name}"),
         ("device", f"{parts.device} ({parts.device_reason}); {parts.precision} ({parts.precision_reason})"),
+        ("attention", f"{parts.attention.name} ({parts.attention.reason})"),
         ("tracker", tracker.status),
         ("folder", shown(run_dir)),
     ]
@@ -77,8 +81,24 @@ def _slow_muon_warning(parts: Parts) -> str | None:
     )
 
 
-def show_end(display: Display, parts: Parts, ended: State, scores: dict[str, float], run_dir: Path) -> None:
-    """How it went, where it lies, what to type next."""
+def seen_of_sources(parts: Parts) -> dict[str, dict[str, float]]:
+    """Of each source the tokens that were trained on, and how many passes over it that is."""
+    state, data = parts.trainer.state, parts.data.train
+    tokens = data.seen_after(parts.config.seed, state.epoch, state.step_in_epoch * parts.config.rows_per_step)
+    return {name: {"tokens": n, "passes": n / data.rows[name].n_tokens} for name, n in tokens.items()}
+
+
+def show_end(
+    display: Display,
+    parts: Parts,
+    ended: State,
+    report: Report | None,
+    seen: dict[str, dict[str, float]],
+    run_dir: Path,
+) -> None:
+    """How it went, what the best checkpoint can do, where it lies, what to type next."""
+    if report is not None:
+        show_main_figures(display.console, report)
     state = parts.trainer.state
     best = "none yet" if state.best_loss is None else f"{state.best_loss:.4f} at step {state.best_step}"
     kept = list_checkpoints(run_dir, contents=False)
@@ -88,9 +108,14 @@ def show_end(display: Display, parts: Parts, ended: State, scores: dict[str, flo
     rows = [
         ("steps", f"{state.step}, {in_units(state.tokens)} tokens in {in_time(state.seconds)}"),
         ("best validation loss", best),
-        *((name, f"{value:.1%}") for name, value in scores.items()),
+        *(
+            ("seen", f"{name}: {in_units(of_source['tokens'])} tokens, {of_source['passes']:.2f} passes")
+            for name, of_source in seen.items()
+        ),
+        *((name, f"{value:.4g}") for name, value in (report.tasks if report else {}).items()),
         ("checkpoints", ", ".join(f"{entry.path.name} (epoch {entry.epoch})" for entry in kept) or "none"),
         ("folder", folder),
+        *([("figures", f"all of them: {FIGURES} there; more: python -m dtl.evaluate ckpt={folder}")] if report else []),
         ("next", f"python -m dtl.train resume={folder}" if ended == "stopped" else talk),
     ]
     display.screen(f"\n{ended.capitalize()}", rows)

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from dtl.assemble import Parts
-from dtl.checkpoint import load_model, save_checkpoint
+from dtl.checkpoint import save_checkpoint
 from dtl.checkpoints.store import publish_best, rotate
 from dtl.config import to_yaml
 from dtl.data.qa import prompt
-from dtl.data.tasks import asked_once
 from dtl.display import Display, in_time, in_units, shown
 from dtl.errors import InterruptedRun
-from dtl.generation.conversation import answerer, continuations
-from dtl.registry import TASKS
+from dtl.evaluation.of_run import evaluate_best
+from dtl.evaluation.report import Report
+from dtl.generation.conversation import continuations
 from dtl.runtime import StopSignals, autocast, peak_memory_bytes, random_state
-from dtl.tracking import State, Tracker
+from dtl.tracking import State, Tracker, read_metrics
 from dtl.training.evaluate import evaluate
 from dtl.training.optimizer import optimizer_tensors
 from dtl.training.trainer import StepReport
@@ -229,19 +229,23 @@ class Session:
             self.display.warn(warning)
         return self.saved
 
-    def final_scores(self) -> dict[str, float]:
-        """The data's tasks (exact match, for questions and answers) on the best checkpoint, if there is one."""
-        data, scores = self.parts.data, {}
-        if not self.config.data.tasks or self.trainer.state.best_step is None:
-            return scores
-        model = load_model(self.run_dir / "checkpoints" / "best", self.parts.device)
-        with autocast(self.parts.device, self.parts.precision):
-            answer = asked_once(answerer(model, self.parts.tokenizer, data.longest_answer()))
-            for name in self.config.data.tasks:
-                self.display.note(f"Scoring {name} on the best checkpoint")
-                scores |= TASKS.get(name)(answer, data.pairs)
-        self.tracker.log(self.trainer.state.step, scores)
-        return scores
+    def final_report(self) -> Report | None:
+        """What the best checkpoint can do, if there is one: its figures go to the tracker and to evaluation.json."""
+        parts, state = self.parts, self.trainer.state
+        if state.best_step is None:
+            return None
+        self.display.note("Evaluation of the best checkpoint")
+        report = evaluate_best(
+            self.config, parts.data, self.run_dir, parts.device, parts.precision, state.tokens, self._say_measuring
+        )
+        figures = report.figures()
+        # A run that was killed after this, or that is resumed at its very end, has written them before.
+        if not any(row["step"] == state.step and figures.keys() <= row.keys() for row in read_metrics(self.run_dir)):
+            self.tracker.log(state.step, figures)
+        return report
+
+    def _say_measuring(self, what: str) -> None:
+        self.display.note(f"... {what}")
 
 
 def _to_floats(tensors: list[Tensor]) -> list[float]:

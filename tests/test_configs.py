@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
+import dtl.bench
 import dtl.chat
 import dtl.diagnose
 import dtl.evaluate
@@ -30,6 +31,7 @@ COMMANDS = (
     dtl.evaluate.COMMAND,
     dtl.diagnose.COMMAND,
     dtl.prepare.COMMAND,
+    dtl.bench.COMMAND,
 )
 CHOICES = [(group, choice) for group, choices in COMMAND.groups().items() for choice in choices]
 # What a choice cannot do without.

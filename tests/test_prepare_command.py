@@ -50,12 +50,16 @@ def test_a_run_finds_what_was_prepared(texts, monkeypatch, capsys):
     before = sorted((texts.parent / "cache").iterdir())
     monkeypatch.setattr("dtl.data.local.files.LocalFiles.records", lambda *arguments: pytest.fail("read again"))
     data = DataConfig(
-        sources={"text": SourceConfig("text")}, path=str(texts), cache_dir="cache", validation_fraction=0.05
+        sources={"text": SourceConfig("text")},
+        path=str(texts),
+        cache_dir="cache",
+        validation_fraction=0.05,
+        test_fraction=0.05,
     )
     prepared = prepare_data(data, TokenizerConfig(kind="byte"), 32, 1337)
     assert sorted((texts.parent / "cache").iterdir()) == before
     report = prepared.report["text"]
-    assert report["train"].documents + report["validation"].documents == 91
+    assert sum(report[split].documents for split in ("train", "validation", "test")) == 91
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.txt"])
@@ -66,7 +70,7 @@ def test_the_cleaned_text_is_exported(texts, name, monkeypatch, capsys):
     if name.endswith(".jsonl"):
         records = [json.loads(line) for line in content.splitlines()]
         written = [record["text"] for record in records]
-        assert {record["split"] for record in records} == {"train", "validation"}
+        assert {record["split"] for record in records} == {"train", "validation", "test"}
     else:
         written = content.split("\n\n\n")[:-1]
     assert sorted(written)[1:] == sorted(f"text number {n} is about {n} things." for n in range(90))

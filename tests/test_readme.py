@@ -41,7 +41,11 @@ ENDINGS = {
     "python -m dtl.chat": (2, "say which model. Runs under outputs"),
     "python -m dtl.chat ckpt=latest ask=my_pairs.jsonl": (1, "of 101 answers are right. Wrong:"),
 }
-NEEDS_THE_HUB = "python -m dtl.train data=wiki"
+NEED_THE_HUB = (
+    "python -m dtl.train data=wiki",
+    "python -m dtl.train data=tinystories",
+    "python -m dtl.train data=hub data.path=owner/name",
+)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +104,7 @@ def train_each(desk, monkeypatch, capsys):
         if "path/to/gpt2" in command:
             published_gpt2(desk)
         with monkeypatch.context() as patched:
-            if command == NEEDS_THE_HUB:
+            if command in NEED_THE_HUB:
                 patched.setattr(dtl.train, "train", lambda config, *_: 0.0)
                 patched.setattr(dtl.train, "open_sources", lambda *_: {})
             try:
@@ -109,7 +113,7 @@ def train_each(desk, monkeypatch, capsys):
                 pytest.fail(f"{command}: exit {exit_.code}\n{capsys.readouterr().err}")
         shown = capsys.readouterr()
         assert not shown.err, f"{command}: {shown.err}"
-        assert ("Finished" in shown.out) == (command != NEEDS_THE_HUB and "--help" not in command), command
+        assert ("Finished" in shown.out) == (command not in NEED_THE_HUB and "--help" not in command), command
 
 
 def talk_in_each_way(monkeypatch, capsys):
@@ -175,7 +179,7 @@ def test_groups_are_listed():
             continue
         row = re.search(rf"^\| `{group}` \|(.*?)\|", README, flags=re.MULTILINE)
         assert row, group
-        assert set(re.findall(r"`([a-z0-9]+)`", row[1])) == set(choices), group
+        assert set(re.findall(r"`([a-z0-9_]+)`", row[1])) == set(choices), group
 
 
 def test_the_python_example_names_what_a_checkpoint_holds():

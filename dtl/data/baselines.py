@@ -23,7 +23,7 @@ def look_up(training: Sequence[QuestionAnswer]) -> Answer:
 
     words = [normalise(pair.question).split() for pair in training]
     if not any(words):
-        return lambda questions: [""] * len(questions)
+        return lambda pairs: [""] * len(pairs)
     index = bm25s.BM25()
     index.index(words, show_progress=False)
 
@@ -33,7 +33,7 @@ def look_up(training: Sequence[QuestionAnswer]) -> Answer:
             return ""
         return training[int(np.argmax(index.get_scores(known)))].answer
 
-    return lambda questions: [nearest(question) for question in questions]
+    return lambda pairs: [nearest(pair.question) for pair in pairs]
 
 
 def majority(training: Sequence[QuestionAnswer]) -> Answer:
@@ -41,7 +41,7 @@ def majority(training: Sequence[QuestionAnswer]) -> Answer:
     counts = Counter(normalise(pair.answer) for pair in training)
     commonest = max(counts, key=lambda answer: counts[answer], default=None)
     said = next((pair.answer for pair in training if normalise(pair.answer) == commonest), "")
-    return lambda questions: [said] * len(questions)
+    return lambda pairs: [said] * len(pairs)
 
 
 @TASKS.register("lookup")

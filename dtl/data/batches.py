@@ -216,6 +216,15 @@ class TrainingData:
             raise IndexError(f"row {row} of {self._bounds[-1]}")
         return self._sources[k], row - int(self._bounds[k])
 
+    def seen_after(self, seed: int, epochs: int, rows: int) -> dict[str, int]:
+        """Tokens of each source in so many whole epochs and in the first `rows` rows of the next one."""
+        seen = self.seen_per_source(seed, range(epochs))
+        begun = self.epoch_rows(seed, epochs)[:rows] if rows else np.empty(0, np.int64)
+        of_source = np.searchsorted(self._bounds, begun, side="right") - 1
+        for k, (name, source) in enumerate(self.rows.items()):
+            seen[name] += source.tokens_in(begun[of_source == k] - self._bounds[k])
+        return seen
+
     def seen_per_source(self, seed: int, epochs: Iterable[int]) -> dict[str, int]:
         """Tokens of each source in these epochs together."""
         seen = dict.fromkeys(self.rows, 0)

@@ -11,8 +11,7 @@ from typing import Any
 
 from dtl.data.cache import Cache, key_of
 from dtl.data.cleaning import CLEANING_VERSION
-from dtl.data.config import DataConfig
-from dtl.data.documents import SPLITS
+from dtl.data.config import SPLITS, DataConfig
 from dtl.data.intake import Progress, read_source
 from dtl.data.sources import Source, is_sampled, open_sources
 from dtl.data.stored import DiskWriter, MemoryWriter, Texts, read_texts, sample
@@ -26,7 +25,7 @@ SMALL_BYTES = 2**20
 # Settings that shape no text that is read; any other, also one that a later version adds, is part of its key.
 _SHAPES_NO_TEXT = {
     "sources", "path", "qa", "wiki", "seq_len", "layout", "document_mask", "loss_on", "max_samples",
-    "validation_fraction", "cache_dir", "verify", "tasks", "recommended",
+    "validation_fraction", "test_fraction", "cache_dir", "verify", "tasks", "recommended",
 }  # fmt: skip
 
 
@@ -78,24 +77,27 @@ def _read(
     source: Source, name: str, config: DataConfig, budget: float, order_seed: int | None, cache: Cache, say: Progress
 ) -> SourceTexts:
     """The texts of a source out of the cache, or into it, or into memory where they are not to be kept."""
+    held_out = config.validation_fraction, config.test_fraction
     fingerprint = _fingerprint(source, cache)
     if fingerprint is not None:
         # Of DataConfig alone: what a command adds, such as where to export to, shapes nothing.
         names = [field.name for field in fields(DataConfig) if field.name not in _SHAPES_NO_TEXT]
         settings = {name: getattr(config, name) for name in names}
         of_source = asdict(config.resolved_sources()[name])
+        # The commit stands in the fingerprint: how it was named (a tag, a branch, not at all) makes no other text.
+        in_fingerprint = ("revision",) if of_source["kind"] in ("hub", "wiki") else ()
         key = key_of(
             source=[fingerprint, type(source).__module__, type(source).__qualname__, getattr(source, "version", 0)],
-            settings=[settings, {k: v for k, v in of_source.items() if k not in ("path", "weight")}],
+            settings=[settings, {k: v for k, v in of_source.items() if k not in ("path", "weight", *in_fingerprint)}],
             cleaning=CLEANING_VERSION,
-            held_out=config.validation_fraction,
+            held_out=held_out,
             read=[budget, order_seed],
         )
 
         def build(folder: Path) -> dict[str, Any]:
             writer = DiskWriter(folder)
             try:
-                facts = read_source(source, config.validation_fraction, budget, writer, say)
+                facts = read_source(source, held_out, budget, writer, say)
                 writer.close()
             finally:
                 writer.abandon()
@@ -108,8 +110,9 @@ def _read(
             texts = read_texts(entry.folder, splits)
             return SourceTexts(source.origin, texts, key, entry.facts)
     writer = MemoryWriter()
-    facts = read_source(source, config.validation_fraction, budget, writer, say)
-    return SourceTexts(source.origin, dict(writer.texts()), None, facts)
+    facts = read_source(source, held_out, budget, writer, say)
+    texts = {split: found for split, found in writer.texts().items() if split in facts["counts"]}
+    return SourceTexts(source.origin, dict(texts), None, facts)
 
 
 def _fingerprint(source: Source, cache: Cache) -> str | None:

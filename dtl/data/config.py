@@ -1,6 +1,6 @@
 """Settings of the data and of the tokenizer. Imports no torch."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from omegaconf import MISSING
 
@@ -8,6 +8,8 @@ from dtl.errors import ConfigError
 from dtl.registry import SOURCES, TASKS, TOKENIZERS
 
 LAYOUTS = ("packed", "padded")
+HUB_ROWS = ("text", "article", "wikitext")
+SPLITS = ("train", "validation", "test")
 LOSS_ON = ("all", "answer")
 VERIFY = ("quick", "full")
 
@@ -33,9 +35,34 @@ class TokenizerConfig:
 class SourceConfig:
     """One source of documents."""
 
-    kind: str = MISSING  # registered name: qa | text | wiki | your own
-    path: str | None = None  # file or folder; None = what ships with DTL (qa) or the hub (wiki)
+    kind: str = MISSING  # registered name: qa | text | wiki | hub | your own
+    path: str | None = None  # file or folder; hub: owner/name; None = what ships with DTL (qa) or the hub (wiki)
     weight: float = 1.0  # tokens drawn per epoch, relative to the first source's
+    subset: str | None = None  # hub: which of a dataset's subsets (configurations); None = its only one
+    column: str | None = None  # hub: the column that holds the text; None = text
+    rows: str | None = None  # hub: text | article (title, text) | wikitext (lines); None = by the dataset's name
+    splits: dict[str, str] = field(default_factory=dict)  # hub: {train: its name there}; {} = by their names
+    revision: str | None = None  # hub: commit, tag or branch; main asks for the newest; None = as at the first use
+
+    def validate(self, name: str) -> None:
+        """Raises ConfigError for values that cannot be; `name` is the source's."""
+        key = f"data.sources.{name}"
+        if self.weight < 0:
+            raise ConfigError(f"{key}.weight={self.weight}: must be at least 0.")
+        if self.rows is not None and self.rows not in HUB_ROWS:
+            raise ConfigError(f"{key}.rows={self.rows}: one of {', '.join(HUB_ROWS)}.")
+        for split in self.splits:
+            if split not in SPLITS:
+                raise ConfigError(f"{key}.splits.{split}: one of {', '.join(SPLITS)}.")
+        if self.splits and "train" not in self.splits:
+            raise ConfigError(f"{key}.splits={self.splits}: name the one to train on too, for example train: train.")
+        on_hub = self.kind == "hub" or (self.kind == "wiki" and self.path is None)
+        for setting in ("subset", "column", "rows", "splits", "revision"):
+            if getattr(self, setting) and not on_hub and self.kind in ("qa", "text", "wiki"):
+                raise ConfigError(
+                    f"{key}.{setting}={getattr(self, setting)}: is for datasets of the Hugging Face hub. This source "
+                    f"reads {self.path or 'what ships with DTL'} (kind={self.kind})."
+                )
 
 
 @dataclass
@@ -71,16 +98,16 @@ class DataConfig:
     loss_on: str = "all"  # all tokens | answer (only the answer of a question and answer pair)
     max_samples: int | None = None  # at most so many training rows; None = all
     validation_fraction: float = 0.01  # share of documents held out where the source has no split of its own
+    test_fraction: float = 0.0  # the same for a test that nothing is chosen on; 0 = none
+    allow_truncated: bool = False  # true: of files that are cut off or damaged, keep what comes before the place
     cache_dir: str | None = None  # folder for text and tokens made once; null = your own folder for such files
     verify: str = "quick"  # quick (unchanged size and time: not read again) | full (SHA-256 of sources and cache)
-    tasks: list[str] = field(default_factory=list)  # registered scores at the end of a run: exact_match
+    tasks: list[str] = field(default_factory=list)  # further scores of your own; exact_match, f1 and lookup come anyway
     recommended: RecommendedConfig = field(default_factory=RecommendedConfig)
 
     def resolved_sources(self) -> dict[str, SourceConfig]:
         """`sources` with `path`, `qa` and `wiki` folded in; sources of weight 0 are left out."""
-        resolved = {
-            name: SourceConfig(source.kind, source.path, source.weight) for name, source in self.sources.items()
-        }
+        resolved = {name: replace(source) for name, source in self.sources.items()}
         if self.path is not None:
             next(iter(resolved.values())).path = self.path
         for name, alias in (("qa", self.qa), ("wiki", self.wiki)):
@@ -103,8 +130,7 @@ class DataConfig:
         sources = self.resolved_sources()
         for name, source in sources.items():
             SOURCES.check(source.kind)
-            if source.weight < 0:
-                raise ConfigError(f"data.sources.{name}.weight={source.weight}: must be at least 0.")
+            source.validate(name)
             if source.kind == "text" and source.path is None:
                 raise ConfigError(
                     "data.path=null: data=text needs a file or folder, for example data.path=my_texts/ "
@@ -129,6 +155,11 @@ class DataConfig:
             raise ConfigError(f"data.max_samples={self.max_samples}: must be at least 1, or null for all.")
         if not 0 < self.validation_fraction < 1:
             raise ConfigError(f"data.validation_fraction={self.validation_fraction}: a share in (0, 1).")
+        if not 0 <= self.test_fraction < 1 - self.validation_fraction:
+            raise ConfigError(
+                f"data.test_fraction={self.test_fraction}: a share from 0 on; with data.validation_fraction="
+                f"{self.validation_fraction} it must leave some text for training."
+            )
         for key in ("micro_batch_size", "grad_accum_steps", "max_epochs"):
             if getattr(self.recommended, key) < 1:
                 raise ConfigError(f"data.recommended.{key}={getattr(self.recommended, key)}: must be at least 1.")

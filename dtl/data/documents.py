@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-SPLITS = ("train", "validation", "test")
-
 
 @dataclass(frozen=True)
 class QuestionAnswer:

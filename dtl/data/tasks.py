@@ -1,20 +1,25 @@
 """Tasks: scores that say what a model can do, beside its loss.
 
 A task is a function of a way to answer and of questions by split, registered under a name:
-`@TASKS.register("my_score")`, asked for by `data.tasks=[my_score]`.
+`@TASKS.register("my_score")`, asked for by `data.tasks=[my_score]`. It scores the best checkpoint at the end of a
+run, and whenever `python -m dtl.evaluate` is called.
 """
 
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from dtl.data.documents import QuestionAnswer
 from dtl.registry import TASKS
 
-Answer = Callable[[list[str]], list[str]]  # questions to the answers of the model
+# The questions of pairs, each with its context where it has one, to the answers of the model.
+Answer = Callable[[Sequence[QuestionAnswer]], list[str]]
 Pairs = Mapping[str, Sequence[QuestionAnswer]]  # by split
 Task = Callable[[Answer, Pairs], dict[str, float]]
+
+# Names of tasks that every evaluation measures, whether `data.tasks` lists them or not.
+MEASURED_ALWAYS = ("exact_match", "f1", "lookup")
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -72,20 +77,24 @@ def _mean_by_split(
     for split, of_split in pairs.items():
         if not of_split:
             continue
-        given = answer([pair.question for pair in of_split])
+        given = answer(of_split)
         total = sum(score(said, pair) for said, pair in zip(given, of_split, strict=True))
         scores[f"{name}/{split}"] = total / len(of_split)
     return scores
 
 
-def asked_once(answer: Answer) -> Answer:
-    """`answer` with a memory: several tasks ask the same questions."""
-    known: dict[str, str] = {}
+def asked_once(answer: Answer, known: Iterable[tuple[QuestionAnswer, str]] = ()) -> Answer:
+    """`answer` with a memory, in which `known` answers are already: several tasks ask the same questions."""
+    remembered = {_asked(pair): said for pair, said in known}
 
-    def remembered(questions: list[str]) -> list[str]:
-        new = list(dict.fromkeys(question for question in questions if question not in known))
+    def from_memory(pairs: Sequence[QuestionAnswer]) -> list[str]:
+        new = {_asked(pair): pair for pair in pairs if _asked(pair) not in remembered}
         if new:
-            known.update(zip(new, answer(new), strict=True))
-        return [known[question] for question in questions]
+            remembered.update(zip(new, answer(list(new.values())), strict=True))
+        return [remembered[_asked(pair)] for pair in pairs]
 
-    return remembered
+    return from_memory
+
+
+def _asked(pair: QuestionAnswer) -> tuple[str, str]:
+    return pair.question, pair.context

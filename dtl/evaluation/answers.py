@@ -4,9 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dtl.data.baselines import look_up, majority
 from dtl.data.documents import QuestionAnswer
-from dtl.data.tasks import is_right, token_f1
+from dtl.data.tasks import Answer, is_right, token_f1
 from dtl.evaluation.metrics import bits_per_byte, mean
 from dtl.evaluation.questions import Likelihood
 from dtl.generation.conversation import GreedyAnswer
@@ -67,11 +66,10 @@ def with_baselines(
     pairs: Sequence[QuestionAnswer],
     answers: Sequence[GreedyAnswer],
     gold: Sequence[Likelihood],
-    training: Sequence[QuestionAnswer],
+    baselines: tuple[Answer, Answer],
 ) -> list[Asked]:
-    """The answers of one split beside those of the baselines, which know all training questions."""
-    questions = [pair.question for pair in pairs]
-    found, commonest = look_up(training)(questions), majority(training)(questions)
+    """The answers of one split beside those of the look-up and of the majority (`dtl.data.baselines`)."""
+    found, commonest = (baseline(pairs) for baseline in baselines)
     return [Asked(*of_one) for of_one in zip(pairs, answers, gold, found, commonest, strict=True)]
 
 

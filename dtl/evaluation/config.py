@@ -6,6 +6,7 @@ from dtl.config import check_device
 from dtl.data.config import DataConfig
 from dtl.errors import ConfigError
 
+FIGURES = "evaluation.json"  # in a run's folder: all figures of its best checkpoint
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 

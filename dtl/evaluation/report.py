@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from dtl.data.baselines import look_up, majority
 from dtl.data.batches import epoch_order
 from dtl.data.documents import QuestionAnswer
 from dtl.data.prepare import PreparedData
 from dtl.data.qa import prompt
+from dtl.data.tasks import MEASURED_ALWAYS, asked_once
 from dtl.evaluation.answers import (
     ALL_TOPICS,
     AnswerScores,
@@ -29,6 +31,9 @@ from dtl.evaluation.text import MixedPrecision, TextScores, text_scores
 from dtl.evaluation.token_bytes import token_bytes
 from dtl.generation.conversation import answer_greedily
 from dtl.model.transformer import TransformerLM
+from dtl.registry import TASKS
+
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Plan:
     unanswerable: Sequence[str] = ()
     compare_text: Sequence[str] = ()  # sources of plain text, to be compared with their own training text
     leakage_tokens: int | None = None
+    tasks: Sequence[str] = ()  # registered names of further scores (`dtl.data.tasks`)
     worst: int = 10
     seed: int = 0  # chooses the questions where not all are asked
     mixed_precision: MixedPrecision = nullcontext
@@ -57,6 +63,7 @@ class Report:
     worst: list[WrongAnswer] = field(default_factory=list)
     question_leakage: list[QuestionLeakage] = field(default_factory=list)
     text_leakage: list[TextLeakage] = field(default_factory=list)
+    tasks: dict[str, float] = field(default_factory=dict)  # scores of plugins
 
     def figures(self) -> dict[str, float]:
         """The chief figures by name, for a tracker: `test/bits_per_byte`, `exact_match/test`, `lookup/f1/test`."""
@@ -64,7 +71,12 @@ class Report:
         first = self.text[0].source if self.text else None
         for text in self.text:
             name = text.split if text.source == first else f"{text.source}/{text.split}"
-            found |= {f"{name}/loss": text.loss, f"{name}/bits_per_byte": text.bits_per_byte}
+            found |= {
+                f"{name}/loss": text.loss,
+                f"{name}/perplexity": text.perplexity,
+                f"{name}/bits_per_byte": text.bits_per_byte,
+                f"{name}/tokens_per_second": text.tokens_per_second,
+            }
         for answers in self.answers:
             if answers.topic != ALL_TOPICS:
                 continue
@@ -75,14 +87,22 @@ class Report:
             found[f"gold_bits_per_byte/{answers.split}"] = answers.gold_bits_per_byte
         if self.detection:
             found |= {f"auc/{split}": area for split, area in self.detection.area_under_roc.items()}
-        return found
+            found["abstention/threshold"] = self.detection.threshold
+            for split, made in (("validation", self.detection.validation), ("test", self.detection.test)):
+                if made is not None:
+                    found |= {
+                        f"abstention/coverage/{split}": made.coverage,
+                        f"abstention/refused/{split}": made.refused,
+                    }
+                    found[f"abstention/accuracy/{split}"] = made.accuracy_answered
+        return found | self.tasks
 
     def to_json(self, **beside: Any) -> str:
         """All figures, and what is given `beside` them; null for what is no finite number."""
         return json.dumps({**beside, **_finite(asdict(self))}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def measure(model: TransformerLM, data: PreparedData, plan: Plan, say: Callable[[str], None]) -> Report:
+def measure(model: TransformerLM, data: PreparedData, plan: Plan, say: Progress) -> Report:
     """Measure all of it. `say` is told what is being done. The figures do not depend on the batch size."""
     tokenizer = data.tokenizer
     of_token = token_bytes(tokenizer)
@@ -96,6 +116,7 @@ def measure(model: TransformerLM, data: PreparedData, plan: Plan, say: Callable[
     if not any(data.pairs.values()):
         return Report(text, text_leakage=compared)
     asked, detection = _ask_all(model, data, of_token, plan, say)
+    tasks = _scores_of_tasks(model, data, asked, plan, say)
     hardest = "test" if asked.get("test") else "validation" if asked.get("validation") else "train"
     return Report(
         text,
@@ -104,14 +125,17 @@ def measure(model: TransformerLM, data: PreparedData, plan: Plan, say: Callable[
         worst=worst_cases(hardest, asked.get(hardest, ()), plan.worst),
         question_leakage=question_leakage(data.pairs),
         text_leakage=compared,
+        tasks=tasks,
     )
 
 
 def _ask_all(
-    model: TransformerLM, data: PreparedData, of_token: np.ndarray, plan: Plan, say: Callable[[str], None]
+    model: TransformerLM, data: PreparedData, of_token: np.ndarray, plan: Plan, say: Progress
 ) -> tuple[dict[str, list[Asked]], Detection | None]:
     tokenizer = data.tokenizer
     longest = data.longest_answer()
+    training = data.pairs.get("train", ())
+    baselines = look_up(training), majority(training)
     asked: dict[str, list[Asked]] = {}
     with plan.mixed_precision():
         for split, pairs in chosen_questions(data.pairs, plan.questions, plan.seed).items():
@@ -119,12 +143,32 @@ def _ask_all(
             prompts = [prompt(pair.question, pair.context) for pair in pairs]
             answers = answer_greedily(model, tokenizer, prompts, longest, plan.questions_at_once)
             gold = likelihoods(model, tokenizer, pairs, of_token, plan.questions_at_once)
-            asked[split] = with_baselines(pairs, answers, gold, data.pairs.get("train", ()))
+            asked[split] = with_baselines(pairs, answers, gold, baselines)
         if plan.unanswerable:
             say(f"{len(plan.unanswerable):,} questions without an answer in the data")
         prompts = [prompt(question) for question in plan.unanswerable]
         without = answer_greedily(model, tokenizer, prompts, longest, plan.questions_at_once)
     return asked, detect(asked, without)
+
+
+def _scores_of_tasks(
+    model: TransformerLM, data: PreparedData, asked: Mapping[str, Sequence[Asked]], plan: Plan, say: Progress
+) -> dict[str, float]:
+    """The tasks that are not measured anyway, on the questions that were asked: their answers are known."""
+
+    def ask(pairs: Sequence[QuestionAnswer]) -> list[str]:
+        prompts = [prompt(pair.question, pair.context) for pair in pairs]
+        longest = data.longest_answer()
+        return [one.text for one in answer_greedily(model, data.tokenizer, prompts, longest, plan.questions_at_once)]
+
+    answer = asked_once(ask, [(one.pair, one.answer.text) for of_split in asked.values() for one in of_split])
+    scores: dict[str, float] = {}
+    with plan.mixed_precision():
+        for name in plan.tasks:
+            if name not in MEASURED_ALWAYS:
+                say(name)
+                scores |= TASKS.get(name)(answer, {s: [one.pair for one in of_split] for s, of_split in asked.items()})
+    return scores
 
 
 def chosen_questions(

@@ -1,5 +1,7 @@
 """Multi-head attention with grouped key/value heads, its two kernels, and what a key/value cache must offer.
 
+Kernels for rows of packed documents are in dtl/model/document_kernels.py.
+
 Letters: b batch, t query time, s key time, d model width, h query heads, g key/value heads, k head width,
 n query heads that share one key/value head (h = g n).
 """
@@ -40,12 +42,20 @@ class KeyValueCache(Protocol):
         ...
 
 
+class Attend(Protocol):
+    """A kernel that knows already who may look where: it was told once, for all layers of a forward pass."""
+
+    def __call__(self, q_bhtk: Tensor, k_bgsk: Tensor, v_bgsk: Tensor, *, dropout: float = 0.0) -> Tensor:
+        """Queries (b, h, t, k) with keys and values (b, g, s, k) to (b, h, t, k); h is a multiple of g."""
+        ...
+
+
 @dataclass(frozen=True)
 class AttentionContext:
     """What every layer's attention needs to know besides its input; made once in a forward pass."""
 
+    attend: Attend
     rotation: Rotation | None = None  # turns queries and keys; None = positions are in the input already
-    mask_bts: Tensor | None = None  # bool, True where a query may look; None = causal
     cache: KeyValueCache | None = None
 
 
@@ -97,9 +107,6 @@ def document_mask(documents_bt: Tensor) -> Tensor:
     return same & causal_mask(n_tokens, n_tokens, documents_bt.device)
 
 
-KERNELS = {"sdpa": sdpa_attention, "reference": reference_attention}
-
-
 class MultiHeadAttention(nn.Module):
     """Attention of one layer: project, rotate, attend, project back.
 
@@ -119,7 +126,6 @@ class MultiHeadAttention(nn.Module):
         self.layer = layer
         self.n_heads, self.n_kv_heads = config.n_heads, config.resolved_n_kv_heads
         self.dropout = config.dropout
-        self.attend = KERNELS[config.attention]
         head_dim = config.resolved_head_dim
         self.to_q = nn.Linear(config.dim, self.n_heads * head_dim, bias=bias)
         self.to_k = nn.Linear(config.dim, self.n_kv_heads * head_dim, bias=bias)
@@ -137,6 +143,5 @@ class MultiHeadAttention(nn.Module):
         q_bhtk, k_bgtk = q_bhtk.to(v_bgtk.dtype), k_bgtk.to(v_bgtk.dtype)
         if context.cache is not None:
             k_bgtk, v_bgtk = context.cache.update(self.layer, k_bgtk, v_bgtk)
-        dropout = self.dropout if self.training else 0.0
-        y_bhtk = self.attend(q_bhtk, k_bgtk, v_bgtk, context.mask_bts, dropout)
+        y_bhtk = context.attend(q_bhtk, k_bgtk, v_bgtk, dropout=self.dropout if self.training else 0.0)
         return self.to_out(rearrange(y_bhtk, "b h t k -> b t (h k)"))

@@ -6,7 +6,7 @@ from typing import Any
 from dtl.errors import ConfigError
 from dtl.registry import BLOCKS
 
-ATTENTION_KERNELS = ("sdpa", "reference")
+ATTENTION_KERNELS = ("auto", "sdpa", "padded", "varlen", "flex", "reference")
 
 
 @dataclass
@@ -33,7 +33,7 @@ class ModelConfig:
     max_seq_len: int = 512  # context, in tokens
     dropout: float = 0.1  # probability, in training only: of embeddings, attention weights, and what a block adds
     tie_embeddings: bool = True  # one matrix for the input embedding and the output head
-    attention: str = "sdpa"  # sdpa (fused kernel) | reference (plain einops, to read and to compare)
+    attention: str = "auto"  # auto | sdpa | reference (to read); for packed documents: padded | varlen, flex (CUDA)
 
     @property
     def resolved_head_dim(self) -> int:

@@ -6,6 +6,7 @@ Letters: b batch, t time, d model width, v vocabulary.
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +14,15 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dtl.model.attention import AttentionContext, KeyValueCache, MultiHeadAttention, document_mask
+from dtl.model.attention import (
+    AttentionContext,
+    KeyValueCache,
+    MultiHeadAttention,
+    reference_attention,
+    sdpa_attention,
+)
 from dtl.model.config import ModelConfig
+from dtl.model.document_kernels import DOCUMENT_KERNELS
 from dtl.model.layers import GeluMLP, OutputProjection, RMSNorm, SwiGLU
 from dtl.model.positions import LearnedPositions, RotaryEmbedding
 from dtl.model.presets import load_preset, with_overrides
@@ -131,6 +139,9 @@ class TransformerLM(nn.Module):
         self.config = config
         self.vocab_size = vocab_size
         self.activation_checkpointing = False  # recompute each block in the backward pass instead of storing it
+        # What attends over packed documents (a key of DOCUMENT_KERNELS). The other kernels need a probe of the device:
+        # see dtl/model/kernel_choice.py.
+        self.document_kernel = "reference" if config.attention == "reference" else "sdpa"
         self.embedding = nn.Embedding(vocab_size, config.dim)
         self.positions = block_class.make_positions(config)
         self.dropout = nn.Dropout(config.dropout)
@@ -179,12 +190,15 @@ class TransformerLM(nn.Module):
             positions_bt, mask_bts = cache.extend(n_tokens)
         elif positions_bt is None:
             positions_bt = rearrange(torch.arange(n_tokens, device=ids_bt.device), "t -> 1 t")
-        elif documents_bt is not None:
-            mask_bts = document_mask(documents_bt)
+        if documents_bt is None:
+            kernel = reference_attention if self.config.attention == "reference" else sdpa_attention
+            attend = partial(kernel, mask_bts=mask_bts)
+        else:
+            attend = DOCUMENT_KERNELS[self.document_kernel](documents_bt)
 
         x_btd, rotation = self.positions(self.embedding(ids_bt), positions_bt)
         x_btd = self.dropout(x_btd)
-        context = AttentionContext(rotation, mask_bts, cache)
+        context = AttentionContext(attend, rotation, cache)
         for block in self.blocks:
             if self.activation_checkpointing and self.training:
                 # The random state is kept so that dropout drops the same values in both passes.

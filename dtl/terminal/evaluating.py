@@ -1,17 +1,15 @@
 """A checkpoint evaluated and shown. Imports torch."""
 
-from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 
 from dtl.checkpoint import load_model, load_tokenizer
 from dtl.config import RunConfig
 from dtl.data.prepare import prepare_data
 from dtl.display import Display, in_units, shown
-from dtl.durable import write_atomically
 from dtl.errors import ConfigError
 from dtl.evaluation.config import EvaluateConfig
 from dtl.evaluation.detection import unanswerable_questions
+from dtl.evaluation.of_run import write_figures
 from dtl.evaluation.report import Plan, Report, measure
 from dtl.runtime import autocast, choose_device, choose_precision
 from dtl.terminal.evaluation_report import show_report
@@ -52,6 +50,7 @@ def evaluate_checkpoint(
         unanswerable=unanswerable,
         compare_text=[name for name, source in run.data.resolved_sources().items() if source.kind != "qa"],
         leakage_tokens=settings.leakage_tokens,
+        tasks=run.data.tasks,
         worst=settings.worst,
         seed=run.seed,
         mixed_precision=lambda: autocast(device, precision),
@@ -59,13 +58,5 @@ def evaluate_checkpoint(
     report = measure(model, data, plan, lambda doing: display.note(f"... {doing}"))
     show_report(display.console, report, NO_DETECTION)
     if out is not None:
-        beside = {
-            "checkpoint": str(checkpoint),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "device": device.type,
-            "precision": precision,
-            "data_fingerprint": data.fingerprint,
-            "data": asdict(run.data),
-        }
-        write_atomically(out, report.to_json(**beside))
+        write_figures(out, report, checkpoint, run, plan, data, device, precision)
     return report

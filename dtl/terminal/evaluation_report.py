@@ -20,6 +20,38 @@ LONG_TEXTS = ("question", "said", "expected")  # the columns that are folded in 
 
 def show_report(console: Console, report: Report, why_no_detection: str) -> None:
     """Print all tables that have something to say."""
+    _show_text(console, report)
+    if report.answers:
+        _show_answers(console, report.answers)
+        _show_topics(console, report.answers)
+        if report.detection:
+            _show_detection(console, report.detection)
+        else:
+            console.print(Text(why_no_detection, style="dim"))
+        _show(
+            console,
+            "Wrong answers of which the model is surest",
+            ["topic", "question", "said", "expected", "p of a token"],
+            [
+                [wrong.topic, *map(_short, (wrong.question, wrong.said, wrong.expected)), f"{wrong.probability:.2f}"]
+                for wrong in report.worst
+            ],
+        )
+    for name, score in report.tasks.items():
+        console.print(Text(f"{name}  {score:.4g}"))
+    for line in _leakage(report):
+        console.print(Text(line))
+
+
+def show_main_figures(console: Console, report: Report) -> None:
+    """What the end of a run shows: the same tables, without topics and single questions."""
+    _show_text(console, report)
+    _show_answers(console, report.answers)
+    if report.detection:
+        _show_detection(console, report.detection)
+
+
+def _show_text(console: Console, report: Report) -> None:
     _show(
         console,
         "Held-out text",
@@ -37,23 +69,6 @@ def show_report(console: Console, report: Report, why_no_detection: str) -> None
             for text in report.text
         ],
     )
-    if report.answers:
-        _show_answers(console, report.answers)
-        if report.detection:
-            _show_detection(console, report.detection)
-        else:
-            console.print(Text(why_no_detection, style="dim"))
-        _show(
-            console,
-            "Wrong answers of which the model is surest",
-            ["topic", "question", "said", "expected", "p of a token"],
-            [
-                [wrong.topic, *map(_short, (wrong.question, wrong.said, wrong.expected)), f"{wrong.probability:.2f}"]
-                for wrong in report.worst
-            ],
-        )
-    for line in _leakage(report):
-        console.print(Text(line))
 
 
 def _show_answers(console: Console, answers: Sequence[AnswerScores]) -> None:
@@ -82,6 +97,9 @@ def _show_answers(console: Console, answers: Sequence[AnswerScores]) -> None:
             if scores.topic == ALL_TOPICS
         ],
     )
+
+
+def _show_topics(console: Console, answers: Sequence[AnswerScores]) -> None:
     topics = sorted({scores.topic for scores in answers} - {ALL_TOPICS})
     splits = list(dict.fromkeys(scores.split for scores in answers))
     found = {(scores.topic, scores.split): scores for scores in answers}

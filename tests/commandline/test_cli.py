@@ -84,7 +84,8 @@ REFUSED = {
     "data.sources.mine.path=x.txt": "data.sources.mine.kind: must be text",
     # a choice or a name that is not there
     "model=huge": "model=huge: there is no such choice. Known: large, medium, qa, small.",
-    "data=wikii": "data=wikii: there is no such choice. Known: qa, text, wiki. Did you mean 'wiki'?",
+    "data=wikii": "data=wikii: there is no such choice. "
+    "Known: fineweb_edu, hub, qa, text, tinystories, wiki, wikitext. Did you mean 'wiki'?",
     "model/arch=moderm": "model/arch=moderm: there is no such choice. Known: classic, modern. Did you mean 'modern'?",
     "+experiment=x": "experiment=x: there is no such choice.",
     "trainer=null": "trainer=null: must be the name of a choice. Known: amp4060, cpu, debug.",

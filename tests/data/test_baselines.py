@@ -4,6 +4,11 @@ from dtl.data.baselines import look_up, lookup, majority
 from dtl.data.documents import QuestionAnswer
 from dtl.registry import TASKS
 
+
+def asked(*questions: str) -> list[QuestionAnswer]:
+    return [QuestionAnswer(question, "") for question in questions]
+
+
 TRAINING = [
     QuestionAnswer("What is the capital of Peru?", "Lima"),
     QuestionAnswer("What is the capital of Chad?", "N'Djamena"),
@@ -14,12 +19,12 @@ TRAINING = [
 
 
 def test_look_up_knows_every_training_question():
-    assert look_up(TRAINING)([pair.question for pair in TRAINING]) == [pair.answer for pair in TRAINING]
+    assert look_up(TRAINING)(TRAINING) == [pair.answer for pair in TRAINING]
 
 
 def test_look_up_takes_the_nearest_question():
     nearest = look_up(TRAINING)
-    assert nearest(["PERU'S capital? the capital of peru!", "spider legs", "starry night"]) == [
+    assert nearest(asked("PERU'S capital? the capital of peru!", "spider legs", "starry night")) == [
         "Lima",
         "Eight",
         "van gogh.",
@@ -28,18 +33,18 @@ def test_look_up_takes_the_nearest_question():
 
 def test_a_rare_word_counts_more_than_common_ones():
     common = [QuestionAnswer(f"What is the capital of country{n}?", f"city{n}") for n in range(7)]
-    assert look_up([*common, *TRAINING])(["What is the spider"]) == ["Eight"]
+    assert look_up([*common, *TRAINING])(asked("What is the spider")) == ["Eight"]
 
 
 def test_look_up_of_words_never_seen_says_nothing():
-    assert look_up(TRAINING)(["Zebra?", "", "the"]) == ["", "", ""]
-    assert look_up([])(["Peru"]) == [""]
-    assert look_up([QuestionAnswer("the", "x")])(["Peru"]) == [""]
+    assert look_up(TRAINING)(asked("Zebra?", "", "the")) == ["", "", ""]
+    assert look_up([])(asked("Peru")) == [""]
+    assert look_up([QuestionAnswer("the", "x")])(asked("Peru")) == [""]
 
 
 def test_majority_counts_after_normalisation():
-    assert majority(TRAINING)(["a", "b"]) == ["Van Gogh", "Van Gogh"]
-    assert majority([])(["a"]) == [""]
+    assert majority(TRAINING)(asked("a", "b")) == ["Van Gogh", "Van Gogh"]
+    assert majority([])(asked("a")) == [""]
 
 
 def test_the_task_scores_what_is_held_out_and_needs_no_model():

@@ -149,6 +149,18 @@ def test_a_further_source_comes_by_its_weight_and_in_turn(weight, per_epoch):
     assert data.seen_per_source(7, range(13)) == {"a": 13 * 60, "b": 13 * 3 * per_epoch}
 
 
+@pytest.mark.parametrize("steps", [0, 1, 5, 6, 23, 24, 59])
+def test_what_was_seen_counts_the_rows_of_whole_epochs_and_of_the_one_begun(steps):
+    data = training_data({"a": 20, "b": 7, "c": 5}, {"a": 2.0, "b": 0.6, "c": 1.0})
+    per_epoch = data.steps_per_epoch(6)
+    counted = Counter()
+    for step in range(steps):
+        for row in data.batch_rows(3, step // per_epoch, step % per_epoch, 6):
+            counted["a" if row < 20 else "b" if row < 27 else "c"] += 3
+    seen = data.seen_after(3, steps // per_epoch, steps % per_epoch * 6)
+    assert seen == {name: counted[name] for name in "abc"}
+
+
 def test_batches_mix_sources():
     data = training_data({"a": 3, "b": 2}, {"a": 1.0, "b": 1.0})
     assert data.batch([4, 0]).inputs.tolist() == [[1003, 1004, 1005], [0, 1, 2]]

@@ -18,11 +18,13 @@ TOPICS = (
     "mathematics",
     "language",
     "literature",
+    "art_and_music",
     "technology",
     "space",
     "human_body",
+    "everyday_life",
 )
-FACTS_PER_TOPIC = 18
+FACTS_PER_TOPIC = 50
 KEYS = ["id", "topic", "answer", "train", "validation", "test"]
 
 # Words that carry no content: two wordings that differ in these alone count as one.
@@ -160,7 +162,7 @@ def swap_keys(facts: list[Fact]) -> None:
 
 
 def shared_answer(facts: list[Fact]) -> None:
-    for fact in facts[:6]:
+    for fact in facts[:: len(facts) // 20]:
         fact["answer"] = "Paris"
 
 
@@ -227,8 +229,8 @@ def test_a_rule_notices_when_it_is_broken(rule: Rule, breakage: Breakage, facts:
     assert list(rule(broken)) != []
 
 
-def test_180_facts_in_900_wordings_and_no_stray_file(facts: list[Fact]) -> None:
-    assert len(facts) == 180
-    assert len({normalised(text) for fact in facts for text in wordings(fact)}) == 900
+def test_600_facts_in_3000_wordings_and_no_stray_file(facts: list[Fact]) -> None:
+    assert len(facts) == 600
+    assert len({normalised(text) for fact in facts for text in wordings(fact)}) == 3000
     names = {entry.name for entry in (resources.files("dtl.data") / "facts").iterdir()}
     assert names == {f"{topic}.jsonl" for topic in TOPICS} | {"README.md"}

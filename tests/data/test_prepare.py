@@ -2,14 +2,14 @@
 
 import json
 import re
-import sys
-import types
+from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 
-from dtl.data import collect, qa, sources
+from dtl.data import collect, hub_texts, qa
 from dtl.data.batches import IGNORE
 from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
 from dtl.data.local.readers import Record
@@ -142,33 +142,35 @@ def test_a_mixture_takes_of_a_further_source_what_its_weight_says(facts, texts):
 class Articles:
     """A stand-in for the hub that counts what is taken from it."""
 
-    def __init__(self) -> None:
-        self.taken = 0
+    columns: ClassVar = {"train": ["id", "title", "text"]}
+    taken = 0
 
-    def shuffle(self, seed: int, buffer_size: int) -> "Articles":
-        return self
+    def __init__(self, *dataset: object) -> None:
+        Articles.taken = 0
 
-    def __iter__(self):
+    def rows(self, split: str, columns: list[str], seed: int | None, buffer_size: int) -> Iterator[list[str]]:
         for number in range(5000):
-            self.taken += 1
-            yield {"id": str(number), "url": "", "title": f"Article {number}", "text": "Some text. " * 9}
+            Articles.taken += 1
+            yield ["Some text. " * 9, f"Article {number}"]
+
+    def end(self) -> None: ...
 
 
 @pytest.mark.parametrize(("weight", "most"), [(None, 400), (0.5, 60)])
-def test_the_hub_is_read_only_as_far_as_needed(facts, monkeypatch, weight, most):
-    articles = Articles()
-    monkeypatch.setattr(sources, "require_hub", lambda what, ways_on: None)
+def test_the_hub_is_read_only_as_far_as_needed(facts, monkeypatch, tmp_path, weight, most):
+    monkeypatch.setattr(hub_texts, "HubStream", Articles)
+    monkeypatch.setattr(hub_texts, "require_hub", lambda what, ways_on: None)
+    monkeypatch.setattr(hub_texts, "ask_for_commit", lambda dataset, revision, key: "5" * 40)
     monkeypatch.setattr(collect, "LEAST_CHARACTERS", 5_000)
-    library = types.SimpleNamespace(load_dataset=lambda *args, **kwargs: articles)
-    monkeypatch.setitem(sys.modules, "datasets", library)  # pyright: ignore
     if weight is None:
         data = config(kind="wiki", max_samples=50)
     else:
         data = config(kind="qa")
         data.wiki.weight = weight
         data.recommended.max_epochs = 3
+    data.cache_dir = str(tmp_path)
     prepared = prepare(data, seq_len=64)
-    assert 5 < articles.taken < most
+    assert 5 < Articles.taken < most
     if weight is None:
         assert prepared.train.rows_per_epoch == 50
         assert prepared.report["wiki"]["validation"].documents >= 1

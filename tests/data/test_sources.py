@@ -2,7 +2,6 @@
 
 import json
 import sys
-import types
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from dtl.data import sources
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import Document
 from dtl.data.local.files import LocalFiles, split_of
@@ -150,61 +148,13 @@ def test_wiki_documents_begin_with_their_title(tmp_path):
     assert texts_of(write_jsonl(tmp_path / "w.jsonl", *rows), kind="wiki") == expected
 
 
-class FakeStream:
-    def __init__(self, log: list) -> None:
-        self.log = log
-
-    def shuffle(self, seed: int, buffer_size: int) -> "FakeStream":
-        self.log.append(("shuffle", seed, buffer_size))
-        return self
-
-    def __iter__(self):
-        for number in range(100):
-            self.log.append(number)
-            yield {"id": str(number), "url": "", "title": f"T{number}", "text": "text"}
-            if number == 50:
-                raise ConnectionResetError("gone")
-
-
-@pytest.fixture
-def hub(monkeypatch) -> list:
-    log: list = []
-
-    def load_dataset(*args: object, **kwargs: object) -> FakeStream:
-        log.append((args, kwargs))
-        return FakeStream(log)
-
-    monkeypatch.setattr(sources, "require_hub", lambda what, ways_on: log.append(("asked", what, ways_on)))
-    module = types.ModuleType("datasets")
-    monkeypatch.setattr(module, "load_dataset", load_dataset, raising=False)
-    monkeypatch.setitem(sys.modules, "datasets", module)
-    return log
-
-
-def test_the_hub_is_asked_first_then_streamed_only_as_far_as_needed(hub):
-    config = DataConfig(sources={"wiki": SourceConfig("wiki")}, wiki_subset="20231101.simple")
-    (source,) = open_sources(config, seed=5).values()
-    assert [entry[0] for entry in hub] == ["asked"] and "data.wiki.path=FOLDER" in hub[0][2]
-    documents = iter(source.splits()["train"])
-    assert [next(documents).text for _ in range(3)] == ["T0\n\ntext", "T1\n\ntext", "T2\n\ntext"]
-    asked = (("wikimedia/wikipedia", "20231101.simple"), {"split": "train", "streaming": True})
-    assert hub[1:] == [asked, ("shuffle", 5, sources.SHUFFLE_BUFFER), 0, 1, 2]
-
-
-def test_a_hub_that_breaks_off_is_an_error_for_people(hub):
-    (source,) = open_sources(DataConfig(sources={"wiki": SourceConfig("wiki")}), seed=5).values()
-    with pytest.raises(DataError, match=r"wikimedia/wikipedia .* reading failed \(ConnectionResetError: gone\)"):
-        list(source.splits()["train"])
-
-
-def test_no_hub_is_said_before_its_library_is_imported(monkeypatch):
-    def absent(what: str, ways_on: str) -> None:
-        raise DataError(f"{what}: no hub. {ways_on}")
-
-    monkeypatch.setattr(sources, "require_hub", absent)
-    monkeypatch.setitem(sys.modules, "datasets", None)  # importing it would raise
-    with pytest.raises(DataError, match=r"no hub. data.wiki.path=FOLDER"):
-        open_sources(DataConfig(sources={"wiki": SourceConfig("wiki")}), seed=5)
+def test_no_hub_is_said_before_its_library_is_imported(monkeypatch, tmp_path):
+    for library in ("datasets", "huggingface_hub"):
+        monkeypatch.setitem(sys.modules, library, None)  # importing it would raise
+    config = DataConfig(sources={"wiki": SourceConfig("wiki")}, cache_dir=str(tmp_path))
+    expected = r"wikimedia/wikipedia \(20231101.en\): .* HF_HUB_OFFLINE=1.\n.*wiki.path=FOLDER"
+    with pytest.raises(DataError, match=expected):
+        open_sources(config, seed=5)
 
 
 def test_a_source_of_ones_own_is_chosen_by_name(monkeypatch):

@@ -1,5 +1,7 @@
 """Tasks: what counts as the right answer."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from dtl.data.documents import QuestionAnswer
@@ -37,7 +39,8 @@ def test_exact_match_is_a_share_by_split():
     }
     asked: list[list[str]] = []
 
-    def answer(questions: list[str]) -> list[str]:
+    def answer(of_split: Sequence[QuestionAnswer]) -> list[str]:
+        questions = [pair.question for pair in of_split]
         asked.append(questions)
         return [{"a?": " one\n", "b?": "Two.", "c?": "four", "d?": "", "e?": "5"}[question] for question in questions]
 
@@ -83,14 +86,17 @@ def test_f1_is_a_mean_by_split():
 
 
 def test_each_question_is_asked_once():
+    """With its context: the same words about another text are another question."""
     asked: list[list[str]] = []
 
-    def answer(questions: list[str]) -> list[str]:
-        asked.append(questions)
-        return [question.upper() for question in questions]
+    def answer(pairs: Sequence[QuestionAnswer]) -> list[str]:
+        asked.append([pair.context + pair.question for pair in pairs])
+        return [said.upper() for said in asked[-1]]
 
-    remembered = asked_once(answer)
-    assert remembered(["a", "b", "a"]) == ["A", "B", "A"]
-    assert remembered(["b", "c"]) == ["B", "C"]
-    assert remembered(["c"]) == ["C"]
-    assert asked == [["a", "b"], ["c"]]
+    a, b, c, d = (QuestionAnswer(question, "") for question in "abcd")
+    b_of_x = QuestionAnswer("b", "", context="x")
+    remembered = asked_once(answer, [(d, "known")])
+    assert remembered([a, b, a]) == ["A", "B", "A"]
+    assert remembered([b, c, b_of_x, d]) == ["B", "C", "XB", "known"]
+    assert remembered([c]) == ["C"]
+    assert asked == [["a", "b"], ["c", "xb"]]

@@ -91,6 +91,10 @@ def test_rows_and_questions_agree_on_the_expected_answers(byte_data):
     assert sum(one.nats for one in gold) == pytest.approx(validation.loss * validation.targets, rel=1e-5)
 
 
+def untimed(figures):
+    return {name: value for name, value in figures.items() if not name.endswith("tokens_per_second")}
+
+
 def test_no_figure_depends_on_the_batch_size(byte_data):
     model = model_for(byte_data.tokenizer)
     plans = [
@@ -101,7 +105,7 @@ def test_no_figure_depends_on_the_batch_size(byte_data):
     assert first.answers and first.detection and len(first.worst) == 3 and first.question_leakage
     assert len(first.answers) == 3 * (1 + 2)  # three splits; all topics, and two of them
     for other in others:
-        assert other.figures() == pytest.approx(first.figures(), rel=1e-4)
+        assert untimed(other.figures()) == pytest.approx(untimed(first.figures()), rel=1e-4)
         assert other.detection is not None
         assert other.detection.threshold == pytest.approx(first.detection.threshold, rel=1e-4)
         assert [wrong.question for wrong in other.worst] == [wrong.question for wrong in first.worst]

@@ -17,7 +17,6 @@ from dtl.data.config import DataConfig, SourceConfig
 from dtl.display import shown
 from dtl.errors import TrainingError
 from dtl.run import _memory_advice
-from dtl.session import Session
 from dtl.tracking import read_metrics
 from dtl.training.evaluate import Evaluation
 from dtl.training.trainer import Trainer
@@ -164,16 +163,6 @@ def test_a_loss_that_is_not_finite_keeps_what_was_good(
     monkeypatch.setattr(Trainer, "accumulate_gradients", accumulate)
     go_on(tiny_config(pairs), tmp_path)
     assert outcome(tmp_path) == uninterrupted
-
-
-def test_a_failure_while_scoring_is_a_failed_run(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: Session) -> dict[str, float]:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    monkeypatch.setattr(Session, "final_scores", fail)
-    with pytest.raises(TrainingError, match="Out of memory"):
-        start(tiny_config(pairs), tmp_path)
-    assert result(tmp_path)["state"] == "failed"
 
 
 def test_out_of_memory_says_what_fits_next(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from dtl.run import Origin, train
 from dtl.tracking import TrackerConfig, read_metrics
 from dtl.training.config import OptimizerConfig, ScheduleConfig, TrainerConfig
 
-TIME_KEYS = ("seconds", "speed/tokens_per_second", "memory/peak_bytes")
+TIME_KEYS = ("seconds", "speed/tokens_per_second", "validation/tokens_per_second", "memory/peak_bytes")
 
 
 def write_pairs(path: Path, n_facts: int = 13) -> Path:
@@ -101,8 +101,13 @@ def outcome(run_dir: Path) -> dict[str, Any]:
         del state["train"]["seconds"]
         states.append(state)
     samples = {file.name: file.read_text() for file in sorted((run_dir / "samples").glob("*"))}
-    rows = [{key: value for key, value in row.items() if key not in TIME_KEYS} for row in read_metrics(run_dir)]
-    return {"files": files, "states": states, "samples": samples, "rows": rows, "result": result(run_dir)}
+    rows = [untimed(row) for row in read_metrics(run_dir)]
+    return {"files": files, "states": states, "samples": samples, "rows": rows, "result": untimed(result(run_dir))}
+
+
+def untimed(values: dict[str, Any]) -> dict[str, Any]:
+    """Without what depends on how fast the machine is."""
+    return {key: value for key, value in values.items() if key not in TIME_KEYS}
 
 
 def result(run_dir: Path) -> dict[str, Any]:

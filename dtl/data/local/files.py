@@ -47,7 +47,8 @@ def split_of(relative: Path) -> str | None:
 class LocalFiles:
     """The readable files under a path, by split, and what was noticed while they were read.
 
-    `key` is the setting that gave the path, for messages. A folder is searched with its subfolders, in
+    `key` is the setting that gave the path, for messages. With `allow_truncated` what can be read of a file that is
+    cut off or damaged is kept, and told. A folder is searched with its subfolders, in
     sorted order, without hidden and empty files, for files of a known suffix; a single file may have any.
     Names count as splits when at least one of them says `train` (then files that name no split are left
     out); otherwise every file is training text.
@@ -55,8 +56,9 @@ class LocalFiles:
     Raises DataError when there is nothing to read at the path.
     """
 
-    def __init__(self, path: str, key: str) -> None:
+    def __init__(self, path: str, key: str, allow_truncated: bool = False) -> None:
         self.origin = f"{key}={path}"
+        self._allow_truncated = allow_truncated
         self.root = Path(os.path.expanduser(path))  # Path.expanduser raises for ~nobody
         if not path.strip():
             raise DataError(f"{key}='': an empty path. Give a file or a folder.")
@@ -132,17 +134,19 @@ class LocalFiles:
             if unit.format.kind == "parquet":
                 yield from read_parquet(unit.file, unit.row_group, columns, oddities)
             else:
-                yield from _text_records(unit, oddities)
+                yield from _text_records(unit, oddities, self._allow_truncated)
 
     def notes(self) -> list[str]:
         """One line for each thing worth knowing about what has been read so far."""
         by_file: dict[Path, list[Oddities]] = {}
         for unit in sorted(self._oddities):
             by_file.setdefault(unit.file, []).append(self._oddities[unit])
-        odd = [line for file, parts in by_file.items() if (line := describe(file, parts))]
+        # What is missing is said first.
+        by_weight = sorted(by_file.items(), key=lambda item: not any(part.end for part in item[1]))
+        odd = [line for file, parts in by_weight if (line := describe(file, parts))]
         notes = odd[:FILES_IN_NOTES]
         if len(odd) > FILES_IN_NOTES:
-            notes.append(f"{self.origin}: {len(odd) - FILES_IN_NOTES} more files hold odd characters.")
+            notes.append(f"{self.origin}: {len(odd) - FILES_IN_NOTES} more files are odd in such ways.")
         if self._empty:
             notes.append(f"{self.origin}: empty files (0 bytes) left out: {_listed(self._empty)}.")
         if self._left_out:
@@ -166,22 +170,23 @@ def _units(file: Path) -> list[_Unit]:
     return [_Unit(file, found, group) for group in range(open_parquet(file).num_row_groups)]
 
 
-def _text_records(unit: _Unit, oddities: Oddities) -> Iterator[Record]:
+def _text_records(unit: _Unit, oddities: Oddities, allow_truncated: bool) -> Iterator[Record]:
     n_read = position = 0
     packing = unit.format.packing
     try:
-        with OpenText(unit.file, packing, oddities) as text:
+        with OpenText(unit.file, packing, oddities, allow_truncated) as text:
             for record in TEXT_READERS[unit.format.kind](text):
                 yield record
                 n_read += 1
                 position = text.position
+            oddities.end = text.end(n_read)
     except DAMAGE as error:
         if not packing:
             raise DataError(f"{unit.file}: cannot be read ({error}).") from error
         raise DataError(
             f"{unit.file}: a {packing} file that is cut off or damaged after unpacked byte {position:,} "
             f"({error}); {unit.file.stat().st_size:,} bytes packed. Read before it: {n_read:,} records, of which "
-            "none is kept. Copy or download it again."
+            "none is kept. Copy or download it again, or keep what comes before with data.allow_truncated=true."
         ) from error
 
 

@@ -1,21 +1,21 @@
 """Files as records: a .txt is one, a line of JSON is one, a row of CSV or parquet is one.
 
 What is cut off in the middle of a record, or is no record, is a DataError that names file, line and byte, and says
-how much was read before. Nothing is silently left out.
+how much was read before. Nothing is silently left out. Of a text that may be cut off (`data.allow_truncated`) the
+last, unfinished record is left out; a list in a .json and a parquet file can only be read as a whole.
 """
 
-import csv
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dtl.data.local.reading import NOT_UTF8, UNENDED, Oddities, OpenText
+from dtl.data.local.csv_rows import CsvRows
+from dtl.data.local.reading import NOT_UTF8, Oddities, OpenText
 from dtl.errors import DataError
 
 ROWS_AT_ONCE = 256  # parquet rows turned into Python objects at a time
-DELIMITERS = ",\t;|"  # of CSV: the commonest in the header is taken
 CUT_OFF = "the file may have been cut off: copy or download it again"
 _JSON = json.JSONDecoder(strict=False)  # a NUL or a tab inside a string is odd, but no reason to stop
 # What may be odd in a string of a line of JSON can only be there when one of these escapes is.
@@ -41,6 +41,9 @@ def read_jsonl(text: OpenText) -> Iterator[Record]:
             try:
                 value = _JSON.decode(line)
             except (ValueError, RecursionError) as error:
+                if text.allow_truncated and not line.endswith("\n"):  # the last one
+                    text.leave_out_end(start)
+                    return
                 why = f"not JSON ({error}) in the line from {text.at(start)} on"
                 raise DataError(
                     f"{place}: {why}. Found: {line.strip()[:60]!r}\n"
@@ -90,90 +93,9 @@ def _json_record(value: Any, place: str) -> Record:
 
 
 def read_csv(text: OpenText) -> Iterator[Record]:
-    """Rows of a CSV or TSV, whose first line names the columns. A quoted field may hold line ends (RFC 4180)."""
-    csv.field_size_limit(2**31 - 1)  # the module's own limit of 128 KiB is none of a text's
-    lines = _CsvLines(text)
-    header_line = next(lines, "")
-    lines.put_back(header_line)
-    outside_quotes = re.sub(r'"[^"]*"', "", header_line)
-    rows = csv.reader(lines, delimiter=max(DELIMITERS, key=outside_quotes.count))
-    names: list[str] = []
-    n_read = 0
-    while True:
-        start, number = text.position, rows.line_num + 1
-        if number == 1:
-            start = 0
-        try:
-            row = next(rows, None)
-        except csv.Error as error:
-            raise DataError(f"{text.file}:{number}: not a row of CSV ({error}).{_before(n_read)}") from error
-        if row is None:
-            return
-        place = f"{text.file}:{number}"
-        if lines.at_end:  # the reader wanted more lines than there are
-            raise DataError(
-                f"{place}: a quoted field that never ends, in the row from {text.at(start)} on. "
-                f"Found: {_excerpt(row)!r}\nQuotes must be closed; {CUT_OFF}.{_before(n_read)}"
-            )
-        if not row:
-            continue
-        if not lines.last.endswith("\n"):
-            if not row[-1]:
-                raise DataError(
-                    f"{place}: the file ends where the last field of the row should be. Found: {_excerpt(row)!r}\n"
-                    f"End the file with a line end if the field is empty; {CUT_OFF}.{_before(n_read)}"
-                )
-            if not lines.last.endswith('"'):
-                text.oddities.add(UNENDED, 1, text.at(start))
-        if not names:
-            names = [name.strip() for name in row]
-            _check_header(names, place)
-            continue
-        if len(row) != len(names):
-            raise DataError(
-                f"{place}: {len(row)} fields in the row from {text.at(start)} on; the header has {len(names)} "
-                f"({', '.join(names)}). Found: {_excerpt(row)!r}\n"
-                f'A field that holds the delimiter needs quotes: "one, two"; or {CUT_OFF}.{_before(n_read)}'
-            )
-        if any("\r\n" in value for value in row):
-            text.oddities.inspect([v.replace("\x00", "") for v in row], f"the row from {text.at(start)} on")
-        yield Record(place, dict(zip(names, row, strict=True)))
-        n_read += 1
-
-
-def _excerpt(row: list[str]) -> str:
-    return ", ".join(row)[:60]
-
-
-def _check_header(names: list[str], place: str) -> None:
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise DataError(f"{place}: two columns are named '{min(twice)}'. Found: {', '.join(names)}.")
-
-
-class _CsvLines:
-    """Lines for `csv.reader`, which takes what a cut-off file left of a quoted field for a field: `at_end` tells."""
-
-    def __init__(self, text: OpenText) -> None:
-        self._lines = text.lines()
-        self._again: list[str] = []
-        self.at_end = False
-        self.last = ""
-
-    def __iter__(self) -> "_CsvLines":
-        return self
-
-    def put_back(self, line: str) -> None:
-        self._again = [line] if line else []
-
-    def __next__(self) -> str:
-        if self._again:
-            return self._again.pop()
-        for _, line in self._lines:
-            self.last = line
-            return line
-        self.at_end = True
-        raise StopIteration
+    """Rows of a CSV or TSV, whose first line names the columns."""
+    for place, fields in CsvRows(text, CUT_OFF):
+        yield Record(place, fields)
 
 
 TEXT_READERS: dict[str, Callable[[OpenText], Iterator[Record]]] = {

@@ -3,6 +3,7 @@
 Nothing odd stops a run. What cannot be read becomes U+FFFD; the counts and the first place go into a note.
 """
 
+import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dtl.data.local.formats import encoding_of
-from dtl.data.local.unpacking import open_unpacked
+from dtl.data.local.unpacking import UpToDamage, open_unpacked
 
 # What may be odd, and what is done about it.
 NOT_UTF8 = "not UTF-8"
@@ -28,6 +29,8 @@ DONE = {
     UNENDED: "kept, though its end may be missing",
 }
 
+LINES_IN_NOTES = 3  # of rows that were left out; of the others only how many they are
+
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -36,6 +39,14 @@ class Oddities:
     """What was odd in one file, or in one row group of a parquet file."""
 
     counts: dict[str, tuple[int, str]] = field(default_factory=dict)  # kind -> how often, place of the first
+    rows_left_out: int = 0  # of CSV, with another number of fields than the header
+    lines_left_out: list[int] = field(default_factory=list)  # where the first of them begin
+    end: str = ""  # why what follows was not read, and what was kept
+
+    def leave_out_row(self, line: int) -> None:
+        self.rows_left_out += 1
+        if len(self.lines_left_out) < LINES_IN_NOTES:
+            self.lines_left_out.append(line)
 
     def add(self, kind: str, count: int, place: str) -> None:
         if count:
@@ -61,6 +72,14 @@ def describe(file: Path, parts: list[Oddities]) -> str | None:
         for kind, (count, place) in part.counts.items():
             whole.add(kind, count, place)
     said = [f"{count:,} x {kind} (first at {place}), {_done(kind)}" for kind, (count, place) in whole.counts.items()]
+    for part in parts:
+        if part.rows_left_out:
+            lines = ", ".join(map(str, part.lines_left_out)) + (", ..." if part.rows_left_out > LINES_IN_NOTES else "")
+            said.append(
+                f"{part.rows_left_out:,} x row with another number of fields than the header (line {lines}), left out"
+            )
+        if part.end:
+            said.insert(0, part.end)
     return f"{file}: {'; '.join(said)}." if said else None
 
 
@@ -71,14 +90,18 @@ def _done(kind: str) -> str:
 class OpenText:
     """A text file while it is read. `position` counts the bytes read, unpacked ones where it was packed.
 
-    Raises OSError, EOFError or zlib.error when it cannot be read to its end.
+    Raises OSError, EOFError or zlib.error when it cannot be read to its end; with `allow_truncated` a packed file
+    ends where its damage begins.
     """
 
-    def __init__(self, file: Path, packing: str, oddities: Oddities) -> None:
+    def __init__(self, file: Path, packing: str, oddities: Oddities, allow_truncated: bool = False) -> None:
         self.file = file
         self.oddities = oddities
+        self.allow_truncated = allow_truncated
+        self._end_left_out_at: int | None = None
         self._unit = "unpacked byte" if packing else "byte"
-        self._stream = open_unpacked(file, packing)
+        self._readable = UpToDamage(file, packing) if packing and allow_truncated else None
+        self._stream = io.BufferedReader(self._readable) if self._readable else open_unpacked(file, packing)
         self.encoding, self.position = "utf-8", 0
 
     def __enter__(self) -> "OpenText":
@@ -96,6 +119,26 @@ class OpenText:
 
     def __exit__(self, *_: object) -> None:
         self._stream.close()
+
+    @property
+    def damage(self) -> BaseException | None:
+        """What ended a packed file before its end, where that is allowed."""
+        return self._readable.damage if self._readable else None
+
+    def leave_out_end(self, start: int) -> None:
+        """The record that begins at byte `start` is not whole: it is not among those that are read."""
+        self._end_left_out_at = start
+
+    def end(self, n_read: int) -> str:
+        """Why and where less than the whole file was read, and how much is kept; empty for a whole file."""
+        if self._end_left_out_at is None and self.damage is None:
+            return ""
+        kept = self.position if self._end_left_out_at is None else self._end_left_out_at
+        why = f"cut off or damaged ({self.damage})" if self.damage is not None else "cut off within its last record"
+        return (
+            f"{why}; data.allow_truncated=true keeps what comes before {self.at(kept)}: "
+            f"{n_read:,} record{'' if n_read == 1 else 's'}"
+        )
 
     def at(self, byte: int) -> str:
         return f"{self._unit} {byte:,}"

@@ -52,6 +52,33 @@ class _UnpackedBzip2(io.RawIOBase):
         super().close()
 
 
+class UpToDamage(io.RawIOBase):
+    """A packed file, unpacked up to where it is cut off or damaged; `damage` then says how."""
+
+    def __init__(self, file: Path, packing: str) -> None:
+        self._unpacked = open_unpacked(file, packing)
+        self.damage: BaseException | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer, /) -> int:
+        if self.damage is not None:
+            return 0
+        try:
+            # One read of the packed file at a time: a longer one would lose what it had before the damage.
+            return self._unpacked.readinto1(buffer)
+        except DAMAGE as error:
+            if isinstance(error, OSError) and error.errno is not None:  # the disk's trouble, not the content's
+                raise
+            self.damage = error
+            return 0
+
+    def close(self) -> None:
+        self._unpacked.close()
+        super().close()
+
+
 Unpacked = io.BufferedReader | gzip.GzipFile  # both can be read, looked ahead in and walked through by lines
 
 

@@ -63,14 +63,17 @@ def dumps_at(path: Path) -> list[Path]:
     return [path] if path.is_file() and is_dump(path) else []
 
 
-def read_dump(path: Path, *, processes: int | None = None, counts: DumpCounts | None = None) -> Iterator[Article]:
+def read_dump(
+    path: Path, *, processes: int | None = None, counts: DumpCounts | None = None, allow_truncated: bool = False
+) -> Iterator[Article]:
     """The articles of a dump in its order: main namespace only, no redirects, no disambiguation pages.
 
     `processes` turn wikitext into prose (None: as many as there are processors); the result does not depend
     on them. Small dumps are done in this process, since starting others takes longer. `counts` is filled
     while articles are taken. A script that calls this needs `if __name__ == "__main__":` around its start.
 
-    Raises DataError, after the last whole article, where a dump is cut off or damaged.
+    Raises DataError, after the last whole article, where a dump is cut off or damaged; with `allow_truncated` it ends
+    there, and `counts` say so.
     """
     counts = DumpCounts() if counts is None else counts
     workers = _processors() if processes is None else processes
@@ -91,7 +94,9 @@ def read_dump(path: Path, *, processes: int | None = None, counts: DumpCounts | 
                 counts.kept += 1
                 yield Article(title, text)
     counts.seconds = time.perf_counter() - began
-    if reader.failure is not None:
+    if reader.failure is not None and allow_truncated and reader.is_damaged:
+        counts.truncated = reader.where
+    elif reader.failure is not None:
         raise DataError(f"{reader.failure} Kept: {counts.kept:,} whole articles before this place.") from reader.cause
 
 

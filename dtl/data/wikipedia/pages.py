@@ -1,17 +1,19 @@
 """The pages of a MediaWiki dump that are worth parsing, and what became of the others; flat in memory."""
 
 import bz2
+import io
 import os
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from dtl.data.chunks import in_chunks
 from dtl.data.wikipedia.names import is_disambiguation, is_redirect
 from dtl.errors import DataError
 
+BLOCK = 1 << 16  # bytes
 CHUNK_CHARACTERS = 400_000  # wikitext that travels to a worker at a time: a tenth of a second of work
 MOST_CHARACTERS = 4_000_000  # twice the longest page that MediaWiki stores; more is no article
 FILE, CATEGORY, MAIN = 6, 14, 0  # keys of namespaces, the same in every language
@@ -34,6 +36,7 @@ class DumpCounts:
     unreadable: list[str] = field(default_factory=list)  # the first titles, with what the parser said
     bytes_read: int = 0  # of the file, compressed
     bytes_in_file: int = 0
+    truncated: str = ""  # where and why what follows was not read, where that is allowed
     seconds: float = 0.0  # from the first page asked for, the reader's own time included
 
     @property
@@ -48,18 +51,21 @@ class DumpCounts:
             f"{self.pages:,} pages read ({self.pages_per_second:,.0f}/s), {self.kept:,} kept, "
             f"{self.dropped.total():,} dropped{f' ({reasons})' if reasons else ''}."
         ]
+        if self.truncated:
+            lines.insert(0, f"{self.truncated}; data.allow_truncated=true keeps the articles before it.")
         return lines + [f"Unreadable: {title}" for title in self.unreadable]
 
 
 class _Counting:
     """A file's decompressed bytes for the XML parser, which asks for a few kilobytes at a time."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
+    def __init__(self, stream: bz2.BZ2File | io.BufferedReader) -> None:
         self._stream = stream
         self.position = 0
 
     def read(self, size: int = -1) -> bytes:
-        data = self._stream.read(size)
+        # A piece at a time: where the file is cut off, a longer read would lose what it had before.
+        data = self._stream.read1(size)
         self.position += len(data)
         return data
 
@@ -72,6 +78,8 @@ class Pages:
         self.counts = counts
         self.names: frozenset[str] = frozenset()  # the wiki's own words for files and categories
         self.failure: str | None = None
+        self.is_damaged = False  # the file ends too early, or from a place on its bytes are not what was written
+        self.where = ""  # the same, without the file and the advice
         self.cause: BaseException | None = None
         self._last_title: str | None = None
 
@@ -98,16 +106,20 @@ class Pages:
                         self.counts.dropped[reason] += 1
                     else:
                         yield Page(page.title, revision.text)
+                while source.read(BLOCK):  # to the file's end: a sum that does not fit is damage, too
+                    pass
                 self.counts.bytes_read = raw.tell()
         except EOFError as error:  # BZ2File: the file ends inside a stream
-            self._stop("the bz2 file is cut off", source, error)
+            self._stop("the bz2 file is cut off", source, error, is_damaged=True)
         except ParseError as error:
             ended = "no element found" in str(error) or "unclosed" in str(error)
-            self._stop(f"the XML is {'cut off' if ended else 'damaged'} ({error})", source, error)
+            # What is no XML from its beginning is no damaged dump.
+            is_damaged = self._last_title is not None
+            self._stop(f"the XML is {'cut off' if ended else 'damaged'} ({error})", source, error, is_damaged)
         except OSError as error:
             if error.errno is not None:  # the disk's trouble, not the content's
                 raise DataError(f"{self.path}: cannot be read ({error.strerror}).") from error
-            self._stop(f"the bz2 data is damaged ({error})", source, error)
+            self._stop(f"the bz2 data is damaged ({error})", source, error, is_damaged=True)
         except (MalformedXML, AssertionError, AttributeError, TypeError, ValueError, KeyError) as error:
             # mwxml takes a record's fields for granted: whatever it stumbles on is a record that is no record
             self._stop(f"not MediaWiki's format ({type(error).__name__}: {error})", source, error)
@@ -128,16 +140,21 @@ class Pages:
             yield page, last[0] if last else None
             del root.element[:]  # mwxml empties a page that it has read but leaves it in the tree: 20 million of them
 
-    def _stop(self, what: str, source: _Counting | None, error: BaseException) -> None:
+    def _stop(self, what: str, source: _Counting | None, error: BaseException, is_damaged: bool = False) -> None:
         place = f"byte {source.position:,} of the XML" if source else "the beginning"
         after = (
             f"after page {self.counts.pages:,} ({self._last_title!r})" if self._last_title else "before the first page"
         )
-        self.failure = (
-            f"{self.path}: {what}, {after}, near {place} "
-            f"(byte {self.counts.bytes_read:,} of {self.counts.bytes_in_file:,} in the file). "
-            "Download or copy it again, and compare its checksum with the one published beside it."
+        self.where = (
+            f"{what}, {after}, near {place} "
+            f"(byte {self.counts.bytes_read:,} of {self.counts.bytes_in_file:,} in the file)"
         )
+        self.failure = (
+            f"{self.path}: {self.where}. "
+            "Download or copy it again, and compare its checksum with the one published beside it"
+            f"{', or keep what comes before with data.allow_truncated=true' if is_damaged else ''}."
+        )
+        self.is_damaged = is_damaged
         self.cause = error
 
 

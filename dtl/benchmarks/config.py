@@ -1,0 +1,46 @@
+"""Settings of dtl.bench, and the suites by name. Imports no torch."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dtl.errors import ConfigError
+from dtl.registry import Registry
+
+SUITES: Registry = Registry("suite", {"data": "dtl.benchmarks.data"})
+
+
+@dataclass
+class BenchConfig:
+    """Everything that `python -m dtl.bench` can be told."""
+
+    suite: str = "data"  # registered name: data | your own
+    rows: list[str] = field(default_factory=list)  # names of measurements: [waste, loader]; [] = all but the long ones
+    full: bool = False  # the long measurements too, some minutes each
+    tiny: bool = False  # little input: seconds, to see that it runs; says nothing of speed
+    rounds: int = 3  # times that both sides are measured, in turns
+    wiki: str | None = None  # Wikipedia's text as data=wiki reads it, file or folder; null = made text
+    dump: str | None = None  # a MediaWiki dump, .xml or .xml.bz2; null = a made one
+    seed: int = 1337  # of made text, of fresh weights, of the order of rows
+    out: str | None = None  # new file for all figures, as JSON
+    plugins: list[str] = field(default_factory=list)  # modules that register suites of your own
+    debug: bool = False  # show tracebacks
+
+    def validate(self) -> None:
+        """Raises ConfigError, naming key, value, rule and remedy, for values that cannot be."""
+        SUITES.check(self.suite)
+        if self.rounds < 1:
+            raise ConfigError(f"rounds={self.rounds}: must be at least 1.")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed={self.seed}: must lie in [0, 2^63).")
+        for key in ("wiki", "dump"):
+            given = getattr(self, key)
+            if given is not None and not Path(given).expanduser().exists():
+                raise ConfigError(f"{key}={given}: there is no such file or folder. Leave it out to use made text.")
+        if self.dump is not None and Path(self.dump).expanduser().is_dir():
+            raise ConfigError(f"dump={self.dump}: is a folder. Give one dump, a .xml or .xml.bz2 file.")
+        if self.out is not None:
+            file = Path(self.out).expanduser()
+            if file.exists():
+                raise ConfigError(f"out={file}: exists already. Give a new name, or delete it.")
+            if not file.parent.is_dir():
+                raise ConfigError(f"out={file}: there is no folder {file.parent}. Make it first.")

@@ -1,0 +1,141 @@
+"""What a benchmark shows and writes: the machine, the versions, the table, the JSON."""
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+import dtl
+from dtl.benchmarks.config import BenchConfig
+from dtl.benchmarks.measuring import PERCENT, Ratio, Row
+from dtl.diagnostics.machine import SYSTEM, processor, usable_cores
+
+PACKAGES = ("torch", "numpy", "tokenizers", "transformers", "mwxml", "mwparserfromhell", "gensim")
+BUSY = 0.25  # load average for each usable core above which other programs are in the way
+NOTHING = "-"
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, and how busy they are at this moment; `load` is None where the system does not tell."""
+    cpuinfo = SYSTEM / "proc/cpuinfo"
+    name = processor(cpuinfo.read_text(errors="replace"))[0] if cpuinfo.exists() else ""
+    return {
+        "processor": name or platform.processor() or platform.machine(),
+        "cores": usable_cores(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "system": f"{platform.system()} {platform.release()}",
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, DTL, and what is measured; those that are not installed are left out."""
+    found = {"python": platform.python_version(), "dtl": dtl.__version__}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def heading(of_machine: dict[str, Any], of_versions: dict[str, str]) -> list[str]:
+    """The lines above the table."""
+    load = "load unknown" if of_machine["load"] is None else f"load average {of_machine['load']:.2f}"
+    threads = of_machine["omp_num_threads"]
+    return [
+        f"{of_machine['processor']}, {of_machine['cores']} cores usable, {load}, {of_machine['system']}"
+        + (f", OMP_NUM_THREADS={threads}" if threads else ""),
+        ", ".join(f"{name} {version}" for name, version in of_versions.items()),
+    ]
+
+
+def busy_warning(of_machine: dict[str, Any]) -> str | None:
+    """What to think of the figures when other programs are running; None on a quiet machine."""
+    load, cores = of_machine["load"], of_machine["cores"]
+    if load is None or load <= BUSY * cores:
+        return None
+    return (
+        f"the machine is busy (load average {load:.2f} on {cores} cores): times are too long, ratios uncertain, and "
+        "what works with several processes seems slower than it is. Close other programs and measure again."
+    )
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """All rows, for a console of 80 columns or more."""
+    made = Table(box=None, pad_edge=False, show_edge=False, padding=(0, 1, 1, 0), header_style="bold")
+    made.add_column("what", ratio=1, min_width=16)
+    made.add_column("ours", justify="right", overflow="fold")
+    made.add_column("the peer's", justify="right", overflow="fold")
+    made.add_column("ratio", justify="right")
+    made.add_column("goal", justify="right")
+    made.add_column("reached", justify="right")
+    for row in rows:
+        if row.skipped is not None:
+            made.add_row(_what(row), Text(NOTHING), Text(NOTHING), Text(NOTHING), _goal(row), Text("skipped"))
+            continue
+        reached = {True: Text("yes", "green"), False: Text("no", "bold red"), None: Text("")}[row.reached]
+        figures = [Text(in_unit(value, row.unit)) for value in (row.ours, row.peer)]
+        made.add_row(_what(row), *figures, Text(ratio_in_words(row.ratio)), _goal(row), reached)
+    return made
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """What else is known of the rows, a line each, to be shown below the table."""
+    return [f"{row.name}: {row.note}" for row in rows if row.note and row.skipped is None]
+
+
+def _what(row: Row) -> Text:
+    text = Text(row.what)
+    if row.peer_name:
+        text.append(f"\nbeside: {row.peer_name}", "dim")
+    if row.skipped is not None:
+        text.append(f"\nskipped: {row.skipped}", "yellow")
+    return text
+
+
+def _goal(row: Row) -> Text:
+    return Text(row.goal.words if row.goal is not None else NOTHING)
+
+
+def in_unit(value: float | None, unit: str) -> str:
+    """A figure as people read it: `955 k tokens/s` over two lines, `0.03 %`, `1.2 s`, `3.1 ms`."""
+    if value is None:
+        return NOTHING
+    if unit == PERCENT:
+        return f"{_percent(value)} %"
+    if unit == "s":
+        return f"{value:.2f} s" if value >= 0.1 else f"{1000 * value:.2g} ms"
+    for limit, prefix in ((1e6, "M"), (1e4, "k")):
+        if value >= limit:
+            scaled = value / (1e6 if prefix == "M" else 1e3)
+            return f"{scaled:.3g} {prefix}\n{unit}"
+    return f"{value:.3g} {unit}" if len(unit) <= 2 else f"{value:.3g}\n{unit}"
+
+
+def ratio_in_words(ratio: Ratio | None) -> str:
+    """The median, and below it the range of the rounds."""
+    if ratio is None:
+        return NOTHING
+    if ratio.unit == PERCENT:
+        return f"{_percent(ratio.median)} %\n{_percent(ratio.least)} to {_percent(ratio.most)}"
+    return f"{ratio.median:.2f} x\n{ratio.least:.2f} to {ratio.most:.2f}"
+
+
+def _percent(share: float) -> str:
+    if 0 < share < 0.0001:
+        return "< 0.01"
+    return f"{100 * share:.2g}" if share < 0.1 else f"{100 * share:.0f}"
+
+
+def as_json(
+    settings: BenchConfig, of_machine: dict[str, Any], of_versions: dict[str, str], rows: Sequence[Row]
+) -> dict[str, Any]:
+    """Everything that was shown, in plain values."""
+    shown = [asdict(row) | {"reached": row.reached} for row in rows]
+    return {"settings": asdict(settings), "machine": of_machine, "versions": of_versions, "rows": shown}

@@ -1,0 +1,187 @@
+"""Documents out of any dataset of the Hugging Face hub that has a column of text, at one commit of it.
+
+The commit is asked for once and remembered, so that texts in the cache need no hub.
+"""
+
+import random
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dtl.data.config import SPLITS, SourceConfig
+from dtl.data.documents import Document
+from dtl.data.hub import require_hub
+from dtl.data.hub_revision import NEWEST, ask_for_commit, is_commit, remember, remembered
+from dtl.data.hub_stream import HubStream
+from dtl.data.local.files import SPLIT_WORDS, text_of
+from dtl.durable import MANIFEST, read_manifest
+from dtl.errors import CheckpointError, DataError, did_you_mean
+
+SHUFFLE_BUFFER = 1000  # documents among which a stream is shuffled
+# How a row becomes a document; without data.sources.<name>.rows the dataset's name says it, else a row is a text.
+KNOWN_ROWS = {"wikimedia/wikipedia": "article", "salesforce/wikitext": "wikitext", "wikitext": "wikitext"}
+
+
+@dataclass(frozen=True)
+class HubWish:
+    """What is wanted of the hub, and how to speak of it."""
+
+    dataset: str
+    subset: str | None
+    source: SourceConfig
+    key: str  # the setting that names the dataset: "data.path"
+    settings: str  # where the source's other settings stand: "data.sources.hub"
+    ways_on: str  # how to do without the hub
+    cache: Path
+    order_seed: int | None = None  # draws the order where only a part is read
+
+
+class HubTexts:
+    """A dataset of the hub: its documents by split, and which commit they are of.
+
+    Raises DataError when the hub is needed and does not answer, and when it has no such dataset.
+    """
+
+    def __init__(self, wish: HubWish) -> None:
+        self._wish = wish
+        self._asked = False
+        self._notes: list[str] = []
+        self.sha = self._commit()
+        subset = f" {wish.subset}" if wish.subset else ""
+        self.origin = f"{wish.dataset}{subset} (hub, commit {self.sha[:12]})"
+        if not self._is_cached():
+            self._require_hub()
+
+    def _commit(self) -> str:
+        wish, revision = self._wish, self._wish.source.revision
+        known = revision if is_commit(revision) else None
+        if revision is None:
+            known = remembered(wish.cache, wish.dataset)
+        if known is not None:
+            return known
+        self._require_hub()
+        sha = ask_for_commit(wish.dataset, revision or NEWEST, wish.key)
+        if revision in (None, NEWEST):
+            remember(wish.cache, wish.dataset, sha)
+        return sha
+
+    def _require_hub(self) -> None:
+        if not self._asked:
+            wish = self._wish
+            before = remembered(wish.cache, wish.dataset)
+            way_on = wish.ways_on
+            if wish.source.revision is not None and before is not None:
+                way_on = f"{wish.settings}.revision=null takes the commit of earlier starts ({before[:12]})\n{way_on}"
+            require_hub(f"{wish.dataset}{f' ({wish.subset})' if wish.subset else ''}", way_on)
+        self._asked = True
+
+    def _is_cached(self) -> bool:
+        """Whether some text of this commit lies in the cache: then reading decides whether the hub is needed."""
+        for entry in self._wish.cache.glob(f"text-*/{MANIFEST}"):
+            with suppress(OSError, CheckpointError):
+                if read_manifest(entry.parent).facts.get("origin") == self.origin:
+                    return True
+        return False
+
+    def fingerprint(self) -> str:
+        """Equal for equal documents: the dataset, the commit, and what is taken of it."""
+        source = self._wish.source
+        taken = [self._wish.subset, self.column, self.rows, sorted(source.splits.items())]
+        return f"{self._wish.dataset}@{self.sha} {taken}"
+
+    @property
+    def column(self) -> str:
+        """The column with the text."""
+        return self._wish.source.column or "text"
+
+    @property
+    def rows(self) -> str:
+        """What a row is: text | article | wikitext."""
+        return self._wish.source.rows or KNOWN_ROWS.get(self._wish.dataset.lower(), "text")
+
+    def splits(self) -> dict[str, Iterator[Document]]:
+        """Documents by split; they are downloaded as they are asked for."""
+        self._require_hub()
+        wish = self._wish
+        stream = HubStream(wish.dataset, wish.subset, self.sha, self.origin, wish.settings)
+        chosen = self._chosen(stream.columns)
+        for name in chosen.values():
+            columns = stream.columns[name]
+            if columns and self.column not in columns:
+                raise stream.no_column(self.column, columns)
+        return {split: self._documents(stream, name, split, chosen) for split, name in chosen.items()}
+
+    def _chosen(self, names: Collection[str]) -> dict[str, str]:
+        """Our splits, and what the dataset calls them."""
+        wish = self._wish
+        given = wish.source.splits
+        if given:
+            for split, name in given.items():
+                if name not in names:
+                    raise DataError(
+                        f"{wish.settings}.splits.{split}={name}: {self.origin} has no such split. "
+                        f"It has {', '.join(names)}.{did_you_mean(name, names)}"
+                    )
+            return {split: given[split] for split in SPLITS if split in given}
+        found: dict[str, str] = {}
+        for name in names:
+            if name.lower() in SPLIT_WORDS:
+                found.setdefault(SPLIT_WORDS[name.lower()], name)
+        if "train" not in found:
+            raise DataError(
+                f"{self.origin}: none of its splits is named as one to train on. Found: {', '.join(names)}. "
+                f"Say which: {wish.settings}.splits={{train: {next(iter(names), 'NAME')}}}"
+            )
+        unread = [name for name in names if name not in found.values()]
+        if unread:
+            self._notes.append(f"{self.origin}: not read: {', '.join(unread)} ({wish.settings}.splits names others).")
+        return {split: found[split] for split in SPLITS if split in found}
+
+    def _documents(self, stream: HubStream, name: str, split: str, chosen: Collection[str]) -> Iterator[Document]:
+        seed = self._wish.order_seed if split == "train" else None
+        if self.rows == "wikitext":  # lines: their order is the text
+            from dtl.data.wikipedia.wikitext_dataset import articles
+
+            lines = (self._text(text) for (text,) in stream.rows(name, [self.column], None, SHUFFLE_BUFFER))
+            texts = (document(title, text) for title, text in articles(lines))
+            yield from texts if seed is None else shuffled(texts, seed, SHUFFLE_BUFFER)
+        else:
+            columns = [self.column, *(["title"] if self.rows == "article" else [])]
+            for text, *title in stream.rows(name, columns, seed, SHUFFLE_BUFFER):
+                yield document(self._text(title[0]) if title else "", self._text(text))
+        if split == [*chosen][-1]:
+            stream.end()
+
+    def _text(self, value: Any) -> str:
+        return text_of(value, f"{self.origin}, column {self.column}")
+
+    def notes(self) -> list[str]:
+        """Which commit the documents are of."""
+        wish = self._wish
+        return [
+            f"{wish.dataset}: read at commit {self.sha}; {wish.settings}.revision={NEWEST} takes the newest.",
+            *self._notes,
+        ]
+
+
+def document(title: str, text: str) -> Document:
+    """The title, an empty line, and the text; the text alone where one of them is empty."""
+    title = title.strip()
+    return Document(f"{title}\n\n{text}" if title and text.strip() else text)
+
+
+def shuffled(documents: Iterable[Document], seed: int, buffer_size: int) -> Iterator[Document]:
+    """The documents in an order that the seed draws, each moved by about `buffer_size` places."""
+    draw = random.Random(seed)
+    held: list[Document] = []
+    for arrived in documents:
+        if len(held) < buffer_size:
+            held.append(arrived)
+            continue
+        place = draw.randrange(buffer_size)
+        yield held[place]
+        held[place] = arrived
+    draw.shuffle(held)
+    yield from held

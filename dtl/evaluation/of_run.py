@@ -1,0 +1,112 @@
+"""The evaluation at the end of a run: its best checkpoint on its own data, within bounds that its training sets."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from dtl.checkpoint import load_model
+from dtl.config import RunConfig
+from dtl.data.prepare import PreparedData
+from dtl.data.qa import prompt
+from dtl.durable import write_atomically
+from dtl.evaluation.config import FIGURES
+from dtl.evaluation.detection import unanswerable_questions
+from dtl.evaluation.metrics import mean
+from dtl.evaluation.report import Plan, Progress, Report, measure
+from dtl.runtime import autocast
+
+# All questions together take at most this share of the tokens that were trained on. Measured on 2 cores with the
+# demo (2 layers, 600 facts): asking takes about half as long as training on as many tokens, and with loading and the
+# loss on held-out text the end of a run a sixth of its training.
+SHARE_OF_TRAINING = 0.25
+LEAST_QUESTIONS = 16  # of each split: a run of a few steps shows its figures too
+MOST_QUESTIONS = 2000  # of each split: a share of right answers is then known to within 2 %
+MEASURED_PAIRS = 100  # of each split, to know how long a question is
+
+
+def most_questions(numbers: Sequence[int], tokens_each: float, tokens_trained: int) -> int:
+    """How many questions of each split the end of a run asks, so that all of them fit into a share of its training;
+    what a small split leaves is there for the others. `numbers` are the questions that there are, by split.
+
+    It depends on tokens and not on a clock: a run that was stopped and resumed reports the same figures.
+    """
+    left = SHARE_OF_TRAINING * tokens_trained / max(1.0, tokens_each)
+    most = MOST_QUESTIONS
+    for n_splits, number in zip(range(len(numbers), 0, -1), sorted(numbers), strict=True):
+        if number * n_splits > left:
+            most = min(most, int(left / n_splits))
+            break
+        left -= number
+    return max(LEAST_QUESTIONS, most)
+
+
+def _tokens_of_a_question(data: PreparedData) -> float:
+    """Mean tokens of a question, and those of the longest answer: what asking it takes at most."""
+    prompts = [prompt(pair.question, pair.context) for pairs in data.pairs.values() for pair in pairs[:MEASURED_PAIRS]]
+    return data.longest_answer() + mean([len(ids) for ids in data.tokenizer.encode_batch(prompts)]) if prompts else 0.0
+
+
+def evaluate_best(
+    config: RunConfig,
+    data: PreparedData,
+    run_dir: Path,
+    device: torch.device,
+    precision: str,
+    tokens_trained: int,
+    say: Progress,
+) -> Report:
+    """What `python -m dtl.evaluate ckpt=<run_dir>` measures, but for the worst cases and the leakage of plain text,
+    on at most `trainer.eval_max_batches` batches and `most_questions`; written to evaluation.json.
+
+    Raises whatever a model or a disk can raise: the caller's run is finished, and must stay so.
+    """
+    checkpoint = run_dir / "checkpoints" / "best"
+    unanswerable = unanswerable_questions(None, config.data)
+    numbers = [len(pairs) for pairs in (*data.pairs.values(), unanswerable) if pairs]
+    questions = most_questions(numbers, _tokens_of_a_question(data), tokens_trained)
+    plan = Plan(
+        batch_size=config.micro_batch_size,
+        max_batches=config.trainer.eval_max_batches,
+        questions=questions,
+        unanswerable=spread(unanswerable, questions),
+        tasks=config.data.tasks,
+        worst=0,
+        seed=config.seed,
+        mixed_precision=lambda: autocast(device, precision),
+    )
+    report = measure(load_model(checkpoint, device), data, plan, say)
+    write_figures(run_dir / FIGURES, report, checkpoint, config, plan, data, device, precision)
+    return report
+
+
+def spread(questions: Sequence[str], most: int) -> Sequence[str]:
+    """At most so many questions, evenly from the whole list, which may be sorted by topic."""
+    return [questions[n * len(questions) // most] for n in range(most)] if len(questions) > most else questions
+
+
+def write_figures(
+    file: Path,
+    report: Report,
+    checkpoint: Path,
+    config: RunConfig,
+    plan: Plan,
+    data: PreparedData,
+    device: torch.device,
+    precision: str,
+) -> None:
+    """All figures, with what was measured, and how much of it at most. Raises OSError."""
+    beside = {
+        "checkpoint": str(checkpoint),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": device.type,
+        "precision": precision,
+        "batch_size": plan.batch_size,
+        "max_batches": plan.max_batches,
+        "questions": plan.questions,
+        "data_fingerprint": data.fingerprint,
+        "data": asdict(config.data),
+    }
+    write_atomically(file, report.to_json(**beside))

@@ -1,0 +1,102 @@
+"""GPT-2's faster encoder gives the ids of the other one, or is not used."""
+
+import json
+import random
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dtl.data import gpt2
+from dtl.data.gpt2_encoder import gpt2_encoder
+from dtl.data.tokenizer import FAST_CHARS, Tokenizer, _byte_letters
+
+if gpt2.carried() is None:
+    pytest.skip("GPT-2's vocabulary comes with the `offline` extra", allow_module_level=True)
+
+BACKEND = gpt2.load_gpt2()
+FAST = gpt2_encoder(BACKEND, _byte_letters())
+assert FAST is not None
+
+
+def same_ids(texts: list[str]) -> None:
+    assert FAST is not None
+    expected = [encoding.ids for encoding in BACKEND.encode_batch(texts, add_special_tokens=False)]
+    given = FAST(texts)
+    different = [text for text, a, b in zip(texts, given, expected, strict=True) if a != b]
+    assert not different, f"{len(different)} texts, the first: {different[0]!r}"
+
+
+def test_every_entry_of_the_vocabulary():
+    texts = [BACKEND.decode([number]) for number in range(BACKEND.get_vocab_size() - 1)]
+    same_ids([text for text in texts if "\ufffd" not in text])
+
+
+def test_every_character_below_u3000_in_each_kind_of_place():
+    same_ids([f"a{c}b 1{c}2 .{c}! {c} {c}{c}\n {c}\tx" for c in map(chr, range(0x3000))])
+
+
+@pytest.mark.slow
+def test_every_character():
+    points = [*range(0x3000, 0xD800), *range(0xE000, 0x110000)]
+    for begin in range(0, len(points), 100_003):
+        same_ids([f"a{c}b 1{c}2 .{c}! {c}{c}\n {c}x" for c in map(chr, points[begin : begin + 100_003])])
+
+
+def test_repetitions():
+    """Where merges overlap, the order in which they are made shows."""
+    odd = ["ab", "aab", "- ", "=-", "..,", "\n ", "  \n", " '", "ha", "é", "漢", "\u00a0"]
+    counts = (*range(1, 40), 64, 127, 128, 129, 257)
+    same_ids([part * n for part in (*odd, *map(chr, range(33, 127))) for n in counts])
+
+
+@settings(max_examples=300)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=5))
+def test_any_text(texts):
+    same_ids(texts)
+
+
+def test_entries_side_by_side():
+    chooser = random.Random(5)
+    entries = [BACKEND.decode([number]) for number in range(0, 50_000, 7)]
+    same_ids(["".join(chooser.choices(entries, k=7)) for _ in range(3001)])
+
+
+def test_a_long_text_gives_the_ids_of_its_parts():
+    """Also a special token's text, which is text, and a lone surrogate, which is U+FFFD."""
+    tokenizer = Tokenizer("gpt2", gpt2.load_gpt2())
+    parts = ["Don't  stop,\n\n<|endoftext|> said 42 ", "caf\ud800é ", "\u00a0x\u2028 ", "\n   "]
+    long = [part * (FAST_CHARS // len(part)) for part in parts]
+    one_by_one = []
+    for text in long:
+        by_backend = tokenizer.backend.encode(text.replace("\ud800", "\ufffd"), add_special_tokens=False).ids
+        one_by_one.append(by_backend)
+    assert tokenizer.encode_batch(long) == one_by_one
+    assert "_fast" in vars(tokenizer)  # it was used
+
+
+def test_a_short_text_does_not_pay_for_it():
+    tokenizer = Tokenizer("gpt2", gpt2.load_gpt2())
+    tokenizer.encode("Hello")
+    assert "_fast" not in vars(tokenizer)
+
+
+@pytest.mark.parametrize("change", ["merges", "ids", "normalizer", "pre_tokenizer", "added"])
+def test_another_vocabulary_is_left_to_the_library(change):
+    parts = json.loads(BACKEND.to_str())
+    if change == "merges":
+        parts["model"]["merges"][-1], parts["model"]["merges"][-2] = parts["model"]["merges"][-2:]
+    elif change == "ids":
+        vocabulary = parts["model"]["vocab"]
+        vocabulary["the"], vocabulary["and"] = vocabulary["and"], vocabulary["the"]
+    elif change == "added":
+        added = {"id": 50_257, "content": "[new]", "special": False}
+        keys = ("single_word", "lstrip", "rstrip", "normalized")
+        parts["added_tokens"].append(added | dict.fromkeys(keys, False))
+    elif change == "normalizer":
+        parts["normalizer"] = {"type": "Lowercase"}
+    else:
+        parts["pre_tokenizer"]["add_prefix_space"] = True
+    assert gpt2_encoder(tokenizers.Tokenizer.from_str(json.dumps(parts)), _byte_letters()) is None
+    assert gpt2_encoder(gpt2.byte_level_bpe({}, []), _byte_letters()) is None

@@ -1,0 +1,186 @@
+"""Laws of holding out: disjoint, deterministic, a document stays where it is whatever comes beside it."""
+
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dtl.data.cache import Cache
+from dtl.data.collect import collect_texts
+from dtl.data.config import SPLITS, DataConfig, SourceConfig
+from dtl.data.documents import Document
+from dtl.data.splitting import HoldOut, split_hash
+from dtl.errors import ConfigError, DataError
+
+DOCUMENTS = [Document(f"text number {number}") for number in range(1999)]
+WORDS = st.lists(st.text("ab \n", min_size=1, max_size=3), min_size=1, max_size=7, unique=True)
+SHARES = st.sampled_from([1e-9, 0.05, 0.1, 0.3, 0.45])
+
+
+def hold_out(
+    documents: Iterable[Document], for_validation: float, for_test: float
+) -> tuple[dict[str, list[Document]], str | None]:
+    """The splits as `read_source` makes them, and the note."""
+    holder = HoldOut(for_validation, for_test)
+    splits: dict[str, list[Document]] = {"train": [], "validation": []}
+    for document in documents:
+        splits.setdefault(holder.side(document), []).append(document)
+    changed, note = holder.settle(splits)
+    splits |= {name: list(of_split) for name, of_split in (changed or {}).items()}
+    # Training and validation are always there; a test that got nothing is none.
+    return {name: of_split for name, of_split in splits.items() if of_split or name != "test"}, note
+
+
+def texts(documents: Sequence[Document]) -> set[str]:
+    return {document.text for document in documents}
+
+
+def test_three_splits_are_disjoint_and_hold_about_what_was_asked():
+    splits, note = hold_out(DOCUMENTS, 0.1, 0.05)
+    assert note is None and tuple(splits) == SPLITS
+    assert [text for split in splits.values() for text in split] != []
+    assert sorted(d.text for split in splits.values() for d in split) == sorted(texts(DOCUMENTS))
+    assert 150 < len(splits["validation"]) < 250 and 70 < len(splits["test"]) < 130
+
+
+def test_a_document_stays_in_its_split_whatever_comes_beside_it_and_in_any_order():
+    many, _ = hold_out(DOCUMENTS, 0.1, 0.05)
+    few, _ = hold_out(DOCUMENTS[::-1][:997], 0.1, 0.05)
+    for split in SPLITS:
+        assert texts(few[split]) <= texts(many[split])
+
+
+def test_a_test_split_takes_from_training_alone():
+    """Whatever the other share is, the same documents validate, and the same ones test."""
+    plain, _ = hold_out(DOCUMENTS, 0.1, 0.0)
+    assert "test" not in plain
+    both, _ = hold_out(DOCUMENTS, 0.1, 0.2)
+    assert both["validation"] == plain["validation"]
+    assert texts(both["train"]) < texts(plain["train"])
+    more, _ = hold_out(DOCUMENTS, 0.3, 0.2)
+    assert more["test"] == both["test"] and texts(more["validation"]) > texts(both["validation"])
+
+
+@given(WORDS, SHARES, SHARES)
+def test_few_documents_lose_none_and_fill_what_they_can(words, for_validation, for_test):
+    documents = [Document(f"{word}.") for word in words]
+    splits, note = hold_out(documents, for_validation, for_test)
+    if len(documents) == 1:
+        order = [split for split in ("train", "test", "validation") if split in splits]
+        assert "".join(d.text for split in order for d in splits[split]) == documents[0].text
+        return
+    assert sorted(d.text for split in splits.values() for d in split) == sorted(texts(documents))
+    assert splits["validation"]
+    alone, _ = hold_out(documents, for_validation, 0.0)
+    assert splits["validation"] == alone["validation"]
+    if alone["train"]:
+        assert splits["train"]
+    numbers = {split: [split_hash(d) for d in of_split] for split, of_split in splits.items()}
+    assert max(numbers["validation"]) < min(numbers["train"], default=1)
+    assert max(numbers["train"], default=0) < min(numbers.get("test", [1]))
+    if len(documents) == 2:
+        assert "test" not in splits and note and "too few" in note
+
+
+def test_equal_questions_never_cross():
+    asked = [f"Question: {n}?\nAnswer:" for n in range(211)]
+    pairs = [Document(f"{text} {answer}", len(text)) for text in asked for answer in ("yes", "no")]
+    splits, _ = hold_out(pairs, 0.2, 0.2)
+    sides = {split: {d.text[: d.answer_start] for d in of_split} for split, of_split in splits.items()}
+    assert all(sides[a].isdisjoint(sides[b]) for a, b in (("train", "validation"), ("train", "test")))
+    assert sides["validation"].isdisjoint(sides["test"]) and all(sides.values())
+
+
+@pytest.mark.parametrize("separator", ["\n", " ", ""])
+def test_one_text_validates_on_its_end_and_tests_on_what_comes_before(separator):
+    """A test share moves no validation text: figures stay comparable with runs without one."""
+    text = separator.join(f"line{number:03}" for number in range(101))
+    plain, _ = hold_out([Document(text)], 0.1, 0.0)
+    splits, note = hold_out([Document(text)], 0.1, 0.2)
+    assert splits["validation"] == plain["validation"] and "test" not in plain
+    (train,), (test,), (validation,) = splits["train"], splits["test"], splits["validation"]
+    assert train.text + test.text + validation.text == text
+    assert 0.19 < len(test.text) / len(text) < 0.22 and 0.1 <= len(validation.text) / len(text) < 0.12
+    assert note and "before them for the test" in note
+
+
+@pytest.mark.parametrize("share", [-0.1, 0.9, 1.0])
+def test_a_share_that_leaves_nothing_to_train_on_is_refused(share):
+    with pytest.raises(ConfigError, match=r"data\.test_fraction"):
+        DataConfig(sources={"qa": SourceConfig("qa")}, validation_fraction=0.1, test_fraction=share).validate()
+
+
+# --- through the sources --------------------------------------------------------------------------------------------
+
+
+def splits_of(tmp_path, files: dict[str, str], **settings) -> dict[str, list[str]]:
+    folder = tmp_path / "files"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_text(content)
+    config = DataConfig(sources={"text": SourceConfig("text", str(folder))}, **settings)
+    (collected,) = collect_texts(config, 17, 0, Cache(tmp_path / "cache"), lambda line: None).values()
+    return {split: [d.text for d in of_split] for split, of_split in collected.splits.items()}
+
+
+LINES = "".join(f'{{"text": "line {n % 401}"}}\n' for n in range(503))  # with copies
+
+
+def test_copies_are_dropped_before_anything_is_held_out(tmp_path):
+    splits = splits_of(tmp_path, {"a.jsonl": LINES}, validation_fraction=0.1, test_fraction=0.1)
+    every = [text for split in splits.values() for text in split]
+    assert tuple(splits) == SPLITS and len(every) == len(set(every)) == 401
+
+
+def test_memory_and_disk_split_alike(tmp_path, monkeypatch):
+    settings = {"validation_fraction": 0.1, "test_fraction": 0.1}
+    in_memory = splits_of(tmp_path, {"a.jsonl": LINES}, **settings)
+    monkeypatch.setattr("dtl.data.collect.SMALL_BYTES", 0)
+    assert splits_of(tmp_path, {"a.jsonl": LINES}, **settings) == in_memory
+    assert splits_of(tmp_path, {"a.jsonl": LINES}, **settings) == in_memory  # out of the cache
+    few = {"a.jsonl": '{"text": "one"}\n{"text": "two"}\n{"text": "three"}\n'}
+    on_disk = splits_of(tmp_path, few, **settings)
+    monkeypatch.undo()
+    assert splits_of(tmp_path, few, **settings) == on_disk and sorted(map(len, on_disk.values())) == [1, 1, 1]
+
+
+@pytest.mark.parametrize("small_bytes", [0, 2**20])
+def test_two_documents_of_which_one_hashes_into_the_test_make_two_splits(tmp_path, monkeypatch, small_bytes):
+    """On disk and in memory: a test that was begun and then given up is gone."""
+    monkeypatch.setattr("dtl.data.collect.SMALL_BYTES", small_bytes)
+    pair = sorted(texts(DOCUMENTS), key=lambda text: split_hash(Document(text)))[-2:]  # the two with the highest
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in pair)
+    splits = splits_of(tmp_path, {"a.jsonl": rows}, validation_fraction=0.1, test_fraction=0.1)
+    assert {split: len(found) for split, found in splits.items()} == {"train": 1, "validation": 1}
+    one = splits_of(tmp_path, {"a.txt": pair[0]}, validation_fraction=0.1, test_fraction=0.1)
+    assert "".join(one[split][0] for split in ("train", "test", "validation") if split in one) == pair[0]
+
+
+def test_another_share_is_another_entry_of_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("dtl.data.collect.SMALL_BYTES", 0)
+    sizes = [len(splits_of(tmp_path, {"a.jsonl": LINES}, test_fraction=share).get("test", [])) for share in (0, 0.2, 0)]
+    assert sizes[0] == sizes[2] == 0 < sizes[1]
+
+
+def test_what_a_source_brings_is_kept(tmp_path):
+    """Own validation: nothing is held out. An own test alone: only a validation split is."""
+    one = {"train.jsonl": LINES, "validation.jsonl": '{"text": "v"}\n'}
+    splits = splits_of(tmp_path, one, test_fraction=0.2)
+    assert list(splits) == ["train", "validation"] and len(splits["train"]) == 401
+    few = '{"text": "one"}\n{"text": "two"}\n'
+    splits = splits_of(tmp_path, {"train.jsonl": few, "test.jsonl": '{"text": "t"}\n'}, validation_fraction=1e-9)
+    assert splits["test"] == ["t"] and sorted(splits["train"] + splits["validation"]) == ["one", "two"]
+    splits = splits_of(
+        tmp_path, {"train.jsonl": LINES, "test.jsonl": '{"text": "t"}\n'}, validation_fraction=0.1, test_fraction=0.2
+    )
+    assert splits["test"] == ["t"] and len(splits["train"]) + len(splits["validation"]) == 401
+
+
+def test_nothing_left_to_train_on_is_said_with_both_shares(tmp_path):
+    with pytest.raises(DataError, match=r"no document is left for train.*data\.test_fraction=0\.01"):
+        two = {"a.jsonl": '{"text": "one"}\n{"text": "two"}\n'}
+        splits_of(tmp_path, two, validation_fraction=0.98, test_fraction=0.01)

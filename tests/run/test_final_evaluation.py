@@ -1,0 +1,172 @@
+"""The end of a run: its best checkpoint is evaluated, told, and kept; what fails there costs no finished run."""
+
+import json
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import go_on, result, start, tiny_config, untimed
+
+from dtl.data.config import DataConfig, SourceConfig
+from dtl.data.documents import QuestionAnswer
+from dtl.display import shown
+from dtl.errors import InterruptedRun
+from dtl.registry import TASKS
+from dtl.session import Session
+from dtl.terminal.loading import read_facts
+from dtl.tracking import read_metrics
+
+FIGURES = ("exact_match", "f1", "lookup/exact_match", "lookup/f1", "majority/exact_match", "gold_bits_per_byte")
+
+
+def test_the_figures_are_in_the_result_in_the_rows_and_on_the_screen(
+    pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loss = start(tiny_config(pairs), tmp_path)
+    found = result(tmp_path)
+    assert found == found | {"state": "finished", "value": loss, "step": 12}
+    assert found["validation/loss"] == pytest.approx(loss, rel=1e-5)
+    assert {f"{name}/{split}" for name in FIGURES for split in ("train", "validation")} <= found.keys()
+    assert found["validation/perplexity"] > 1 and found["validation/bits_per_byte"] > 0
+    (row,) = [row for row in read_metrics(tmp_path) if "exact_match/validation" in row]
+    assert row["step"] == 12 and row.keys() - {"step"} <= found.keys()
+    assert {key: found[key] for key in row if key != "step"} == {key: row[key] for key in row if key != "step"}
+    written = json.loads((tmp_path / "evaluation.json").read_text())
+    assert written["checkpoint"].endswith("checkpoints/best") and written["worst"] == []
+    assert written["text"][0]["loss"] == found["validation/loss"] and written["questions"] >= 16
+    told = capsys.readouterr().out
+    assert told.index("bits/byte") < told.index("look-up") < told.index("Finished")
+
+
+def test_the_tracker_is_told_at_its_end(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr("dtl.tracking.Tracker.finish", lambda self, state, summary=None: told.append((state, summary)))
+    start(tiny_config(pairs), tmp_path)
+    state, summary = told[0]
+    assert state == "finished" and summary["best/step"] > 0 and "exact_match/validation" in summary
+
+
+def test_the_chat_knows_its_threshold_right_after_training(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions = [f"Who is number {n}?" for n in range(7)]
+    monkeypatch.setattr("dtl.evaluation.of_run.unanswerable_questions", lambda path, data: questions)
+    start(tiny_config(pairs), tmp_path)
+    threshold = read_facts(tmp_path / "checkpoints" / "best").least_logprob
+    assert threshold is not None and threshold == result(tmp_path)["abstention/threshold"]
+    assert 0 <= result(tmp_path)["auc/validation"] <= 1
+
+
+def test_a_pause_is_not_evaluated(pairs: Path, tmp_path: Path) -> None:
+    start(tiny_config(pairs, stop_after_steps=5), tmp_path)
+    assert result(tmp_path)["state"] == "stopped" and "exact_match/train" not in result(tmp_path)
+    assert not (tmp_path / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), "(out of memory)"),
+        (ZeroDivisionError("division by zero"), "(ZeroDivisionError: division by zero)"),
+        (OSError(28, "No space left on device"), "No space left"),
+    ],
+)
+def test_a_failing_evaluation_is_a_warning_of_a_finished_run(
+    pairs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    said: str,
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("dtl.session.evaluate_best", fail)
+    loss = start(tiny_config(pairs), tmp_path)
+    assert result(tmp_path) == result(tmp_path) | {"state": "finished", "value": loss, "step": 12}
+    told = capsys.readouterr().out
+    assert said in told and f"By hand: python -m dtl.evaluate ckpt={shown(tmp_path)}" in told and "Finished" in told
+
+
+def test_ctrl_c_while_evaluating_leaves_a_finished_run(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(self: Session) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Session, "final_report", interrupt)
+        with pytest.raises(InterruptedRun, match=r"finished and saved.*dtl\.evaluate") as stopped:
+            start(tiny_config(pairs), tmp_path)
+    assert stopped.value.exit_code == 128 + signal.SIGINT
+    assert result(tmp_path) == result(tmp_path) | {"state": "finished", "step": 12}
+    go_on(tiny_config(pairs), tmp_path)
+    assert "exact_match/validation" in result(tmp_path)
+
+
+def test_a_stopped_run_reports_the_same(pairs: Path, tmp_path: Path) -> None:
+    start(tiny_config(pairs), tmp_path / "whole")
+    start(tiny_config(pairs, stop_after_steps=7), tmp_path / "parts")
+    go_on(tiny_config(pairs), tmp_path / "parts")
+    assert untimed(result(tmp_path / "parts")) == untimed(result(tmp_path / "whole"))
+
+
+# --- tasks of one's own ---------------------------------------------------------------------------------------------
+
+
+def test_tasks_get_the_questions_that_are_asked_anyway_with_their_context(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: dict[str, list[tuple[QuestionAnswer, str]]] = {}
+
+    def length(answer: Any, pairs: Any) -> dict[str, float]:
+        seen.update({split: list(zip(found, answer(found), strict=True)) for split, found in pairs.items()})
+        return {"length/train": 0.25}
+
+    monkeypatch.setitem(TASKS._parts, "length", length)
+    rows = [{"question": "Who?", "context": f"It is {n}.", "answer": f"{n}"} for n in range(29)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked: list[str] = []
+    from dtl.evaluation import report
+
+    greedy = report.answer_greedily
+
+    def remember(model: Any, tokenizer: Any, prompts: list[str], *rest: Any) -> Any:
+        asked.extend(prompts)
+        return greedy(model, tokenizer, prompts, *rest)
+
+    monkeypatch.setattr(report, "answer_greedily", remember)
+    config = tiny_config(tmp_path / "pairs.jsonl", total_steps=2)
+    config = replace(config, data=replace(config.data, tasks=["exact_match", "length"], validation_fraction=0.3))
+    start(config, tmp_path / "run")
+    assert result(tmp_path / "run")["length/train"] == 0.25 and "length/train" in capsys.readouterr().out
+    told = [pair.context for pairs in seen.values() for pair, _ in pairs]
+    assert len(told) == len(set(told)) == len(asked) > 16
+    assert all(any(context in prompt for prompt in asked) for context in told)
+
+
+# --- what was seen of each source -----------------------------------------------------------------------------------
+
+
+def test_what_was_seen_of_each_source_is_told_also_after_a_resume(
+    pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Counted from the rows themselves, in the middle of an epoch."""
+    (tmp_path / "poem.txt").write_text("".join(f"Roses are {n} and violets {n + 1}.\n" for n in range(301)))
+    sources = {"qa": SourceConfig("qa", str(pairs)), "poem": SourceConfig("text", str(tmp_path / "poem.txt"), 0.5)}
+    config = tiny_config(pairs, total_steps=11)
+    config = replace(config, data=DataConfig(sources=sources, seq_len=73, document_mask=True))
+    start(replace(config, trainer=replace(config.trainer, stop_after_steps=4)), tmp_path / "run")
+    first = result(tmp_path / "run")["seen"]
+    go_on(config, tmp_path / "run")
+    seen = result(tmp_path / "run")["seen"]
+    assert seen.keys() == {"qa", "poem"} and all(0 < first[name]["tokens"] < seen[name]["tokens"] for name in seen)
+    assert seen["poem"]["tokens"] == pytest.approx(0.5 * seen["qa"]["tokens"], rel=0.35)
+    assert seen["qa"]["passes"] > 1 > seen["poem"]["passes"]
+    assert "qa: " in capsys.readouterr().out
+    start(config, tmp_path / "whole")
+    assert result(tmp_path / "whole")["seen"] == seen
