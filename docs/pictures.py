@@ -75,7 +75,7 @@ def take(name: str) -> None:
     """Run one of the commands and write its picture. Raises AssertionError when it ends otherwise than it should."""
     arguments = TRAIN if name == "train" else CHAT
     colours = {"TERM": "xterm-256color"}
-    with PtyProcess(arguments, Path.cwd(), colours, columns=104, rows=48, patience=PATIENCE) as terminal:
+    with PtyProcess(arguments, Path.cwd(), colours, columns=104, rows=72, patience=PATIENCE) as terminal:
         if name == "chat":
             for line in TYPED:
                 wait_for_prompt(terminal)

@@ -44,7 +44,7 @@ def test_a_screen_is_drawn_with_its_text_and_looks(pictures: ModuleType) -> None
 @pytest.mark.parametrize(
     ("name", "contents"),
     [
-        ("train", ["$ python -m dtl.train experiment=demo", "DTL demo", "exact_match/test", "Finished"]),
+        ("train", ["$ python -m dtl.train experiment=demo", "DTL demo", "bits/byte", "Finished"]),
         ("chat", ["$ python -m dtl.chat ckpt=latest", "DTL demo, step", "You: What is the capital", "DTL: Paris"]),
     ],
 )
