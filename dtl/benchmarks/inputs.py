@@ -32,10 +32,10 @@ def text_named(place: Workplace) -> str:
     return "made text" if place.settings.wiki is None else f"text of {place.settings.wiki}"
 
 
-def dump(place: Workplace, n_characters: int, repeats: int = 1) -> Path:
-    """The dump that was given, or one of about so many characters of wikitext; `repeats` times that in a made one."""
+def dump(place: Workplace, n_characters: int) -> Path:
+    """The dump that was given, or a made one of about so many characters of wikitext."""
     if place.settings.dump is not None:
         return Path(place.settings.dump).expanduser()
     file = place.folder / "made.xml.bz2"
-    write_made_dump(file, n_characters, place.settings.seed, repeats)
+    write_made_dump(file, n_characters, place.settings.seed)
     return file

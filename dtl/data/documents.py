@@ -22,3 +22,9 @@ class Document:
     text: str
     answer_start: int | None = None  # character where the answer begins, its leading space included
     pair: QuestionAnswer | None = None  # the question and answer that the text was made of
+
+
+def article(title: str, text: str) -> Document:
+    """The title, an empty line, and the text; the text alone where one of them is empty."""
+    title = title.strip()
+    return Document(f"{title}\n\n{text}" if title and text.strip() else text)

@@ -42,15 +42,7 @@ def gpt2_encoder(backend: tokenizers.Tokenizer, byte_letters: list[str]) -> GPT2
     parts = json.loads(backend.to_str())
     model, splitter = parts["model"], parts["pre_tokenizer"] or {}
     is_plain = splitter.get("type") == "ByteLevel" and splitter["use_regex"] and not splitter["add_prefix_space"]
-    unusual = (
-        "dropout",
-        "continuing_subword_prefix",
-        "end_of_word_suffix",
-        "fuse_unk",
-        "byte_fallback",
-        "ignore_merges",
-    )
-    if parts["normalizer"] is not None or not is_plain or any(model.get(setting) for setting in unusual):
+    if parts["normalizer"] is not None or not is_plain or any(model.get(setting) for setting in UNUSUAL):
         return None
     if not all(token["special"] for token in parts["added_tokens"]) or _digest(model) != MODEL_SHA256:
         return None

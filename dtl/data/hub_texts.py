@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dtl.data.config import SPLITS, SourceConfig
-from dtl.data.documents import Document
+from dtl.data.documents import Document, article
 from dtl.data.hub import require_hub
 from dtl.data.hub_revision import NEWEST, ask_for_commit, is_commit, remember, remembered
 from dtl.data.hub_stream import HubStream
@@ -145,12 +145,12 @@ class HubTexts:
             from dtl.data.wikipedia.wikitext_dataset import articles
 
             lines = (self._text(text) for (text,) in stream.rows(name, [self.column], None, SHUFFLE_BUFFER))
-            texts = (document(title, text) for title, text in articles(lines))
+            texts = (article(title, text) for title, text in articles(lines))
             yield from texts if seed is None else shuffled(texts, seed, SHUFFLE_BUFFER)
         else:
             columns = [self.column, *(["title"] if self.rows == "article" else [])]
             for text, *title in stream.rows(name, columns, seed, SHUFFLE_BUFFER):
-                yield document(self._text(title[0]) if title else "", self._text(text))
+                yield article(self._text(title[0]) if title else "", self._text(text))
         if split == [*chosen][-1]:
             stream.end()
 
@@ -164,12 +164,6 @@ class HubTexts:
             f"{wish.dataset}: read at commit {self.sha}; {wish.settings}.revision={NEWEST} takes the newest.",
             *self._notes,
         ]
-
-
-def document(title: str, text: str) -> Document:
-    """The title, an empty line, and the text; the text alone where one of them is empty."""
-    title = title.strip()
-    return Document(f"{title}\n\n{text}" if title and text.strip() else text)
 
 
 def shuffled(documents: Iterable[Document], seed: int, buffer_size: int) -> Iterator[Document]:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from dtl.data.cache import cache_folder
 from dtl.data.config import DataConfig, SourceConfig
-from dtl.data.documents import Document
-from dtl.data.hub_texts import HubTexts, HubWish, document
+from dtl.data.documents import Document, article
+from dtl.data.hub_texts import HubTexts, HubWish
 from dtl.data.local.files import LocalFiles, field, text_of
 from dtl.errors import DataError
 from dtl.registry import SOURCES
@@ -178,7 +178,7 @@ class WikiSource:
     def _from_files(self, files: LocalFiles, split: str) -> Iterator[Document]:
         for record in files.records(split, ("title", "text"), self._order_seed):
             text = text_of(field(record, "text"), record.place)
-            yield document(text_of(record.fields.get("title"), record.place), text)
+            yield article(text_of(record.fields.get("title"), record.place), text)
 
     def _from_dumps(self) -> Iterator[Document]:
         """Articles in the order of the dump: a sample of it is its beginning."""
@@ -189,7 +189,7 @@ class WikiSource:
             counts = DumpCounts()
             self._dump_counts.append((dump, counts))
             for title, text in read_dump(dump, counts=counts, allow_truncated=self._allow_truncated):
-                yield document(title, text)
+                yield article(title, text)
 
     def fingerprint(self) -> list[Path] | str:
         """The files that the articles are read from, or the hub's dataset and commit."""

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from dtl.config import check_device
 from dtl.data.config import DataConfig
 from dtl.errors import ConfigError
+from dtl.training.config import PRECISIONS
 
 FIGURES = "evaluation.json"  # in a run's folder: all figures of its best checkpoint
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 @dataclass

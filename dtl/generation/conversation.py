@@ -1,18 +1,15 @@
 """Text in, text out: questions answered and beginnings continued, by a model and its tokenizer."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dtl.data.qa import prompt
 from dtl.data.tokenizer import Tokenizer
 from dtl.generation.config import SamplingConfig
 from dtl.generation.engine import generate, stream
 from dtl.generation.text_stream import StopTexts, TokenDecoder, before_stop
 from dtl.model.transformer import TransformerLM
-
-BATCH_SIZE = 64
 
 Ending = Literal["end", "stop", "length"]  # the end token, a stop text, max_new_tokens
 
@@ -78,16 +75,6 @@ def continue_text(
 ) -> Continuation:
     """`text` continued once. What does not fit the context is cut at its beginning."""
     return Continuation(model, tokenizer, tokenizer.encode(text), sampling, seed)
-
-
-def answerer(model: TransformerLM, tokenizer: Tokenizer, max_new_tokens: int) -> Callable[[list[str]], list[str]]:
-    """A function that answers questions greedily."""
-
-    def answer(questions: list[str]) -> list[str]:
-        asked = [prompt(question) for question in questions]
-        return [said.text for said in answer_greedily(model, tokenizer, asked, max_new_tokens, BATCH_SIZE)]
-
-    return answer
 
 
 def answer_greedily(

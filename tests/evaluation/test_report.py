@@ -19,7 +19,8 @@ from dtl.evaluation.questions import likelihoods
 from dtl.evaluation.report import Plan, chosen_questions, measure
 from dtl.evaluation.text import text_scores
 from dtl.evaluation.token_bytes import token_bytes
-from dtl.generation.conversation import GreedyAnswer, answer_greedily, answerer
+from dtl.generation.config import SamplingConfig
+from dtl.generation.conversation import GreedyAnswer, answer_greedily, continue_text
 
 pytestmark = pytest.mark.usefixtures("one_thread_one_seed")
 CONTEXT = 97
@@ -115,7 +116,9 @@ def test_answers_are_those_of_the_chat(byte_data):
     model, tokenizer = model_for(byte_data.tokenizer), byte_data.tokenizer
     questions = [pair.question for pair in byte_data.pairs["test"]]
     said = answer_greedily(model, tokenizer, [prompt(question) for question in questions], 11, 5)
-    assert [one.text for one in said] == answerer(model, tokenizer, 11)(questions)
+    greedy = SamplingConfig(temperature=0, top_k=None, max_new_tokens=11)
+    chatted = [continue_text(model, tokenizer, prompt(question), greedy, seed=0) for question in questions]
+    assert [one.text for one in said] == ["".join(pieces).strip() for pieces in chatted]
 
 
 def test_confidence_is_the_mean_log_probability_of_what_was_said(byte_data):

@@ -12,7 +12,7 @@ from dtl.data.qa import prompt
 from dtl.data.tokenizer import Tokenizer, build_tokenizer
 from dtl.generation import conversation
 from dtl.generation.config import SamplingConfig
-from dtl.generation.conversation import Continuation, answerer, continuations, continue_text
+from dtl.generation.conversation import Continuation, answer_greedily, continuations, continue_text
 from dtl.generation.engine import generate, stream
 from dtl.generation.text_stream import before_stop
 from dtl.model.transformer import TransformerLM
@@ -30,13 +30,11 @@ def model(random_model: Callable[..., TransformerLM], tokenizer: Tokenizer) -> T
     return random_model(vocab_size=tokenizer.vocab_size, max_seq_len=101)
 
 
-def test_each_question_gets_its_own_answer(
-    model: TransformerLM, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_question_gets_its_own_answer(model: TransformerLM, tokenizer: Tokenizer) -> None:
     """In batches sorted by length, and back in the order of asking."""
-    monkeypatch.setattr(conversation, "BATCH_SIZE", 3)
     questions = ["Who?", "What is the longest of these?", "Why", "How many?", "Where to?", "Who?", "When is it?"]
-    answers = answerer(model, tokenizer, 11)(questions)
+    said = answer_greedily(model, tokenizer, [prompt(question) for question in questions], 11, 3)
+    answers = [one.text for one in said]
     for question, answer in zip(questions, answers, strict=True):
         (ids,) = generate(model, [tokenizer.encode(prompt(question))], GREEDY, tokenizer.eos_id)
         assert answer == tokenizer.decode(ids).strip()
@@ -45,7 +43,7 @@ def test_each_question_gets_its_own_answer(
 
 
 def test_no_questions_no_answers(model: TransformerLM, tokenizer: Tokenizer) -> None:
-    assert answerer(model, tokenizer, 11)([]) == []
+    assert answer_greedily(model, tokenizer, [], 11, 3) == []
 
 
 def test_continuations_follow_their_prompts(model: TransformerLM, tokenizer: Tokenizer) -> None:

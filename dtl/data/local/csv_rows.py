@@ -5,7 +5,7 @@ import csv
 import re
 from collections.abc import Iterator
 
-from dtl.data.local.reading import UNENDED, OpenText
+from dtl.data.local.reading import CUT_OFF, UNENDED, OpenText, read_before
 from dtl.errors import DataError
 
 DELIMITERS = ",\t;|"  # the commonest in the header is taken
@@ -20,10 +20,9 @@ class CsvRows:
     row, unless the text may be cut off.
     """
 
-    def __init__(self, text: OpenText, cut_off: str) -> None:
+    def __init__(self, text: OpenText) -> None:
         csv.field_size_limit(2**31 - 1)  # the module's own limit of 128 KiB is none of a text's
         self._text = text
-        self._cut_off = cut_off  # advice for a file that may have been cut off
         self._lines = _Lines(text)
         header = next(self._lines, "")
         self._lines.put_back(header)
@@ -41,12 +40,12 @@ class CsvRows:
             try:
                 row = next(self._rows, None)
             except csv.Error as error:
-                raise DataError(f"{place}: not a row of CSV ({error}).{self._before()}") from error
+                raise DataError(f"{place}: not a row of CSV ({error}).{read_before(self._n_read)}") from error
             if row is None:
                 break
             if (what := self._unfinished(row, start)) is not None:
                 if not self._text.allow_truncated:
-                    raise DataError(f"{place}: {what}; {self._cut_off}.{self._before()}")
+                    raise DataError(f"{place}: {what}; {CUT_OFF}.{read_before(self._n_read)}")
                 self._text.leave_out_end(start)
                 break
             if not row:
@@ -109,11 +108,8 @@ class CsvRows:
             raise DataError(
                 f"{self._first_odd}\n{self._n_odd:,} of the first {n_rows:,} rows have another number of fields than "
                 'the header. A field that holds the delimiter needs quotes: "one, two"; one delimiter separates all '
-                f"fields.{self._before()}"
+                f"fields.{read_before(self._n_read)}"
             )
-
-    def _before(self) -> str:
-        return f" Read before it: {self._n_read:,} records, of which none is kept." if self._n_read else ""
 
 
 def _excerpt(row: list[str]) -> str:

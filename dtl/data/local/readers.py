@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dtl.data.local.csv_rows import CsvRows
-from dtl.data.local.reading import NOT_UTF8, Oddities, OpenText
+from dtl.data.local.reading import CUT_OFF, NOT_UTF8, Oddities, OpenText, read_before
 from dtl.errors import DataError
 
 ROWS_AT_ONCE = 256  # parquet rows turned into Python objects at a time
-CUT_OFF = "the file may have been cut off: copy or download it again"
 _JSON = json.JSONDecoder(strict=False)  # a NUL or a tab inside a string is odd, but no reason to stop
 # What may be odd in a string of a line of JSON can only be there when one of these escapes is.
 _ODD_ESCAPE = re.compile(r"\\(u[dD][89a-fA-F]|u0000|u000[dD]|r)")
@@ -47,7 +46,7 @@ def read_jsonl(text: OpenText) -> Iterator[Record]:
                 why = f"not JSON ({error}) in the line from {text.at(start)} on"
                 raise DataError(
                     f"{place}: {why}. Found: {line.strip()[:60]!r}\n"
-                    f'Each line must be one JSON object, such as {{"text": "..."}}; {CUT_OFF}.{_before(n_read)}'
+                    f'Each line must be one JSON object, such as {{"text": "..."}}; {CUT_OFF}.{read_before(n_read)}'
                 ) from error
             if _ODD_ESCAPE.search(line):
                 text.oddities.inspect(value, f"the line from {text.at(start)} on")
@@ -70,7 +69,7 @@ def read_json(text: OpenText) -> Iterator[Record]:
             raise DataError(
                 f"{text.file}:{line}: not JSON ({error}) at {text.at(byte)} of "
                 f"{text.position:,}. Found: {whole[at : at + 60]!r}\n"
-                f"The file must be a list of JSON objects; {CUT_OFF}.{_before(number)}"
+                f"The file must be a list of JSON objects; {CUT_OFF}.{read_before(number)}"
             ) from error
         for element in value if isinstance(value, list) else [value]:
             number += 1
@@ -94,7 +93,7 @@ def _json_record(value: Any, place: str) -> Record:
 
 def read_csv(text: OpenText) -> Iterator[Record]:
     """Rows of a CSV or TSV, whose first line names the columns."""
-    for place, fields in CsvRows(text, CUT_OFF):
+    for place, fields in CsvRows(text):
         yield Record(place, fields)
 
 
@@ -160,7 +159,3 @@ def _decoded(raw: bytes | None, place: str, oddities: Oddities) -> str | None:
     text = raw.decode("utf-8", "replace")
     oddities.add(NOT_UTF8, text.count("\ufffd") - raw.decode("utf-8", "ignore").count("\ufffd"), place)
     return text
-
-
-def _before(n_records: int) -> str:
-    return f" Read before it: {n_records:,} records, of which none is kept." if n_records else ""

@@ -29,6 +29,7 @@ DONE = {
     UNENDED: "kept, though its end may be missing",
 }
 
+CUT_OFF = "the file may have been cut off: copy or download it again"
 LINES_IN_NOTES = 3  # of rows that were left out; of the others only how many they are
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -81,6 +82,11 @@ def describe(file: Path, parts: list[Oddities]) -> str | None:
         if part.end:
             said.insert(0, part.end)
     return f"{file}: {'; '.join(said)}." if said else None
+
+
+def read_before(n_records: int) -> str:
+    """How an error ends that comes after so many records."""
+    return f" Read before it: {n_records:,} records, of which none is kept." if n_records else ""
 
 
 def _done(kind: str) -> str:
