@@ -30,6 +30,12 @@ from dtl.data.wikipedia.wikitext import _PLAIN_LINK, LONGEST_PIECE, _read, to_pr
         ("It is {{convert|5|km|mi}} long.", "It is 5 km long."),
         ("It is {{convert|5|to|7|km|mi|abbr=on}} long.", "It is 5 to 7 km long."),
         ("The {{lang|fr|[[lac|grand lac]]}}, {{circa|1900}}.", "The grand lac, c. 1900."),
+        ("Vann ({{lang-sq|Liqeni i Vannit|links=no}}; {{IPA-sq|van}}) is a lake.", "Vann (Liqeni i Vannit) is a lake."),
+        ("(born {{OldStyleDate|May 2|1805|April 20}} – 1871), 90 {{sc|bc}}", "(born May 2 1805 – 1871), 90 BC"),
+        (
+            "The letter {{angbr|a}}, the key {{keypress|Ctrl}}, {{SimpleNuclide2|lithium|7}}.",
+            "The letter a, the key Ctrl, lithium-7.",
+        ),
         ("Before.\n{|class=x\n|-\n|a||{{b|\n{|\n|c\n|}\n}}\n|}\nAfter.", "Before.\n\nAfter."),
         ("{{Infobox\n|a={|\n|b\n|}}}\nProse.", "Prose."),
         ("Start {{never closed|a=b\n\nNext paragraph.", "Start\n\nNext paragraph."),
@@ -58,7 +64,7 @@ def test_markup_becomes_what_a_reader_reads(wikitext, prose):
 @pytest.mark.parametrize(
     ("wikitext", "prose"),
     [
-        ("Vann ({{IPA|v}}; {{lang-de|See}}) is", "Vann is"),
+        ("Vann ({{IPA|v}}; {{respell|VAN}}) is", "Vann is"),
         ("Vann ({{IPA|v}}, , born {{x}} 1900; {{y}}) is", "Vann (born 1900) is"),
         ("Vann ({{a}}({{b}})) is", "Vann is"),
         ("ヴァン（{{ipa|v}}、湖）は（{{x}}）湖。", "ヴァン（湖）は湖。"),

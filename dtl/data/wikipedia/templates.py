@@ -11,6 +11,7 @@ _LONGEST = 2000  # characters; what is longer is a box
 _SEPARATOR = re.compile(r"\|(?![^\[\]]*\]\])")  # a bar that is not inside a link
 _NAMED = re.compile(r"\s*([\w -]+?)\s*=")
 _CENTURY = re.compile(r"[IVX]+(?:er|re|e) siècle(?: av\. J\.-C\.)?")  # French templates named after their text
+_IN_A_LANGUAGE = re.compile(r"lang-[a-z-]{2,12}")  # {{lang-sq|Shqipëria}}
 _RANGES = {
     "-": "–",
     "–": "–",
@@ -55,6 +56,11 @@ def _circa(values: list[str]) -> str:
     return "c. " + " – ".join(values[:2]) if values else "c."
 
 
+def _day_and_year(values: list[str]) -> str:
+    """`{{OldStyleDate|February 2|1905|January 20}}`: the day of today's calendar, and the year."""
+    return " ".join(values[:2])
+
+
 def _constant(text: str) -> Callable[[list[str]], str]:
     return lambda values: text
 
@@ -70,6 +76,11 @@ def _table() -> dict[str, Callable[[list[str]], str]]:
         ("ill interlanguage_link illm lien wikt wikt-lang quote blockquote cquote as_of_text visible_anchor", _first),
         ("vanchor anchor_text usurped lc uc ucfirst formatnum num nombre nihongo japonais zh_text", _first),
         ("flag flagcountry flagu country pays drapeau2 drapeau unicode polytonic grec hebrew he-n", _first),
+        ("angbr angle_bracket keypress key key_press vr grapheme nts bibleverse", _first),
+        ("sc smallcaps small_caps sc1 sc2", lambda values: _first(values).upper()),
+        ("oldstyledate oldstyledatedy", _day_and_year),
+        ("eqm", _constant("⇌")),
+        ("simplenuclide simplenuclide2 nuclide", lambda values: "-".join(values[:2])),
         ("lang langue audio-text font color colour tooltip_text lang2 angbr_text script", _second),
         ("transl transliteration translit", _last),
         ("convert cvt unité unite unit", _measure),
@@ -109,7 +120,8 @@ def template_text(content: str) -> str:
         name, _, rest = name.partition(":")
     if _CENTURY.fullmatch(name.strip()):
         return name.strip()
-    handler = _HANDLERS.get(name.strip().lower().replace("_", " "))
+    known = name.strip().lower().replace("_", " ")
+    handler = _first if _IN_A_LANGUAGE.fullmatch(known) else _HANDLERS.get(known)
     if handler is None:
         return ""
     values: list[str] = []
