@@ -149,9 +149,10 @@ def assemble(
 
 
 def with_init(config: RunConfig, init_from: Path) -> RunConfig:
-    """The config with the size and architecture of the weights at `init_from`; dropout and kernel stay yours."""
+    """The config with the size and architecture of the weights at `init_from`; dropouts and kernel stay yours."""
     found = load_model(init_from).config
-    own = replace(found, dropout=config.model.dropout, attention=config.model.attention)
+    yours = config.model
+    own = replace(found, dropout=yours.dropout, token_dropout=yours.token_dropout, attention=yours.attention)
     if config.seq_len > own.max_seq_len:
         raise ConfigError(
             f"data.seq_len={config.seq_len}: init={init_from} has a context of {own.max_seq_len} tokens. "
@@ -194,10 +195,13 @@ def _choose_attention(
 def _restore(parts: Parts, checkpoint: Path, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     """Put trainer, optimizers and random states where they were; say what keeps the rest from being exact."""
     if values["data_fingerprint"] != parts.data.fingerprint:
+        sources = parts.config.data.resolved_sources().items()
+        read = ", ".join(f"{name} ({source.path or 'as it comes'})" for name, source in sources)
         raise CheckpointError(
-            f"{checkpoint}: the data has changed since this run began.\n"
+            f"{checkpoint}: the data has changed since this run began: {read}.\n"
             f"  then {values['data_fingerprint']}\n  now  {parts.data.fingerprint}\n"
-            "Put the data back as it was, or start a new run from these weights with init=."
+            "Nothing of the run was changed. Put the data back as it was, or start a new run from these weights with "
+            f"init={checkpoint}."
         )
     parts.trainer.load_state_values(values)
     load_optimizer_tensors(parts.model, parts.trainer.optimizers, tensors)

@@ -12,7 +12,6 @@ from dtl.assemble import Parts
 from dtl.checkpoint import save_checkpoint
 from dtl.checkpoints.store import publish_best, rotate
 from dtl.config import to_yaml
-from dtl.data.qa import prompt
 from dtl.display import Display, in_time, in_units, shown
 from dtl.errors import InterruptedRun
 from dtl.evaluation.of_run import evaluate_best
@@ -195,7 +194,7 @@ class Session:
     def sample(self) -> list[dict[str, str]]:
         """A few texts by the model as it is. Draws from a generator of its own: training is left as it was."""
         data, tokenizer = self.parts.data, self.parts.tokenizer
-        prompts = [prompt(pair.question, pair.context) for pair in data.pairs.get("validation", [])[:N_SAMPLES]]
+        prompts = [data.prompt(pair.question, pair.context) for pair in data.pairs.get("validation", [])[:N_SAMPLES]]
         if not prompts:
             rows = data.validation.batch(range(min(N_SAMPLES, len(data.validation)))).inputs
             prompts = [tokenizer.decode(row[:SAMPLE_PROMPT_TOKENS].tolist()) for row in rows]

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from dtl import __version__
 from dtl.durable import (
+    ASIDE,
     MANIFEST,
     TEMPORARY,
     TRASH,
@@ -42,6 +43,7 @@ HASHED_ON_OPENING = 2**23
 # A file this young may still change without a new time: file systems count in steps of up to two seconds (FAT).
 SETTLED_S = 2.0
 ABANDONED_S = 3600.0  # age of a temporary file that nobody is still writing
+_LEFTOVERS = (f"{TEMPORARY}*", f"{TRASH}*", f"*{ASIDE}")
 
 
 def key_of(**parts: Any) -> str:
@@ -142,17 +144,18 @@ class Cache:
         return FileLock(self.folder / f"{name}.lock")
 
     def _sweep(self, mine: str) -> None:
-        """Remove what killed processes left: whoever builds an entry holds its lock."""
-        for left in [*self.folder.glob(f"{TEMPORARY}*"), *self.folder.glob(f"{TRASH}*")]:
-            name = left.name.removeprefix(TEMPORARY).rsplit("-", 2)[0]
+        """Remove what killed processes left. Whoever makes or replaces an entry holds its lock: that is left alone."""
+        for left in [found for names in _LEFTOVERS for found in self.folder.glob(names)]:
             with suppress(OSError, Timeout):
-                if left.name.startswith(TRASH) or name == mine:
+                name = _entry_of(left.name)
+                if not left.is_dir():
+                    if time.time() - left.stat().st_mtime > ABANDONED_S:
+                        left.unlink()
+                elif name == mine:
                     shutil.rmtree(left, ignore_errors=True)
-                elif left.is_dir():
+                else:
                     with self._lock(name).acquire(timeout=0):
                         shutil.rmtree(left, ignore_errors=True)
-                elif time.time() - left.stat().st_mtime > ABANDONED_S:
-                    left.unlink()
 
     def _note(self, line: str) -> None:
         if line not in self.notes:
@@ -214,6 +217,13 @@ class _Held:
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
+
+
+def _entry_of(leftover: str) -> str:
+    """The name of the entry that was made or replaced when this was left."""
+    if leftover.startswith((TEMPORARY, TRASH)):  # both end in a process id and a random number
+        leftover = leftover.removeprefix(TEMPORARY).removeprefix(TRASH).rsplit("-", 2)[0]
+    return leftover.removesuffix(ASIDE)
 
 
 def _relative(paths: Sequence[Path]) -> list[str]:

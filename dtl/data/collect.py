@@ -25,7 +25,7 @@ SMALL_BYTES = 2**20
 # Settings that shape no text that is read; any other, also one that a later version adds, is part of its key.
 _SHAPES_NO_TEXT = {
     "sources", "path", "qa", "wiki", "seq_len", "layout", "document_mask", "loss_on", "max_samples",
-    "validation_fraction", "test_fraction", "cache_dir", "verify", "tasks", "recommended",
+    "validation_fraction", "test_fraction", "commits", "cache_dir", "verify", "tasks", "recommended",
 }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Settings of the data and of the tokenizer. Imports no torch."""
 
+import re
 from dataclasses import dataclass, field, replace
 
 from omegaconf import MISSING
@@ -95,6 +96,7 @@ class DataConfig:
     seq_len: int | None = None  # tokens in a row; None = model.max_seq_len
     layout: str = "packed"  # packed (no padding between documents) | padded (one document a row)
     document_mask: bool = False  # packed: attention stays inside its document and positions restart
+    lower_case_questions: bool = False  # questions to the model in lower case, in training, evaluation and chat
     loss_on: str = "all"  # all tokens | answer (only the answer of a question and answer pair)
     max_samples: int | None = None  # at most so many training rows; None = all
     validation_fraction: float = 0.01  # share of documents held out where the source has no split of its own
@@ -102,6 +104,7 @@ class DataConfig:
     allow_truncated: bool = False  # true: of files that are cut off or damaged, keep what comes before the place
     cache_dir: str | None = None  # folder for text and tokens made once; null = your own folder for such files
     verify: str = "quick"  # quick (unchanged size and time: not read again) | full (SHA-256 of sources and cache)
+    commits: dict[str, str] = field(default_factory=dict)  # hub: {source: dataset@commit}, which a run keeps of its own
     tasks: list[str] = field(default_factory=list)  # further scores of your own; exact_match, f1 and lookup come anyway
     recommended: RecommendedConfig = field(default_factory=RecommendedConfig)
 
@@ -138,6 +141,11 @@ class DataConfig:
                 )
         if not sources:
             raise ConfigError("data.sources: every source has weight 0. Give one a weight above 0.")
+        for name, commit in self.commits.items():
+            if not re.fullmatch(r"[^@]+@[0-9a-f]{40}", commit):
+                raise ConfigError(
+                    f"data.commits.{name}={commit}: must be a dataset of the hub and a commit's 40 digits."
+                )
         for task in self.tasks:
             TASKS.check(task)
         self._validate_layout()

@@ -35,6 +35,7 @@ class HubWish:
     settings: str  # where the source's other settings stand: "data.sources.hub"
     ways_on: str  # how to do without the hub
     cache: Path
+    commit: str | None = None  # dataset@sha, as a run read it; a revision of `source` goes before it
     order_seed: int | None = None  # draws the order where only a part is read
 
 
@@ -58,7 +59,8 @@ class HubTexts:
         wish, revision = self._wish, self._wish.source.revision
         known = revision if is_commit(revision) else None
         if revision is None:
-            known = remembered(wish.cache, wish.dataset)
+            dataset, _, kept = (wish.commit or "").rpartition("@")
+            known = kept if dataset == wish.dataset else remembered(wish.cache, wish.dataset)
         if known is not None:
             return known
         self._require_hub()
@@ -90,6 +92,11 @@ class HubTexts:
         source = self._wish.source
         taken = [self._wish.subset, self.column, self.rows, sorted(source.splits.items())]
         return f"{self._wish.dataset}@{self.sha} {taken}"
+
+    @property
+    def commit(self) -> str:
+        """What is read, for `data.commits`."""
+        return f"{self._wish.dataset}@{self.sha}"
 
     @property
     def column(self) -> str:

@@ -47,12 +47,23 @@ def read_source(
         writer.add(side, document)
     if not reader.counts["train"]["kept"]:
         noticed = "".join(f"\n{note}" for note in source.notes())
-        raise DataError(f"{source.origin}: no training text. Found: nothing, or empty texts alone.{noticed}")
+        read = reader.counts["train"]["read"]
+        raise DataError(
+            f"{source.origin}: no training text. Found: {read:,} documents{', all empty' if read else ''}. Needed: at "
+            f"least one with text.{noticed}"
+        )
     notes: list[str] = []
     for split in ("validation", "test"):
         if split in splits:
             for document in reader.read(split, splits[split], math.inf):
                 writer.add(split, document)
+    if "validation" in splits and not reader.counts["validation"]["kept"]:
+        read = reader.counts["validation"]["read"]
+        raise DataError(
+            f"{source.origin}: its own validation split has no text. Found: {read:,} documents"
+            f"{', all empty' if read else ''}. Give it some, or take it away: then a part of the training text is held "
+            "out. Nothing was kept."
+        )
     if holder is not None:
         own = () if holder.test_fraction else ("test",)
         changed, note = holder.settle({split: found for split, found in writer.texts().items() if split not in own})
@@ -73,7 +84,8 @@ def read_source(
     # Held-out splits that got nothing are none: they have no counts.
     counts = {split: reader.counts.get(split, {}) | {"documents": len(texts[split])} for split in texts}
     facts = {"origin": source.origin, "counts": counts, "notes": notes}
-    return facts | {"has_pairs": reader.has_pairs, "examples": reader.examples}
+    by_source = getattr(source, "examples", list)()
+    return facts | {"has_pairs": reader.has_pairs, "examples": [*by_source, *reader.examples]}
 
 
 class _Reader:
@@ -99,8 +111,9 @@ class _Reader:
             counts["read"] += 1
             if document is not raw:
                 counts["cleaned"] += 1
-                if len(self.examples) < EXAMPLES:
-                    self.examples.append(_excerpts(raw.text, document.text))
+                excerpts = _excerpts(raw.text, document.text)
+                if len(self.examples) < EXAMPLES and excerpts not in self.examples:
+                    self.examples.append(excerpts)
             if not document.text.strip():
                 counts["empty"] += 1
                 continue

@@ -28,6 +28,7 @@ from dtl.data.packing import (
     pad_documents,
     with_targets,
 )
+from dtl.data.qa import prompt
 from dtl.data.tokenizer import Tokenizer
 from dtl.data.tokens import EncodedSource, encode_sources
 from dtl.errors import DataError
@@ -57,6 +58,11 @@ class PreparedData:
     fingerprint: str  # SHA-256 over the tokens, their layout and the tokenizer: equal data, equal fingerprint
     report: dict[str, dict[str, SplitReport]]  # source -> split -> figures
     notes: list[str]  # one-liners for people
+    lower_case_questions: bool = False  # how questions are put to the model: see `dtl.data.qa.prompt`
+
+    def prompt(self, question: str, context: str = "") -> str:
+        """The text after which a model that learns from this data writes its answer."""
+        return prompt(question, context, lower_case=self.lower_case_questions)
 
     def longest_answer(self) -> int:
         """Tokens of the longest answer in the data and a few more: whoever goes on longer is wrong anyway."""
@@ -208,6 +214,7 @@ class _Maker:
             fingerprint=fingerprint,
             report=self.report,
             notes=notes + self.notes,
+            lower_case_questions=self.config.lower_case_questions,
         )
 
 

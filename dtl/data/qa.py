@@ -7,6 +7,7 @@ become tokens apart from each other, so that the prompt's ids in training are th
 import importlib.resources
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from dtl.data.config import DataConfig, SourceConfig
@@ -19,16 +20,21 @@ from dtl.errors import DataError
 from dtl.registry import SOURCES
 
 
-def prompt(question: str, context: str = "") -> str:
+def prompt(question: str, context: str = "", *, lower_case: bool = False) -> str:
     """The text after which the model writes its answer. It ends without a space: the answer brings its own,
-    since byte-level tokenizers join a space to the word that follows it. A context is a text to answer from."""
-    asked = f"Question: {question.strip()}\nAnswer:"
+    since byte-level tokenizers join a space to the word that follows it. A context is a text to answer from.
+
+    `lower_case` is `data.lower_case_questions` of the model's training: to a tokenizer "Jeans" and "jeans" have
+    nothing in common, and people type both.
+    """
+    question = question.strip().lower() if lower_case else question.strip()
+    asked = f"Question: {question}\nAnswer:"
     return f"Context: {context.strip()}\n{asked}" if context.strip() else asked
 
 
-def document(pair: QuestionAnswer) -> Document:
-    """The pair as a text to learn, with the place where its answer begins."""
-    asked = prompt(pair.question, pair.context)
+def document(pair: QuestionAnswer, *, lower_case: bool = False) -> Document:
+    """The pair as a text to learn, with the place where its answer begins. For `lower_case` see `prompt`."""
+    asked = prompt(pair.question, pair.context, lower_case=lower_case)
     return Document(f"{asked} {pair.answer.strip()}", answer_start=len(asked), pair=pair)
 
 
@@ -46,6 +52,7 @@ class QuestionSource:
         )
         self.origin = self.files.origin if self.files else "the facts that ship with DTL"
         self._order_seed = seed if is_sampled(data, name) else None
+        self._document = partial(document, lower_case=data.lower_case_questions)
         self._reader = PairReader()
 
     def splits(self) -> Mapping[str, Iterable[Document]]:
@@ -65,7 +72,7 @@ class QuestionSource:
         """Files whose names say the split: every wording in them belongs to it."""
         for record in files.records(split, (), self._order_seed):
             for pairs in self._reader.pairs(record).values():
-                yield from map(document, pairs)
+                yield from map(self._document, pairs)
         self._reader.require_some(self.origin)
 
     def _by_split(self, records: Iterable[Record]) -> dict[str, list[Document]]:
@@ -73,7 +80,7 @@ class QuestionSource:
         by_split: dict[str, list[Document]] = {"train": []}
         for record in records:
             for split, pairs in self._reader.pairs(record).items():
-                by_split.setdefault(split, []).extend(map(document, pairs))
+                by_split.setdefault(split, []).extend(map(self._document, pairs))
         self._reader.require_some(self.origin)
         return by_split
 

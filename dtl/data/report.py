@@ -81,8 +81,8 @@ def _density(prepared: PreparedData, source: EncodedSource) -> Iterator[str]:
 
 def _examples(source: EncodedSource) -> Iterator[str]:
     for before, after in source.texts.facts["examples"]:
-        yield f"  cleaned {before!r}"
-        yield f"       to {after!r}"
+        yield f"  before {before!r}"
+        yield f"  after  {after!r}"
 
 
 def _leftovers(texts: Texts) -> Iterator[str]:

@@ -28,7 +28,8 @@ class Source(Protocol):
     """Documents of one origin.
 
     What is read of a source is kept in the cache when it has a method `fingerprint() -> str | list[Path] | None` too:
-    a text that changes whenever its documents do, or the files that are all it reads.
+    a text that changes whenever its documents do, or the files that are all it reads. A method
+    `examples() -> list[tuple[str, str]]` shows what reading itself changed: before and after.
     """
 
     origin: str  # where they come from, for messages: "data.path=books/"
@@ -58,6 +59,20 @@ def open_sources(data: DataConfig, seed: int) -> dict[str, Source]:
     return {
         name: SOURCES.get(source.kind)(name, source, data, seed) for name, source in data.resolved_sources().items()
     }
+
+
+def pinned(data: DataConfig, seed: int) -> DataConfig:
+    """The configuration with the commit of each dataset of the hub: read again, anywhere, it gives the same texts.
+
+    Every source is opened for it, so what is not there is refused here. Raises DataError. Imports no torch.
+    """
+    sources, commits = dict(data.sources), dict(data.commits)
+    for name, source in open_sources(data, seed).items():
+        if isinstance(source, HubSource | WikiSource) and source.commit is not None:
+            commits[name] = source.commit
+            if name in sources:  # a revision that is asked for later goes before the commit
+                sources[name] = replace(sources[name], revision=None)
+    return replace(data, sources=sources, commits=commits)
 
 
 def path_key(data: DataConfig, name: str) -> str:
@@ -112,6 +127,7 @@ class HubSource:
         ways_on = "Without the hub: the dataset's files from elsewhere, read with data=text data.path=FOLDER"
         self._texts = HubTexts(_wish(name, source, source.path, source.subset, data, seed, ways_on))
         self.origin = self._texts.origin
+        self.commit = self._texts.commit
 
     def splits(self) -> dict[str, Iterator[Document]]:
         return self._texts.splits()
@@ -135,6 +151,7 @@ def _wish(
         settings=f"data.sources.{name}",
         ways_on=ways_on,
         cache=cache_folder(data.cache_dir),
+        commit=data.commits.get(name),
         order_seed=seed if is_sampled(data, name) else None,
     )
 
@@ -155,18 +172,21 @@ class WikiSource:
         self._allow_truncated = data.allow_truncated
         self.files: LocalFiles | None = None
         self._hub: HubTexts | None = None
+        self.commit: str | None = None  # of the hub: dataset@sha
         if source.path is not None:
             self.origin = f"{path_key(data, name)}={source.path}"
             if not self.dumps:
                 self.files = LocalFiles(source.path, path_key(data, name), data.allow_truncated)
         else:
             ways_on = (
-                f"{path_key(data, name)}=FOLDER with the dataset's parquet or jsonl files (columns title and text)"
+                f"Without the hub: {path_key(data, name)}=FOLDER with the dataset's parquet or jsonl files (columns "
+                "title and text), or a MediaWiki dump"
             )
             articles = replace(source, rows=source.rows or "article")
             subset = source.subset or data.wiki_subset
             self._hub = HubTexts(_wish(name, articles, data.wiki_dataset, subset, data, seed, ways_on))
             self.origin = self._hub.origin
+            self.commit = self._hub.commit
 
     def splits(self) -> dict[str, Iterator[Document]]:
         if self._hub is not None:
@@ -196,6 +216,10 @@ class WikiSource:
         if self._hub is not None:
             return self._hub.fingerprint()
         return self.dumps or (self.files.paths() if self.files else [])
+
+    def examples(self) -> list[tuple[str, str]]:
+        """Wikitext and the prose that became of it."""
+        return [example for _, counts in self._dump_counts for example in counts.examples]
 
     def notes(self) -> list[str]:
         of_dumps = [f"{dump}: {line}" for dump, counts in self._dump_counts for line in counts.lines()]

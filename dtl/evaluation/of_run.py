@@ -10,7 +10,6 @@ import torch
 from dtl.checkpoint import load_model
 from dtl.config import RunConfig
 from dtl.data.prepare import PreparedData
-from dtl.data.qa import prompt
 from dtl.durable import write_atomically
 from dtl.evaluation.config import FIGURES
 from dtl.evaluation.detection import unanswerable_questions
@@ -45,7 +44,9 @@ def most_questions(numbers: Sequence[int], tokens_each: float, tokens_trained: i
 
 def _tokens_of_a_question(data: PreparedData) -> float:
     """Mean tokens of a question, and those of the longest answer: what asking it takes at most."""
-    prompts = [prompt(pair.question, pair.context) for pairs in data.pairs.values() for pair in pairs[:MEASURED_PAIRS]]
+    prompts = [
+        data.prompt(pair.question, pair.context) for pairs in data.pairs.values() for pair in pairs[:MEASURED_PAIRS]
+    ]
     return data.longest_answer() + mean([len(ids) for ids in data.tokenizer.encode_batch(prompts)]) if prompts else 0.0
 
 

@@ -34,12 +34,14 @@ def likelihoods(
     pairs: Sequence[QuestionAnswer],
     of_token: np.ndarray,
     batch_size: int,
+    lower_case: bool = False,
 ) -> list[Likelihood]:
-    """How likely the model finds each pair's own answer. `of_token`: see `dtl.evaluation.token_bytes`.
+    """How likely the model finds each pair's own answer. `of_token`: see `dtl.evaluation.token_bytes`; `lower_case`:
+    see `dtl.data.qa.prompt`.
 
     Of a pair that is longer than the model's context the beginning is cut.
     """
-    texts = [document(pair) for pair in pairs]
+    texts = [document(pair, lower_case=lower_case) for pair in pairs]
     asked = tokenizer.encode_batch([text.text[: text.answer_start] for text in texts])
     answers = tokenizer.encode_batch([text.text[text.answer_start :] for text in texts])
     found: dict[int, Likelihood] = {}

@@ -13,7 +13,6 @@ from dtl.data.baselines import look_up, majority
 from dtl.data.batches import epoch_order
 from dtl.data.documents import QuestionAnswer
 from dtl.data.prepare import PreparedData
-from dtl.data.qa import prompt
 from dtl.data.tasks import MEASURED_ALWAYS, asked_once
 from dtl.evaluation.answers import (
     ALL_TOPICS,
@@ -140,13 +139,13 @@ def _ask_all(
     with plan.mixed_precision():
         for split, pairs in chosen_questions(data.pairs, plan.questions, plan.seed).items():
             say(f"{len(pairs):,} {split} questions")
-            prompts = [prompt(pair.question, pair.context) for pair in pairs]
+            prompts = [data.prompt(pair.question, pair.context) for pair in pairs]
             answers = answer_greedily(model, tokenizer, prompts, longest, plan.questions_at_once)
-            gold = likelihoods(model, tokenizer, pairs, of_token, plan.questions_at_once)
+            gold = likelihoods(model, tokenizer, pairs, of_token, plan.questions_at_once, data.lower_case_questions)
             asked[split] = with_baselines(pairs, answers, gold, baselines)
         if plan.unanswerable:
             say(f"{len(plan.unanswerable):,} questions without an answer in the data")
-        prompts = [prompt(question) for question in plan.unanswerable]
+        prompts = [data.prompt(question) for question in plan.unanswerable]
         without = answer_greedily(model, tokenizer, prompts, longest, plan.questions_at_once)
     return asked, detect(asked, without)
 
@@ -157,7 +156,7 @@ def _scores_of_tasks(
     """The tasks that are not measured anyway, on the questions that were asked: their answers are known."""
 
     def ask(pairs: Sequence[QuestionAnswer]) -> list[str]:
-        prompts = [prompt(pair.question, pair.context) for pair in pairs]
+        prompts = [data.prompt(pair.question, pair.context) for pair in pairs]
         longest = data.longest_answer()
         return [one.text for one in answer_greedily(model, data.tokenizer, prompts, longest, plan.questions_at_once)]
 

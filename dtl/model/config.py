@@ -31,6 +31,7 @@ class ModelConfig:
     head_dim: int | None = None  # width of one head; None = dim / n_heads
     ffn_dim: int | None = None  # hidden width of the mlp; None = 4 x dim (classic) or its SwiGLU equal (modern)
     max_seq_len: int = 512  # context, in tokens
+    token_dropout: float = 0.0  # probability, in training only: of a token's whole embedding
     dropout: float = 0.1  # probability, in training only: of embeddings, attention weights, and what a block adds
     tie_embeddings: bool = True  # one matrix for the input embedding and the output head
     attention: str = "auto"  # auto | sdpa | reference (to read); for packed documents: padded | varlen, flex (CUDA)
@@ -73,8 +74,9 @@ class ModelConfig:
                 f"model.n_kv_heads={self.n_kv_heads}: must divide model.n_heads={self.n_heads}, "
                 "since each key/value head serves an equal group of query heads."
             )
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"model.dropout={self.dropout}: a probability in [0, 1). 0 turns it off.")
+        for key in ("dropout", "token_dropout"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ConfigError(f"model.{key}={getattr(self, key)}: a probability in [0, 1). 0 turns it off.")
         if self.attention not in ATTENTION_KERNELS:
             raise ConfigError(f"model.attention={self.attention}: one of {', '.join(ATTENTION_KERNELS)}.")
         if self.arch.norm_eps <= 0 or self.arch.rope_theta <= 0:

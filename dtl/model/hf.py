@@ -64,7 +64,7 @@ def _qwen3_config(config: ModelConfig) -> dict[str, Any]:
         "attention_dropout": config.dropout,
         "use_sliding_window": False,
         "sliding_window": None,
-        "dtl": {"dropout": config.dropout, "attention": config.attention},
+        "dtl": {"dropout": config.dropout, "token_dropout": config.token_dropout, "attention": config.attention},
     }
 
 
@@ -82,7 +82,7 @@ def _gpt2_config(config: ModelConfig) -> dict[str, Any]:
         "embd_pdrop": config.dropout,
         "attn_pdrop": config.dropout,
         "resid_pdrop": config.dropout,
-        "dtl": {"attention": config.attention},
+        "dtl": {"token_dropout": config.token_dropout, "attention": config.attention},
     }
 
 

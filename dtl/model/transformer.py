@@ -143,6 +143,8 @@ class TransformerLM(nn.Module):
         # see dtl/model/kernel_choice.py.
         self.document_kernel = "reference" if config.attention == "reference" else "sdpa"
         self.embedding = nn.Embedding(vocab_size, config.dim)
+        # Word dropout (Iyyer et al., 2015): a word that may be missing teaches the model to look at the others.
+        self.token_dropout = nn.Dropout1d(config.token_dropout) if config.token_dropout else nn.Identity()
         self.positions = block_class.make_positions(config)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(block_class(config, layer) for layer in range(config.n_layers))
@@ -196,7 +198,7 @@ class TransformerLM(nn.Module):
         else:
             attend = DOCUMENT_KERNELS[self.document_kernel](documents_bt)
 
-        x_btd, rotation = self.positions(self.embedding(ids_bt), positions_bt)
+        x_btd, rotation = self.positions(self.token_dropout(self.embedding(ids_bt)), positions_bt)
         x_btd = self.dropout(x_btd)
         context = AttentionContext(attend, rotation, cache)
         for block in self.blocks:

@@ -6,7 +6,7 @@ from itertools import chain
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import QuestionAnswer
 from dtl.data.local.files import LocalFiles
-from dtl.data.qa import QuestionSource, prompt
+from dtl.data.qa import QuestionSource
 from dtl.data.tasks import is_right
 from dtl.errors import DataError, DTLError
 from dtl.generation.config import SamplingConfig
@@ -41,7 +41,9 @@ def ask_all(pairs: Sequence[QuestionAnswer], model: LoadedModel, screen: Screen,
         screen.label(YOU, YOU_STYLE)
         screen.piece(f"{pair.question}\n")
         screen.label(DTL, DTL_STYLE)
-        answer, was_stopped = stream_answer(model.continue_text(prompt(pair.question, pair.context), greedy, 0), screen)
+        answer, was_stopped = stream_answer(
+            model.continue_text(model.prompt(pair.question, pair.context), greedy, 0), screen
+        )
         if was_stopped:
             raise KeyboardInterrupt
         if is_right(answer, pair):

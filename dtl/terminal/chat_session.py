@@ -5,7 +5,6 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dtl.data.qa import prompt
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.chat_commands import command_of
 from dtl.terminal.dialogue import introduce, take_lines
@@ -68,12 +67,12 @@ class Chat:
         """Answer one question on the screen, if it fits the context."""
         if len(question) > self.model.most_characters:
             return self._take(TooLong(len(question)))
-        n_prompt = self.model.count_tokens(prompt(question))
+        n_prompt = self.model.count_tokens(self.model.prompt(question))
         if n_prompt >= self.model.context:
             return self._refuse(f"That is {n_prompt:,} tokens, {len(question):,} characters, and does not fit")
         sampling = self._leaving_room(n_prompt)
         started = time.perf_counter()
-        continuation = self.model.continue_text(prompt(question), sampling, self.seed)
+        continuation = self.model.continue_text(self.model.prompt(question), sampling, self.seed)
         self.screen.label(DTL, DTL_STYLE)
         answer, was_stopped = stream_answer(continuation, self.screen)
         turn = Turn(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dtl.data.qa import prompt
 from dtl.display import in_units, shown
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.safe_text import in_one_line
@@ -22,6 +23,7 @@ class CheckpointFacts:
     step: int | None = None
     best_loss: float | None = None  # on the validation split, of the run so far
     least_logprob: float | None = None  # mean of an answer below which, by dtl.evaluate, the model rather does not know
+    lower_case_questions: bool = False  # how it was asked in training
     is_of_plain_text: bool = False  # nothing that it learnt from were questions and answers
 
 
@@ -36,6 +38,10 @@ class LoadedModel:
     most_characters: int  # no text that is longer fits the context, whatever is in it
     count_tokens: Callable[[str], int]
     continue_text: "Callable[[str, SamplingConfig, int], Continuation]"  # text, sampling, seed
+
+    def prompt(self, question: str, context: str = "") -> str:
+        """The text after which it writes its answer."""
+        return prompt(question, context, lower_case=self.facts.lower_case_questions)
 
     def lines(self) -> Iterator[str]:
         """Its name and size, for people."""

@@ -14,7 +14,7 @@ from typing import Any
 from dtl.data import collect, hub_stream
 from dtl.data.cache import Cache
 from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
-from dtl.data.sources import open_sources
+from dtl.data.sources import pinned
 from dtl.data.tokens import encode_sources
 from dtl.errors import DTLError
 
@@ -31,8 +31,9 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     began = time.monotonic()
     try:
         if request.get("open_only"):
-            (opened,) = open_sources(data, seed).values()
-            return {"origin": opened.origin, "seconds": time.monotonic() - began}
+            kept = pinned(data, seed)
+            seconds = time.monotonic() - began
+            return {"commits": kept.commits, "revision": kept.sources["some"].revision, "seconds": seconds}
         cache = Cache(Path(request["cache"]))
         _, sources = encode_sources(data, TokenizerConfig(kind="byte"), 16, seed, cache, lambda line: None)
     except DTLError as error:

@@ -17,7 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dtl.data.cleaning import cleaned
 from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
+from dtl.data.documents import Document
 from dtl.data.local.files import LocalFiles, text_of
 from dtl.data.local.formats import BYTE_ORDER_MARKS, NOT_READ
 from dtl.data.local.unpacking import MAGIC
@@ -175,6 +177,15 @@ def test_odd_bytes_of_a_text_are_counted_and_the_first_is_named(tmp_path, mark, 
     expected = {(kind, len(found), found[0]) for kind, found in places.items() if found}
     told = re.findall(r"([\d,]+) x ([\w -]+) \(first at byte ([\d,]+)\)", " ".join(notes))
     assert {(kind, int(count), int(first)) for count, kind, first in told} == expected
+
+
+def test_what_becomes_of_a_nul_is_told_as_it_is(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"one\x00two\n")
+    (text,), notes = read(tmp_path / "a.txt")
+    assert "left out of texts, kept in questions and answers" in notes[0]
+    assert cleaned(Document(text)).text == "onetwo\n"
+    pair = Document("q\x00? a", answer_start=4)
+    assert cleaned(pair) is pair
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=SAME_FOLDER)

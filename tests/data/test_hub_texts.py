@@ -128,6 +128,27 @@ def test_a_newer_commit_is_read_when_asked_for_and_remembered(hub, port, read, t
     )
 
 
+def test_a_run_keeps_its_commit_wherever_it_is_read_again(hub, port, read, tmp_path):
+    old = hub.commit("me/kept", {"train.jsonl": jsonl(stories(0, 13))})
+    elsewhere = str(tmp_path / "elsewhere")
+    with serving(hub, port):
+        kept = read("me/kept", revision="main", open_only=True)
+        assert kept["commits"] == {"some": f"me/kept@{old}"} and kept["revision"] is None
+        of_run = {"commits": kept["commits"]}
+        new = hub.commit("me/kept", {"train.jsonl": jsonl(stories(50, 17))})
+        assert read("me/kept", cache=elsewhere)["read"] == 17  # remembered there: the new one
+        again = read("me/kept", of_run, cache=elsewhere)
+        assert again["read"] == 13 and any(old in note for note in again["notes"])
+        hub.asked.clear()
+        assert read("me/kept", of_run, cache=elsewhere, open_only=True)["commits"] == kept["commits"]
+        assert hub.asked == []  # what is pinned and cached asks nobody
+        # What is asked for now goes before it; of another dataset it says nothing.
+        asked_for = read("me/kept", of_run, cache=elsewhere, revision="main", open_only=True)
+        assert asked_for["commits"] == {"some": f"me/kept@{new}"}
+        other = hub.commit("me/other", {"train.jsonl": jsonl(stories(0, 3))})
+        assert read("me/other", of_run, open_only=True)["commits"] == {"some": f"me/other@{other}"}
+
+
 def test_without_hub_and_cache_it_is_said_at_once(hub, port, read, tmp_path):
     said = read("me/nowhere", open_only=True)
     assert "me/nowhere: the Hugging Face hub (127.0.0.1) cannot be reached" in said["error"]
@@ -344,9 +365,15 @@ def test_a_name_that_cannot_be_a_datasets_is_refused(path, tmp_path):
         (SourceConfig("hub", "a/b", splits={"test": "a"}), r"name the one to train on too"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(source, said):
+def test_settings_of_a_source_that_cannot_be_are_refused(source, said):
     with pytest.raises(ConfigError, match=said):
         DataConfig(sources={"s": source}).validate()
+
+
+@pytest.mark.parametrize("commit", ["a/b", "a/b@main", "@" + "0" * 40, "a/b@" + "0" * 39])
+def test_a_commit_that_cannot_be_is_refused(commit):
+    with pytest.raises(ConfigError, match=f"data.commits.hub={commit}"):
+        DataConfig(sources={"hub": SourceConfig("hub", "a/b")}, commits={"hub": commit}).validate()
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"sha": "main"}', '{"sha": 5}', "[]"])

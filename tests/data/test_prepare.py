@@ -233,10 +233,13 @@ def test_a_text_shorter_than_a_row_is_enough(tmp_path):
     [
         ({"a.txt": ""}, ["data.path=", "empty"]),
         ({"a.jsonl": ""}, ["empty"]),
-        ({"a.txt": " \n\n "}, ["data.path=", "no training text", "empty"]),
+        ({"a.txt": " \n\n "}, ["data.path=", "no training text", "1 documents, all empty"]),
         ({"a.txt": "x"}, ["no document is left for validation", "of 1 read"]),
         ({"a.jsonl": '{"text": "x"}\n' * 3}, ["no document is left for validation", "of 3 read"]),
-        ({"train.txt": "text", "validation.txt": " "}, ["no document is left for validation"]),
+        (
+            {"train.txt": "text", "validation.txt": " "},
+            ["own validation split", "1 documents, all empty", "take it away"],
+        ),
     ],
 )
 def test_too_little_text_is_named(tmp_path, files, words):

@@ -12,6 +12,7 @@ from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
 from dtl.data.documents import QuestionAnswer
 from dtl.data.encoding import encode_documents
 from dtl.data.local.readers import Record
+from dtl.data.prepare import prepare_data
 from dtl.data.qa import document, prompt
 from dtl.data.sources import open_sources
 from dtl.data.tokenizer import build_tokenizer
@@ -60,6 +61,20 @@ def test_the_prompt_has_the_same_ids_in_training_and_in_chat(kind):
         ids = encoded.tokens[start:end].tolist()
         assert ids[:n_prompt] == tokenizer.encode(prompt(pair.question))
         assert ids[n_prompt:] == [*tokenizer.encode(f" {pair.answer}"), tokenizer.eos_id]
+
+
+def test_a_question_is_put_in_lower_case_where_the_setting_says_so(tmp_path):
+    """The answer and the context stay as they are, and so does the question that reports show."""
+    file = tmp_path / "pairs.jsonl"
+    pairs = [{"question": f"Who is Ada {n}?", "answer": f"Ada {n}", "context": "Ada."} for n in range(23)]
+    file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    sources = {"qa": SourceConfig("qa", str(file))}
+    config = DataConfig(sources=sources, lower_case_questions=True, cache_dir=str(tmp_path))
+    data = prepare_data(config, TokenizerConfig("byte"), 97, seed=0)
+    assert data.prompt("Who is Ada 3?", "Ada.") == "Context: Ada.\nQuestion: who is ada 3?\nAnswer:"
+    text = data.tokenizer.decode(data.rows["qa"]["train"].batch([0]).inputs[0].tolist())
+    assert "Context: Ada.\nQuestion: who is ada" in text and "Answer: Ada" in text
+    assert {pair.question[:10] for of_split in data.pairs.values() for pair in of_split} == {"Who is Ada"}
 
 
 def test_an_end_token_in_a_question_is_text():

@@ -171,7 +171,7 @@ def test_a_cut_dump_names_the_place_and_keeps_what_came_before(tmp_path, kind, s
     message = str(error.value)
     assert message.startswith(str(path))
     assert "byte" in message
-    assert f"Kept: {len(kept)} whole articles" in message
+    assert f"Read before this place: {len(kept)} whole articles, of which none is kept" in message
     if kept:
         assert f"after page {len(kept)} ('Page {len(kept) - 1}')" in message
     if kind == "xml" and share > 0.5:
@@ -245,3 +245,18 @@ def test_a_long_dump_needs_no_more_memory_than_a_short_one(tmp_path):
 
     peak(101)
     assert peak(2503) < peak(503) + 100_000
+
+
+def test_the_first_articles_show_what_became_of_their_wikitext(tmp_path, monkeypatch):
+    """Whatever the number of processes, and without keeping the wikitext of the others."""
+    monkeypatch.setattr("dtl.data.wikipedia.pages.CHUNK_CHARACTERS", 50)  # each page a chunk of its own
+    pages = [page(f"Page {n}", f"{{{{Box|a=b}}}}'''Page {n}''' is [[word|one]]. " * 3) for n in range(7)]
+    for processes in (1, 2):
+        counts = DumpCounts()
+        list(read_dump(written(tmp_path, dump(*pages)), processes=processes, counts=counts))
+        assert [before[:16] for before, _ in counts.examples] == [
+            "'''Page 0''' is ",
+            "'''Page 1''' is ",
+            "'''Page 2''' is ",
+        ]
+        assert [after[:14] for _, after in counts.examples] == ["Page 0 is one.", "Page 1 is one.", "Page 2 is one."]

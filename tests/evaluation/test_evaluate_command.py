@@ -85,6 +85,16 @@ def test_a_key_changes_the_runs_own_data(evaluate, run_dir):
     assert (written["data"]["loss_on"], written["data"]["sources"]["mine"]["path"]) == ("all", "pairs.jsonl")
 
 
+def test_the_checkpoint_says_how_questions_are_put(evaluate, run_dir):
+    """data=qa puts them in lower case; this model never learnt that."""
+    for more, expected in (([], False), (["data.lower_case_questions=true"], True)):
+        code, _, err = evaluate(
+            "ckpt=latest", "data=qa", "data.path=pairs.jsonl", "data.seq_len=31", *more, "out=f.json"
+        )
+        assert code == 0, err
+        assert json.loads(Path("f.json").read_text())["data"]["lower_case_questions"] is expected
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -88,7 +88,10 @@ def test_weights_survive_the_way_there_and_back(tiny_model, tmp_path, block, tie
 
 @both_blocks
 def test_configs_survive_the_way_there_and_back_and_through_the_twin(tiny_config, tmp_path, block):
-    for changes in ({}, {"ffn_dim": None, "dropout": 0.25, "attention": "reference", "tie_embeddings": False}):
+    for changes in (
+        {},
+        {"ffn_dim": None, "dropout": 0.25, "token_dropout": 0.5, "attention": "reference", "tie_embeddings": False},
+    ):
         config = tiny_config(block, **changes)
         written = hf_config(config, VOCAB_SIZE, **IDS)
         assert model_config(written) == (config, VOCAB_SIZE)

@@ -243,6 +243,18 @@ def test_dropout_acts_in_training_only_and_everywhere_it_should(tiny_model, bloc
 
 
 @both_blocks
+def test_token_dropout_hides_whole_tokens_in_training_alone(tiny_model, block):
+    model, ids = tiny_model(block, dropout=0.0, token_dropout=0.5), some_ids(13, 29)
+    assert torch.equal(model(ids), model(ids))
+    seen: list[torch.Tensor] = []
+    model.token_dropout.register_forward_hook(lambda module, inputs, x_btd: seen.append(x_btd))
+    model.train()(ids)
+    hidden_bt = (seen[0] == 0).all(dim=-1)
+    assert 0.4 < hidden_bt.float().mean() < 0.6
+    torch.testing.assert_close(seen[0][~hidden_bt], 2 * model.embedding(ids)[~hidden_bt])  # the mean stays
+
+
+@both_blocks
 @both_kernels
 def test_autocast_gives_logits_near_those_of_fp32_and_caches_one_dtype(tiny_model, block, kernel):
     model, ids = tiny_model(block, attention=kernel), some_ids(2, 7)

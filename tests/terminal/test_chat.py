@@ -80,6 +80,15 @@ def test_a_folder_may_have_any_name(chat, tmp_path):
     assert chat(f"ckpt={odd}", "device=cpu")[0] == 0
 
 
+def test_a_question_is_put_as_in_training(chat, tmp_path):
+    """A model that learnt lower case questions answers the same whatever case is typed; another one does not."""
+    lower = make_checkpoint(tmp_path / "lower", more="  lower_case_questions: true\n")
+    typed = make_checkpoint(tmp_path / "typed")
+    for run_dir, same in ((lower, True), (typed, False)):
+        answers = [chat(f"ckpt={run_dir}", *SHORT, "seed=5", stdin=f"{word}\n")[1] for word in ("ONE SEA?", "one sea?")]
+        assert (answers[0] == answers[1]) == same
+
+
 def test_wrong_answers_end_with_1(chat, run_dir):
     Path("pairs.jsonl").write_text(json.dumps({"question": "One?", "answer": "1"}) + "\n")
     code, out, err = chat(f"ckpt={run_dir}", *SHORT, "ask=pairs.jsonl", stdin="not read")

@@ -10,8 +10,8 @@ from dtl.checkpoint import save_checkpoint
 CONTEXT = 1511  # a question of 1,000 characters fits
 
 
-def make_checkpoint(run_dir: Path, kind: str = "qa", tokenizer_kind: str = "byte") -> Path:
-    """The run's folder, with one checkpoint in it."""
+def make_checkpoint(run_dir: Path, kind: str = "qa", tokenizer_kind: str = "byte", more: str = "") -> Path:
+    """The run's folder, with one checkpoint in it. `more` are lines of its config's data section."""
     model, tokenizer = tiny_model(vocab_size=300, max_seq_len=CONTEXT), tiny_tokenizer(tokenizer_kind)
     with torch.no_grad():
         # Their logits are 0 then, far from the likeliest: no answer ends, or has a second line.
@@ -19,6 +19,7 @@ def make_checkpoint(run_dir: Path, kind: str = "qa", tokenizer_kind: str = "byte
     state = {"step": 7, "epoch": 1, "train": {"best_loss": 1.25}}
     config_yaml = (
         f"name: tiny\ndata:\n  sources: {{mine: {{kind: {kind}, path: null}}}}\n  qa: {{path: null, weight: null}}\n"
+        f"{more}"
     )
     save_checkpoint(run_dir, model, tokenizer, config_yaml, state, moments(model))
     return run_dir

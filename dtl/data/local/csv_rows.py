@@ -5,7 +5,7 @@ import csv
 import re
 from collections.abc import Iterator
 
-from dtl.data.local.reading import CUT_OFF, UNENDED, OpenText, read_before
+from dtl.data.local.reading import CUT_OFF, KEEP_BEGINNING, UNENDED, OpenText, read_before
 from dtl.errors import DataError
 
 DELIMITERS = ",\t;|"  # the commonest in the header is taken
@@ -45,7 +45,7 @@ class CsvRows:
                 break
             if (what := self._unfinished(row, start)) is not None:
                 if not self._text.allow_truncated:
-                    raise DataError(f"{place}: {what}; {CUT_OFF}.{read_before(self._n_read)}")
+                    raise DataError(f"{place}: {what}; {CUT_OFF}{KEEP_BEGINNING}.{read_before(self._n_read)}")
                 self._text.leave_out_end(start)
                 break
             if not row:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dtl.data.local.csv_rows import CsvRows
-from dtl.data.local.reading import CUT_OFF, NOT_UTF8, Oddities, OpenText, read_before
+from dtl.data.local.reading import CUT_OFF, KEEP_BEGINNING, NOT_UTF8, Oddities, OpenText, read_before
 from dtl.errors import DataError
 
 ROWS_AT_ONCE = 256  # parquet rows turned into Python objects at a time
@@ -43,10 +43,11 @@ def read_jsonl(text: OpenText) -> Iterator[Record]:
                 if text.allow_truncated and not line.endswith("\n"):  # the last one
                     text.leave_out_end(start)
                     return
+                way_on = CUT_OFF if line.endswith("\n") else CUT_OFF + KEEP_BEGINNING
                 why = f"not JSON ({error}) in the line from {text.at(start)} on"
                 raise DataError(
                     f"{place}: {why}. Found: {line.strip()[:60]!r}\n"
-                    f'Each line must be one JSON object, such as {{"text": "..."}}; {CUT_OFF}.{read_before(n_read)}'
+                    f'Each line must be one JSON object, such as {{"text": "..."}}; {way_on}.{read_before(n_read)}'
                 ) from error
             if _ODD_ESCAPE.search(line):
                 text.oddities.inspect(value, f"the line from {text.at(start)} on")

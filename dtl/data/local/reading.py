@@ -22,7 +22,7 @@ MARK = "byte order mark"
 UNENDED = "last row without a line end"
 DONE = {
     NOT_UTF8: "read as the replacement character U+FFFD",
-    NUL: "kept as it is",
+    NUL: "left out of texts, kept in questions and answers",
     CRLF: "read as \\n",
     SURROGATE: "read as U+FFFD",
     MARK: "left out",
@@ -30,6 +30,7 @@ DONE = {
 }
 
 CUT_OFF = "the file may have been cut off: copy or download it again"
+KEEP_BEGINNING = ", or keep what comes before with data.allow_truncated=true"
 LINES_IN_NOTES = 3  # of rows that were left out; of the others only how many they are
 
 _SURROGATES = re.compile("[\ud800-\udfff]")

@@ -25,6 +25,7 @@ from dtl.errors import DataError
 
 SUFFIXES = (".xml", ".xml.bz2")
 BZ2_BLOCK = 1_000_000  # bytes; bz2 gives nothing before a whole block of up to 900 kB is there
+EXAMPLE_CHARACTERS = 100  # of prose; twice as many of the wikitext, which has marks and links
 UNREADABLE_KEPT = 5  # titles of unreadable pages that a report names
 
 
@@ -92,18 +93,27 @@ def read_dump(
                 counts.dropped["no prose"] += 1
             else:
                 counts.kept += 1
+                if wikitext := reader.beginnings.pop(title, None):
+                    counts.examples.append((_lead(wikitext), text[:EXAMPLE_CHARACTERS]))
                 yield Article(title, text)
     counts.seconds = time.perf_counter() - began
     if reader.failure is not None and allow_truncated and reader.is_damaged:
         counts.truncated = reader.where
     elif reader.failure is not None:
-        raise DataError(f"{reader.failure} Kept: {counts.kept:,} whole articles before this place.") from reader.cause
+        read = f"Read before this place: {counts.kept:,} whole articles, of which none is kept."
+        raise DataError(f"{reader.failure} {read}") from reader.cause
 
 
 def _processors() -> int:
     if hasattr(os, "sched_getaffinity"):  # what this process may use; not on macOS and Windows
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _lead(wikitext: str) -> str:
+    """The first words of an article as they were written: its subject, in bold, behind the boxes and marks."""
+    begins = max(0, wikitext.find("'''"))
+    return wikitext[begins : begins + 2 * EXAMPLE_CHARACTERS]
 
 
 _Result = tuple[str, str, str]  # title, prose, what went wrong
@@ -144,7 +154,7 @@ def _in_order(reader: Pages, workers: int) -> Iterator[list[_Result]]:
             raise DataError(
                 f"{reader.path}: a process that parses pages has died, about page {reader.counts.pages:,}. "
                 "Most often memory was not enough: close other programs, or ask for fewer processes. "
-                f"Kept: {reader.counts.kept:,} whole articles."
+                f"Read before: {reader.counts.kept:,} whole articles, of which none is kept."
             ) from error
 
 

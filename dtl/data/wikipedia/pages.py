@@ -13,6 +13,7 @@ from dtl.data.chunks import in_chunks
 from dtl.data.wikipedia.names import is_disambiguation, is_redirect
 from dtl.errors import DataError
 
+EXAMPLES = 3  # articles of which the wikitext is kept, to show what became of it
 BLOCK = 1 << 16  # bytes
 CHUNK_CHARACTERS = 400_000  # wikitext that travels to a worker at a time: a tenth of a second of work
 MOST_CHARACTERS = 4_000_000  # twice the longest page that MediaWiki stores; more is no article
@@ -36,6 +37,7 @@ class DumpCounts:
     unreadable: list[str] = field(default_factory=list)  # the first titles, with what the parser said
     bytes_read: int = 0  # of the file, compressed
     bytes_in_file: int = 0
+    examples: list[tuple[str, str]] = field(default_factory=list)  # from the first articles: wikitext, its prose
     truncated: str = ""  # where and why what follows was not read, where that is allowed
     seconds: float = 0.0  # from the first page asked for, the reader's own time included
 
@@ -81,6 +83,7 @@ class Pages:
         self.is_damaged = False  # the file ends too early, or from a place on its bytes are not what was written
         self.where = ""  # the same, without the file and the advice
         self.cause: BaseException | None = None
+        self.beginnings: dict[str, str] = {}  # title -> wikitext of the first articles, for examples
         self._last_title: str | None = None
 
     def chunks(self) -> Iterator[list[Page]]:
@@ -105,6 +108,8 @@ class Pages:
                     if (reason := _unwanted(page, revision)) is not None:
                         self.counts.dropped[reason] += 1
                     else:
+                        if len(self.beginnings) + len(self.counts.examples) < EXAMPLES:
+                            self.beginnings[page.title] = revision.text
                         yield Page(page.title, revision.text)
                 while source.read(BLOCK):  # to the file's end: a sum that does not fit is damage, too
                     pass
