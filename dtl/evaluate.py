@@ -10,12 +10,12 @@ from omegaconf import DictConfig, OmegaConf
 from dtl.commandline.command import Command
 from dtl.commandline.door import override_key, run_command
 from dtl.config import RunConfig, converted, typed_as
-from dtl.data.sources import open_sources
-from dtl.display import Display, shown
+from dtl.data.sources import pinned
+from dtl.display import Display, quiet_when_gone, shown
 from dtl.errors import ConfigError
 from dtl.evaluation.config import FIGURES, EvaluateConfig
-from dtl.terminal.runs import checkpoint_to_use, read_config
-from dtl.terminal.screen import quiet_when_gone
+from dtl.records.run_state import read_config
+from dtl.terminal.runs import checkpoint_to_use
 
 OUTPUTS = Path("outputs")
 COMMAND = Command(
@@ -52,7 +52,7 @@ def job(composed: DictConfig) -> None:
     settings = typed_as(EvaluateConfig, composed)
     checkpoint = checkpoint_to_use(settings.ckpt, OUTPUTS, "evaluate")
     run, is_own = _run_with_data(composed, settings, checkpoint)
-    open_sources(run.data, run.seed)
+    run = replace(run, data=pinned(run.data, run.seed))
     out = _file_for_figures(settings.out, checkpoint, is_own)
 
     with quiet_when_gone(), Display() as display:
@@ -87,6 +87,9 @@ def _run_with_data(composed: DictConfig, settings: EvaluateConfig, checkpoint: P
     values = {**own, "data": OmegaConf.to_container(OmegaConf.create(data), resolve=True), "plugins": settings.plugins}
     run = converted(RunConfig, values)
     run = replace(run, resume=None, init=None)
+    if isinstance(own.get("data"), dict) and "lower_case_questions" not in changed:
+        # How the model was asked in training, whatever other questions it is asked now.
+        run.data.lower_case_questions = bool(own["data"].get("lower_case_questions"))
     run.data.validate()
     return run, not changed and "data" not in keys
 

@@ -13,11 +13,12 @@ from dtl.commandline.command import Command
 from dtl.commandline.door import run_command
 from dtl.config import typed_as
 from dtl.data.config import DataConfig, TokenizerConfig
-from dtl.data.sources import open_sources
+from dtl.data.sources import pinned
+from dtl.display import quiet_when_gone
 from dtl.durable import unfinished
 from dtl.errors import ConfigError
 from dtl.model.config import ModelConfig
-from dtl.terminal.screen import open_screen, quiet_when_gone
+from dtl.terminal.screen import open_screen
 
 if TYPE_CHECKING:
     from dtl.data.tokens import EncodedSource
@@ -84,7 +85,7 @@ def main() -> None:
 def job(composed: DictConfig) -> None:
     """Prepare, report, export. Torch is imported after everything that can be refused without it."""
     config = typed_as(PrepareConfig, composed)
-    open_sources(config.data, config.seed)  # refuses within a second what is not there
+    data = pinned(config.data, config.seed)  # refuses within a second what is not there
     screen = open_screen(all_in_one=False)
     with quiet_when_gone():
         from dtl.data.cache import Cache, cache_folder
@@ -93,10 +94,8 @@ def job(composed: DictConfig) -> None:
         from dtl.data.tokens import encode_sources
 
         cache = Cache(cache_folder(config.data.cache_dir), config.data.verify == "full", screen.note)
-        tokenizer, sources = encode_sources(
-            config.data, config.tokenizer, config.seq_len, config.seed, cache, screen.note
-        )
-        prepared = lay_out(config.data, tokenizer, sources, config.seq_len, config.seed, cache)
+        tokenizer, sources = encode_sources(data, config.tokenizer, config.seq_len, config.seed, cache, screen.note)
+        prepared = lay_out(data, tokenizer, sources, config.seq_len, config.seed, cache)
         for line in report_lines(prepared, sources):
             screen.piece(f"{line}\n")
         kept = [name for name, source in sources.items() if source.key is not None]
