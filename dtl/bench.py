@@ -11,15 +11,14 @@ from dtl.benchmarks.config import SUITES, BenchConfig
 from dtl.commandline.command import Command
 from dtl.commandline.door import run_command
 from dtl.config import typed_as
-from dtl.display import Display, in_time, shown
+from dtl.display import Display, in_time, quiet_when_gone, shown
 from dtl.durable import write_atomically
-from dtl.terminal.screen import quiet_when_gone
 
 COMMAND = Command(
     "bench",
     BenchConfig,
     page="""\
-python -m dtl.bench suite=data [rows=[...]] [wiki=FOLDER] [dump=FILE] [out=FILE] [key=value ...]
+python -m dtl.bench suite=data|generation|questions|search [rows=[...]] [out=FILE] [key=value ...]
 
 Measures DTL beside its peers, in this process or in processes alike, on the same input, taking turns: what slows the
 machine slows both. A ratio is the median of the rounds, with the smallest and the largest below it. A peer that is
@@ -29,9 +28,20 @@ not installed makes a row that says how to install it. Measure on a quiet machin
   python -m dtl.bench wiki=FOLDER dump=FILE.xml.bz2          on your own text
   python -m dtl.bench rows=[tokenising,waste] rounds=9
   python -m dtl.bench full=true out=data.json                the long measurements too; all figures to a file
+  python -m dtl.bench suite=generation                       two to three minutes on two cores
+  python -m dtl.bench suite=generation rows=[modern] rounds=6 generation.batch_size=4
 
 suite=data: tokenising, dump (to prose), dump_memory (long: some 300 MB), loader, opening (a cache of 100 million
 tokens, half a gigabyte of temporary files), waste (of padding).
+
+suite=generation: modern, classic (a text continued beside Hugging Face's generate, on the same random weights; it
+fails when the two write different tokens), as_trained (modern, the weights left as they lie after training, without
+the layout that the commands give them).
+
+suite=questions: qa_full (unseen wordings answered after five minutes of training, beside Hugging Face's GPT-2 after
+the same time; a round is a seed, twelve minutes each on two cores).
+
+suite=search: asha (what pruning saves of a search's steps, and what it costs in loss; a round is a seed).
 """,
     free_text=("wiki", "dump", "out"),
 )
@@ -51,17 +61,22 @@ def job(composed: DictConfig) -> None:
         from dtl.benchmarks.suite import measured
 
         began = time.perf_counter()
-        of_machine, of_versions = machine(), versions()
+        of_machine, of_versions = machine(settings.device), versions()
         for line in heading(of_machine, of_versions):
             display.say(line)
         if warning := busy_warning(of_machine):
             display.warn(warning)
         if settings.tiny:
             display.warn("tiny=true: too little input to say anything of speed.")
-        rows = list(measured(chosen, settings, lambda name: display.note(f"measuring {name}")))
-        display.console.print(table(rows), soft_wrap=False)
-        for line in notes(rows):
-            display.note(line)
+        rows = []
+        try:
+            for row in measured(chosen, settings, lambda name: display.note(f"measuring {name}")):
+                rows.append(row)
+        finally:  # also what was measured before a failure, or before Ctrl-C
+            if rows:
+                display.console.print(table(rows), soft_wrap=False)
+            for line in notes(rows):
+                display.note(line)
         display.console.print(Text(f"suite={settings.suite}: {in_time(time.perf_counter() - began)}.", style="dim"))
         if settings.out is not None:
             file = Path(settings.out).expanduser()

@@ -3,31 +3,67 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dtl.errors import ConfigError
+from dtl.config import check_device
+from dtl.errors import ConfigError, did_you_mean
+from dtl.model.presets import preset_names
 from dtl.registry import Registry
 
-SUITES: Registry = Registry("suite", {"data": "dtl.benchmarks.data"})
+SUITES: Registry = Registry(
+    "suite",
+    {
+        "data": "dtl.benchmarks.data",
+        "generation": "dtl.benchmarks.generation",
+        "questions": "dtl.benchmarks.questions",
+        "search": "dtl.benchmarks.search",
+    },
+)
+
+
+@dataclass
+class GenerationSuiteConfig:
+    """What suite=generation continues, and with which model. tiny=true has sizes of its own, all but batch_size."""
+
+    model: str = "qa"  # name of a file under conf/model: the size; its weights are random, its head untied
+    batch_size: int = 1  # prompts that are continued together
+    prompt_tokens: int = 64  # length of a prompt, of random tokens
+    new_tokens: int = 256  # tokens that each prompt is continued by
+
+    def validate(self) -> None:
+        """Raises ConfigError, naming key, value, rule and remedy, for values that cannot be."""
+        known = preset_names()
+        if self.model not in known:
+            raise ConfigError(
+                f"generation.model={self.model}: there is no such model. Known: {', '.join(known)}."
+                f"{did_you_mean(self.model, known)}"
+            )
+        for key in ("batch_size", "prompt_tokens", "new_tokens"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"generation.{key}={getattr(self, key)}: must be at least 1.")
 
 
 @dataclass
 class BenchConfig:
     """Everything that `python -m dtl.bench` can be told."""
 
-    suite: str = "data"  # registered name: data | your own
+    suite: str = "data"  # registered name: data | generation | questions | search | your own
     rows: list[str] = field(default_factory=list)  # names of measurements: [waste, loader]; [] = all but the long ones
     full: bool = False  # the long measurements too, some minutes each
-    tiny: bool = False  # little input: seconds, to see that it runs; says nothing of speed
+    tiny: bool = False  # little input, small models: seconds, to see that it runs; says nothing of speed
     rounds: int = 3  # times that both sides are measured, in turns
-    wiki: str | None = None  # Wikipedia's text as data=wiki reads it, file or folder; null = made text
-    dump: str | None = None  # a MediaWiki dump, .xml or .xml.bz2; null = a made one
-    seed: int = 1337  # of made text, of fresh weights, of the order of rows
+    wiki: str | None = None  # for suite=data: text of Wikipedia as data=wiki reads it, file or folder; null = made text
+    dump: str | None = None  # for suite=data: a MediaWiki dump, .xml or .xml.bz2; null = a made one
+    device: str = "auto"  # of models: auto (CUDA, MPS, CPU) | cpu | cuda | cuda:1 | mps
+    seed: int = 1337  # of made text, of random prompts and weights, of the order of rows
     out: str | None = None  # new file for all figures, as JSON
     plugins: list[str] = field(default_factory=list)  # modules that register suites of your own
     debug: bool = False  # show tracebacks
+    generation: GenerationSuiteConfig = field(default_factory=GenerationSuiteConfig)  # for suite=generation
 
     def validate(self) -> None:
         """Raises ConfigError, naming key, value, rule and remedy, for values that cannot be."""
         SUITES.check(self.suite)
+        check_device(self.device)
+        self.generation.validate()
         if self.rounds < 1:
             raise ConfigError(f"rounds={self.rounds}: must be at least 1.")
         if not 0 <= self.seed < 2**63:

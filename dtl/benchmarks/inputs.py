@@ -1,4 +1,4 @@
-"""What the measurements read: a person's own text where they gave it, else made text."""
+"""What the measurements are given: a person's own text or made text, and the size of a vocabulary."""
 
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from dtl.data.documents import Document
 from dtl.data.sources import open_sources
 
 MEGABYTE = 1_000_000
+VOCABULARY, TINY_VOCABULARY = 50_257, 257  # GPT-2's; with tiny=true
 
 
 def documents(place: Workplace, n_characters: int) -> list[Document]:

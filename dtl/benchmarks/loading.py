@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dtl.benchmarks.inputs import TINY_VOCABULARY, VOCABULARY
 from dtl.benchmarks.measuring import PERCENT, Row, at_most, ratio_of
 from dtl.benchmarks.suite import Workplace
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from dtl.data.batches import Rows
 
 SEQ_LEN, ROWS_A_STEP = 256, 4  # as in trainer=cpu
-VOCABULARY, TINY_VOCABULARY = 50_257, 257
 WIKI_LENGTH, PAIR_LENGTH = 700, 22  # mean tokens of an article, and of a question with its answer
 
 
@@ -74,7 +74,7 @@ def timed_steps(rows: "Rows", vocab_size: int, place: Workplace) -> tuple[list[f
             return batches
 
     seed_everything(place.settings.seed)
-    device, _ = choose_device("auto")
+    device, _ = choose_device(place.settings.device)
     precision, _ = choose_precision("auto", device)
     size = {"dim": 32, "n_heads": 2, "n_layers": 2} if place.settings.tiny else {}
     model = TransformerLM(load_preset("small", **size), vocab_size).to(device)

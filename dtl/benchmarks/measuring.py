@@ -98,17 +98,14 @@ def in_turns(
     return seconds
 
 
-def compared(row: Row, seconds: tuple[Sequence[float], Sequence[float]], amount: float) -> Row:
-    """The row with the speed of both, `amount` of its unit in those seconds, and how many times as fast ours is."""
-    ours, theirs = seconds
-    ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
-    return replace(
-        row,
-        ours=amount / statistics.median(ours),
-        peer=amount / statistics.median(theirs),
-        ratio=ratio_of(ratios),
-        rounds=len(ratios),
-    )
+def compared(row: Row, seconds: tuple[Sequence[float], Sequence[float]], amount: float | None = None) -> Row:
+    """The row with both sides' medians, and how many times as fast ours is.
+
+    `amount`: how much of the row's unit was done in those seconds, for a speed; without it the row is of the seconds.
+    """
+    ours, theirs = (statistics.median(side) if amount is None else amount / statistics.median(side) for side in seconds)
+    ratios = [b / a for a, b in zip(*seconds, strict=True)]
+    return replace(row, ours=ours, peer=theirs, ratio=ratio_of(ratios), rounds=len(ratios))
 
 
 def ratio_of(ratios: Sequence[float], unit: str = "x") -> Ratio:

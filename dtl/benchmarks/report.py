@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from rich.table import Table
 from rich.text import Text
 
@@ -14,14 +15,19 @@ import dtl
 from dtl.benchmarks.config import BenchConfig
 from dtl.benchmarks.measuring import PERCENT, Ratio, Row
 from dtl.diagnostics.machine import SYSTEM, processor, usable_cores
+from dtl.runtime import choose_device
 
-PACKAGES = ("torch", "numpy", "tokenizers", "transformers", "mwxml", "mwparserfromhell", "gensim")
+PACKAGES = ("torch", "numpy", "tokenizers", "tiktoken", "transformers", "mwxml", "mwparserfromhell", "gensim")
 BUSY = 0.25  # load average for each usable core above which other programs are in the way
 NOTHING = "-"
 
 
-def machine() -> dict[str, Any]:
-    """Processor, cores, and how busy they are at this moment; `load` is None where the system does not tell."""
+def machine(device: str) -> dict[str, Any]:
+    """Processor, cores, how busy they are at this moment, and what models compute on.
+
+    `load` is None where the system does not tell. Raises ConfigError when there is no such device.
+    """
+    chosen, _ = choose_device(device)
     cpuinfo = SYSTEM / "proc/cpuinfo"
     name = processor(cpuinfo.read_text(errors="replace"))[0] if cpuinfo.exists() else ""
     return {
@@ -30,6 +36,8 @@ def machine() -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.release()}",
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+        "torch_threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else chosen.type,
     }
 
 
@@ -49,7 +57,8 @@ def heading(of_machine: dict[str, Any], of_versions: dict[str, str]) -> list[str
     load = "load unknown" if of_machine["load"] is None else f"load average {of_machine['load']:.2f}"
     threads = of_machine["omp_num_threads"]
     return [
-        f"{of_machine['processor']}, {of_machine['cores']} cores usable, {load}, {of_machine['system']}"
+        f"{of_machine['processor']}, {of_machine['cores']} cores usable, {load}, {of_machine['system']}",
+        f"models on: {of_machine['device']}, torch's threads: {of_machine['torch_threads']}"
         + (f", OMP_NUM_THREADS={threads}" if threads else ""),
         ", ".join(f"{name} {version}" for name, version in of_versions.items()),
     ]
@@ -111,11 +120,11 @@ def in_unit(value: float | None, unit: str) -> str:
         return f"{_percent(value)} %"
     if unit == "s":
         return f"{value:.2f} s" if value >= 0.1 else f"{1000 * value:.2g} ms"
-    for limit, prefix in ((1e6, "M"), (1e4, "k")):
+    for limit, scale, prefix in ((1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if value >= limit:
-            scaled = value / (1e6 if prefix == "M" else 1e3)
-            return f"{scaled:.3g} {prefix}\n{unit}"
-    return f"{value:.3g} {unit}" if len(unit) <= 2 else f"{value:.3g}\n{unit}"
+            return f"{value / scale:.3g} {prefix}\n{unit}"
+    figure = f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    return f"{figure} {unit}" if len(unit) <= 2 else f"{figure}\n{unit}"
 
 
 def ratio_in_words(ratio: Ratio | None) -> str:

@@ -12,11 +12,10 @@ from dtl.errors import ConfigError, did_you_mean
 
 @dataclass(frozen=True)
 class Workplace:
-    """What a measurement is given: the settings, a folder that is removed at the end, and a way to tell progress."""
+    """What a measurement is given: the settings, and a folder that is removed at the end."""
 
     settings: BenchConfig
     folder: Path
-    say: Callable[[str], None]
 
 
 Measurement = Callable[[Workplace], Iterator[Row]]
@@ -24,7 +23,10 @@ Measurement = Callable[[Workplace], Iterator[Row]]
 
 @dataclass(frozen=True)
 class Suite:
-    """Measurements in their order. `long` names those that are left out unless asked for."""
+    """Measurements in their order. `long` names those that are left out unless asked for.
+
+    One of your own, in a module that plugins= names: `SUITES.register("mine")(Suite({"sorting": sorting}))`.
+    """
 
     measurements: Mapping[str, Measurement]
     long: frozenset[str] = frozenset()
@@ -44,10 +46,10 @@ class Suite:
 
 
 def measured(chosen: Mapping[str, Measurement], settings: BenchConfig, say: Callable[[str], None]) -> Iterator[Row]:
-    """The rows of the chosen measurements, as they are made."""
+    """The rows of the chosen measurements, as they are made; `say` is told the name of each before it begins."""
     with tempfile.TemporaryDirectory(prefix="dtl-bench-", ignore_cleanup_errors=True) as folder:
         for name, measure in chosen.items():
             say(name)
             own = Path(folder) / name
             own.mkdir()
-            yield from measure(Workplace(settings, own, say))
+            yield from measure(Workplace(settings, own))

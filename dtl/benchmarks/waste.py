@@ -22,12 +22,11 @@ def waste(place: Workplace) -> Iterator[Row]:
     row = Row("waste_wiki", f"padding, packed {text_named(place)}", PERCENT, peer_name="padded, a document a row")
     row = replace(row, goal=at_most(0.001, PERCENT))
     questions = replace(row, name="waste_qa", what="padding, packed questions of DTL", goal=at_most(0.03, PERCENT))
-    try:
-        yield _articles(row, place)
-        yield _questions(questions, place)
-    except DataError as error:  # GPT-2's vocabulary is not there
-        yield skipped(row, str(error))
-        yield skipped(questions, str(error))
+    for each, measure in ((row, _articles), (questions, _questions)):
+        try:
+            yield measure(each, place)
+        except DataError as error:  # GPT-2's vocabulary is not there
+            yield skipped(each, str(error))
 
 
 def _articles(row: Row, place: Workplace) -> Row:

@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dtl.benchmarks import dump_reading, tokenising
+from dtl.benchmarks import waste as waste_rows
 from dtl.benchmarks.config import SUITES, BenchConfig
 from dtl.benchmarks.dump_memory import dump_memory
 from dtl.benchmarks.loading import loading, made_rows
@@ -21,11 +23,11 @@ from dtl.benchmarks.suite import Workplace
 from dtl.benchmarks.waste import waste
 from dtl.data.wikipedia.dump import read_dump
 from dtl.data.wikipedia.pages import DumpCounts
-from dtl.errors import DTLError
+from dtl.errors import DataError, DTLError
 
 
 def place(folder: Path, **settings) -> Workplace:
-    return Workplace(BenchConfig(tiny=True, rounds=2, **settings), folder, lambda line: None)
+    return Workplace(BenchConfig(tiny=True, rounds=2, **settings), folder)
 
 
 def by_name(rows) -> dict[str, Row]:
@@ -146,6 +148,18 @@ def test_waste_is_measured_packed_and_padded(tmp_path):
     assert questions.ours is not None and questions.peer is not None
     assert questions.reached is True and questions.peer > 0.5  # a question is short, a row is long
     assert rows["waste_wiki"].ours is not None and rows["waste_wiki"].ours < 0.005
+
+
+def test_a_row_that_was_measured_stands_though_the_next_cannot_be(tmp_path, monkeypatch):
+    def missing(row: Row, place: Workplace) -> Row:
+        raise DataError("no vocabulary")
+
+    monkeypatch.setattr(waste_rows, "_articles", lambda row, place: replace(row, ours=0.0))
+    monkeypatch.setattr(waste_rows, "_questions", missing)
+    assert [(row.name, row.skipped) for row in waste(place(tmp_path))] == [
+        ("waste_wiki", None),
+        ("waste_qa", "no vocabulary"),
+    ]
 
 
 @pytest.mark.slow  # the whole command

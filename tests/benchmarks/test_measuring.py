@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dtl.benchmarks.config import BenchConfig
+from dtl.benchmarks.config import BenchConfig, GenerationSuiteConfig
 from dtl.benchmarks.measuring import (
     PERCENT,
     MissingPeerError,
@@ -47,6 +47,11 @@ def test_the_ratio_is_the_median_of_the_rounds_own_ratios():
     row = compared(Row("a", "b", "tokens/s", goal=at_least(3)), ([1, 2, 4], [5, 6, 4]), amount=100)
     assert row.ratio == Ratio(3, 1, 5)  # of 5, 3 and 1; not 5 / 2, which the medians of the seconds would give
     assert (row.ours, row.peer, row.rounds, row.reached) == (50, 20, 3, True)
+
+
+def test_a_row_of_seconds():
+    row = compared(Row("a", "b", "s"), ([0.5, 0.25, 0.125], [1.5, 1.0, 0.25]))
+    assert (row.ours, row.peer, row.ratio, row.rounds) == (0.25, 1.0, Ratio(3, 2, 4), 3)
 
 
 @pytest.mark.parametrize(
@@ -109,12 +114,13 @@ def test_figures_in_words():
         in_unit(value, unit) for value, unit in ((None, "s"), (0.3, "s"), (0.004, "s"), (12_345, "x/s"), (7, "MB"))
     ]
     assert shown == ["-", "0.30 s", "4 ms", "12.3 k\nx/s", "7 MB"]
+    assert [in_unit(value, "x/s") for value in (999.4, 1_069, 1e6)] == ["999\nx/s", "1,069\nx/s", "1 M\nx/s"]
     assert ratio_in_words(None) == "-"
 
 
 def test_everything_shown_is_written_too():
     settings = BenchConfig(rounds=5)
-    written = json.loads(json.dumps(as_json(settings, machine(), versions(), ROWS)))
+    written = json.loads(json.dumps(as_json(settings, machine("cpu"), versions(), ROWS)))
     assert [row["name"] for row in written["rows"]] == ["fast", "share", "waste", "gone"]
     assert [row["reached"] for row in written["rows"]] == [False, True, True, None]
     assert written["rows"][0]["ratio"] == {"median": 2.5, "least": 2.25, "most": 2.75, "unit": "x"}
@@ -173,6 +179,11 @@ def test_an_unknown_measurement_is_refused():
         ({"dump": "."}, r"dump=\.: is a folder"),
         ({"out": "nowhere/a.json"}, "there is no folder nowhere"),
         ({"out": "."}, "exists already"),
+        ({"device": "gpu"}, "device=gpu: one of auto, cpu"),
+        ({"generation": GenerationSuiteConfig(model="smal")}, r"generation\.model=smal: .* Did you mean 'small'\?"),
+        ({"generation": GenerationSuiteConfig(batch_size=0)}, r"generation\.batch_size=0: must be at least 1"),
+        ({"generation": GenerationSuiteConfig(prompt_tokens=0)}, r"generation\.prompt_tokens=0: must be at least 1"),
+        ({"generation": GenerationSuiteConfig(new_tokens=0)}, r"generation\.new_tokens=0: must be at least 1"),
     ],
 )
 def test_settings_that_cannot_be(changes, message):

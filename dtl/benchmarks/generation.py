@@ -1,0 +1,155 @@
+"""suite=generation: how fast a text is continued, beside Hugging Face's `generate` on the very same weights.
+
+Both write greedily and in fp32, in one process. Weights are random, and the head is apart from the embedding: tied, a
+random model repeats its last token. Letters of shapes: b batch, t time.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from dtl.benchmarks.config import SUITES, GenerationSuiteConfig
+from dtl.benchmarks.inputs import TINY_VOCABULARY, VOCABULARY
+from dtl.benchmarks.measuring import MissingPeerError, Row, at_least, compared, in_turns, peer, skipped
+from dtl.benchmarks.suite import Suite, Workplace
+from dtl.errors import DTLError
+
+if TYPE_CHECKING:
+    from dtl.model.transformer import TransformerLM
+
+Texts = list[list[int]]
+Write = Callable[[int], Texts]  # how many new tokens, to the new tokens of each prompt
+TINY = {"dim": 64, "n_heads": 2, "n_layers": 2}
+NEVER = -1  # a stop id that no token has
+
+
+def continuing(place: Workplace, name: str, arch: str, laid_out: bool = True) -> Iterator[Row]:
+    """Two rows: tokens a second, and seconds to the first token. `laid_out`: prepared as the commands do it.
+
+    Raises DTLError when the two write different tokens.
+    """
+    settings = place.settings.generation
+    n_prompt, n_new = (7, 11) if place.settings.tiny else (settings.prompt_tokens, settings.new_tokens)
+    what = f"{arch}, as it was trained" if not laid_out else arch
+    row = Row(name, f"continuing a text, {what}", "tokens/s", peer_name="Hugging Face's generate, the same weights")
+    first_row = replace(row, name=f"{name}_first", what=f"first token of a text, {what}", unit="s")
+    row = replace(row, goal=at_least(1) if laid_out else None)
+    try:
+        transformers = peer("transformers", "pip install transformers")
+    except MissingPeerError as error:
+        yield from (skipped(each, str(error)) for each in (row, first_row))
+        return
+    ours, theirs, n_parameters = both_sides(place, transformers, arch, laid_out, n_prompt, n_new)
+    texts = ours(n_new)  # the first time is slower: not counted
+    refuse_other_tokens(name, texts, theirs(n_new))
+
+    n_tokens = settings.batch_size * n_new
+    n_distinct = len({token for text in texts for token in text})
+    note = (
+        f"{n_parameters / 1e6:.1f} million parameters, fp32, {settings.batch_size} x {n_prompt} tokens continued by "
+        f"{n_new}; the same {n_tokens} tokens, {n_distinct} different ones"
+    )
+    rounds = place.settings.rounds
+    seconds = in_turns(lambda: ours(n_new), lambda: theirs(n_new), rounds)
+    yield compared(replace(row, note=note), seconds, n_tokens)
+    yield compared(first_row, in_turns(lambda: ours(1), lambda: theirs(1), rounds))
+
+
+SUITES.register("generation")(
+    Suite(
+        {
+            "modern": partial(continuing, name="modern", arch="modern"),
+            "classic": partial(continuing, name="classic", arch="classic"),
+            "as_trained": partial(continuing, name="as_trained", arch="modern", laid_out=False),
+        }
+    )
+)
+
+
+def both_sides(
+    place: Workplace, transformers: Any, arch: str, laid_out: bool, n_prompt: int, n_new: int
+) -> tuple[Write, Write, int]:
+    """DTL's way to continue the same random prompts, Hugging Face's, and the parameters of the model."""
+    import torch
+
+    from dtl.generation.layout import lay_out_for_decoding
+    from dtl.runtime import choose_device, seed_everything
+
+    seed_everything(place.settings.seed)
+    device, _ = choose_device(place.settings.device)
+    transformers.utils.logging.set_verbosity_error()
+    model = random_model(place.settings.generation, place.settings.tiny, arch, context=n_prompt + n_new).to(device)
+    twin = twin_of(model, transformers)
+    if laid_out:
+        lay_out_for_decoding(model)
+    prompts = torch.randint(0, model.vocab_size, (place.settings.generation.batch_size, n_prompt)).tolist()
+    return writer(model, prompts), twin_writer(twin, prompts), model.n_parameters()
+
+
+def random_model(settings: GenerationSuiteConfig, tiny: bool, arch: str, context: int) -> "TransformerLM":
+    """The preset with weights that make a text of many different tokens."""
+    from torch import nn
+
+    from dtl.model.presets import load_preset
+    from dtl.model.transformer import TransformerLM
+
+    size = TINY if tiny else {}
+    config = load_preset(settings.model, arch=arch, tie_embeddings=False, max_seq_len=context, **size)
+    model = TransformerLM(config, TINY_VOCABULARY if tiny else VOCABULARY)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):  # fresh weights have blocks that do nothing, and a head of zeros
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight)
+    return model.eval()
+
+
+def twin_of(model: "TransformerLM", transformers: Any) -> Any:
+    """Hugging Face's model with the same weights, on the same device; nothing stops its texts."""
+    from dtl.model.hf import hf_config, to_hf
+
+    settings = hf_config(model.config, model.vocab_size, eos_id=0, bos_id=0, pad_id=0)
+    twin = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**settings)).eval()
+    twin.load_state_dict(to_hf(model), strict=True)
+    twin.generation_config.eos_token_id = None
+    return twin.to(next(model.parameters()).device)
+
+
+def writer(model: "TransformerLM", prompts: Texts) -> Write:
+    """Greedily, with DTL."""
+    from dtl.generation.config import SamplingConfig
+    from dtl.generation.engine import generate
+
+    def write(n_new: int) -> Texts:
+        return generate(model, prompts, SamplingConfig(temperature=0, top_k=None, max_new_tokens=n_new), NEVER)
+
+    return write
+
+
+def twin_writer(twin: Any, prompts: Texts) -> Write:
+    """Greedily, with Hugging Face's `generate`."""
+    import torch
+
+    ids_bt = torch.tensor(prompts, device=twin.device)
+    mask_bt = torch.ones_like(ids_bt)
+
+    def write(n_new: int) -> Texts:
+        written_bt = twin.generate(ids_bt, attention_mask=mask_bt, max_new_tokens=n_new, do_sample=False)
+        return written_bt[:, ids_bt.shape[1] :].tolist()
+
+    return write
+
+
+def refuse_other_tokens(name: str, ours: Texts, theirs: Texts) -> None:
+    """Raises DTLError where the tokens differ: a speed says nothing then."""
+    for number, (text, other) in enumerate(zip(ours, theirs, strict=True), start=1):
+        if text == other:
+            continue
+        both = min(len(text), len(other))
+        first = next((at for at in range(both) if text[at] != other[at]), both)
+        raise DTLError(
+            f"{name}: DTL and Hugging Face write different tokens for prompt {number}, from new token {first + 1} on. "
+            "Rounding decides between two tokens about as likely, which is rare: try another seed=. If they differ "
+            "again, this is a bug in one of them: please report it with the versions shown above."
+        )

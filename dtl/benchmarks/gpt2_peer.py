@@ -1,0 +1,125 @@
+"""Hugging Face's GPT2LMHeadModel, trained on questions and answers as its users do it: padded batches, the answers as
+labels, AdamW, the best weights by validation loss, greedy `generate`."""
+
+import random
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dtl.data.documents import QuestionAnswer
+from dtl.data.prepare import PreparedData
+from dtl.data.tasks import is_right
+from dtl.runtime import autocast, choose_precision
+from dtl.training.loss import IGNORE
+
+# Tuned on the validation wordings of the facts that ship with DTL: see experiments/experiment/qa_full.md.
+LEARNING_RATE = 1e-3
+WEIGHT_DECAY = 0.1
+DROPOUT = 0.1
+PAIRS_A_STEP = 48  # about as many as DTL packs into its four rows
+EVALUATIONS = 20
+AT_ONCE = 64  # questions that are answered together
+
+
+class GPT2Peer:
+    """A model of the same depth and width, and the pairs in its form: ids of prompt and answer, by split."""
+
+    def __init__(self, transformers: Any, data: PreparedData, n_layers: int, width: int, context: int) -> None:
+        tokenizer = data.tokenizer
+        device = torch.device("cpu")
+        self.mixed = partial(autocast, device, choose_precision("auto", device)[0])
+        self.data = data
+        self.end = tokenizer.eos_id
+        self.encoded = {split: [self._encoded(pair) for pair in pairs] for split, pairs in data.pairs.items()}
+        config = transformers.GPT2Config(
+            vocab_size=tokenizer.vocab_size, n_positions=context, n_embd=width, n_layer=n_layers, n_head=width // 32,
+            resid_pdrop=DROPOUT, embd_pdrop=DROPOUT, attn_pdrop=DROPOUT, bos_token_id=self.end, eos_token_id=self.end,
+        )  # fmt: skip
+        self.model = transformers.GPT2LMHeadModel(config)
+
+    def _encoded(self, pair: QuestionAnswer) -> tuple[list[int], list[int]]:
+        prompt, answer = self.data.tokenizer.encode_batch(
+            [self.data.prompt(pair.question, pair.context), f" {pair.answer}"]
+        )
+        return prompt, [*answer, self.end]
+
+    def train(self, seconds: float, seed: int) -> int:
+        """Train for so many seconds, evaluation apart; the model then has its best weights. Returns the steps."""
+        decayed = [weight for weight in self.model.parameters() if weight.ndim >= 2]
+        others = [weight for weight in self.model.parameters() if weight.ndim < 2]
+        groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.95))
+        dice, order = random.Random(seed), []
+        best: tuple[float, dict[str, Tensor]] | None = None
+        spent, steps, evaluated = 0.0, 0, 0
+        while spent < seconds:
+            began = time.perf_counter()
+            share = spent / seconds
+            for group in optimizer.param_groups:
+                group["lr"] = LEARNING_RATE * min(1.0, share / 0.05 + 1e-3) * (1 - 0.9 * share)
+            if len(order) < PAIRS_A_STEP:
+                order += dice.sample(range(len(self.encoded["train"])), len(self.encoded["train"]))
+            rows, order = order[:PAIRS_A_STEP], order[PAIRS_A_STEP:]
+            self._loss([self.encoded["train"][row] for row in rows]).backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            steps += 1
+            spent += time.perf_counter() - began
+            if spent >= seconds * (evaluated + 1) / EVALUATIONS:
+                evaluated = int(spent / seconds * EVALUATIONS)
+                loss = self._validation_loss()
+                if best is None or loss < best[0]:
+                    best = loss, {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        if best is not None:
+            self.model.load_state_dict(best[1])
+        return steps
+
+    def _loss(self, rows: Sequence[tuple[list[int], list[int]]]) -> Tensor:
+        longest = max(len(prompt) + len(answer) for prompt, answer in rows)
+        ids = torch.full((len(rows), longest), self.end)
+        labels, seen = torch.full_like(ids, IGNORE), torch.zeros_like(ids)
+        for number, (prompt, answer) in enumerate(rows):
+            end = len(prompt) + len(answer)
+            ids[number, :end] = torch.tensor(prompt + answer)
+            labels[number, len(prompt) : end] = torch.tensor(answer)
+            seen[number, :end] = 1
+        with self.mixed():
+            return self.model(input_ids=ids, labels=labels, attention_mask=seen).loss
+
+    @torch.no_grad()
+    def _validation_loss(self) -> float:
+        self.model.eval()
+        total, n_targets = 0.0, 0
+        rows = self.encoded["validation"]
+        for start in range(0, len(rows), AT_ONCE):
+            batch = rows[start : start + AT_ONCE]
+            targets = sum(len(answer) for _, answer in batch)
+            total += self._loss(batch).item() * targets
+            n_targets += targets
+        self.model.train()
+        return total / n_targets
+
+    @torch.no_grad()
+    def exact_match(self, split: str) -> float:
+        """Share of a split's questions that it answers right."""
+        self.model.eval()
+        pairs, right = self.data.pairs[split], 0
+        for start in range(0, len(pairs), AT_ONCE):
+            prompts = [prompt for prompt, _ in self.encoded[split][start : start + AT_ONCE]]
+            longest = max(map(len, prompts))
+            ids = torch.tensor([[self.end] * (longest - len(prompt)) + prompt for prompt in prompts])
+            seen = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+            with self.mixed():
+                written = self.model.generate(
+                    input_ids=ids, attention_mask=seen, do_sample=False, pad_token_id=self.end,
+                    max_new_tokens=self.data.longest_answer(),
+                )  # fmt: skip
+            for pair, answer in zip(pairs[start:], written[:, longest:].tolist(), strict=False):
+                end = answer.index(self.end) if self.end in answer else None
+                right += is_right(self.data.tokenizer.decode(answer[:end]).strip(), pair)
+        return right / len(pairs)

@@ -1,0 +1,102 @@
+"""suite=questions: how many unseen wordings a model answers, beside Hugging Face's GPT-2 after the same time.
+
+`rounds` are seeds. Ours is `python -m dtl.train experiment=qa_full` in a process of its own; the peer learns from the
+same pairs with the same tokenizer, for as many seconds on as many threads. Some minutes each; the peer runs on the CPU.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dtl.benchmarks.config import SUITES
+from dtl.benchmarks.measuring import PERCENT, Goal, MissingPeerError, Row, peer, skipped
+from dtl.benchmarks.suite import Suite, Workplace
+from dtl.errors import DTLError
+
+TINY = ("model.dim=32", "model.n_heads=1", "trainer.total_steps=6", "trainer.eval_every_steps=3")
+GOALS = {"train": 0.97, "test": 0.70}
+
+
+@dataclass(frozen=True)
+class _Scores:
+    seconds: float  # of training
+    steps: int
+    exact: dict[str, float]  # split -> share answered right
+    look_up: float  # of the test wordings, by BM25
+
+
+def answering(place: Workplace) -> Iterator[Row]:
+    """Two rows: wordings that were learnt, and those for the test."""
+    rows = {
+        split: Row(
+            f"questions_{split}", f"{split} wordings answered, experiment=qa_full", PERCENT,
+            peer_name="GPT2LMHeadModel, AdamW, the same seconds",
+            goal=Goal("ours", goal, True, f">= {100 * goal:g} %"),
+        )
+        for split, goal in GOALS.items()
+    }  # fmt: skip
+    try:
+        transformers = peer("transformers", "pip install transformers")
+    except MissingPeerError as error:
+        yield from (skipped(row, str(error)) for row in rows.values())
+        return
+    ours, theirs = [], []
+    for seed in range(place.settings.seed, place.settings.seed + place.settings.rounds):
+        run_dir = place.folder / f"seed-{seed}"
+        ours.append(_trained(run_dir, seed, place.settings.tiny))
+        theirs.append(_peer_trained(transformers, run_dir, ours[-1].seconds, seed))
+    for split, row in rows.items():
+        yield _row(row, split, ours, theirs)
+
+
+SUITES.register("questions")(Suite({"qa_full": answering}))
+
+
+def _row(row: Row, split: str, ours: list[_Scores], theirs: list[_Scores]) -> Row:
+    mine, other = [one.exact[split] for one in ours], [one.exact[split] for one in theirs]
+    note = (
+        f"{_range(mine)} against {_range(other)}; {min(one.seconds for one in ours):.0f} to "
+        f"{max(one.seconds for one in ours):.0f} s of training, {ours[0].steps:,} steps against {theirs[0].steps:,}"
+    )
+    if split == "test":
+        note += f"; look-up (BM25) {ours[0].look_up:.1%}"
+    return replace(row, ours=statistics.median(mine), peer=statistics.median(other), rounds=len(mine), note=note)
+
+
+def _range(shares: list[float]) -> str:
+    return f"{min(shares):.1%} to {max(shares):.1%}"
+
+
+def _trained(run_dir: Path, seed: int, tiny: bool) -> _Scores:
+    arguments = ["experiment=qa_full", "tracker=local", "device=cpu", f"seed={seed}", *(TINY if tiny else ())]
+    command = [sys.executable, "-m", "dtl.train", *arguments, f"hydra.run.dir='{run_dir}'"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise DTLError(f"{' '.join(arguments)}: the run failed.\n{done.stderr.strip()[-2000:]}")
+    result = json.loads((run_dir / "result.json").read_text(encoding="utf-8"))
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    seconds = max(row["seconds"] for row in rows if "seconds" in row)
+    exact = {split: result[f"exact_match/{split}"] for split in GOALS}
+    return _Scores(seconds, result["step"], exact, result["lookup/exact_match/test"])
+
+
+def _peer_trained(transformers: Any, run_dir: Path, seconds: float, seed: int) -> _Scores:
+    from dtl.benchmarks.gpt2_peer import GPT2Peer
+    from dtl.checkpoint import load_tokenizer
+    from dtl.config import typed
+    from dtl.data.prepare import prepare_data
+    from dtl.runtime import seed_everything
+
+    config = typed(yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8")))
+    data = prepare_data(config.data, load_tokenizer(run_dir), config.seq_len, config.seed)
+    seed_everything(seed)
+    model = GPT2Peer(transformers, data, config.model.n_layers, config.model.dim, config.seq_len)
+    steps = model.train(seconds, seed)
+    return _Scores(seconds, steps, {split: model.exact_match(split) for split in GOALS}, look_up=0.0)

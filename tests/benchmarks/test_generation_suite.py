@@ -1,0 +1,158 @@
+"""suite=generation: both sides write the same tokens, or there is no figure. No test asks for speed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from dtl.benchmarks import generation
+from dtl.benchmarks.config import SUITES, BenchConfig, GenerationSuiteConfig
+from dtl.benchmarks.measuring import MissingPeerError
+from dtl.benchmarks.suite import Workplace
+from dtl.errors import DTLError
+
+WITHOUT_WORDS = SimpleNamespace(utils=SimpleNamespace(logging=SimpleNamespace(set_verbosity_error=lambda: None)))
+NAMES = ["modern", "classic", "as_trained"]
+
+
+def place(folder: Path, batch_size: int = 3, **settings) -> Workplace:
+    return Workplace(
+        BenchConfig(
+            suite="generation", tiny=True, rounds=2, generation=GenerationSuiteConfig(batch_size=batch_size), **settings
+        ),
+        folder,
+    )
+
+
+def counting(n_prompts: int, wrong_from: int | None = None):
+    """A writer that counts: p, p + 1, p + 2, ... for prompt p; the last text goes wrong from some token on."""
+
+    def write(n_new: int) -> list[list[int]]:
+        texts = [[prompt + number for number in range(n_new)] for prompt in range(n_prompts)]
+        if wrong_from is not None:
+            texts[-1][wrong_from:] = [-5] * (n_new - wrong_from)
+        return texts
+
+    return write
+
+
+@pytest.fixture
+def sides(monkeypatch):
+    """Sets both writers, and asks for no transformers."""
+    monkeypatch.setattr(generation, "peer", lambda module, install: WITHOUT_WORDS)
+
+    def are(ours, theirs) -> None:
+        monkeypatch.setattr(generation, "both_sides", lambda *given: (ours, theirs, 1_700_000))
+
+    return are
+
+
+def test_the_suite_is_found_by_its_name():
+    suite = SUITES.get("generation")
+    assert list(suite.chosen(BenchConfig())) == list(suite.chosen(BenchConfig(full=True))) == NAMES
+
+
+def test_two_rows_for_the_same_tokens(tmp_path, sides):
+    sides(counting(3), counting(3))
+    speed, first = generation.continuing(place(tmp_path), "modern", "modern")
+    assert (speed.name, speed.unit, first.name, first.unit) == ("modern", "tokens/s", "modern_first", "s")
+    assert speed.note == (
+        "1.7 million parameters, fp32, 3 x 7 tokens continued by 11; the same 33 tokens, 13 different ones"
+    )
+    assert speed.goal is not None and first.goal is None and speed.rounds == first.rounds == 2
+
+
+def test_other_tokens_give_no_figure(tmp_path, sides):
+    sides(counting(3), counting(3, wrong_from=6))
+    with pytest.raises(DTLError, match=r"modern: .* different tokens for prompt 3, from new token 7 on\."):
+        list(generation.continuing(place(tmp_path), "modern", "modern"))
+
+
+def test_where_texts_begin_to_differ():
+    generation.refuse_other_tokens("a", [[3, 5], [7]], [[3, 5], [7]])
+    for theirs, where in (
+        ([[3, 5], [8]], "prompt 2, from new token 1 on"),
+        ([[3], [7]], "prompt 1, from new token 2 on"),
+        ([[3, 5, 7], [7]], "prompt 1, from new token 3 on"),
+    ):
+        with pytest.raises(DTLError, match=where):
+            generation.refuse_other_tokens("a", [[3, 5], [7]], theirs)
+
+
+def test_a_missing_peer_is_two_skipped_rows(tmp_path, monkeypatch):
+    def missing(module: str, install: str):
+        raise MissingPeerError(f"install {module}: {install}")
+
+    monkeypatch.setattr(generation, "peer", missing)
+    rows = list(generation.continuing(place(tmp_path), "classic", "classic"))
+    assert [(row.name, row.skipped, row.ours) for row in rows] == [
+        (name, "install transformers: pip install transformers", None) for name in ("classic", "classic_first")
+    ]
+
+
+@pytest.mark.parametrize("laid_out", [True, False])
+def test_only_the_model_as_it_was_trained_keeps_its_layout(tmp_path, monkeypatch, laid_out):
+    models = []
+    monkeypatch.setattr(generation, "twin_of", lambda model, transformers: models.append(model))
+    monkeypatch.setattr(generation, "twin_writer", lambda twin, prompts: None)
+    generation.both_sides(place(tmp_path, device="cpu"), WITHOUT_WORDS, "modern", laid_out, 7, 11)
+    (model,) = models
+    assert model.head.weight.is_contiguous() == (not laid_out)
+    assert model.config.max_seq_len == 18 and model.vocab_size == 257
+
+
+@pytest.mark.parametrize("arch", ["modern", "classic"])
+def test_a_random_model_writes_many_different_tokens(tmp_path, monkeypatch, arch):
+    """One that repeats a token would hide a difference between the two."""
+    monkeypatch.setattr(generation, "twin_of", lambda model, transformers: None)
+    monkeypatch.setattr(generation, "twin_writer", lambda twin, prompts: None)
+    write, _, n_parameters = generation.both_sides(place(tmp_path, device="cpu"), WITHOUT_WORDS, arch, True, 7, 43)
+    texts = write(43)
+    assert [len(text) for text in texts] == [43] * 3 and n_parameters > 100_000
+    assert len({token for text in texts for token in text}) > 43
+
+
+@pytest.mark.slow  # imports transformers
+@pytest.mark.parametrize("name", NAMES)
+def test_the_twin_writes_the_same_tokens(tmp_path, name):
+    speed, first = SUITES.get("generation").measurements[name](place(tmp_path, device="cpu"))
+    assert (speed.name, first.name) == (name, f"{name}_first")
+    for row in (speed, first):
+        assert row.skipped is None and row.ratio is not None and row.ours is not None and row.peer is not None
+    assert "3 x 7 tokens continued by 11; the same 33 tokens" in speed.note
+    assert (speed.reached is None) == (name == "as_trained")
+
+
+@pytest.mark.slow  # imports transformers
+def test_a_twin_with_another_weight_is_found_out(tmp_path, monkeypatch):
+    made = generation.twin_of
+
+    def spoilt(model, transformers):
+        twin = made(model, transformers)
+        with torch.no_grad():
+            twin.lm_head.weight.neg_()
+        return twin
+
+    monkeypatch.setattr(generation, "twin_of", spoilt)
+    with pytest.raises(DTLError, match="different tokens for prompt 1"):
+        list(generation.continuing(place(tmp_path, device="cpu"), "modern", "modern"))
+
+
+@pytest.mark.slow  # the whole command
+def test_the_command_shows_and_writes_every_row(tmp_path):
+    out = tmp_path / "figures.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "dtl.bench", "suite=generation", "tiny=true", "rounds=1", "device=cpu", f"out={out}"],
+        capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"COLUMNS": "120"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    written = json.loads(out.read_text())
+    assert [row["name"] for row in written["rows"]] == [f"{name}{end}" for name in NAMES for end in ("", "_first")]
+    assert written["machine"]["device"] == "cpu" and written["settings"]["generation"]["model"] == "qa"
+    assert "models on: cpu" in done.stdout and "tokens/s" in done.stdout
+    assert list(tmp_path.iterdir()) == [out]
