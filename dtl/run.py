@@ -16,10 +16,10 @@ from dtl.checkpoints.listing import best_checkpoint, list_checkpoints, step_fold
 from dtl.checkpoints.store import lock_run, publish_best, set_aside_later, sweep_leftovers
 from dtl.config import RunConfig, to_dict, to_yaml
 from dtl.display import Display, shown
-from dtl.durable import write_atomically
-from dtl.errors import ConfigError, DTLError, InterruptedRun, TrainingError
+from dtl.durable import read_json, write_atomically
+from dtl.errors import CheckpointError, ConfigError, DTLError, InterruptedRun, TrainingError
 from dtl.evaluation.report import Report
-from dtl.records.provenance import add_session, config_hash, update_run_record, write_run_record
+from dtl.records.provenance import RECORD, add_session, config_hash, update_run_record, write_run_record
 from dtl.records.redaction import redact
 from dtl.runtime import StopSignals, deterministic_algorithms, is_out_of_memory
 from dtl.screens import seen_of_sources, show_end, show_start
@@ -60,7 +60,7 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
             parts = assemble(config, origin.resume_from, origin.init_from, display.note)
         _record_start(parts, run_dir, origin)
         with _open_tracker(parts, run_dir, origin) as tracker:
-            update_run_record(run_dir, wandb_id=tracker.run_id)
+            update_run_record(run_dir, wandb_id=tracker.run_id, last_step=parts.length.last_step)
             show_start(display, parts, run_dir, tracker)
             session = Session(parts, run_dir, tracker, display)
             state = _drain(session)
@@ -138,6 +138,8 @@ def _record_start(parts: Parts, run_dir: Path, origin: Origin) -> None:
             origin.choices,
             parts.device.type,
             seed=parts.config.seed,
+            data_fingerprint=parts.data.fingerprint,
+            computed_with=parts.fingerprint,
             lineage={"init": parts.config.init, "checkpoint": str(origin.init_from)} if origin.init_from else None,
         )
         return
@@ -186,10 +188,17 @@ def _open_tracker(parts: Parts, run_dir: Path, origin: Origin) -> Tracker:
         name=parts.config.name,
         run_id=parts.tracker_run_id,
         resumed_step=parts.trainer.state.step if parts.resumed_from else None,
-        overrides=origin.overrides,
+        overrides=_first_overrides(run_dir) if origin.resume_from else origin.overrides,
         group=origin.group,
         job_number=origin.job_number,
     )
+
+
+def _first_overrides(run_dir: Path) -> list[str]:
+    """What the run was started with: it is named after that, however often it is resumed."""
+    with suppress(OSError, CheckpointError):
+        return list(read_json(run_dir / RECORD).get("overrides", []))
+    return []
 
 
 @contextmanager

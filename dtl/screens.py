@@ -2,7 +2,11 @@
 
 import shutil
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from dtl.assemble import Parts, model_line
 from dtl.checkpoints.listing import list_checkpoints
@@ -14,7 +18,7 @@ from dtl.runtime import cpu_has_bf16, nvidia_without_cuda
 from dtl.terminal.evaluation_report import show_main_figures
 from dtl.tracking import State, Tracker
 
-BYTES_PER_PARAMETER = 12  # in a checkpoint: the weight and Adam's two moments, four bytes each
+MOMENTS = {"Muon": 1, "SGD": 1}  # numbers that an optimizer keeps for each weight; the others as Adam does, two
 
 
 def _data_lines(data: PreparedData) -> Iterator[str]:
@@ -49,7 +53,8 @@ def show_start(display: Display, parts: Parts, run_dir: Path, tracker: Tracker) 
     display.screen(f"DTL {config.name}", rows)
     for note in parts.notes:
         display.note(note)
-    looks_wrong = (nvidia_without_cuda(), _disk_warning(parts, run_dir), _slow_muon_warning(parts))
+    no_room = disk_warning(run_dir, config.trainer.keep, checkpoint_bytes(parts.model, parts.trainer.optimizers))
+    looks_wrong = (nvidia_without_cuda(), no_room, _slow_muon_warning(parts))
     for warning in [*length.warnings(config), *looks_wrong]:
         if warning:
             display.warn(warning)
@@ -58,17 +63,37 @@ def show_start(display: Display, parts: Parts, run_dir: Path, tracker: Tracker) 
         display.warn(f"this run has reached its last step, {length.last_step}. To train on: {more} beside resume=.")
 
 
-def _disk_warning(parts: Parts, run_dir: Path) -> str | None:
-    """Too little room for the checkpoints that a run keeps, one being written, and the best."""
-    keep = parts.config.trainer.keep
-    needed = (keep + 2) * BYTES_PER_PARAMETER * parts.model.n_parameters()
+def disk_warning(run_dir: Path, keep: int, checkpoint_bytes: int) -> str | None:
+    """What to do when the disk will not hold the checkpoints of a run; None where there is room.
+
+    At most there are `keep` of them, the best, the last, and one being written. On disks with hard links the best one
+    shares its files with a step, so that a little less is taken.
+    """
+    present = {(file.stat().st_dev, file.stat().st_ino): file.stat().st_size for file in _files_of_checkpoints(run_dir)}
+    needed = (keep + 3) * checkpoint_bytes - sum(present.values())  # what is there counts when a run goes on
     free = shutil.disk_usage(run_dir).free
     if needed <= free:
         return None
     return (
-        f"{run_dir} has {free / 1e9:.1f} GB free, the checkpoints may take {needed / 1e9:.1f} GB. "
-        "Make room, or lower trainer.keep."
+        f"the disk may not hold this run's checkpoints: needed up to {in_units(needed)}B (each "
+        f"{in_units(checkpoint_bytes)}B: trainer.keep={keep}, the best, the last, one being written), free "
+        f"{in_units(free)}B. "
+        "Lower trainer.keep= or make room: python -m dtl.runs delete=checkpoints"
     )
+
+
+def checkpoint_bytes(model: nn.Module, optimizers: list[Optimizer]) -> int:
+    """Bytes of the weights and of the optimizers' state, as a checkpoint will hold them after the first step."""
+    n_bytes = sum(parameter.nbytes for parameter in model.parameters())
+    for optimizer in optimizers:
+        for parameter in chain.from_iterable(group["params"] for group in optimizer.param_groups):
+            state = [value.nbytes for value in optimizer.state.get(parameter, {}).values() if isinstance(value, Tensor)]
+            n_bytes += sum(state) or MOMENTS.get(type(optimizer).__name__, 2) * parameter.nbytes
+    return n_bytes
+
+
+def _files_of_checkpoints(run_dir: Path) -> Iterator[Path]:
+    return (file for file in run_dir.glob("checkpoints/*/*") if file.is_file())
 
 
 def _slow_muon_warning(parts: Parts) -> str | None:

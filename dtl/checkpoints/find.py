@@ -4,7 +4,7 @@ import difflib
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Literal
 
 from dtl.checkpoints.listing import MODEL_FILES, TOKENIZER_FILES, best_checkpoint, is_checkpoint, newest_valid, verify
 from dtl.checkpoints.weights import PICKLES, pickle_message
-from dtl.durable import ASIDE, read_json
+from dtl.durable import ASIDE, TEMPORARY, TRASH, read_json
 from dtl.errors import CheckpointError
 
 Preference = Literal["best", "newest"]
@@ -56,25 +56,33 @@ def _at(path: Path, spec: str, outputs: Path, prefer: Preference) -> Path:
     raise _miss(spec, path, outputs)
 
 
-def list_runs(outputs: Path) -> list[Path]:
-    """Every run and every trial of a sweep under `outputs` that has a folder checkpoints/, last started first."""
-    return sorted(_runs(outputs, _DEPTH), key=_start, reverse=True)
+def list_runs(outputs: Path, marks: Collection[str] = ("checkpoints",)) -> list[Path]:
+    """Every run and every trial of a sweep under `outputs`, last started first: folders that hold one of `marks`."""
+    return sorted(_runs(outputs, set(marks), _DEPTH), key=_start, reverse=True)
 
 
-def _runs(folder: Path, depth: int) -> Iterator[Path]:
+def _runs(folder: Path, marks: set[str], depth: int) -> Iterator[Path]:
     try:
-        inside = [Path(entry.path) for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)]
+        inside = list(os.scandir(folder))
+        if any(entry.name in marks for entry in inside):
+            yield folder
+            return
+        hidden = (TEMPORARY, TRASH)  # what is being written, what is being deleted
+        folders = [entry.path for entry in inside if entry.is_dir(follow_symlinks=False)]
     except OSError:
         return
-    if any(path.name == "checkpoints" for path in inside):
-        yield folder
-    elif depth > 0:
-        for path in inside:
-            yield from _runs(path, depth - 1)
+    for path in map(Path, folders if depth > 0 else []):
+        if not path.name.startswith(hidden):
+            yield from _runs(path, marks, depth - 1)
+
+
+def start_of(run_dir: Path) -> datetime:
+    """When a run began, in this machine's time zone without naming it: by its run.json, else by its folder's name;
+    `datetime.min` where neither says. Copying a folder changes times of files, not these."""
+    return _start(run_dir)[0]
 
 
 def _start(run_dir: Path) -> tuple[datetime, int, str]:
-    """When a run began: by its run.json, else by its name. Copying a folder changes times of files, not these."""
     stamp = _STAMP.search(str(run_dir))
     started = datetime.min
     with suppress(ValueError):

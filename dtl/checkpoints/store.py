@@ -31,6 +31,8 @@ from dtl.durable import (
 )
 from dtl.errors import CheckpointError, TrainingError
 
+SECONDS_OF_A_LOOK = 0.5  # whoever only looks whether a lock is free holds it for a moment
+
 
 def publish_best(run_dir: Path, checkpoint: Path) -> Path:
     """Make `checkpoints/best` a copy of this checkpoint; the old best is there until the new one is.
@@ -155,7 +157,7 @@ def lock_run(run_dir: Path) -> Iterator[None]:
     """
     lock, owner = FileLock(run_dir / ".lock"), run_dir / ".lock.json"
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=SECONDS_OF_A_LOOK)
     except Timeout:
         raise TrainingError(f"{run_dir}: in use by {_name_of(owner)}. Wait for it, or stop it first.") from None
     try:

@@ -9,10 +9,12 @@ import json
 import logging
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -151,6 +153,7 @@ def _session(device: str) -> dict[str, Any]:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "argv": [redact(word) for word in sys.argv],
         "device": device,
+        "processor": processor_name(),
         "host": platform.node(),
         "platform": platform.platform(),
         "python": platform.python_version(),
@@ -161,6 +164,14 @@ def _session(device: str) -> dict[str, Any]:
             if name.startswith(SHOWN_VARIABLES) and not is_secret_name(name)
         },
     }
+
+
+def processor_name() -> str:
+    """The model of the processor, as far as the system tells without a library."""
+    found = None
+    with suppress(OSError):
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:

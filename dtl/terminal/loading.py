@@ -11,10 +11,10 @@ from dtl.durable import read_json
 from dtl.errors import CheckpointError
 from dtl.generation.conversation import continue_text
 from dtl.generation.layout import lay_out_for_decoding
+from dtl.records.run_state import read_config
 from dtl.runtime import choose_device
 from dtl.terminal.config import TalkConfig
 from dtl.terminal.loaded_model import CheckpointFacts, LoadedModel
-from dtl.terminal.runs import read_config
 from dtl.terminal.safe_text import in_one_line
 
 PLAIN_TEXT = ("text", "wiki")  # kinds of sources; a plugin's kind may be anything
@@ -61,8 +61,15 @@ def read_facts(folder: Path) -> CheckpointFacts:
         step=step if isinstance(step, int) else None,
         best_loss=float(loss) if isinstance(loss, int | float) else None,
         least_logprob=_least_logprob(folder),
+        lower_case_questions=_lower_case_questions(config),
         is_of_plain_text=_is_of_plain_text(config),
     )
+
+
+def _lower_case_questions(config: dict[str, Any]) -> bool:
+    """How the questions were put in training; a run of before there was the setting took them as they were typed."""
+    data = config.get("data")
+    return isinstance(data, dict) and data.get("lower_case_questions") is True
 
 
 def _least_logprob(folder: Path) -> float | None:

@@ -2,36 +2,18 @@
 
 import shlex
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from dtl.checkpoints.find import find_checkpoint, list_runs
 from dtl.checkpoints.listing import step_folders
-from dtl.durable import read_json
-from dtl.errors import CheckpointError, ConfigError
+from dtl.errors import ConfigError
+from dtl.records.run_state import RunState, read_run_state
 from dtl.terminal.safe_text import in_one_line
-from dtl.tracking import RESULT
 
 MOST_RUNS = 10
-MOST_CONFIG_BYTES = 2**20
 TO_MAKE_ONE = """\
   python -m dtl.train model=qa data=qa   questions and answers that ship with DTL
   make demo                              a small one: trains, then answers five questions"""
-
-
-@dataclass(frozen=True)
-class RunLine:
-    """What is said of a run in a list of runs; None where it is not known."""
-
-    folder: Path
-    name: str
-    state: str
-    step: int | None
-    best_loss: float | None
 
 
 def checkpoint_to_use(spec: str | None, outputs: Path, command: str) -> Path:
@@ -50,7 +32,7 @@ def _what_to_type(spec: str | None, outputs: Path, command: str) -> str:
     folders = list_runs(outputs)
     if not folders:
         return f"{given}there is no run under {outputs} yet. Train one:\n{TO_MAKE_ONE}"
-    runs = [read_run(folder) for folder in folders[:MOST_RUNS]]
+    runs = [read_run_state(folder) for folder in folders[:MOST_RUNS]]
     begin = f"python -m dtl.{command} ckpt="
     example = next((run.folder for run in runs if step_folders(run.folder)), runs[0].folder)
     shown = f"the last {len(runs)} of {len(folders)}, " if len(folders) > len(runs) else ""
@@ -66,7 +48,7 @@ def _what_to_type(spec: str | None, outputs: Path, command: str) -> str:
     )
 
 
-def _table(runs: list[RunLine]) -> Iterator[str]:
+def _table(runs: list[RunState]) -> Iterator[str]:
     rows = [
         (
             in_one_line(str(run.folder)),
@@ -80,32 +62,3 @@ def _table(runs: list[RunLine]) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-
-
-def read_run(folder: Path) -> RunLine:
-    """What a run's own small files say of it. Files that are missing or damaged leave gaps."""
-    result: dict[str, Any] = {}
-    with suppress(OSError, CheckpointError):
-        result = read_json(folder / RESULT)
-    steps = [int(path.name.split("-")[1].partition(".")[0]) for path in step_folders(folder)]
-    step, loss = result.get("step"), result.get("value")
-    return RunLine(
-        folder,
-        name=in_one_line(str(read_config(folder).get("name") or folder.name), 40),
-        state=in_one_line(str(result.get("state") or "unfinished"), 20),
-        step=step if isinstance(step, int) else max(steps, default=None),
-        best_loss=float(loss) if isinstance(loss, int | float) else None,
-    )
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The config.yaml of a run or a checkpoint as plain values; empty when it is missing or is none."""
-    with suppress(OSError, yaml.YAMLError, RecursionError, UnicodeDecodeError):
-        file = folder / "config.yaml"
-        if file.stat().st_size <= MOST_CONFIG_BYTES:
-            contents = yaml.load(file.read_text(encoding="utf-8"), Loader=_LOADER)
-            return contents if isinstance(contents, dict) else {}
-    return {}
-
-
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where PyYAML was built so: ten times as fast

@@ -4,8 +4,6 @@ In a terminal both are the same. In a pipe the answers alone go to standard outp
 """
 
 import contextlib
-import errno
-import os
 import sys
 from collections.abc import Iterator
 from typing import TextIO
@@ -16,8 +14,6 @@ from rich.segment import ControlType
 from rich.text import Text
 
 from dtl.terminal.safe_text import visible
-
-GONE = (errno.EPIPE, errno.EIO)  # nobody reads the pipe any more; the terminal was closed
 
 
 class Screen:
@@ -92,20 +88,3 @@ class Screen:
 def open_screen(all_in_one: bool) -> Screen:
     """All of a conversation on standard output, or (in a pipe) the answers there and the rest on standard error."""
     return Screen(sys.stdout, sys.stdout if all_in_one else sys.stderr, labelled=all_in_one)
-
-
-@contextlib.contextmanager
-def quiet_when_gone() -> Iterator[None]:
-    """Ends the program, with exit code 1 and without a word, when nobody reads what it writes any more."""
-    try:
-        yield
-        sys.stdout.flush()
-    except OSError as error:
-        if error.errno not in GONE:
-            raise
-        # Python flushes its streams at the end, and would complain about what cannot be written.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(nowhere, stream.fileno())
-        raise SystemExit(1) from None

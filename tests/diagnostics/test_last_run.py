@@ -11,7 +11,8 @@ import pytest
 from checkpoint_examples import imitate
 
 from dtl.checkpoints.store import lock_run
-from dtl.diagnostics.runs import RunFacts, last_run, look_at_last_run, read_run, state_of
+from dtl.diagnostics.runs import last_run, look_at_last_run, state_of
+from dtl.records.run_state import RunState
 from dtl.tracking import write_result
 
 OUTPUTS = Path("outputs")
@@ -138,15 +139,20 @@ def test_trials_and_runs_without_checkpoints_count():
     assert last_run(OUTPUTS) == failed
 
 
-def test_a_run_without_a_record_goes_by_its_folders_time():
-    old = make_run("2026-11-22/05-00-00-17_a", None)
-    os.utime(old, (1, 1))
+def test_a_run_without_a_record_goes_by_its_folders_name_or_time():
     new = make_run("2026-11-22/06-00-00-17_a", "2026-11-22T05:00:00+00:00")
+    make_run("2026-11-21/06-00-00-17_a", None)
     assert last_run(OUTPUTS) == new
-    assert read_run(old).rerun == ""
+    later = make_run("2027-11-22/05-00-00-17_a", None)
+    assert last_run(OUTPUTS) == later
+    nameless = make_run("my_runs/first", None)
+    os.utime(nameless, (1, 1))
+    assert last_run(OUTPUTS) == later
+    os.utime(nameless, (2e9, 2e9))
+    assert last_run(OUTPUTS) == nameless
 
 
 def test_a_run_with_nothing_to_go_on_with():
-    facts = RunFacts("outputs/x")
-    assert state_of(facts) == ("ended without saying how; nothing saved", "")
-    assert state_of(replace(facts, result={"state": "finished"}))[0] == "finished at step None; nothing saved"
+    run = RunState(OUTPUTS / "x", "x", "unfinished")
+    assert state_of(run, []) == ("ended without saying how; nothing saved", "")
+    assert state_of(replace(run, state="finished", step=3), [])[0] == "finished at step 3; nothing saved"

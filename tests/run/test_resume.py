@@ -1,5 +1,6 @@
 """A run that was stopped, killed or paused, and went on, ends with the same bits as one that never was."""
 
+import json
 import os
 import signal
 from dataclasses import replace
@@ -11,10 +12,14 @@ import torch
 import yaml
 from tiny_runs import go_on, outcome, result, start, steps_kept, tiny_config
 
-from dtl.checkpoints.listing import best_checkpoint
+import dtl.run
+from dtl import tracking
+from dtl.checkpoints.listing import best_checkpoint, newest_valid
 from dtl.checkpoints.store import publish_best
 from dtl.config import typed
+from dtl.data.prepare import prepare_data
 from dtl.errors import CheckpointError, ConfigError, InterruptedRun
+from dtl.run import Origin, train
 from dtl.tracking import read_metrics
 from dtl.training.trainer import Trainer
 
@@ -51,6 +56,23 @@ def test_paused_and_gone_on_is_never_stopped(
         assert result(tmp_path / "run")["step"] == pause == steps_kept(tmp_path / "run")[0]
     go_on(config, tmp_path / "run")
     assert outcome(tmp_path / "run") == uninterrupted
+
+
+def test_the_tracker_names_a_run_after_how_it_was_started(pairs, tmp_path, monkeypatch) -> None:
+    """A trial that goes on is the trial of these values, not the trial of `resume=`."""
+    config = tiny_config(pairs)
+    named: list[Any] = []
+
+    def open_tracker(*arguments: Any, overrides: list[str], **more: Any) -> Any:
+        named.append(overrides)
+        return tracking.open_tracker(*arguments, overrides=overrides, **more)
+
+    monkeypatch.setattr(dtl.run, "open_tracker", open_tracker)
+    paused = replace(config, trainer=replace(config.trainer, stop_after_steps=3))
+    train(paused, tmp_path / "run", Origin(overrides=["optimizer.lr=0.01"]))
+    newest = newest_valid(tmp_path / "run")[0].path
+    train(config, tmp_path / "run", Origin(overrides=["resume=run"], resume_from=newest))
+    assert named == [["optimizer.lr=0.01"], ["optimizer.lr=0.01"]]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -200,9 +222,14 @@ def test_other_data_is_refused(pairs: Path, tmp_path: Path) -> None:
     start(tiny_config(own, stop_after_steps=4), tmp_path / "run")
     before = sorted(file.name for file in (tmp_path / "run").rglob("*"))
     own.write_text(own.read_text().replace("9 squared", "9 Squared"))
+    then = json.loads((tmp_path / "run/checkpoints/step-00000004/state.json").read_text())["data_fingerprint"]
+    changed = tiny_config(own)
+    now = prepare_data(changed.data, changed.tokenizer, changed.seq_len, changed.seed).fingerprint
     with pytest.raises(CheckpointError, match="data has changed") as refused:
-        go_on(tiny_config(own), tmp_path / "run")
-    assert "init=" in str(refused.value)
+        go_on(changed, tmp_path / "run")
+    message = str(refused.value)
+    assert then != now and f"then {then}" in message and f"now  {now}" in message and "init=" in message
+    assert str(own) in message and "Nothing of the run was changed" in message
     assert sorted(file.name for file in (tmp_path / "run").rglob("*")) == before
     own.write_bytes(pairs.read_bytes())
     go_on(tiny_config(own), tmp_path / "run")

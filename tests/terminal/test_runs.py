@@ -9,7 +9,8 @@ import pytest
 from checkpoint_examples import imitate
 
 from dtl.errors import CheckpointError, ConfigError
-from dtl.terminal.runs import checkpoint_to_use, read_config, read_run
+from dtl.records.run_state import read_config, read_run_state
+from dtl.terminal.runs import checkpoint_to_use
 
 OUTPUTS = Path("outputs")
 
@@ -93,8 +94,8 @@ def test_a_config_that_is_none_leaves_a_gap(contents):
     run_dir = make_run(1, "gap")
     (run_dir / "config.yaml").write_text(contents)
     (run_dir / "result.json").write_text(contents)
-    assert isinstance(read_run(run_dir).name, str)
-    assert read_run(run_dir).state == "unfinished"
+    assert isinstance(read_run_state(run_dir).name, str)
+    assert read_run_state(run_dir).state == "unfinished"
     assert isinstance(read_config(run_dir), dict)
     assert not Path("hacked").exists()
 

@@ -1,0 +1,62 @@
+"""Settings of dtl.runs. Imports no torch."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dtl.errors import ConfigError, did_you_mean
+
+OUTPUTS = "outputs"
+STATES = ("running", "finished", "stopped", "interrupted", "failed", "killed", "unfinished")
+SORTS = ("age", "size", "loss", "name")
+DELETIONS = ("checkpoints", "empty", "runs")
+
+
+@dataclass
+class RunsConfig:
+    """Everything that `python -m dtl.runs` can be told."""
+
+    outputs: str = OUTPUTS  # folder that the runs lie in
+    state: str | None = None  # only runs that stand so, such as failed,killed; null = all
+    name: str | None = None  # only runs whose name or folder is like this, such as demo* or multirun/*; null = all
+    older_than_days: float | None = None  # only runs that wrote nothing for so long; null = all
+    sort: str = "age"  # age (last written first) | size (largest first) | loss (lowest first) | name
+    limit: int | None = None  # at most so many runs, of the sorted ones; null = all
+    delete: str | None = None  # of those listed: checkpoints (superseded) | empty (runs that saved nothing) | runs
+    best_of: list[str] = field(
+        default_factory=list
+    )  # for delete=runs: runs that go together with their best checkpoint
+    yes: bool = False  # delete without asking, for scripts
+    plugins: list[str] = field(default_factory=list)  # modules of your own, imported first
+    debug: bool = False  # show tracebacks
+
+    @property
+    def states(self) -> list[str]:
+        """The states that `state=` names, with or without brackets around them; [] = all."""
+        return [name.strip() for name in (self.state or "").strip("[]").split(",") if name.strip()]
+
+    @property
+    def chooses(self) -> bool:
+        """Whether something says which runs are meant."""
+        return bool(self.states or self.name or self.older_than_days is not None)
+
+    def validate(self) -> None:
+        """Raises ConfigError, naming key, value, rule and remedy, for values that cannot be."""
+        for state in self.states:
+            if state not in STATES:
+                raise ConfigError(f"state={state}: one or more of {','.join(STATES)}.{did_you_mean(state, STATES)}")
+        for key, given, known in (("sort", self.sort, SORTS), ("delete", self.delete, DELETIONS)):
+            if given is not None and given not in known:
+                raise ConfigError(f"{key}={given}: one of {', '.join(known)}.{did_you_mean(given, known)}")
+        if self.older_than_days is not None and not self.older_than_days >= 0:
+            raise ConfigError(f"older_than_days={self.older_than_days}: must be at least 0.")
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"limit={self.limit}: must be at least 1, or null for all.")
+        if self.best_of and self.delete != "runs":
+            raise ConfigError("best_of=: names runs to delete, so it goes with delete=runs alone.")
+        if self.delete == "runs" and not (self.chooses or self.best_of):
+            raise ConfigError(
+                "delete=runs: say which, by state=, name= or older_than_days=, or by best_of=[FOLDER]. "
+                "Superseded checkpoints alone: delete=checkpoints."
+            )
+        if self.outputs != OUTPUTS and not Path(self.outputs).expanduser().is_dir():
+            raise ConfigError(f"outputs={self.outputs}: there is no such folder.")

@@ -1,0 +1,148 @@
+"""What dtl.runs shows: the table of runs, what a deletion takes, and the questions before it."""
+
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from dtl.display import Display
+from dtl.housekeeping.config import DELETIONS, OUTPUTS, RunsConfig
+from dtl.housekeeping.disk_runs import DiskRun, is_sweep
+from dtl.housekeeping.removal import Removal
+from dtl.terminal.safe_text import in_one_line
+
+HEADERS = ("folder", "name", "state", "step", "best loss", "size", "age")
+RIGHT = ("step", "best loss", "size", "age")
+STYLES = {"running": "green", "failed": "red", "killed": "red", "finished": ""}
+WAYS_ON = {
+    "checkpoints": "Superseded checkpoints of finished runs",
+    "empty": "Runs that ended without a checkpoint",
+    "leftovers": "Left by a deletion that was cut off",
+}
+
+
+def in_bytes(n: float) -> str:
+    """`812 B`, `43 kB`, `1.2 GB`, in powers of a thousand as disks are sold."""
+    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if n >= limit:
+            return f"{n / limit:.{0 if n >= 10 * limit else 1}f} {unit}"
+    return f"{n:.0f} B"
+
+
+def in_age(seconds: float) -> str:
+    """`40 s`, `12 min`, `5 h`, `3 days`."""
+    for limit, unit in ((2 * 86_400, "days"), (2 * 3_600, "h"), (120, "min")):
+        if seconds >= limit:
+            return f"{seconds / {'days': 86_400, 'h': 3_600, 'min': 60}[unit]:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def show_runs(display: Display, runs: list[DiskRun], n_all: int, outputs: Path) -> None:
+    """A line of sums, then a line for each run."""
+    shown = f"{len(runs)} runs" if len(runs) == n_all else f"{len(runs)} of {n_all} runs"
+    taken = in_bytes(sum(run.n_bytes for run in runs))
+    free = in_bytes(shutil.disk_usage(outputs).free)
+    display.console.print(Text(f"{in_one_line(str(outputs))}: {shown}, {taken}; {free} free on this disk", "bold"))
+    if not runs:
+        return
+    rows = [_row(run) for run in runs]
+    if display.console.is_terminal:
+        display.console.print(_table(rows), soft_wrap=False)
+        return
+    rows = [HEADERS, *rows]  # whole lines: a table would be cut to the width of a screen
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        display.say("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _row(run: DiskRun) -> tuple[str, ...]:
+    state = run.state
+    step = "" if state.step is None else str(state.step)
+    return (
+        in_one_line(run.label),
+        in_one_line(state.name),
+        state.state,
+        f"{step}/{state.last_step}" if step and state.last_step is not None else step,
+        "" if state.best_loss is None else f"{state.best_loss:.4f}",
+        in_bytes(run.n_bytes),
+        "now" if state.state == "running" else in_age(run.age),
+    )
+
+
+def _table(rows: list[tuple[str, ...]]) -> Table:
+    """For 100 columns: a name is left out where the folder ends with it."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for header in HEADERS:
+        is_wide = header in ("folder", "name")
+        table.add_column(header, justify="right" if header in RIGHT else "left", no_wrap=not is_wide, overflow="fold")
+    for row in rows:
+        folder, name, state, *figures = row
+        name = "" if folder.endswith(f"_{name}") else name
+        table.add_row(Text(folder), Text(name), Text(state, STYLES.get(state, "yellow")), *map(Text, figures))
+    return table
+
+
+def show_ways_on(display: Display, settings: RunsConfig, found: dict[str, int]) -> None:
+    """What could be deleted, with the command: `found` has the bytes of each kind in WAYS_ON."""
+    where = "" if settings.outputs == OUTPUTS else f" outputs={shlex.quote(settings.outputs)}"
+    for what, words in WAYS_ON.items():
+        if found[what]:
+            command = in_one_line(f"python -m dtl.runs{where} delete={what if what in DELETIONS else 'checkpoints'}")
+            display.note(f"{words}: {in_bytes(found[what])} ({command})")
+
+
+def show_removals(display: Display, items: list[Removal]) -> None:
+    """A line for each run of which something goes, and the sum."""
+    for item in items:
+        what = "the run" if item.is_whole else ", ".join(sorted(path.name for path in item.folders))
+        if item.takes_best:
+            what += " with its best checkpoint"
+        display.say(f"  {in_one_line(item.run.label)}  {what}  {in_bytes(item.n_bytes)}")
+    n_trials = sum(item.is_whole and is_sweep(item.run.folder.parent) for item in items)
+    if n_trials:
+        display.warn(f"{n_trials} of these are trials. A sweep that is continued runs again what is missing.")
+
+
+def in_sum(items: list[Removal]) -> str:
+    """`2 runs, 1.2 GB` or `7 checkpoints of 3 runs, 221 MB`."""
+    n_runs = f"{len(items)} run{'s' if len(items) != 1 else ''}"
+    n_folders = sum(len(item.folders) for item in items)
+    what = n_runs if all(item.is_whole for item in items) else f"{n_folders} checkpoints of {n_runs}"
+    return f"{what}, {in_bytes(sum(item.n_bytes for item in items))}"
+
+
+def can_ask() -> bool:
+    """Whether a person sits there."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def is_agreed(question: str) -> bool:
+    """Yes, typed. The end of the input is a no."""
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+
+
+def named_by_typing(display: Display, items: list[Removal]) -> list[Removal]:
+    """Those of `items` whose folders a person types, one a line, until an empty line."""
+    display.say(f"{len(items)} of these hold a best checkpoint, and stay unless you type their folder:")
+    for item in items:
+        display.say(f"  {in_one_line(item.run.label)}  {in_bytes(item.n_bytes)}")
+    waiting = {item.run.label: item for item in items}
+    named: list[Removal] = []
+    while waiting:
+        try:
+            typed = input("Folder of one to delete, or Enter to go on: ").strip().rstrip("/")
+        except EOFError:
+            break
+        if not typed:
+            break
+        if typed in waiting:
+            named.append(waiting.pop(typed))
+        else:
+            display.say("That is none of these.")
+    return named

@@ -1,0 +1,228 @@
+"""How a run stands, read from the files in its folder alone: its process is not asked, and nothing is changed.
+
+The one place that does this; lists of runs, diagnoses, sweeps and reports build on it. A file that is missing, cut
+short or damaged is as one that says nothing. What comes from a file is made safe to print. Imports no torch.
+"""
+
+import json
+import math
+import os
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from dtl.checkpoints.find import list_runs, start_of
+from dtl.checkpoints.listing import step_folders
+from dtl.durable import read_json
+from dtl.errors import CheckpointError
+from dtl.records.provenance import CONFIG, RECORD, config_hash
+from dtl.sweeps.records import ERROR
+from dtl.terminal.safe_text import in_one_line, visible
+from dtl.tracking import METRICS, RESULT
+
+LOCK, HOLDER = ".lock", ".lock.json"  # what `dtl.checkpoints.store.lock_run` holds, and who does
+RUN_FILES = (RECORD, METRICS, RESULT, "checkpoints", ".hydra")  # a folder with one of these is a run's
+MOST_CONFIG_BYTES = 2**20
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where PyYAML was built so: ten times as fast
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What is known of a run; None, or empty, where its files do not say."""
+
+    folder: Path
+    name: str
+    # running | finished | stopped (paused by stop_after_steps) | interrupted | failed | killed | unfinished (its files
+    # do not say), or what else result.json has
+    state: str
+    step: int | None = None  # the last optimizer step that was recorded
+    last_step: int | None = None  # where the run ends
+    best_loss: float | None = None  # lowest validation loss so far, nats per target token
+    reason: str = ""  # why it ended otherwise than it should: the first line
+    started: datetime | None = None  # of its first session, with a time zone
+    resumed: datetime | None = None  # of its last session; of the first one where there is no other
+    seconds: float | None = None  # of training, without evaluation and saving
+    tokens_per_second: float | None = None  # over the last steps that were logged
+    overrides: list[str] = field(default_factory=list)
+    seed: int | None = None
+    config_hash: str | None = None
+    rerun: str = ""  # the command that starts it anew
+    pid: int | None = None  # of the process at work
+    host: str = ""  # where that process runs
+
+
+def find_runs(outputs: Path) -> list[Path]:
+    """The folder of every run and every trial of a sweep under `outputs`, last started first; those that were ended
+    before they saved anything, too."""
+    return list_runs(outputs, RUN_FILES)
+
+
+def read_run_state(folder: Path) -> RunState:
+    """How the run in `folder` stands now. Raises nothing, whatever lies there."""
+    record, config, rows = _object(folder / RECORD), read_config(folder), last_metrics(folder)
+    holder = _holder(folder)
+    if holder:
+        state, outcome = ("running" if is_held(folder) else "killed"), {}  # an earlier result is of an earlier session
+    else:
+        state, outcome = _outcome(folder)
+    sessions, ended_at = sessions_of(folder), _whole(outcome.get("step"))
+    return RunState(
+        folder=folder,
+        name=in_one_line(str(config.get("name") or folder.name), 40),
+        state=state,
+        step=_last_step(folder, rows) if ended_at is None else ended_at,
+        last_step=_end(record, config),
+        best_loss=_number(outcome.get("value")) if "value" in outcome else _best_loss(folder, rows),
+        reason=in_one_line(str(outcome.get("error") or "").strip().partition("\n")[0]),
+        started=sessions[0] if sessions else None,
+        resumed=sessions[-1] if sessions else None,
+        seconds=_last_number(rows, "seconds"),
+        tokens_per_second=_last_number(rows, "speed/tokens_per_second"),
+        overrides=[visible(word) for word in _list(record.get("overrides")) if isinstance(word, str)],
+        seed=_whole(record.get("seed")) if record.get("seed") is not None else _whole(config.get("seed")),
+        config_hash=_hash(folder, outcome),
+        rerun=visible(str(record.get("rerun") or "")),
+        pid=_whole(holder.get("pid")) if state == "running" else None,
+        host=in_one_line(str(holder.get("host") or ""), 80) if state == "running" else "",
+    )
+
+
+def _holder(folder: Path) -> dict[str, Any]:
+    """What the process that works here, or was killed at work, has written of itself."""
+    # The file is removed when a session ends. Is it older than the result, only that removal was cut off.
+    return {} if _written(folder / RESULT) >= _written(folder / HOLDER) else _object(folder / HOLDER)
+
+
+def _outcome(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The state that the last session ended in, and what it wrote of that."""
+    result, error = _object(folder / RESULT), _object(folder / ERROR)
+    if error and not result:
+        return "failed", {"error": error.get("message")}
+    state = in_one_line(str(result.get("state") or "unfinished"), 20)
+    return ("unfinished" if state == "running" else state), result
+
+
+def sessions_of(folder: Path) -> list[datetime]:
+    """When each session of a run began, with time zones: by its run.json, else by its folder's name, else by the time
+    of the folder. Empty only where there is no folder."""
+    found = []
+    for session in _list(_object(folder / RECORD).get("sessions")):
+        with suppress(LookupError, TypeError, ValueError, OverflowError):
+            found.append(datetime.fromisoformat(session["started"]).astimezone())
+    with suppress(OSError, ValueError, OverflowError):
+        if not found and (begun := start_of(folder)) != datetime.min:
+            found = [begun.astimezone()]
+        return found or [datetime.fromtimestamp(folder.stat().st_mtime).astimezone()]
+    return found
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process works in the folder of a run or of a sweep: asked by taking its lock for a moment.
+
+    Nothing is written, and a folder that this user may not write to counts as free.
+    """
+    lock = folder / LOCK
+    if not lock.exists() or not os.access(lock, os.W_OK):
+        return False
+    try:
+        with FileLock(lock).acquire(blocking=False):
+            return False
+    except Timeout:
+        return True
+    except OSError:
+        return False
+
+
+def last_metrics(folder: Path, n_bytes: int = 2**16) -> list[dict[str, Any]]:
+    """The whole rows among the last `n_bytes` of metrics.jsonl, in the order of writing.
+
+    Read from the end: the file of a long run has megabytes. A row that is cut off at either end is left out.
+    """
+    with suppress(OSError), (folder / METRICS).open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - n_bytes))
+        return [row for row in map(_row, file.read().splitlines()) if row is not None]
+    return []
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.yaml of a run or a checkpoint as plain values; empty when it is missing or is none."""
+    with suppress(OSError, yaml.YAMLError, RecursionError, UnicodeDecodeError, ValueError):
+        contents = yaml.load(_config_text(folder), Loader=_LOADER)
+        return contents if isinstance(contents, dict) else {}
+    return {}
+
+
+def _config_text(folder: Path) -> str:
+    file = folder / CONFIG
+    return file.read_text(encoding="utf-8") if file.stat().st_size <= MOST_CONFIG_BYTES else ""
+
+
+def _hash(folder: Path, outcome: dict[str, Any]) -> str | None:
+    if outcome.get("config_hash"):
+        return in_one_line(str(outcome["config_hash"]), 64)
+    with suppress(OSError, UnicodeDecodeError):
+        return config_hash(_config_text(folder))
+    return None
+
+
+def _end(record: dict[str, Any], config: dict[str, Any]) -> int | None:
+    """The last step as the run wrote it down when it began; of older runs, where the number of steps is set."""
+    limits = config.get("trainer")
+    if record.get("last_step") is not None or not isinstance(limits, dict):
+        return _whole(record.get("last_step"))
+    return _whole(limits.get("total_steps")) if limits.get("max_epochs") is None else None
+
+
+def _last_step(folder: Path, rows: list[dict[str, Any]]) -> int | None:
+    saved = [int(path.name.split("-")[1].partition(".")[0]) for path in step_folders(folder)]
+    return rows[-1]["step"] if rows else max(saved, default=None)
+
+
+def _best_loss(folder: Path, rows: list[dict[str, Any]]) -> float | None:
+    """Of a run that has not written its result: what its best checkpoint knows, else the last evaluations."""
+    trained = _object(folder / "checkpoints" / "best" / "state.json").get("train")
+    if isinstance(trained, dict) and _number(trained.get("best_loss")) is not None:
+        return _number(trained["best_loss"])
+    losses = [_number(row.get("val/loss")) for row in rows]
+    return min((loss for loss in losses if loss is not None), default=None)
+
+
+def _last_number(rows: list[dict[str, Any]], key: str) -> float | None:
+    return next((_number(row[key]) for row in reversed(rows) if key in row), None)
+
+
+def _written(file: Path) -> float:
+    with suppress(OSError):
+        return file.stat().st_mtime
+    return -1.0
+
+
+def _object(file: Path) -> dict[str, Any]:
+    with suppress(OSError, CheckpointError):
+        return read_json(file)
+    return {}
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    with suppress(ValueError, RecursionError):
+        row = json.loads(line)
+        return row if isinstance(row, dict) and _whole(row.get("step")) is not None else None
+    return None
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63 else None
+
+
+def _number(value: object) -> float | None:
+    number = float(value) if isinstance(value, float) else _whole(value)
+    return float(number) if number is not None and math.isfinite(number) else None

@@ -1,0 +1,92 @@
+"""The warning before a run whose checkpoints the disk will not hold: it knows what they take, and only warns."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from tiny_runs import go_on, start, tiny_config
+
+import dtl.screens
+from dtl.checkpoints import store
+from dtl.checkpoints.listing import best_checkpoint, list_checkpoints
+from dtl.housekeeping.disk_runs import freed_by
+from dtl.screens import checkpoint_bytes, disk_warning
+from dtl.training.config import OptimizerConfig
+
+
+def free_bytes(monkeypatch: pytest.MonkeyPatch, n_bytes: int) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=n_bytes))
+
+
+@pytest.fixture
+def foretold(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of a checkpoint that the runs of this test have foretold."""
+    sizes: list[int] = []
+
+    def measure(*arguments) -> int:
+        sizes.append(checkpoint_bytes(*arguments))
+        return sizes[-1]
+
+    monkeypatch.setattr(dtl.screens, "checkpoint_bytes", measure)
+    return sizes
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_checkpoint_takes_what_was_foretold(name, pairs, tmp_path, foretold):
+    config = replace(tiny_config(pairs, total_steps=4), optimizer=OptimizerConfig(name=name))
+    config = replace(config, model=replace(config.model, dim=64, ffn_dim=128))
+    start(config, tmp_path / "run")
+    best = best_checkpoint(tmp_path / "run")
+    assert best is not None
+    tensors = sum((best.path / f"{name}.safetensors").stat().st_size for name in ("model", "optimizer"))
+    assert foretold[0] == pytest.approx(tensors, rel=0.03)  # the names in the files
+    go_on(replace(config, trainer=replace(config.trainer, total_steps=6)), tmp_path / "run")
+    assert foretold[1] == pytest.approx(foretold[0], rel=0.01), "counted, when the state is there"
+
+
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_never_more_lies_on_the_disk_than_was_foretold(hard_links, pairs, tmp_path, monkeypatch):
+    most, publish = [0], store.publish_directory
+
+    def look_then_publish(temporary: Path, final: Path) -> None:
+        most[0] = max(most[0], freed_by([tmp_path / "run" / "checkpoints"]))
+        publish(temporary, final)
+
+    for module in ("dtl.checkpoint", "dtl.checkpoints.store"):
+        monkeypatch.setattr(f"{module}.publish_directory", look_then_publish)
+    if not hard_links:
+        monkeypatch.setattr(store, "_link_or_copy", shutil.copyfile)
+    start(tiny_config(pairs, keep=2, total_steps=23, save_every_steps=1), tmp_path / "run")
+    one = sum(file.stat().st_size for file in list_checkpoints(tmp_path / "run")[0].path.iterdir())
+    assert 3 * one < most[0] <= (2 + 3) * one * 1.02
+
+
+def test_a_run_that_the_disk_will_not_hold_is_warned_and_goes_on(pairs, tmp_path, monkeypatch, capsys):
+    free_bytes(monkeypatch, 1000)
+    start(tiny_config(pairs, total_steps=2), tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "the disk may not hold this run's checkpoints" in said and "free 1000B" in said
+    assert "trainer.keep=2" in said and "python -m dtl.runs delete=checkpoints" in said and "Finished" in said
+
+
+def test_with_room_nothing_is_said(pairs, tmp_path, capsys):
+    start(tiny_config(pairs, total_steps=2), tmp_path / "run")
+    assert "disk" not in capsys.readouterr().out
+
+
+def test_what_is_there_already_counts(tmp_path, monkeypatch):
+    free_bytes(monkeypatch, 500)
+    assert disk_warning(tmp_path, keep=2, checkpoint_bytes=100) is None
+    assert disk_warning(tmp_path, keep=2, checkpoint_bytes=101) is not None
+    folder = tmp_path / "checkpoints" / "step-00000007"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(bytes(5))
+    assert disk_warning(tmp_path, keep=2, checkpoint_bytes=101) is None
+
+
+def test_a_run_says_in_its_record_where_it_will_end(pairs, tmp_path):
+    start(tiny_config(pairs, total_steps=None, max_epochs=2), tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["last_step"] == 10
