@@ -7,13 +7,14 @@ from omegaconf import DictConfig
 from dtl.commandline.command import Command
 from dtl.commandline.door import run_command
 from dtl.config import typed_as
+from dtl.display import quiet_when_gone
 from dtl.terminal.ask import ask_all, read_pairs
 from dtl.terminal.chat_session import YOU, Chat
 from dtl.terminal.config import ChatConfig
 from dtl.terminal.input_line import history_file, is_interactive, open_input
 from dtl.terminal.keyboard import quiet_keyboard
 from dtl.terminal.runs import checkpoint_to_use
-from dtl.terminal.screen import open_screen, quiet_when_gone
+from dtl.terminal.screen import open_screen
 
 OUTPUTS = Path("outputs")
 COMMAND = Command(

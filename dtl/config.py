@@ -20,10 +20,11 @@ from dtl.generation.config import SamplingConfig
 from dtl.model.config import ModelConfig
 from dtl.paths import experiments_dir
 from dtl.registry import load_plugins
+from dtl.sweeps.config import SweepConfig
 from dtl.tracking import TrackerConfig
 from dtl.training.config import OptimizerConfig, ScheduleConfig, TrainerConfig
 
-SECTIONS = ("model", "tokenizer", "data", "optimizer", "schedule", "trainer", "tracker", "sampling")
+SECTIONS = ("model", "tokenizer", "data", "optimizer", "schedule", "trainer", "tracker", "sampling", "sweep")
 
 
 @dataclass
@@ -38,6 +39,7 @@ class RunConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     name: str = "run"  # part of the run folder's name; letters, digits, . _ -
     seed: int = 1337  # of weights, dropout, data order and held-out split
     device: str = "auto"  # auto (CUDA, MPS, CPU) | cpu | cuda | cuda:1 | mps

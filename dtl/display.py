@@ -3,9 +3,11 @@
 In a terminal the progress line moves and evaluations scroll above it; without one there are plain lines.
 """
 
+import errno
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -13,6 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
+
+GONE = (errno.EPIPE, errno.EIO)  # nobody reads the pipe any more; the terminal was closed
 
 
 def in_units(count: float) -> str:
@@ -111,3 +115,20 @@ class Display:
             self.progress.update(self._task, completed=step, status=status)
         else:
             self.console.print(Text(f"step {step}/{total_steps}  {status}"))
+
+
+@contextmanager
+def quiet_when_gone() -> Iterator[None]:
+    """Ends the program, with exit code 1 and without a word, when nobody reads what it writes any more."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in GONE:
+            raise
+        # Python flushes its streams at the end, and would complain about what cannot be written.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                os.dup2(nowhere, stream.fileno())
+        raise SystemExit(1) from None

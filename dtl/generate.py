@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from dtl.commandline.command import Command
 from dtl.commandline.door import override_key, run_command
 from dtl.config import typed_as
+from dtl.display import quiet_when_gone
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.config import GenerateConfig
 from dtl.terminal.dialogue import introduce
@@ -15,7 +16,7 @@ from dtl.terminal.input_line import is_interactive, open_input
 from dtl.terminal.keyboard import quiet_keyboard
 from dtl.terminal.presets import preset, preset_names
 from dtl.terminal.runs import checkpoint_to_use
-from dtl.terminal.screen import open_screen, quiet_when_gone
+from dtl.terminal.screen import open_screen
 from dtl.terminal.writing import HELP_LINE, MOST_CHARACTERS, Writer
 
 OUTPUTS = Path("outputs")

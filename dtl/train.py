@@ -1,6 +1,7 @@
 """The command `python -m dtl.train`: compose a config, train, say how it ended. Torch is imported only to train."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,10 @@ from dtl.checkpoints.listing import newest_valid
 from dtl.commandline.command import Command
 from dtl.commandline.door import JobFailedError, override_key, run_command, show_error
 from dtl.config import RunConfig, typed
-from dtl.data.sources import open_sources
+from dtl.data.sources import pinned
 from dtl.errors import ConfigError, InterruptedRun
+from dtl.sweeps.trial import as_trial, trial_of
+from dtl.sweeps.unfinished import sweep_to_continue
 from dtl.tracking import refuse_secrets
 
 if TYPE_CHECKING:
@@ -67,16 +70,19 @@ def train(config: RunConfig, out_dir: Path | str, origin: "Origin | None" = None
 
 def main() -> None:
     """Entry point of `python -m dtl.train` and of the console script dtl-train."""
-    run_command(job, COMMAND, prepare_arguments)
+    with as_trial():
+        run_command(job, COMMAND, prepare_arguments)
 
 
 def prepare_arguments(arguments: list[str]) -> list[str]:
-    """A resumed run keeps its folder: point Hydra there before it makes a new one."""
+    """A run or a sweep that goes on keeps its folder: point Hydra there before it makes a new one."""
     refuse_secrets(arguments)
     spec = next((value for key, _, value in map(_parted, arguments) if key == "resume" and value != "null"), None)
+    is_multirun = bool({"-m", "--multirun"} & set(arguments))
     if spec is None:
-        return arguments
-    if {"-m", "--multirun"} & set(arguments):
+        unfinished = sweep_to_continue(arguments, OUTPUTS) if is_multirun else None
+        return arguments if unfinished is None else [*arguments, f"hydra.sweep.dir='{unfinished}'"]
+    if is_multirun:
         raise ConfigError(f"resume={spec}: goes on with one run; leave out -m.")
     return [*arguments, f"hydra.run.dir='{_run_folder(spec)}'", "hydra.output_subdir=null"]
 
@@ -108,7 +114,9 @@ def job(composed: DictConfig) -> float:
     is_multirun = hydra.mode == RunMode.MULTIRUN
     try:
         config, origin = _prepared(composed, Path(hydra.runtime.output_dir), overrides)
-        if is_multirun:
+        if trial := trial_of():
+            origin.group, origin.job_number = trial
+        elif is_multirun:  # a launcher of Hydra's own
             origin.group, origin.job_number = Path(hydra.sweep.dir).name, int(hydra.job.num)
         return train(config, hydra.runtime.output_dir, origin)
     except InterruptedRun as stop:
@@ -127,7 +135,8 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
     resuming = composed.get("resume") is not None
     config = _resumed_config(composed, run_dir, overrides) if resuming else typed(composed)
     init_from = _find_init(config, overrides)
-    open_sources(config.data, config.seed)  # a missing file, or no network: said before torch is imported
+    # A missing file, or no network: said before torch is imported.
+    config = replace(config, data=pinned(config.data, config.seed))
 
     from dtl.run import Origin
 
@@ -177,11 +186,12 @@ def _find_init(config: RunConfig, overrides: list[str]) -> Path | None:
         key = override_key(override.partition("=")[0])
         if key.partition("/")[0].partition(".")[0] in ("model", "tokenizer") and key not in (
             "model.dropout",
+            "model.token_dropout",
             "model.attention",
         ):
             raise ConfigError(
                 f"{override}: init={config.init} brings its own size, architecture and tokenizer. Leave it out "
-                "(model.dropout and model.attention may be given)."
+                "(model.dropout, model.token_dropout and model.attention may be given)."
             )
     return find_checkpoint(config.init, OUTPUTS)
 

@@ -5,6 +5,7 @@ The meaning of a key is the comment beside it in its dataclass: one source for r
 
 import ast
 import inspect
+import textwrap
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cached_property
@@ -63,7 +64,7 @@ class Command:
     def help(self) -> str:
         """The help as plain text, 100 columns wide where it can be."""
         lines = [self.page, *(["Groups: choose with group=choice"] if self.groups() else [])]
-        lines += [f"  {group:<12} {' | '.join(names)}" for group, names in self.groups().items() if names]
+        lines += [_choices(group, names) for group, names in self.groups().items() if names]
         lines += ["", "Keys: change with key=value (type, default of the schema: meaning; files in conf/ may differ)"]
         section = None
         for key in self.settings:
@@ -74,6 +75,13 @@ class Command:
             lines.append(f"    {key.name}={key.default}  ({key.type})")
             lines.append(f"        {key.meaning}")
         return "\n".join([*lines, "", self.footer])
+
+
+def _choices(group: str, names: list[str]) -> str:
+    """A group and its choices; those that fill more than a line go on below the first."""
+    begin = f"  {group:<12} "
+    shown = " | ".join(names)
+    return textwrap.fill(shown, 100, initial_indent=begin, subsequent_indent=" " * len(begin), break_on_hyphens=False)
 
 
 def _walk(owner: type, prefix: str) -> Iterator[Key]:

@@ -16,8 +16,10 @@ from omegaconf import DictConfig
 from dtl.commandline.command import Command
 from dtl.commandline.explain import explained
 from dtl.config import register
+from dtl.display import quiet_when_gone
 from dtl.errors import ConfigError, DTLError
 from dtl.paths import conf_dir
+from dtl.sweeps.trial import note_error
 
 
 class JobFailedError(Exception):
@@ -36,7 +38,8 @@ def run_command(
     """
     arguments = sys.argv[1:]
     if any(argument in ("-h", "--help") for argument in arguments):
-        print(command.help())
+        with quiet_when_gone():  # `--help | head`
+            print(command.help())
         return
     register(command.name, command.schema)
     # Hydra would print errors in its own words and exit; this makes it hand them to us.
@@ -52,7 +55,7 @@ def run_command(
         print("\nStopped.", file=sys.stderr)
         sys.exit(130)
     except JobFailedError as error:
-        print(f"The sweep is through, but {error}: see above.", file=sys.stderr)
+        print(f"The sweep is through, but {error}, see above.", file=sys.stderr)
         sys.exit(1)
     except Exception as error:
         sys.exit(show_error(error, arguments, command))
@@ -77,9 +80,8 @@ def _said_once(
 
 def show_error(error: Exception, arguments: list[str], command: Command) -> int:
     """Print `error` for a person and return the exit code."""
-    known = error if isinstance(error, DTLError) else explained(error, arguments, command)
-    if known is None and isinstance(error, OSError) and error.filename and error.strerror:
-        known = DTLError(f"{error.filename}: {error.strerror}. Choose another folder, or mend this one.")
+    known = understood(error, arguments, command)
+    note_error(error, str(known) if known else f"{type(error).__name__}: {error}")
     if known is None or "debug=true" in (argument.lower() for argument in arguments):
         traceback.print_exception(error)
     if known is None:
@@ -87,6 +89,14 @@ def show_error(error: Exception, arguments: list[str], command: Command) -> int:
         return 1
     print(f"Error: {known}", file=sys.stderr)
     return known.exit_code
+
+
+def understood(error: Exception, arguments: list[str], command: Command) -> DTLError | None:
+    """`error` in words for a person; None for one that nobody expected."""
+    known = error if isinstance(error, DTLError) else explained(error, arguments, command)
+    if known is None and isinstance(error, OSError) and error.filename and error.strerror:
+        return DTLError(f"{error.filename}: {error.strerror}. Choose another folder, or mend this one.")
+    return known
 
 
 def override_key(text: str) -> str:

@@ -1,0 +1,58 @@
+"""The command `python -m dtl.sweep`: how the trials of a sweep stand. It reads files alone, so it works from another
+terminal, while the sweep runs and after a crash."""
+
+import sys
+import time
+from pathlib import Path
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.live import Live
+
+from dtl.commandline.command import Command
+from dtl.commandline.door import run_command
+from dtl.config import typed_as
+from dtl.sweeps.config import StatusConfig
+from dtl.sweeps.status import find_sweep, status_of
+
+OUTPUTS = Path("outputs")
+SECONDS_BETWEEN_LOOKS = 2.0
+COMMAND = Command(
+    "sweep",
+    StatusConfig,
+    page="""\
+python -m dtl.sweep [status=latest | status=FOLDER] [key=value ...]
+
+Shows the trials of a sweep: overrides, state, step, best loss, speed, time left, and why one did not finish. In a
+terminal it goes on looking until the sweep ends; Ctrl-C leaves the sweep alone.
+""",
+    footer="""\
+A sweep is started, stopped and continued by python -m dtl.train -m ...
+""",
+)
+
+
+def main() -> None:
+    """Entry point of `python -m dtl.sweep` and of the console script dtl-sweep."""
+    run_command(show, COMMAND)
+
+
+def show(composed: DictConfig) -> None:
+    """Print the table, once or until the sweep has ended."""
+    settings = typed_as(StatusConfig, composed)
+    sweep = find_sweep(settings.status, OUTPUTS)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    watch = console.is_terminal if settings.watch is None else settings.watch
+    status = status_of(sweep)
+    if not watch or not status.is_running:
+        console.print(status.renderable)
+        return
+    with Live(status.renderable, console=console, auto_refresh=False) as live:
+        while status.is_running:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            status = status_of(sweep)
+            live.update(status.renderable, refresh=True)
+
+
+if __name__ == "__main__":
+    main()

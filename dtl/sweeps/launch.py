@@ -1,0 +1,78 @@
+"""A grid of trials, run or continued in its folder, and told on the terminal."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import HydraContext
+from omegaconf import DictConfig
+
+from dtl.commandline.command import Command
+from dtl.commandline.door import JobFailedError
+from dtl.errors import InterruptedRun
+from dtl.sweeps.config import LauncherConfig
+from dtl.sweeps.grid import Composer, for_a_trial, lay_out
+from dtl.sweeps.holding import held
+from dtl.sweeps.pool import GridSource, run_trials
+from dtl.sweeps.records import FAILED, SweepFolder, SweepRecord, Trial, now
+from dtl.sweeps.screen import SweepScreen
+from dtl.sweeps.unfinished import as_typed
+
+
+def launch_grid(
+    job_overrides: Sequence[Sequence[str]],
+    settings: LauncherConfig,
+    context: HydraContext,
+    config: DictConfig,
+    command: Command,
+) -> list[JobReturn]:
+    """Run what is left of a grid; one JobReturn for each trial.
+
+    Raises InterruptedRun after Ctrl-C, JobFailedError at the end when trials failed, ConfigError for a sweep that
+    another process runs.
+    """
+    sweep = SweepFolder(Path(config.hydra.sweep.dir))
+    with held(sweep.path):
+        return _run(sweep, job_overrides, settings, config, Composer(context, config, command))
+
+
+def _run(
+    sweep: SweepFolder,
+    job_overrides: Sequence[Sequence[str]],
+    settings: LauncherConfig,
+    config: DictConfig,
+    composer: Composer,
+) -> list[JobReturn]:
+    arguments = as_typed(config)
+    record = sweep.read() or SweepRecord(arguments, started=now())
+    record.arguments = arguments  # in a folder that was named there may be more values than at first
+    record.state, record.sessions = "running", record.sessions + 1
+    sweep.write(record)
+    trials = lay_out(sweep, job_overrides, composer)
+    record.planned = len(sweep.trials())
+    sweep.write(record)
+    with SweepScreen(sweep) as screen:
+        left = [trial for trial in trials if not trial.done or (config.sweep.retry_failed and trial.state in FAILED)]
+        screen.begin(trials, left, record.sessions > 1)
+        try:
+            beside = for_a_trial(config.hydra.overrides.hydra)
+            run_trials(sweep, GridSource(left, screen.ended), settings, beside, screen.started, screen.idle)
+        except (InterruptedRun, KeyboardInterrupt):
+            record.state = "interrupted"
+            sweep.write(record)
+            screen.interrupted(trials)
+            raise
+        record.state = "finished"
+        sweep.write(record)
+        screen.end(trials)
+    bad = [trial for trial in trials if trial.state in (*FAILED, "killed")]
+    if bad:
+        raise JobFailedError(f"{len(bad)} of {len(trials)} trials did not finish")
+    return [_job_return(trial) for trial in trials]
+
+
+def _job_return(trial: Trial) -> JobReturn:
+    """A trial as Hydra's sweepers know them."""
+    done = JobReturn(overrides=trial.overrides, task_name="train", status=JobStatus.COMPLETED)
+    done.return_value = trial.value
+    return done

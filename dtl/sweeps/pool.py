@@ -1,0 +1,90 @@
+"""The loop of a sweep: trials into processes, as many at a time as asked, until none is left or somebody says stop."""
+
+import signal
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from dtl.errors import InterruptedRun
+from dtl.runtime import StopSignals
+from dtl.sweeps.config import LauncherConfig
+from dtl.sweeps.process import TrialProcess
+from dtl.sweeps.records import SweepFolder, Trial
+
+SECONDS_BETWEEN_LOOKS = 0.1
+
+
+class Source(Protocol):
+    """Where trials come from: a list, or a search that learns from those that ended."""
+
+    def next(self, running: int) -> Trial | None:
+        """The next trial to run, given how many are running; None: none now, and none at all if none is running."""
+        ...
+
+    def look(self, trial: Trial) -> str | None:
+        """Asked again and again while a trial runs: why it should be pruned, or None."""
+        ...
+
+    def ended(self, trial: Trial) -> None:
+        """A trial has ended; its record says how."""
+        ...
+
+
+class GridSource:
+    """Trials of a list, in its order."""
+
+    def __init__(self, trials: list[Trial], tell: Callable[[Trial], None]) -> None:
+        self._waiting = list(trials)
+        self._tell = tell
+
+    def ended(self, trial: Trial) -> None:
+        self._tell(trial)
+
+    def next(self, running: int) -> Trial | None:
+        return self._waiting.pop(0) if self._waiting else None
+
+    def look(self, trial: Trial) -> str | None:
+        return None
+
+
+def run_trials(
+    sweep: SweepFolder,
+    source: Source,
+    settings: LauncherConfig,
+    beside: list[str],
+    started: Callable[[Trial], None],
+    idle: Callable[[list[Trial]], None],
+) -> None:
+    """Run what `source` gives. `started` is told of each start; `idle` is called between looks with what runs.
+
+    Raises InterruptedRun after Ctrl-C or SIGTERM, when every running trial has saved and ended.
+    """
+    running: list[TrialProcess] = []
+    with StopSignals() as signals:
+        try:
+            while True:
+                while signals.received is None and len(running) < settings.n_jobs:
+                    trial = source.next(len(running))
+                    if trial is None:
+                        break
+                    running.append(TrialProcess(sweep, trial, settings, beside))
+                    started(trial)
+                if not running:
+                    break
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+                for process in list(running):
+                    if process.poll():
+                        running.remove(process)
+                        source.ended(process.trial)
+                    elif signals.received is not None:
+                        process.stop("interrupted", f"the sweep was stopped ({signal.Signals(signals.received).name})")
+                    elif why := source.look(process.trial):
+                        process.stop("pruned", why)
+                idle([process.trial for process in running])
+        except BaseException:
+            # A second Ctrl-C, or an error of the sweep itself: nothing may be left running.
+            for process in running:
+                process.kill()
+            raise
+    if signals.received is not None:
+        raise InterruptedRun("The sweep was stopped; its trials saved their state.", signals.received)

@@ -1,0 +1,193 @@
+"""A running trial, seen from its sweep: starts it, stops it, says how it ended."""
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from dtl.checkpoints.listing import newest_valid, step_folders
+from dtl.durable import discard_directory, read_json
+from dtl.errors import CheckpointError, ConfigError
+from dtl.records.run_state import HOLDER, is_held
+from dtl.sweeps.config import LauncherConfig
+from dtl.sweeps.records import ERROR, LOG, TRACEBACK, SweepFolder, Trial, TrialState, now
+from dtl.sweeps.trial import FOLDER, NUMBER, SECONDS_TO_END, SECONDS_TO_SAVE, SWEEP
+from dtl.terminal.safe_text import in_one_line
+from dtl.tracking import METRICS, RESULT
+
+TRAIN = (sys.executable, "-m", "dtl.train")
+SECONDS_FOR_AN_ORPHAN = 30.0  # what the trial of a sweep that was killed has to end by itself
+REASON_WIDTH = 160
+
+
+class TrialProcess:
+    """One attempt at a trial. `stop` asks it to save and end; `poll` looks whether it has ended."""
+
+    def __init__(self, sweep: SweepFolder, trial: Trial, settings: LauncherConfig, beside: list[str]) -> None:
+        """Start it: from its newest checkpoint where it has one, else anew. `beside` are overrides that a trial is
+        given, too, such as Hydra's search path. Raises OSError when no process can be started."""
+        self.trial = trial
+        self._settings = settings
+        self._folder = sweep.trial_folder(trial.number)
+        self._began = time.monotonic()
+        self._asked: TrialState | None = None  # the state to end in, once it was told to stop
+        self._asked_at = 0.0
+        end_orphan(self._folder)
+        arguments = self._arguments(beside)
+        trial.state, trial.reason, trial.exit_code = "running", "", None
+        trial.started, trial.ended = now(), None
+        trial.attempts += 1
+        sweep.keep(trial)
+        self._sweep = sweep
+        with (self._folder / LOG).open("ab") as log:
+            log.write(f"\n--- {trial.started}  python -m dtl.train {shlex.join(arguments)}\n".encode())
+            log.flush()
+            self._process = subprocess.Popen(
+                [*TRAIN, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment(),
+                start_new_session=True,  # Ctrl-C in the terminal reaches the sweep alone, which then stops its trials
+            )
+
+    def _arguments(self, beside: list[str]) -> list[str]:
+        for name in (ERROR, TRACEBACK):
+            (self._folder / name).unlink(missing_ok=True)
+        if step_folders(self._folder):
+            with suppress(CheckpointError, ConfigError):
+                newest_valid(self._folder)
+                plugins = [override for override in self.trial.overrides if override.startswith("plugins=")]
+                return [f"resume={_quoted(self._folder)}", *plugins]
+        self._begin_anew()
+        return [*self.trial.overrides, *beside, f"hydra.run.dir={_quoted(self._folder)}"]
+
+    def _begin_anew(self) -> None:
+        """What an attempt left that saved nothing would stand in the way; its log is kept."""
+        if not self._folder.exists():
+            return
+        log = self._folder / LOG
+        kept = log.read_bytes() if log.exists() else b""
+        discard_directory(self._folder)
+        self._folder.mkdir()
+        log.write_bytes(kept)
+
+    def _environment(self) -> dict[str, str]:
+        environment = dict(os.environ)
+        environment |= {FOLDER: str(self._folder), SWEEP: self._sweep.path.name, NUMBER: str(self.trial.number)}
+        environment["PYTHONUNBUFFERED"] = "1"  # what it says stands in its log at once
+        if self._settings.n_jobs > 1:
+            # Threads of several trials on the same cores wait for each other.
+            share = max(1, (os.cpu_count() or 1) // self._settings.n_jobs)
+            environment.setdefault("OMP_NUM_THREADS", str(share))
+        return environment
+
+    def stop(self, state: TrialState, reason: str) -> None:
+        """Ask it to save and end, which it does after its step; the trial will then stand as `state`."""
+        if self._asked is not None:
+            return
+        self._asked, self._asked_at = state, time.monotonic()
+        self.trial.reason = reason
+        self._let_go()
+
+    def kill(self) -> None:
+        """End it now; what it saved stays."""
+        self._process.kill()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        assert self._process.stdin is not None
+        with suppress(OSError):  # it may have ended by itself
+            self._process.stdin.close()
+
+    def poll(self) -> bool:
+        """Whether it has ended; then the trial's record says how. Stops it when its time is over."""
+        code = self._process.poll()
+        if code is None:
+            self._look_at_the_clock()
+            return False
+        self._let_go()
+        self.trial.exit_code, self.trial.ended = code, now()
+        self.trial.state, self.trial.reason = self._outcome(code)
+        self.trial.value = self._best_loss()
+        self._sweep.keep(self.trial)
+        return True
+
+    def _look_at_the_clock(self) -> None:
+        if self._asked is not None:
+            waited = time.monotonic() - self._asked_at
+            if waited > SECONDS_TO_SAVE + SECONDS_TO_END:
+                self.kill()
+            elif waited > SECONDS_TO_SAVE:
+                self._process.terminate()  # the second signal: a run then ends without saving
+            return
+        ran = time.monotonic() - self._began
+        timeout, hang = self._settings.timeout_minutes, self._settings.hang_minutes
+        if timeout is not None and ran > 60 * timeout:
+            self.stop("timed out", f"took longer than {timeout:g} minutes (hydra.launcher.timeout_minutes)")
+        elif hang is not None and ran > 60 * hang and self._silent_seconds() > 60 * hang:
+            self.stop("hung", f"wrote nothing for {hang:g} minutes (hydra.launcher.hang_minutes)")
+
+    def _silent_seconds(self) -> float:
+        written = []
+        for name in (LOG, METRICS):
+            with suppress(OSError):
+                written.append((self._folder / name).stat().st_mtime)
+        return time.time() - max(written, default=0.0)
+
+    def _outcome(self, code: int) -> tuple[TrialState, str]:
+        result = self._result()
+        if code == 0:
+            return ("stopped" if result.get("state") == "stopped" else "finished"), ""
+        if self._asked is not None:
+            return self._asked, self.trial.reason
+        if code < 0:
+            name = signal.Signals(-code).name
+            if name in ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT"):
+                hint = ": by hand, or by the system when memory ran out" if name == "SIGKILL" else ""
+                return "killed", f"{name}{hint}"
+            return "failed", f"crashed: {name}"
+        if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+            return "interrupted", signal.Signals(code - 128).name
+        return "failed", self._reason(code)
+
+    def _reason(self, code: int) -> str:
+        with suppress(OSError, CheckpointError):
+            message = str(read_json(self._folder / ERROR).get("message", ""))
+            if first := message.strip().partition("\n")[0]:
+                return in_one_line(first, REASON_WIDTH)
+        return f"exit code {code}, see {LOG}"
+
+    def _best_loss(self) -> float | None:
+        value = self._result().get("value")
+        return float(value) if isinstance(value, int | float) else None
+
+    def _result(self) -> dict[str, object]:
+        with suppress(OSError, CheckpointError):
+            return read_json(self._folder / RESULT)
+        return {}
+
+
+def end_orphan(folder: Path) -> None:
+    """Wait until nobody works in a trial's folder. A trial notices that its sweep was killed, saves and ends; one that
+    hangs is killed, when it runs on this machine."""
+    waited_until = time.monotonic() + SECONDS_FOR_AN_ORPHAN
+    while is_held(folder):
+        if time.monotonic() > waited_until:
+            with suppress(OSError, CheckpointError, KeyError):
+                holder = read_json(folder / HOLDER)
+                if holder["host"] == socket.gethostname():
+                    os.kill(int(holder["pid"]), getattr(signal, "SIGKILL", signal.SIGTERM))
+            waited_until = time.monotonic() + SECONDS_FOR_AN_ORPHAN
+        time.sleep(0.05)
+
+
+def _quoted(path: Path) -> str:
+    """A path as a value for Hydra's parser."""
+    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", str(path)) + "'"

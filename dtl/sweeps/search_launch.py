@@ -1,0 +1,151 @@
+"""A search, run or continued in its folder: its trials, then the winner once more with fresh seeds."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.types import HydraContext
+from omegaconf import DictConfig
+
+from dtl.commandline.command import Command
+from dtl.commandline.door import JobFailedError
+from dtl.errors import InterruptedRun
+from dtl.records.run_state import read_run_state
+from dtl.sweeps.budget import Budget
+from dtl.sweeps.config import LauncherConfig
+from dtl.sweeps.grid import Composer, for_a_trial, lay_out
+from dtl.sweeps.holding import held
+from dtl.sweeps.pool import run_trials
+from dtl.sweeps.records import FAILED, SweepFolder, SweepRecord, Trial, now
+from dtl.sweeps.search import Confirmation, Search
+from dtl.sweeps.search_config import SearchConfig
+from dtl.sweeps.search_screen import SearchScreen
+from dtl.sweeps.search_space import Space, parse_space
+from dtl.sweeps.search_study import Study
+from dtl.sweeps.search_winner import WELL, Winner, best_of, with_seeds
+from dtl.sweeps.unfinished import as_typed
+
+
+def launch_search(
+    arguments: Sequence[str],
+    settings: SearchConfig,
+    launcher: LauncherConfig,
+    context: HydraContext,
+    config: DictConfig,
+    command: Command,
+) -> float:
+    """Search what the overrides `arguments` leave open; the winner's validation loss.
+
+    Raises ConfigError for what cannot be searched, before a folder is made; InterruptedRun after Ctrl-C;
+    JobFailedError when no trial went through, or no confirmation.
+    """
+    space = parse_space(for_a_trial(arguments), context.config_loader)
+    sweep = SweepFolder(Path(config.hydra.sweep.dir))
+    with held(sweep.path):
+        return _Launch(sweep, settings, launcher, config, Composer(context, config, command), space).run()
+
+
+class _Launch:
+    """One session of a search."""
+
+    def __init__(
+        self,
+        sweep: SweepFolder,
+        settings: SearchConfig,
+        launcher: LauncherConfig,
+        config: DictConfig,
+        composer: Composer,
+        space: Space,
+    ) -> None:
+        self.sweep, self.settings, self.launcher, self.composer = sweep, settings, launcher, composer
+        self.space, self.asked_of_sweep = space, config.sweep
+        self.beside = for_a_trial(config.hydra.overrides.hydra)
+        self.record = sweep.read() or SweepRecord(as_typed(config), kind="search", started=now())
+        self.record.state, self.record.sessions = "running", self.record.sessions + 1
+        self.record.planned = settings.n_trials + config.sweep.confirm
+        self.record.extra |= {"n_trials": settings.n_trials, "hours": settings.hours}
+        self.budget = Budget(settings.hours, self.record.extra.get("seconds", 0.0), sweep.trials())
+        self.screen = SearchScreen(sweep, space)
+
+    def run(self) -> float:
+        self._keep()
+        with self.screen:
+            try:
+                search = self._search()
+                self.record.extra["left"] = search.left()
+                winner = self._confirmed()
+            except (InterruptedRun, KeyboardInterrupt):
+                self._keep("interrupted")
+                self.screen.interrupted(self.sweep.trials())
+                raise
+            if winner is not None:
+                self.record.extra["winner"] = winner.record()
+            self._keep("finished")
+            self.screen.end(self.sweep.trials())
+            if search.why_ended:
+                self.screen.say(f"the search ended early: {search.why_ended}", "yellow")
+            return self._announced(winner, len(search.tried))
+
+    def _search(self) -> Search:
+        study = Study(self.sweep.path, self.settings, self.space)
+        search = Search(
+            self.sweep,
+            study,
+            self.settings,
+            self.budget,
+            lay=lambda overrides: lay_out(self.sweep, [overrides], self.composer)[0],
+            tell=self._ended,
+            retry_failed=self.asked_of_sweep.retry_failed,
+            rounds_after=math.ceil(self.asked_of_sweep.confirm / self.launcher.n_jobs),
+        )
+        tried = list(search.tried.values())
+        self.screen.begin_search(self.settings, tried, search.left(), self.record.sessions > 1)
+        run_trials(self.sweep, search, self.launcher, self.beside, self._started, self.screen.idle)
+        return search
+
+    def _confirmed(self) -> Winner | None:
+        """The winner with its runs of fresh seeds, those of earlier sessions included."""
+        best = best_of(self.sweep.trials())
+        if best is None or best.value is None:
+            return None
+        winner = Winner(best.number, best.overrides, best.value, asked=self.asked_of_sweep.confirm)
+        if not winner.asked:
+            return winner
+        seed = read_run_state(self.sweep.trial_folder(best.number)).seed or 0
+        wanted = with_seeds(best.overrides, range(seed + 1, seed + 1 + winner.asked))
+        runs = lay_out(self.sweep, wanted, self.composer)
+        for run in runs:
+            run.role = "confirm"
+            self.sweep.keep(run)
+        left = [run for run in runs if not run.done or (self.asked_of_sweep.retry_failed and run.state in FAILED)]
+        if left:
+            runs_left = "one run" if len(left) == 1 else f"{len(left)} runs"
+            self.screen.say(f"trial {best.number} is the best; {runs_left} of it with fresh seeds", "bold")
+        source = Confirmation(left, self.budget, self._ended)
+        run_trials(self.sweep, source, self.launcher, self.beside, self._started, self.screen.idle)
+        winner.values = [run.value for run in runs if run.state in WELL and run.value is not None]
+        return winner
+
+    def _announced(self, winner: Winner | None, n_tried: int) -> float:
+        if winner is None:
+            raise JobFailedError(f"none of its {n_tried} trials went through: there is no winner")
+        first, *rest = winner.lines(self.space.searched, n_tried)
+        self.screen.say(first, "bold")
+        for line in rest:
+            self.screen.say(line)
+        if winner.asked and winner.mean is None:
+            raise JobFailedError("its winner could not be confirmed")
+        return winner.value if winner.mean is None else winner.mean
+
+    def _started(self, trial: Trial) -> None:
+        self._keep()
+        self.screen.started(trial)
+
+    def _ended(self, trial: Trial) -> None:
+        self._keep()
+        self.screen.ended(trial)
+
+    def _keep(self, state: str | None = None) -> None:
+        self.record.state = state or self.record.state
+        self.record.extra["seconds"] = self.budget.used
+        self.sweep.write(self.record)

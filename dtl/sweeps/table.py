@@ -1,0 +1,111 @@
+"""The trials of a sweep as a table, from files alone: another terminal sees the same, also after a crash."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from dtl.display import in_time, in_units
+from dtl.records.run_state import RunState, is_held, read_run_state
+from dtl.sweeps.records import SweepFolder, Trial
+from dtl.terminal.safe_text import in_one_line
+
+STYLES = {
+    "finished": "green", "running": "cyan", "failed": "red", "refused": "red", "killed": "red", "hung": "red",
+    "timed out": "red", "interrupted": "yellow", "pruned": "dim", "waiting": "dim", "stopped": "yellow",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """A trial and how its run stands."""
+
+    trial: Trial
+    run: RunState
+
+    @property
+    def best_loss(self) -> float | None:
+        return self.run.best_loss if self.trial.value is None else self.trial.value
+
+    def seconds_left(self) -> float | None:
+        """Of training, by the speed so far; None where it is not known."""
+        step, last, seconds = self.run.step, self.run.last_step, self.run.seconds
+        if self.trial.state != "running" or not step or not last or not seconds:
+            return None
+        return seconds / step * max(0, last - step)
+
+
+def rows_of(sweep: SweepFolder, trials: Iterable[Trial] | None = None) -> list[Row]:
+    """The trials of a sweep (None: all) with what the files of their runs say.
+
+    A trial that says that it is running although nobody holds the sweep was killed with it.
+    """
+    alive = is_held(sweep.path)
+    rows = []
+    for trial in sweep.trials() if trials is None else trials:
+        if trial.state == "running" and not alive:
+            trial.state, trial.reason = "killed", "with its sweep"
+        rows.append(Row(trial, read_run_state(sweep.trial_folder(trial.number))))
+    return rows
+
+
+def varied(overrides: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The overrides of each trial without those that all of them share."""
+    common = set.intersection(*map(set, overrides)) if len(overrides) > 1 else set()
+    return [[one for one in of_trial if one not in common] for of_trial in overrides]
+
+
+def trial_table(rows: Sequence[Row]) -> Table:
+    """Number, overrides, state, step, best loss, speed, time, reason: a line for each trial."""
+    table = Table(box=None, padding=(0, 1), header_style="bold", show_edge=False)
+    table.add_column("trial", justify="right", no_wrap=True)
+    table.add_column("overrides", overflow="fold", ratio=3)
+    table.add_column("state", no_wrap=True)
+    for heading in ("step", "best loss", "tokens/s", "time"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("why", overflow="fold", ratio=2)
+    for row, overrides in zip(rows, varied([row.trial.overrides for row in rows]), strict=True):
+        trial, run = row.trial, row.run
+        table.add_row(
+            str(trial.number),
+            Text(in_one_line(" ".join(overrides)) or "(defaults)"),
+            Text(trial.state, style=STYLES.get(trial.state, "")),
+            _of(run.step, run.last_step),
+            "" if row.best_loss is None else f"{row.best_loss:.4f}",
+            "" if run.tokens_per_second is None or trial.state != "running" else in_units(run.tokens_per_second),
+            _time(row),
+            Text(in_one_line(trial.reason), style="dim"),
+        )
+    return table
+
+
+def _of(step: int | None, last: int | None) -> str:
+    if step is None:
+        return ""
+    return f"{step:,}" if last is None else f"{step:,}/{last:,}"
+
+
+def _time(row: Row) -> str:
+    seconds, left = row.trial.seconds(), row.seconds_left()
+    if left is not None:
+        return f"{in_time(left)} left"
+    return "" if seconds is None else in_time(seconds)
+
+
+def counted(trials: Iterable[Trial]) -> str:
+    """`3 finished, 1 failed`: the commonest first."""
+    counts = Counter(trial.state for trial in trials)
+    return ", ".join(f"{number} {state}" for state, number in counts.most_common())
+
+
+def failures(sweep: Path, trials: Iterable[Trial]) -> list[tuple[Trial, Path | None]]:
+    """What did not go well, and where in the code, as far as there is a traceback."""
+    found = []
+    for trial in trials:
+        if trial.state in ("failed", "refused", "timed out", "hung", "killed"):
+            traceback = sweep / str(trial.number) / "traceback.txt"
+            found.append((trial, traceback if traceback.exists() else None))
+    return found

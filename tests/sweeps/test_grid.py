@@ -1,0 +1,147 @@
+"""Which trials a command line means, which are left, and which sweep it goes on with."""
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from dtl.errors import ConfigError
+from dtl.sweeps.grid import for_a_trial, lay_out
+from dtl.sweeps.records import SweepFolder, SweepRecord, Trial
+from dtl.sweeps.status import find_sweep, status_of
+from dtl.sweeps.table import varied
+from dtl.sweeps.unfinished import asked_for, sweep_to_continue
+
+
+class Composer:
+    """Stands for Hydra: a hash of the sorted overrides, and an error for the value `bad`."""
+
+    def hash_of(self, overrides):
+        if any(override.endswith("=bad") for override in overrides):
+            raise ValueError(f"{overrides}: cannot be")
+        return "/".join(sorted(overrides))
+
+    def explain(self, error, overrides):
+        return str(error)
+
+
+def made(folder: Path, *trials: Trial, arguments: list[str], state: str = "running", started: str = "1") -> SweepFolder:
+    sweep = SweepFolder(folder)
+    folder.mkdir(parents=True)
+    sweep.write(SweepRecord(arguments, state=state, started=started))
+    for trial in trials:
+        sweep.keep(trial)
+    return sweep
+
+
+def test_a_bad_value_refuses_its_trial_alone(tmp_path):
+    trials = lay_out(SweepFolder(tmp_path), [["a=1"], ["a=bad"], ["a=3"]], Composer())
+    assert [trial.state for trial in trials] == ["waiting", "refused", "waiting"]
+    assert trials[1].reason == "['a=bad']: cannot be"
+
+
+def test_a_configuration_has_one_trial_however_often_it_is_asked_for(tmp_path):
+    sweep = SweepFolder(tmp_path)
+    first = lay_out(sweep, [["a=1", "b=2"], ["b=2", "a=1"], ["a=3"]], Composer())
+    assert [trial.number for trial in first] == [0, 1]
+    first[0].state, first[0].value = "finished", 0.5
+    sweep.keep(first[0])
+    later = lay_out(sweep, [["a=7"], ["a=3"], ["a=1", "b=2"]], Composer())
+    assert [(trial.number, trial.state) for trial in later] == [(2, "waiting"), (1, "waiting"), (0, "finished")]
+
+
+def test_a_trial_that_was_refused_and_now_composes_is_run(tmp_path):
+    """A plugin that was missing is there now: the same words have another hash."""
+    sweep = SweepFolder(tmp_path)
+    (bad,) = lay_out(sweep, [["a=bad"]], Composer())
+    assert bad.done
+    composer = Composer()
+    composer.hash_of = lambda overrides: "now it is known"  # type: ignore[method-assign]
+    (good,) = lay_out(sweep, [["a=bad"]], composer)
+    assert (good.number, good.state) == (1, "waiting")
+
+
+def test_what_speaks_to_the_sweep_is_not_passed_on():
+    given = ["optimizer.lr=1", "sweep.new=true", "hydra.launcher.n_jobs=2", "hydra/launcher=dtl_process"]
+    assert for_a_trial([*given, "hydra.searchpath=[x]", "hydra.sweep.dir=x"]) == [
+        "optimizer.lr=1",
+        "hydra.searchpath=[x]",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "same"),
+    [
+        (["-m", "b=2", "a=1,2"], True),  # in any order
+        (["-m", "a=1,2", "b=2", "hydra.launcher.n_jobs=3"], True),  # more at a time
+        (["-m", "a=1,2", "b=2", "sweep.retry_failed=true"], True),
+        (["-m", "--config-dir=mine", "a=1,2", "b=2"], True),  # where groups lie, not what is asked
+        (["-m", "a=1,2"], False),
+        (["-m", "a=2,1", "b=2"], False),
+        (["-m", "a=1,2", "b=2", "sweep.new=true"], False),
+        (["-m", "a=1,2", "b=2", "hydra.sweep.dir=other"], False),
+        (["-m", "a=1,2", "b=2", "hydra/sweeper=dtl_optuna"], False),
+    ],
+)
+def test_the_same_command_goes_on_with_the_sweep(tmp_path, arguments, same):
+    folder = tmp_path / "multirun" / "2026-01-02" / "03-04-05-6"
+    made(folder, arguments=["a=1,2", "b=2"], state="interrupted")
+    assert sweep_to_continue(arguments, tmp_path) == (folder if same else None)
+
+
+def test_a_finished_sweep_is_started_anew_unless_its_failures_are_wanted_again(tmp_path):
+    folder = tmp_path / "multirun" / "2026-01-02" / "03-04-05-6"
+    done = Trial(0, ["a=1"], "h", state="finished"), Trial(1, ["a=2"], "g", state="failed")
+    sweep = made(folder, *done, arguments=["a=1,2"], state="finished")
+    assert sweep_to_continue(["-m", "a=1,2"], tmp_path) is None
+    assert sweep_to_continue(["-m", "a=1,2", "sweep.retry_failed=true"], tmp_path) == folder
+    sweep.keep(Trial(1, ["a=2"], "g", state="killed"))
+    assert sweep_to_continue(["-m", "a=1,2"], tmp_path) == folder
+
+
+def test_of_several_unfinished_sweeps_the_newest_goes_on(tmp_path):
+    for name, started in (("a", "2"), ("b", "3"), ("c", "1")):
+        made(tmp_path / "multirun" / "2026-01-02" / name, arguments=["a=1,2"], started=started)
+    found = sweep_to_continue(["-m", "a=1,2"], tmp_path)
+    assert found is not None and found.name == "b"
+
+
+def test_words_that_are_no_overrides_do_not_count():
+    assert asked_for(["-m", "--multirun", "+a=1", "b=2"]) == ["a=1", "b=2"]
+
+
+def test_a_record_that_is_damaged_is_as_none(tmp_path):
+    sweep = made(tmp_path / "s", Trial(0, ["a=1"], "h"), Trial(1, ["a=2"], "g"), arguments=["a=1,2"])
+    (sweep.trial_folder(0) / "trial.json").write_text('{"number": 0, "overr')
+    assert [trial.number for trial in sweep.trials()] == [1]
+    record = json.loads((sweep.trial_folder(1) / "trial.json").read_text()) | {"of a later version": 1}
+    (sweep.trial_folder(1) / "trial.json").write_text(json.dumps(record))
+    assert [trial.number for trial in sweep.trials()] == [1]
+
+
+def test_overrides_that_all_share_are_left_out():
+    assert varied([["m=1", "a=1"], ["m=1", "a=2"]]) == [["a=1"], ["a=2"]]
+    assert varied([["m=1", "a=1"]]) == [["m=1", "a=1"]]
+
+
+def test_status_tells_what_died_with_its_sweep(tmp_path):
+    trials = Trial(0, ["a=1"], "h", state="finished", value=0.25), Trial(1, ["a=2"], "g", state="running")
+    sweep = made(tmp_path / "s", *trials, arguments=["a=1,2"])
+    console = Console(width=150, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    status = status_of(sweep)
+    console.print(status.renderable)
+    console.file.close()
+    shown = console.export_text()
+    assert not status.is_running
+    assert "killed; 1 finished, 1 killed" in shown and "0.2500" in shown and "with its sweep" in shown
+    assert "The same command goes on" in shown
+
+
+def test_a_sweep_that_is_not_there_is_said_so(tmp_path):
+    with pytest.raises(ConfigError, match="there is no sweep under"):
+        find_sweep("latest", tmp_path)
+    made(tmp_path / "multirun" / "2026-01-02" / "a", arguments=["a=1,2"])
+    with pytest.raises(ConfigError, match="no folder of a sweep"):
+        find_sweep(str(tmp_path / "x"), tmp_path)
+    assert find_sweep("latest", tmp_path).path.name == "a"
