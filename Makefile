@@ -11,7 +11,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test slow pictures wheel-check lock clean
+.PHONY: help install demo check test slow pictures notebook wheel-check lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -47,6 +47,9 @@ slow: install ## the slow tests: whole runs, kills, the wheel
 
 pictures: install ## draw the README's pictures anew, from real runs
 	$(BIN)/python docs/pictures.py
+
+notebook: install ## write experiments/README.md anew, after a change of its texts
+	$(BIN)/python -m dtl.notebook
 
 wheel-check: install ## build the wheel, install it apart from the checkout, train two steps from another folder
 	$(BIN)/python -m pytest tests/test_wheel.py

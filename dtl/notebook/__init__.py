@@ -1,0 +1,1 @@
+"""The laboratory notebook in experiments/: what the runs of its recipes came to, and the page that shows it."""

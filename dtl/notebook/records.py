@@ -1,0 +1,198 @@
+"""A run of a recipe as one line of JSON: what was asked, with what, and what came out.
+
+Read from the files in the run's folder alone. No line names a place on a machine. Imports no torch.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dtl.data.config import DataConfig
+from dtl.durable import read_json
+from dtl.errors import CheckpointError, DataError
+from dtl.records.provenance import RECORD
+from dtl.records.run_state import RunState, last_metrics, read_config, read_run_state
+from dtl.terminal.safe_text import in_one_line
+from dtl.tracking import RESULT
+
+EVALUATION = "evaluation.json"
+MOST_CHARACTERS = 300  # of a text in a record
+DIGITS = 6  # of a figure: far below the noise of a seed
+# Of bookkeeping, of one machine, or of its own in a record: no part of what a configuration is.
+BESIDE_THE_POINT = (
+    "experiment", "seed", "name", "device", "debug", "resume", "tracker", "sampling", "sweep", "hydra",
+    "data.cache_dir", "data.verify", "data.commits", "trainer.keep", "trainer.profile", "trainer.log_every_steps",
+    "trainer.save_every_steps", "trainer.save_every_epochs", "trainer.sample_every_evals",
+    "trainer.stop_after_steps",
+)  # fmt: skip
+# Exponentials of a loss, guesses of a model that learnt nothing, and the speed of measuring.
+_LEFT_OUT = re.compile(r"^majority/|/perplexity$|/tokens_per_second$")
+# `/home/ann/data/`, `~/data/`, `../data/`, `C:\Users\Ann\`: what stands before the name of a file.
+_FOLDERS = re.compile(r"(?<![\w.])(?:[A-Za-z]:[\\/]|~[\w.-]*/|\.{1,2}/|/)(?:[^\\/,\[\]{}'\"]+[\\/])*")
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """The record of the finished run in `folder`. Raises DataError, with the reason alone, for a run that gets none."""
+    state, run = read_run_state(folder), _object(folder / RECORD)
+    recipe = str(_mapping(run.get("choices")).get("experiment") or "null")
+    if recipe == "null":
+        raise DataError("not started with experiment=")
+    if state.state != "finished":
+        raise DataError("not finished")
+    config = read_config(folder)
+    fingerprint = run.get("data_fingerprint") or _object(folder / EVALUATION).get("data_fingerprint")
+    if not fingerprint:
+        raise DataError("its files do not say what data it saw")
+    started = _sessions(run)[0].get("started")
+    if not isinstance(started, str):
+        raise DataError("its run.json does not say when it began")
+    git = _mapping(run.get("git"))
+    data = _data_config(config)
+    record = {
+        "run": _key(run, recipe),
+        "date": started,
+        "recipe": recipe,
+        "overrides": shown_overrides(state.overrides, data),
+        "seed": state.seed,
+        "configuration": configuration_key(config, data),
+        "commit": git.get("commit"),
+        "dirty": git.get("dirty"),
+        "data": {name: name_of(name, data) for name in data.resolved_sources()},
+        "data_fingerprint": fingerprint,
+        **_machine(run),
+        **_outcome(folder, state),
+        "config_hash": state.config_hash,
+    }
+    return _safe(record)
+
+
+def _key(run: Mapping[str, Any], recipe: str) -> str:
+    """The same for one run however often it was resumed, another for another."""
+    born = [recipe, _sessions(run)[0].get("started"), run.get("overrides"), run.get("seed")]
+    return hashlib.sha256(json.dumps(born).encode()).hexdigest()[:16]
+
+
+def _machine(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What it was computed on: a card by its name, a processor by its own."""
+    with_, session = _mapping(run.get("computed_with")), _sessions(run)[-1]
+    device = with_.get("device") or session.get("device")
+    return {
+        "device": session.get("processor") or device if device == "cpu" else device,
+        "threads": with_.get("threads"),
+        "precision": with_.get("precision"),
+        "torch": with_.get("torch") or _mapping(session.get("packages")).get("torch"),
+    }
+
+
+def _outcome(folder: Path, state: RunState) -> dict[str, Any]:
+    figures = {
+        key: _rounded(value)
+        for key, value in _object(folder / RESULT).items()
+        if isinstance(value, int | float) and key not in ("value", "step") and not _LEFT_OUT.search(key)
+    }
+    tokens = [row["tokens"] for row in last_metrics(folder) if "tokens" in row]
+    return {
+        "steps": state.step,
+        "tokens": tokens[-1] if tokens else None,
+        "seconds": _rounded(state.seconds),  # of training
+        "val_loss": _rounded(state.best_loss),
+        "figures": figures,
+    }
+
+
+# --- configurations -----------------------------------------------------------------------------------------------
+
+
+def configuration_key(config: Mapping[str, Any], data: DataConfig) -> str:
+    """Equal for runs that differ only in the seed, in bookkeeping, and in where their files lie."""
+    essence = {key: value for key, value in _flat(config) if not _beside_the_point(key)}
+    for key in [key for key in essence if key.startswith("data.") and key.endswith("path")]:
+        del essence[key]
+    essence["data"] = {name: name_of(name, data) for name in data.resolved_sources()}
+    if essence.get("tokenizer.path"):
+        essence["tokenizer.path"] = PurePosixPath(str(essence["tokenizer.path"])).name
+    return hashlib.sha256(json.dumps(essence, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def shown_overrides(overrides: Iterable[str], data: DataConfig) -> list[str]:
+    """What was typed and matters, sorted; of a file its name alone. The data have a field of their own."""
+    found = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        plain = key.lstrip("+~").partition("@")[0].replace("/", ".")
+        of_data = plain.startswith("data.") and plain.endswith(".path")
+        if not _beside_the_point(plain) and not of_data:
+            found.append(f"{key}{equals}{_FOLDERS.sub('', value)}")
+    return sorted(found)
+
+
+def name_of(source: str, data: DataConfig) -> str:
+    """A source by what others call it: the dataset of the hub, or the name of a file or folder."""
+    it = data.resolved_sources()[source]
+    on_hub = it.kind == "hub" or (it.kind == "wiki" and it.path is None)
+    if not on_hub:
+        return re.split(r"[\\/]", it.path.rstrip("\\/"))[-1] if it.path else "as it ships with DTL"
+    dataset, subset = (it.path, it.subset) if it.kind == "hub" else (data.wiki_dataset, it.subset or data.wiki_subset)
+    commit = data.commits.get(source, "").rpartition("@")[2]
+    return f"{dataset} {subset or ''}".strip() + (f" @{commit[:12]}" if commit else "")
+
+
+def _data_config(config: Mapping[str, Any]) -> DataConfig:
+    try:
+        made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), config.get("data") or {}))
+    except OmegaConfBaseException as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"its config.yaml is of another version of DTL ({reason})") from error
+    assert isinstance(made, DataConfig)
+    return made
+
+
+def _beside_the_point(key: str) -> bool:
+    return any(key == one or key.startswith(f"{one}.") for one in BESIDE_THE_POINT)
+
+
+# --- plain values ---------------------------------------------------------------------------------------------------
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _safe(value: Any) -> Any:
+    """Texts from files that may be anybody's, without what could steer a terminal or break a line of the page."""
+    if isinstance(value, dict):
+        return {_safe(key): _safe(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_safe(item) for item in value]
+    return in_one_line(value, MOST_CHARACTERS) if isinstance(value, str) else value
+
+
+def _rounded(value: float | None) -> float | None:
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+
+
+def _sessions(run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    found = run.get("sessions")
+    sessions = [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+    return sessions or [{}]
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _object(file: Path) -> dict[str, Any]:
+    with suppress(OSError, CheckpointError):
+        return read_json(file)
+    return {}

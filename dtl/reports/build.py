@@ -1,0 +1,117 @@
+"""From run folders to a report, and from a report to report.html and PNGs."""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dtl.durable import write_atomically
+from dtl.errors import ConfigError, DTLError, did_you_mean
+from dtl.reports.config import ReportConfig
+
+if TYPE_CHECKING:
+    from dtl.reports.canvas import Drawing, Skipped
+    from dtl.reports.configurations import Configuration
+    from dtl.reports.metric import Metric
+    from dtl.reports.page import Report
+    from dtl.reports.reading import Run
+
+NEEDED = ("matplotlib", "scipy", "jinja2")
+PAGE = "report.html"
+# Every PNG that a report can have: those of an earlier report in the same folder must not stay beside a new page.
+PICTURES = ("loss_step", "loss_tokens", "loss_seconds", "learning_rate", "parallel_coordinates", "importance", "speed")
+
+
+def check_packages() -> None:
+    """Raises DTLError with what to install, before anything is imported or read."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise DTLError(
+            f"dtl.report needs {', '.join(missing)}: pip install {' '.join(missing)}\n"
+            "All that reports can use: pip install 'dtl[report]', in a checkout pip install -e '.[report]'"
+        )
+
+
+def build(
+    settings: ReportConfig, folders: Sequence[Path], title: str, command: str, tell: Callable[[str], None]
+) -> "Report":
+    """Read, group, compare, draw. `tell` gets a line for what takes a while.
+
+    Raises ConfigError for a metric that no run has.
+    """
+    from dtl.reports.configurations import by_mean, configurations_of
+    from dtl.reports.findings import findings
+    from dtl.reports.metric import Metric
+    from dtl.reports.page import Report
+    from dtl.reports.reading import read_run
+    from dtl.reports.samples import side_by_side
+    from dtl.reports.statistics import compare_all
+
+    metric = Metric(settings.metric_key(), settings.prefers_higher())
+    tell(f"reading {len(folders)} run{'s' if len(folders) > 1 else ''}")
+    runs = [read_run(folder) for folder in folders]
+    _check_metric(metric.key, runs)
+    configurations = by_mean(configurations_of(runs), metric.key, metric.higher_is_better)
+    values = {one.label: one.values(metric.key) for one in configurations}
+    comparisons = compare_all(values, metric.higher_is_better)
+    tell("drawing")
+    return Report(
+        title=title,
+        command=command,
+        made=datetime.now(),
+        runs=runs,
+        configurations=configurations,
+        metric=metric,
+        comparisons=comparisons,
+        findings=findings(runs, configurations, comparisons, metric),
+        drawings=_drawings(configurations, metric),
+        samples=side_by_side(configurations),
+    )
+
+
+def _drawings(
+    configurations: Sequence["Configuration"], metric: "Metric"
+) -> dict[str, "list[Drawing] | Drawing | Skipped"]:
+    """Title of a section to what it shows."""
+    from dtl.reports.canvas import style
+    from dtl.reports.curves import loss_curves
+    from dtl.reports.parameters import importance, parallel_coordinates, rate_against_metric
+    from dtl.reports.speed import speed_and_memory
+
+    with style():
+        return {
+            "Loss": loss_curves(configurations),
+            "Learning rate": rate_against_metric(configurations, metric),
+            "Parallel coordinates": parallel_coordinates(configurations, metric),
+            "Importance of settings": importance(configurations, metric),
+            "Speed and memory": speed_and_memory(configurations),
+        }
+
+
+def _check_metric(key: str, runs: Sequence["Run"]) -> None:
+    known = sorted({name for run in runs for name in run.figures})
+    if key != "value" and key not in known:
+        raise ConfigError(
+            f"metric={key}: no run has it in its result.json.{did_you_mean(key, known)} "
+            f"There {'are' if known else 'is nothing at all.'} {', '.join(known)}"
+        )
+
+
+def write(report: "Report", folder: Path) -> list[Path]:
+    """report.html and a PNG for each drawing; the paths, the page first. Raises OSError when the folder refuses."""
+    from dtl.reports.page import render
+
+    folder.mkdir(parents=True, exist_ok=True)
+    page = render(report)
+    written = []
+    for drawing in report.all_drawings():
+        write_atomically(folder / f"{drawing.name}.png", drawing.png)
+        written.append(folder / f"{drawing.name}.png")
+    for name in PICTURES:
+        if folder / f"{name}.png" not in written:
+            with suppress(FileNotFoundError):
+                (folder / f"{name}.png").unlink()
+    write_atomically(folder / PAGE, page)  # last: a page never names a picture that is not there
+    return [folder / PAGE, *written]

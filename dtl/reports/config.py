@@ -1,0 +1,57 @@
+"""Settings of dtl.report. Imports no torch."""
+
+import glob
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dtl.errors import ConfigError
+
+# A score is better when it is higher, or lower, by the last part of its name before the split.
+HIGHER = ("exact_match", "f1", "auc", "accuracy", "coverage", "refused", "tokens_per_second")
+LOWER = ("value", "loss", "perplexity", "bits_per_byte", "gold_bits_per_byte")
+
+
+@dataclass
+class ReportConfig:
+    """Everything that `python -m dtl.report` can be told."""
+
+    runs: str = "latest"  # folders of runs or sweeps, globs, latest; several as [outputs/a,outputs/b]
+    metric: str | None = None  # key of result.json to compare, such as exact_match/test; null = best validation loss
+    higher_is_better: bool | None = None  # of the metric; null = by its name
+    out: str | None = None  # folder to write into; null = report/ in the run or sweep, outputs/reports/ for several
+    record: bool = False  # also add finished runs of recipes to experiments/, and write its README.md anew
+    plugins: list[str] = field(default_factory=list)  # modules of your own; a report needs none
+    debug: bool = False  # show tracebacks
+
+    def validate(self) -> None:
+        """Raises ConfigError, naming key, value, rule and remedy, for values that cannot be."""
+        if not self.wanted():
+            raise ConfigError(f"runs={self.runs}: names nothing. Give a run, a sweep, a glob or latest.")
+        self.prefers_higher()
+        if self.out is not None and Path(self.out).expanduser().is_file():
+            raise ConfigError(f"out={self.out}: is a file. Give a folder.")
+
+    def wanted(self) -> list[str]:
+        """What `runs` names, one by one. A folder may have a comma in its name: it is then no list."""
+        text = self.runs.strip()
+        if text and (Path(text).expanduser().exists() or glob.glob(text)):
+            return [text]
+        inside = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+        return [part.strip().strip("'\"") for part in inside.split(",") if part.strip()]
+
+    def metric_key(self) -> str:
+        """The key of result.json."""
+        return self.metric or "value"
+
+    def prefers_higher(self) -> bool:
+        """Whether a higher value of the metric is better. Raises ConfigError when its name does not tell."""
+        if self.higher_is_better is not None:
+            return self.higher_is_better
+        parts = set(self.metric_key().split("/"))
+        if parts.intersection(HIGHER):
+            return True
+        if parts.intersection(LOWER):
+            return False
+        raise ConfigError(
+            f"metric={self.metric}: is higher better? Its name does not tell. Say higher_is_better=true or false."
+        )

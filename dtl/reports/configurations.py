@@ -1,0 +1,146 @@
+"""Runs that differ only in the seed are one configuration with n; what tells configurations apart names them."""
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+
+from dtl.reports.reading import Run
+
+# Settings that change nothing of what is learnt: runs that differ in these alone are the same configuration.
+_UNIMPORTANT = ("seed", "name", "debug", "resume", "plugins", "data.cache_dir", "data.verify", "data.tasks")
+_UNIMPORTANT_PARTS = ("tracker.", "sweep.", "sampling.")
+_OF_BOOKKEEPING = ("keep", "profile", "save_every_steps", "save_every_epochs", "log_every_steps", "stop_after_steps")
+UNIMPORTANT = {*_UNIMPORTANT, *(f"trainer.{key}" for key in (*_OF_BOOKKEEPING, "sample_every_evals"))}
+MOST_IN_A_LABEL = 5
+ABSENT = "-"
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What several runs have in common but for the seed."""
+
+    label: str  # unique, short: what tells it from the others
+    settings: dict[str, str]  # the keys in which configurations differ
+    runs: list[Run]
+
+    @property
+    def finished(self) -> list[Run]:
+        """Runs that went to their end."""
+        return [run for run in self.runs if run.finished]
+
+    def values(self, metric: str) -> dict[Hashable, float]:
+        """The metric of each seed. A seed that ran twice counts once, the last of them.
+
+        The run that made this configuration the winner of a search was chosen for its value: where others confirm it
+        with fresh seeds, it does not count.
+        """
+        measured = [run for run in self.finished if metric in run.figures]
+        if any(run.confirms for run in measured):
+            measured = [run for run in measured if run.confirms]
+        return {run.folder if run.seed is None else run.seed: run.figures[metric] for run in measured}
+
+
+def configurations_of(runs: Sequence[Run]) -> list[Configuration]:
+    """The runs in groups. A run without a config (refused before it began) belongs to none."""
+    groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    for run in runs:
+        if run.config:
+            groups.setdefault(tuple(sorted(_what_matters(run).items())), []).append(run)
+    keys = _keys_that_differ([group[0] for group in groups.values()])
+    labels = short_labels(
+        [_settings(group[0], keys) for group in groups.values()], [group[0].name for group in groups.values()]
+    )
+    return [
+        Configuration(label, _settings(group[0], keys), group)
+        for label, group in zip(labels, groups.values(), strict=True)
+    ]
+
+
+def by_mean(configurations: Iterable[Configuration], metric: str, higher: bool) -> list[Configuration]:
+    """Sorted by the mean of the metric, those without a value last. The order alone says nothing of noise."""
+
+    def place(configuration: Configuration) -> tuple[bool, float]:
+        values = configuration.values(metric).values()
+        return (not values, (-fmean(values) if higher else fmean(values)) if values else 0.0)
+
+    return sorted(configurations, key=place)
+
+
+def mean_and_spread(values: Iterable[float]) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation; None where there are too few."""
+    values = list(values)
+    return (fmean(values) if values else None), (stdev(values) if len(values) > 1 else None)
+
+
+def _what_matters(run: Run) -> dict[str, str]:
+    return {
+        key: value
+        for key, value in run.config.items()
+        if key not in UNIMPORTANT and not key.startswith(_UNIMPORTANT_PARTS)
+    }
+
+
+def _keys_that_differ(firsts: Sequence[Run]) -> list[str]:
+    """Keys, and config groups in place of the keys that they decide: `model` for its width, depth and heads."""
+    configs = [_what_matters(run) for run in firsts]
+    everything = dict.fromkeys(key for config in configs for key in config)
+    differing = [key for key in everything if len({config.get(key) for config in configs}) > 1]
+    typed = {_key_of(word) for run in firsts for word in run.overrides}
+    groups = []
+    for group in dict.fromkeys(group for run in firsts for group in run.choices):
+        names = [run.choices.get(group, ABSENT) for run in firsts]
+        section = group.replace("/", ".") + "."
+        decided = [
+            key
+            for key in differing
+            if key.startswith(section)
+            and key not in typed
+            and len({(name, config.get(key)) for name, config in zip(names, configs, strict=True)}) == len(set(names))
+        ]
+        if len(set(names)) > 1 and decided:
+            groups.append(group)
+            differing = [key for key in differing if key not in decided]
+    return [*groups, *differing]
+
+
+def _key_of(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
+
+
+def _settings(run: Run, keys: Sequence[str]) -> dict[str, str]:
+    return {key: run.config.get(key) or run.choices.get(key, ABSENT) for key in keys}
+
+
+def short_labels(settings: Sequence[dict[str, str]], names: Sequence[str]) -> list[str]:
+    """`model=small lr=0.001`: as few keys as tell all `settings` apart, by their last parts where these are
+    unambiguous; numbered where that is not enough. `names` where nothing differs."""
+    keys = _telling(settings)
+    ends = [key.rpartition(".")[2] for key in keys]
+    short = {key: end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)}
+    made: list[str] = []
+    for one, name in zip(settings, names, strict=True):
+        label = " ".join(f"{short[key]}={_brief(one[key])}" for key in keys) or name
+        made.append(label if label not in made else f"{label} ({len(made) + 1})")
+    return made
+
+
+def _telling(settings: Sequence[dict[str, str]]) -> list[str]:
+    """Keys by which configurations can be told apart: those that split them most, until all are alone."""
+    chosen: list[str] = []
+    n_parts = 1 if settings else 0
+    while n_parts < len(settings) and len(chosen) < MOST_IN_A_LABEL:
+        parts = {
+            key: len({tuple(_brief(one[name]) for name in (*chosen, key)) for one in settings}) for key in settings[0]
+        }
+        best = max(parts, key=lambda key: parts[key])
+        if parts[best] == n_parts:
+            break
+        n_parts = parts[best]
+        chosen.append(best)
+    return [key for key in settings[0] if key in chosen] if settings else []
+
+
+def _brief(value: str) -> str:
+    value = Path(value).name if "/" in value and len(value) > 24 else value
+    return value if len(value) <= 24 else f"{value[:21]}..."

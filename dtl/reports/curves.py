@@ -1,0 +1,192 @@
+"""Loss against steps, tokens and training time: means over the seeds, and their range."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dtl.reports.canvas import DASHES, GREY, INK, MARKERS, SERIES, WIDTH, Drawing, Skipped, finish, new_figure
+from dtl.reports.configurations import Configuration
+from dtl.reports.reading import Curve, Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST_POINTS = 300  # of a mean
+MOST_IN_GREY = 60  # curves behind those in colour
+POINTS_IN_GREY = 60
+
+
+@dataclass(frozen=True)
+class Band:
+    """Curves of several seeds on one axis; arrays of one length."""
+
+    x: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def band(curves: Sequence[tuple[np.ndarray, np.ndarray]], points: int = MOST_POINTS) -> Band | None:
+    """Mean and range of curves (x, y), x rising, where all of them are; None when that is nowhere.
+
+    The places are those of the longest curve, at most `points` of them; other curves are read off between theirs.
+    """
+    curves = [(x[np.isfinite(x)], y[np.isfinite(x)]) for x, y in curves]
+    curves = [(x, y) for x, y in curves if len(x)]
+    if not curves:
+        return None
+    begin, end = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
+    if begin > end:
+        return None
+    places = max((x for x, _ in curves), key=len)
+    places = np.unique([begin, *places[(places > begin) & (places < end)], end])
+    if len(places) > points:
+        places = places[np.linspace(0, len(places) - 1, points).round().astype(int)]
+    values = np.stack([np.interp(places, x, y) for x, y in curves])
+    return Band(places, values.mean(axis=0), values.min(axis=0), values.max(axis=0))
+
+
+def smoothed(values: np.ndarray, window: int) -> np.ndarray:
+    """A running mean that is narrower at both ends."""
+    if window < 2 or len(values) < 3:
+        return values
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    centre = np.arange(len(values))
+    low, high = np.maximum(centre - window // 2, 0), np.minimum(centre + window // 2 + 1, len(values))
+    return (sums[high] - sums[low]) / (high - low)
+
+
+@dataclass(frozen=True)
+class _Axis:
+    name: str  # one of reading.AXES
+    title: str
+    label: str
+    factor: float = 1.0
+
+
+def loss_curves(configurations: Sequence[Configuration]) -> list[Drawing] | Skipped:
+    """A drawing for each of steps, tokens and time. `configurations` in the order of the table."""
+    measured = [one for one in configurations if any(len(run.training.loss) for run in one.runs)]
+    if not measured:
+        return Skipped("No run measured it.")
+    return [_loss_against(axis, measured) for axis in _axes(measured)]
+
+
+def _axes(configurations: Sequence[Configuration]) -> list[_Axis]:
+    ends = {"tokens": 0.0, "seconds": 0.0}
+    for run in (run for configuration in configurations for run in configuration.runs):
+        for name in ends:
+            ends[name] = max(ends[name], *(run.training.axis(name)[-1:].tolist() or [0.0]))
+    units = ((1e9, " (billions)"), (1e6, " (millions)"), (1e3, " (thousands)"), (0.0, ""))
+    tokens, tokens_unit = next((size or 1.0, unit) for size, unit in units if ends["tokens"] >= size)
+    times = ((3600.0, "h"), (60.0, "min"), (0.0, "s"))
+    seconds, unit = next((size or 1.0, unit) for size, unit in times if ends["seconds"] >= 2 * size)
+    return [
+        _Axis("step", "Loss against optimizer steps", "optimizer steps"),
+        _Axis("tokens", "Loss against tokens seen", f"tokens seen{tokens_unit}", 1 / tokens),
+        _Axis("seconds", "Loss against wall-clock time of training", f"training time ({unit})", 1 / seconds),
+    ]
+
+
+def _loss_against(axis: _Axis, measured: Sequence[Configuration]) -> Drawing:
+    figure = new_figure(WIDTH, 4.6)
+    left, right = figure.subplots(1, 2)
+    coloured, grey = measured[: len(SERIES)], measured[len(SERIES) :][:MOST_IN_GREY]
+    for panel, which in ((left, "training"), (right, "validation")):
+        for configuration in grey:
+            _draw_mean(panel, axis, which, configuration, {"color": GREY[0], "lw": 0.7, "alpha": 0.6}, POINTS_IN_GREY)
+        for number, configuration in enumerate(coloured):
+            _draw(panel, axis, which, configuration, number)
+        _dress(panel, axis, which)
+    name_series(figure, coloured)
+    left_out = len(measured) - len(coloured)
+    caption = "Lines: means over the seeds; bands: from the lowest seed to the highest. "
+    caption += "Thin lines that end in a cross: runs that did not finish. Training loss is a running mean. "
+    if axis.name == "seconds":
+        caption += "Time is that of training alone, without evaluation, sampling and saving. "
+    if left_out:
+        caption += f"In colour the first {len(coloured)} configurations of the table, in grey {len(grey)} more. "
+    ends = "; ".join(_ending(configuration) for configuration in coloured)
+    return finish(
+        figure, f"loss_{axis.name}", axis.title, caption.strip(), f"{axis.title}. Last validation loss: {ends}."
+    )
+
+
+def name_series(figure: "Figure", configurations: Sequence[Configuration]) -> None:
+    """A legend below the plots: colour, dash, marker and n of each configuration."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=SERIES[number][0], linestyle=DASHES[number], marker=MARKERS[number], markersize=4)
+        for number in range(len(configurations))
+    ]
+    labels = [f"{one.label} ({_runs(len(one.finished))})" for one in configurations]
+    columns = 1 if max(map(len, labels)) > 70 or len(labels) == 1 else 2
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9)
+
+
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count} runs"
+
+
+def _ending(configuration: Configuration) -> str:
+    last = [float(run.validation.loss[-1]) for run in configuration.finished if len(run.validation.loss)]
+    return f"{configuration.label} {np.mean(last):.4g}" if last else f"{configuration.label} none"
+
+
+def _curve(run: Run, which: str) -> Curve:
+    return run.training if which == "training" else run.validation
+
+
+def _xy(axis: _Axis, which: str, run: Run) -> tuple[np.ndarray, np.ndarray]:
+    curve = _curve(run, which)
+    loss = smoothed(curve.loss, len(curve.loss) // 40) if which == "training" else curve.loss
+    return curve.axis(axis.name) * axis.factor, loss
+
+
+def _draw_mean(
+    panel: "Axes", axis: _Axis, which: str, one: Configuration, look: dict[str, Any], points: int
+) -> Band | None:
+    found = band([_xy(axis, which, run) for run in one.finished], points)
+    if found is not None:
+        panel.plot(found.x, found.mean, **look)
+    return found
+
+
+def _draw(panel: "Axes", axis: _Axis, which: str, configuration: Configuration, number: int) -> None:
+    """One configuration in its colour: mean, band, and its runs that did not finish."""
+    colour = SERIES[number][0]
+    look: dict[str, Any] = {"color": colour, "linestyle": DASHES[number]}
+    if which == "validation":
+        look |= {"marker": MARKERS[number], "markersize": 4}
+    found = _draw_mean(panel, axis, which, configuration, look, MOST_POINTS)
+    if found is not None and which == "validation" and len(found.x) > 25:
+        panel.lines[-1].set_markevery(len(found.x) // 12)
+    if found is not None and len(configuration.finished) > 1:
+        panel.fill_between(found.x, found.low, found.high, color=colour, alpha=0.18, linewidth=0)
+    for run in configuration.runs:
+        x, y = _xy(axis, which, run)
+        if not run.finished and len(x):
+            panel.plot(x, y, color=colour, linestyle=DASHES[number], lw=0.7, alpha=0.8)
+            panel.plot(x[-1:], y[-1:], color=colour, marker="x", markersize=6, linestyle="none")
+
+
+def _dress(panel: "Axes", axis: _Axis, which: str) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    panel.set_title(f"{which} loss")
+    panel.set_xlabel(axis.label)
+    panel.set_ylabel("loss (nats per target token)")
+    drawn = [np.asarray(line.get_ydata(), dtype=float) for line in panel.lines]
+    values = np.concatenate(drawn) if drawn else np.array([])
+    if not values.size:
+        panel.text(0.5, 0.5, "nothing was measured", transform=panel.transAxes, ha="center", color=INK[0])
+    elif values.min() > 0 and values.max() > 4 * values.min():
+        panel.set_yscale("log")
+        wide = values.max() > 50 * values.min()
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if wide else (1, 1.5, 2, 3, 4, 6)))
+        panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        panel.yaxis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,245 @@
+"""What the settings did: learning rate against loss, parallel coordinates, importance by Optuna."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from dtl.reports.canvas import DASHES, GROUND, INK, MARKERS, SERIES, WIDTH, Drawing, Skipped, finish, new_figure
+from dtl.reports.configurations import ABSENT, Configuration, short_labels
+from dtl.reports.metric import Metric, shown_number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+RATE = "optimizer.lr"
+MOST_AXES = 8  # of parallel coordinates
+MOST_LINES = 300
+ENOUGH_RUNS = 20  # below which importance is fortune-telling
+BEST_SHARE, BEST_RUNS = 0.1, 5  # PED-ANOVA looks at the best tenth, and wants five runs in there
+
+
+# --- learning rate ------------------------------------------------------------------------------------------------
+
+
+def rate_against_metric(configurations: Sequence[Configuration], metric: Metric) -> Drawing | Skipped:
+    """A line for each combination of the other settings: mean over the seeds, a dot for each run."""
+    rated = [one for one in configurations if _number(one.runs[0].config.get(RATE)) is not None]
+    if len({_rate(one) for one in rated}) < 2:
+        return Skipped(f"{RATE} does not vary.")
+    series: dict[tuple[tuple[str, str], ...], list[Configuration]] = {}
+    for one in rated:
+        series.setdefault(tuple((k, v) for k, v in one.settings.items() if k != RATE), []).append(one)
+    if max(len(members) for members in series.values()) < 2:
+        return Skipped(f"{RATE} varies together with other settings only.")
+    if not any(one.values(metric.key) for one in rated):
+        return Skipped("No finished run has the metric.")
+    figure = new_figure(WIDTH * 0.75, 4.4)
+    panel = figure.subplots()
+    shown = list(series.items())[: len(SERIES)]
+    labels = short_labels([dict(others) for others in series], [""] * len(series))
+    for number, (_, members) in enumerate(shown):
+        _draw_rate(panel, number, labels[number], sorted(members, key=_rate), metric)
+    panel.set_xscale("log")
+    rates = sorted({_rate(one) for one in rated})
+    if len(rates) <= MOST_AXES:
+        panel.set_xticks(rates, [f"{rate:g}" for rate in rates])
+        panel.minorticks_off()
+    panel.set_xlabel(f"learning rate ({RATE})")
+    panel.set_ylabel(metric.label)
+    if len(shown) > 1:
+        figure.legend(loc="outside lower center", ncols=2, fontsize=9)
+    title = f"Learning rate against {metric.title}"
+    caption = f"Lines: means over the seeds; dots: runs. {metric.better.capitalize()} is better."
+    if _draw_unfinished(panel, [one for _, members in shown for one in members]):
+        caption += " Crosses at the edge: runs at that rate which did not finish."
+    if len(series) > len(shown):
+        caption += f" The first {len(shown)} of {len(series)} combinations of the other settings."
+    best = "; ".join(f"{_rate(one):g}: {shown_number(_mean(one, metric))}" for one in sorted(rated, key=_rate)[:20])
+    return finish(figure, "learning_rate", title, caption, f"{title}. Means by learning rate: {best}.")
+
+
+def _draw_rate(panel: "Axes", number: int, label: str, members: list[Configuration], metric: Metric) -> None:
+    colour = SERIES[number][0]
+    means = [(_rate(one), mean) for one in members if (mean := _mean(one, metric)) is not None]
+    dots = [(_rate(one), value) for one in members for value in one.values(metric.key).values()]
+    if means:
+        look = {"color": colour, "marker": MARKERS[number], "linestyle": DASHES[number]}
+        panel.plot(*zip(*means, strict=True), label=label or None, **look)
+        panel.plot(*zip(*dots, strict=True), color=colour, marker=".", linestyle="none", alpha=0.6)
+
+
+def _draw_unfinished(panel: "Axes", configurations: Sequence[Configuration]) -> bool:
+    places = [_rate(one) for one in configurations for run in one.runs if not run.finished]
+    panel.plot(places, [0.98] * len(places), transform=panel.get_xaxis_transform(), color=INK[0], marker="x", ls="none")
+    return bool(places)
+
+
+def _rate(configuration: Configuration) -> float:
+    return _number(configuration.runs[0].config.get(RATE)) or math.nan
+
+
+def _mean(configuration: Configuration, metric: Metric) -> float | None:
+    values = configuration.values(metric.key).values()
+    return sum(values) / len(values) if values else None
+
+
+# --- parallel coordinates -----------------------------------------------------------------------------------------
+
+
+def parallel_coordinates(configurations: Sequence[Configuration], metric: Metric) -> Drawing | Skipped:
+    """A line for each finished run through its settings to its metric."""
+    measured = [(one.settings, value) for one in configurations for value in one.values(metric.key).values()]
+    keys = list(configurations[0].settings) if configurations else []
+    keys = [key for key in keys if len({settings[key] for settings, _ in measured}) > 1][:MOST_AXES]
+    lines = [([settings[key] for key in keys], value) for settings, value in measured]
+    if not keys or len({value for _, value in lines}) < 2:
+        return Skipped("It needs finished runs of at least two configurations.")
+    lines = lines[:MOST_LINES]
+    scales = [_Scale([settings[place] for settings, _ in lines]) for place in range(len(keys))]
+    low, high = min(value for _, value in lines), max(value for _, value in lines)
+    figure = new_figure(WIDTH, 4.4)
+    panel = figure.subplots()
+    for settings, value in sorted(lines, key=lambda line: line[1], reverse=not metric.higher_is_better):
+        height = (value - low) / (high - low)
+        goodness = height if metric.higher_is_better else 1 - height
+        heights = [scale.height(setting) for scale, setting in zip(scales, settings, strict=True)]
+        colour = SERIES[0][0] if goodness >= 0.5 else SERIES[1][0]
+        panel.plot(
+            [*heights, height],
+            color=colour,
+            lw=0.6 + 2.2 * goodness**3,
+            ls="-" if goodness >= 0.5 else "--",
+            alpha=0.75,
+        )
+    for place, scale in enumerate(scales):
+        _draw_axis(panel, place, scale.ticks())
+    _draw_axis(
+        panel, len(keys), [(0.0, shown_number(low)), (0.5, shown_number((low + high) / 2)), (1.0, shown_number(high))]
+    )
+    names = [key if len(keys) < 5 else key.rpartition(".")[2] for key in keys]
+    panel.set_xticks(range(len(keys) + 1), [*names, metric.title])
+    panel.set_yticks([])
+    panel.set_xlim(-0.25, len(keys) + 0.35)
+    panel.grid(False)
+    for side in ("left", "bottom"):
+        panel.spines[side].set_visible(False)
+    panel.tick_params(length=0)
+    title = f"Which settings lead to which {metric.title}"
+    caption = (
+        f"A line for each of {len(lines)} finished runs. The thicker, the {metric.better} (better) its {metric.title}; "
+        "blue and unbroken: the better half of the range, orange and broken: the worse half."
+    )
+    return finish(
+        figure, "parallel_coordinates", title, caption, f"{title}: {', '.join(keys)}. The table has the same."
+    )
+
+
+class _Scale:
+    """An axis of one setting: numbers by size, in decades where they span more than one; words side by side."""
+
+    def __init__(self, values: Sequence[str]) -> None:
+        distinct = list(dict.fromkeys(values))
+        numbers = {value: number for value in distinct if (number := _number(value)) is not None}
+        self.places: dict[str, float]
+        if len(numbers) == len(distinct):
+            ordered = sorted(distinct, key=lambda value: numbers[value])
+            use = math.log if numbers[ordered[0]] > 0 and numbers[ordered[-1]] >= 10 * numbers[ordered[0]] else float
+            self.places = {value: float(use(numbers[value])) for value in ordered}
+        else:
+            self.places = {value: float(place) for place, value in enumerate(sorted(distinct))}
+        self.low, self.high = min(self.places.values()), max(self.places.values())
+
+    def height(self, value: str) -> float:
+        """Between 0 and 1; in the middle when there is one value only."""
+        return (self.places[value] - self.low) / (self.high - self.low) if self.high > self.low else 0.5
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """Heights and texts, few enough to be read."""
+        values = list(self.places)
+        step = math.ceil(len(values) / 7)
+        return [(self.height(value), value if len(value) <= 18 else f"{value[:15]}...") for value in values[::step]]
+
+
+def _draw_axis(panel: "Axes", place: int, ticks: Sequence[tuple[float, str]]) -> None:
+    behind = {"facecolor": GROUND[0], "edgecolor": "none", "alpha": 0.8, "pad": 1}
+    panel.plot([place, place], [0, 1], color=INK[0], lw=1, zorder=3)
+    for height, text in ticks:
+        panel.plot([place - 0.02, place + 0.02], [height, height], color=INK[0], lw=1, zorder=3)
+        panel.text(place + 0.04, height, text, va="center", fontsize=9, zorder=4, bbox=behind)
+
+
+# --- importance ---------------------------------------------------------------------------------------------------
+
+
+def importance(configurations: Sequence[Configuration], metric: Metric) -> Drawing | Skipped:
+    """How much each setting decides whether a run is among the best: PED-ANOVA of Optuna, on all finished runs."""
+    keys = list(configurations[0].settings) if configurations else []
+    finished = [
+        (one.settings, run.figures[metric.key])
+        for one in configurations
+        for run in one.finished
+        if metric.key in run.figures
+    ]
+    if not keys or len(finished) < ENOUGH_RUNS:
+        return Skipped(f"It needs {ENOUGH_RUNS} finished runs that differ in a setting; there are {len(finished)}.")
+    try:
+        shares = importances(keys, finished, metric.higher_is_better)
+    except ImportError:
+        return Skipped("Optuna is not installed: pip install optuna")
+    shown = list(shares.items())[:MOST_AXES][::-1]
+    figure = new_figure(WIDTH * 0.75, 1.2 + 0.42 * len(shown))
+    panel = figure.subplots()
+    panel.barh([key for key, _ in shown], [share for _, share in shown], color=SERIES[0][0], height=0.6)
+    for place, (_, share) in enumerate(shown):
+        panel.text(share + 0.01, place, f"{share:.0%}", va="center")
+    panel.set_xlim(0, 1.12 * max(share for _, share in shown) or 1)
+    panel.grid(axis="y", visible=False)
+    panel.set_xlabel("share of importance (all settings together: 1)")
+    title = f"Which settings decide the {metric.title}"
+    caption = (
+        f"PED-ANOVA (Optuna) on {len(finished)} finished runs: how much a setting tells whether a run is among the "
+        "best. It says nothing of direction, and with so few runs its order is a hint, not a finding."
+    )
+    told = ", ".join(f"{key} {share:.0%}" for key, share in shares.items())
+    return finish(figure, "importance", title, caption, f"{title}: {told}.")
+
+
+def importances(keys: Sequence[str], runs: Sequence[tuple[dict[str, str], float]], higher: bool) -> dict[str, float]:
+    """Shares that add up to 1, the largest first. Raises ImportError without Optuna."""
+    import optuna
+
+    loudness = optuna.logging.get_verbosity()
+    distributions = {key: _distribution([settings[key] for settings, _ in runs]) for key in keys}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(direction="maximize" if higher else "minimize")
+        optuna.logging.set_verbosity(loudness)
+        for settings, value in runs:
+            chosen = {key: _as_trial(settings[key], distributions[key]) for key in keys}
+            study.add_trial(optuna.create_trial(params=chosen, distributions=distributions, value=value))
+        share = max(BEST_SHARE, min(0.5, BEST_RUNS / len(runs)))
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=share)
+        return optuna.importance.get_param_importances(study, evaluator=evaluator)
+
+
+def _distribution(values: Sequence[str]) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    numbers = [number for value in values if (number := _number(value)) is not None]
+    if len(numbers) < len(values):
+        return CategoricalDistribution(sorted(set(values)))
+    return FloatDistribution(min(numbers), max(numbers), log=min(numbers) > 0 and max(numbers) >= 10 * min(numbers))
+
+
+def _as_trial(value: str, distribution: Any) -> str | float:
+    return value if hasattr(distribution, "choices") else float(value)
+
+
+def _number(value: str | None) -> float | None:
+    try:
+        number = float(value or ABSENT)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None

@@ -1,0 +1,207 @@
+"""One run as a report needs it, read from its folder. What is missing or damaged is left out, never an error."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dtl.durable import read_json
+from dtl.errors import CheckpointError
+from dtl.records.provenance import RECORD
+from dtl.records.run_state import read_config, read_run_state
+from dtl.sweeps.records import TRACEBACK, TRIAL
+from dtl.terminal.safe_text import in_one_line, visible
+from dtl.tracking import METRICS, RESULT
+
+MOST_POINTS = 400  # of a curve: more than a screen shows, and a run of a week stays small
+MOST_SAMPLES, MOST_CHARACTERS = 8, 1500
+MOST_TRACEBACK_BYTES = 4000
+EVALUATION = "evaluation.json"
+AXES = ("step", "tokens", "seconds")
+TRAINING, VALIDATION = "train/loss", "val/loss"
+SPEED, PEAK = "speed/tokens_per_second", "memory/peak_bytes"
+# What the launcher of a sweep knows better than the run's own files: why it ended it.
+_BY_THE_LAUNCHER = ("waiting", "failed", "refused", "timed out", "hung", "pruned")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A loss against each axis; arrays of one length, steps rising."""
+
+    step: np.ndarray
+    tokens: np.ndarray
+    seconds: np.ndarray  # of training, without evaluation and saving
+    loss: np.ndarray  # nats per target token
+
+    def axis(self, name: str) -> np.ndarray:
+        """The values of one of AXES."""
+        return {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}[name]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: what it was, how it ended, what it measured."""
+
+    folder: Path
+    name: str
+    state: str  # finished, or how it stands otherwise
+    reason: str
+    traceback: tuple[Path, str] | None  # where it lies, and its end
+    step: int | None
+    seed: int | None
+    overrides: list[str]
+    config: dict[str, str]  # dotted keys, values as they are shown
+    choices: dict[str, str]  # config group to the name of its file
+    commit: str | None
+    data: str | None  # fingerprint of the tokens that it saw, where an evaluation wrote it down
+    confirms: bool  # the winner of a search, run again with a seed that did not choose it
+    figures: dict[str, float]  # of result.json; `value` is the best validation loss
+    training: Curve
+    validation: Curve
+    tokens_per_second: float | None  # median of what was logged
+    peak_bytes: int | None
+    samples: dict[str, str] = field(default_factory=dict)  # prompt to the text that followed it, at the last step
+
+    @property
+    def finished(self) -> bool:
+        """Only such runs are compared: the others had less training."""
+        return self.state == "finished"
+
+
+def read_run(folder: Path) -> Run:
+    """What lies in the folder of a run or of a sweep's trial."""
+    state, trial, record = read_run_state(folder), _object(folder / TRIAL), _object(folder / RECORD)
+    known = str(trial.get("state") or "") if trial.get("state") in _BY_THE_LAUNCHER else state.state
+    overrides = state.overrides or [in_one_line(str(word), 1000) for word in _list(trial.get("overrides"))]
+    rows = list(_rows(folder / METRICS))
+    training, validation = _curves(rows)
+    speeds, peaks = ([row[key] for row in rows if key in row] for key in (SPEED, PEAK))
+    git = record.get("git")
+    return Run(
+        folder=folder,
+        name=state.name,
+        state=in_one_line(known, 20),
+        reason=in_one_line(str(trial.get("reason") or state.reason), 600),
+        traceback=_traceback(folder, trial),
+        step=state.step,
+        seed=state.seed,
+        overrides=overrides,
+        config={key: in_one_line(_shown(value), 300) for key, value in _flat(read_config(folder))},
+        choices={str(group): in_one_line(str(name), 40) for group, name in _object_in(record, "choices").items()},
+        commit=in_one_line(str(git.get("commit") or ""), 40) if isinstance(git, dict) else None,
+        data=str(_object(folder / EVALUATION).get("data_fingerprint") or "") or None,
+        confirms=trial.get("role") == "confirm",
+        figures=_figures(folder, state.best_loss),
+        training=training,
+        validation=validation,
+        tokens_per_second=float(np.median(speeds)) if speeds else None,
+        peak_bytes=int(max(peaks)) or None if peaks else None,
+        samples=_samples(folder / "samples"),
+    )
+
+
+def _figures(folder: Path, best_loss: float | None) -> dict[str, float]:
+    """The numbers of result.json by their keys."""
+    result = _object(folder / RESULT)
+    found = {str(key): float(value) for key, value in result.items() if _is_number(value) and key != "step"}
+    return {"value": best_loss, **found} if best_loss is not None else found
+
+
+def _curves(rows: list[dict[str, float]]) -> tuple[Curve, Curve]:
+    """Training loss, in bins, and validation loss, placed at the tokens and seconds of its step."""
+    stepped = [row for row in rows if "tokens" in row and "seconds" in row]
+    trained = [row for row in stepped if TRAINING in row]
+    measured = [row for row in rows if VALIDATION in row]
+    all_steps, tokens, seconds = (_column(stepped, key) for key in AXES)
+    steps = _column(measured, "step")
+    if len(all_steps):
+        places = np.interp(steps, all_steps, tokens), np.interp(steps, all_steps, seconds)
+    else:
+        places = np.full_like(steps, np.nan), np.full_like(steps, np.nan)
+    binned = [_in_bins(_column(trained, key)) for key in (*AXES, TRAINING)]
+    return Curve(*binned), Curve(steps, *places, _column(measured, VALIDATION))
+
+
+def _column(rows: list[dict[str, float]], key: str) -> np.ndarray:
+    return np.array([row[key] for row in rows], dtype=float)
+
+
+def _in_bins(values: np.ndarray) -> np.ndarray:
+    """Means over neighbours, at most MOST_POINTS of them."""
+    if len(values) <= MOST_POINTS:
+        return values
+    edges = np.linspace(0, len(values), MOST_POINTS + 1).astype(int)
+    return np.add.reduceat(values, edges[:-1]) / np.diff(edges)
+
+
+def _rows(file: Path) -> Iterator[dict[str, float]]:
+    """What a report needs of metrics.jsonl, steps rising; a torn line is left out, and so is what is no number."""
+    wanted, last = (*AXES, TRAINING, VALIDATION, SPEED, PEAK), -math.inf
+    with suppress(OSError), file.open("rb") as lines:
+        for line in lines:
+            with suppress(ValueError, RecursionError):
+                row = json.loads(line)
+                if isinstance(row, dict) and _is_number(row.get("step")) and row["step"] >= last:
+                    last = row["step"]
+                    yield {key: row[key] for key in wanted if _is_number(row.get(key))}
+
+
+def _samples(folder: Path) -> dict[str, str]:
+    """The texts of the last evaluation."""
+    found: dict[str, str] = {}
+    files = sorted(folder.glob("step-*.jsonl"))
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        for line in files[-1].read_text(encoding="utf-8").splitlines()[:MOST_SAMPLES] if files else []:
+            row = json.loads(line)
+            found[visible(str(row["prompt"]))[-MOST_CHARACTERS:]] = visible(str(row["text"]))[:MOST_CHARACTERS]
+    return found
+
+
+def _traceback(folder: Path, trial: Mapping[str, Any]) -> tuple[Path, str] | None:
+    """The file that the trial names, when it lies in the trial's own folder, and its end."""
+    name = trial.get("traceback") or TRACEBACK
+    with suppress(OSError, ValueError):
+        file = (folder / str(name)).resolve()
+        if file.is_relative_to(folder.resolve()) and file.is_file():
+            return folder / str(name), visible(
+                file.read_bytes()[-MOST_TRACEBACK_BYTES:].decode(errors="replace")
+            ).strip()
+    return None
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return str(value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _object(file: Path) -> dict[str, Any]:
+    with suppress(OSError, CheckpointError):
+        return read_json(file)
+    return {}
+
+
+def _object_in(record: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = record.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []

@@ -1,0 +1,80 @@
+"""The report in a terminal: the same table, the same sentences, and what was written."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dtl.display import Display, shown
+from dtl.reports.canvas import Skipped
+from dtl.reports.findings import unfinished
+from dtl.reports.page import Report, configuration_row, facts, place
+
+MOST_ROWS, MOST_SENTENCES, MOST_FAILURES = 20, 6, 12
+WIDTH_OF_A_FILE = 140
+
+
+def wide_display() -> Display:
+    """A display whose tables fit where there is no terminal to ask for its width."""
+    if sys.stdout.isatty():
+        return Display()
+    return Display(Console(highlight=False, soft_wrap=True, width=WIDTH_OF_A_FILE))
+
+
+def show(report: Report, display: Display) -> None:
+    """Facts, table, sentences, failures. Everything from runs was made safe to print when it was read."""
+    display.screen(report.title, facts(report)[:3])
+    if report.configurations:
+        display.console.print(_table(report))
+        _rest(display, len(report.configurations) - MOST_ROWS, "configurations")
+    display.say(report.findings.verdict)
+    told = sorted(zip(report.comparisons, report.findings.sentences, strict=True), key=lambda pair: not pair[0].better)
+    for _, sentence in told[:MOST_SENTENCES]:
+        display.say(f"- {sentence}")
+    _rest(display, len(told) - MOST_SENTENCES, "comparisons")
+    for notice in report.findings.notices:
+        display.note(notice)
+    failed = unfinished(report.runs)
+    for run in failed[:MOST_FAILURES]:
+        display.say(f"{run.state}: {place(run.folder)}: {run.reason or 'its files do not say why'}")
+        if run.traceback:
+            display.note(f"  {place(run.traceback[0])}")
+    _rest(display, len(failed) - MOST_FAILURES, "runs that did not finish")
+    for section, drawings in report.drawings.items():
+        if isinstance(drawings, Skipped):
+            display.note(f"{section}: left out. {drawings.reason}")
+
+
+def show_paths(written: Sequence[Path], display: Display) -> None:
+    """Where everything lies."""
+    page, *pictures = (path.absolute() for path in written)
+    display.say(f"Report: {shown(page)} ({page.stat().st_size / 2**20:.1f} MiB)")
+    if pictures:
+        display.note(f"PNGs beside it: {', '.join(path.name for path in pictures)}")
+
+
+def _table(report: Report) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("configuration", overflow="fold")
+    names = {
+        "mean": report.metric.title,
+        "spread": "s.d.",
+        "n": "n",
+        "runs": "finished",
+        "speed": "tok/s",
+        "memory": "GiB",
+    }
+    for name in names.values():
+        table.add_column(name, justify="right")
+    for one in report.configurations[:MOST_ROWS]:
+        row = configuration_row(one, report.metric)
+        table.add_row(Text(row["label"]), *(Text(row[name]) for name in names))
+    return table
+
+
+def _rest(display: Display, count: int, what: str) -> None:
+    if count > 0:
+        display.note(f"... {count} more {what} in the page.")

@@ -1,0 +1,308 @@
+"""The page and its pictures: complete, without a network, safe with anybody's texts, looked at in a browser."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_runs import make_run, make_sweep
+
+pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install 'dtl[report]'")
+
+from dtl.reports.build import PAGE, PICTURES, build, write
+from dtl.reports.canvas import GROUND, SERIES, Skipped
+from dtl.reports.config import ReportConfig
+from dtl.reports.configurations import configurations_of
+from dtl.reports.curves import band, smoothed
+from dtl.reports.metric import Metric
+from dtl.reports.page import Report
+from dtl.reports.reading import read_run
+from dtl.reports.selection import select
+
+HOSTILE = "<script>alert('x')</script><img src=https://example.com/x.png onerror=alert(1)>&amp;${x}$\\frac$"
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+MOST_BYTES = 8 * 2**20
+
+
+class Elements(HTMLParser):
+    """Every element with its attributes, and the text outside <style>."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        self._open.append(tag)
+
+    def handle_endtag(self, tag):
+        while self._open and self._open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if "style" not in self._open:
+            self.text += data
+
+    def named(self, *tags: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.found if tag in tags]
+
+
+def report_of(words: str, out: Path, **settings) -> tuple[Report, str]:
+    """The report on `runs=words`, written to `out`; and its page."""
+    config = ReportConfig(runs=words, **settings)
+    config.validate()
+    report = build(config, select(config.wanted(), Path("outputs")).folders, "A sweep", "python ...", lambda _: None)
+    write(report, out)
+    return report, (out / PAGE).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def of_sweep(tmp_path_factory) -> tuple[Report, str, Path]:
+    """24 runs: four learning rates, two models, three seeds; four did not finish."""
+    folder = tmp_path_factory.mktemp("report")
+    sweep = make_sweep(folder / "multirun/2031-01-02/03-04-05-6", steps=100)
+    return *report_of(str(sweep), folder / "out"), folder / "out"
+
+
+def test_a_sweep_of_24_runs(of_sweep):
+    report, page, out = of_sweep
+    assert (len(report.runs), len(report.configurations)) == (24, 8)
+    assert sorted(file.name for file in out.iterdir()) == sorted([PAGE, *(f"{name}.png" for name in PICTURES)])
+    assert all((out / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in PICTURES)
+    shown = Elements(page)
+    for expected in (
+        "n = 3 is too small to name a better configuration",
+        "4 of 24 runs did not finish",
+        "The loss is not finite at step 97",
+        "Out of memory with micro-batches of 8 x 256 tokens",
+        "model.n_heads=7: must divide model.dim=256",
+        "TrainingError: nan",
+        "Question: What is two plus two?",
+        "loss_seconds.png",
+    ):
+        assert expected in shown.text, expected
+    assert shown.text.count("is better than") == 0
+
+
+def test_the_page_needs_no_network_and_runs_no_script(of_sweep):
+    page = of_sweep[1]
+    assert len(page.encode()) < MOST_BYTES
+    shown = Elements(page)
+    names = ("src", "href", "xlink:href", "srcset", "data", "action", "poster")
+    targets = [value for _, attributes in shown.found for name in names if (value := attributes.get(name))]
+    assert targets and all(target.startswith(("#", "data:")) for target in targets)
+    assert not shown.named("script", "iframe", "object", "embed", "base", "form")
+    assert not re.search(r"@import|url\((?!#)", page)
+    policy = next(one for one in shown.named("meta") if one.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in str(policy["content"])
+
+
+def test_it_is_accessible(of_sweep):
+    shown = Elements(of_sweep[1])
+    assert shown.named("html") == [{"lang": "en"}] and len(shown.named("h1")) == 1
+    assert len(shown.named("caption")) == len(shown.named("table")) >= 3
+    assert all(one.get("scope") in ("col", "row") for one in shown.named("th"))
+    pictures = [one for one in shown.named("div") if one.get("role") == "img"]
+    assert len(pictures) == len(shown.named("svg", "img")) == len(PICTURES)
+    assert all(len(one.get("aria-label") or "") > 40 for one in pictures)
+    identities = [attributes["id"] for _, attributes in shown.found if "id" in attributes]
+    anchors = {one["href"][1:] for one in shown.named("a") if one.get("href")}
+    assert anchors <= set(identities) and len(identities) == len(set(identities))
+
+
+def test_colours_can_be_seen_on_both_grounds():
+    """WCAG asks for a contrast of 3:1 of what is no text."""
+
+    def luminance(colour: str) -> float:
+        parts = np.array([int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)])
+        linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    for pair in SERIES:
+        for colour, ground in zip(pair, GROUND, strict=True):
+            bright, dark = sorted((luminance(colour), luminance(ground)), reverse=True)
+            assert (bright + 0.05) / (dark + 0.05) >= 3, (colour, ground)
+
+
+def test_anybodys_texts_stay_texts(elsewhere):
+    """In the name of a run, in settings, samples, reasons and tracebacks, and in what the plots say."""
+    hostile = {"optimizer": {"name": HOSTILE, "lr": 1e-3}}
+    make_run(Path("in/a"), name=HOSTILE, samples=[(HOSTILE, HOSTILE)], settings=hostile)
+    make_run(Path("in/b"), samples=[(HOSTILE, "\x1b]0;title\x07\u202e")])
+    failed = make_run(Path("in/c"), seed=2, state="failed", error=HOSTILE)
+    (failed / "traceback.txt").write_text(HOSTILE)
+    (failed / "trial.json").write_text(json.dumps({"state": "failed", "reason": HOSTILE, "overrides": [HOSTILE]}))
+    _, page = report_of("in", Path("out"))
+    shown = Elements(page)
+    assert not shown.named("script", "img") and "onerror" not in {name for _, one in shown.found for name in one}
+    assert shown.text.count("<script>alert('x')</script>") == 5
+    assert "\x1b" not in page and "\u202e" not in page
+
+
+@pytest.mark.slow
+def test_a_large_sweep_stays_small(elsewhere):
+    for number in range(70):
+        make_run(Path(f"in/{number}"), lr=1e-4 * (number % 35 + 1), seed=number // 35, value=2 + number / 70, steps=600)
+    report, page = report_of("in", Path("out"))
+    assert len(report.configurations) == 35 and len(report.comparisons) == 35 * 34 // 2
+    assert len(page.encode()) < MOST_BYTES
+
+
+def test_one_run_alone(elsewhere):
+    make_run(Path("run"))
+    _, page = report_of("run", Path("out"))
+    assert "There is one configuration: nothing to compare." in Elements(page).text
+    assert "optimizer.lr does not vary" in page and "It needs 20 finished runs" in page
+
+
+def test_runs_that_never_began(elsewhere):
+    Path("run").mkdir()
+    Path("run/trial.json").write_text('{"state": "refused", "reason": "no such key", "overrides": ["a=1"]}')
+    _, page = report_of("run", Path("out"))
+    assert "no such key" in page and "No run has a config.yaml" in page
+
+
+def test_changed_data_behind_equal_settings_is_said(elsewhere, without_drawings):
+    for number, fingerprint in enumerate("aab"):
+        folder = make_run(Path(f"in/{number}"), lr=1e-3 * (number + 1))
+        (folder / "evaluation.json").write_text(json.dumps({"data_fingerprint": fingerprint}))
+    assert "saw different data" in " ".join(report_of("in", Path("out"))[0].findings.notices)
+    assert "saw different data" not in " ".join(report_of("in/[01]", Path("out"))[0].findings.notices)
+
+
+@pytest.fixture
+def without_drawings(monkeypatch):
+    """For tests of what is said."""
+    monkeypatch.setattr("dtl.reports.build._drawings", lambda *_: {})
+
+
+def test_a_better_one_is_named_with_everything_that_says_why(elsewhere, without_drawings):
+    noise = np.random.default_rng(5)
+    for seed in range(1, 6):
+        of_seed = noise.normal(0, 0.2)
+        make_run(Path(f"in/a{seed}"), lr=1e-3, seed=seed, value=2.0 + of_seed + noise.normal(0, 0.01))
+        make_run(Path(f"in/b{seed}"), lr=1e-2, seed=seed, value=2.1 + of_seed + noise.normal(0, 0.01))
+    report, page = report_of("in", Path("out"))
+    assert "lr=0.001 is better; the noise of the seeds does not explain it." in Elements(page).text
+    told = report.findings.sentences[0]
+    number = r"-?\d\.\d+(e-\d+)?"
+    assert re.fullmatch(
+        f"lr=0.001 is better than lr=0.01; difference in best validation loss {number} "
+        rf"\(95 % interval {number} to {number}\), p [=<] {number}, n = 5 pairs of equal seeds; "
+        f"smallest difference that this n could have shown: {number}.",
+        told,
+    ), told
+
+
+def test_another_metric_goes_the_other_way(elsewhere, without_drawings):
+    for seed in range(1, 6):
+        for name, lr, score in (("a", 1e-3, 0.9), ("b", 1e-2, 0.5)):
+            score += 0.001 * (seed * (3 if name == "a" else 7) % 5)
+            make_run(Path(f"in/{name}{seed}"), lr=lr, seed=seed, figures={"exact_match/test": score})
+    report, _ = report_of("in", Path("out"), metric="exact_match/test")
+    assert report.findings.verdict == "lr=0.001 is better; the noise of the seeds does not explain it."
+    assert report_of("in", Path("out"), metric="exact_match/test", higher_is_better=False)[0].comparisons[0].better == (
+        "lr=0.01"
+    )
+
+
+def test_pictures_of_an_earlier_report_go(elsewhere):
+    make_run(Path("run"))
+    Path("out").mkdir()
+    for name in ("importance.png", "mine.png"):
+        (Path("out") / name).write_text("old")
+    report_of("run", Path("out"))
+    assert not Path("out/importance.png").exists() and Path("out/mine.png").exists()
+
+
+def test_importance_finds_the_setting_that_matters(elsewhere):
+    optuna = pytest.importorskip("optuna", reason="optuna is not installed: pip install optuna")
+    from dtl.reports.parameters import importances
+
+    noise = np.random.default_rng(3)
+    runs = [
+        ({"model": model, "lr": str(lr)}, abs(np.log10(lr) + 2.5) + 0.01 * float(noise.normal()))
+        for model in ("small", "medium")
+        for lr in (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+        for _ in range(3)
+    ]
+    before = optuna.logging.get_verbosity()
+    shares = importances(["model", "lr"], runs, higher=False)
+    assert next(iter(shares)) == "lr" and shares["lr"] > 0.8 and sum(shares.values()) == pytest.approx(1)
+    assert optuna.logging.get_verbosity() == before
+
+
+def test_importance_is_of_the_better_end(elsewhere):
+    """Which of 2 x 5 is best goes by `a` alone; which is worst, mostly by `b`."""
+    pytest.importorskip("optuna", reason="optuna is not installed: pip install optuna")
+    from dtl.reports.parameters import importances
+
+    runs = [
+        ({"a": a, "b": str(b)}, 0.01 * k if a == "x" else 1.0 + b + 0.01 * k)
+        for a in "xy"
+        for b in range(1, 6)
+        for k in range(4)
+    ]
+    lower, higher = (importances(["a", "b"], runs, higher) for higher in (False, True))
+    assert lower["a"] > 0.8 and higher["b"] > higher["a"]
+
+
+def test_without_optuna_importance_says_so(elsewhere, monkeypatch):
+    from dtl.reports.parameters import importance
+
+    for seed in range(10):
+        for lr in (1e-3, 1e-2):
+            make_run(Path(f"in/{lr}-{seed}"), lr=lr, seed=seed, value=2 + lr + 0.01 * seed)
+    found = configurations_of([read_run(folder) for folder in Path("in").iterdir()])
+    assert not isinstance(importance(found, Metric()), Skipped)
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert importance(found, Metric()) == Skipped("Optuna is not installed: pip install optuna")
+
+
+# --- curves -------------------------------------------------------------------------------------------------------
+
+
+def test_a_band_is_mean_and_range_where_all_seeds_are():
+    first = np.arange(1.0, 12.0), np.arange(1.0, 12.0)
+    second = np.arange(3.0, 8.0), np.full(5, 5.0)
+    found = band([first, second])
+    assert found and (found.x[0], found.x[-1]) == (3.0, 7.0)
+    assert found.mean == pytest.approx((found.x + 5) / 2)
+    assert found.low == pytest.approx(np.minimum(found.x, 5)) and found.high == pytest.approx(np.maximum(found.x, 5))
+    assert band([first, (np.array([20.0]), np.array([1.0]))]) is None and band([]) is None
+    long = band([(np.arange(5000.0), np.arange(5000.0))], points=101)
+    assert long and len(long.x) == 101 and (long.x[0], long.x[-1]) == (0, 4999)
+
+
+def test_a_running_mean_keeps_a_line():
+    line = np.linspace(3.0, 7.0, 101)
+    assert smoothed(line, 10)[20:80] == pytest.approx(line[20:80])
+    assert smoothed(np.array([1.0, 2.0]), 10).tolist() == [1.0, 2.0]
+
+
+# --- in a browser -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here: apt install chromium")
+def test_a_browser_has_nothing_to_complain_of(of_sweep, tmp_path):
+    picture = tmp_path / "page.png"
+    command = [str(BROWSER), "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,5000", f"--screenshot={picture}"]
+    page = (of_sweep[2] / PAGE).resolve().as_uri()
+    done = subprocess.run([*command, page], capture_output=True, text=True, timeout=120)
+    assert "CONSOLE" not in done.stderr, done.stderr
+    from matplotlib.image import imread
+
+    pixels = imread(picture)[:, :, :3]
+    assert pixels.shape[:2] == (5000, 1200)
+    # Something is drawn everywhere down the page: in every tenth of it more than one colour.
+    assert all(np.unique(part.reshape(-1, 3), axis=0).shape[0] > 20 for part in np.array_split(pixels, 10))
