@@ -18,6 +18,9 @@ import dtl.diagnose
 import dtl.evaluate
 import dtl.generate
 import dtl.prepare
+import dtl.report
+import dtl.runs
+import dtl.sweep
 from dtl.config import RunConfig, register, to_dict, to_yaml, typed
 from dtl.errors import ConfigError
 from dtl.model.presets import load_preset, preset_names
@@ -32,6 +35,9 @@ COMMANDS = (
     dtl.diagnose.COMMAND,
     dtl.prepare.COMMAND,
     dtl.bench.COMMAND,
+    dtl.report.COMMAND,
+    dtl.sweep.COMMAND,
+    dtl.runs.COMMAND,
 )
 CHOICES = [(group, choice) for group, choices in COMMAND.groups().items() for choice in choices]
 # What a choice cannot do without.
@@ -197,8 +203,9 @@ def test_every_setting_is_read_somewhere():
         for field in dataclasses.fields(owner)
     }
     dead = {f"{owner}.{name}" for owner, name in settings if name not in names_read()}
-    # The door looks for debug=true on the command line itself, dtl.train for resume=, before there is a typed config.
-    assert dead == {*(f"{command.schema.__name__}.debug" for command in COMMANDS), "RunConfig.resume"}
+    # Looked for on the command line itself, before there is a typed config: debug=true by the door, these by dtl.train.
+    early = {"RunConfig.resume"}
+    assert dead == {*(f"{command.schema.__name__}.debug" for command in COMMANDS), *early}
 
 
 def test_every_setting_is_explained():

@@ -1,10 +1,11 @@
 """The shape of the code, held by its syntax trees: what may import what, what help must not pay for, how long."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.metadata import packages_distributions
@@ -27,24 +28,34 @@ MODULES = [name for name, file in FILES.items() if file.stem != "__init__"]
 LAYERS: list[dict[str, str]] = [
     {
         "foundation": "errors paths registry durable runtime records.json_lines records.redaction terminal.safe_text"
-        " data.config model.config training.config generation.config diagnostics.config"
+        " sweeps.config sweeps.search_config sweeps.records sweeps.trial data.config model.config training.config"
+        " generation.config diagnostics.config"
     },
     {"data": "data.*", "model": "model.*"},
     {
         "training": "training.*",
         "generation": "generation.*",
         "checkpoint": "checkpoint checkpoints.*",
-        "tracking": "tracking records.*",
+        "tracking": "tracking records.provenance records.wandb_sink",
     },
+    {"run state": "records.run_state"},
     {"config": "config"},
-    {"settings": "terminal.config evaluation.config benchmarks.config"},
+    {"settings": "terminal.config evaluation.config benchmarks.config housekeeping.config reports.config"},
     {"evaluation": "evaluation.*"},
     {"run": "assemble session run display screens terminal.evaluation_report"},
     {"door": "commandline.*"},
-    {"terminal": "terminal.*", "diagnostics": "diagnostics.*"},
+    {"sweeps": "sweeps.*"},
+    {
+        "terminal": "terminal.*",
+        "diagnostics": "diagnostics.*",
+        "housekeeping": "housekeeping.*",
+        "reports": "reports.*",
+        "notebook": "notebook.*",
+    },
     {"benchmarks": "benchmarks.*"},
-    {"commands": "train chat generate evaluate diagnose prepare bench"},
+    {"commands": "train sweep chat generate evaluate diagnose prepare bench report runs"},
 ]
+OF_EXTRAS = {"reports.*": "report", "sweeps.*": "sweep"}  # what may import more than the core depends on
 MOST_LINES_IN_A_FILE = 280
 MOST_LINES_IN_A_FUNCTION = 65
 
@@ -118,20 +129,37 @@ print(*sorted({{name for name in heavy if name in sys.modules}}), file=sys.stder
 
 def test_third_party_imports_are_declared_and_declarations_used():
     project = tomllib.loads(PYPROJECT.read_text())["project"]
-    declared = {_distribution(need) for need in project["dependencies"]}
-    owners = packages_distributions()
-    used = {
-        owners[top][0].lower().replace("_", "-")
-        for module in MODULES
-        for top in {name.partition(".")[0] for name in imported(module)}
-        if top != "dtl" and top not in sys.stdlib_module_names
-    }
-    assert used - declared == set()
+    extras = {pattern: _distributions(project["optional-dependencies"][extra]) for pattern, extra in OF_EXTRAS.items()}
+    declared = _distributions(project["dependencies"])
+    used: set[str] = set()
+    of_extras: set[str] = set()
+    for module in MODULES:
+        allowed = declared.union(*(needs for pattern, needs in extras.items() if fnmatchcase(module, pattern)))
+        imports = third_party(module)
+        assert imports - allowed == set(), f"dtl.{module}"
+        used |= imports & declared
+        of_extras |= imports - declared
     assert declared - used == {"transformers"}  # what loads DTL's checkpoints elsewhere
+    assert extras["reports.*"] - of_extras == set()
+
+
+def third_party(module: str) -> set[str]:
+    """The distributions that a module imports."""
+    tops = {name.partition(".")[0] for name in imported(module)} - {"dtl"} - sys.stdlib_module_names
+    return {_owners()[top][0].lower().replace("_", "-") for top in tops}
+
+
+@cache
+def _owners() -> Mapping[str, list[str]]:
+    return packages_distributions()
+
+
+def _distributions(requirements: list[str]) -> set[str]:
+    return {_distribution(requirement) for requirement in requirements}
 
 
 def _distribution(requirement: str) -> str:
-    return requirement.partition(";")[0].partition("[")[0].rstrip("0123456789.,<>=!~ ").lower()
+    return re.split(r"[\[<>=!~; ]", requirement)[0].lower()
 
 
 def test_nothing_is_pickled():

@@ -18,6 +18,9 @@ import dtl.diagnose
 import dtl.evaluate
 import dtl.generate
 import dtl.prepare
+import dtl.report
+import dtl.runs
+import dtl.sweep
 import dtl.train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -93,6 +96,9 @@ def test_commands_that_train_and_talk(desk, monkeypatch, capsys):
     train_each(desk, monkeypatch, capsys)
     talk_in_each_way(monkeypatch, capsys)
     prepare_and_evaluate(monkeypatch, capsys)
+    look_at_a_sweep(monkeypatch, capsys)
+    keep_in_order(monkeypatch, capsys)
+    report_on(monkeypatch, capsys)
 
 
 def train_each(desk, monkeypatch, capsys):
@@ -106,14 +112,21 @@ def train_each(desk, monkeypatch, capsys):
         with monkeypatch.context() as patched:
             if command in NEED_THE_HUB:
                 patched.setattr(dtl.train, "train", lambda config, *_: 0.0)
-                patched.setattr(dtl.train, "open_sources", lambda *_: {})
+                patched.setattr(dtl.train, "pinned", lambda data, _: data)
             try:
                 dtl.train.main()
             except SystemExit as exit_:
                 pytest.fail(f"{command}: exit {exit_.code}\n{capsys.readouterr().err}")
         shown = capsys.readouterr()
         assert not shown.err, f"{command}: {shown.err}"
-        assert ("Finished" in shown.out) == (command not in NEED_THE_HUB and "--help" not in command), command
+        assert ("finished" in shown.out.lower()) == (command not in NEED_THE_HUB and "--help" not in command), command
+
+
+def look_at_a_sweep(monkeypatch, capsys):
+    (command,) = [command for command in COMMANDS if command.startswith("python -m dtl.sweep")]
+    monkeypatch.setattr(sys, "argv", ["dtl-sweep", *shlex.split(command)[3:]])
+    dtl.sweep.main()
+    assert "finished; 3 finished, of 3" in capsys.readouterr().out
 
 
 def talk_in_each_way(monkeypatch, capsys):
@@ -146,6 +159,29 @@ def prepare_and_evaluate(monkeypatch, capsys):
         assert "Traceback" not in shown.err and ("tokens" in shown.out), f"{command}: {shown.err}"
 
 
+def keep_in_order(monkeypatch, capsys):
+    found = [shlex.split(command)[3:] for command in COMMANDS if command.startswith("python -m dtl.runs")]
+    assert len(found) == 2
+    for words in found:
+        monkeypatch.setattr(sys, "argv", ["dtl-runs", *words, "yes=true"])
+        dtl.runs.main()
+        shown = capsys.readouterr().out
+        assert (
+            ("nothing to delete" in shown or "came free" in shown)
+            if "delete=" in words[0]
+            else "outputs: 3 of" in shown
+        )
+
+
+def report_on(monkeypatch, capsys):
+    found = [shlex.split(command)[3:] for command in COMMANDS if command.startswith("python -m dtl.report")]
+    assert len(found) == 3
+    for words in found:
+        monkeypatch.setattr(sys, "argv", ["dtl-report", *words])
+        dtl.report.main()
+        assert "report.html" in capsys.readouterr().out, words
+
+
 def test_diagnose(elsewhere, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["dtl-diagnose"])
     dtl.diagnose.main()
@@ -155,7 +191,8 @@ def test_diagnose(elsewhere, monkeypatch, capsys):
 def test_every_command_is_known():
     """A new kind of command in the README needs a test here."""
     known = ("python -m dtl.train", "make ", "source .venv/bin/activate", "wandb leet run ", "wandb sync ")
-    known += ("python -m dtl.diagnose", "python -m dtl.prepare", "python -m dtl.evaluate")
+    known += ("python -m dtl.diagnose", "python -m dtl.prepare", "python -m dtl.evaluate", "python -m dtl.runs")
+    known += ("python -m dtl.report", "python -m dtl.sweep")
     assert [command for command in COMMANDS if not command.startswith(known) and not TALK.fullmatch(command)] == []
 
 
