@@ -119,7 +119,8 @@ def train_each(desk, monkeypatch, capsys):
                 pytest.fail(f"{command}: exit {exit_.code}\n{capsys.readouterr().err}")
         shown = capsys.readouterr()
         assert not shown.err, f"{command}: {shown.err}"
-        assert ("finished" in shown.out.lower()) == (command not in NEED_THE_HUB and "--help" not in command), command
+        ended = re.search(r"^Finished|\d finished", shown.out, re.MULTILINE) is not None
+        assert ended == (command not in NEED_THE_HUB and "--help" not in command), command
 
 
 def look_at_a_sweep(monkeypatch, capsys):

@@ -122,9 +122,10 @@ class TrialProcess:
     def _look_at_the_clock(self) -> None:
         if self._asked is not None:
             waited = time.monotonic() - self._asked_at
-            if waited > SECONDS_TO_SAVE + SECONDS_TO_END:
+            to_save = SECONDS_TO_END if self._asked == "hung" else SECONDS_TO_SAVE
+            if waited > to_save + SECONDS_TO_END:
                 self.kill()
-            elif waited > SECONDS_TO_SAVE:
+            elif waited > to_save:
                 self._process.terminate()  # the second signal: a run then ends without saving
             return
         ran = time.monotonic() - self._began

@@ -53,9 +53,9 @@ def rows_of(sweep: SweepFolder, trials: Iterable[Trial] | None = None) -> list[R
 
 
 def varied(overrides: Sequence[Sequence[str]]) -> list[list[str]]:
-    """The overrides of each trial without those that all of them share."""
+    """The overrides of each trial without those that all of them share, and without Hydra's marks of new keys."""
     common = set.intersection(*map(set, overrides)) if len(overrides) > 1 else set()
-    return [[one for one in of_trial if one not in common] for of_trial in overrides]
+    return [[one.lstrip("+") for one in of_trial if one not in common] for of_trial in overrides]
 
 
 def trial_table(rows: Sequence[Row]) -> Table:
