@@ -65,7 +65,7 @@ def killed(child: int, run_dir: Path, in_a_save: bool, dice: random.Random, seco
             return False
         seen |= unfinished(run_dir)
         if in_a_save and len(seen) >= n_saves:
-            time.sleep(dice.uniform(0, 0.02))
+            time.sleep(dice.uniform(0, dice.choice((0.001, 0.004, 0.02))))  # a save takes some milliseconds
             break
         time.sleep(0.0005)
     os.kill(child, signal.SIGKILL)
