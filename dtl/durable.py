@@ -255,6 +255,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return contents
 
 
+def read_json_or_empty(path: Path) -> dict[str, Any]:
+    """As `read_json`; empty for a file that is missing, damaged or cannot be read: it says nothing."""
+    with suppress(OSError, CheckpointError):
+        return read_json(path)
+    return {}
+
+
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number")
 

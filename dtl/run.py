@@ -16,8 +16,8 @@ from dtl.checkpoints.listing import best_checkpoint, list_checkpoints, step_fold
 from dtl.checkpoints.store import lock_run, publish_best, set_aside_later, sweep_leftovers
 from dtl.config import RunConfig, to_dict, to_yaml
 from dtl.display import Display, shown
-from dtl.durable import read_json, write_atomically
-from dtl.errors import CheckpointError, ConfigError, DTLError, InterruptedRun, TrainingError
+from dtl.durable import read_json_or_empty, write_atomically
+from dtl.errors import ConfigError, DTLError, InterruptedRun, TrainingError
 from dtl.evaluation.report import Report
 from dtl.records.provenance import RECORD, add_session, config_hash, update_run_record, write_run_record
 from dtl.records.redaction import redact
@@ -196,9 +196,7 @@ def _open_tracker(parts: Parts, run_dir: Path, origin: Origin) -> Tracker:
 
 def _first_overrides(run_dir: Path) -> list[str]:
     """What the run was started with: it is named after that, however often it is resumed."""
-    with suppress(OSError, CheckpointError):
-        return list(read_json(run_dir / RECORD).get("overrides", []))
-    return []
+    return list(read_json_or_empty(run_dir / RECORD).get("overrides", []))
 
 
 @contextmanager

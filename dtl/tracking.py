@@ -183,7 +183,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """
     path = run_dir / METRICS
     lines = path.read_bytes().splitlines() if path.exists() else []
-    return [row for row in map(_row, lines) if row is not None]
+    return [row for row in map(parse_row, lines) if row is not None]
 
 
 def truncate_metrics(run_dir: Path, step: int) -> int:
@@ -198,7 +198,7 @@ def truncate_metrics(run_dir: Path, step: int) -> int:
         return 0
     try:
         before = path.read_bytes()
-        rows = [(line, _row(line)) for line in before.splitlines()]
+        rows = [(line, parse_row(line)) for line in before.splitlines()]
         if rows and rows[-1][1] is None:
             rows.pop()
         lost = [line for line, row in rows if row is not None and row["step"] > step]
@@ -223,13 +223,14 @@ def _joined(lines: list[bytes]) -> bytes:
     return b"".join(line + b"\n" for line in lines)
 
 
-def _row(line: bytes) -> dict[str, Any] | None:
-    """The row in a line, or None when the line is no row."""
+def parse_row(line: bytes) -> dict[str, Any] | None:
+    """The row in a line of metrics.jsonl, or None when the line is no row: cut short, or anybody's."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+    step = row.get("step") if isinstance(row, dict) else None
+    return row if isinstance(step, int) and not isinstance(step, bool) and abs(step) < 2**63 else None
 
 
 # --- result.json ------------------------------------------------------------------------------------------------

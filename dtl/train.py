@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.listing import newest_valid
+from dtl.checkpoints.store import LOCK
 from dtl.commandline.command import Command
 from dtl.commandline.door import JobFailedError, override_key, run_command, show_error
 from dtl.config import RunConfig, typed
@@ -198,7 +199,7 @@ def _find_init(config: RunConfig, overrides: list[str]) -> Path | None:
 
 def _leave_nothing(run_dir: Path) -> None:
     """Hydra made the folder before anybody had looked at the config; a run that never began takes it away again."""
-    hydra_files, lock = run_dir / ".hydra", run_dir / ".lock"
+    hydra_files, lock = run_dir / ".hydra", run_dir / LOCK
     if not {path.name for path in run_dir.iterdir()} <= {hydra_files.name, lock.name}:
         return
     for path in [*hydra_files.glob("*"), hydra_files, lock, run_dir]:

@@ -31,6 +31,7 @@ from dtl.durable import (
 )
 from dtl.errors import CheckpointError, TrainingError
 
+LOCK, HOLDER = ".lock", ".lock.json"  # what `lock_run` holds, and who does
 SECONDS_OF_A_LOOK = 0.5  # whoever only looks whether a lock is free holds it for a moment
 
 
@@ -155,7 +156,7 @@ def lock_run(run_dir: Path) -> Iterator[None]:
 
     Raises TrainingError at once, naming the other process, when there is one.
     """
-    lock, owner = FileLock(run_dir / ".lock"), run_dir / ".lock.json"
+    lock, owner = FileLock(run_dir / LOCK), run_dir / HOLDER
     try:
         lock.acquire(timeout=SECONDS_OF_A_LOOK)
     except Timeout:

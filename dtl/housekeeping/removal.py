@@ -14,12 +14,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from dtl.checkpoints.listing import best_checkpoint, list_checkpoints
-from dtl.checkpoints.store import rotate, sweep_leftovers
+from dtl.checkpoints.store import LOCK, rotate, sweep_leftovers
 from dtl.durable import TEMPORARY, TRASH, discard_directory
 from dtl.errors import ConfigError, did_you_mean
 from dtl.housekeeping.config import RunsConfig
 from dtl.housekeeping.disk_runs import DiskRun, freed_by, sweeps_above
-from dtl.records.run_state import LOCK
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ Read from the files in the run's folder alone. No line names a place on a machin
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,14 +14,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dtl.data.config import DataConfig
-from dtl.durable import read_json
-from dtl.errors import CheckpointError, DataError
+from dtl.durable import read_json_or_empty
+from dtl.errors import DataError
+from dtl.evaluation.config import FIGURES
 from dtl.records.provenance import RECORD
-from dtl.records.run_state import RunState, last_metrics, read_config, read_run_state
+from dtl.records.run_state import RunState, dotted, last_metrics, read_config, read_run_state
 from dtl.terminal.safe_text import in_one_line
 from dtl.tracking import RESULT
 
-EVALUATION = "evaluation.json"
 MOST_CHARACTERS = 300  # of a text in a record
 DIGITS = 6  # of a figure: far below the noise of a seed
 # Of bookkeeping, of one machine, or of its own in a record: no part of what a configuration is.
@@ -40,14 +39,14 @@ _FOLDERS = re.compile(r"(?<![\w.])(?:[A-Za-z]:[\\/]|~[\w.-]*/|\.{1,2}/|/)(?:[^\\
 
 def record_of(folder: Path) -> dict[str, Any]:
     """The record of the finished run in `folder`. Raises DataError, with the reason alone, for a run that gets none."""
-    state, run = read_run_state(folder), _object(folder / RECORD)
+    state, run = read_run_state(folder), read_json_or_empty(folder / RECORD)
     recipe = str(_mapping(run.get("choices")).get("experiment") or "null")
     if recipe == "null":
         raise DataError("not started with experiment=")
     if state.state != "finished":
         raise DataError("not finished")
     config = read_config(folder)
-    fingerprint = run.get("data_fingerprint") or _object(folder / EVALUATION).get("data_fingerprint")
+    fingerprint = run.get("data_fingerprint") or read_json_or_empty(folder / FIGURES).get("data_fingerprint")
     if not fingerprint:
         raise DataError("its files do not say what data it saw")
     started = _sessions(run)[0].get("started")
@@ -94,7 +93,7 @@ def _machine(run: Mapping[str, Any]) -> dict[str, Any]:
 def _outcome(folder: Path, state: RunState) -> dict[str, Any]:
     figures = {
         key: _rounded(value)
-        for key, value in _object(folder / RESULT).items()
+        for key, value in read_json_or_empty(folder / RESULT).items()
         if isinstance(value, int | float) and key not in ("value", "step") and not _LEFT_OUT.search(key)
     }
     tokens = [row["tokens"] for row in last_metrics(folder) if "tokens" in row]
@@ -112,7 +111,7 @@ def _outcome(folder: Path, state: RunState) -> dict[str, Any]:
 
 def configuration_key(config: Mapping[str, Any], data: DataConfig) -> str:
     """Equal for runs that differ only in the seed, in bookkeeping, and in where their files lie."""
-    essence = {key: value for key, value in _flat(config) if not _beside_the_point(key)}
+    essence = {key: value for key, value in dotted(config) if not _beside_the_point(key)}
     for key in [key for key in essence if key.startswith("data.") and key.endswith("path")]:
         del essence[key]
     essence["data"] = {name: name_of(name, data) for name in data.resolved_sources()}
@@ -146,7 +145,9 @@ def name_of(source: str, data: DataConfig) -> str:
 
 def _data_config(config: Mapping[str, Any]) -> DataConfig:
     try:
-        made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), config.get("data") or {}))
+        made = OmegaConf.toread_json_or_empty(
+            OmegaConf.merge(OmegaConf.structured(DataConfig), config.get("data") or {})
+        )
     except OmegaConfBaseException as error:
         reason = str(error).partition("\n")[0]
         raise DataError(f"its config.yaml is of another version of DTL ({reason})") from error
@@ -159,14 +160,6 @@ def _beside_the_point(key: str) -> bool:
 
 
 # --- plain values ---------------------------------------------------------------------------------------------------
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _safe(value: Any) -> Any:
@@ -190,9 +183,3 @@ def _sessions(run: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _mapping(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def _object(file: Path) -> dict[str, Any]:
-    with suppress(OSError, CheckpointError):
-        return read_json(file)
-    return {}

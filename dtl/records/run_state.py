@@ -4,9 +4,9 @@ The one place that does this; lists of runs, diagnoses, sweeps and reports build
 short or damaged is as one that says nothing. What comes from a file is made safe to print. Imports no torch.
 """
 
-import json
 import math
 import os
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,14 +18,13 @@ from filelock import FileLock, Timeout
 
 from dtl.checkpoints.find import list_runs, start_of
 from dtl.checkpoints.listing import step_folders
-from dtl.durable import read_json
-from dtl.errors import CheckpointError
+from dtl.checkpoints.store import HOLDER, LOCK
+from dtl.durable import read_json_or_empty
 from dtl.records.provenance import CONFIG, RECORD, config_hash
 from dtl.sweeps.records import ERROR
 from dtl.terminal.safe_text import in_one_line, visible
-from dtl.tracking import METRICS, RESULT
+from dtl.tracking import METRICS, RESULT, parse_row
 
-LOCK, HOLDER = ".lock", ".lock.json"  # what `dtl.checkpoints.store.lock_run` holds, and who does
 RUN_FILES = (RECORD, METRICS, RESULT, "checkpoints", ".hydra")  # a folder with one of these is a run's
 MOST_CONFIG_BYTES = 2**20
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where PyYAML was built so: ten times as fast
@@ -64,7 +63,7 @@ def find_runs(outputs: Path) -> list[Path]:
 
 def read_run_state(folder: Path) -> RunState:
     """How the run in `folder` stands now. Raises nothing, whatever lies there."""
-    record, config, rows = _object(folder / RECORD), read_config(folder), last_metrics(folder)
+    record, config, rows = read_json_or_empty(folder / RECORD), read_config(folder), last_metrics(folder)
     holder = _holder(folder)
     if holder:
         state, outcome = ("running" if is_held(folder) else "killed"), {}  # an earlier result is of an earlier session
@@ -95,12 +94,12 @@ def read_run_state(folder: Path) -> RunState:
 def _holder(folder: Path) -> dict[str, Any]:
     """What the process that works here, or was killed at work, has written of itself."""
     # The file is removed when a session ends. Is it older than the result, only that removal was cut off.
-    return {} if _written(folder / RESULT) >= _written(folder / HOLDER) else _object(folder / HOLDER)
+    return {} if _written(folder / RESULT) >= _written(folder / HOLDER) else read_json_or_empty(folder / HOLDER)
 
 
 def _outcome(folder: Path) -> tuple[str, dict[str, Any]]:
     """The state that the last session ended in, and what it wrote of that."""
-    result, error = _object(folder / RESULT), _object(folder / ERROR)
+    result, error = read_json_or_empty(folder / RESULT), read_json_or_empty(folder / ERROR)
     if error and not result:
         return "failed", {"error": error.get("message")}
     state = in_one_line(str(result.get("state") or "unfinished"), 20)
@@ -111,7 +110,7 @@ def sessions_of(folder: Path) -> list[datetime]:
     """When each session of a run began, with time zones: by its run.json, else by its folder's name, else by the time
     of the folder. Empty only where there is no folder."""
     found = []
-    for session in _list(_object(folder / RECORD).get("sessions")):
+    for session in _list(read_json_or_empty(folder / RECORD).get("sessions")):
         with suppress(LookupError, TypeError, ValueError, OverflowError):
             found.append(datetime.fromisoformat(session["started"]).astimezone())
     with suppress(OSError, ValueError, OverflowError):
@@ -145,7 +144,7 @@ def last_metrics(folder: Path, n_bytes: int = 2**16) -> list[dict[str, Any]]:
     """
     with suppress(OSError), (folder / METRICS).open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - n_bytes))
-        return [row for row in map(_row, file.read().splitlines()) if row is not None]
+        return [row for row in map(parse_row, file.read().splitlines()) if row is not None]
     return []
 
 
@@ -155,6 +154,15 @@ def read_config(folder: Path) -> dict[str, Any]:
         contents = yaml.load(_config_text(folder), Loader=_LOADER)
         return contents if isinstance(contents, dict) else {}
     return {}
+
+
+def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The keys of a nested config as they are written on the command line, `optimizer.lr`, each with its value."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _config_text(folder: Path) -> str:
@@ -185,7 +193,7 @@ def _last_step(folder: Path, rows: list[dict[str, Any]]) -> int | None:
 
 def _best_loss(folder: Path, rows: list[dict[str, Any]]) -> float | None:
     """Of a run that has not written its result: what its best checkpoint knows, else the last evaluations."""
-    trained = _object(folder / "checkpoints" / "best" / "state.json").get("train")
+    trained = read_json_or_empty(folder / "checkpoints" / "best" / "state.json").get("train")
     if isinstance(trained, dict) and _number(trained.get("best_loss")) is not None:
         return _number(trained["best_loss"])
     losses = [_number(row.get("val/loss")) for row in rows]
@@ -200,19 +208,6 @@ def _written(file: Path) -> float:
     with suppress(OSError):
         return file.stat().st_mtime
     return -1.0
-
-
-def _object(file: Path) -> dict[str, Any]:
-    with suppress(OSError, CheckpointError):
-        return read_json(file)
-    return {}
-
-
-def _row(line: bytes) -> dict[str, Any] | None:
-    with suppress(ValueError, RecursionError):
-        row = json.loads(line)
-        return row if isinstance(row, dict) and _whole(row.get("step")) is not None else None
-    return None
 
 
 def _list(value: object) -> list[Any]:

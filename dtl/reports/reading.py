@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from dtl.durable import read_json
-from dtl.errors import CheckpointError
+from dtl.durable import read_json_or_empty
+from dtl.evaluation.config import FIGURES
 from dtl.records.provenance import RECORD
-from dtl.records.run_state import read_config, read_run_state
+from dtl.records.run_state import dotted, read_config, read_run_state
 from dtl.sweeps.records import TRACEBACK, TRIAL
 from dtl.terminal.safe_text import in_one_line, visible
 from dtl.tracking import METRICS, RESULT
@@ -21,7 +21,6 @@ from dtl.tracking import METRICS, RESULT
 MOST_POINTS = 400  # of a curve: more than a screen shows, and a run of a week stays small
 MOST_SAMPLES, MOST_CHARACTERS = 8, 1500
 MOST_TRACEBACK_BYTES = 4000
-EVALUATION = "evaluation.json"
 AXES = ("step", "tokens", "seconds")
 TRAINING, VALIDATION = "train/loss", "val/loss"
 SPEED, PEAK = "speed/tokens_per_second", "memory/peak_bytes"
@@ -75,7 +74,11 @@ class Run:
 
 def read_run(folder: Path) -> Run:
     """What lies in the folder of a run or of a sweep's trial."""
-    state, trial, record = read_run_state(folder), _object(folder / TRIAL), _object(folder / RECORD)
+    state, trial, record = (
+        read_run_state(folder),
+        read_json_or_empty(folder / TRIAL),
+        read_json_or_empty(folder / RECORD),
+    )
     known = str(trial.get("state") or "") if trial.get("state") in _BY_THE_LAUNCHER else state.state
     overrides = state.overrides or [in_one_line(str(word), 1000) for word in _list(trial.get("overrides"))]
     rows = list(_rows(folder / METRICS))
@@ -91,10 +94,10 @@ def read_run(folder: Path) -> Run:
         step=state.step,
         seed=state.seed,
         overrides=overrides,
-        config={key: in_one_line(_shown(value), 300) for key, value in _flat(read_config(folder))},
+        config={key: in_one_line(_shown(value), 300) for key, value in dotted(read_config(folder))},
         choices={str(group): in_one_line(str(name), 40) for group, name in _object_in(record, "choices").items()},
         commit=in_one_line(str(git.get("commit") or ""), 40) if isinstance(git, dict) else None,
-        data=str(_object(folder / EVALUATION).get("data_fingerprint") or "") or None,
+        data=str(read_json_or_empty(folder / FIGURES).get("data_fingerprint") or "") or None,
         confirms=trial.get("role") == "confirm",
         figures=_figures(folder, state.best_loss),
         training=training,
@@ -107,7 +110,7 @@ def read_run(folder: Path) -> Run:
 
 def _figures(folder: Path, best_loss: float | None) -> dict[str, float]:
     """The numbers of result.json by their keys."""
-    result = _object(folder / RESULT)
+    result = read_json_or_empty(folder / RESULT)
     found = {str(key): float(value) for key, value in result.items() if _is_number(value) and key != "step"}
     return {"value": best_loss, **found} if best_loss is not None else found
 
@@ -174,14 +177,6 @@ def _traceback(folder: Path, trial: Mapping[str, Any]) -> tuple[Path, str] | Non
     return None
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def _shown(value: object) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
@@ -190,12 +185,6 @@ def _shown(value: object) -> str:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _object(file: Path) -> dict[str, Any]:
-    with suppress(OSError, CheckpointError):
-        return read_json(file)
-    return {}
 
 
 def _object_in(record: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from dtl.checkpoints.store import SECONDS_OF_A_LOOK
+from dtl.checkpoints.store import LOCK, SECONDS_OF_A_LOOK
 from dtl.display import shown
 from dtl.errors import ConfigError
-from dtl.sweeps.records import LOCK
 
 
 @contextmanager

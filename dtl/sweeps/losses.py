@@ -1,10 +1,8 @@
 """The validation losses of a run while it writes them, from metrics.jsonl alone."""
 
-import json
 from pathlib import Path
-from typing import Any
 
-from dtl.tracking import METRICS
+from dtl.tracking import METRICS, parse_row
 
 
 class Losses:
@@ -35,17 +33,9 @@ class Losses:
         whole = data[: data.rfind(b"\n") + 1]  # the rest of the last line is still to come
         self._read += len(whole)
         found: list[tuple[int, float | None]] = []
-        for row in map(_row, whole.splitlines()):
-            if "val/loss" in row:
+        for row in map(parse_row, whole.splitlines()):
+            if row is not None and "val/loss" in row:
                 self._evaluations += 1
                 loss = row["val/loss"]
                 found.append((self._evaluations, float(loss) if isinstance(loss, int | float) else None))
         return found
-
-
-def _row(line: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return {}
-    return row if isinstance(row, dict) else {}

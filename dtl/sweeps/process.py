@@ -12,9 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from dtl.checkpoints.listing import newest_valid, step_folders
-from dtl.durable import discard_directory, read_json
+from dtl.checkpoints.store import HOLDER
+from dtl.durable import discard_directory, read_json, read_json_or_empty
 from dtl.errors import CheckpointError, ConfigError
-from dtl.records.run_state import HOLDER, is_held
+from dtl.records.run_state import is_held
 from dtl.sweeps.config import LauncherConfig
 from dtl.sweeps.records import ERROR, LOG, TRACEBACK, SweepFolder, Trial, TrialState, now
 from dtl.sweeps.trial import FOLDER, NUMBER, SECONDS_TO_END, SECONDS_TO_SAVE, SWEEP
@@ -159,10 +160,9 @@ class TrialProcess:
         return "failed", self._reason(code)
 
     def _reason(self, code: int) -> str:
-        with suppress(OSError, CheckpointError):
-            message = str(read_json(self._folder / ERROR).get("message", ""))
-            if first := message.strip().partition("\n")[0]:
-                return in_one_line(first, REASON_WIDTH)
+        message = str(read_json_or_empty(self._folder / ERROR).get("message", ""))
+        if first := message.strip().partition("\n")[0]:
+            return in_one_line(first, REASON_WIDTH)
         return f"exit code {code}, see {LOG}"
 
     def _best_loss(self) -> float | None:
@@ -170,9 +170,7 @@ class TrialProcess:
         return float(value) if isinstance(value, int | float) else None
 
     def _result(self) -> dict[str, object]:
-        with suppress(OSError, CheckpointError):
-            return read_json(self._folder / RESULT)
-        return {}
+        return read_json_or_empty(self._folder / RESULT)
 
 
 def end_orphan(folder: Path) -> None:

@@ -23,7 +23,6 @@ from dtl.errors import CheckpointError
 
 SWEEP, TRIAL = "sweep.json", "trial.json"
 LOG, ERROR, TRACEBACK = "trial.log", "error.json", "traceback.txt"
-LOCK = ".lock"
 
 TrialState = Literal[
     "waiting", "running", "finished", "stopped", "failed", "refused", "timed out", "hung", "pruned",

@@ -1,14 +1,13 @@
 """A checkpoint made ready to write. Imports torch."""
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from dtl.checkpoint import load_model, load_tokenizer
 from dtl.checkpoints.listing import is_checkpoint
 from dtl.data.tokenizer import Tokenizer
-from dtl.durable import read_json
-from dtl.errors import CheckpointError
+from dtl.durable import read_json_or_empty
+from dtl.evaluation.config import FIGURES
 from dtl.generation.conversation import continue_text
 from dtl.generation.layout import lay_out_for_decoding
 from dtl.records.run_state import read_config
@@ -50,9 +49,7 @@ def read_facts(folder: Path) -> CheckpointFacts:
     """See `CheckpointFacts`. Any Hugging Face folder has a name, and nothing else to say."""
     if not is_checkpoint(folder):
         return CheckpointFacts(folder, in_one_line(folder.resolve().name, 80))
-    config, state = read_config(folder), {}
-    with suppress(OSError, CheckpointError):
-        state = read_json(folder / "state.json")
+    config, state = read_config(folder), read_json_or_empty(folder / "state.json")
     step, train = state.get("step"), state.get("train")
     loss = train.get("best_loss") if isinstance(train, dict) else None
     return CheckpointFacts(
@@ -74,9 +71,7 @@ def _lower_case_questions(config: dict[str, Any]) -> bool:
 
 def _least_logprob(folder: Path) -> float | None:
     """The threshold that dtl.evaluate chose for this very checkpoint, where it has been asked."""
-    evaluation: dict[str, Any] = {}
-    with suppress(OSError, CheckpointError):
-        evaluation = read_json(folder.parent.parent / "evaluation.json")
+    evaluation = read_json_or_empty(folder.parent.parent / FIGURES)
     detection = evaluation.get("detection")
     threshold = detection.get("threshold") if isinstance(detection, dict) else None
     is_of_this = Path(str(evaluation.get("checkpoint"))).name == folder.name
