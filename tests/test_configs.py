@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
+from composing import composed
 
 import dtl.bench
 import dtl.chat
@@ -21,7 +19,7 @@ import dtl.prepare
 import dtl.report
 import dtl.runs
 import dtl.sweep
-from dtl.config import RunConfig, register, to_dict, to_yaml, typed
+from dtl.config import to_dict, to_yaml, typed
 from dtl.errors import ConfigError
 from dtl.model.presets import load_preset, preset_names
 from dtl.paths import conf_dir, experiments_dir
@@ -42,17 +40,6 @@ COMMANDS = (
 CHOICES = [(group, choice) for group, choices in COMMAND.groups().items() for choice in choices]
 # What a choice cannot do without.
 NEEDED = {("data", "text"): ["data.path=books/"]}
-
-
-def composed(*overrides: str) -> RunConfig:
-    """The run that a command line describes."""
-    register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose("train", overrides=list(overrides), return_hydra_config=True)
-    HydraConfig.instance().set_config(config)
-    with open_dict(config):
-        del config["hydra"]
-    return typed(config)
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=lambda name: name)

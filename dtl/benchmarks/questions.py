@@ -4,7 +4,6 @@
 same pairs with the same tokenizer, for as many seconds on as many threads. Some minutes each; the peer runs on the CPU.
 """
 
-import json
 import statistics
 import subprocess
 import sys
@@ -13,12 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dtl.benchmarks.config import SUITES
 from dtl.benchmarks.measuring import PERCENT, Goal, MissingPeerError, Row, peer, skipped
 from dtl.benchmarks.suite import Suite, Workplace
+from dtl.durable import read_json
 from dtl.errors import DTLError
+from dtl.records.run_state import read_config
+from dtl.tracking import RESULT, read_metrics
 
 TINY = ("model.dim=32", "model.n_heads=1", "trainer.total_steps=6", "trainer.eval_every_steps=3")
 GOALS = {"train": 0.97, "test": 0.70}
@@ -80,9 +80,8 @@ def _trained(run_dir: Path, seed: int, tiny: bool) -> _Scores:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise DTLError(f"{' '.join(arguments)}: the run failed.\n{done.stderr.strip()[-2000:]}")
-    result = json.loads((run_dir / "result.json").read_text(encoding="utf-8"))
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    seconds = max(row["seconds"] for row in rows if "seconds" in row)
+    result = read_json(run_dir / RESULT)
+    seconds = max(row["seconds"] for row in read_metrics(run_dir) if "seconds" in row)
     exact = {split: result[f"exact_match/{split}"] for split in GOALS}
     return _Scores(seconds, result["step"], exact, result["lookup/exact_match/test"])
 
@@ -94,7 +93,7 @@ def _peer_trained(transformers: Any, run_dir: Path, seconds: float, seed: int) -
     from dtl.data.prepare import prepare_data
     from dtl.runtime import seed_everything
 
-    config = typed(yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8")))
+    config = typed(read_config(run_dir))
     data = prepare_data(config.data, load_tokenizer(run_dir), config.seq_len, config.seed)
     seed_everything(seed)
     model = GPT2Peer(transformers, data, config.model.n_layers, config.model.dim, config.seq_len)

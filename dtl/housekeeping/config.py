@@ -6,7 +6,18 @@ from pathlib import Path
 from dtl.errors import ConfigError, did_you_mean
 
 OUTPUTS = "outputs"
-STATES = ("running", "finished", "stopped", "interrupted", "failed", "killed", "unfinished")
+STATES = (
+    "running",
+    "finished",
+    "stopped",
+    "interrupted",
+    "failed",
+    "killed",
+    "unfinished",
+    "pruned",
+    "timed out",
+    "hung",
+)
 SORTS = ("age", "size", "loss", "name")
 DELETIONS = ("checkpoints", "empty", "runs")
 

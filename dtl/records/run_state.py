@@ -21,12 +21,14 @@ from dtl.checkpoints.listing import step_folders
 from dtl.checkpoints.store import HOLDER, LOCK
 from dtl.durable import read_json_or_empty
 from dtl.records.provenance import CONFIG, RECORD, config_hash
-from dtl.sweeps.records import ERROR
+from dtl.sweeps.records import ERROR, TRIAL
 from dtl.terminal.safe_text import in_one_line, visible
 from dtl.tracking import METRICS, RESULT, parse_row
 
 RUN_FILES = (RECORD, METRICS, RESULT, "checkpoints", ".hydra")  # a folder with one of these is a run's
 MOST_CONFIG_BYTES = 2**20
+# What a sweep knows of its trials better than their own files do: that it ended them, and why.
+ENDED_BY_A_SWEEP = ("waiting", "failed", "refused", "timed out", "hung", "pruned")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where PyYAML was built so: ten times as fast
 
 
@@ -37,7 +39,7 @@ class RunState:
     folder: Path
     name: str
     # running | finished | stopped (paused by stop_after_steps) | interrupted | failed | killed | unfinished (its files
-    # do not say), or what else result.json has
+    # do not say), of a sweep's trial also ENDED_BY_A_SWEEP, or what else result.json has
     state: str
     step: int | None = None  # the last optimizer step that was recorded
     last_step: int | None = None  # where the run ends
@@ -99,7 +101,9 @@ def _holder(folder: Path) -> dict[str, Any]:
 
 def _outcome(folder: Path) -> tuple[str, dict[str, Any]]:
     """The state that the last session ended in, and what it wrote of that."""
-    result, error = read_json_or_empty(folder / RESULT), read_json_or_empty(folder / ERROR)
+    result, error, trial = (read_json_or_empty(folder / name) for name in (RESULT, ERROR, TRIAL))
+    if trial.get("state") in ENDED_BY_A_SWEEP:
+        return str(trial["state"]), {**result, "error": trial.get("reason") or result.get("error")}
     if error and not result:
         return "failed", {"error": error.get("message")}
     state = in_one_line(str(result.get("state") or "unfinished"), 20)

@@ -24,8 +24,6 @@ MOST_TRACEBACK_BYTES = 4000
 AXES = ("step", "tokens", "seconds")
 TRAINING, VALIDATION = "train/loss", "val/loss"
 SPEED, PEAK = "speed/tokens_per_second", "memory/peak_bytes"
-# What the launcher of a sweep knows better than the run's own files: why it ended it.
-_BY_THE_LAUNCHER = ("waiting", "failed", "refused", "timed out", "hung", "pruned")
 
 
 @dataclass(frozen=True)
@@ -74,12 +72,7 @@ class Run:
 
 def read_run(folder: Path) -> Run:
     """What lies in the folder of a run or of a sweep's trial."""
-    state, trial, record = (
-        read_run_state(folder),
-        read_json_or_empty(folder / TRIAL),
-        read_json_or_empty(folder / RECORD),
-    )
-    known = str(trial.get("state") or "") if trial.get("state") in _BY_THE_LAUNCHER else state.state
+    state, trial, record = read_run_state(folder), *map(read_json_or_empty, (folder / TRIAL, folder / RECORD))
     overrides = state.overrides or [in_one_line(str(word), 1000) for word in _list(trial.get("overrides"))]
     rows = list(_rows(folder / METRICS))
     training, validation = _curves(rows)
@@ -88,7 +81,7 @@ def read_run(folder: Path) -> Run:
     return Run(
         folder=folder,
         name=state.name,
-        state=in_one_line(known, 20),
+        state=state.state,
         reason=in_one_line(str(trial.get("reason") or state.reason), 600),
         traceback=_traceback(folder, trial),
         step=state.step,

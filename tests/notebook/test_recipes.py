@@ -1,40 +1,19 @@
 """What the recipes promise: variants differ in what their question is about, and in nothing else."""
 
 import re
-from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
+from composing import composed
 
-from dtl.config import RunConfig, register, to_dict, typed
-from dtl.paths import conf_dir, experiments_dir
-
-
-def composed(*overrides: str) -> RunConfig:
-    """The run that a command line describes."""
-    register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose("train", overrides=list(overrides), return_hydra_config=True)
-    HydraConfig.instance().set_config(config)
-    with open_dict(config):
-        del config["hydra"]
-    return typed(config)
+from dtl.config import RunConfig, to_dict
+from dtl.paths import experiments_dir
+from dtl.records.run_state import dotted
 
 
 def differences(first: RunConfig, second: RunConfig) -> set[str]:
     """Dotted keys in which two runs differ."""
-
-    def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in values.items():
-            found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        return found
-
-    one, other = flat(to_dict(first)), flat(to_dict(second))
+    one, other = (dict(dotted(to_dict(run))) for run in (first, second))
     return {key for key in one | other if one.get(key) != other.get(key)}
 
 

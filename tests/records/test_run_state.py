@@ -54,6 +54,21 @@ def kill_at_work(run_dir: Path) -> None:
     assert subprocess.run([sys.executable, "-c", program, str(run_dir)], check=False).returncode == 9
 
 
+@pytest.mark.parametrize("ended", ["pruned", "timed out", "hung"])
+def test_a_trial_that_its_sweep_ended_says_so(run_dir, ended):
+    """To its own files a signal ended it, as Ctrl-C does."""
+    write_result(run_dir, "interrupted", 0.5, 23, "abc")
+    (run_dir / "trial.json").write_text(json.dumps({"state": ended, "reason": "by median"}))
+    state = read_run_state(run_dir)
+    assert (state.state, state.reason, state.best_loss, state.step) == (ended, "by median", 0.5, 23)
+
+
+def test_a_trial_at_work_again_is_running_whatever_ended_it_before(run_dir):
+    (run_dir / "trial.json").write_text(json.dumps({"state": "timed out", "reason": "took longer"}))
+    with lock_run(run_dir):
+        assert read_run_state(run_dir).state == "running"
+
+
 def test_all_that_is_known_of_a_run(run_dir):
     write_result(run_dir, "finished", 0.5, 23, "abc")
     assert read_run_state(run_dir) == RunState(
