@@ -18,7 +18,7 @@ COMMAND = Command(
     "bench",
     BenchConfig,
     page="""\
-python -m dtl.bench suite=data|generation|questions|search [rows=[...]] [out=FILE] [key=value ...]
+python -m dtl.bench suite=data|generation|questions|search|startup [rows=[...]] [out=FILE] [key=value ...]
 
 Measures DTL beside its peers, in this process or in processes alike, on the same input, taking turns: what slows the
 machine slows both. A ratio is the median of the rounds, with the smallest and the largest below it. A peer that is
@@ -42,6 +42,8 @@ suite=questions: qa_full (unseen wordings answered after five minutes of trainin
 the same time; a round is a seed, twelve minutes each on two cores).
 
 suite=search: asha (what pruning saves of a search's steps, and what it costs in loss; a round is a seed).
+
+suite=startup: first_step (from the start of a process to its first step, and what that time consists of).
 """,
     free_text=("wiki", "dump", "out"),
 )

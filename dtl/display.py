@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 GONE = (errno.EPIPE, errno.EIO)  # nobody reads the pipe any more; the terminal was closed
+WIDTH_OF_A_FILE = 160  # columns of a table where there is no terminal to ask
 
 
 def in_units(count: float) -> str:
@@ -39,6 +40,11 @@ def in_time(seconds: float) -> str:
 def shown(folder: Path) -> str:
     """A folder as a person types it from here."""
     return os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
+
+
+def table_console(soft_wrap: bool = False) -> Console:
+    """Standard output for tables: as wide as the terminal, in a file or a pipe as wide as tables want to be."""
+    return Console(highlight=False, soft_wrap=soft_wrap, width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE)
 
 
 class Display:

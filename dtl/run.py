@@ -21,9 +21,10 @@ from dtl.errors import ConfigError, DTLError, InterruptedRun, TrainingError
 from dtl.evaluation.report import Report
 from dtl.records.provenance import RECORD, add_session, config_hash, update_run_record, write_run_record
 from dtl.records.redaction import redact
-from dtl.runtime import StopSignals, deterministic_algorithms, is_out_of_memory
+from dtl.runtime import deterministic_algorithms, is_out_of_memory
 from dtl.screens import seen_of_sources, show_end, show_start
 from dtl.session import Session
+from dtl.stop_signals import StopSignals
 from dtl.tracking import State, Tracker, open_tracker, write_result
 from dtl.training.trainer import NonFiniteError
 

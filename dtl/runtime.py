@@ -1,4 +1,4 @@
-"""What differs from machine to machine: device, precision, random states, memory, signals, fingerprint."""
+"""What differs from machine to machine: device, precision, random states, memory, fingerprint."""
 
 import base64
 import contextlib
@@ -6,9 +6,7 @@ import os
 import platform
 import random
 import shutil
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -191,37 +189,3 @@ def fingerprint_difference(before: dict[str, Any], now: dict[str, Any]) -> list[
     """Lines such as `threads: 4 then, 2 now`; empty when resume is exact as far as the machine goes."""
     keys = sorted(before.keys() | now.keys())
     return [f"{key}: {before.get(key)} then, {now.get(key)} now" for key in keys if before.get(key) != now.get(key)]
-
-
-# --- signals --------------------------------------------------------------------------------------------------------
-
-
-class StopSignals:
-    """SIGINT or SIGTERM once sets `received`, which the loop reads between steps; twice stops at once.
-
-    Handlers only set a flag: an exception raised inside a save surfaces as whatever the library makes of it.
-    Outside the main thread Python allows no handlers, and none are set.
-    """
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            # None: a handler that was not set by Python, and that Python cannot set again.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-    def _handle(self, number: int, _frame: object) -> None:
-        if self.received is not None:
-            raise KeyboardInterrupt
-        self.received = number
-        # Not print: a signal in the middle of a print would enter the stream twice, which Python refuses.
-        with contextlib.suppress(OSError):
-            os.write(2, b"\nStopping after this step and saving; once more to stop at once.\n")

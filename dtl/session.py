@@ -17,7 +17,8 @@ from dtl.errors import InterruptedRun
 from dtl.evaluation.of_run import evaluate_best
 from dtl.evaluation.report import Report
 from dtl.generation.conversation import continuations
-from dtl.runtime import StopSignals, autocast, peak_memory_bytes, random_state
+from dtl.runtime import autocast, peak_memory_bytes, random_state
+from dtl.stop_signals import StopSignals
 from dtl.tracking import State, Tracker, read_metrics
 from dtl.training.evaluate import evaluate
 from dtl.training.optimizer import optimizer_tensors

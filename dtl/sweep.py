@@ -1,17 +1,16 @@
 """The command `python -m dtl.sweep`: how the trials of a sweep stand. It reads files alone, so it works from another
 terminal, while the sweep runs and after a crash."""
 
-import sys
 import time
 from pathlib import Path
 
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.live import Live
 
 from dtl.commandline.command import Command
 from dtl.commandline.door import run_command
 from dtl.config import typed_as
+from dtl.display import table_console
 from dtl.sweeps.config import StatusConfig
 from dtl.sweeps.status import find_sweep, status_of
 
@@ -41,7 +40,7 @@ def show(composed: DictConfig) -> None:
     """Print the table, once or until the sweep has ended."""
     settings = typed_as(StatusConfig, composed)
     sweep = find_sweep(settings.status, OUTPUTS)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console = table_console()
     watch = console.is_terminal if settings.watch is None else settings.watch
     status = status_of(sweep)
     if not watch or not status.is_running:

@@ -11,13 +11,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dtl.checkpoints.find import find_checkpoint
-from dtl.checkpoints.listing import newest_valid
+from dtl.checkpoints.listing import newest_valid, step_folders
 from dtl.checkpoints.store import LOCK
 from dtl.commandline.command import Command
-from dtl.commandline.door import JobFailedError, override_key, run_command, show_error
+from dtl.commandline.door import MULTIRUN_FLAGS, JobFailedError, override_key, quoted, run_command, show_error, unquoted
+from dtl.commandline.undo import take_back
 from dtl.config import RunConfig, typed
 from dtl.data.sources import pinned
+from dtl.durable import read_json_or_empty
 from dtl.errors import ConfigError, InterruptedRun
+from dtl.records.provenance import RECORD
 from dtl.sweeps.trial import as_trial, trial_of
 from dtl.sweeps.unfinished import sweep_to_continue
 from dtl.tracking import refuse_secrets
@@ -79,13 +82,13 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
     """A run or a sweep that goes on keeps its folder: point Hydra there before it makes a new one."""
     refuse_secrets(arguments)
     spec = next((value for key, _, value in map(_parted, arguments) if key == "resume" and value != "null"), None)
-    is_multirun = bool({"-m", "--multirun"} & set(arguments))
+    is_multirun = any(argument in MULTIRUN_FLAGS for argument in arguments)
     if spec is None:
         unfinished = sweep_to_continue(arguments, OUTPUTS) if is_multirun else None
-        return arguments if unfinished is None else [*arguments, f"hydra.sweep.dir='{unfinished}'"]
+        return arguments if unfinished is None else [*arguments, f"hydra.sweep.dir={quoted(str(unfinished))}"]
     if is_multirun:
         raise ConfigError(f"resume={spec}: goes on with one run; leave out -m.")
-    return [*arguments, f"hydra.run.dir='{_run_folder(spec)}'", "hydra.output_subdir=null"]
+    return [*arguments, f"hydra.run.dir={quoted(str(_run_folder(spec)))}", "hydra.output_subdir=null"]
 
 
 def _run_folder(spec: str) -> Path:
@@ -105,7 +108,7 @@ def _run_folder(spec: str) -> Path:
 
 def _parted(argument: str) -> tuple[str, str, str]:
     key, equals, value = argument.partition("=")
-    return override_key(key), equals, value.strip("'\"")
+    return override_key(key), equals, unquoted(value)
 
 
 def job(composed: DictConfig) -> float:
@@ -125,7 +128,7 @@ def job(composed: DictConfig) -> float:
         raise SystemExit(show_error(stop, overrides, COMMAND)) from None
     except Exception as error:
         code = show_error(error, overrides, COMMAND)
-        _leave_nothing(Path(hydra.runtime.output_dir))
+        take_back(Path(hydra.runtime.output_dir), (".hydra", LOCK))  # a run that never began leaves nothing
         if is_multirun:
             raise JobFailedError(f"job {hydra.job.num} ({' '.join(overrides)}) failed") from None
         raise SystemExit(code) from None
@@ -133,8 +136,9 @@ def job(composed: DictConfig) -> float:
 
 def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tuple[RunConfig, Origin]":
     """The typed config, and where the run comes from."""
-    resuming = composed.get("resume") is not None
-    config = _resumed_config(composed, run_dir, overrides) if resuming else typed(composed)
+    again = _begun_before(run_dir, overrides)
+    resuming = again or composed.get("resume") is not None
+    config = _resumed_config(composed, run_dir, [] if again else overrides) if resuming else typed(composed)
     init_from = _find_init(config, overrides)
     # A missing file, or no network: said before torch is imported.
     config = replace(config, data=pinned(config.data, config.seed))
@@ -151,6 +155,14 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
         newest, origin.damage = newest_valid(run_dir)
         origin.resume_from = newest.path
     return config, origin
+
+
+def _begun_before(run_dir: Path, overrides: list[str]) -> bool:
+    """Whether a job of a multirun finds its own checkpoints in its folder: SLURM has put it into the queue again, or
+    its sweep is started again in the same folder. (What runs with hydra/launcher=dtl_process is told to resume.)"""
+    if HydraConfig.get().mode != RunMode.MULTIRUN or not step_folders(run_dir):
+        return False
+    return read_json_or_empty(run_dir / RECORD).get("overrides") == overrides
 
 
 def _resumed_config(composed: DictConfig, run_dir: Path, overrides: list[str]) -> RunConfig:
@@ -195,22 +207,6 @@ def _find_init(config: RunConfig, overrides: list[str]) -> Path | None:
                 "(model.dropout, model.token_dropout and model.attention may be given)."
             )
     return find_checkpoint(config.init, OUTPUTS)
-
-
-def _leave_nothing(run_dir: Path) -> None:
-    """Hydra made the folder before anybody had looked at the config; a run that never began takes it away again."""
-    hydra_files, lock = run_dir / ".hydra", run_dir / LOCK
-    if not {path.name for path in run_dir.iterdir()} <= {hydra_files.name, lock.name}:
-        return
-    for path in [*hydra_files.glob("*"), hydra_files, lock, run_dir]:
-        if path.is_file():
-            path.unlink()
-        elif path.is_dir():
-            path.rmdir()
-    for parent in run_dir.parents:
-        if parent.name == OUTPUTS.name or any(parent.iterdir()):
-            break
-        parent.rmdir()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ SUITES: Registry = Registry(
         "generation": "dtl.benchmarks.generation",
         "questions": "dtl.benchmarks.questions",
         "search": "dtl.benchmarks.search",
+        "startup": "dtl.benchmarks.startup",
     },
 )
 
@@ -45,7 +46,7 @@ class GenerationSuiteConfig:
 class BenchConfig:
     """Everything that `python -m dtl.bench` can be told."""
 
-    suite: str = "data"  # registered name: data | generation | questions | search | your own
+    suite: str = "data"  # registered name: data | generation | questions | search | startup | your own
     rows: list[str] = field(default_factory=list)  # names of measurements: [waste, loader]; [] = all but the long ones
     full: bool = False  # the long measurements too, some minutes each
     tiny: bool = False  # little input, small models: seconds, to see that it runs; says nothing of speed

@@ -14,8 +14,12 @@ from typing import Any, get_args, get_type_hints
 import yaml
 
 from dtl.paths import conf_dir, experiments_dir
+from dtl.sweeps.config import LauncherConfig
+from dtl.sweeps.search_config import SearchConfig
 
 ENTRY = "<name>"  # stands for the name of an entry of a mapping, in a key
+# What a command with -m takes beside its own settings: by the choice in a group of Hydra's, the keys of that group.
+OF_SWEEPS = {"hydra/launcher=dtl_process": LauncherConfig, "hydra/sweeper=dtl_optuna": SearchConfig}
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,12 @@ class Command:
         """Every setting, in the order of the dataclasses."""
         return tuple(_walk(self.schema, ""))
 
+    @cached_property
+    def of_sweeps(self) -> dict[str, tuple[Key, ...]]:
+        """Settings of sweeps, each with the choice that it belongs to; none for a command that runs once."""
+        parts = OF_SWEEPS.items() if self.multirun else ()
+        return {choice: tuple(_walk(schema, f"{section_of(choice)}.")) for choice, schema in parts}
+
     def groups(self) -> dict[str, list[str]]:
         """Config groups and the names of their files, as they lie under conf/ and experiments/."""
         defaults = yaml.safe_load((conf_dir() / f"{self.name}.yaml").read_text(encoding="utf-8"))["defaults"]
@@ -72,9 +82,22 @@ class Command:
             if owner != section:
                 section = owner
                 lines.append(f"\n  {section or self.name}")
-            lines.append(f"    {key.name}={key.default}  ({key.type})")
-            lines.append(f"        {key.meaning}")
+            lines += _explained(key)
+        if self.of_sweeps:
+            lines += ["", "Sweeps: what -m takes beside the keys above"]
+        for choice, keys in self.of_sweeps.items():
+            lines.append(f"\n  {inspect.getdoc(OF_SWEEPS[choice])}")
+            lines += [line for key in keys for line in _explained(key)]
         return "\n".join([*lines, "", self.footer])
+
+
+def section_of(choice: str) -> str:
+    """`hydra.launcher` for `hydra/launcher=dtl_process`."""
+    return choice.partition("=")[0].replace("/", ".")
+
+
+def _explained(key: Key) -> list[str]:
+    return [f"    {key.name}={key.default}  ({key.type})", f"        {key.meaning}"]
 
 
 def _choices(group: str, names: list[str]) -> str:
@@ -88,6 +111,8 @@ def _walk(owner: type, prefix: str) -> Iterator[Key]:
     meanings = _comments(owner)
     hints = get_type_hints(owner)
     for item in fields(owner):
+        if item.name.startswith("_"):  # Hydra's own: the class of a plugin
+            continue
         name = f"{prefix}{item.name}"
         hint = hints[item.name]
         if is_dataclass(hint):

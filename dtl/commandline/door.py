@@ -13,13 +13,15 @@ from collections.abc import Callable
 import hydra
 from omegaconf import DictConfig
 
-from dtl.commandline.command import Command
+from dtl.commandline.command import Command, section_of
 from dtl.commandline.explain import explained
 from dtl.config import register
 from dtl.display import quiet_when_gone
 from dtl.errors import ConfigError, DTLError
 from dtl.paths import conf_dir
 from dtl.sweeps.trial import note_error
+
+MULTIRUN_FLAGS = ("-m", "--multirun")
 
 
 class JobFailedError(Exception):
@@ -36,7 +38,8 @@ def run_command(
     `prepare_arguments` may change the command line before Hydra sees it. Exits with 0, with an error's own
     `exit_code` after printing its message, or with 1 after a traceback.
     """
-    arguments = sys.argv[1:]
+    # Hydra takes no -m between overrides.
+    arguments = sorted(sys.argv[1:], key=lambda argument: argument not in MULTIRUN_FLAGS)
     if any(argument in ("-h", "--help") for argument in arguments):
         with quiet_when_gone():  # `--help | head`
             print(command.help())
@@ -49,6 +52,7 @@ def run_command(
     )
     try:
         _refuse_multirun(arguments, command)
+        _refuse_sections(arguments, command)
         sys.argv[1:] = [_as_hydra_reads_it(argument, command) for argument in prepare_arguments(arguments)]
         start()
     except KeyboardInterrupt:
@@ -105,27 +109,45 @@ def override_key(text: str) -> str:
 
 
 def _refuse_multirun(arguments: list[str], command: Command) -> None:
-    asked = next((argument for argument in arguments if argument in ("-m", "--multirun")), None)
+    asked = next((argument for argument in arguments if argument in MULTIRUN_FLAGS), None)
     if asked and not command.multirun:
         raise ConfigError(f"{asked}: dtl.{command.name} runs once; only dtl.train runs a grid.")
+
+
+def _refuse_sections(arguments: list[str], command: Command) -> None:
+    """Hydra would put the value in the place of the launcher, and fail later."""
+    for choice in command.of_sweeps:
+        given = next((argument for argument in arguments if argument.startswith(f"{section_of(choice)}=")), None)
+        if given:
+            raise ConfigError(f"{given}: this is a config group. It is chosen with a slash, for example {choice}.")
 
 
 def _as_hydra_reads_it(argument: str, command: Command) -> str:
     key, equals, value = argument.partition("=")
     if equals and override_key(key) in command.free_text:
-        return f"{key}={_quoted(value)}"
+        return argument if _is_quoted(value) or value == "null" else f"{key}={quoted(value)}"
     mappings = [known.name for known in command.settings if known.type == "mapping"]
     # Hydra's mark for a new key: the entries of a mapping have names of a person's own.
     is_entry = any(key == mapping or key.startswith(f"{mapping}.") for mapping in mappings)
     return f"++{argument}" if is_entry else argument
 
 
-def _quoted(value: str) -> str:
-    """A text as a person typed it, for Hydra's parser: what is quoted already, or null, stays."""
-    if value == "null" or (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
-        return value
+def quoted(text: str) -> str:
+    """A text as a value of an override, which Hydra and OmegaConf read as that text, whatever is in it."""
     # OmegaConf would look up ${...}; Hydra takes a backslash as such unless a quote follows.
-    escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
     escaped = re.sub(r"(\\*)'", r"\1\1\'", escaped)
-    escaped = re.sub(r"(\\+)$", r"\1\1", escaped)
+    escaped = re.sub(r"(\\+)\Z", r"\1\1", escaped)
     return f"'{escaped}'"
+
+
+def unquoted(value: str) -> str:
+    """The text that `quoted` was given; a value without quotes is its own text."""
+    if not _is_quoted(value):
+        return value
+    escapes = re.compile(rf"\\+(?={value[0]}|\$\{{|\Z)")
+    return escapes.sub(lambda found: found[0][: len(found[0]) // 2], value[1:-1])
+
+
+def _is_quoted(value: str) -> bool:
+    return len(value) > 1 and value[0] == value[-1] and value[0] in "'\""

@@ -4,7 +4,7 @@ import re
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import MISSING as MISSING_VALUE
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException, ValidationError
 from yaml import MarkedYAMLError
 
 from dtl.commandline.command import ENTRY, Command
@@ -70,6 +70,11 @@ def _wrong_key_or_type(
             f"{given}: the architecture is a config group. Write model/arch=modern or model/arch=classic."
         )
     known = {_named_like(key.name, full_key): key for key in command.settings}
+    for choice, keys in command.of_sweeps.items():
+        if _may_be_chosen(choice, arguments):
+            known |= {key.name: key for key in keys}
+        if full_key in (key.name for key in keys) and not isinstance(cause, ValidationError):
+            return ConfigError(f"{given}: is for {choice} alone, which is not chosen. Add that, or leave it out.")
     if full_key in known:
         key = known[full_key]
         default = "It has no default." if key.default == MISSING_VALUE else f"Default: {full_key}={key.default}"
@@ -77,11 +82,20 @@ def _wrong_key_or_type(
     inside = [name for name in known if name.startswith(full_key + ".")]
     if inside:
         return ConfigError(f"{given}: {full_key} is a section. Its keys: {', '.join(inside)}.")
+    if isinstance(cause, ValidationError):  # a key of Hydra's own
+        return ConfigError(f"{given}: {str(cause).splitlines()[0]}.")
     asked = full_key if in_file else given.partition("=")[0].lstrip("+~")
     section = asked.rpartition(".")[0]
     siblings = [name for name in known if name.rpartition(".")[0] == section]
     listed = f" Keys here: {', '.join(siblings)}." if siblings else " --help lists them all."
     return ConfigError(f"{given}: there is no such key.{did_you_mean(asked, [*known, *command.groups()])}{listed}")
+
+
+def _may_be_chosen(choice: str, arguments: list[str]) -> bool:
+    """Whether the command line chooses nothing else in the group of `choice`."""
+    group = choice.partition("=")[0]
+    chosen = [argument for argument in arguments if argument.partition("=")[0] == group]
+    return not chosen or choice in chosen
 
 
 def _named_like(key: str, other: str) -> str:

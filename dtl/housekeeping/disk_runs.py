@@ -16,12 +16,11 @@ from dtl.errors import ConfigError
 from dtl.housekeeping.config import RunsConfig
 from dtl.records.provenance import RECORD
 from dtl.records.run_state import RunState, find_runs, is_held, read_run_state
-from dtl.sweeps.records import SWEEP
+from dtl.sweeps.records import is_sweep
 from dtl.tracking import METRICS, RESULT
 
 DAY = 86_400.0  # seconds
 STARTING = 600.0  # seconds that a run may take from its folder to its lock, on a slow disk
-SWEEP_FILES = (SWEEP, "multirun.yaml")  # ours, Hydra's: a folder with one of these holds the trials of a sweep
 
 
 @dataclass(frozen=True)
@@ -86,11 +85,6 @@ def at_work(runs: list[DiskRun], outputs: Path) -> set[Path]:
 def may_start(run: DiskRun) -> bool:
     """Whether a process may be about to lock this folder: Hydra makes it some seconds before."""
     return run.state.state == "unfinished" and run.age < STARTING
-
-
-def is_sweep(folder: Path) -> bool:
-    """Whether a folder holds the trials of a sweep."""
-    return any((folder / name).exists() for name in SWEEP_FILES)
 
 
 def sweeps_above(run_dir: Path, outputs: Path) -> list[Path]:

@@ -10,8 +10,9 @@ from rich.text import Text
 
 from dtl.display import Display
 from dtl.housekeeping.config import DELETIONS, OUTPUTS, RunsConfig
-from dtl.housekeeping.disk_runs import DiskRun, is_sweep
+from dtl.housekeeping.disk_runs import DiskRun
 from dtl.housekeeping.removal import Removal
+from dtl.sweeps.records import is_sweep
 from dtl.terminal.safe_text import in_one_line
 
 HEADERS = ("folder", "name", "state", "step", "best loss", "size", "age")

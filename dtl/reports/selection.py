@@ -9,9 +9,7 @@ from pathlib import Path
 
 from dtl.errors import ConfigError, DataError
 from dtl.records.run_state import RUN_FILES, find_runs
-from dtl.sweeps.records import SWEEP, TRIAL
-
-_OF_A_SWEEP = (SWEEP, "multirun.yaml")
+from dtl.sweeps.records import TRIAL, is_sweep
 
 
 @dataclass(frozen=True)
@@ -46,11 +44,6 @@ def select(wanted: Sequence[str], outputs: Path) -> Selection:
 def is_run(folder: Path) -> bool:
     """Whether the folder is of one run, or of a trial that never became one."""
     return any((folder / name).exists() for name in (TRIAL, *RUN_FILES))
-
-
-def is_sweep(folder: Path) -> bool:
-    """Whether the folder holds the trials of a sweep."""
-    return any((folder / name).is_file() for name in _OF_A_SWEEP)
 
 
 def runs_in(folder: Path) -> list[Path]:

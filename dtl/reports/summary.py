@@ -4,24 +4,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dtl.display import Display, shown
+from dtl.display import Display, shown, table_console
 from dtl.reports.canvas import Skipped
 from dtl.reports.findings import unfinished
 from dtl.reports.page import Report, configuration_row, facts, place
 
 MOST_ROWS, MOST_SENTENCES, MOST_FAILURES = 20, 6, 12
-WIDTH_OF_A_FILE = 140
 
 
 def wide_display() -> Display:
     """A display whose tables fit where there is no terminal to ask for its width."""
-    if sys.stdout.isatty():
-        return Display()
-    return Display(Console(highlight=False, soft_wrap=True, width=WIDTH_OF_A_FILE))
+    return Display(table_console(soft_wrap=not sys.stdout.isatty()))
 
 
 def show(report: Report, display: Display) -> None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable
 
-from dtl.sweeps.records import Trial
+from dtl.sweeps.records import WELL, Trial
 
 
 class Budget:
@@ -23,7 +23,7 @@ class Budget:
 
     def learn(self, trial: Trial) -> None:
         """A trial has ended: one that went through says how long a trial takes."""
-        if trial.state in ("finished", "stopped"):
+        if trial.state in WELL:
             self._slowest = max(self._slowest, trial.seconds() or 0.0)
 
     @property

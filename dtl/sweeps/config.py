@@ -20,7 +20,7 @@ class SweepConfig:
 
 @dataclass
 class LauncherConfig:
-    """hydra/launcher=dtl_process: each trial in a process of its own, which gives its memory back when it ends."""
+    """hydra/launcher=dtl_process, the default: each trial in a process of its own, so that it frees its memory."""
 
     _target_: str = "hydra_plugins.dtl.process_launcher.ProcessLauncher"
     n_jobs: int = 1  # trials at a time

@@ -1,6 +1,7 @@
 """`python -m dtl.train -m` with lists of values: which trials there are, which of them are left to run."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import HydraContext
@@ -12,6 +13,7 @@ from dtl.config import to_yaml, typed
 from dtl.records.provenance import config_hash
 from dtl.sweeps.process import REASON_WIDTH
 from dtl.sweeps.records import SweepFolder, Trial
+from dtl.sweeps.table import varied
 from dtl.terminal.safe_text import in_one_line
 
 # Overrides of Hydra's that are the sweep's own affair.
@@ -49,30 +51,71 @@ def for_a_trial(overrides: Sequence[str]) -> list[str]:
     return [one for one in overrides if not one.lstrip("+~").startswith(("sweep.", *_OF_THE_SWEEP))]
 
 
-def lay_out(sweep: SweepFolder, wanted: Sequence[Sequence[str]], composer: Composer) -> list[Trial]:
-    """The trials of `wanted` overrides, in order, each with the record that it has in the sweep's folder already.
+@dataclass(frozen=True)
+class Combination:
+    """One combination of a grid's values, composed."""
 
-    A configuration has one trial, however often and under whatever number it is asked for. What cannot be composed
-    is refused, with its reason; the others stay.
-    """
-    known = {trial.hash: trial for trial in sweep.trials()}
-    number = max((trial.number for trial in known.values()), default=-1) + 1
-    chosen: dict[str, Trial] = {}
+    overrides: list[str]
+    hash: str  # of its whole configuration; of its words where it is refused
+    refused: str = ""  # why it cannot be composed, in one line
+
+
+def combined(wanted: Sequence[Sequence[str]], composer: Composer) -> list[Combination]:
+    """The `wanted` overrides, in order, each with what it means. Writes nothing."""
+    found = []
     for given in wanted:
         overrides = for_a_trial(given)
-        reason = ""
         try:
-            key = composer.hash_of(overrides)
+            found.append(Combination(overrides, composer.hash_of(overrides)))
         except Exception as error:
-            key, reason = config_hash("\n".join(overrides)), composer.explain(error, overrides)
-        if key in chosen:
-            continue
-        trial = known.get(key)
+            words = config_hash("\n".join(sorted(overrides)))
+            found.append(Combination(overrides, words, composer.explain(error, overrides)))
+    return found
+
+
+def lay_out(sweep: SweepFolder, combinations: Sequence[Combination]) -> list[Trial]:
+    """The trials of the combinations, in order, each with the record that it has in the sweep's folder already.
+
+    A configuration has one trial, however often and under whatever number it is asked for. What cannot be composed
+    is refused, with its reason; the others stay. One that was refused in an earlier session is run in its old place,
+    now that it can be composed.
+    """
+    trials = sweep.trials()
+    known = {trial.hash: trial for trial in trials}
+    refused = {tuple(sorted(trial.overrides)): trial for trial in trials if trial.state == "refused"}
+    number = max((trial.number for trial in trials), default=-1) + 1
+    chosen: dict[str, Trial] = {}
+    for one in combinations:
+        before = refused.pop(tuple(sorted(one.overrides)), None)
+        trial = chosen.get(one.hash) or known.get(one.hash) or before
         if trial is None:
-            trial = Trial(number, overrides, key)
+            trial = Trial(number, one.overrides, one.hash)
             number += 1
-        if reason:
-            trial.state, trial.reason = "refused", reason
+        elif before is not None and before is not trial:
+            sweep.remove(before)  # it means the same as another one
+        trial.hash = one.hash
+        if one.refused:
+            trial.state, trial.reason = "refused", one.refused
+        elif trial.state == "refused":
+            trial.state, trial.reason = "waiting", ""
         sweep.keep(trial)
-        chosen[key] = trial
+        chosen[one.hash] = trial
     return list(chosen.values())
+
+
+def repeated(combinations: Sequence[Combination]) -> str:
+    """A line about combinations that mean the same as an earlier one; empty where there is none."""
+    first: dict[str, Combination] = {}
+    again = [one for one in combinations if first.setdefault(one.hash, one) is not one]
+    if not again:
+        return ""
+    one, other = again[0], first[again[0].hash]
+    own, others = varied([one.overrides, other.overrides])
+    of_grid = varied([each.overrides for each in combinations])[combinations.index(one)]
+    twice = f"{' '.join(of_grid or one.overrides)}, given twice"
+    example = f"{' '.join(own)} as {' '.join(others)}" if own else twice
+    are = "is" if len(again) == 1 else "are"
+    return (
+        f"{len(again)} of {len(combinations)} combinations {are} the same configuration as another: run once "
+        f"({in_one_line(example, REASON_WIDTH)})"
+    )

@@ -7,14 +7,17 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
+from dtl.checkpoints.store import LOCK
 from dtl.commandline.command import Command
 from dtl.commandline.door import JobFailedError
+from dtl.commandline.undo import take_back
 from dtl.errors import InterruptedRun
 from dtl.sweeps.config import LauncherConfig
-from dtl.sweeps.grid import Composer, for_a_trial, lay_out
+from dtl.sweeps.grid import Composer, combined, for_a_trial, lay_out, repeated
 from dtl.sweeps.holding import held
-from dtl.sweeps.pool import GridSource, run_trials
-from dtl.sweeps.records import FAILED, SweepFolder, SweepRecord, Trial, now
+from dtl.sweeps.pool import ListSource, run_trials
+from dtl.sweeps.records import MULTIRUN, SWEEP, SweepFolder, SweepRecord, Trial, now
+from dtl.sweeps.refusal import NoTrialError
 from dtl.sweeps.screen import SweepScreen
 from dtl.sweeps.unfinished import as_typed
 
@@ -29,11 +32,15 @@ def launch_grid(
     """Run what is left of a grid; one JobReturn for each trial.
 
     Raises InterruptedRun after Ctrl-C, JobFailedError at the end when trials failed, ConfigError for a sweep that
-    another process runs.
+    another process runs, NoTrialError for a new one of which every trial is refused: its folder is gone then.
     """
     sweep = SweepFolder(Path(config.hydra.sweep.dir))
-    with held(sweep.path):
-        return _run(sweep, job_overrides, settings, config, Composer(context, config, command))
+    try:
+        with held(sweep.path):
+            return _run(sweep, job_overrides, settings, config, Composer(context, config, command))
+    except NoTrialError:
+        take_back(sweep.path, (MULTIRUN, SWEEP, LOCK))
+        raise
 
 
 def _run(
@@ -48,15 +55,19 @@ def _run(
     record.arguments = arguments  # in a folder that was named there may be more values than at first
     record.state, record.sessions = "running", record.sessions + 1
     sweep.write(record)
-    trials = lay_out(sweep, job_overrides, composer)
+    combinations = combined(job_overrides, composer)  # takes a while: a sweep that is killed now goes on, too
+    if not sweep.trials() and all(one.refused for one in combinations):
+        raise NoTrialError((one.overrides, one.refused) for one in combinations)
+    trials = lay_out(sweep, combinations)
     record.planned = len(sweep.trials())
     sweep.write(record)
     with SweepScreen(sweep) as screen:
-        left = [trial for trial in trials if not trial.done or (config.sweep.retry_failed and trial.state in FAILED)]
-        screen.begin(trials, left, record.sessions > 1)
+        # What is refused here would be refused in its process, too.
+        left = [trial for trial in trials if trial.state != "refused" and trial.is_left(config.sweep.retry_failed)]
+        screen.begin(trials, left, record.sessions > 1, repeated(combinations))
         try:
             beside = for_a_trial(config.hydra.overrides.hydra)
-            run_trials(sweep, GridSource(left, screen.ended), settings, beside, screen.started, screen.idle)
+            run_trials(sweep, ListSource(left, screen.ended), settings, beside, screen.started, screen.idle)
         except (InterruptedRun, KeyboardInterrupt):
             record.state = "interrupted"
             sweep.write(record)
@@ -65,7 +76,7 @@ def _run(
         record.state = "finished"
         sweep.write(record)
         screen.end(trials)
-    bad = [trial for trial in trials if trial.state in (*FAILED, "killed")]
+    bad = [trial for trial in trials if trial.went_wrong]
     if bad:
         raise JobFailedError(f"{len(bad)} of {len(trials)} trials did not finish")
     return [_job_return(trial) for trial in trials]

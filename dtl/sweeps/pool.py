@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from dtl.errors import InterruptedRun
-from dtl.runtime import StopSignals
+from dtl.stop_signals import StopSignals
+from dtl.sweeps.budget import Budget
 from dtl.sweeps.config import LauncherConfig
 from dtl.sweeps.process import TrialProcess
 from dtl.sweeps.records import SweepFolder, Trial
@@ -30,21 +31,26 @@ class Source(Protocol):
         ...
 
 
-class GridSource:
-    """Trials of a list, in its order."""
+class ListSource:
+    """Trials that are known beforehand, in their order, as many as fit the hours; each runs to its own end."""
 
-    def __init__(self, trials: list[Trial], tell: Callable[[Trial], None]) -> None:
-        self._waiting = list(trials)
-        self._tell = tell
-
-    def ended(self, trial: Trial) -> None:
-        self._tell(trial)
+    def __init__(self, trials: list[Trial], tell: Callable[[Trial], None], budget: Budget | None = None) -> None:
+        """`tell` is told of each trial that has ended. Without a `budget` there is time for all of them."""
+        self._waiting, self._tell = list(trials), tell
+        self._budget = budget or Budget(None, 0.0, [])
 
     def next(self, running: int) -> Trial | None:
-        return self._waiting.pop(0) if self._waiting else None
+        """See `Source`."""
+        return self._waiting.pop(0) if self._waiting and self._budget.allows() else None
 
     def look(self, trial: Trial) -> str | None:
+        """None is pruned."""
         return None
+
+    def ended(self, trial: Trial) -> None:
+        """See `Source`."""
+        self._budget.learn(trial)
+        self._tell(trial)
 
 
 def run_trials(

@@ -1,7 +1,6 @@
 """A running trial, seen from its sweep: starts it, stops it, says how it ended."""
 
 import os
-import re
 import shlex
 import signal
 import socket
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from dtl.checkpoints.listing import newest_valid, step_folders
 from dtl.checkpoints.store import HOLDER
+from dtl.commandline.door import quoted
 from dtl.durable import discard_directory, read_json, read_json_or_empty
 from dtl.errors import CheckpointError, ConfigError
 from dtl.records.run_state import is_held
@@ -65,9 +65,9 @@ class TrialProcess:
             with suppress(CheckpointError, ConfigError):
                 newest_valid(self._folder)
                 plugins = [override for override in self.trial.overrides if override.startswith("plugins=")]
-                return [f"resume={_quoted(self._folder)}", *plugins]
+                return [f"resume={quoted(str(self._folder))}", *plugins]
         self._begin_anew()
-        return [*self.trial.overrides, *beside, f"hydra.run.dir={_quoted(self._folder)}"]
+        return [*self.trial.overrides, *beside, f"hydra.run.dir={quoted(str(self._folder))}"]
 
     def _begin_anew(self) -> None:
         """What an attempt left that saved nothing would stand in the way; its log is kept."""
@@ -185,8 +185,3 @@ def end_orphan(folder: Path) -> None:
                     os.kill(int(holder["pid"]), getattr(signal, "SIGKILL", signal.SIGTERM))
             waited_until = time.monotonic() + SECONDS_FOR_AN_ORPHAN
         time.sleep(0.05)
-
-
-def _quoted(path: Path) -> str:
-    """A path as a value for Hydra's parser."""
-    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", str(path)) + "'"

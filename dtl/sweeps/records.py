@@ -18,19 +18,22 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from dtl.durable import read_json, write_atomically
+from dtl.durable import discard_directory, read_json, write_atomically
 from dtl.errors import CheckpointError
 
 SWEEP, TRIAL = "sweep.json", "trial.json"
+MULTIRUN = "multirun.yaml"  # what Hydra itself keeps of a sweep
 LOG, ERROR, TRACEBACK = "trial.log", "error.json", "traceback.txt"
 
 TrialState = Literal[
     "waiting", "running", "finished", "stopped", "failed", "refused", "timed out", "hung", "pruned",
     "interrupted", "killed",
 ]  # fmt: skip
+# Went through: the loss counts.
+WELL: tuple[TrialState, ...] = ("finished", "stopped")
 # Would end in the same way once more: done, unless somebody wants failures again.
 FAILED: tuple[TrialState, ...] = ("failed", "refused", "timed out", "hung")
-DONE: tuple[TrialState, ...] = ("finished", "stopped", "pruned", *FAILED)
+DONE: tuple[TrialState, ...] = (*WELL, "pruned", *FAILED)
 
 
 @dataclass
@@ -53,6 +56,15 @@ class Trial:
     def done(self) -> bool:
         """Nothing is left to run."""
         return self.state in DONE
+
+    @property
+    def went_wrong(self) -> bool:
+        """It ended, and neither well nor because somebody stopped it."""
+        return self.state in (*FAILED, "killed")
+
+    def is_left(self, retry_failed: bool) -> bool:
+        """Whether a session that runs failures again, or one that does not, has this trial to run."""
+        return not self.done or (retry_failed and self.state in FAILED)
 
     def seconds(self) -> float | None:
         """How long the last attempt took or takes."""
@@ -111,6 +123,15 @@ class SweepFolder:
         folder = self.trial_folder(trial.number)
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / TRIAL, trial)
+
+    def remove(self, trial: Trial) -> None:
+        """Delete the trial's folder with its record."""
+        discard_directory(self.trial_folder(trial.number))
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether the folder holds the trials of a sweep, whichever launcher runs them."""
+    return any((folder / name).is_file() for name in (SWEEP, MULTIRUN))
 
 
 def find_sweeps(outputs: Path) -> list[SweepFolder]:

@@ -1,6 +1,5 @@
 """What a sweep shows while it runs: a line for each start and end, below them how the running trials stand."""
 
-import sys
 import time
 from types import TracebackType
 
@@ -8,13 +7,12 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from dtl.display import in_time, shown
+from dtl.display import in_time, shown, table_console
 from dtl.sweeps.records import SweepFolder, Trial
 from dtl.sweeps.table import STYLES, counted, failures, rows_of, trial_table, varied
 from dtl.terminal.safe_text import in_one_line
 
 SECONDS_BETWEEN_LOOKS = 1.0
-WIDTH_OF_A_FILE = 160
 
 
 class SweepScreen:
@@ -22,8 +20,7 @@ class SweepScreen:
 
     def __init__(self, sweep: SweepFolder, console: Console | None = None) -> None:
         self.sweep = sweep
-        # A file or a pipe is as wide as its lines.
-        self.console = console or Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE)
+        self.console = console or table_console()
         self._live: Live | None = None
         self._looked = 0.0
         self._total = self._done = 0
@@ -42,8 +39,8 @@ class SweepScreen:
             self._live.stop()
             self._live = None
 
-    def begin(self, trials: list[Trial], left: list[Trial], goes_on: bool) -> None:
-        """What there is, and what is left to do of a sweep that `goes_on`."""
+    def begin(self, trials: list[Trial], left: list[Trial], goes_on: bool, note: str = "") -> None:
+        """What there is, a `note` on it, and what is left to do of a sweep that `goes_on`."""
         self._total, self._done = len(trials), len(trials) - len(left)
         shorter = varied([trial.overrides for trial in trials])
         self._names = {
@@ -51,6 +48,8 @@ class SweepScreen:
             for trial, overrides in zip(trials, shorter, strict=True)
         }
         self._say(f"{len(trials)} trials in {shown(self.sweep.path)}", "bold")
+        if note:
+            self._say(note, "yellow")
         if goes_on:
             done = counted(trial for trial in trials if trial not in left) or "nothing done yet"
             self._say(f"goes on: {done}; {len(left)} left to run (sweep.new=true starts another one)", "dim")
@@ -86,9 +85,8 @@ class SweepScreen:
         self.__exit__(None, None, None)
         self.console.print(trial_table(rows_of(self.sweep, trials)))
         self._say(f"{counted(trials)}", "bold")
-        for trial, traceback in failures(self.sweep.path, trials):
-            where = shown(traceback) if traceback else shown(self.sweep.trial_folder(trial.number) / "trial.log")
-            self._say(f"  trial {trial.number} {trial.state}: {where}", "dim")
+        for line in failures(self.sweep, trials):
+            self._say(f"  {line}", "dim")
 
     def _name(self, trial: Trial) -> str:
         return self._names.get(trial.number) or in_one_line(" ".join(trial.overrides))

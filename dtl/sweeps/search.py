@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 from dtl.sweeps.budget import Budget
 from dtl.sweeps.losses import Losses
-from dtl.sweeps.records import FAILED, SweepFolder, Trial, now
+from dtl.sweeps.records import FAILED, WELL, SweepFolder, Trial, now
 from dtl.sweeps.search_config import SearchConfig
 from dtl.sweeps.search_study import NUMBER, PRUNED, Study, report
-from dtl.sweeps.search_winner import WELL
 
 if TYPE_CHECKING:
     import optuna
@@ -118,7 +117,7 @@ class Search:
             self._study.fail(asked, f"the same as trial {trial.number}, which is running")
             self._must_wait = True
             return None
-        elif trial.number in known or trial.done:
+        elif trial.done or trial.attempts:
             self._tell_again(asked, trial)
             if trial.number not in known:  # refused
                 self._tell(trial)
@@ -186,26 +185,8 @@ class Search:
     def _retry(self) -> None:
         for trial in self.tried.values():
             params = self._study.space.params(trial.overrides) if trial.state in FAILED else None
-            if params is not None and self._lay(trial.overrides).number == trial.number:
-                self._again.add(trial.number)
-                self._study.ask_again(params)
-
-
-class Confirmation:
-    """The winner's runs with fresh seeds, as a source for `dtl.sweeps.pool.run_trials`: as many as fit the hours."""
-
-    def __init__(self, runs: list[Trial], budget: Budget, tell: Callable[[Trial], None]) -> None:
-        self._waiting, self._budget, self._tell = list(runs), budget, tell
-
-    def next(self, running: int) -> Trial | None:
-        """See `dtl.sweeps.pool.Source`."""
-        return self._waiting.pop(0) if self._waiting and self._budget.allows() else None
-
-    def look(self, trial: Trial) -> str | None:
-        """None is pruned: each says something of the spread."""
-        return None
-
-    def ended(self, trial: Trial) -> None:
-        """See `dtl.sweeps.pool.Source`."""
-        self._budget.learn(trial)
-        self._tell(trial)
+            if params is not None:
+                again = self._lay(trial.overrides)
+                if again.number == trial.number and again.state != "refused":
+                    self._again.add(trial.number)
+                    self._study.ask_again(params)

@@ -15,7 +15,7 @@ PRUNERS = ("median", "asha", "none")
 
 @dataclass
 class SearchConfig:
-    """What `python -m dtl.train -m hydra/sweeper=dtl_optuna` tries, and for how long."""
+    """hydra/sweeper=dtl_optuna: a search instead of all combinations; what it tries, and for how long."""
 
     _target_: str = "hydra_plugins.dtl.optuna_sweeper.OptunaSweeper"
     n_trials: int = 30  # configurations in all: a search that goes on runs those that are missing

@@ -7,22 +7,25 @@ from pathlib import Path
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
+from dtl.checkpoints.store import LOCK
 from dtl.commandline.command import Command
 from dtl.commandline.door import JobFailedError
+from dtl.commandline.undo import take_back
 from dtl.errors import InterruptedRun
 from dtl.records.run_state import read_run_state
 from dtl.sweeps.budget import Budget
 from dtl.sweeps.config import LauncherConfig
-from dtl.sweeps.grid import Composer, for_a_trial, lay_out
+from dtl.sweeps.grid import Composer, combined, for_a_trial, lay_out
 from dtl.sweeps.holding import held
-from dtl.sweeps.pool import run_trials
-from dtl.sweeps.records import FAILED, SweepFolder, SweepRecord, Trial, now
-from dtl.sweeps.search import Confirmation, Search
+from dtl.sweeps.pool import ListSource, run_trials
+from dtl.sweeps.records import SWEEP, WELL, SweepFolder, SweepRecord, Trial, now
+from dtl.sweeps.refusal import NoTrialError
+from dtl.sweeps.search import Search
 from dtl.sweeps.search_config import SearchConfig
 from dtl.sweeps.search_screen import SearchScreen
 from dtl.sweeps.search_space import Space, parse_space
-from dtl.sweeps.search_study import Study
-from dtl.sweeps.search_winner import WELL, Winner, best_of, with_seeds
+from dtl.sweeps.search_study import JOURNAL, Study
+from dtl.sweeps.search_winner import Winner, best_of, with_seeds
 from dtl.sweeps.unfinished import as_typed
 
 
@@ -37,12 +40,17 @@ def launch_search(
     """Search what the overrides `arguments` leave open; the winner's validation loss.
 
     Raises ConfigError for what cannot be searched, before a folder is made; InterruptedRun after Ctrl-C;
-    JobFailedError when no trial went through, or no confirmation.
+    JobFailedError when no trial went through, or no confirmation; NoTrialError when every trial of a new search was
+    refused: its folder is gone then.
     """
     space = parse_space(for_a_trial(arguments), context.config_loader)
     sweep = SweepFolder(Path(config.hydra.sweep.dir))
-    with held(sweep.path):
-        return _Launch(sweep, settings, launcher, config, Composer(context, config, command), space).run()
+    try:
+        with held(sweep.path):
+            return _Launch(sweep, settings, launcher, config, Composer(context, config, command), space).run()
+    except NoTrialError:
+        take_back(sweep.path, (SWEEP, LOCK, JOURNAL, *(str(trial.number) for trial in sweep.trials())))
+        raise
 
 
 class _Launch:
@@ -72,6 +80,7 @@ class _Launch:
         with self.screen:
             try:
                 search = self._search()
+                self._stop_if_all_are_refused(list(search.tried.values()))
                 self.record.extra["left"] = search.left()
                 winner = self._confirmed()
             except (InterruptedRun, KeyboardInterrupt):
@@ -93,7 +102,7 @@ class _Launch:
             study,
             self.settings,
             self.budget,
-            lay=lambda overrides: lay_out(self.sweep, [overrides], self.composer)[0],
+            lay=lambda overrides: self._laid_out([overrides])[0],
             tell=self._ended,
             retry_failed=self.asked_of_sweep.retry_failed,
             rounds_after=math.ceil(self.asked_of_sweep.confirm / self.launcher.n_jobs),
@@ -102,6 +111,13 @@ class _Launch:
         self.screen.begin_search(self.settings, tried, search.left(), self.record.sessions > 1)
         run_trials(self.sweep, search, self.launcher, self.beside, self._started, self.screen.idle)
         return search
+
+    def _stop_if_all_are_refused(self, tried: list[Trial]) -> None:
+        if self.record.sessions == 1 and tried and all(trial.state == "refused" for trial in tried):
+            raise NoTrialError((trial.overrides, trial.reason) for trial in tried)
+
+    def _laid_out(self, wanted: Sequence[Sequence[str]]) -> list[Trial]:
+        return lay_out(self.sweep, combined(wanted, self.composer))
 
     def _confirmed(self) -> Winner | None:
         """The winner with its runs of fresh seeds, those of earlier sessions included."""
@@ -113,15 +129,15 @@ class _Launch:
             return winner
         seed = read_run_state(self.sweep.trial_folder(best.number)).seed or 0
         wanted = with_seeds(best.overrides, range(seed + 1, seed + 1 + winner.asked))
-        runs = lay_out(self.sweep, wanted, self.composer)
+        runs = self._laid_out(wanted)
         for run in runs:
             run.role = "confirm"
             self.sweep.keep(run)
-        left = [run for run in runs if not run.done or (self.asked_of_sweep.retry_failed and run.state in FAILED)]
+        left = [run for run in runs if run.is_left(self.asked_of_sweep.retry_failed)]
         if left:
             runs_left = "one run" if len(left) == 1 else f"{len(left)} runs"
             self.screen.say(f"trial {best.number} is the best; {runs_left} of it with fresh seeds", "bold")
-        source = Confirmation(left, self.budget, self._ended)
+        source = ListSource(left, self._ended, self.budget)
         run_trials(self.sweep, source, self.launcher, self.beside, self._started, self.screen.idle)
         winner.values = [run.value for run in runs if run.state in WELL and run.value is not None]
         return winner

@@ -5,9 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from dtl.sweeps.records import Trial, TrialState
-
-WELL: tuple[TrialState, ...] = ("finished", "stopped")  # went through: its loss counts
+from dtl.sweeps.records import WELL, Trial
 
 
 @dataclass

@@ -3,14 +3,13 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
-from dtl.display import in_time, in_units
+from dtl.display import in_time, in_units, shown
 from dtl.records.run_state import RunState, is_held, read_run_state
-from dtl.sweeps.records import SweepFolder, Trial
+from dtl.sweeps.records import LOG, TRACEBACK, SweepFolder, Trial
 from dtl.terminal.safe_text import in_one_line
 
 STYLES = {
@@ -101,11 +100,12 @@ def counted(trials: Iterable[Trial]) -> str:
     return ", ".join(f"{number} {state}" for state, number in counts.most_common())
 
 
-def failures(sweep: Path, trials: Iterable[Trial]) -> list[tuple[Trial, Path | None]]:
-    """What did not go well, and where in the code, as far as there is a traceback."""
-    found = []
+def failures(sweep: SweepFolder, trials: Iterable[Trial]) -> list[str]:
+    """A line for each trial that went wrong: the file to look into, or why where it has left none."""
+    lines = []
     for trial in trials:
-        if trial.state in ("failed", "refused", "timed out", "hung", "killed"):
-            traceback = sweep / str(trial.number) / "traceback.txt"
-            found.append((trial, traceback if traceback.exists() else None))
-    return found
+        if trial.went_wrong:
+            files = [sweep.trial_folder(trial.number) / name for name in (TRACEBACK, LOG)]
+            where = next((shown(file) for file in files if file.exists()), in_one_line(trial.reason))
+            lines.append(f"trial {trial.number} {trial.state}: {where}")
+    return lines

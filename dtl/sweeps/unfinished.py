@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from dtl.sweeps.records import FAILED, SweepFolder, SweepRecord, find_sweeps
+from dtl.sweeps.records import SweepFolder, SweepRecord, find_sweeps
 from dtl.sweeps.search_config import asks_for_more
 
 
@@ -43,8 +43,7 @@ def _has_more(sweep: SweepFolder, record: SweepRecord, again: bool) -> bool:
     """Whether something is left. A sweep that was killed while it said `running` has more to do."""
     if record.state != "finished":
         return True
-    trials = sweep.trials()
-    return any(not trial.done or (again and trial.state in FAILED) for trial in trials)
+    return any(trial.is_left(again) for trial in sweep.trials())
 
 
 def _is_set(arguments: Sequence[str], key: str) -> bool:

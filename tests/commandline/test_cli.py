@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import dtl.train
 from dtl.commandline.command import ENTRY
+from dtl.commandline.door import quoted
 from dtl.commandline.explain import explained
 from dtl.config import RunConfig
 from dtl.errors import DataError
@@ -118,6 +119,23 @@ REFUSED = {
     "name=[a": "name=[a: cannot be read as key=value.",
     "optimizer.lr=1e-3,3e-3": "several values need -m (one run each): python -m dtl.train -m optimizer.lr=1e-3,3e-3",
     "-m resume=latest": "resume=latest: goes on with one run; leave out -m.",
+    # sweeps
+    "-m model.n_heads=7,9 seed=1,2": "Error: none of the 4 trials can be run:\n  model.n_heads=7 seed=1: "
+    "model.n_heads=7: must divide model.dim=256. Choose another number of heads, or set model.head_dim. "
+    "(the same for 1 more)\n  model.n_heads=9 seed=1: model.n_heads=9: must divide",
+    "-m model.n_heads=7,9,11,13": "model.n_heads=11: must divide model.dim=256. Choose another number of heads, or set "
+    "model.head_dim.\n  ... and 1 other reason\n",
+    "-m optimizer.lrr=1": "Error: optimizer.lrr=1: there is no such key. Did you mean 'optimizer.lr'?",
+    "data=qa -m model.n_heads=7": "Error: model.n_heads=7: must divide",
+    "-m seed=1,2 hydra.sweep.dir=a/b/c model.n_heads=7": "Error: none of the 2 trials can be run:",
+    "hydra.launcher.n_jobs=x": "n_jobs=x: must be an integer (trials at a time). Default: hydra.launcher.n_jobs=1",
+    "hydra.launcher.n_job=2": "n_job=2: there is no such key. Did you mean 'hydra.launcher.n_jobs'? Keys here: hydra",
+    "hydra/sweeper=dtl_optuna hydra.sweeper.n_trials=x": "n_trials=x: must be an integer (configurations in all",
+    "hydra.sweeper.n_trials=3": "hydra.sweeper.n_trials=3: is for hydra/sweeper=dtl_optuna alone, which is not chosen.",
+    "hydra/launcher=joblib hydra.launcher.hang_minutes=3": "is for hydra/launcher=dtl_process alone",
+    "hydra/launcher=joblib hydra.launcher.n_jobs=x": "hydra.launcher.n_jobs=x: Value 'x' of type 'str' could not be",
+    "hydra.sweeper=dtl_optuna": "It is chosen with a slash, for example hydra/sweeper=dtl_optuna.",
+    "-m seed=1,2 hydra.sweeper.max_batch_size=1": "hydra.sweeper.max_batch_size=1: hydra/launcher=dtl_process takes",
     "wandb.key=0123456789": "wandb.key=...: this looks like a key or a password",
 }
 
@@ -155,6 +173,14 @@ def test_resume_does_not_pretend_to_go_back(command, elsewhere):
     older, _ = imitate(run_dir, 7), imitate(run_dir, 13)
     code, shown = command(f"resume={older}")
     assert code == 2 and "goes on from its newest checkpoint, step-00000013" in shown and f"init={older}" in shown
+
+
+def test_a_folder_with_a_quote_in_its_name_can_be_resumed(elsewhere):
+    run_dir = elsewhere / "o'neil's" / "outputs" / "2031-01-02" / "03-04-05-6_small_qa"
+    imitate(run_dir, 7)
+    spoken = f"hydra.run.dir={quoted(str(run_dir))}"
+    for spec in (quoted(str(run_dir)), f'"{run_dir}"', str(run_dir)):
+        assert spoken in dtl.train.prepare_arguments([f"resume={spec}"])
 
 
 @pytest.mark.parametrize(
@@ -278,6 +304,12 @@ def test_help_names_every_group_every_choice_and_every_key(monkeypatch, capsys):
         assert re.search(
             rf"^    {re.escape(f'{key.name}={key.default}  ({key.type})')}\n        \S", page, re.MULTILINE
         )
+    sweeps = page.partition("\nSweeps: ")[2]
+    assert [key.name for keys in COMMAND.of_sweeps.values() for key in keys] == re.findall(
+        r"^    (hydra\S+)=", sweeps, re.M
+    )
+    assert "    hydra.launcher.n_jobs=1  (integer)\n        trials at a time\n" in sweeps
+    assert "    hydra.sweeper.hours=null  (number or null)\n        for the whole sweep" in sweeps
     assert len(re.findall(r"^  python -m dtl\.train ", page, re.MULTILINE)) == 5
     assert max(map(len, page.splitlines())) <= 140
 

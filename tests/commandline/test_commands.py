@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from dtl.commandline.command import Command
-from dtl.commandline.door import _as_hydra_reads_it
+from dtl.commandline.door import _as_hydra_reads_it, quoted, unquoted
 from dtl.config import typed_as
 from dtl.paths import conf_dir
 from dtl.terminal.config import GenerateConfig
@@ -98,6 +98,17 @@ def test_a_text_arrives_as_it_was_typed(text):
     """Also what Hydra would take for a list, a sweep or a quote, and OmegaConf for a reference."""
     if text != "null" and not (len(text) > 1 and text[0] == text[-1] and text[0] in "'\""):
         assert read_by_hydra(f"prompt={text}") == text
+
+
+@settings(max_examples=150)
+@given(st.text(alphabet=ODD | st.characters(exclude_categories=["Cs"])))
+def test_quotes_hide_any_text_from_hydra_and_come_off_again(text):
+    assert read_by_hydra(f"prompt={quoted(text)}") == text == unquoted(quoted(text))
+
+
+@pytest.mark.parametrize("text", ["a\\\n", "o'neil's", "null", "'a'"])
+def test_texts_that_quotes_once_changed(text):
+    assert read_by_hydra(f"prompt={quoted(text)}") == text == unquoted(quoted(text))
 
 
 def test_a_text_in_quotes_of_its_own_loses_these():

@@ -1,6 +1,7 @@
 """python -m dtl.runs: what it lists, what it deletes, and all that it must leave alone."""
 
 import builtins
+import json
 import os
 import shutil
 import time
@@ -137,6 +138,12 @@ def test_what_is_listed_and_in_which_order(three, runs, arguments, folders):
     before = everything()
     assert listed(runs(*arguments)) == folders
     assert everything() == before and not list(OUTPUTS.rglob(".lock")), "looking changes nothing"
+
+
+@pytest.mark.parametrize("ended", ["pruned", "timed out", "hung"])
+def test_trials_that_their_sweep_ended_are_found_by_it(three, runs, ended):
+    (OUTPUTS / TRIAL / "trial.json").write_text(json.dumps({"state": ended}))
+    assert listed(runs(f"state={ended},failed", "sort=name")) == [BIG, TRIAL]
 
 
 def test_a_line_says_how_a_run_stands(three, runs):

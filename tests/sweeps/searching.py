@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from dtl.sweeps.budget import Budget
-from dtl.sweeps.grid import lay_out
+from dtl.sweeps.grid import combined, lay_out
 from dtl.sweeps.records import SweepFolder, Trial
 from dtl.sweeps.search import Search
 from dtl.sweeps.search_config import SearchConfig
@@ -64,7 +64,7 @@ class Stage:
         self.folder.mkdir(exist_ok=True)
         self.study = Study(self.folder, self.settings, self.space)
         self.budget = Budget(self.settings.hours, self.used, self.sweep.trials(), clock=lambda: self.time)
-        lay = lambda overrides: lay_out(self.sweep, [overrides], self.composer)[0]  # noqa: E731
+        lay = lambda overrides: lay_out(self.sweep, combined([overrides], self.composer))[0]  # noqa: E731
         self.search = Search(self.sweep, self.study, self.settings, self.budget, lay, self.told.append, **more)
         return self.search
 

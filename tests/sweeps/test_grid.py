@@ -2,16 +2,19 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from rich.console import Console
 
 from dtl.errors import ConfigError
-from dtl.sweeps.grid import for_a_trial, lay_out
-from dtl.sweeps.records import SweepFolder, SweepRecord, Trial
+from dtl.sweeps.grid import combined, for_a_trial, lay_out, repeated
+from dtl.sweeps.records import LOG, TRACEBACK, SweepFolder, SweepRecord, Trial, TrialState
 from dtl.sweeps.status import find_sweep, status_of
-from dtl.sweeps.table import varied
+from dtl.sweeps.table import failures, varied
 from dtl.sweeps.unfinished import asked_for, sweep_to_continue
+
+STATES = get_args(TrialState)
 
 
 class Composer:
@@ -26,6 +29,10 @@ class Composer:
         return str(error)
 
 
+def laid_out(sweep: SweepFolder, wanted: list[list[str]], composer: Composer | None = None) -> list[Trial]:
+    return lay_out(sweep, combined(wanted, composer or Composer()))
+
+
 def made(folder: Path, *trials: Trial, arguments: list[str], state: str = "running", started: str = "1") -> SweepFolder:
     sweep = SweepFolder(folder)
     folder.mkdir(parents=True)
@@ -36,30 +43,74 @@ def made(folder: Path, *trials: Trial, arguments: list[str], state: str = "runni
 
 
 def test_a_bad_value_refuses_its_trial_alone(tmp_path):
-    trials = lay_out(SweepFolder(tmp_path), [["a=1"], ["a=bad"], ["a=3"]], Composer())
+    trials = laid_out(SweepFolder(tmp_path), [["a=1"], ["a=bad"], ["a=3"]])
     assert [trial.state for trial in trials] == ["waiting", "refused", "waiting"]
     assert trials[1].reason == "['a=bad']: cannot be"
 
 
 def test_a_configuration_has_one_trial_however_often_it_is_asked_for(tmp_path):
     sweep = SweepFolder(tmp_path)
-    first = lay_out(sweep, [["a=1", "b=2"], ["b=2", "a=1"], ["a=3"]], Composer())
+    first = laid_out(sweep, [["a=1", "b=2"], ["b=2", "a=1"], ["a=3"]])
     assert [trial.number for trial in first] == [0, 1]
     first[0].state, first[0].value = "finished", 0.5
     sweep.keep(first[0])
-    later = lay_out(sweep, [["a=7"], ["a=3"], ["a=1", "b=2"]], Composer())
+    later = laid_out(sweep, [["a=7"], ["a=3"], ["a=1", "b=2"]])
     assert [(trial.number, trial.state) for trial in later] == [(2, "waiting"), (1, "waiting"), (0, "finished")]
 
 
-def test_a_trial_that_was_refused_and_now_composes_is_run(tmp_path):
-    """A plugin that was missing is there now: the same words have another hash."""
+class Mended(Composer):
+    """What was bad means something now: a plugin was missing."""
+
+    def hash_of(self, overrides):
+        return "/".join(sorted(overrides)).replace("bad", "3")
+
+
+def test_a_trial_that_was_refused_and_now_composes_is_run_in_its_place(tmp_path):
     sweep = SweepFolder(tmp_path)
-    (bad,) = lay_out(sweep, [["a=bad"]], Composer())
-    assert bad.done
-    composer = Composer()
-    composer.hash_of = lambda overrides: "now it is known"  # type: ignore[method-assign]
-    (good,) = lay_out(sweep, [["a=bad"]], composer)
-    assert (good.number, good.state) == (1, "waiting")
+    _, bad = laid_out(sweep, [["a=1", "b=2"], ["a=bad", "b=2"]])
+    assert (bad.number, bad.state) == (1, "refused")
+    later = laid_out(sweep, [["b=2", "a=bad"], ["b=2", "a=1"]], Mended())  # the same command in another order
+    assert [(trial.number, trial.state, trial.reason) for trial in later] == [(1, "waiting", ""), (0, "waiting", "")]
+    assert sweep.trials() == later[::-1]
+    assert laid_out(sweep, [["a=1", "b=2"], ["a=bad", "b=2"]], Mended()) == sweep.trials()
+
+
+def test_a_refused_trial_that_turns_out_to_be_another_one_goes(tmp_path):
+    sweep = SweepFolder(tmp_path)
+    laid_out(sweep, [["a=bad"], ["a=3"], ["a=1"]])
+    later = laid_out(sweep, [["a=bad"], ["a=3"], ["a=1"]], Mended())
+    assert [trial.number for trial in later] == [1, 2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+
+
+def test_a_trial_that_is_refused_again_keeps_its_row(tmp_path):
+    sweep = SweepFolder(tmp_path)
+    for _ in range(2):
+        (bad,) = laid_out(sweep, [["a=bad"]])
+        assert (bad.number, bad.state) == (0, "refused") and len(sweep.trials()) == 1
+
+
+def test_combinations_that_mean_the_same_are_named():
+    def said(*values: str) -> str:
+        return repeated(combined([[f"a={value}", "b=2"] for value in values], Mended()))
+
+    assert said("1", "3", "7") == ""
+    assert said("1", "1") == (
+        "1 of 2 combinations is the same configuration as another: run once (a=1 b=2, given twice)"
+    )
+    assert said("1", "1", "7").endswith("(a=1, given twice)")
+    assert said("3", "7", "bad", "3", "1") == (
+        "2 of 5 combinations are the same configuration as another: run once (a=bad as a=3)"
+    )
+
+
+def test_what_is_left_to_run():
+    left = {
+        state: (Trial(0, [], "h", state).is_left(False), Trial(0, [], "h", state).is_left(True)) for state in STATES
+    }
+    assert {state for state, (plain, _) in left.items() if plain} == {"waiting", "running", "interrupted", "killed"}
+    again = {state for state, (plain, retried) in left.items() if retried and not plain}
+    assert again == {"failed", "refused", "timed out", "hung"}
 
 
 def test_what_speaks_to_the_sweep_is_not_passed_on():
@@ -138,10 +189,44 @@ def test_status_tells_what_died_with_its_sweep(tmp_path):
     assert "The same command goes on" in shown
 
 
+def test_a_failure_points_to_a_file_that_is_there_or_says_why(tmp_path):
+    sweep = SweepFolder(tmp_path)
+    states = {"refused": (), "failed": (LOG, TRACEBACK), "hung": (LOG,), "killed": (), "finished": (LOG,)}
+    trials = [Trial(number, [], str(number), state, reason=f"why {number}") for number, state in enumerate(states)]
+    for trial in trials:
+        sweep.keep(trial)
+        for name in states[trial.state]:
+            (sweep.trial_folder(trial.number) / name).touch()
+    assert failures(sweep, trials) == [
+        "trial 0 refused: why 0",
+        f"trial 1 failed: {tmp_path / '1' / TRACEBACK}",
+        f"trial 2 hung: {tmp_path / '2' / LOG}",
+        "trial 3 killed: why 3",
+    ]
+
+
 def test_a_sweep_that_is_not_there_is_said_so(tmp_path):
-    with pytest.raises(ConfigError, match="there is no sweep under"):
-        find_sweep("latest", tmp_path)
-    made(tmp_path / "multirun" / "2026-01-02" / "a", arguments=["a=1,2"])
-    with pytest.raises(ConfigError, match="no folder of a sweep"):
-        find_sweep(str(tmp_path / "x"), tmp_path)
-    assert find_sweep("latest", tmp_path).path.name == "a"
+    outputs = tmp_path / "outputs"
+    with pytest.raises(
+        ConfigError, match=r"status=latest: there is no sweep under .* Start one: python -m dtl.train -m"
+    ):
+        find_sweep("latest", outputs)
+    with pytest.raises(ConfigError, match=r"there is no such folder\. There is no sweep under .*outputs yet"):
+        find_sweep(str(tmp_path / "x"), outputs)
+    folder = outputs / "multirun" / "2026-01-02" / "a"
+    made(folder, Trial(0, ["a=1"], "h"), arguments=["a=1,2"])
+    assert find_sweep("latest", outputs).path == find_sweep(str(folder), outputs).path == folder
+    of_hydra, run = outputs / "multirun" / "2026-01-02" / "b", outputs / "2026-01-02" / "c"
+    for file in (of_hydra / "multirun.yaml", run / "run.json"):
+        file.parent.mkdir(parents=True)
+        file.touch()
+    for other, words in {
+        outputs: "no folder of a sweep",
+        folder / "0": f"is inside a sweep. How that one stands: status={folder}.",
+        of_hydra: f"python -m dtl.report runs={of_hydra}.",
+        run: "is a run, not a sweep",
+    }.items():
+        with pytest.raises(ConfigError) as refused:
+            find_sweep(str(other), outputs)
+        assert str(refused.value).startswith(f"status={other}: ") and words in str(refused.value)
+        assert f"The last sweeps:\n  {folder}  killed  a=1,2" in str(refused.value)  # nobody holds it

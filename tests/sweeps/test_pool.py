@@ -13,7 +13,7 @@ import pytest
 from dtl.errors import InterruptedRun
 from dtl.sweeps import process
 from dtl.sweeps.config import LauncherConfig
-from dtl.sweeps.pool import GridSource, run_trials
+from dtl.sweeps.pool import ListSource, run_trials
 from dtl.sweeps.process import TrialProcess
 from dtl.sweeps.records import SweepFolder, Trial
 
@@ -34,7 +34,7 @@ def planned(*plans: str) -> list[Trial]:
 
 
 def run(sweep: SweepFolder, trials: list[Trial], **settings: object) -> list[Trial]:
-    run_trials(sweep, GridSource(trials, lambda trial: None), LauncherConfig(**settings), [], lambda trial: None, wait)
+    run_trials(sweep, ListSource(trials, lambda trial: None), LauncherConfig(**settings), [], lambda trial: None, wait)
     return trials
 
 
@@ -68,7 +68,7 @@ def test_as_many_run_at_a_time_as_asked(sweep):
         most = max(most, len(running))
 
     trials = planned(*["finish"] * 7)
-    run_trials(sweep, GridSource(trials, lambda trial: None), LauncherConfig(n_jobs=3), [], lambda trial: None, count)
+    run_trials(sweep, ListSource(trials, lambda trial: None), LauncherConfig(n_jobs=3), [], lambda trial: None, count)
     assert most <= 3 and {trial.state for trial in trials} == {"finished"}
 
 
@@ -101,7 +101,7 @@ def test_ctrl_c_stops_the_running_and_starts_no_other(sweep):
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(InterruptedRun):
-        run_trials(sweep, GridSource(trials, lambda trial: None), LauncherConfig(), [], lambda trial: None, press)
+        run_trials(sweep, ListSource(trials, lambda trial: None), LauncherConfig(), [], lambda trial: None, press)
     assert [trial.state for trial in trials] == ["finished", "interrupted", "waiting"]
     assert (sweep.trial_folder(1) / "kept.json").exists()
 

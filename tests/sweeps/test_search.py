@@ -10,8 +10,8 @@ from optuna.trial import TrialState
 
 from dtl.sweeps.budget import Budget
 from dtl.sweeps.losses import Losses
+from dtl.sweeps.pool import ListSource
 from dtl.sweeps.records import Trial
-from dtl.sweeps.search import Confirmation
 from dtl.sweeps.search_study import JOURNAL, NUMBER, REASON
 from dtl.tracking import METRICS
 
@@ -162,6 +162,31 @@ def test_what_cannot_be_composed_fails_at_once(tmp_path):
     assert stage.study.numbers()[min(refused)].user_attrs[REASON] == "no such key"
 
 
+def test_what_was_refused_and_can_be_composed_now_is_tried_again_in_its_place(tmp_path):
+    refuses_small = Overrides(lambda overrides: "model=small" in overrides)
+    stage = Stage(tmp_path, n_trials=12, composer=refuses_small)
+    stage.play()
+    refused = {trial.number for trial in stage.sweep.trials() if trial.state == "refused"}
+    still = Stage(tmp_path, n_trials=12, composer=refuses_small)
+    still.play(still.open(retry_failed=True))
+    assert still.started == [] and still.table() == stage.table()
+
+    again = Stage(tmp_path, n_trials=12)
+    again.play(again.open(retry_failed=True))
+    assert set(again.started) == refused
+    trials = again.sweep.trials()
+    assert len(trials) == 12 and {trial.state for trial in trials} == {"finished"}
+    assert told(again) == {trial.number: (TrialState.COMPLETE, trial.value) for trial in trials}
+
+
+def test_what_was_refused_runs_when_it_is_proposed_again(tmp_path):
+    space = ["model=choice(small,medium)"]
+    Stage(tmp_path, space, n_trials=2, composer=Overrides(lambda overrides: "model=small" in overrides)).play()
+    on = Stage(tmp_path, space, n_trials=3)
+    on.play()
+    assert len(on.started) == 1 and {trial.state for trial in on.sweep.trials()} == {"finished"}
+
+
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_a_configuration_is_not_run_twice_its_value_is_told(tmp_path, n_jobs):
     stage = Stage(tmp_path, space=["model=choice(small,medium,large)"], n_trials=10)
@@ -306,7 +331,7 @@ def test_hours_leave_room_for_the_confirmation(tmp_path):
     stage.play(stage.open(rounds_after=3))
     assert len(stage.started) == 5
     runs = [Trial(100 + n, ["lr=0.1", f"seed={n}"], str(n), role="confirm") for n in range(5)]
-    stage.play(Confirmation(runs, stage.budget, stage.told.append))
+    stage.play(ListSource(runs, stage.told.append, stage.budget))
     assert len(stage.started) == 8 and stage.time <= 3600
 
 

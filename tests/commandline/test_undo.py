@@ -1,0 +1,37 @@
+"""What a refused command line takes back, and what it leaves alone."""
+
+import pytest
+
+from dtl.commandline.undo import take_back
+
+
+@pytest.fixture
+def made(elsewhere):
+    folder = elsewhere / "outputs" / "2026-01-02" / "03-04-05-6"
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "config.yaml").touch()
+    (folder / ".lock").touch()
+    return folder
+
+
+def test_what_was_made_goes_with_the_empty_folders_above(made, elsewhere):
+    take_back(made, (".hydra", ".lock"))
+    assert [path.name for path in elsewhere.rglob("*")] == ["outputs"]
+
+
+def test_a_folder_with_anything_else_stays_whole(made):
+    before = sorted(made.rglob("*"))
+    take_back(made, (".hydra",))
+    assert sorted(made.rglob("*")) == before
+
+
+def test_a_folder_above_that_holds_something_stays(made):
+    (made.parent / "another run").touch()
+    take_back(made, (".hydra", ".lock"))
+    assert [path.name for path in made.parent.iterdir()] == ["another run"]
+
+
+def test_the_folder_one_stands_in_stays(made, monkeypatch):
+    monkeypatch.chdir(made.parent)
+    take_back(made.relative_to(made.parent), (".hydra", ".lock"))
+    assert list(made.parent.iterdir()) == []

@@ -1,0 +1,86 @@
+"""Laws of the signals that stop a run: the first sets a flag, the second stops, and nothing stays behind."""
+
+import io
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from dtl.stop_signals import StopSignals
+
+
+def handlers() -> list[Any]:
+    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_sets_a_flag_the_second_stops(number: int, capfd: pytest.CaptureFixture[str]) -> None:
+    before = handlers()
+    with pytest.raises(KeyboardInterrupt), StopSignals() as signals:
+        assert signals.received is None
+        signal.raise_signal(number)
+        assert signals.received == number
+        assert "once more to stop at once" in capfd.readouterr().err
+        signal.raise_signal(signal.SIGINT)
+    assert handlers() == before
+
+
+def test_handlers_are_restored_after_an_error_and_usable_again() -> None:
+    before = handlers()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="trouble"), StopSignals():
+            assert handlers() != before
+            raise RuntimeError("trouble")
+        assert handlers() == before
+
+
+def test_a_handler_set_by_no_python_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that embeds Python may have one of its own; Python calls it None, and does not take None back."""
+    set_handler: Callable[..., Any] = signal.signal
+    before = handlers()
+    monkeypatch.setattr(signal, "signal", lambda number, new: (set_handler(number, new), None)[1])
+    try:
+        with StopSignals():
+            pass
+    finally:
+        monkeypatch.undo()
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(number, handler)
+
+
+def test_outside_the_main_thread_no_handlers_are_set() -> None:
+    before, seen = handlers(), []
+
+    def body() -> None:
+        with StopSignals() as signals:
+            seen.append((handlers(), signals.received))
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert seen == [(before, None)]
+
+
+def test_a_signal_in_the_middle_of_a_line_of_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's streams refuse to be entered twice: a handler that printed would raise RuntimeError here."""
+
+    class Interrupting(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            if not interrupted:
+                interrupted.append(True)
+                signal.raise_signal(signal.SIGINT)
+            return len(data)
+
+    interrupted: list[bool] = []
+    stream = io.TextIOWrapper(io.BufferedWriter(Interrupting()), write_through=True)
+    monkeypatch.setattr(sys, "stderr", stream)
+    with StopSignals() as signals:
+        print("a warning", file=sys.stderr, flush=True)
+        assert signals.received == signal.SIGINT
+    monkeypatch.undo()
