@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
-from dtl.errors import ConfigError, did_you_mean
+from dtl.errors import ConfigError, DTLError, did_you_mean
 
 Part = TypeVar("Part")
 
@@ -25,18 +25,24 @@ class Registry(Generic[Part]):
         self.key = key
         self._built_in = built_in
         self._parts: dict[str, Part] = {}
+        self._places: dict[str, str] = {}  # name -> file:line of its `register`
 
     def register(self, name: str) -> Callable[[Part], Part]:
         """Decorator: make the decorated class or function available under `name`.
 
-        Raises ConfigError when another part has that name already.
+        Raises ConfigError, naming both places, when another part has that name: one of DTL's own, imported or not,
+        or one that is registered elsewhere. The same line, run again, replaces its part.
         """
+        caller = sys._getframe(1)
+        module, place = caller.f_globals.get("__name__"), f"{caller.f_code.co_filename}:{caller.f_lineno}"
 
         def decorate(part: Part) -> Part:
-            taken = self._parts.get(name)
-            if taken is not None and getattr(taken, "__qualname__", None) != getattr(part, "__qualname__", None):
-                raise ConfigError(f"{self.key}={name}: two parts are registered under this name. Rename yours.")
-            self._parts[name] = part
+            taken = self._places.get(name, place) if name in self._parts else place
+            if self._built_in.get(name, module) != module:
+                taken = f"{self._built_in[name]}, which is DTL's own"
+            if taken != place:
+                raise ConfigError(f"{self.key}={name}: registered twice, in {place} and in {taken}. Rename yours.")
+            self._parts[name], self._places[name] = part, place
             return part
 
         return decorate
@@ -87,6 +93,8 @@ def load_plugins(modules: Iterable[str]) -> None:
             sys.path.append(os.getcwd())
         try:
             importlib.import_module(module)
+        except DTLError:
+            raise
         except Exception as error:  # a module may fail in any way
             said = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
             raise ConfigError(

@@ -25,7 +25,7 @@ from dtl.runtime import deterministic_algorithms, is_out_of_memory
 from dtl.screens import seen_of_sources, show_end, show_start
 from dtl.session import Session
 from dtl.stop_signals import StopSignals
-from dtl.tracking import State, Tracker, open_tracker, write_result
+from dtl.tracking import State, Tracker, open_tracker, truncate_metrics, write_result
 from dtl.training.trainer import NonFiniteError
 
 
@@ -132,6 +132,7 @@ def _record_start(parts: Parts, run_dir: Path, origin: Origin) -> None:
     """config.yaml and run.json for a new run, one more session in run.json for a resumed one."""
     config_yaml = to_yaml(parts.config)
     if origin.resume_from is None:
+        truncate_metrics(run_dir, -1)  # of an attempt that saved nothing: its rows would stand twice
         write_run_record(
             run_dir,
             config_yaml,

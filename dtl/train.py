@@ -1,5 +1,6 @@
 """The command `python -m dtl.train`: compose a config, train, say how it ended. Torch is imported only to train."""
 
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -125,7 +126,10 @@ def job(composed: DictConfig) -> float:
         return train(config, hydra.runtime.output_dir, origin)
     except InterruptedRun as stop:
         # SystemExit ends a whole multirun, which is what a person who presses Ctrl-C means.
-        raise SystemExit(show_error(stop, overrides, COMMAND)) from None
+        code = show_error(stop, overrides, COMMAND)
+        if stop.signal_number not in (signal.SIGINT, signal.SIGTERM):
+            signal.raise_signal(stop.signal_number)  # saved: now submitit may put the job into the queue again
+        raise SystemExit(code) from None
     except Exception as error:
         code = show_error(error, overrides, COMMAND)
         take_back(Path(hydra.runtime.output_dir), (".hydra", LOCK))  # a run that never began leaves nothing

@@ -28,6 +28,23 @@ def test_the_first_signal_sets_a_flag_the_second_stops(number: int, capfd: pytes
     assert handlers() == before
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGUSR2")
+def test_the_warning_of_a_batch_system_is_taken_and_left_to_its_handler_afterwards() -> None:
+    """With SIGTERM before or after it, which is then no second Ctrl-C."""
+    heard: list[int] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: heard.append(number))
+    try:
+        with StopSignals() as signals:
+            for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGTERM):
+                signal.raise_signal(number)
+            assert signals.received == signal.SIGUSR2 and heard == []
+            assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL  # nobody waits for that one
+        signal.raise_signal(signal.SIGUSR2)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert heard == [signal.SIGUSR2]
+
+
 def test_handlers_are_restored_after_an_error_and_usable_again() -> None:
     before = handlers()
     for _ in range(2):

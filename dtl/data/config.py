@@ -148,6 +148,11 @@ class DataConfig:
                 )
         for task in self.tasks:
             TASKS.check(task)
+        if self.tasks and all(source.kind in ("hub", "text", "wiki") for source in sources.values()):
+            raise ConfigError(
+                f"data.tasks=[{','.join(self.tasks)}]: tasks ask questions, and this data has none. Leave it out, or "
+                "mix questions in: data.qa.weight=0.5."
+            )
         self._validate_layout()
 
     def _validate_layout(self) -> None:

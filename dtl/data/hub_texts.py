@@ -53,7 +53,7 @@ class HubTexts:
         subset = f" {wish.subset}" if wish.subset else ""
         self.origin = f"{wish.dataset}{subset} (hub, commit {self.sha[:12]})"
         if not self._is_cached():
-            self._require_hub()
+            self.require_hub()
 
     def _commit(self) -> str:
         wish, revision = self._wish, self._wish.source.revision
@@ -63,13 +63,14 @@ class HubTexts:
             known = kept if dataset == wish.dataset else remembered(wish.cache, wish.dataset)
         if known is not None:
             return known
-        self._require_hub()
+        self.require_hub()
         sha = ask_for_commit(wish.dataset, revision or NEWEST, wish.key)
         if revision in (None, NEWEST):
             remember(wish.cache, wish.dataset, sha)
         return sha
 
-    def _require_hub(self) -> None:
+    def require_hub(self) -> None:
+        """Asks once whether the hub answers. Raises DataError within 5 seconds when it does not."""
         if not self._asked:
             wish = self._wish
             before = remembered(wish.cache, wish.dataset)
@@ -110,7 +111,7 @@ class HubTexts:
 
     def splits(self) -> dict[str, Iterator[Document]]:
         """Documents by split; they are downloaded as they are asked for."""
-        self._require_hub()
+        self.require_hub()
         wish = self._wish
         stream = HubStream(wish.dataset, wish.subset, self.sha, self.origin, wish.settings)
         chosen = self._chosen(stream.columns)

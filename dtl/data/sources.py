@@ -17,6 +17,7 @@ from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import Document, article
 from dtl.data.hub_texts import HubTexts, HubWish
 from dtl.data.local.files import LocalFiles, field, text_of
+from dtl.data.text_key import characters_read, characters_wanted, text_key
 from dtl.errors import DataError
 from dtl.registry import SOURCES
 
@@ -72,7 +73,23 @@ def pinned(data: DataConfig, seed: int) -> DataConfig:
             commits[name] = source.commit
             if name in sources:  # a revision that is asked for later goes before the commit
                 sources[name] = replace(sources[name], revision=None)
+            if not _may_be_cached(name, source, data, seed):
+                source.require_hub()
     return replace(data, sources=sources, commits=commits)
+
+
+def _may_be_cached(name: str, source: "HubSource | WikiSource", data: DataConfig, seed: int) -> bool:
+    """Whether the cache has the text that will be asked for, as far as it can be said before anything is read."""
+    if name != next(iter(data.resolved_sources())):
+        return True  # how much of it is wanted, the text of the first source will say
+    if data.max_samples is not None and data.seq_len is None:
+        return True  # how long a row is, the model will say
+    budget = characters_read(characters_wanted(data, data.seq_len or 0))
+    order_seed = seed if is_sampled(data, name) else None
+    fingerprint = source.fingerprint()
+    assert isinstance(fingerprint, str)  # the hub's, no files
+    key = text_key(fingerprint, source, name, data, budget, order_seed)
+    return (cache_folder(data.cache_dir) / f"text-{key}").exists()
 
 
 def path_key(data: DataConfig, name: str) -> str:
@@ -131,6 +148,10 @@ class HubSource:
 
     def splits(self) -> dict[str, Iterator[Document]]:
         return self._texts.splits()
+
+    def require_hub(self) -> None:
+        """Raises DataError when the hub does not answer."""
+        self._texts.require_hub()
 
     def fingerprint(self) -> str:
         """Dataset, commit, and what is taken of it."""
@@ -210,6 +231,11 @@ class WikiSource:
             self._dump_counts.append((dump, counts))
             for title, text in read_dump(dump, counts=counts, allow_truncated=self._allow_truncated):
                 yield article(title, text)
+
+    def require_hub(self) -> None:
+        """Raises DataError when the articles are the hub's and it does not answer."""
+        if self._hub is not None:
+            self._hub.require_hub()
 
     def fingerprint(self) -> list[Path] | str:
         """The files that the articles are read from, or the hub's dataset and commit."""

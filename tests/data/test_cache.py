@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dtl.data import cache as cache_module
-from dtl.data import collect, tokens
+from dtl.data import collect, text_key, tokens
 from dtl.data.cache import Cache, cache_folder, key_of
 from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
 from dtl.data.documents import Document, QuestionAnswer
@@ -391,7 +391,7 @@ def test_whatever_shapes_the_data_makes_it_anew(counting, monkeypatch):
     assert made(replace(counting, max_samples=5), seed=4) == {"text", "tokens", "fingerprint"}
     monkeypatch.setattr(Counting, "says", "second")
     assert made() == {"text", "tokens", "fingerprint"}
-    monkeypatch.setattr(collect, "CLEANING_VERSION", 10**6)
+    monkeypatch.setattr(text_key, "CLEANING_VERSION", 10**6)
     assert made() == {"text", "tokens", "fingerprint"}
     assert Counting.read == 6
     monkeypatch.setattr(cache_module, "__version__", "another")

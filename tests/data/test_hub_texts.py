@@ -159,14 +159,23 @@ def test_without_hub_and_cache_it_is_said_at_once(hub, port, read, tmp_path):
 
 
 @pytest.mark.slow
-def test_more_than_the_cache_holds_needs_the_hub(hub, port, read):
+def test_more_than_the_cache_holds_needs_the_hub_and_is_refused_before_torch_is_imported(hub, port, read, tmp_path):
     hub.commit("me/more", {"train.jsonl": jsonl(stories(0, 97))})
+    some = {"max_samples": 11, "seq_len": 16}
     with serving(hub, port):
-        part = read("me/more", {"max_samples": 11})
+        part = read("me/more", some)
         assert part["read"] < 97
-        assert read("me/more", {"max_samples": 11}, seed=2)["texts"] != part["texts"]
-    assert read("me/more", {"max_samples": 11})["tokens"] == part["tokens"]
-    assert "cannot be reached" in read("me/more")["error"]
+        assert read("me/more", some, seed=2)["texts"] != part["texts"]
+    assert read("me/more", some)["tokens"] == part["tokens"]
+    assert "commits" in read("me/more", some, open_only=True)
+    for other in ({}, {**some, "test_fraction": 0.1}, {**some, "max_samples": 1009}):
+        assert "cannot be reached" in read("me/more", other, open_only=True)["error"]
+    assert "cannot be reached" in read("me/more", {"max_samples": 13})["error"]  # as long as a model's context
+    code = "import sys, dtl.train\ntry: dtl.train.main()\nfinally: print('torch' in sys.modules)"
+    arguments = ["data=hub", "data.path=me/more", f"data.cache_dir={tmp_path / 'cache'}", "tracker=local"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and "is not asked because HF_HUB_OFFLINE=1" in done.stderr
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.slow

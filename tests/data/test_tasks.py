@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 import pytest
 
+from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import QuestionAnswer
 from dtl.data.tasks import asked_once, exact_match, f1, is_right, normalise, token_f1
+from dtl.errors import ConfigError
 from dtl.registry import TASKS
 
 
@@ -100,3 +102,12 @@ def test_each_question_is_asked_once():
     assert remembered([b, c, b_of_x, d]) == ["B", "C", "XB", "known"]
     assert remembered([c]) == ["C"]
     assert asked == [["a", "b"], ["c", "xb"]]
+
+
+def test_a_task_on_data_without_questions_is_refused_before_anything_is_read():
+    text = {"book": SourceConfig(kind="text", path="no such file")}
+    data = DataConfig(sources=text, tasks=["f1"])
+    with pytest.raises(ConfigError, match=r"data\.tasks=\[f1\]: tasks ask questions.*data\.qa\.weight=0\.5"):
+        data.validate()
+    data.qa.weight = 0.5
+    data.validate()

@@ -52,6 +52,14 @@ def test_the_last_screen_says_what_to_type_next(
     assert f"python -m {following.format(shown(tmp_path / 'run'))}\n" in capsys.readouterr().out
 
 
+def test_what_begins_anew_sets_aside_the_rows_of_an_attempt_that_saved_nothing(pairs: Path, tmp_path: Path) -> None:
+    rows = "".join(json.dumps({"step": step, "train/loss": 3.5}) + "\n" for step in range(5))
+    (tmp_path / "metrics.jsonl").write_text(rows)
+    start(tiny_config(pairs, total_steps=2), tmp_path)
+    assert [row["step"] for row in read_metrics(tmp_path) if "train/loss" in row] == [1, 2]
+    assert (tmp_path / "metrics.lost.jsonl").read_text() == rows
+
+
 @pytest.mark.parametrize(
     ("name", "has_units", "warned"), [("muon", False, True), ("muon", True, False), ("adamw", False, False)]
 )

@@ -27,11 +27,12 @@ def test_the_agents_command_composes(tmp_path):
     }
     command = expanded(sweep, chosen)
     assert command[:4] == ["/usr/bin/env", sys.executable, "-m", "dtl.train"]
-    assert command[-3:] == ["optimizer.lr=0.0001", "model=medium", "model.dropout=0.1"]
+    assert command[-3:] == ["optimizer.lr=0.0001", "model.n_layers=8", "model.dropout=0.1"]
     done = subprocess.run([*command, "--cfg", "job"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     config = yaml.safe_load(done.stdout)
-    assert config["optimizer"]["lr"] == 1e-4 and config["model"]["dropout"] == 0.1
+    assert config["optimizer"]["lr"] == 1e-4
+    assert (config["model"]["n_layers"], config["model"]["dropout"]) == (8, 0.1)
     assert config["tracker"]["kind"] == "wandb"
 
 
@@ -42,6 +43,7 @@ def test_every_key_is_one_that_dtl_knows_and_the_metric_is_logged():
     sweep = yaml.safe_load(FILE.read_text())
     known = {key.name for key in COMMAND.settings} | set(COMMAND.groups())
     assert set(sweep["parameters"]) <= known
+    assert not set(sweep["parameters"]) & set(COMMAND.groups())  # W&B would keep the word in place of the settings
     assert sweep["metric"] == {"name": "val/loss", "goal": "minimize"}
     sent = []
 

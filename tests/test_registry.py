@@ -1,0 +1,93 @@
+"""Parts by name: two of one name are an error that says where both are, the same one again is none."""
+
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dtl.errors import ConfigError
+from dtl.registry import Registry, load_plugins
+
+PART = """\
+from registry_under_test import PARTS
+
+
+@PARTS.register("square")
+def square():
+    return {}
+"""
+
+
+@pytest.fixture
+def lab(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with a registry of its own, whose modules are forgotten afterwards."""
+    (elsewhere / "registry_under_test.py").write_text(
+        "from dtl.registry import Registry\n\nPARTS = Registry('part.name', {'cube': 'shipped'})\n"
+    )
+    (elsewhere / "mine.py").write_text(PART.format(2))
+    (elsewhere / "yours.py").write_text("\n" + PART.format(3))
+    monkeypatch.syspath_prepend(str(elsewhere))
+    before = set(sys.modules)
+    yield elsewhere
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def parts() -> Registry:
+    return importlib.import_module("registry_under_test").PARTS
+
+
+def test_two_parts_of_one_name_are_refused_with_both_places_and_the_first_stays(lab):
+    """Their functions have the same name, too: what is copied keeps it."""
+    load_plugins(["mine"])
+    with pytest.raises(ConfigError) as refused:
+        load_plugins(["yours"])
+    said = str(refused.value)
+    assert said.startswith("part.name=square: registered twice") and "Rename yours" in said
+    assert f"{lab / 'mine.py'}:4" in said and f"{lab / 'yours.py'}:5" in said
+    assert parts().get("square")() == 2
+
+
+def test_a_second_one_in_the_same_file_is_refused(lab):
+    file = lab / "mine.py"
+    file.write_text(PART.format(2) + PART.format(3))
+    with pytest.raises(ConfigError, match=r"mine\.py:10 and in .*mine\.py:4"):
+        load_plugins(["mine"])
+
+
+def test_values_without_a_name_of_their_own_are_told_apart(lab):
+    parts().register("numbers")([2, 3])
+    with pytest.raises(ConfigError, match="registered twice"):
+        parts().register("numbers")([5, 7])
+    assert parts().get("numbers") == [2, 3]
+
+
+def test_the_same_module_again_is_no_second_part(lab):
+    load_plugins(["mine"])
+    importlib.reload(sys.modules["mine"])
+    del sys.modules["mine"]
+    load_plugins(["mine"])
+    assert parts().get("square")() == 2
+
+
+def test_a_part_of_dtl_is_not_replaced_before_it_was_imported(lab):
+    (lab / "mine.py").write_text(PART.format(2).replace("square", "cube"))
+    with pytest.raises(ConfigError, match=r"part\.name=cube: registered twice, in .*mine\.py:4 and in shipped"):
+        load_plugins(["mine"])
+    (lab / "shipped.py").write_text(PART.format(3).replace("square", "cube"))
+    assert parts().get("cube")() == 3
+
+
+def test_the_command_says_it_and_imports_no_torch(elsewhere):
+    (elsewhere / "mine.py").write_text(
+        'from dtl.registry import OPTIMIZERS\n\n\n@OPTIMIZERS.register("adamw")\ndef adamw(model, config):\n    ...\n'
+    )
+    code = "import sys, dtl.train\ntry: dtl.train.main()\nfinally: assert 'torch' not in sys.modules"
+    arguments = ["plugins=[mine]", "tracker=local"]
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "mine.py:4 and in dtl.training.optimizer, which is DTL's own" in done.stderr
+    assert "AssertionError" not in done.stderr and "bug in DTL" not in done.stderr
