@@ -145,9 +145,7 @@ def name_of(source: str, data: DataConfig) -> str:
 
 def _data_config(config: Mapping[str, Any]) -> DataConfig:
     try:
-        made = OmegaConf.toread_json_or_empty(
-            OmegaConf.merge(OmegaConf.structured(DataConfig), config.get("data") or {})
-        )
+        made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), config.get("data") or {}))
     except OmegaConfBaseException as error:
         reason = str(error).partition("\n")[0]
         raise DataError(f"its config.yaml is of another version of DTL ({reason})") from error

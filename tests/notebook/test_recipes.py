@@ -54,10 +54,10 @@ def test_both_optimizers_of_muon_vs_adamw_differ_in_the_optimizer_alone():
 def test_both_grids_are_equally_long_and_wide():
     text = (experiments_dir() / "experiment" / "muon_vs_adamw.md").read_text(encoding="utf-8")
     grids = [[float(rate) for rate in rates.split(",")] for rates in re.findall(r"lr=([\d.e,-]+,[\d.e,-]+)", text)]
-    assert len(grids) == 2
+    one, other = grids
+    assert len(one) == len(other)
     for rates in grids:
-        assert len(rates) == 7
-        assert [b / a for a, b in pairwise(rates)] == pytest.approx([2] * 6)
+        assert [b / a for a, b in pairwise(rates)] == pytest.approx([2] * (len(rates) - 1))
 
 
 def test_every_command_of_the_texts_composes():
