@@ -14,6 +14,7 @@ _OF_BOOKKEEPING = ("keep", "profile", "save_every_steps", "save_every_epochs", "
 UNIMPORTANT = {*_UNIMPORTANT, *(f"trainer.{key}" for key in (*_OF_BOOKKEEPING, "sample_every_evals"))}
 MOST_IN_A_LABEL = 5
 ABSENT = "-"
+EXPERIMENT = "experiment"  # the config group of recipes: a name that says more than the keys that a recipe sets
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def _keys_that_differ(firsts: Sequence[Run]) -> list[str]:
     differing = [key for key in everything if len({config.get(key) for config in configs}) > 1]
     typed = {_key_of(word) for run in firsts for word in run.overrides}
     groups = []
-    for group in dict.fromkeys(group for run in firsts for group in run.choices):
+    for group in dict.fromkeys(group for run in firsts for group in run.choices if group != EXPERIMENT):
         names = [run.choices.get(group, ABSENT) for run in firsts]
         section = group.replace("/", ".") + "."
         decided = [
@@ -101,7 +102,8 @@ def _keys_that_differ(firsts: Sequence[Run]) -> list[str]:
         if len(set(names)) > 1 and decided:
             groups.append(group)
             differing = [key for key in differing if key not in decided]
-    return [*groups, *differing]
+    recipes = [EXPERIMENT] if len({run.choices.get(EXPERIMENT, ABSENT) for run in firsts}) > 1 else []
+    return [*recipes, *groups, *differing]
 
 
 def _key_of(override: str) -> str:
@@ -120,15 +122,18 @@ def short_labels(settings: Sequence[dict[str, str]], names: Sequence[str]) -> li
     short = {key: end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)}
     made: list[str] = []
     for one, name in zip(settings, names, strict=True):
-        label = " ".join(f"{short[key]}={_brief(one[key])}" for key in keys) or name
+        words = [f"{short[key]}={_brief(one[key])}" for key in keys]
+        if EXPERIMENT in keys and one[EXPERIMENT] != ABSENT:
+            words[keys.index(EXPERIMENT)] = _brief(one[EXPERIMENT])
+        label = " ".join(words) or name
         made.append(label if label not in made else f"{label} ({len(made) + 1})")
     return made
 
 
 def _telling(settings: Sequence[dict[str, str]]) -> list[str]:
     """Keys by which configurations can be told apart: those that split them most, until all are alone."""
-    chosen: list[str] = []
-    n_parts = 1 if settings else 0
+    chosen = [EXPERIMENT] if settings and EXPERIMENT in settings[0] else []
+    n_parts = len({tuple(one[name] for name in chosen) for one in settings})
     while n_parts < len(settings) and len(chosen) < MOST_IN_A_LABEL:
         parts = {
             key: len({tuple(_brief(one[name]) for name in (*chosen, key)) for one in settings}) for key in settings[0]

@@ -1,7 +1,7 @@
 """Loss against steps, tokens and training time: means over the seeds, and their range."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,6 +67,9 @@ class _Axis:
     factor: float = 1.0
 
 
+_STEPS = _Axis("step", "Loss against optimizer steps", "optimizer steps")
+
+
 def loss_curves(configurations: Sequence[Configuration]) -> list[Drawing] | Skipped:
     """A drawing for each of steps, tokens and time. `configurations` in the order of the table."""
     measured = [one for one in configurations if any(len(run.training.loss) for run in one.runs)]
@@ -85,7 +88,7 @@ def _axes(configurations: Sequence[Configuration]) -> list[_Axis]:
     times = ((3600.0, "h"), (60.0, "min"), (0.0, "s"))
     seconds, unit = next((size or 1.0, unit) for size, unit in times if ends["seconds"] >= 2 * size)
     return [
-        _Axis("step", "Loss against optimizer steps", "optimizer steps"),
+        _STEPS,
         _Axis("tokens", "Loss against tokens seen", f"tokens seen{tokens_unit}", 1 / tokens),
         _Axis("seconds", "Loss against wall-clock time of training", f"training time ({unit})", 1 / seconds),
     ]
@@ -93,7 +96,7 @@ def _axes(configurations: Sequence[Configuration]) -> list[_Axis]:
 
 def _loss_against(axis: _Axis, measured: Sequence[Configuration]) -> Drawing:
     figure = new_figure(WIDTH, 4.6)
-    left, right = figure.subplots(1, 2)
+    left, right = figure.subplots(1, 2, sharex=True)
     coloured, grey = measured[: len(SERIES)], measured[len(SERIES) :][:MOST_IN_GREY]
     for panel, which in ((left, "training"), (right, "validation")):
         for configuration in grey:
@@ -106,7 +109,8 @@ def _loss_against(axis: _Axis, measured: Sequence[Configuration]) -> Drawing:
     caption = "Lines: means over the seeds; bands: from the lowest seed to the highest. "
     caption += "Thin lines that end in a cross: runs that did not finish. Training loss is a running mean. "
     if axis.name == "seconds":
-        caption += "Time is that of training alone, without evaluation, sampling and saving. "
+        caption += "Time is that of training alone, without evaluation, sampling and saving; "
+        caption += "of several seeds it is the median at each step. "
     if left_out:
         caption += f"In colour the first {len(coloured)} configurations of the table, in grey {len(grey)} more. "
     ends = "; ".join(_ending(configuration) for configuration in coloured)
@@ -147,10 +151,24 @@ def _xy(axis: _Axis, which: str, run: Run) -> tuple[np.ndarray, np.ndarray]:
     return curve.axis(axis.name) * axis.factor, loss
 
 
+def _over_seeds(axis: _Axis, which: str, runs: Sequence[Run], points: int) -> Band | None:
+    """Mean and range at equal steps, each step placed where the median of the seeds stands on the axis.
+
+    Means at equal times would end with the fastest seed, and a machine that was busy for one of them would bend all.
+    """
+    found = band([_xy(_STEPS, which, run) for run in runs], points)
+    if found is None or axis.name == _STEPS.name:
+        return found
+    curves = [_curve(run, which) for run in runs]
+    places = [np.interp(found.x, curve.step, curve.axis(axis.name)) for curve in curves if len(curve.step)]
+    places = [place for place in places if np.isfinite(place).all()]
+    return replace(found, x=np.median(places, axis=0) * axis.factor) if places else None
+
+
 def _draw_mean(
     panel: "Axes", axis: _Axis, which: str, one: Configuration, look: dict[str, Any], points: int
 ) -> Band | None:
-    found = band([_xy(axis, which, run) for run in one.finished], points)
+    found = _over_seeds(axis, which, one.finished, points)
     if found is not None:
         panel.plot(found.x, found.mean, **look)
     return found

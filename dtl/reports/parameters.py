@@ -34,6 +34,8 @@ def rate_against_metric(configurations: Sequence[Configuration], metric: Metric)
         return Skipped(f"{RATE} varies together with other settings only.")
     if not any(one.values(metric.key) for one in rated):
         return Skipped("No finished run has the metric.")
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+
     figure = new_figure(WIDTH * 0.75, 4.4)
     panel = figure.subplots()
     shown = list(series.items())[: len(SERIES)]
@@ -42,8 +44,10 @@ def rate_against_metric(configurations: Sequence[Configuration], metric: Metric)
         _draw_rate(panel, number, labels[number], sorted(members, key=_rate), metric)
     panel.set_xscale("log")
     rates = sorted({_rate(one) for one in rated})
+    panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # the usual one writes powers as mathematics
+    panel.xaxis.set_minor_formatter(NullFormatter())
     if len(rates) <= MOST_AXES:
-        panel.set_xticks(rates, [f"{rate:g}" for rate in rates])
+        panel.set_xticks(rates)
         panel.minorticks_off()
     panel.set_xlabel(f"learning rate ({RATE})")
     panel.set_ylabel(metric.label)

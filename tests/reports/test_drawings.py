@@ -1,0 +1,97 @@
+"""What plots and names hold to: time is no worse for one slow seed, a single evaluation is seen, recipes are named."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_runs import make_run
+
+from dtl.reports import curves
+from dtl.reports.canvas import Drawing, style
+from dtl.reports.configurations import configurations_of
+from dtl.reports.curves import Band, _axes, _over_seeds
+from dtl.reports.metric import Metric
+from dtl.reports.parameters import rate_against_metric
+from dtl.reports.reading import Run, read_run
+
+
+def slowed(folder: Path, factor: float) -> Path:
+    """The same run on a machine that is busy with something else."""
+    file = folder / "metrics.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows = [row | ({"seconds": factor * row["seconds"]} if "seconds" in row else {}) for row in rows]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def over_time(runs: list[Run], which: str) -> Band:
+    (one,) = configurations_of(runs)
+    axis = next(axis for axis in _axes([one]) if axis.name == "seconds")
+    found = _over_seeds(axis, which, one.finished, 1000)
+    assert found is not None
+    return Band(found.x / axis.factor, found.mean, found.low, found.high)
+
+
+def test_a_slow_seed_shortens_and_bends_no_curve_against_time(tmp_path):
+    alike = [make_run(tmp_path / str(seed), seed=1, steps=40) for seed in range(3)]
+    undisturbed = over_time([read_run(run) for run in alike], "validation")
+    slowed(alike[1], 11.0)
+    disturbed = over_time([read_run(run) for run in alike], "validation")
+    np.testing.assert_allclose(disturbed.x, undisturbed.x)
+    np.testing.assert_allclose(disturbed.mean, undisturbed.mean)
+    assert disturbed.x[-1] == pytest.approx(0.1 * 40 * 1.02), "to the last step"
+
+
+def test_one_evaluation_at_a_time_of_its_own_for_each_seed_is_seen(tmp_path):
+    runs = []
+    for seed in (1, 2, 3):
+        folder = make_run(tmp_path / str(seed), seed=seed, value=2.0 + seed, steps=40)
+        lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+        evaluations = [line for line in lines if "val/loss" in line]
+        (folder / "metrics.jsonl").write_text("".join(line for line in lines if line not in evaluations[:-1]))
+        runs.append(read_run(folder))
+    found = over_time(runs, "validation")
+    assert found.mean.tolist() == [4.0] and found.x == pytest.approx([0.1 * 40 * 1.04])
+
+
+def recipe(folder: Path, name: str, **made: float) -> Run:
+    run = make_run(folder, **made)
+    record = json.loads((run / "run.json").read_text())
+    record["choices"]["experiment"] = name
+    (run / "run.json").write_text(json.dumps(record))
+    return read_run(run)
+
+
+def test_recipes_are_called_by_their_names(tmp_path):
+    runs = [recipe(tmp_path / "0", "words-large", planned=97), recipe(tmp_path / "1", "words-small", planned=89)]
+    assert [one.label for one in configurations_of(runs)] == ["words-large", "words-small"]
+    runs.append(recipe(tmp_path / "2", "words-small", planned=83))
+    labels = [one.label for one in configurations_of(runs)]
+    assert labels == ["words-large total_steps=97", "words-small total_steps=89", "words-small total_steps=83"]
+
+
+def test_many_rates_are_written_as_numbers(tmp_path, monkeypatch):
+    """With more rates than fit as ticks of their own, matplotlib chooses them, and would write 10^-4 as mathematics."""
+    rates = [2.0**n * 1e-5 for n in range(11)]
+    runs = [read_run(make_run(tmp_path / str(n), lr=rate, value=2 + n / 7)) for n, rate in enumerate(rates)]
+    written: list[str] = []
+
+    def keep(figure, *_):
+        figure.draw_without_rendering()
+        written.extend(label.get_text() for label in figure.axes[0].get_xticklabels())
+        return Drawing("", "", "", "", b"", "")
+
+    monkeypatch.setattr("dtl.reports.parameters.finish", keep)
+    with style():
+        rate_against_metric(configurations_of(runs), Metric())
+    assert {"0.0001", "0.001"} <= set(written) and not any("$" in label for label in written)
+
+
+def test_both_panels_share_the_axis(tmp_path, monkeypatch):
+    """Validation begins later than training: on an axis of its own one would not see how much later."""
+    limits = []
+    monkeypatch.setattr(curves, "finish", lambda figure, *_: limits.append([a.get_xlim() for a in figure.axes]))
+    with style():
+        curves.loss_curves(configurations_of([read_run(make_run(tmp_path / "0"))]))
+    assert limits and all(left == right for left, right in limits)
