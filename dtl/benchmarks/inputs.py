@@ -28,6 +28,14 @@ def documents(place: Workplace, n_characters: int) -> list[Document]:
     return taken
 
 
+def made_file(place: Workplace, n_characters: int) -> Path:
+    """A text file of made articles, for data=text."""
+    file = place.folder / "made.txt"
+    articles = made_articles(n_characters, place.settings.seed)
+    file.write_text("\n\n".join(body for _, body in articles), encoding="utf-8")
+    return file
+
+
 def text_named(place: Workplace) -> str:
     """Which text that is, in a few words."""
     return "made text" if place.settings.wiki is None else f"text of {place.settings.wiki}"

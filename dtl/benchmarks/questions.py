@@ -5,8 +5,6 @@ same pairs with the same tokenizer, for as many seconds on as many threads. Some
 """
 
 import statistics
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +12,10 @@ from typing import Any
 
 from dtl.benchmarks.config import SUITES
 from dtl.benchmarks.measuring import PERCENT, Goal, MissingPeerError, Row, peer, skipped
+from dtl.benchmarks.programs import run_program, train_command
 from dtl.benchmarks.suite import Suite, Workplace
+from dtl.commandline.door import quoted
 from dtl.durable import read_json
-from dtl.errors import DTLError
 from dtl.records.run_state import read_config
 from dtl.tracking import RESULT, read_metrics
 
@@ -76,10 +75,8 @@ def _range(shares: list[float]) -> str:
 
 def _trained(run_dir: Path, seed: int, tiny: bool) -> _Scores:
     arguments = ["experiment=qa_full", "tracker=local", "device=cpu", f"seed={seed}", *(TINY if tiny else ())]
-    command = [sys.executable, "-m", "dtl.train", *arguments, f"hydra.run.dir='{run_dir}'"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise DTLError(f"{' '.join(arguments)}: the run failed.\n{done.stderr.strip()[-2000:]}")
+    command = train_command(*arguments, f"hydra.run.dir={quoted(str(run_dir))}")
+    run_program(command, run_dir.parent, " ".join(arguments))
     result = read_json(run_dir / RESULT)
     seconds = max(row["seconds"] for row in read_metrics(run_dir) if "seconds" in row)
     exact = {split: result[f"exact_match/{split}"] for split in GOALS}

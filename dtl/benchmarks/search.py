@@ -4,19 +4,18 @@ A round is a seed, of what is proposed and of training. Without pruning the winn
 spread of its losses is the noise within which the two best losses should lie.
 """
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, stdev
 
 from dtl.benchmarks.config import SUITES
-from dtl.benchmarks.made_text import made_articles
+from dtl.benchmarks.inputs import made_file
 from dtl.benchmarks.measuring import PERCENT, Row, at_most, ratio_of
+from dtl.benchmarks.programs import run_program, train_command
 from dtl.benchmarks.suite import Suite, Workplace
+from dtl.commandline.door import quoted
 from dtl.diagnostics.machine import usable_cores
-from dtl.errors import DTLError
 from dtl.records.run_state import read_run_state
 from dtl.sweeps.records import SweepFolder
 from dtl.sweeps.search_config import require_optuna
@@ -50,9 +49,7 @@ class Outcome:
 def asha(place: Workplace) -> Iterator[Row]:
     """Two rows: training steps, and how much worse the best loss is, in standard deviations of a seed."""
     require_optuna()
-    text = place.folder / "made.txt"
-    n_characters = 20_000 if place.settings.tiny else 200_000
-    text.write_text("\n\n".join(body for _, body in made_articles(n_characters, place.settings.seed)), encoding="utf-8")
+    text = made_file(place, 20_000 if place.settings.tiny else 200_000)
     pruned, whole = [], []
     for number in range(place.settings.rounds):
         pruned.append(searched(place, text, number, "asha"))
@@ -99,18 +96,17 @@ def searched(place: Workplace, text: Path, number: int, pruner: str) -> Outcome:
     steps = EVALUATIONS if place.settings.tiny else 15 * EVALUATIONS
     seed = place.settings.seed + 100 * number  # the winner is confirmed with those that follow
     confirm = 0 if pruner != "none" else 2 if place.settings.tiny else CONFIRMATIONS
-    command = [
-        *(sys.executable, "-m", "dtl.train", "-m", "hydra/sweeper=dtl_optuna", *SPACE, *SMALL),
-        *(f"data.path='{text}'", f"data.cache_dir='{place.folder / 'cache'}'", f"hydra.sweep.dir='{folder}'"),
+    command = train_command(
+        *("-m", "hydra/sweeper=dtl_optuna", *SPACE, *SMALL, f"data.path={quoted(str(text))}"),
+        *(f"data.cache_dir={quoted(str(place.folder / 'cache'))}", f"hydra.sweep.dir={quoted(str(folder))}"),
         *(f"trainer.total_steps={steps}", f"trainer.eval_every_steps={steps // EVALUATIONS}", f"seed={seed}"),
         *(f"hydra.sweeper.pruner={pruner}", f"hydra.sweeper.n_trials={n_trials(place)}", f"hydra.sweeper.seed={seed}"),
         *(f"hydra.launcher.n_jobs={min(2, usable_cores())}", f"sweep.confirm={confirm}"),
-    ]
-    done = subprocess.run(command, cwd=place.folder, capture_output=True, text=True, check=False)
+    )
+    run_program(command, place.folder, f"the search with pruner={pruner}")
     sweep = SweepFolder(folder)
     record = sweep.read()
-    if done.returncode or record is None:
-        raise DTLError(f"the search with pruner={pruner} failed: {(done.stderr or done.stdout)[-600:]}")
+    assert record is not None
     own = [trial for trial in sweep.trials() if trial.role == "trial"]
     winner = record.extra["winner"]
     trained = [read_run_state(sweep.trial_folder(trial.number)).step or 0 for trial in own]

@@ -4,7 +4,6 @@ Beside it Hugging Face's Trainer, with a model of the same size and tokens that 
 """
 
 import itertools
-import os
 import subprocess
 import sys
 import time
@@ -15,9 +14,12 @@ from statistics import median
 
 from dtl.benchmarks import trainer_peer
 from dtl.benchmarks.config import SUITES
-from dtl.benchmarks.made_text import made_articles
+from dtl.benchmarks.inputs import made_file
 from dtl.benchmarks.measuring import MissingPeerError, Row, at_most, compared, in_turns, peer, skipped
+from dtl.benchmarks.programs import MOST_CHARACTERS, run_program, train_command
 from dtl.benchmarks.suite import Suite, Workplace
+from dtl.commandline.door import quoted
+from dtl.durable import read_json
 from dtl.errors import DTLError
 from dtl.tracking import METRICS
 
@@ -45,21 +47,20 @@ def first_step(place: Workplace) -> Iterator[Row]:
     except MissingPeerError as error:
         yield skipped(row, str(error))
         return
-    text = place.folder / "made.txt"
-    text.write_text("\n\n".join(body for _, body in made_articles(200_000, place.settings.seed)), encoding="utf-8")
-    run = [*RUN, *(TINY if place.settings.tiny else ()), f"data.path='{text}'"]
-    run.append(f"data.cache_dir='{place.folder / 'cache'}'")
-    _completed([sys.executable, "-m", "dtl.train", *run, f"hydra.run.dir='{place.folder / 'first'}'"], place.folder)
+    text, first = made_file(place, 200_000), place.folder / "first"
+    run = [*RUN, *(TINY if place.settings.tiny else ()), f"data.path={quoted(str(text))}"]
+    run.append(f"data.cache_dir={quoted(str(place.folder / 'cache'))}")
+    run_program(_into(first, run), place.folder, "the run that fills the cache")
+    model = read_json(first / "checkpoints" / "best" / "config.json")  # the peer's is of the same size
+    size = [str(model[key]) for key in ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size")]
     numbers = itertools.count()
 
     def ours() -> None:
         folder = place.folder / f"run-{next(numbers)}"
-        command = [sys.executable, "-m", "dtl.train", *run, f"hydra.run.dir='{folder}'"]
-        _until(lambda: _has_content(folder / METRICS), command, place.folder)
+        _until(lambda: _has_content(folder / METRICS), _into(folder, run), place.folder)
 
     def theirs() -> None:
         done = place.folder / f"peer-{next(numbers)}"
-        size = ("16", "1", "1", "300") if place.settings.tiny else ("256", "4", "6", "8192")
         _until(done.exists, [sys.executable, str(Path(trainer_peer.__file__)), str(done), *size], place.folder)
 
     seconds = in_turns(ours, theirs, place.settings.rounds)
@@ -76,7 +77,7 @@ def _made_of(place: Workplace, run: Sequence[str], whole: float) -> str:
         measured = []
         for _ in range(place.settings.rounds):
             began = time.perf_counter()
-            _completed([sys.executable, *arguments], place.folder)
+            run_program([sys.executable, *arguments], place.folder, " ".join(arguments[:2]))
             measured.append(time.perf_counter() - began)
         return median(measured)
 
@@ -91,6 +92,10 @@ def _made_of(place: Workplace, run: Sequence[str], whole: float) -> str:
     )
 
 
+def _into(folder: Path, run: Sequence[str]) -> list[str]:
+    return train_command(*run, f"hydra.run.dir={quoted(str(folder))}")
+
+
 def _has_content(file: Path) -> bool:
     return file.exists() and file.stat().st_size > 0
 
@@ -101,17 +106,7 @@ def _until(sign: Callable[[], bool], command: Sequence[str], folder: Path) -> No
     with log.open("wb") as output, subprocess.Popen(command, cwd=folder, stdout=output, stderr=output) as process:
         while not sign():
             if process.poll() is not None:
-                raise DTLError(f"{' '.join(command[1:4])}: ended before its first step: {_end_of(log)}")
+                end = log.read_text(encoding="utf-8", errors="replace")[-MOST_CHARACTERS:]
+                raise DTLError(f"{' '.join(command[1:4])}: ended before its first step: {end}")
             time.sleep(SECONDS_BETWEEN_LOOKS)
         process.kill()
-
-
-def _completed(command: Sequence[str], folder: Path) -> None:
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode:
-        raise DTLError(f"{' '.join(command[1:4])}: failed: {(done.stderr or done.stdout)[-600:]}")
-
-
-def _end_of(log: Path) -> str:
-    return log.read_text(encoding="utf-8", errors="replace")[-600:]

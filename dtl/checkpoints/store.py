@@ -16,7 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from dtl.checkpoints.listing import best_checkpoint, inspect, list_checkpoints, step_folders, verify
+from dtl.checkpoints.listing import Checkpoint, best_checkpoint, inspect, list_checkpoints, step_folders, verify
 from dtl.durable import (
     ASIDE,
     MANIFEST,
@@ -98,14 +98,31 @@ def rotate(run_dir: Path, keep: int, protect: Collection[Path] = ()) -> list[str
         return [f"{best.problem} Until there is a new best, no checkpoint is deleted: it came from one of them."]
     protected = {path.resolve() for path in protect}
     warnings: list[str] = []
-    for entry in surplus:
-        if entry.path.resolve() in protected or (best is not None and entry.digest == best.digest):
+    for entry in _without(best, surplus):
+        if entry.path.resolve() in protected:
             continue
         try:
             discard_directory(entry.path)
         except OSError as error:
             warnings.append(f"{entry.path}: could not be deleted ({error.strerror}). Delete it when nobody reads it.")
     return warnings
+
+
+def superseded(run_dir: Path) -> list[Path]:
+    """The checkpoints that `rotate` with keep=1 would delete: all but the newest, the best, and the damaged ones.
+
+    By manifests, names and sizes alone; `rotate` reads the newest one before it deletes another.
+    """
+    whole = [entry for entry in list_checkpoints(run_dir, contents=False) if entry.problem is None]
+    best = best_checkpoint(run_dir, contents=False)
+    if best is not None and best.problem is not None:
+        return []
+    return [entry.path for entry in _without(best, whole[1:])]
+
+
+def _without(best: Checkpoint | None, entries: list[Checkpoint]) -> list[Checkpoint]:
+    """Those that `best` did not come from."""
+    return [entry for entry in entries if best is None or entry.digest != best.digest]
 
 
 def set_aside_later(run_dir: Path, step: int) -> list[Path]:

@@ -13,7 +13,7 @@ from dtl.data.config import SPLITS, DataConfig
 from dtl.data.intake import Progress, read_source
 from dtl.data.sources import Source, is_sampled, open_sources
 from dtl.data.stored import DiskWriter, MemoryWriter, Texts, read_texts, sample
-from dtl.data.text_key import CHARACTERS_PER_TOKEN, characters_read, characters_wanted, text_key
+from dtl.data.text_key import CHARACTERS_PER_TOKEN, characters_read, characters_wanted, entry_name, text_key
 
 # Files of less than this are prepared in about a second: a cache entry would cost more to look after than it saves.
 SMALL_BYTES = 2**20
@@ -80,7 +80,7 @@ def _read(
                 writer.abandon()
             return facts
 
-        entry = cache.get(f"text-{key}", build)
+        entry = cache.get(entry_name(key), build)
         if entry is not None:
             # A manifest sorts its keys; rows and fingerprint depend on the order of the splits.
             splits = [split for split in SPLITS if split in entry.facts["counts"]]

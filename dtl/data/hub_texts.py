@@ -16,6 +16,7 @@ from dtl.data.hub import require_hub
 from dtl.data.hub_revision import NEWEST, ask_for_commit, is_commit, remember, remembered
 from dtl.data.hub_stream import HubStream
 from dtl.data.local.files import SPLIT_WORDS, text_of
+from dtl.data.text_key import entry_name
 from dtl.durable import MANIFEST, read_manifest
 from dtl.errors import CheckpointError, DataError, did_you_mean
 
@@ -82,7 +83,7 @@ class HubTexts:
 
     def _is_cached(self) -> bool:
         """Whether some text of this commit lies in the cache: then reading decides whether the hub is needed."""
-        for entry in self._wish.cache.glob(f"text-*/{MANIFEST}"):
+        for entry in self._wish.cache.glob(f"{entry_name('*')}/{MANIFEST}"):
             with suppress(OSError, CheckpointError):
                 if read_manifest(entry.parent).facts.get("origin") == self.origin:
                     return True

@@ -17,7 +17,7 @@ from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import Document, article
 from dtl.data.hub_texts import HubTexts, HubWish
 from dtl.data.local.files import LocalFiles, field, text_of
-from dtl.data.text_key import characters_read, characters_wanted, text_key
+from dtl.data.text_key import characters_read, characters_wanted, entry_name, text_key
 from dtl.errors import DataError
 from dtl.registry import SOURCES
 
@@ -89,7 +89,7 @@ def _may_be_cached(name: str, source: "HubSource | WikiSource", data: DataConfig
     fingerprint = source.fingerprint()
     assert isinstance(fingerprint, str)  # the hub's, no files
     key = text_key(fingerprint, source, name, data, budget, order_seed)
-    return (cache_folder(data.cache_dir) / f"text-{key}").exists()
+    return (cache_folder(data.cache_dir) / entry_name(key)).exists()
 
 
 def path_key(data: DataConfig, name: str) -> str:

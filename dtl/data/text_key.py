@@ -18,6 +18,11 @@ _SHAPES_NO_TEXT = {
 }  # fmt: skip
 
 
+def entry_name(key: str) -> str:
+    """The name of the cache's entry for that text; `*` as the key makes a pattern of it."""
+    return f"text-{key}"
+
+
 def characters_wanted(data: DataConfig, seq_len: int) -> float:
     """Characters of training text that `data.max_samples` rows need: infinite when all of a source is wanted."""
     return math.inf if data.max_samples is None else data.max_samples * seq_len * CHARACTERS_PER_TOKEN

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from dtl.checkpoints.listing import best_checkpoint, list_checkpoints
-from dtl.checkpoints.store import LOCK, rotate, sweep_leftovers
+from dtl.checkpoints.listing import best_checkpoint
+from dtl.checkpoints.store import LOCK, rotate, superseded, sweep_leftovers
 from dtl.durable import TEMPORARY, TRASH, discard_directory
 from dtl.errors import ConfigError, did_you_mean
 from dtl.housekeeping.config import RunsConfig
@@ -55,18 +55,6 @@ def removals(runs: list[DiskRun], settings: RunsConfig) -> list[Removal]:
     if settings.best_of and not settings.chooses:
         runs = [run for run in runs if is_named(run, settings)]
     return [Removal(run, (run.folder,), run.n_bytes) for run in runs]
-
-
-def superseded(run_dir: Path) -> list[Path]:
-    """The checkpoints that `rotate` with keep=1 would delete: all but the newest, the best, and the damaged ones.
-
-    By manifests, names and sizes alone; `rotate` reads the newest one before it deletes another.
-    """
-    whole = [entry for entry in list_checkpoints(run_dir, contents=False) if entry.problem is None]
-    best = best_checkpoint(run_dir, contents=False)
-    if best is not None and best.problem is not None:
-        return []
-    return [entry.path for entry in whole[1:] if best is None or entry.digest != best.digest]
 
 
 def saved_nothing(run_dir: Path) -> bool:

@@ -14,11 +14,11 @@ from checkpoint_examples import imitate
 from filelock import FileLock
 
 import dtl.runs
-from dtl.checkpoints.store import lock_run, publish_best
+from dtl.checkpoints.store import lock_run, publish_best, superseded
 from dtl.durable import TRASH
 from dtl.housekeeping.config import RunsConfig
 from dtl.housekeeping.disk_runs import freed_by, leftovers, read_runs
-from dtl.housekeeping.removal import Removal, carry_out, clear_leftover, removals, superseded
+from dtl.housekeeping.removal import Removal, carry_out, clear_leftover, removals
 from dtl.housekeeping.screen import in_age, in_bytes
 from dtl.tracking import write_result
 
