@@ -48,14 +48,16 @@ def build(
     from dtl.reports.reading import read_run
     from dtl.reports.samples import side_by_side
     from dtl.reports.statistics import compare_all
+    from dtl.reports.units import metric_for, not_comparable
 
-    metric = Metric(settings.metric_key(), settings.prefers_higher())
     tell(f"reading {len(folders)} run{'s' if len(folders) > 1 else ''}")
     runs = [read_run(folder) for folder in folders]
+    asked = None if settings.metric is None else Metric(settings.metric_key(), settings.prefers_higher())
+    metric = metric_for(runs, asked)
     _check_metric(metric.key, runs)
     configurations = by_mean(configurations_of(runs), metric.key, metric.higher_is_better)
     values = {one.label: one.values(metric.key) for one in configurations}
-    comparisons = compare_all(values, metric.higher_is_better)
+    comparisons = [] if not_comparable(runs, metric) else compare_all(values, metric.higher_is_better)
     tell("drawing")
     return Report(
         title=title,
@@ -77,13 +79,14 @@ def _drawings(
     """Title of a section to what it shows."""
     from dtl.reports.canvas import style
     from dtl.reports.curves import loss_curves
-    from dtl.reports.parameters import importance, parallel_coordinates, rate_against_metric
+    from dtl.reports.parameters import importance, parallel_coordinates
+    from dtl.reports.rates import rates_against_metric
     from dtl.reports.speed import speed_and_memory
 
     with style():
         return {
             "Loss": loss_curves(configurations),
-            "Learning rate": rate_against_metric(configurations, metric),
+            "Learning rate": rates_against_metric(configurations, metric),
             "Parallel coordinates": parallel_coordinates(configurations, metric),
             "Importance of settings": importance(configurations, metric),
             "Speed and memory": speed_and_memory(configurations),

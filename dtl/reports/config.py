@@ -16,7 +16,7 @@ class ReportConfig:
     """Everything that `python -m dtl.report` can be told."""
 
     runs: str = "latest"  # folders of runs or sweeps, globs, latest; several as [outputs/a,outputs/b]
-    metric: str | None = None  # key of result.json to compare, such as exact_match/test; null = best validation loss
+    metric: str | None = None  # key of result.json to compare; null = best loss, bits per byte where tokenizers differ
     higher_is_better: bool | None = None  # of the metric; null = by its name
     out: str | None = None  # folder to write into; null = report/ in the run or sweep, outputs/reports/ for several
     record: bool = False  # also add finished runs of recipes to experiments/, and write its README.md anew

@@ -1,5 +1,6 @@
 """Runs that differ only in the seed are one configuration with n; what tells configurations apart names them."""
 
+import math
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,15 @@ def mean_and_spread(values: Iterable[float]) -> tuple[float | None, float | None
     """Mean and sample standard deviation; None where there are too few."""
     values = list(values)
     return (fmean(values) if values else None), (stdev(values) if len(values) > 1 else None)
+
+
+def as_number(value: str | None) -> float | None:
+    """A setting as a number; None where it is none, or not finite."""
+    try:
+        number = float(value or ABSENT)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _what_matters(run: Run) -> dict[str, str]:

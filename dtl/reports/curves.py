@@ -9,6 +9,7 @@ import numpy as np
 from dtl.reports.canvas import DASHES, GREY, INK, MARKERS, SERIES, WIDTH, Drawing, Skipped, finish, new_figure
 from dtl.reports.configurations import Configuration
 from dtl.reports.reading import Curve, Run
+from dtl.reports.units import NATS, cut_alike, in_bits_per_byte
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,7 +76,18 @@ def loss_curves(configurations: Sequence[Configuration]) -> list[Drawing] | Skip
     measured = [one for one in configurations if any(len(run.training.loss) for run in one.runs)]
     if not measured:
         return Skipped("No run measured it.")
-    return [_loss_against(axis, measured) for axis in _axes(measured)]
+    unit, note = NATS, ""
+    runs = [run for one in measured for run in one.runs]
+    if not cut_alike(runs):
+        scaled = in_bits_per_byte(runs)
+        if scaled is None:
+            note = "The tokenizers differ: losses per token do not compare. "
+        else:
+            unit = "bits per byte"
+            note = "Bits per byte since the tokenizers differ, by the bytes per token of the validation text. "
+            left = iter(scaled)
+            measured = [replace(one, runs=[next(left) for _ in one.runs]) for one in measured]
+    return [_loss_against(axis, measured, unit, note) for axis in _axes(measured)]
 
 
 def _axes(configurations: Sequence[Configuration]) -> list[_Axis]:
@@ -94,7 +106,7 @@ def _axes(configurations: Sequence[Configuration]) -> list[_Axis]:
     ]
 
 
-def _loss_against(axis: _Axis, measured: Sequence[Configuration]) -> Drawing:
+def _loss_against(axis: _Axis, measured: Sequence[Configuration], unit: str, note: str) -> Drawing:
     figure = new_figure(WIDTH, 4.6)
     left, right = figure.subplots(1, 2, sharex=True)
     coloured, grey = measured[: len(SERIES)], measured[len(SERIES) :][:MOST_IN_GREY]
@@ -103,11 +115,12 @@ def _loss_against(axis: _Axis, measured: Sequence[Configuration]) -> Drawing:
             _draw_mean(panel, axis, which, configuration, {"color": GREY[0], "lw": 0.7, "alpha": 0.6}, POINTS_IN_GREY)
         for number, configuration in enumerate(coloured):
             _draw(panel, axis, which, configuration, number)
-        _dress(panel, axis, which)
+        _dress(panel, axis, which, unit)
     name_series(figure, coloured)
     left_out = len(measured) - len(coloured)
     caption = "Lines: means over the seeds; bands: from the lowest seed to the highest. "
     caption += "Thin lines that end in a cross: runs that did not finish. Training loss is a running mean. "
+    caption += note
     if axis.name == "seconds":
         caption += "Time is that of training alone, without evaluation, sampling and saving; "
         caption += "of several seeds it is the median at each step. "
@@ -115,7 +128,7 @@ def _loss_against(axis: _Axis, measured: Sequence[Configuration]) -> Drawing:
         caption += f"In colour the first {len(coloured)} configurations of the table, in grey {len(grey)} more. "
     ends = "; ".join(_ending(configuration) for configuration in coloured)
     return finish(
-        figure, f"loss_{axis.name}", axis.title, caption.strip(), f"{axis.title}. Last validation loss: {ends}."
+        figure, f"loss_{axis.name}", axis.title, caption.strip(), f"{axis.title}. Last validation loss, {unit}: {ends}."
     )
 
 
@@ -192,12 +205,12 @@ def _draw(panel: "Axes", axis: _Axis, which: str, configuration: Configuration, 
             panel.plot(x[-1:], y[-1:], color=colour, marker="x", markersize=6, linestyle="none")
 
 
-def _dress(panel: "Axes", axis: _Axis, which: str) -> None:
+def _dress(panel: "Axes", axis: _Axis, which: str, unit: str) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     panel.set_title(f"{which} loss")
     panel.set_xlabel(axis.label)
-    panel.set_ylabel("loss (nats per target token)")
+    panel.set_ylabel(f"loss ({unit})")
     drawn = [np.asarray(line.get_ydata(), dtype=float) for line in panel.lines]
     values = np.concatenate(drawn) if drawn else np.array([])
     if not values.size:

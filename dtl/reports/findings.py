@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dtl.reports.configurations import Configuration
-from dtl.reports.metric import Metric, shown_number
+from dtl.reports.metric import BITS, Metric, shown_number
 from dtl.reports.reading import Run
 from dtl.reports.statistics import ENOUGH, Comparison
+from dtl.reports.units import cut_alike, not_comparable
 
 METHOD = (
     "Runs that differ only in the seed are one configuration with n; only runs that finished are compared. "
@@ -32,7 +33,8 @@ def findings(
 ) -> Findings:
     """`configurations` in the order of the table."""
     sentences = [sentence(one, metric, len(comparisons)) for one in comparisons]
-    return Findings(verdict(configurations, comparisons), sentences, notices(runs, configurations, metric))
+    told = not_comparable(runs, metric) or verdict(configurations, comparisons)
+    return Findings(told, sentences, notices(runs, configurations, metric))
 
 
 def verdict(configurations: Sequence[Configuration], comparisons: Sequence[Comparison]) -> str:
@@ -115,6 +117,8 @@ def notices(runs: Sequence[Run], configurations: Sequence[Configuration], metric
             "Runs with equal seeds and equal settings of data and tokenizer saw different data: what lies behind the "
             "settings has changed between them, and their losses do not compare."
         )
+    if metric.key == BITS and not cut_alike(run for run in runs if run.finished):
+        found.append("Tokenizers differ: compared are bits per byte, which do not depend on them as losses do.")
     mixed = sum(len({run.commit for run in one.finished if run.commit}) > 1 for one in configurations)
     if mixed:
         found.append(f"In {mixed} configurations the runs come from different commits of the code.")

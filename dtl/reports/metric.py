@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 BEST_LOSS = "value"
+BITS = "validation/bits_per_byte"
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,11 @@ class Metric:
         unit = {"loss": " (nats per target token)", "bits_per_byte": " (bits per byte)"}
         ending = "loss" if self.key == BEST_LOSS else self.key.rpartition("/")[2]
         return self.title + unit.get(ending, "")
+
+    @property
+    def is_per_token(self) -> bool:
+        """Whether another tokenizer alone changes it."""
+        return self.key == BEST_LOSS or self.key.rpartition("/")[2] in ("loss", "perplexity")
 
     @property
     def better(self) -> str:

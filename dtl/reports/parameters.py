@@ -1,91 +1,21 @@
-"""What the settings did: learning rate against loss, parallel coordinates, importance by Optuna."""
+"""What the settings did: parallel coordinates, and importance by Optuna."""
 
 import math
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dtl.reports.canvas import DASHES, GROUND, INK, MARKERS, SERIES, WIDTH, Drawing, Skipped, finish, new_figure
-from dtl.reports.configurations import ABSENT, Configuration, short_labels
+from dtl.reports.canvas import GROUND, INK, SERIES, WIDTH, Drawing, Skipped, finish, new_figure
+from dtl.reports.configurations import Configuration, as_number
 from dtl.reports.metric import Metric, shown_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-RATE = "optimizer.lr"
 MOST_AXES = 8  # of parallel coordinates
 MOST_LINES = 300
 ENOUGH_RUNS = 20  # below which importance is fortune-telling
 BEST_SHARE, BEST_RUNS = 0.1, 5  # PED-ANOVA looks at the best tenth, and wants five runs in there
-
-
-# --- learning rate ------------------------------------------------------------------------------------------------
-
-
-def rate_against_metric(configurations: Sequence[Configuration], metric: Metric) -> Drawing | Skipped:
-    """A line for each combination of the other settings: mean over the seeds, a dot for each run."""
-    rated = [one for one in configurations if _number(one.runs[0].config.get(RATE)) is not None]
-    if len({_rate(one) for one in rated}) < 2:
-        return Skipped(f"{RATE} does not vary.")
-    series: dict[tuple[tuple[str, str], ...], list[Configuration]] = {}
-    for one in rated:
-        series.setdefault(tuple((k, v) for k, v in one.settings.items() if k != RATE), []).append(one)
-    if max(len(members) for members in series.values()) < 2:
-        return Skipped(f"{RATE} varies together with other settings only.")
-    if not any(one.values(metric.key) for one in rated):
-        return Skipped("No finished run has the metric.")
-    from matplotlib.ticker import NullFormatter, StrMethodFormatter
-
-    figure = new_figure(WIDTH * 0.75, 4.4)
-    panel = figure.subplots()
-    shown = list(series.items())[: len(SERIES)]
-    labels = short_labels([dict(others) for others in series], [""] * len(series))
-    for number, (_, members) in enumerate(shown):
-        _draw_rate(panel, number, labels[number], sorted(members, key=_rate), metric)
-    panel.set_xscale("log")
-    rates = sorted({_rate(one) for one in rated})
-    panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # the usual one writes powers as mathematics
-    panel.xaxis.set_minor_formatter(NullFormatter())
-    if len(rates) <= MOST_AXES:
-        panel.set_xticks(rates)
-        panel.minorticks_off()
-    panel.set_xlabel(f"learning rate ({RATE})")
-    panel.set_ylabel(metric.label)
-    if len(shown) > 1:
-        figure.legend(loc="outside lower center", ncols=2, fontsize=9)
-    title = f"Learning rate against {metric.title}"
-    caption = f"Lines: means over the seeds; dots: runs. {metric.better.capitalize()} is better."
-    if _draw_unfinished(panel, [one for _, members in shown for one in members]):
-        caption += " Crosses at the edge: runs at that rate which did not finish."
-    if len(series) > len(shown):
-        caption += f" The first {len(shown)} of {len(series)} combinations of the other settings."
-    best = "; ".join(f"{_rate(one):g}: {shown_number(_mean(one, metric))}" for one in sorted(rated, key=_rate)[:20])
-    return finish(figure, "learning_rate", title, caption, f"{title}. Means by learning rate: {best}.")
-
-
-def _draw_rate(panel: "Axes", number: int, label: str, members: list[Configuration], metric: Metric) -> None:
-    colour = SERIES[number][0]
-    means = [(_rate(one), mean) for one in members if (mean := _mean(one, metric)) is not None]
-    dots = [(_rate(one), value) for one in members for value in one.values(metric.key).values()]
-    if means:
-        look = {"color": colour, "marker": MARKERS[number], "linestyle": DASHES[number]}
-        panel.plot(*zip(*means, strict=True), label=label or None, **look)
-        panel.plot(*zip(*dots, strict=True), color=colour, marker=".", linestyle="none", alpha=0.6)
-
-
-def _draw_unfinished(panel: "Axes", configurations: Sequence[Configuration]) -> bool:
-    places = [_rate(one) for one in configurations for run in one.runs if not run.finished]
-    panel.plot(places, [0.98] * len(places), transform=panel.get_xaxis_transform(), color=INK[0], marker="x", ls="none")
-    return bool(places)
-
-
-def _rate(configuration: Configuration) -> float:
-    return _number(configuration.runs[0].config.get(RATE)) or math.nan
-
-
-def _mean(configuration: Configuration, metric: Metric) -> float | None:
-    values = configuration.values(metric.key).values()
-    return sum(values) / len(values) if values else None
 
 
 # --- parallel coordinates -----------------------------------------------------------------------------------------
@@ -144,7 +74,7 @@ class _Scale:
 
     def __init__(self, values: Sequence[str]) -> None:
         distinct = list(dict.fromkeys(values))
-        numbers = {value: number for value in distinct if (number := _number(value)) is not None}
+        numbers = {value: number for value in distinct if (number := as_number(value)) is not None}
         self.places: dict[str, float]
         if len(numbers) == len(distinct):
             ordered = sorted(distinct, key=lambda value: numbers[value])
@@ -231,7 +161,7 @@ def importances(keys: Sequence[str], runs: Sequence[tuple[dict[str, str], float]
 def _distribution(values: Sequence[str]) -> Any:
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-    numbers = [number for value in values if (number := _number(value)) is not None]
+    numbers = [number for value in values if (number := as_number(value)) is not None]
     if len(numbers) < len(values):
         return CategoricalDistribution(sorted(set(values)))
     return FloatDistribution(min(numbers), max(numbers), log=min(numbers) > 0 and max(numbers) >= 10 * min(numbers))
@@ -239,11 +169,3 @@ def _distribution(values: Sequence[str]) -> Any:
 
 def _as_trial(value: str, distribution: Any) -> str | float:
     return value if hasattr(distribution, "choices") else float(value)
-
-
-def _number(value: str | None) -> float | None:
-    try:
-        number = float(value or ABSENT)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None

@@ -77,16 +77,16 @@ def lay_out(sweep: SweepFolder, combinations: Sequence[Combination]) -> list[Tri
     """The trials of the combinations, in order, each with the record that it has in the sweep's folder already.
 
     A configuration has one trial, however often and under whatever number it is asked for. What cannot be composed
-    is refused, with its reason; the others stay. One that was refused in an earlier session is run in its old place,
-    now that it can be composed.
+    is refused, with its reason; the others stay. One that never ran keeps its place when its words mean something else
+    than in an earlier session: what was refused then can be composed now, or the other way round.
     """
     trials = sweep.trials()
     known = {trial.hash: trial for trial in trials}
-    refused = {tuple(sorted(trial.overrides)): trial for trial in trials if trial.state == "refused"}
+    unrun = {tuple(sorted(trial.overrides)): trial for trial in trials if trial.state in ("waiting", "refused")}
     number = max((trial.number for trial in trials), default=-1) + 1
     chosen: dict[str, Trial] = {}
     for one in combinations:
-        before = refused.pop(tuple(sorted(one.overrides)), None)
+        before = unrun.pop(tuple(sorted(one.overrides)), None)
         trial = chosen.get(one.hash) or known.get(one.hash) or before
         if trial is None:
             trial = Trial(number, one.overrides, one.hash)

@@ -14,7 +14,19 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 EXAMPLE = "'optimizer.lr=tag(log,interval(1e-4,1e-2))' 'model=choice(small,medium)'"
-FORBIDDEN = ("seed", "resume", "init")
+_SEEDS = (
+    "The winner is run again with other seeds at the end (sweep.confirm=5); a grid over seeds needs no "
+    "hydra/sweeper=dtl_optuna."
+)
+_PER_TOKEN = (
+    "A search compares losses per token of the validation text, which do not compare when the tokens or the text are "
+    "others. A grid without hydra/sweeper=dtl_optuna runs them all; dtl.report compares tokenizers by bits per byte."
+)
+FORBIDDEN = {  # keys that a search does not choose, and why
+    **dict.fromkeys(("seed", "resume", "init"), _SEEDS),
+    **dict.fromkeys(("tokenizer", "tokenizer.kind", "tokenizer.vocab_size", "tokenizer.path"), _PER_TOKEN),
+    **dict.fromkeys(("data", "data.path"), _PER_TOKEN),
+}
 
 
 @dataclass(frozen=True)
@@ -52,11 +64,8 @@ def parse_space(overrides: Sequence[str], loader: ConfigLoader | None = None) ->
         searched.pop(key, None)
         if not override.is_sweep_override():
             fixed[key] = line
-        elif key.lstrip("+") in FORBIDDEN:
-            raise ConfigError(
-                f"{line}: a search does not choose {key.lstrip('+')}. The winner is run again with other seeds at the "
-                "end (sweep.confirm=5); a grid over seeds needs no hydra/sweeper=dtl_optuna."
-            )
+        elif (name := key.lstrip("+")) in FORBIDDEN:
+            raise ConfigError(f"{line}: a search does not choose {name}. {FORBIDDEN[name]}")
         else:
             searched[key] = _distribution(override, line)
     if not searched:

@@ -12,7 +12,7 @@ from dtl.reports.canvas import Drawing, style
 from dtl.reports.configurations import configurations_of
 from dtl.reports.curves import Band, _axes, _over_seeds
 from dtl.reports.metric import Metric
-from dtl.reports.parameters import rate_against_metric
+from dtl.reports.rates import rates_against_metric
 from dtl.reports.reading import Run, read_run
 
 
@@ -82,10 +82,78 @@ def test_many_rates_are_written_as_numbers(tmp_path, monkeypatch):
         written.extend(label.get_text() for label in figure.axes[0].get_xticklabels())
         return Drawing("", "", "", "", b"", "")
 
-    monkeypatch.setattr("dtl.reports.parameters.finish", keep)
+    monkeypatch.setattr("dtl.reports.rates.finish", keep)
     with style():
-        rate_against_metric(configurations_of(runs), Metric())
+        rates_against_metric(configurations_of(runs), Metric())
     assert {"0.0001", "0.001"} <= set(written) and not any("$" in label for label in written)
+
+
+def tuned(folder: Path, optimizer: dict[str, str | float], seed: int = 1, dim: int = 256) -> Run:
+    """A run of AdamW or of Muon at some rate, made up."""
+    settings = {"optimizer": optimizer, "model": {"dim": dim}}
+    run = make_run(folder, seed=seed, value=2.0 + 0.01 * seed, settings=settings)
+    record = json.loads((run / "run.json").read_text())
+    record["choices"]["optimizer"] = optimizer["name"]
+    record["overrides"] = [f"optimizer.{key}={value}" for key, value in optimizer.items() if key != "name"]
+    (run / "run.json").write_text(json.dumps(record))
+    return read_run(run)
+
+
+@pytest.fixture
+def panels(monkeypatch):
+    """Calls the drawing; for each panel its label, and by the label of each line the places of its marks."""
+
+    def draw(runs: list[Run]) -> dict[str, dict[str, list[float]]]:
+        seen = {}
+
+        def keep(figure, name, title, caption, alternative):
+            for panel in figure.axes:
+                marks = {line.get_label(): [round(float(x), 7) for x in line.get_xdata()] for line in panel.lines}
+                seen[panel.get_xlabel()] = {key: x for key, x in marks.items() if not key.startswith("_")} or marks
+            return Drawing(name, title, caption, alternative, b"", "")
+
+        monkeypatch.setattr("dtl.reports.rates.finish", keep)
+        with style():
+            drawing = rates_against_metric(configurations_of(runs), Metric())
+        assert isinstance(drawing, Drawing)
+        return seen
+
+    return draw
+
+
+def test_each_rate_that_varies_has_a_panel_and_a_combination_at_one_rate_is_no_line(tmp_path, panels):
+    adamw = [{"name": "adamw", "lr": rate} for rate in (1e-4, 3e-4, 1e-3)]
+    muon = [{"name": "muon", "lr": 3e-4, "matrix_lr": rate} for rate in (7e-3, 2e-2)]
+    runs = [tuned(tmp_path / f"{n}", one) for n, one in enumerate((*adamw, *muon))]
+    runs.append(tuned(tmp_path / "alone", {"name": "adamw", "lr": 5e-4}, dim=192))
+    assert panels(runs) == {
+        "learning rate (optimizer.lr)": {"optimizer=adamw": [1e-4, 3e-4, 1e-3]},
+        "learning rate of the matrices (optimizer.matrix_lr)": {"optimizer=muon": [7e-3, 2e-2]},
+    }
+
+
+def test_a_grid_of_two_rates_has_a_line_for_each_value_of_the_other(tmp_path, panels):
+    grid = [(lr, matrix) for lr in (1e-4, 3e-4) for matrix in (7e-3, 2e-2, 5e-2)]
+    runs = [
+        tuned(tmp_path / f"{n}", {"name": "muon", "lr": lr, "matrix_lr": matrix}) for n, (lr, matrix) in enumerate(grid)
+    ]
+    seen = panels(runs)
+    assert sorted(map(len, seen["learning rate (optimizer.lr)"].values())) == [2, 2, 2]
+    assert set(seen["learning rate of the matrices (optimizer.matrix_lr)"]) == {
+        "lr=0.0001 matrix_lr=*",
+        "lr=0.0003 matrix_lr=*",
+    }
+
+
+def test_a_search_by_chance_shows_every_trial_by_its_rate(tmp_path, panels):
+    """No two trials of it have all other settings in common: once there was no plot at all."""
+    rates = [1e-4, 2.3e-4, 1.7e-3]
+    runs = [
+        tuned(tmp_path / f"{n}", {"name": "adamw", "lr": rate, "weight_decay": 0.1 + n / 11})
+        for n, rate in enumerate(rates)
+    ]
+    (marks,) = panels(runs).values()
+    assert rates in marks.values()
 
 
 def test_both_panels_share_the_axis(tmp_path, monkeypatch):

@@ -160,7 +160,7 @@ def test_one_run_alone(elsewhere):
     make_run(Path("run"))
     _, page = report_of("run", Path("out"))
     assert "There is one configuration: nothing to compare." in Elements(page).text
-    assert "optimizer.lr does not vary" in page and "It needs 20 finished runs" in page
+    assert "No learning rate varies" in page and "It needs 20 finished runs" in page
 
 
 def test_runs_that_never_began(elsewhere):

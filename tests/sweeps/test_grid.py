@@ -90,6 +90,14 @@ def test_a_trial_that_is_refused_again_keeps_its_row(tmp_path):
         assert (bad.number, bad.state) == (0, "refused") and len(sweep.trials()) == 1
 
 
+def test_a_waiting_trial_that_cannot_be_composed_any_more_is_refused_in_its_place(tmp_path):
+    sweep = SweepFolder(tmp_path)
+    laid_out(sweep, [["a=1"], ["a=bad"]], Mended())
+    assert [trial.state for trial in sweep.trials()] == ["waiting", "waiting"]
+    laid_out(sweep, [["a=1"], ["a=bad"]])
+    assert [(trial.number, trial.state) for trial in sweep.trials()] == [(0, "waiting"), (1, "refused")]
+
+
 def test_combinations_that_mean_the_same_are_named():
     def said(*values: str) -> str:
         return repeated(combined([[f"a={value}", "b=2"] for value in values], Mended()))

@@ -53,6 +53,9 @@ def test_what_does_not_vary_stays_as_it_was_typed():
         ("n=tag(lgo,range(1,9))", "lgo"),
         ("seed=1,2,3", "sweep.confirm"),
         ("+seed=range(4)", "sweep.confirm"),
+        ("tokenizer=gpt2,bpe", "losses per token"),
+        ("tokenizer.vocab_size=choice(1024,4096)", "bits per byte"),
+        ("data=wiki,text", "losses per token"),
         ("lr=0.1", "nothing to search"),
     ],
 )

@@ -1,5 +1,6 @@
 """docs/wandb_sweep.yaml: what a W&B agent makes of it is what dtl.train takes. No network: wandb's own expansion."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-FILE = Path(__file__).resolve().parents[2] / "docs" / "wandb_sweep.yaml"
+ROOT = Path(__file__).resolve().parents[2]
+FILE = ROOT / "docs" / "wandb_sweep.yaml"
 
 
 def expanded(sweep: dict, chosen: dict) -> list[str]:
@@ -17,6 +19,11 @@ def expanded(sweep: dict, chosen: dict) -> list[str]:
     macros = {"program": [sweep["program"]], "interpreter": [sys.executable], "env": ["/usr/bin/env"], **args}
     known = {"${" + name + "}": expansion for name, expansion in macros.items()}
     return [word for chunk in words for word in known.get(chunk, [chunk])]
+
+
+def test_the_readme_shows_the_file():
+    (shown,) = re.findall(r"^```yaml\n(program:.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert yaml.safe_load(shown) == yaml.safe_load(FILE.read_text())
 
 
 def test_the_agents_command_composes(tmp_path):

@@ -1,0 +1,135 @@
+"""Learning rates against the metric: a panel for each rate that varies, a line for each combination of the rest."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dtl.reports.canvas import DASHES, INK, MARKERS, SERIES, WIDTH, Drawing, Skipped, finish, new_figure
+from dtl.reports.configurations import Configuration, as_number, short_labels
+from dtl.reports.metric import Metric, shown_number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+RATES = {
+    "optimizer.lr": "learning rate",
+    "optimizer.matrix_lr": "learning rate of the matrices",
+    "optimizer.embedding_lr": "learning rate of the embeddings",
+}
+ANY = "*"  # in a label: this is what varies along the line
+MOST_TICKS = 8
+MOST_TOLD = 20  # means in the text for who cannot see the plot
+
+
+@dataclass(frozen=True)
+class Line:
+    """Configurations by one rate, that differ in nothing else; or in a search by chance, all that have the rate."""
+
+    rate: str  # its key
+    others: dict[str, str] | None  # the keys in which any differ, the rate's own as ANY; None: these vary too, no line
+    members: list[Configuration]
+
+    def at(self, member: Configuration) -> float:
+        """The rate of one of the members."""
+        return rate_of(member, self.rate) or math.nan
+
+
+def rates_against_metric(configurations: Sequence[Configuration], metric: Metric) -> Drawing | Skipped:
+    """Mean over the seeds, a dot for each run; dots alone where the other settings vary with the rate.
+
+    A combination that was tried at one rate only is left out where others were tried at several.
+    """
+    lines = [line for rate in RATES for line in _lines(configurations, rate)]
+    if not lines:
+        return Skipped("No learning rate varies.")
+    if not any(one.values(metric.key) for line in lines for one in line.members):
+        return Skipped("No finished run has the metric.")
+    shown = lines[: len(SERIES)]
+    rates = list(dict.fromkeys(line.rate for line in shown))
+    figure = new_figure(WIDTH if len(rates) > 1 else WIDTH * 0.75, 4.4)
+    panels = dict(zip(rates, figure.subplots(1, len(rates), sharey=True, squeeze=False)[0], strict=True))
+    unfinished = False
+    for number, (line, label) in enumerate(zip(shown, _labels(shown), strict=True)):
+        _draw_line(panels[line.rate], number, label, line, metric)
+        unfinished |= _draw_unfinished(panels[line.rate], line)
+    for rate, panel in panels.items():
+        _scale(panel, sorted({line.at(one) for line in shown if line.rate == rate for one in line.members}))
+        panel.set_xlabel(f"{RATES[rate]} ({rate})")
+    panels[rates[0]].set_ylabel(metric.label)
+    if any(panel.get_legend_handles_labels()[1] for panel in panels.values()):
+        figure.legend(loc="outside lower center", ncols=2, fontsize=9)
+    title = f"Learning rate against {metric.title}"
+    caption = f"Lines: means over the seeds; dots: runs. {metric.better.capitalize()} is better."
+    if any(line.others is None for line in shown):
+        caption += " Dots without a line: the other settings vary too."
+    if unfinished:
+        caption += " Crosses at the edge: runs at that rate which did not finish."
+    if len(lines) > len(shown):
+        caption += f" The first {len(shown)} of {len(lines)} combinations of the other settings."
+    return finish(figure, "learning_rate", title, caption, f"{title}. {_told(shown, metric)}.")
+
+
+def rate_of(configuration: Configuration, rate: str) -> float | None:
+    """The learning rate under this key; None where the optimizer has no such rate, or none above zero."""
+    number = as_number(configuration.runs[0].config.get(rate))
+    return number if number is not None and number > 0 else None
+
+
+def _lines(configurations: Sequence[Configuration], rate: str) -> list[Line]:
+    rated = [one for one in configurations if rate_of(one, rate) is not None and rate in one.settings]
+    rated.sort(key=lambda one: rate_of(one, rate) or math.nan)
+    series: dict[tuple[tuple[str, str], ...], list[Configuration]] = {}
+    for one in rated:
+        series.setdefault(tuple((one.settings | {rate: ANY}).items()), []).append(one)
+    lines = [Line(rate, dict(others), members) for others, members in series.items() if len(members) > 1]
+    if not lines and len({rate_of(one, rate) for one in rated}) > 1:
+        return [Line(rate, None, rated)]
+    return lines
+
+
+def _labels(lines: Sequence[Line]) -> list[str]:
+    """What tells the lines apart, by their rates only where nothing else does; nothing for a single one."""
+    joined = [dict(sorted(line.others.items(), key=lambda item: item[0] in RATES)) for line in lines if line.others]
+    labels = iter(short_labels(joined, [""] * len(joined)))
+    return [next(labels) if line.others else "" for line in lines]
+
+
+def _draw_line(panel: "Axes", number: int, label: str, line: Line, metric: Metric) -> None:
+    colour = SERIES[number][0]
+    means = [(line.at(one), mean) for one in line.members if (mean := _mean(one, metric)) is not None]
+    dots = [(line.at(one), value) for one in line.members for value in one.values(metric.key).values()]
+    if means:
+        look = {"color": colour, "marker": MARKERS[number], "linestyle": DASHES[number] if line.others else "none"}
+        panel.plot(*zip(*means, strict=True), label=label or None, **look)
+        panel.plot(*zip(*dots, strict=True), color=colour, marker=".", linestyle="none", alpha=0.6)
+
+
+def _draw_unfinished(panel: "Axes", line: Line) -> bool:
+    places = [line.at(one) for one in line.members for run in one.runs if not run.finished]
+    panel.plot(places, [0.98] * len(places), transform=panel.get_xaxis_transform(), color=INK[0], marker="x", ls="none")
+    return bool(places)
+
+
+def _scale(panel: "Axes", rates: Sequence[float]) -> None:
+    """Logarithmic, and each rate a tick of its own where there is room."""
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+
+    panel.set_xscale("log")
+    panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # the usual one writes powers as mathematics
+    panel.xaxis.set_minor_formatter(NullFormatter())
+    if len(rates) <= MOST_TICKS:
+        panel.set_xticks(rates)
+        panel.minorticks_off()
+
+
+def _told(lines: Sequence[Line], metric: Metric) -> str:
+    means = [
+        f"{line.rate} {line.at(one):g}: {shown_number(_mean(one, metric))}" for line in lines for one in line.members
+    ]
+    return f"Means by rate: {'; '.join(means[:MOST_TOLD])}"
+
+
+def _mean(configuration: Configuration, metric: Metric) -> float | None:
+    values = configuration.values(metric.key).values()
+    return sum(values) / len(values) if values else None
