@@ -141,19 +141,21 @@ def short_labels(settings: Sequence[dict[str, str]], names: Sequence[str]) -> li
 
 
 def _telling(settings: Sequence[dict[str, str]]) -> list[str]:
-    """Keys by which configurations can be told apart: those that split them most, until all are alone."""
-    chosen = [EXPERIMENT] if settings and EXPERIMENT in settings[0] else []
-    n_parts = len({tuple(one[name] for name in chosen) for one in settings})
-    while n_parts < len(settings) and len(chosen) < MOST_IN_A_LABEL:
-        parts = {
-            key: len({tuple(_brief(one[name]) for name in (*chosen, key)) for one in settings}) for key in settings[0]
-        }
-        best = max(parts, key=lambda key: parts[key])
-        if parts[best] == n_parts:
-            break
-        n_parts = parts[best]
-        chosen.append(best)
-    return [key for key in settings[0] if key in chosen] if settings else []
+    """Keys by which configurations can be told apart: those that split them most, until all are alone. First of the
+    recipe, then of the config groups (`model`), which people think in, then of the rest."""
+    keys = list(settings[0]) if settings else []
+    chosen: list[str] = []
+
+    def n_parts(*more: str) -> int:
+        return len({tuple(_brief(one[name]) for name in (*chosen, *more)) for one in settings})
+
+    for candidates in ([key for key in keys if key == EXPERIMENT], [key for key in keys if "." not in key], keys):
+        while candidates and len(chosen) < MOST_IN_A_LABEL:
+            best = max(candidates, key=n_parts)
+            if n_parts(best) == n_parts():
+                break
+            chosen.append(best)
+    return [key for key in keys if key in chosen]
 
 
 def _brief(value: str) -> str:

@@ -187,8 +187,19 @@ def test_a_group_stands_for_the_keys_that_it_decides():
     assert found[1].label == "model=medium lr=0.001"
 
 
+def test_labels_name_the_config_group_before_the_settings_that_would_do():
+    keys = ("optimizer", "schedule", "optimizer.lr", "optimizer.matrix_lr")
+    rows = [("adamw", "a", "1", "7"), ("adamw", "a", "2", "7"), ("muon", "b", "3", "5"), ("muon", "b", "3", "6")]
+    labels = short_labels([dict(zip(keys, row, strict=True)) for row in rows], ["run"] * 4)
+    assert labels == [f"optimizer={one} lr={lr} matrix_lr={matrix}" for one, _, lr, matrix in rows]
+
+
 def test_labels_use_no_more_keys_than_needed():
-    few = [{"a.x": "1", "b.x": "1", "c": "1"}, {"a.x": "1", "b.x": "2", "c": "2"}, {"a.x": "2", "b.x": "3", "c": "3"}]
+    few = [
+        {"a.x": "1", "b.x": "1", "c.y": "1"},
+        {"a.x": "1", "b.x": "2", "c.y": "2"},
+        {"a.x": "2", "b.x": "3", "c.y": "3"},
+    ]
     assert short_labels(few, ["run"] * 3) == ["x=1", "x=2", "x=3"]
     two = [{"a.x": "1", "b.x": "1"}, {"a.x": "1", "b.x": "2"}, {"a.x": "2", "b.x": "1"}]
     assert short_labels(two, ["run"] * 3) == ["a.x=1 b.x=1", "a.x=1 b.x=2", "a.x=2 b.x=1"]
