@@ -183,7 +183,8 @@ def _version(package: str) -> str | None:
 
 def _packages() -> str:
     """Every installed package as `name==version`, sorted."""
-    found = {f"{item.name}=={item.version}" for item in importlib.metadata.distributions() if item.name}
+    read = (item.metadata for item in importlib.metadata.distributions())  # parsed anew for each attribute of item
+    found = {f"{one['Name']}=={one['Version']}" for one in read if one["Name"]}
     return "\n".join(sorted(found, key=str.lower)) + "\n"
 
 

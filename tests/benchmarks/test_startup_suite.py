@@ -17,7 +17,7 @@ def test_the_parts_add_up_to_the_whole(tmp_path):
     measure = SUITES.get("startup").measurements["first_step"]
     (row,) = measure(Workplace(BenchConfig(suite="startup", tiny=True, rounds=1), tmp_path))
     parts = [float(figure) for figure in re.findall(r"(-?[\d.]+) s", row.note)]
-    assert len(parts) == 5 and sum(parts) == pytest.approx(row.ours, abs=0.05)
+    assert len(parts) == 6 and sum(parts) == pytest.approx(row.ours, abs=0.05)
     assert row.peer > 0 and row.rounds == 1
     assert (tmp_path / "run-0" / "metrics.jsonl").read_text().startswith('{"step": 1, ')
 
