@@ -55,13 +55,15 @@ def _run(
     record.arguments = arguments  # in a folder that was named there may be more values than at first
     record.state, record.sessions = "running", record.sessions + 1
     sweep.write(record)
+    screen = SweepScreen(sweep)
+    screen.checking(len(job_overrides))
     combinations = combined(job_overrides, composer)  # takes a while: a sweep that is killed now goes on, too
     if not sweep.trials() and all(one.refused for one in combinations):
         raise NoTrialError((one.overrides, one.refused) for one in combinations)
     trials = lay_out(sweep, combinations)
     record.planned = len(sweep.trials())
     sweep.write(record)
-    with SweepScreen(sweep) as screen:
+    with screen:
         # What is refused here would be refused in its process, too.
         left = [trial for trial in trials if trial.state != "refused" and trial.is_left(config.sweep.retry_failed)]
         screen.begin(trials, left, record.sessions > 1, repeated(combinations))

@@ -9,10 +9,11 @@ from rich.text import Text
 
 from dtl.display import in_time, shown, table_console
 from dtl.sweeps.records import SweepFolder, Trial
-from dtl.sweeps.table import STYLES, counted, failures, rows_of, trial_table, varied
+from dtl.sweeps.table import STYLES, comparing, counted, failures, rows_of, trial_table, varied
 from dtl.terminal.safe_text import in_one_line
 
 SECONDS_BETWEEN_LOOKS = 1.0
+MANY = 20  # combinations, which take some seconds to check
 
 
 class SweepScreen:
@@ -38,6 +39,11 @@ class SweepScreen:
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+    def checking(self, n_combinations: int) -> None:
+        """Said before the combinations of a large grid are composed: five or ten a second."""
+        if n_combinations >= MANY:
+            self._say(f"checking {n_combinations} combinations", "dim")
 
     def begin(self, trials: list[Trial], left: list[Trial], goes_on: bool, note: str = "") -> None:
         """What there is, a `note` on it, and what is left to do of a sweep that `goes_on`."""
@@ -81,12 +87,14 @@ class SweepScreen:
         self._say(f"stopped: {counted(trials)}. The same command goes on with what is left.", "yellow")
 
     def end(self, trials: list[Trial]) -> None:
-        """The whole table, and what went wrong."""
+        """The whole table, what went wrong, and what to do next."""
         self.__exit__(None, None, None)
         self.console.print(trial_table(rows_of(self.sweep, trials)))
         self._say(f"{counted(trials)}", "bold")
         for line in failures(self.sweep, trials):
             self._say(f"  {line}", "dim")
+        for line in comparing(self.sweep, trials):
+            self._say(line, "dim")
 
     def _name(self, trial: Trial) -> str:
         return self._names.get(trial.number) or in_one_line(" ".join(trial.overrides))

@@ -11,7 +11,7 @@ from dtl.display import shown
 from dtl.errors import ConfigError
 from dtl.records.run_state import RUN_FILES, is_held
 from dtl.sweeps.records import SWEEP, SweepFolder, SweepRecord, find_sweeps, is_sweep
-from dtl.sweeps.table import counted, failures, rows_of, trial_table
+from dtl.sweeps.table import comparing, counted, failures, rows_of, trial_table
 from dtl.terminal.safe_text import in_one_line
 
 
@@ -82,6 +82,7 @@ def status_of(sweep: SweepFolder) -> Status:
         trial_table(rows),
     ]
     lines += [Text(line, style="dim") for line in failures(sweep, trials)]
+    lines += [Text(line, style="dim") for line in comparing(sweep, trials)]
     if state in ("killed", "interrupted"):
         lines.append(Text("The same command goes on with what is left.", style="yellow"))
     return Status(alive, Group(*lines))

@@ -109,3 +109,9 @@ def failures(sweep: SweepFolder, trials: Iterable[Trial]) -> list[str]:
             where = next((shown(file) for file in files if file.exists()), in_one_line(trial.reason))
             lines.append(f"trial {trial.number} {trial.state}: {where}")
     return lines
+
+
+def comparing(sweep: SweepFolder, trials: Iterable[Trial]) -> list[str]:
+    """How to compare what went through, in one line; none where there are not two of them."""
+    through = sum(trial.value is not None for trial in trials)
+    return [f"compare them: python -m dtl.report runs={shown(sweep.path)}"] if through > 1 else []

@@ -1,5 +1,6 @@
 """Which trials a command line means, which are left, and which sweep it goes on with."""
 
+import io
 import json
 from pathlib import Path
 from typing import get_args
@@ -10,7 +11,8 @@ from rich.console import Console
 from dtl.errors import ConfigError
 from dtl.sweeps.grid import combined, for_a_trial, lay_out, repeated
 from dtl.sweeps.records import LOG, TRACEBACK, SweepFolder, SweepRecord, Trial, TrialState
-from dtl.sweeps.status import find_sweep, status_of
+from dtl.sweeps.screen import SweepScreen
+from dtl.sweeps.status import Status, find_sweep, status_of
 from dtl.sweeps.table import failures, varied
 from dtl.sweeps.unfinished import asked_for, sweep_to_continue
 
@@ -187,14 +189,27 @@ def test_overrides_that_all_share_are_left_out():
 def test_status_tells_what_died_with_its_sweep(tmp_path):
     trials = Trial(0, ["a=1"], "h", state="finished", value=0.25), Trial(1, ["a=2"], "g", state="running")
     sweep = made(tmp_path / "s", *trials, arguments=["a=1,2"])
-    console = Console(width=150, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     status = status_of(sweep)
-    console.print(status.renderable)
-    console.file.close()
-    shown = console.export_text()
+    shown = _text_of(status)
     assert not status.is_running
     assert "killed; 1 finished, 1 killed" in shown and "0.2500" in shown and "with its sweep" in shown
     assert "The same command goes on" in shown
+
+
+@pytest.mark.parametrize(("values", "told"), [((0.25, 0.5), True), ((0.25, None), False)])
+def test_the_end_of_a_sweep_says_how_to_compare_what_went_through(tmp_path, values, told):
+    trials = [Trial(number, [f"a={number}"], str(number), "finished", value=v) for number, v in enumerate(values)]
+    sweep = made(tmp_path / "s", *trials, arguments=["a=0,1"], state="finished")
+    text = io.StringIO()
+    SweepScreen(sweep, Console(file=text, width=150)).end(trials)
+    for shown in (text.getvalue(), _text_of(status_of(sweep))):
+        assert (f"python -m dtl.report runs={sweep.path}" in shown.replace("\n", "")) == told
+
+
+def _text_of(status: Status) -> str:
+    text = io.StringIO()
+    Console(file=text, width=150).print(status.renderable)
+    return text.getvalue()
 
 
 def test_a_failure_points_to_a_file_that_is_there_or_says_why(tmp_path):
