@@ -1,6 +1,5 @@
 """A plugin for sweeps under Hydra's own launchers: an optimizer that something happens to at its sixth step, once."""
 
-import os
 import signal
 import sys
 from pathlib import Path
@@ -31,9 +30,9 @@ def cut_short(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Opt
 
 def happen(how: str) -> None:
     if how == "requeue":  # what submitit is sent before a job is stopped
-        os.kill(os.getpid(), signal.SIGUSR2)
+        signal.raise_signal(signal.SIGUSR2)
     elif how == "preempt":  # what SLURM sends to a job that makes room
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
     elif how == "raise":
         raise RuntimeError("planted")
     elif how == "exit":

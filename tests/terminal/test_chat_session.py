@@ -199,7 +199,7 @@ class Interrupted(RoteContinuation):
     def __iter__(self):
         for number, piece in enumerate(super().__iter__()):
             for _ in range(self._when.count(number)):
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
             yield piece
 
 
@@ -235,11 +235,10 @@ def test_ctrl_c_ends_a_chat_that_nobody_types():
 
 def test_an_interrupt_is_caught_once_and_only_inside():
     with StopOnInterrupt() as interrupt:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         assert interrupt.asked
     with pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
-        signal.pause()
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_a_stream_can_be_watched_by_others():
