@@ -9,6 +9,7 @@ from dtl.reports.reading import Run
 from dtl.reports.statistics import ENOUGH, Comparison
 from dtl.reports.units import cut_alike, not_comparable
 
+HELD_OUT = ("data", "data.validation_fraction", "data.test_fraction")  # beside the sources
 METHOD = (
     "Runs that differ only in the seed are one configuration with n; only runs that finished are compared. "
     "Two configurations are compared by Student's paired t test over equal seeds, or by Welch's test where the seeds "
@@ -119,6 +120,11 @@ def notices(runs: Sequence[Run], configurations: Sequence[Configuration], metric
         )
     if metric.key == BITS and not cut_alike(run for run in runs if run.finished):
         found.append("Tokenizers differ: compared are bits per byte, which do not depend on them as losses do.")
+    if texts := _of_the_text(configurations):
+        found.append(
+            f"Configurations differ in their data ({', '.join(texts)}): where the held-out text is another one, "
+            "neither losses nor bits per byte compare."
+        )
     mixed = sum(len({run.commit for run in one.finished if run.commit}) > 1 for one in configurations)
     if mixed:
         found.append(f"In {mixed} configurations the runs come from different commits of the code.")
@@ -135,6 +141,12 @@ def _other_data(runs: Sequence[Run]) -> bool:
             settings = (item for item in sorted(run.config.items()) if item[0].startswith(("data.", "tokenizer.")))
             seen.setdefault((run.seed, *settings), set()).add(run.data)
     return any(len(fingerprints) > 1 for fingerprints in seen.values())
+
+
+def _of_the_text(configurations: Sequence[Configuration]) -> list[str]:
+    """The settings in which configurations differ and that decide which text is held out."""
+    keys = configurations[0].settings if configurations else {}
+    return [key for key in keys if key in HELD_OUT or key.startswith("data.sources.")]
 
 
 def _repeated(configuration: Configuration) -> bool:

@@ -85,3 +85,14 @@ def test_curves_of_different_tokenizers_are_drawn_in_bits_per_byte(tmp_path, mon
     assert scaled is not None
     np.testing.assert_allclose(scaled[-1].validation.loss, 1.41 * stopped.validation.loss)  # it measured none itself
     assert in_bits_per_byte([stopped]) is None
+
+
+def test_other_data_are_told(tmp_path):
+    def notices(name: str, *texts: str) -> list[str]:
+        settings = [{"data": {"sources": {"text": {"path": path}}, "seq_len": 64 + n}} for n, path in enumerate(texts)]
+        runs = [make_run(tmp_path / f"{name}{n}", settings=one) for n, one in enumerate(settings)]
+        return [notice for notice in report(runs).findings.notices if "differ in their data" in notice]
+
+    assert notices("one", "a.txt", "a.txt") == []
+    (told,) = notices("two", "a.txt", "b.txt")
+    assert "(data.sources.text.path)" in told
