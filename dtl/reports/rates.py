@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from dtl.reports.canvas import DASHES, INK, MARKERS, SERIES, WIDTH, Drawing, Skipped, finish, new_figure
@@ -18,7 +19,7 @@ RATES = {
     "optimizer.embedding_lr": "learning rate of the embeddings",
 }
 ANY = "*"  # in a label: this is what varies along the line
-MOST_TICKS = 8
+CHARACTERS = 110  # of numbers side by side below the whole width of the page
 MOST_TOLD = 20  # means in the text for who cannot see the plot
 
 
@@ -54,7 +55,8 @@ def rates_against_metric(configurations: Sequence[Configuration], metric: Metric
         _draw_line(panels[line.rate], number, label, line, metric)
         unfinished |= _draw_unfinished(panels[line.rate], line)
     for rate, panel in panels.items():
-        _scale(panel, sorted({line.at(one) for line in shown if line.rate == rate for one in line.members}))
+        tried = sorted({line.at(one) for line in shown if line.rate == rate for one in line.members})
+        _scale(panel, tried, CHARACTERS // max(2, len(rates)))
         panel.set_xlabel(f"{RATES[rate]} ({rate})")
     panels[rates[0]].set_ylabel(metric.label)
     if any(panel.get_legend_handles_labels()[1] for panel in panels.values()):
@@ -82,10 +84,12 @@ def _lines(configurations: Sequence[Configuration], rate: str) -> list[Line]:
     series: dict[tuple[tuple[str, str], ...], list[Configuration]] = {}
     for one in rated:
         series.setdefault(tuple((one.settings | {rate: ANY}).items()), []).append(one)
-    lines = [Line(rate, dict(others), members) for others, members in series.items() if len(members) > 1]
-    if not lines and len({rate_of(one, rate) for one in rated}) > 1:
-        return [Line(rate, None, rated)]
-    return lines
+
+    def vary(members: Sequence[Configuration]) -> bool:
+        return len({rate_of(one, rate) for one in members}) > 1
+
+    lines = [Line(rate, dict(others), members) for others, members in series.items() if vary(members)]
+    return lines if lines or not vary(rated) else [Line(rate, None, rated)]
 
 
 def _labels(lines: Sequence[Line]) -> list[str]:
@@ -111,14 +115,18 @@ def _draw_unfinished(panel: "Axes", line: Line) -> bool:
     return bool(places)
 
 
-def _scale(panel: "Axes", rates: Sequence[float]) -> None:
-    """Logarithmic, and each rate a tick of its own where there is room."""
-    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+def _scale(panel: "Axes", rates: Sequence[float], width: int) -> None:
+    """Logarithmic, and each rate a tick of its own where the numbers fit side by side in `width` characters."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     panel.set_xscale("log")
+    if rates[-1] < 50 * rates[0]:
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # the usual one writes powers as mathematics
     panel.xaxis.set_minor_formatter(NullFormatter())
-    if len(rates) <= MOST_TICKS:
+    decades = math.log(rates[-1] / rates[0])
+    gaps = [math.log(after / before) / decades * width for before, after in pairwise(rates)]
+    if min(gaps) > max(len(f"{rate:g}") for rate in rates):
         panel.set_xticks(rates)
         panel.minorticks_off()
 

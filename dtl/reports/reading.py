@@ -23,6 +23,7 @@ MOST_SAMPLES, MOST_CHARACTERS = 8, 1500
 MOST_TRACEBACK_BYTES = 4000
 AXES = ("step", "tokens", "seconds")
 TRAINING, VALIDATION = "train/loss", "val/loss"
+STOPPED = ("pruned", "interrupted")  # on purpose: where in the code that was says nothing
 SPEED, PEAK = "speed/tokens_per_second", "memory/peak_bytes"
 
 
@@ -83,7 +84,7 @@ def read_run(folder: Path) -> Run:
         name=state.name,
         state=state.state,
         reason=in_one_line(str(trial.get("reason") or state.reason), 600),
-        traceback=_traceback(folder, trial),
+        traceback=None if state.state in STOPPED else _traceback(folder, trial),
         step=state.step,
         seed=state.seed,
         overrides=overrides,

@@ -1,6 +1,7 @@
 """What plots and names hold to: time is no worse for one slow seed, a single evaluation is seen, recipes are named."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,32 @@ def test_many_rates_are_written_as_numbers(tmp_path, monkeypatch):
     with style():
         rates_against_metric(configurations_of(runs), Metric())
     assert {"0.0001", "0.001"} <= set(written) and not any("$" in label for label in written)
+
+
+@pytest.mark.parametrize(
+    ("rates", "ticks"),
+    [
+        ([1e-3, 3e-3, 1e-2, 3e-2], ["0.001", "0.003", "0.01", "0.03"]),
+        ([0.00129458, 0.00130281, 0.00553467], ["0.002", "0.005"]),  # of a search: side by side they were illegible
+    ],
+)
+def test_the_ticks_of_the_rates_do_not_overlap(tmp_path, monkeypatch, rates, ticks):
+    runs = [read_run(make_run(tmp_path / str(n), lr=rate, value=2 + n / 7)) for n, rate in enumerate(rates)]
+    boxes, written = [], []
+
+    def keep(figure, *_):
+        figure.draw_without_rendering()
+        (panel,) = figure.axes
+        labels = [label for label in panel.get_xticklabels() if panel.get_xlim()[0] < label.get_position()[0]]
+        labels = [label for label in labels if label.get_text() and label.get_position()[0] < panel.get_xlim()[1]]
+        written.extend(label.get_text() for label in labels)
+        boxes.extend(label.get_window_extent() for label in labels)
+        return Drawing("", "", "", "", b"", "")
+
+    monkeypatch.setattr("dtl.reports.rates.finish", keep)
+    with style():
+        rates_against_metric(configurations_of(runs), Metric())
+    assert written == ticks and all(left.x1 < right.x0 for left, right in pairwise(boxes))
 
 
 def tuned(folder: Path, optimizer: dict[str, str | float], seed: int = 1, dim: int = 256) -> Run:

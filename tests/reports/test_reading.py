@@ -187,6 +187,15 @@ def test_a_group_stands_for_the_keys_that_it_decides():
     assert found[1].label == "model=medium lr=0.001"
 
 
+@pytest.mark.parametrize(("state", "shown"), [("failed", True), ("pruned", False), ("interrupted", False)])
+def test_where_a_run_was_stopped_on_purpose_is_no_traceback_to_look_at(tmp_path, state, shown):
+    make_run(tmp_path / "0", state="failed" if state == "failed" else "interrupted")
+    make_trial(tmp_path / "0", 0, state)
+    (tmp_path / "0" / "traceback.txt").write_text("Traceback")
+    run = read_run(tmp_path / "0")
+    assert run.state == state and (run.traceback is not None) == shown
+
+
 def test_labels_name_the_config_group_before_the_settings_that_would_do():
     keys = ("optimizer", "schedule", "optimizer.lr", "optimizer.matrix_lr")
     rows = [("adamw", "a", "1", "7"), ("adamw", "a", "2", "7"), ("muon", "b", "3", "5"), ("muon", "b", "3", "6")]
