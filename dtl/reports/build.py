@@ -52,7 +52,8 @@ def build(
 
     tell(f"reading {len(folders)} run{'s' if len(folders) > 1 else ''}")
     runs = [read_run(folder) for folder in folders]
-    asked = None if settings.metric is None else Metric(settings.metric_key(), settings.prefers_higher())
+    own_choice = settings.metric is None and settings.higher_is_better is None
+    asked = None if own_choice else Metric(settings.metric_key(), settings.prefers_higher())
     metric = metric_for(runs, asked)
     _check_metric(metric.key, runs)
     configurations = by_mean(configurations_of(runs), metric.key, metric.higher_is_better)

@@ -6,6 +6,7 @@ Knows no process and no Hydra: `lay` turns overrides into the trial that has a f
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from dtl.records.run_state import read_run_state
 from dtl.sweeps.budget import Budget
 from dtl.sweeps.losses import Losses
 from dtl.sweeps.records import FAILED, WELL, SweepFolder, Trial, now
@@ -81,16 +82,21 @@ class Search:
         return None
 
     def look(self, trial: Trial) -> str | None:
-        """See `dtl.sweeps.pool.Source`. Every evaluation is reported, in order."""
+        """See `dtl.sweeps.pool.Source`. Every evaluation is reported, in order; after the last step there is nothing
+        left to save, and the trial counts as one that went through."""
         asked = self._open[trial.number]
         if PRUNED in asked.user_attrs:
             return asked.user_attrs[PRUNED]
         for evaluation, loss in self._losses[trial.number].new():
-            if report(asked, evaluation, loss):
+            if report(asked, evaluation, loss) and not self._is_through(trial):
                 why = f"by {self._settings.pruner}: validation loss {loss:.4f} at its evaluation {evaluation}"
                 asked.set_user_attr(PRUNED, why)
                 return why
         return None
+
+    def _is_through(self, trial: Trial) -> bool:
+        run = read_run_state(self._sweep.trial_folder(trial.number))
+        return run.last_step is not None and run.step == run.last_step
 
     def ended(self, trial: Trial) -> None:
         """See `dtl.sweeps.pool.Source`."""

@@ -1,5 +1,6 @@
 """The laws of a search, without a process: totals, kills, prunings, hours, what is told of which trial."""
 
+import json
 import math
 import random
 import sys
@@ -333,6 +334,18 @@ def test_hours_leave_room_for_the_confirmation(tmp_path):
     runs = [Trial(100 + n, ["lr=0.1", f"seed={n}"], str(n), role="confirm") for n in range(5)]
     stage.play(ListSource(runs, stage.told.append, stage.budget))
     assert len(stage.started) == 8 and stage.time <= 3600
+
+
+@pytest.mark.parametrize(("last_step", "pruned"), [(2, False), (4, True), (None, True)])
+def test_a_trial_is_not_pruned_after_its_last_step(tmp_path, monkeypatch, last_step, pruned):
+    monkeypatch.setattr("dtl.sweeps.search.report", lambda *_: True)
+    stage = Stage(tmp_path / "s", pruner="asha")
+    search = stage.open()
+    trial = search.next(0)
+    folder = stage.sweep.trial_folder(trial.number)
+    write_rows(folder, [1], lambda n: 2.5)  # to step 2
+    (folder / "run.json").write_text(json.dumps({"last_step": last_step}))
+    assert (search.look(trial) is not None) == pruned
 
 
 def test_the_slowest_trial_decides_and_pruned_ones_say_nothing():
