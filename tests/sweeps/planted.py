@@ -19,10 +19,12 @@ def planted(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optim
 
     class Planted(torch.optim.SGD):
         def step(self, closure=None):
-            steps = self.param_groups[0].get("steps", 0) + 1
-            if steps == 3 and failure_of(case):
+            # In the state, which a checkpoint keeps: a run that goes on fails at the same step as before.
+            state = self.state[self.param_groups[0]["params"][0]]
+            steps = state.setdefault("steps", torch.zeros(()))
+            if steps >= 2 and failure_of(case):
                 fail(failure_of(case), self.param_groups[0]["params"])
-            self.param_groups[0]["steps"] = steps
+            steps += 1
             return super().step(closure)
 
     return [Planted(model.parameters(), lr=config.lr * (1 + case / 7))]
