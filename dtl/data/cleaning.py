@@ -7,8 +7,6 @@ import re
 
 from dtl.data.documents import Document
 
-CLEANING_VERSION = 2  # part of every cache key: count it up with any change of what `clean` or `to_prose` returns
-
 _LINE_ENDS = re.compile("[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 _ODD_SPACES = re.compile("[\u00a0\u2000-\u200a\u202f\u205f\u3000][ \t\u00a0\u2000-\u200a\u202f\u205f\u3000]*")
 # C0 and C1 but tab and newline, DEL, soft hyphen, byte order mark, bidi embeddings and isolates. Zero width joiners

@@ -13,7 +13,15 @@ from dtl.data.config import SPLITS, DataConfig
 from dtl.data.intake import Progress, read_source
 from dtl.data.sources import Source, is_sampled, open_sources
 from dtl.data.stored import DiskWriter, MemoryWriter, Texts, read_texts, sample
-from dtl.data.text_key import CHARACTERS_PER_TOKEN, characters_read, characters_wanted, entry_name, text_key
+from dtl.data.text_key import (
+    CHARACTERS_PER_TOKEN,
+    characters_read,
+    characters_wanted,
+    entry_name,
+    sample_settings,
+    text_code,
+    text_key,
+)
 
 # Files of less than this are prepared in about a second: a cache entry would cost more to look after than it saves.
 SMALL_BYTES = 2**20
@@ -44,7 +52,7 @@ def collect_texts(config: DataConfig, seq_len: int, seed: int, cache: Cache, say
         texts = _read(source, name, config, characters_read(wanted), seed if sampled else None, cache, say)
         if sampled:
             chosen = sample(texts.splits["train"], wanted, seed)
-            key = texts.key and key_of(text=texts.key, wanted=wanted, seed=seed)
+            key = texts.key and key_of(**sample_settings(texts.key, wanted, seed))
             texts = SourceTexts(texts.origin, texts.splits | {"train": chosen}, key, texts.facts)
         collected[name] = texts
     return collected
@@ -68,8 +76,9 @@ def _read(
     """The texts of a source out of the cache, or into it, or into memory where they are not to be kept."""
     held_out = config.validation_fraction, config.test_fraction
     fingerprint = _fingerprint(source, cache)
-    if fingerprint is not None:
-        key = text_key(fingerprint, source, name, config, budget, order_seed)
+    key = None if fingerprint is None else text_key(fingerprint, source, name, config, budget, order_seed)
+    if key is not None:
+        code = text_code(config.resolved_sources()[name].kind, type(source))
 
         def build(folder: Path) -> dict[str, Any]:
             writer = DiskWriter(folder)
@@ -78,7 +87,7 @@ def _read(
                 writer.close()
             finally:
                 writer.abandon()
-            return facts
+            return facts | {"code": code}
 
         entry = cache.get(entry_name(key), build)
         if entry is not None:

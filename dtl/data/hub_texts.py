@@ -7,6 +7,7 @@ import random
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from dtl.data.hub import require_hub
 from dtl.data.hub_revision import NEWEST, ask_for_commit, is_commit, remember, remembered
 from dtl.data.hub_stream import HubStream
 from dtl.data.local.files import SPLIT_WORDS, text_of
-from dtl.data.text_key import entry_name
+from dtl.data.text_key import entry_name, text_code
 from dtl.durable import MANIFEST, read_manifest
 from dtl.errors import CheckpointError, DataError, did_you_mean
 
@@ -32,6 +33,7 @@ class HubWish:
     dataset: str
     subset: str | None
     source: SourceConfig
+    reader: type  # the class of the source, whose code makes the texts
     key: str  # the setting that names the dataset: "data.path"
     settings: str  # where the source's other settings stand: "data.sources.hub"
     ways_on: str  # how to do without the hub
@@ -82,12 +84,17 @@ class HubTexts:
         self._asked = True
 
     def _is_cached(self) -> bool:
-        """Whether some text of this commit lies in the cache: then reading decides whether the hub is needed."""
+        """True when text of this commit, made by this code, is cached: then reading says if more is needed."""
         for entry in self._wish.cache.glob(f"{entry_name('*')}/{MANIFEST}"):
             with suppress(OSError, CheckpointError):
-                if read_manifest(entry.parent).facts.get("origin") == self.origin:
-                    return True
+                facts = read_manifest(entry.parent).facts
+                if facts.get("origin") == self.origin and facts.get("code") == self._code:
+                    return self._code is not None
         return False
+
+    @cached_property
+    def _code(self) -> str | None:
+        return text_code(self._wish.source.kind, self._wish.reader)
 
     def fingerprint(self) -> str:
         """Equal for equal documents: the dataset, the commit, and what is taken of it."""

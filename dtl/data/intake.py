@@ -4,14 +4,16 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dtl.data.cleaning import cleaned
 from dtl.data.documents import Document
-from dtl.data.sources import Source
 from dtl.data.splitting import HoldOut
 from dtl.data.stored import TextWriter
 from dtl.errors import DataError
+
+if TYPE_CHECKING:  # what reads a source is part of its key; all of DTL's own sources are not
+    from dtl.data.sources import Source
 
 SECONDS_BETWEEN_REPORTS = 5.0
 # What is counted of a split as it is read, in documents or characters.
@@ -25,7 +27,7 @@ Progress = Callable[[str], None]
 
 
 def read_source(
-    source: Source, held_out: tuple[float, float], budget: float, writer: TextWriter, say: Progress
+    source: "Source", held_out: tuple[float, float], budget: float, writer: TextWriter, say: Progress
 ) -> dict[str, Any]:
     """Read, clean and split a source's documents into a writer; returns the facts of SourceTexts.
 

@@ -4,20 +4,19 @@ Text and tokens are made once and kept in the cache, memory-mapped; what is smal
 say what it is made of, is held in memory. Either way the same rows come out.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import numpy as np
 
 from dtl.data.batches import Rows, TrainingData, epoch_order
-from dtl.data.cache import Cache, cache_folder, key_of
+from dtl.data.cache import Cache, cache_folder
 from dtl.data.collect import all_notes
 from dtl.data.config import DataConfig, TokenizerConfig
 from dtl.data.documents import QuestionAnswer
 from dtl.data.encoding import TokenDocuments
+from dtl.data.fingerprint import data_fingerprint, fingerprint_key
 from dtl.data.intake import Progress
 from dtl.data.packing import (
     Packing,
@@ -112,7 +111,7 @@ def lay_out(
 
 def _mixture_notes(config: DataConfig) -> list[str]:
     sources = config.resolved_sources()
-    if [(source.kind, source.path) for source in sources.values()] == [("qa", None)]:
+    if len(sources) == 1 and all(source.is_shipped for source in sources.values()):
         return [
             "The questions that ship with DTL, alone. Add Wikipedia with data.wiki.path=FOLDER or "
             "data.wiki.weight=0.5 (from the hub), your own pairs with data.qa.path=FILE.jsonl."
@@ -186,21 +185,12 @@ class _Maker:
 
     def fingerprint(self, cache: Cache, keys: Sequence[str | None]) -> str:
         """SHA-256 over all tokens and rows: of cached tokens it is cached as well, since it would read them all."""
-        if any(key is None for key in keys):
-            return self._digest()
-        layout = hashlib.sha256(repr(self.layout).encode())
-        for title, _, packing in self._made:
-            _update(layout, title, packing.starts, packing.lengths, packing.row_offsets)
-        name = f"fingerprint-{key_of(tokens=keys, layout=layout.hexdigest())}"
-        entry = cache.get(name, lambda folder: {"fingerprint": self._digest()})
-        return self._digest() if entry is None else entry.facts["fingerprint"]
-
-    def _digest(self) -> str:
-        digest = hashlib.sha256(repr(self.layout).encode())
-        for title, encoded, packing in self._made:
-            arrays = (encoded.tokens, encoded.offsets, encoded.answer_starts)
-            _update(digest, title, *arrays, packing.starts, packing.lengths, packing.row_offsets)
-        return digest.hexdigest()
+        known = [key for key in keys if key is not None]
+        if len(known) < len(keys):
+            return data_fingerprint(self.layout, self._made)
+        name = f"fingerprint-{fingerprint_key(known, self.layout, self._made)}"
+        entry = cache.get(name, lambda folder: {"fingerprint": data_fingerprint(self.layout, self._made)})
+        return data_fingerprint(self.layout, self._made) if entry is None else entry.facts["fingerprint"]
 
     def finish(self, notes: list[str], fingerprint: str) -> PreparedData:
         first = next(iter(self.rows.values()))
@@ -216,11 +206,3 @@ class _Maker:
             notes=notes + self.notes,
             lower_case_questions=self.config.lower_case_questions,
         )
-
-
-def _update(digest: Any, title: str, *arrays: np.ndarray) -> None:
-    digest.update(title.encode())
-    for array in arrays:
-        portable = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-        digest.update(f"{portable.dtype.str} {len(portable)}".encode())
-        digest.update(portable.data)

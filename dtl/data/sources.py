@@ -31,6 +31,12 @@ class Source(Protocol):
     What is read of a source is kept in the cache when it has a method `fingerprint() -> str | list[Path] | None` too:
     a text that changes whenever its documents do, or the files that are all it reads. A method
     `examples() -> list[tuple[str, str]]` shows what reading itself changed: before and after.
+
+    The code of the class, and of what its module imports, is part of the key there: edited, it reads anew. What shapes
+    the documents and stands in neither (a program that is called, a model that is loaded) is said by an attribute
+    `version`, to be changed with it.
+
+    What else is asked of a kind of source is said when it is registered: see `SourceTraits`.
     """
 
     origin: str  # where they come from, for messages: "data.path=books/"
@@ -89,7 +95,7 @@ def _may_be_cached(name: str, source: "HubSource | WikiSource", data: DataConfig
     fingerprint = source.fingerprint()
     assert isinstance(fingerprint, str)  # the hub's, no files
     key = text_key(fingerprint, source, name, data, budget, order_seed)
-    return (cache_folder(data.cache_dir) / entry_name(key)).exists()
+    return key is not None and (cache_folder(data.cache_dir) / entry_name(key)).exists()
 
 
 def path_key(data: DataConfig, name: str) -> str:
@@ -142,7 +148,7 @@ class HubSource:
                 f"{key}=roneneldan/TinyStories. Files of your own: data=text data.path=FILE_OR_FOLDER."
             )
         ways_on = "Without the hub: the dataset's files from elsewhere, read with data=text data.path=FOLDER"
-        self._texts = HubTexts(_wish(name, source, source.path, source.subset, data, seed, ways_on))
+        self._texts = HubTexts(_wish(type(self), name, source, source.path, source.subset, data, seed, ways_on))
         self.origin = self._texts.origin
         self.commit = self._texts.commit
 
@@ -162,12 +168,20 @@ class HubSource:
 
 
 def _wish(
-    name: str, source: SourceConfig, dataset: str, subset: str | None, data: DataConfig, seed: int, ways_on: str
+    reader: type,
+    name: str,
+    source: SourceConfig,
+    dataset: str,
+    subset: str | None,
+    data: DataConfig,
+    seed: int,
+    ways_on: str,
 ) -> HubWish:
     return HubWish(
         dataset=dataset,
         subset=subset,
         source=source,
+        reader=reader,
         key=path_key(data, name),
         settings=f"data.sources.{name}",
         ways_on=ways_on,
@@ -205,7 +219,7 @@ class WikiSource:
             )
             articles = replace(source, rows=source.rows or "article")
             subset = source.subset or data.wiki_subset
-            self._hub = HubTexts(_wish(name, articles, data.wiki_dataset, subset, data, seed, ways_on))
+            self._hub = HubTexts(_wish(type(self), name, articles, data.wiki_dataset, subset, data, seed, ways_on))
             self.origin = self._hub.origin
             self.commit = self._hub.commit
 

@@ -391,7 +391,7 @@ def test_whatever_shapes_the_data_makes_it_anew(counting, monkeypatch):
     assert made(replace(counting, max_samples=5), seed=4) == {"text", "tokens", "fingerprint"}
     monkeypatch.setattr(Counting, "says", "second")
     assert made() == {"text", "tokens", "fingerprint"}
-    monkeypatch.setattr(text_key, "CLEANING_VERSION", 10**6)
+    monkeypatch.setattr(text_key, "text_code", lambda kind, source: "edited")
     assert made() == {"text", "tokens", "fingerprint"}
     assert Counting.read == 6
     monkeypatch.setattr(cache_module, "__version__", "another")
