@@ -228,12 +228,8 @@ def _refuse_more_than_is_there(
 
     safetensors itself sees to it that the shapes in a header fit the bytes in the file.
     """
-    claimed, available = config.dim * vocab_size, n_numbers(shapes)
-    if config.arch.block == "classic":
-        claimed += config.dim * config.max_seq_len
-    if config.arch.block in ("classic", "modern"):  # a block of one's own may lack either part
-        attention_and_mlp = 2 * config.n_heads * config.resolved_head_dim + 2 * config.resolved_ffn_dim
-        claimed += config.n_layers * config.dim * attention_and_mlp
+    claimed = config.dim * vocab_size + config.block_rules.least_parameters(config)
+    available = n_numbers(shapes)
     if claimed > available or config.n_layers > len(shapes):
         raise CheckpointError(
             f"{folder}: config.json describes {config.n_layers:,} layers and at least {claimed:,} numbers; "

@@ -11,24 +11,44 @@ import importlib.metadata
 import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from dtl.errors import ConfigError, DTLError, did_you_mean
 
+if TYPE_CHECKING:  # the types below; the modules themselves are imported when a part of theirs is asked for
+    from dtl.data.config import SourceTraits, TokenizerTraits
+    from dtl.data.sources import Source
+    from dtl.data.tasks import Task
+    from dtl.data.tokenizer import MakeTokenizer
+    from dtl.model.config import BlockRules
+    from dtl.model.transformer import TransformerBlock
+    from dtl.training.config import OptimizerTraits
+    from dtl.training.optimizer import MakeOptimizers
+    from dtl.training.schedule import Shape
+
 Part = TypeVar("Part")
+Traits = TypeVar("Traits")
+Decorated = TypeVar("Decorated")
 
 
-class Registry(Generic[Part]):
-    """Names of one kind of part. `key` is the config key that chooses it; `built_in` maps name to module."""
+class Registry(Generic[Part, Traits]):
+    """Names of one kind of part. `key` is the config key that chooses it; `built_in` maps name to module.
+
+    The traits of a part are answers to what the rest of DTL asks of it, so that nobody asks for its name. Those of
+    DTL's own parts stand beside the settings, to be asked before the part is imported.
+    """
 
     def __init__(self, key: str, built_in: dict[str, str]) -> None:
         self.key = key
         self._built_in = built_in
         self._parts: dict[str, Part] = {}
         self._places: dict[str, str] = {}  # name -> file:line of its `register`
+        self._traits: dict[str, Traits] = {}
 
-    def register(self, name: str) -> Callable[[Part], Part]:
+    def register(self, name: str, traits: Traits | None = None) -> Callable[[Decorated], Decorated]:
         """Decorator: make the decorated class or function available under `name`.
+
+        `traits` are those of a part of your own: see the type of the traits for what they say where none are given.
 
         Raises ConfigError, naming both places, when another part has that name: one of DTL's own, imported or not,
         or one that is registered elsewhere. The same line, run again, replaces its part.
@@ -36,16 +56,26 @@ class Registry(Generic[Part]):
         caller = sys._getframe(1)
         module, place = caller.f_globals.get("__name__"), f"{caller.f_code.co_filename}:{caller.f_lineno}"
 
-        def decorate(part: Part) -> Part:
+        def decorate(part: Decorated) -> Decorated:
             taken = self._places.get(name, place) if name in self._parts else place
             if self._built_in.get(name, module) != module:
                 taken = f"{self._built_in[name]}, which is DTL's own"
             if taken != place:
                 raise ConfigError(f"{self.key}={name}: registered twice, in {place} and in {taken}. Rename yours.")
-            self._parts[name], self._places[name] = part, place
+            self._parts[name], self._places[name] = cast(Part, part), place
+            if traits is not None:
+                self._traits[name] = traits
             return part
 
         return decorate
+
+    def describe(self, name: str, traits: Traits) -> None:
+        """Say the traits of one of DTL's own parts, to be asked without importing it."""
+        self._traits[name] = traits
+
+    def traits(self, name: str) -> Traits | None:
+        """Those of the part of this name; None where none were said or there is no such part. Imports nothing."""
+        return self._traits.get(name)
 
     def names(self) -> list[str]:
         """All names that `get` knows, sorted."""
@@ -67,15 +97,23 @@ class Registry(Generic[Part]):
         return self._parts[name]
 
 
-BLOCKS: Registry = Registry("model.arch.block", {"modern": "dtl.model.transformer", "classic": "dtl.model.transformer"})
-OPTIMIZERS: Registry = Registry("optimizer.name", {"adamw": "dtl.training.optimizer", "muon": "dtl.training.optimizer"})
-SCHEDULES: Registry = Registry("schedule.name", dict.fromkeys(("cosine", "linear", "wsd"), "dtl.training.schedule"))
-SOURCES: Registry = Registry(
+BLOCKS: "Registry[type[TransformerBlock], type[BlockRules]]" = Registry(
+    "model.arch.block", dict.fromkeys(("modern", "classic"), "dtl.model.transformer")
+)
+OPTIMIZERS: "Registry[MakeOptimizers, OptimizerTraits]" = Registry(
+    "optimizer.name", dict.fromkeys(("adamw", "muon"), "dtl.training.optimizer")
+)
+SCHEDULES: "Registry[Shape, None]" = Registry(
+    "schedule.name", dict.fromkeys(("cosine", "linear", "wsd"), "dtl.training.schedule")
+)
+SOURCES: "Registry[type[Source], SourceTraits]" = Registry(
     "data.sources.<name>.kind",
     {"qa": "dtl.data.qa"} | dict.fromkeys(("hub", "text", "wiki"), "dtl.data.sources"),
 )
-TOKENIZERS: Registry = Registry("tokenizer.kind", dict.fromkeys(("bpe", "byte", "char", "gpt2"), "dtl.data.tokenizer"))
-TASKS: Registry = Registry(
+TOKENIZERS: "Registry[MakeTokenizer, TokenizerTraits]" = Registry(
+    "tokenizer.kind", dict.fromkeys(("bpe", "byte", "char", "gpt2"), "dtl.data.tokenizer")
+)
+TASKS: "Registry[Task, None]" = Registry(
     "data.tasks", {"exact_match": "dtl.data.tasks", "f1": "dtl.data.tasks", "lookup": "dtl.data.baselines"}
 )
 

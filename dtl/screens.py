@@ -17,8 +17,7 @@ from dtl.evaluation.report import Report
 from dtl.runtime import cpu_has_bf16, nvidia_without_cuda
 from dtl.terminal.evaluation_report import show_main_figures
 from dtl.tracking import State, Tracker
-
-MOMENTS = {"Muon": 1, "SGD": 1}  # numbers that an optimizer keeps for each weight; the others as Adam does, two
+from dtl.training.optimizer import numbers_per_weight
 
 
 def _data_lines(data: PreparedData) -> Iterator[str]:
@@ -54,7 +53,7 @@ def show_start(display: Display, parts: Parts, run_dir: Path, tracker: Tracker) 
     for note in parts.notes:
         display.note(note)
     no_room = disk_warning(run_dir, config.trainer.keep, checkpoint_bytes(parts.model, parts.trainer.optimizers))
-    looks_wrong = (nvidia_without_cuda(), no_room, _slow_muon_warning(parts))
+    looks_wrong = (nvidia_without_cuda(), no_room, _emulation_warning(parts))
     for warning in [*length.warnings(config), *looks_wrong]:
         if warning:
             display.warn(warning)
@@ -88,7 +87,7 @@ def checkpoint_bytes(model: nn.Module, optimizers: list[Optimizer]) -> int:
     for optimizer in optimizers:
         for parameter in chain.from_iterable(group["params"] for group in optimizer.param_groups):
             state = [value.nbytes for value in optimizer.state.get(parameter, {}).values() if isinstance(value, Tensor)]
-            n_bytes += sum(state) or MOMENTS.get(type(optimizer).__name__, 2) * parameter.nbytes
+            n_bytes += sum(state) or numbers_per_weight(optimizer) * parameter.nbytes
     return n_bytes
 
 
@@ -96,13 +95,12 @@ def _files_of_checkpoints(run_dir: Path) -> Iterator[Path]:
     return (file for file in run_dir.glob("checkpoints/*/*") if file.is_file())
 
 
-def _slow_muon_warning(parts: Parts) -> str | None:
-    """torch's Muon orthogonalises in bf16 whatever the precision: without units for it, some 50 times as slow."""
-    if parts.config.optimizer.name != "muon" or parts.device.type != "cpu" or cpu_has_bf16():
+def _emulation_warning(parts: Parts) -> str | None:
+    if not parts.config.optimizer.traits.needs_bf16 or parts.device.type != "cpu" or cpu_has_bf16():
         return None
     return (
-        "optimizer=muon: computes in bf16, which this processor only emulates: a step may take seconds. "
-        "Use optimizer=adamw."
+        f"optimizer={parts.config.optimizer.name}: computes in bf16, which this processor only emulates: a step may "
+        "take seconds. Use optimizer=adamw."
     )
 
 

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from omegaconf import MISSING
 
@@ -15,6 +16,41 @@ LOSS_ON = ("all", "answer")
 VERIFY = ("quick", "full")
 
 
+@dataclass(frozen=True)
+class TokenizerTraits:
+    """Answers to what the rest of DTL asks of a kind of tokenizer. The first values hold for one of your own that says
+    nothing else: `@TOKENIZERS.register("words", TokenizerTraits(learnt=True))`."""
+
+    learnt: bool = False  # made of the training text, and of the settings: kept in the cache with the text
+    by_vocab_size: bool = True  # tokenizer.vocab_size may shape it
+    least_vocab_size: int = 0  # of that setting
+    cuts_at_spaces: bool = False  # no token reaches over a space or line end into a word: long texts may be cut there
+
+
+TOKENIZERS.describe("gpt2", TokenizerTraits(by_vocab_size=False, cuts_at_spaces=True))
+TOKENIZERS.describe("bpe", TokenizerTraits(learnt=True, least_vocab_size=259, cuts_at_spaces=True))
+TOKENIZERS.describe("byte", TokenizerTraits(by_vocab_size=False, cuts_at_spaces=True))
+TOKENIZERS.describe("char", TokenizerTraits(learnt=True, by_vocab_size=False, cuts_at_spaces=True))
+
+
+@dataclass(frozen=True)
+class SourceTraits:
+    """Answers to what the rest of DTL asks of a kind of source. The first values hold for one of your own that says
+    nothing else: `@SOURCES.register("poems", SourceTraits(questions="none"))`."""
+
+    questions: Literal["none", "some", "all"] = "some"  # how many of its documents may be questions with answers
+    hub: Literal["never", "without path", "always"] = "never"  # when it reads a dataset of the Hugging Face hub
+    needs_files: bool = False  # `path` must name a file or folder
+    ships: bool = False  # without a path it reads the facts that ship with DTL
+    own_settings: bool = True  # may take subset, column, rows, splits and revision though it reads nothing of the hub
+
+
+SOURCES.describe("qa", SourceTraits("all", ships=True, own_settings=False))
+SOURCES.describe("text", SourceTraits("none", needs_files=True, own_settings=False))
+SOURCES.describe("wiki", SourceTraits("none", hub="without path", own_settings=False))
+SOURCES.describe("hub", SourceTraits("none", hub="always"))
+
+
 @dataclass
 class TokenizerConfig:
     """Which tokenizer turns text into token ids."""
@@ -23,12 +59,17 @@ class TokenizerConfig:
     vocab_size: int = 4096  # entries that bpe is trained to have; the others know theirs
     path: str | None = None  # gpt2: a folder with vocab.json and merges.txt, or with tokenizer.json
 
+    @property
+    def traits(self) -> TokenizerTraits:
+        return TOKENIZERS.traits(self.kind) or TokenizerTraits()
+
     def validate(self) -> None:
         TOKENIZERS.check(self.kind)
-        if self.kind == "bpe" and self.vocab_size < 259:
+        least = self.traits.least_vocab_size
+        if self.traits.by_vocab_size and self.vocab_size < least:
             raise ConfigError(
-                f"tokenizer.vocab_size={self.vocab_size}: a byte-level BPE needs at least 259 entries "
-                "(256 bytes and the special tokens)."
+                f"tokenizer.vocab_size={self.vocab_size}: tokenizer.kind={self.kind} needs at least {least} entries "
+                "(bpe: 256 bytes and the special tokens)."
             )
 
 
@@ -45,6 +86,20 @@ class SourceConfig:
     splits: dict[str, str] = field(default_factory=dict)  # hub: {train: its name there}; {} = by their names
     revision: str | None = None  # hub: commit, tag or branch; main asks for the newest; None = as at the first use
 
+    @property
+    def traits(self) -> SourceTraits:
+        return SOURCES.traits(self.kind) or SourceTraits()
+
+    @property
+    def is_of_hub(self) -> bool:
+        """It reads a dataset of the Hugging Face hub."""
+        return self.traits.hub == "always" or (self.traits.hub == "without path" and self.path is None)
+
+    @property
+    def is_shipped(self) -> bool:
+        """It reads the facts that ship with DTL."""
+        return self.traits.ships and self.path is None
+
     def validate(self, name: str) -> None:
         """Raises ConfigError for values that cannot be; `name` is the source's."""
         key = f"data.sources.{name}"
@@ -57,9 +112,8 @@ class SourceConfig:
                 raise ConfigError(f"{key}.splits.{split}: one of {', '.join(SPLITS)}.")
         if self.splits and "train" not in self.splits:
             raise ConfigError(f"{key}.splits={self.splits}: name the one to train on too, for example train: train.")
-        on_hub = self.kind == "hub" or (self.kind == "wiki" and self.path is None)
         for setting in ("subset", "column", "rows", "splits", "revision"):
-            if getattr(self, setting) and not on_hub and self.kind in ("qa", "text", "wiki"):
+            if getattr(self, setting) and not self.is_of_hub and not self.traits.own_settings:
                 raise ConfigError(
                     f"{key}.{setting}={getattr(self, setting)}: is for datasets of the Hugging Face hub. This source "
                     f"reads {self.path or 'what ships with DTL'} (kind={self.kind})."
@@ -134,9 +188,9 @@ class DataConfig:
         for name, source in sources.items():
             SOURCES.check(source.kind)
             source.validate(name)
-            if source.kind == "text" and source.path is None:
+            if source.traits.needs_files and source.path is None:
                 raise ConfigError(
-                    "data.path=null: data=text needs a file or folder, for example data.path=my_texts/ "
+                    f"data.path=null: data={source.kind} needs a file or folder, for example data.path=my_texts/ "
                     "(.txt, .jsonl or .parquet)."
                 )
         if not sources:
@@ -148,7 +202,7 @@ class DataConfig:
                 )
         for task in self.tasks:
             TASKS.check(task)
-        if self.tasks and all(source.kind in ("hub", "text", "wiki") for source in sources.values()):
+        if self.tasks and all(source.traits.questions == "none" for source in sources.values()):
             raise ConfigError(
                 f"data.tasks=[{','.join(self.tasks)}]: tasks ask questions, and this data has none. Leave it out, or "
                 "mix questions in: data.qa.weight=0.5."

@@ -29,7 +29,6 @@ GROUP_CHARS = 2_000_000  # characters handed to `tokenizers` at once; it needs s
 # Between "a" and " b", and between "a\n" and "b": GPT-2's pre-tokenisation always splits there, so that
 # pieces give the same ids as the whole.
 _SEAM = re.compile(r"(?<=\S)(?= \S)|(?<=\S\n)(?=\S)")
-_SPLITTABLE = ("gpt2", "bpe", "byte", "char")
 
 TrainingTexts = Callable[[], Iterable[str]]
 
@@ -64,6 +63,8 @@ class Tokenizer:
         backend.encode_special_tokens = True
         self.kind = kind
         self.backend = backend
+        traits = TOKENIZERS.traits(kind)
+        self._cuts_at_spaces = traits is not None and traits.cuts_at_spaces
         pad_id = backend.token_to_id(PAD) if pad_id is None else pad_id
         self.eos_id: int = eos_id
         self.bos_id: int = eos_id if bos_id is None else bos_id
@@ -92,7 +93,7 @@ class Tokenizer:
         group: list[tuple[int, str]] = []
         n_chars = 0
         for row, text in enumerate(texts):
-            for piece in _pieces(text) if self.kind in _SPLITTABLE else (text,):
+            for piece in _pieces(text) if self._cuts_at_spaces else (text,):
                 group.append((row, piece))
                 n_chars += len(piece)
                 if n_chars >= GROUP_CHARS:
@@ -102,7 +103,7 @@ class Tokenizer:
 
     @cached_property
     def _fast(self) -> GPT2Encoder | None:
-        return gpt2_encoder(self.backend, _byte_letters()) if self.kind == "gpt2" else None
+        return gpt2_encoder(self.backend, _byte_letters()) if is_gpt2(self.backend) else None
 
     def _encode(self, texts: list[str]) -> Iterator[list[int]]:
         if sum(map(len, texts)) >= FAST_CHARS and self._fast is not None:
@@ -162,6 +163,9 @@ class Tokenizer:
             "gpt2" if is_gpt2(backend) else "huggingface"
         )
         return cls(str(kind), backend, eos_id=eos_id, bos_id=bos_id, pad_id=pad_id)
+
+
+MakeTokenizer = Callable[[TokenizerConfig, TrainingTexts], Tokenizer | tokenizers.Tokenizer]
 
 
 def build_tokenizer(config: TokenizerConfig, training_texts: TrainingTexts) -> Tokenizer:

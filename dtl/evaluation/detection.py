@@ -44,7 +44,7 @@ def unanswerable_questions(path: str | None, data: DataConfig) -> list[str]:
             )
         return questions
     shipped = importlib.resources.files("dtl.data").joinpath(SHIPPED)
-    are_the_facts = any(source.kind == "qa" and source.path is None for source in data.resolved_sources().values())
+    are_the_facts = any(source.is_shipped for source in data.resolved_sources().values())
     if not are_the_facts or not shipped.is_file():
         return []
     lines = shipped.read_text(encoding="utf-8").split("\n")

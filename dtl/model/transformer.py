@@ -6,6 +6,7 @@ Letters: b batch, t time, d model width, v vocabulary.
 """
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,7 @@ from dtl.model.attention import (
     reference_attention,
     sdpa_attention,
 )
-from dtl.model.config import ModelConfig
+from dtl.model.config import BlockRules, ModelConfig, equal_ffn_dim, require_even_head_dim
 from dtl.model.document_kernels import DOCUMENT_KERNELS
 from dtl.model.layers import GeluMLP, OutputProjection, RMSNorm, SwiGLU
 from dtl.model.positions import LearnedPositions, RotaryEmbedding
@@ -30,11 +31,12 @@ from dtl.registry import BLOCKS
 
 
 @BLOCKS.register("modern")
-class TransformerBlock(nn.Module):
+class TransformerBlock(BlockRules, nn.Module):
     """One pre-norm layer, x + attention(norm(x)) and then x + mlp(norm(x)), with the parts of Qwen3.
 
     A block of your own subclasses this one and replaces what differs: one of the `make_...` methods for another
     norm, attention, mlp or position embedding, `forward` for another wiring, `initialise` for other first weights.
+    What else DTL asks of it stands in `BlockRules`: its mlp gets the width that makes it as large as this one's.
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -49,6 +51,22 @@ class TransformerBlock(nn.Module):
     def forward(self, x_btd: Tensor, context: AttentionContext) -> Tensor:
         x_btd = x_btd + self.dropout(self.attention(self.attention_norm(x_btd), context))
         return x_btd + self.dropout(self.mlp(self.mlp_norm(x_btd)))
+
+    @classmethod
+    def validate(cls, config: ModelConfig) -> None:
+        """Raises ConfigError for a model that cannot be built of such blocks. Builds none."""
+        if getattr(cls.make_positions, "__func__", None) is TransformerBlock.make_positions.__func__:
+            require_even_head_dim(config)
+
+    @classmethod
+    def default_ffn_dim(cls, config: ModelConfig) -> int:
+        """Hidden width of the mlp where model.ffn_dim does not say it: the more matrices of that width there are, the
+        narrower. They are counted in two mlps without memory, and torch's random state stays as it was."""
+        widths = 4 * config.dim, 8 * config.dim
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            narrow, wide = (cls.make_mlp(replace(config, ffn_dim=width)) for width in widths)
+        in_matrices = [sum(p.numel() for p in mlp.parameters() if p.ndim > 1) for mlp in (narrow, wide)]
+        return equal_ffn_dim((in_matrices[1] - in_matrices[0]) / (widths[1] - widths[0]) / config.dim, config.dim)
 
     @classmethod
     def make_norm(cls, config: ModelConfig) -> nn.Module:

@@ -135,10 +135,9 @@ def shown_overrides(overrides: Iterable[str], data: DataConfig) -> list[str]:
 def name_of(source: str, data: DataConfig) -> str:
     """A source by what others call it: the dataset of the hub, or the name of a file or folder."""
     it = data.resolved_sources()[source]
-    on_hub = it.kind == "hub" or (it.kind == "wiki" and it.path is None)
-    if not on_hub:
+    if not it.is_of_hub:
         return re.split(r"[\\/]", it.path.rstrip("\\/"))[-1] if it.path else "as it ships with DTL"
-    dataset, subset = (it.path, it.subset) if it.kind == "hub" else (data.wiki_dataset, it.subset or data.wiki_subset)
+    dataset, subset = (it.path, it.subset) if it.path else (data.wiki_dataset, it.subset or data.wiki_subset)
     commit = data.commits.get(source, "").rpartition("@")[2]
     return f"{dataset} {subset or ''}".strip() + (f" @{commit[:12]}" if commit else "")
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from statistics import median
 
+from dtl.data.config import TokenizerConfig
 from dtl.reports.metric import BITS, Metric
 from dtl.reports.reading import Curve, Run
 
@@ -19,7 +20,7 @@ def tokenizer_of(run: Run) -> tuple[str, ...]:
     kind = run.config.get("tokenizer.kind", "")
     return (
         kind,
-        run.config.get("tokenizer.vocab_size", "") if kind == "bpe" else "",
+        run.config.get("tokenizer.vocab_size", "") if TokenizerConfig(kind).traits.by_vocab_size else "",
         run.config.get("tokenizer.path", ""),
     )
 

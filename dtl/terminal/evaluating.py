@@ -48,7 +48,7 @@ def evaluate_checkpoint(
         max_batches=settings.max_batches,
         questions=settings.questions,
         unanswerable=unanswerable,
-        compare_text=[name for name, source in run.data.resolved_sources().items() if source.kind != "qa"],
+        compare_text=[name for name, source in run.data.resolved_sources().items() if source.traits.questions != "all"],
         leakage_tokens=settings.leakage_tokens,
         tasks=run.data.tasks,
         worst=settings.worst,

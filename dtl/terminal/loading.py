@@ -11,12 +11,11 @@ from dtl.evaluation.config import FIGURES
 from dtl.generation.conversation import continue_text
 from dtl.generation.layout import lay_out_for_decoding
 from dtl.records.run_state import read_config
+from dtl.registry import SOURCES
 from dtl.runtime import choose_device
 from dtl.terminal.config import TalkConfig
 from dtl.terminal.loaded_model import CheckpointFacts, LoadedModel
 from dtl.terminal.safe_text import in_one_line
-
-PLAIN_TEXT = ("text", "wiki")  # kinds of sources; a plugin's kind may be anything
 
 
 def load(checkpoint: Path, config: TalkConfig) -> LoadedModel:
@@ -87,4 +86,5 @@ def _is_of_plain_text(config: dict[str, Any]) -> bool:
     if isinstance(beside, dict) and any(value is not None for value in beside.values()):
         return False
     kinds = [source.get("kind") if isinstance(source, dict) else None for source in sources.values()]
-    return bool(kinds) and all(kind in PLAIN_TEXT for kind in kinds)
+    traits = [SOURCES.traits(kind) if isinstance(kind, str) else None for kind in kinds]
+    return bool(traits) and all(of_kind is not None and of_kind.questions == "none" for of_kind in traits)

@@ -9,6 +9,17 @@ from dtl.registry import OPTIMIZERS, SCHEDULES
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
+@dataclass(frozen=True)
+class OptimizerTraits:
+    """Answers to what the rest of DTL asks of an optimizer. The first values hold for one of your own that says nothing
+    else: `@OPTIMIZERS.register("mine", OptimizerTraits(needs_bf16=True))`."""
+
+    needs_bf16: bool = False  # computes in bf16 whatever the precision: some 50 times as slow without units for it
+
+
+OPTIMIZERS.describe("muon", OptimizerTraits(needs_bf16=True))
+
+
 @dataclass
 class OptimizerConfig:
     """How gradients change the weights."""
@@ -22,6 +33,10 @@ class OptimizerConfig:
     matrix_lr: float = 0.03  # muon: peak learning rate of the matrices inside the blocks
     momentum: float = 0.95  # muon: decay of its momentum
     options: dict[str, Any] = field(default_factory=dict)  # settings of an optimizer of your own
+
+    @property
+    def traits(self) -> OptimizerTraits:
+        return OPTIMIZERS.traits(self.name) or OptimizerTraits()
 
     def validate(self) -> None:
         OPTIMIZERS.check(self.name)

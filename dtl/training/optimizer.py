@@ -13,11 +13,12 @@ from dtl.errors import CheckpointError
 from dtl.registry import OPTIMIZERS
 from dtl.training.config import OptimizerConfig
 
+MakeOptimizers = Callable[[nn.Module, OptimizerConfig], list[Optimizer]]
+
 
 def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
     """The optimizers named by `config.name`; together they hold every trainable parameter exactly once."""
-    build: Callable[[nn.Module, OptimizerConfig], list[Optimizer]] = OPTIMIZERS.get(config.name)
-    optimizers = build(model, config)
+    optimizers = OPTIMIZERS.get(config.name)(model, config)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
@@ -73,6 +74,15 @@ def _adamw(model: nn.Module, parameters: list[nn.Parameter], config: OptimizerCo
         eps=config.eps,
         fused=parameters[0].is_cuda,
     )
+
+
+def numbers_per_weight(optimizer: Optimizer) -> int:
+    """Numbers that it keeps for each weight: one where it has a momentum and no second moment, as SGD and Muon, else
+    two, as Adam. A class of your own may know better: it says so in an attribute of this name."""
+    kept = getattr(optimizer, "numbers_per_weight", None)
+    if kept is not None:
+        return int(kept)
+    return 1 if "momentum" in optimizer.defaults and not {"betas", "alpha"} & {*optimizer.defaults} else 2
 
 
 # --- state, by the parameters' names ------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dtl.registry import SCHEDULES
 from dtl.training.config import ScheduleConfig
 
+Shape = Callable[[float, ScheduleConfig], float]  # of the share of the steps after warm-up; from 1 to 0
+
 
 def warmup_steps(config: ScheduleConfig, total_steps: int) -> int:
     """Optimizer steps of warm-up: what the config says, never more than the run has."""
@@ -23,7 +25,7 @@ def learning_rate_factor(config: ScheduleConfig, step: int, total_steps: int) ->
     if step < warmup:
         return (step + 1) / warmup
     progress = (min(step, total_steps) - warmup) / max(1, total_steps - warmup)
-    shape: Callable[[float, ScheduleConfig], float] = SCHEDULES.get(config.name)
+    shape = SCHEDULES.get(config.name)
     floor = config.min_lr_fraction
     return floor + (1 - floor) * shape(progress, config)
 

@@ -1,0 +1,235 @@
+"""The Hugging Face twins of DTL's own blocks: Qwen3ForCausalLM of modern, GPT2LMHeadModel of classic.
+
+A twin knows its config.json and how its tensors are named and laid out. Imports no transformers.
+Letters: o output width, i input width of a matrix, n matrices stacked into one.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from einops import rearrange
+from torch import Tensor
+
+from dtl.errors import CheckpointError
+from dtl.model.config import ModelConfig
+from dtl.model.transformer import ClassicBlock, TransformerBlock
+from dtl.registry import BLOCKS
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One tensor of the twin and ours: `own` stacked along the output, transposed where GPT-2 stores (in, out)."""
+
+    twin: str
+    own: tuple[str, ...]
+    transposed: bool = False
+
+    def join(self, tensors: list[Tensor]) -> Tensor:
+        joined = rearrange(tensors, "n o ... -> (n o) ...") if len(tensors) > 1 else tensors[0]
+        return rearrange(joined, "o i -> i o").contiguous() if self.transposed else joined
+
+    def split(self, tensor: Tensor) -> Tensor:
+        tensor = rearrange(tensor, "i o -> o i") if self.transposed else tensor
+        return rearrange(tensor, "(n o) ... -> n o ...", n=len(self.own))
+
+
+class Twin(ABC):
+    """A model of Hugging Face that computes what ours does."""
+
+    model_type: str  # in its config.json
+    prefix: str  # of its tensors' names; some files leave it out
+    embedding: str  # the tensor that a tied head shares
+    buffers: tuple[str, ...] = ()  # ends of the names of tensors that files may carry and that no model needs
+
+    @abstractmethod
+    def config(self, config: ModelConfig) -> dict[str, Any]:
+        """The part of its config.json that no other has. The rest stands under `dtl`, which it ignores."""
+
+    @abstractmethod
+    def settings(self, hf: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields of ModelConfig out of a config.json. Raises CheckpointError for what DTL does not compute."""
+
+    @abstractmethod
+    def pairs(self, config: ModelConfig) -> list[Pair]:
+        """Its tensors, without that of the head."""
+
+
+class Qwen3(Twin):
+    """Of modern."""
+
+    model_type = "qwen3"
+    prefix = "model."
+    embedding = "model.embed_tokens.weight"
+
+    def config(self, config: ModelConfig) -> dict[str, Any]:
+        return {
+            "architectures": ["Qwen3ForCausalLM"],
+            "model_type": self.model_type,
+            "hidden_size": config.dim,
+            "num_hidden_layers": config.n_layers,
+            "num_attention_heads": config.n_heads,
+            "num_key_value_heads": config.resolved_n_kv_heads,
+            "head_dim": config.resolved_head_dim,
+            "intermediate_size": config.resolved_ffn_dim,
+            "max_position_embeddings": config.max_seq_len,
+            "rms_norm_eps": config.arch.norm_eps,
+            "rope_parameters": {"rope_type": "default", "rope_theta": config.arch.rope_theta},
+            "rope_theta": config.arch.rope_theta,  # what transformers 4 reads
+            "rope_scaling": None,
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "attention_dropout": config.dropout,
+            "use_sliding_window": False,
+            "sliding_window": None,
+            "dtl": {"dropout": config.dropout, "token_dropout": config.token_dropout, "attention": config.attention},
+        }
+
+    def settings(self, hf: Mapping[str, Any]) -> dict[str, Any]:
+        require(hf, "hidden_act", "silu")
+        require(hf, "attention_bias", False)
+        require(hf, "use_sliding_window", False)
+        for layer_type in hf.get("layer_types") or []:
+            require({"layer_types": layer_type}, "layer_types", "full_attention")
+        # transformers 5 writes rope_parameters; 4 wrote rope_theta beside it, and rope_scaling, whose kind was "type"
+        # once.
+        rope = mapping(hf, "rope_scaling") | mapping(hf, "rope_parameters")
+        for key, allowed in (("type", "default"), ("rope_type", "default"), ("partial_rotary_factor", 1.0)):
+            require(rope, key, allowed, where="rope_parameters.")
+        return {
+            "arch": {
+                "block": "modern",
+                "norm_eps": setting(hf, "rms_norm_eps", 1e-6),
+                "rope_theta": rope.get("rope_theta", setting(hf, "rope_theta", 10000.0)),
+            },
+            "dim": setting(hf, "hidden_size"),
+            "n_layers": setting(hf, "num_hidden_layers"),
+            "n_heads": setting(hf, "num_attention_heads"),
+            "n_kv_heads": setting(hf, "num_key_value_heads"),
+            "head_dim": setting(hf, "head_dim"),
+            "ffn_dim": setting(hf, "intermediate_size"),
+            "max_seq_len": setting(hf, "max_position_embeddings"),
+            "dropout": setting(hf, "attention_dropout", 0.0),
+            "tie_embeddings": setting(hf, "tie_word_embeddings", False),
+        }
+
+    def pairs(self, config: ModelConfig) -> list[Pair]:
+        in_block = {
+            "input_layernorm": "attention_norm",
+            "self_attn.q_proj": "attention.to_q",
+            "self_attn.k_proj": "attention.to_k",
+            "self_attn.v_proj": "attention.to_v",
+            "self_attn.o_proj": "attention.to_out",
+            "self_attn.q_norm": "attention.q_norm",
+            "self_attn.k_norm": "attention.k_norm",
+            "post_attention_layernorm": "mlp_norm",
+            "mlp.gate_proj": "mlp.gate",
+            "mlp.up_proj": "mlp.up",
+            "mlp.down_proj": "mlp.down",
+        }
+        around = {"model.embed_tokens": "embedding", "model.norm": "norm"}
+        names = around | {
+            f"model.layers.{i}.{twin}": f"blocks.{i}.{own}"
+            for i in range(config.n_layers)
+            for twin, own in in_block.items()
+        }
+        return [Pair(f"{twin}.weight", (f"{own}.weight",)) for twin, own in names.items()]
+
+
+class GPT2(Twin):
+    """Of classic."""
+
+    model_type = "gpt2"
+    prefix = "transformer."
+    embedding = "transformer.wte.weight"
+    buffers = (".attn.bias", ".attn.masked_bias")  # causal masks that old files carry
+
+    def config(self, config: ModelConfig) -> dict[str, Any]:
+        return {
+            "architectures": ["GPT2LMHeadModel"],
+            "model_type": self.model_type,
+            "n_embd": config.dim,
+            "n_layer": config.n_layers,
+            "n_head": config.n_heads,
+            "n_inner": config.resolved_ffn_dim,
+            "n_positions": config.max_seq_len,
+            "activation_function": "gelu_new",
+            "layer_norm_epsilon": config.arch.norm_eps,
+            "embd_pdrop": config.dropout,
+            "attn_pdrop": config.dropout,
+            "resid_pdrop": config.dropout,
+            "dtl": {"token_dropout": config.token_dropout, "attention": config.attention},
+        }
+
+    def settings(self, hf: Mapping[str, Any]) -> dict[str, Any]:
+        # gelu_pytorch_tanh is the same function under another name.
+        require(hf, "activation_function", "gelu_new", "gelu_pytorch_tanh")
+        require(hf, "scale_attn_weights", True)
+        require(hf, "scale_attn_by_inverse_layer_idx", False)
+        require(hf, "add_cross_attention", False)
+        return {
+            "arch": {"block": "classic", "norm_eps": setting(hf, "layer_norm_epsilon", 1e-5)},
+            "dim": setting(hf, "n_embd"),
+            "n_layers": setting(hf, "n_layer"),
+            "n_heads": setting(hf, "n_head"),
+            "ffn_dim": hf.get("n_inner"),
+            "max_seq_len": setting(hf, "n_positions"),
+            "dropout": setting(hf, "resid_pdrop", 0.1),
+            "tie_embeddings": setting(hf, "tie_word_embeddings", True),
+        }
+
+    def pairs(self, config: ModelConfig) -> list[Pair]:
+        pairs = [Pair("transformer.wte.weight", ("embedding.weight",))]
+        pairs += [Pair("transformer.wpe.weight", ("positions.table.weight",))]
+        pairs += [Pair(f"transformer.ln_f.{kind}", (f"norm.{kind}",)) for kind in ("weight", "bias")]
+        in_block = {
+            "ln_1": ("attention_norm",),
+            "attn.c_attn": ("attention.to_q", "attention.to_k", "attention.to_v"),
+            "attn.c_proj": ("attention.to_out",),
+            "ln_2": ("mlp_norm",),
+            "mlp.c_fc": ("mlp.up",),
+            "mlp.c_proj": ("mlp.down",),
+        }
+        for i in range(config.n_layers):
+            for twin, own in in_block.items():
+                for kind in ("weight", "bias"):
+                    names = tuple(f"blocks.{i}.{name}.{kind}" for name in own)
+                    transposed = kind == "weight" and not twin.startswith("ln_")
+                    pairs.append(Pair(f"transformer.h.{i}.{twin}.{kind}", names, transposed))
+        return pairs
+
+
+TWINS: dict[type[TransformerBlock], Twin] = {TransformerBlock: Qwen3(), ClassicBlock: GPT2()}
+
+
+def twin_of(config: ModelConfig) -> Twin | None:
+    """The twin of a model's block; None for a block of your own, also for one that subclasses a block with a twin."""
+    return TWINS.get(BLOCKS.get(config.arch.block))
+
+
+_REQUIRED = object()
+
+
+def setting(hf: Mapping[str, Any], key: str, default: Any = _REQUIRED) -> Any:
+    """A value of a config.json. Raises CheckpointError where there is none, and no default."""
+    if default is _REQUIRED and key not in hf:
+        raise CheckpointError(f"config.json: {key} is missing; it is needed to build the model.")
+    return hf.get(key, default)
+
+
+def mapping(hf: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """A mapping in a config.json; empty where it is not there. Raises CheckpointError for anything else."""
+    value = hf.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise CheckpointError(f"config.json: {key}={value}: must be a mapping of names to values.")
+    return dict(value)
+
+
+def require(hf: Mapping[str, Any], key: str, *allowed: Any, where: str = "") -> None:
+    """Raises CheckpointError for a value with which something else is computed than by DTL; no value is fine."""
+    if key in hf and hf[key] not in allowed:
+        raise CheckpointError(
+            f"config.json: {where}{key}={hf[key]}: DTL does not compute this, only "
+            f"{' or '.join(map(str, allowed))}. Choose another checkpoint."
+        )
