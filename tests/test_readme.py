@@ -1,16 +1,23 @@
-"""The README's commands, run as they stand there: long ones shrunken, those that need the hub composed only."""
+"""The commands of README.md and docs/*.md, run as written: long ones shrunken, those that need the hub composed only.
 
+Also: every page is linked, every link exists, the README stays short.
+"""
+
+import importlib
 import io
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from datetime import datetime
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 import dtl.chat
 import dtl.config
@@ -22,15 +29,47 @@ import dtl.report
 import dtl.runs
 import dtl.sweep
 import dtl.train
+from dtl.paths import conf_dir
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [
-    line.partition("  #")[0].strip()
-    for line in re.findall(r"^    (?!\$)(\S.*)$", README, flags=re.MULTILINE)
-    if not line.startswith("Error:")
-]
-TRAIN = [command for command in COMMANDS if command.startswith("python -m dtl.train")]
+MAX_README_LINES = 220
+# The README first: its runs are those that `latest` and the pages' commands refer to.
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+README = PAGES["README.md"]
+ALL_TEXT = "\n".join(PAGES.values())
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """Contents of the fenced blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def without_blocks(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def commands(text: str) -> list[str]:
+    """Lines indented by four spaces, without `$` and its output, and the lines of bash blocks; without comments."""
+    indented = re.findall(r"^    (?!\$)(\S.*)$", without_blocks(text), flags=re.MULTILINE)
+    fenced = "".join(blocks(text, "bash")).replace("\\\n", "").splitlines()
+    return [line.partition("  #")[0].strip() for line in (*indented, *fenced) if not line.startswith("Error:")]
+
+
+COMMANDS = list(dict.fromkeys(command for page in PAGES.values() for command in commands(page)))
+SEARCHES = [command for command in COMMANDS if "hydra/sweeper=dtl_optuna" in command]
+TRAIN = [command for command in COMMANDS if command.startswith("python -m dtl.train") and command not in SEARCHES]
+# Commands within prose and tables: composed, not run.
+INLINE = list(
+    dict.fromkeys(
+        command
+        for page in PAGES.values()
+        for command in re.findall(r"`(python -m dtl\.[^`]+)`", without_blocks(page))
+        if command not in COMMANDS
+    )
+)
 SHRUNKEN = [
     *("model.dim=16", "model.n_layers=1", "model.n_heads=2", "trainer.total_steps=2", "trainer.micro_batch_size=2"),
     *("trainer.eval_max_batches=1", "sampling.max_new_tokens=2", "data.tasks=[]", "tracker=local"),
@@ -94,11 +133,13 @@ def test_commands_that_train_and_talk(desk, monkeypatch, capsys):
     monkeypatch.chdir(desk)
     monkeypatch.setenv("XDG_CACHE_HOME", str(desk / "cache"))
     train_each(desk, monkeypatch, capsys)
+    load_without_dtl(desk)
     talk_in_each_way(monkeypatch, capsys)
     prepare_and_evaluate(monkeypatch, capsys)
     look_at_a_sweep(monkeypatch, capsys)
     keep_in_order(monkeypatch, capsys)
     report_on(monkeypatch, capsys)
+    search(monkeypatch, capsys)
 
 
 def train_each(desk, monkeypatch, capsys):
@@ -121,6 +162,31 @@ def train_each(desk, monkeypatch, capsys):
         assert not shown.err, f"{command}: {shown.err}"
         ended = re.search(r"^Finished|\d finished", shown.out, re.MULTILINE) is not None
         assert ended == (command not in NEED_THE_HUB and "--help" not in command), command
+
+
+def load_without_dtl(desk):
+    """The Python examples, with the folder of a run in the place of `<date>/<run>`."""
+    examples = list(dict.fromkeys(block for page in PAGES.values() for block in blocks(page, "python")))
+    assert examples
+    best = max(desk.glob("outputs/*/*/checkpoints/best"))
+    for example in examples:
+        assert "outputs/<date>/<run>/checkpoints/best" in example
+        names: dict = {}
+        exec(example.replace("<date>/<run>", best.relative_to(desk / "outputs").parts[0] + "/" + best.parts[-3]), names)
+        assert names["model"].num_parameters() > 0 and names["tokenizer"]("What is it?")["input_ids"]
+
+
+def search(monkeypatch, capsys):
+    """Two trials instead of thirty, and the winner is not run again."""
+    assert len(SEARCHES) == 1
+    for command in SEARCHES:
+        sizes = [word for word in SHRUNKEN if not word.startswith("model.")]
+        few = [*sizes, "tokenizer=byte", "hydra.sweeper.n_trials=2", "sweep.confirm=0"]
+        monkeypatch.setattr(dtl.config, "_started", datetime(2031, 1, 2, 4))
+        monkeypatch.setattr(sys, "argv", ["dtl-train", *shlex.split(command)[3:], *few])
+        dtl.train.main()
+        shown = capsys.readouterr().out
+        assert "search of 2 trials" in shown and "the best of 2" in shown
 
 
 def look_at_a_sweep(monkeypatch, capsys):
@@ -190,36 +256,118 @@ def test_diagnose(elsewhere, monkeypatch, capsys):
 
 
 def test_every_command_is_known():
-    """A new kind of command in the README needs a test here."""
+    """A new kind of command in the README or in a page needs a test here."""
     known = ("python -m dtl.train", "make ", "source .venv/bin/activate", "wandb leet run ", "wandb sync ")
     known += ("python -m dtl.diagnose", "python -m dtl.prepare", "python -m dtl.evaluate", "python -m dtl.runs")
-    known += ("python -m dtl.report", "python -m dtl.sweep")
+    known += ("python -m dtl.report", "python -m dtl.sweep", 'pip install -e ".[offline]"')
     assert [command for command in COMMANDS if not command.startswith(known) and not TALK.fullmatch(command)] == []
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"`?make ([a-z-]+)", README))))
+@pytest.mark.parametrize("command", INLINE)
+def test_commands_in_prose_compose(command):
+    _, _, module, *words = shlex.split(command)
+    known = importlib.import_module(module).COMMAND
+    dtl.config.register(known.name, known.schema)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        compose(known.name, overrides=[word for word in words if word != "-m"])
+
+
+def test_the_wrong_key_is_answered_as_shown(elsewhere, monkeypatch, capsys):
+    examples = set(re.findall(r"^    \$ python -m dtl\.train (.*)\n    (Error: .*), \.\.\.$", ALL_TEXT, re.MULTILINE))
+    assert len(examples) == 1
+    for words, shown in examples:
+        monkeypatch.setattr(sys, "argv", ["dtl-train", *shlex.split(words)])
+        with pytest.raises(SystemExit):
+            dtl.train.main()
+        assert capsys.readouterr().err.startswith(shown)
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"(?:`|^    )make ([a-z-]+)", ALL_TEXT, re.MULTILINE))))
 def test_make_targets(target):
     done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [["leet", "run"], ["sync"]])
+@pytest.mark.parametrize(
+    "words", sorted(set(re.findall(r"(?:`|^    )wandb ([a-z]+(?: run)?)", ALL_TEXT, re.MULTILINE)))
+)
 def test_wandb_commands(words):
-    done = subprocess.run([sys.executable, "-m", "wandb", *words, "--help"], capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-m", "wandb", *words.split(), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 
 
+def test_extras_are_known():
+    named = set(re.findall(r"\.\[([a-z]+)\]", ALL_TEXT)) | set(re.findall(r"--extra ([a-z]+)", ALL_TEXT))
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    assert named and named <= extras
+    listed = set(re.findall(r"^\| `([a-z]+)` \|", PAGES["docs/install.md"], flags=re.MULTILINE))
+    assert listed == extras
+
+
+def test_dependencies_are_listed():
+    """docs/dependencies.md names every package that DTL itself needs."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {re.split(r"[<>=]", requirement)[0] for requirement in project["dependencies"]}
+    rows = re.findall(r"^\| ([a-z].*?) \|", PAGES["docs/dependencies.md"], flags=re.MULTILINE)
+    assert {name for row in rows for name in row.split(", ")} - {"package"} == names
+
+
+def test_settings_named_in_prose_exist():
+    """`data.path=...`, `trainer.precision=fp16`: a key that some command has."""
+    known = {key.name for key in dtl.train.COMMAND.settings}
+    known |= {key.name for keys in dtl.train.COMMAND.of_sweeps.values() for key in keys}
+    sections = {name.partition(".")[0] for name in known if "." in name} - {"hydra"} | {"hydra.sweeper"}
+    named = set()
+    for page in PAGES.values():
+        for code in re.findall(r"`([^`\n]+)`", without_blocks(page)):
+            named |= {
+                word.partition("=")[0] for word in code.split() if word.startswith(tuple(f"{s}." for s in sections))
+            }
+    assert len(named) > 10
+    generic = {re.sub(r"^data\.sources\.(?!<name>)\w+", "data.sources.<name>", name) for name in named}
+    assert generic - known == set()
+
+
 def test_groups_are_listed():
-    """The table of groups names every choice that lies in conf/."""
+    """The table of groups names every choice in conf/."""
     for group, choices in dtl.train.COMMAND.groups().items():
         if group == "experiment":
             continue
-        row = re.search(rf"^\| `{group}` \|(.*?)\|", README, flags=re.MULTILINE)
+        row = re.search(rf"^\| `{group}` \|(.*?)\|", PAGES["docs/training.md"], flags=re.MULTILINE)
         assert row, group
         assert set(re.findall(r"`([a-z0-9_]+)`", row[1])) == set(choices), group
 
 
-def test_the_python_example_names_what_a_checkpoint_holds():
-    """The example's folder is the one that a run makes."""
-    assert "checkpoints/best" in README and "AutoModelForCausalLM.from_pretrained(folder)" in README
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= MAX_README_LINES
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "README.md"])
+def test_each_page_is_linked_and_links_back(page):
+    """Twice from the README: at its place, and in the list at the end. A page opens with what it is for."""
+    assert README.count(f"]({page})") + README.count(f"]({page}#") >= 2, page
+    assert re.search(rf"^- \[[^\]]+\]\({page}\): ", README, flags=re.MULTILINE), page
+    title, blank, *rest = PAGES[page].splitlines()
+    assert title.startswith("# ") and not blank
+    opening = " ".join(rest).partition("  ")[0]
+    assert re.fullmatch(r"[A-Z](?:`[^`]+`|[^.`])*\. Back to the \[README\]\(\.\./README\.md\)\.", opening), opening
+
+
+def anchors(page: Path) -> set[str]:
+    """As GitHub makes them from headings: lower case, spaces to hyphens, punctuation left out."""
+    headings = re.findall(r"^#+ (.*)$", without_blocks(page.read_text(encoding="utf-8")), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_each_link_exists(page):
+    folder = (ROOT / page).parent
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", without_blocks(PAGES[page])) if "://" not in link]
+    assert links
+    for link in links:
+        path, _, anchor = link.partition("#")
+        target = folder / path if path else ROOT / page
+        assert target.is_file() and Path(os.path.normpath(target)).is_relative_to(ROOT), f"{page}: {link}"
+        assert not anchor or anchor in anchors(target), f"{page}: {link}"

@@ -21,8 +21,8 @@ def expanded(sweep: dict, chosen: dict) -> list[str]:
     return [word for chunk in words for word in known.get(chunk, [chunk])]
 
 
-def test_the_readme_shows_the_file():
-    (shown,) = re.findall(r"^```yaml\n(program:.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+def test_the_page_on_sweeps_shows_the_file():
+    (shown,) = re.findall(r"^```yaml\n(program:.*?)^```$", (ROOT / "docs" / "sweeps.md").read_text(), re.DOTALL | re.MULTILINE)
     assert yaml.safe_load(shown) == yaml.safe_load(FILE.read_text())
 
 
