@@ -7,12 +7,12 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.text import Text
 
+from dtl.base.display import Display, in_time, quiet_when_gone, shown
+from dtl.base.files import write_atomically
 from dtl.benchmarks.config import SUITES, BenchConfig
+from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
-from dtl.commandline.door import run_command
 from dtl.config import typed_as
-from dtl.display import Display, in_time, quiet_when_gone, shown
-from dtl.durable import write_atomically
 
 COMMAND = Command(
     "bench",

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from dtl.base.display import quiet_when_gone
+from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
-from dtl.commandline.door import run_command
 from dtl.config import typed_as
-from dtl.display import quiet_when_gone
 from dtl.terminal.ask import ask_all, read_pairs
 from dtl.terminal.chat_session import YOU, Chat
 from dtl.terminal.config import ChatConfig

@@ -14,14 +14,14 @@ from typing import Any, Protocol, TypeVar, get_type_hints
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+from dtl.base.paths import experiments_dir
 from dtl.data.config import DataConfig, TokenizerConfig
 from dtl.errors import ConfigError
 from dtl.generation.config import SamplingConfig
 from dtl.model.config import ModelConfig
-from dtl.paths import experiments_dir
 from dtl.registry import load_plugins
 from dtl.sweeps.config import SweepConfig
-from dtl.tracking import TrackerConfig
+from dtl.tracking.config import TrackerConfig
 from dtl.training.config import OptimizerConfig, ScheduleConfig, TrainerConfig
 
 SECTIONS = ("model", "tokenizer", "data", "optimizer", "schedule", "trainer", "tracker", "sampling", "sweep")
@@ -135,7 +135,7 @@ def converted(schema: type[S], config: DictConfig | dict[str, Any]) -> S:
 
     Merging the plain values into the schema refuses keys that the schema does not know, also those that a
     `+key=value` slipped past Hydra. Raises OmegaConf's errors for wrong keys and types, which
-    `dtl.commandline.explain` puts into words.
+    `dtl.commandline.translate` puts into words.
     """
     values = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
     settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), _as_it_stands(values)))

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
-from dtl.commandline.door import run_command
 from dtl.config import converted
 from dtl.diagnostics.config import DiagnoseConfig
 

@@ -7,14 +7,14 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from dtl.base.display import Display, quiet_when_gone, shown
+from dtl.commandline.cli import override_key, run_command
 from dtl.commandline.command import Command
-from dtl.commandline.door import override_key, run_command
 from dtl.config import RunConfig, converted, typed_as
 from dtl.data.sources import pinned
-from dtl.display import Display, quiet_when_gone, shown
 from dtl.errors import ConfigError
 from dtl.evaluation.config import FIGURES, EvaluateConfig
-from dtl.records.run_state import read_config
+from dtl.run_dir.state import read_config
 from dtl.terminal.runs import checkpoint_to_use
 
 OUTPUTS = Path("outputs")

@@ -5,10 +5,10 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from dtl.base.display import quiet_when_gone
+from dtl.commandline.cli import override_key, run_command
 from dtl.commandline.command import Command
-from dtl.commandline.door import override_key, run_command
 from dtl.config import typed_as
-from dtl.display import quiet_when_gone
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.config import GenerateConfig
 from dtl.terminal.dialogue import introduce

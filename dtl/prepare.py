@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
+from dtl.base.display import quiet_when_gone
+from dtl.base.files import unfinished
+from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
-from dtl.commandline.door import run_command
 from dtl.config import typed_as
 from dtl.data.config import DataConfig, TokenizerConfig
 from dtl.data.sources import pinned
-from dtl.display import quiet_when_gone
-from dtl.durable import unfinished
 from dtl.errors import ConfigError
 from dtl.model.config import ModelConfig
 from dtl.terminal.screen import open_screen

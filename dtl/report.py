@@ -5,10 +5,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from dtl.base.display import quiet_when_gone, shown
+from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
-from dtl.commandline.door import run_command
 from dtl.config import typed_as
-from dtl.display import quiet_when_gone, shown
 from dtl.reports.config import ReportConfig
 
 OUTPUTS = Path("outputs")

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from dtl.base.display import Display, quiet_when_gone
+from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
-from dtl.commandline.door import run_command
 from dtl.config import typed_as
-from dtl.display import Display, quiet_when_gone
 from dtl.errors import ConfigError, DTLError
 from dtl.housekeeping.config import RunsConfig
 from dtl.housekeeping.disk_runs import at_work, chosen, freed_by, leftovers, may_start, read_runs

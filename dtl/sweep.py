@@ -7,10 +7,10 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.live import Live
 
+from dtl.base.display import table_console
+from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
-from dtl.commandline.door import run_command
 from dtl.config import typed_as
-from dtl.display import table_console
 from dtl.sweeps.config import StatusConfig
 from dtl.sweeps.status import find_sweep, status_of
 

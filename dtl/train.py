@@ -11,23 +11,31 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from dtl.base.files import read_json_or_empty
+from dtl.base.redaction import refuse_secrets
 from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.listing import newest_valid, step_folders
 from dtl.checkpoints.store import LOCK
+from dtl.commandline.cli import (
+    MULTIRUN_FLAGS,
+    JobFailedError,
+    override_key,
+    quoted,
+    run_command,
+    show_error,
+    take_back,
+    unquoted,
+)
 from dtl.commandline.command import Command
-from dtl.commandline.door import MULTIRUN_FLAGS, JobFailedError, override_key, quoted, run_command, show_error, unquoted
-from dtl.commandline.undo import take_back
 from dtl.config import RunConfig, typed
 from dtl.data.sources import pinned
-from dtl.durable import read_json_or_empty
 from dtl.errors import ConfigError, InterruptedRun
-from dtl.records.provenance import RECORD
-from dtl.sweeps.trial import as_trial, trial_of
+from dtl.run_dir.provenance import RECORD
+from dtl.run_dir.trial import as_trial, trial_of
 from dtl.sweeps.unfinished import sweep_to_continue
-from dtl.tracking import refuse_secrets
 
 if TYPE_CHECKING:
-    from dtl.run import Origin
+    from dtl.runner.run import Origin
 
 OUTPUTS = Path("outputs")
 COMMAND = Command(
@@ -67,8 +75,8 @@ BESIDE_RESUME = (
 
 
 def train(config: RunConfig, out_dir: Path | str, origin: "Origin | None" = None) -> float:
-    """Train as `config` says in the folder `out_dir`; returns the best validation loss. See `dtl.run.train`."""
-    from dtl.run import train as run
+    """Train as `config` says in the folder `out_dir`; returns the best validation loss. See `dtl.runner.run.train`."""
+    from dtl.runner.run import train as run
 
     return run(config, out_dir, origin)
 
@@ -147,7 +155,7 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
     # A missing file, or no network: said before torch is imported.
     config = replace(config, data=pinned(config.data, config.seed))
 
-    from dtl.run import Origin
+    from dtl.runner.run import Origin
 
     choices = HydraConfig.get().runtime.choices
     origin = Origin(

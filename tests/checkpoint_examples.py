@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dtl.checkpoint import save_checkpoint
+from dtl.base.files import MANIFEST, write_manifest
 from dtl.checkpoints.listing import FILES, FORMAT_VERSION, step_folder
+from dtl.checkpoints.save import save_checkpoint
 from dtl.data.config import TokenizerConfig
 from dtl.data.tokenizer import Tokenizer, build_tokenizer
-from dtl.durable import MANIFEST, write_manifest
 from dtl.model.config import ArchConfig, ModelConfig
 from dtl.model.transformer import TransformerLM
 

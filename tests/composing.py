@@ -4,8 +4,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
+from dtl.base.paths import conf_dir
 from dtl.config import RunConfig, register, typed
-from dtl.paths import conf_dir
 
 
 def composed(*overrides: str) -> RunConfig:

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from checkpoint_examples import save
 
-from dtl import checkpoint
+from dtl.base.files import ASIDE, TEMPORARY, TRASH
+from dtl.checkpoints import save as checkpoint
 from dtl.checkpoints.listing import best_checkpoint, inspect, newest_valid
 from dtl.checkpoints.store import lock_run, publish_best, rotate, set_aside_later, sweep_leftovers
-from dtl.durable import ASIDE, TEMPORARY, TRASH
 
 CHANGING = ("replace", "rename", "mkdir", "link", "unlink", "remove", "rmdir", "chmod")
 OTHERS = ("open", "scandir", "lstat", "stat", "fsync")  # a kill at one leaves what a kill at the next change leaves

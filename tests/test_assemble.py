@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from dtl.assemble import RunLength
 from dtl.config import RunConfig
 from dtl.data.config import DataConfig, RecommendedConfig
+from dtl.runner.build import RunLength
 from dtl.training.config import ScheduleConfig, TrainerConfig
 
 STEPS_PER_EPOCH = 13

@@ -15,12 +15,13 @@ import torch
 from checkpoint_examples import TEXTS, flip_a_bit, moments, save, tiny_model, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 
-from dtl import checkpoint
-from dtl.checkpoint import load_model, load_tokenizer, load_training_state, save_checkpoint
+from dtl.base.files import MANIFEST, write_manifest
+from dtl.checkpoints import save as checkpoint
 from dtl.checkpoints import weights
 from dtl.checkpoints.listing import FILES, list_checkpoints, verify
+from dtl.checkpoints.load import load_model, load_tokenizer, load_training_state
+from dtl.checkpoints.save import save_checkpoint
 from dtl.checkpoints.store import publish_best
-from dtl.durable import MANIFEST, write_manifest
 from dtl.errors import CheckpointError
 
 ids_bt = torch.tensor([[3, 1, 4, 1, 5, 92, 65], [3, 5, 89, 79, 32, 38, 46]])
@@ -409,7 +410,7 @@ def test_nothing_runs_or_connects_while_a_checkpoint_loads(tmp_path: Path) -> No
     """An audit hook in a process of its own: it cannot be taken away again."""
     folder = save(tmp_path, 1)
     code = (
-        "import sys\nfrom dtl.checkpoint import load_model, load_tokenizer, load_training_state\n"
+        "import sys\nfrom dtl.checkpoints.save import load_model, load_tokenizer, load_training_state\n"
         "from pathlib import Path\nimport tokenizers\nevents = []\n"
         "bad = ('os.system', 'os.exec', 'os.posix_spawn', 'subprocess.Popen', 'socket.connect', 'pickle.find_class')\n"
         "folder = Path(sys.argv[1])\n"

@@ -19,10 +19,10 @@ import dtl.prepare
 import dtl.report
 import dtl.runs
 import dtl.sweep
+from dtl.base.paths import conf_dir, experiments_dir
 from dtl.config import to_dict, to_yaml, typed
 from dtl.errors import ConfigError
 from dtl.model.presets import load_preset, preset_names
-from dtl.paths import conf_dir, experiments_dir
 from dtl.train import COMMAND
 
 COMMANDS = (

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
+from dtl.base.paths import conf_dir, experiments_dir
 from dtl.config import register
 from dtl.data.qa import shipped_facts
-from dtl.paths import conf_dir, experiments_dir
 
 ROOT = Path(__file__).resolve().parent.parent
 QUESTIONS = experiments_dir() / "experiment" / "demo.questions.jsonl"

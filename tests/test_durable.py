@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dtl import durable
-from dtl.durable import (
+from dtl.base import files as durable
+from dtl.base.files import (
     discard_directory,
     publish_directory,
     read_json,

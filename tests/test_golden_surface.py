@@ -28,15 +28,15 @@ from test_golden import CONFIGS, GOLDEN, UPDATE
 import dtl.bench
 import dtl.registry
 import dtl.train
-from dtl.checkpoint import save_checkpoint
+from dtl.base.files import sha256_of
+from dtl.checkpoints.save import save_checkpoint
 from dtl.config import register
 from dtl.data.config import TokenizerConfig
 from dtl.data.tokenizer import build_tokenizer
-from dtl.durable import sha256_of
 from dtl.model.config import ArchConfig, ModelConfig
 from dtl.model.transformer import TransformerLM
 from dtl.registry import Registry
-from dtl.tracking import Tracker
+from dtl.tracking.tracker import Tracker
 from dtl.training.config import OptimizerConfig
 from dtl.training.optimizer import build_optimizers, optimizer_tensors
 

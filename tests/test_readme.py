@@ -29,7 +29,7 @@ import dtl.report
 import dtl.runs
 import dtl.sweep
 import dtl.train
-from dtl.paths import conf_dir
+from dtl.base.paths import conf_dir
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_README_LINES = 220

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from dtl import runtime
-from dtl.errors import ConfigError
-from dtl.runtime import (
+from dtl.base import runtime
+from dtl.base.runtime import (
     autocast,
     choose_device,
     choose_precision,
@@ -25,6 +24,7 @@ from dtl.runtime import (
     restore_random_state,
     seed_everything,
 )
+from dtl.errors import ConfigError
 
 CPU = torch.device("cpu")
 no_gpu = pytest.mark.skipif(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dtl.stop_signals import StopSignals
+from dtl.base.signals import StopSignals
 
 
 def handlers() -> list[Any]:

@@ -12,19 +12,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import dtl.records.json_lines
-import dtl.tracking
+import dtl.base.json_lines
+import dtl.tracking.tracker
 from dtl.errors import ConfigError, InterruptedRun
-from dtl.tracking import (
-    LOST,
-    METRICS,
-    Tracker,
-    TrackerConfig,
-    open_tracker,
-    read_metrics,
-    truncate_metrics,
-    write_result,
-)
+from dtl.run_dir.provenance import write_result
+from dtl.tracking.config import TrackerConfig
+from dtl.tracking.metrics import LOST, METRICS, read_metrics, truncate_metrics
+from dtl.tracking.tracker import Tracker, open_tracker
 
 LOCAL = TrackerConfig(kind="local")
 
@@ -67,7 +61,7 @@ def test_the_defaults_are_valid_and_hold_no_key() -> None:
 
 
 def test_a_job_of_a_multirun_says_which_it_is() -> None:
-    name = dtl.tracking._display_name
+    name = dtl.tracking.tracker._display_name
     assert name("small", None, ["optimizer.lr=0.003"]) == "small"
     assert name("small", 3, ["optimizer.lr=0.003"]) == "small-003 optimizer.lr=0.003"
     assert len(name("small", 3, ["x=" + "y" * 300])) == 128
@@ -243,14 +237,14 @@ def test_a_damaged_line_in_the_middle_stays(tmp_path: Path) -> None:
 
 def test_a_crash_while_truncating_doubles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened(tmp_path).log_steps(steps(1, 5))
-    write = dtl.tracking.write_atomically
+    write = dtl.tracking.tracker.write_atomically
 
     def crash(path: Path, data: bytes) -> None:
         if path.name == METRICS:
             raise KeyboardInterrupt
         write(path, data)
 
-    monkeypatch.setattr(dtl.tracking, "write_atomically", crash)
+    monkeypatch.setattr(dtl.tracking.tracker, "write_atomically", crash)
     with pytest.raises(KeyboardInterrupt):
         truncate_metrics(tmp_path, 3)
     monkeypatch.undo()

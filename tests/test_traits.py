@@ -21,7 +21,7 @@ from dtl.errors import ConfigError
 from dtl.evaluation.detection import unanswerable_questions
 from dtl.notebook.records import name_of
 from dtl.registry import OPTIMIZERS, SOURCES, TOKENIZERS
-from dtl.screens import checkpoint_bytes
+from dtl.runner.screens import checkpoint_bytes
 from dtl.terminal.loading import read_facts
 from dtl.training.config import OptimizerConfig, OptimizerTraits
 from dtl.training.optimizer import build_optimizers

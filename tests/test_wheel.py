@@ -46,7 +46,7 @@ def test_it_brings_its_configs_and_recipes(environment, tmp_path):
     program = (
         "import json\n"
         "from dtl.train import COMMAND\n"
-        "from dtl.paths import conf_dir, experiments_dir\n"
+        "from dtl.base.paths import conf_dir, experiments_dir\n"
         "print(json.dumps([str(conf_dir()), str(experiments_dir()), COMMAND.groups()]))"
     )
     conf, experiments, choices = json.loads(run(tmp_path, environment / "python", "-c", program))

@@ -73,8 +73,8 @@ def both_sides(
     """DTL's way to continue the same random prompts, Hugging Face's, and the parameters of the model."""
     import torch
 
+    from dtl.base.runtime import choose_device, seed_everything
     from dtl.generation.layout import lay_out_for_decoding
-    from dtl.runtime import choose_device, seed_everything
 
     seed_everything(place.settings.seed)
     device, _ = choose_device(place.settings.device)

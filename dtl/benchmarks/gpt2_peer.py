@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dtl.base.runtime import autocast, choose_precision
 from dtl.data.documents import QuestionAnswer
 from dtl.data.prepare import PreparedData
 from dtl.data.tasks import is_right
-from dtl.runtime import autocast, choose_precision
 from dtl.training.loss import IGNORE
 
 # Tuned on the validation wordings of the facts that ship with DTL: see experiments/experiment/qa_full.md.

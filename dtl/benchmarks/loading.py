@@ -56,10 +56,10 @@ def timed_steps(rows: "Rows", vocab_size: int, place: Workplace) -> tuple[list[f
     """Seconds for the batches and for the whole of each step of a fresh model; the first step is not counted."""
     import torch
 
+    from dtl.base.runtime import choose_device, choose_precision, seed_everything
     from dtl.data.batches import Batch, TrainingData
     from dtl.model.presets import load_preset
     from dtl.model.transformer import TransformerLM
-    from dtl.runtime import choose_device, choose_precision, seed_everything
     from dtl.training.config import OptimizerConfig, ScheduleConfig, TrainerConfig
     from dtl.training.optimizer import build_optimizers
     from dtl.training.trainer import Trainer

@@ -10,14 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dtl.base.files import read_json
 from dtl.benchmarks.config import SUITES
 from dtl.benchmarks.measuring import PERCENT, Goal, MissingPeerError, Row, peer, skipped
 from dtl.benchmarks.programs import run_program, train_command
 from dtl.benchmarks.suite import Suite, Workplace
-from dtl.commandline.door import quoted
-from dtl.durable import read_json
-from dtl.records.run_state import read_config
-from dtl.tracking import RESULT, read_metrics
+from dtl.commandline.cli import quoted
+from dtl.run_dir.provenance import RESULT
+from dtl.run_dir.state import read_config
+from dtl.tracking.metrics import read_metrics
 
 TINY = ("model.dim=32", "model.n_heads=1", "trainer.total_steps=6", "trainer.eval_every_steps=3")
 GOALS = {"train": 0.97, "test": 0.70}
@@ -84,11 +85,11 @@ def _trained(run_dir: Path, seed: int, tiny: bool) -> _Scores:
 
 
 def _peer_trained(transformers: Any, run_dir: Path, seconds: float, seed: int) -> _Scores:
+    from dtl.base.runtime import seed_everything
     from dtl.benchmarks.gpt2_peer import GPT2Peer
-    from dtl.checkpoint import load_tokenizer
+    from dtl.checkpoints.load import load_tokenizer
     from dtl.config import typed
     from dtl.data.prepare import prepare_data
-    from dtl.runtime import seed_everything
 
     config = typed(read_config(run_dir))
     data = prepare_data(config.data, load_tokenizer(run_dir), config.seq_len, config.seed)

@@ -12,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 import dtl
+from dtl.base.runtime import choose_device
 from dtl.benchmarks.config import BenchConfig
 from dtl.benchmarks.measuring import PERCENT, Ratio, Row
 from dtl.diagnostics.machine import SYSTEM, processor, usable_cores
-from dtl.runtime import choose_device
 
 PACKAGES = ("torch", "numpy", "tokenizers", "tiktoken", "transformers", "mwxml", "mwparserfromhell", "gensim")
 BUSY = 0.25  # load average for each usable core above which other programs are in the way

@@ -14,10 +14,10 @@ from dtl.benchmarks.inputs import made_file
 from dtl.benchmarks.measuring import PERCENT, Row, at_most, ratio_of
 from dtl.benchmarks.programs import run_program, train_command
 from dtl.benchmarks.suite import Suite, Workplace
-from dtl.commandline.door import quoted
+from dtl.commandline.cli import quoted
 from dtl.diagnostics.machine import usable_cores
-from dtl.records.run_state import read_run_state
-from dtl.sweeps.records import SweepFolder
+from dtl.run_dir.state import read_run_state
+from dtl.run_dir.sweep_records import SweepFolder
 from dtl.sweeps.search_config import require_optuna
 
 SPACE = (

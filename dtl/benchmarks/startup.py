@@ -11,16 +11,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dtl.base.files import read_json
 from dtl.benchmarks import trainer_peer
 from dtl.benchmarks.config import SUITES
 from dtl.benchmarks.inputs import made_file
 from dtl.benchmarks.measuring import MissingPeerError, Row, at_most, compared, in_turns, peer, skipped
 from dtl.benchmarks.programs import MOST_CHARACTERS, run_program, train_command
 from dtl.benchmarks.suite import Suite, Workplace
-from dtl.commandline.door import quoted
-from dtl.durable import read_json
+from dtl.commandline.cli import quoted
 from dtl.errors import DTLError
-from dtl.tracking import METRICS
+from dtl.tracking.metrics import METRICS
 
 RUN = (
     *("model=small", "data=text", "tokenizer=bpe", "trainer=cpu", "tracker=local", "device=cpu", "data.seq_len=64"),
@@ -89,7 +89,7 @@ def _made_of(place: Workplace, run: Sequence[str], whole: float) -> str:
         imports("dtl.train"),  # a part of composing
         imports("dtl.train", "torch"),
         imports("dtl.train", "torch._dynamo"),
-        imports("dtl.train", "torch._dynamo", "dtl.run"),
+        imports("dtl.train", "torch._dynamo", "dtl.runner.run"),
     ]
     torch, dynamo, other = (after - before for before, after in itertools.pairwise(imported))
     rest = whole - composing - torch - dynamo - other

@@ -6,12 +6,12 @@ from dataclasses import replace
 import yaml
 from omegaconf import OmegaConf
 
+from dtl.base.paths import conf_dir
 from dtl.benchmarks.inputs import MEGABYTE, documents, text_named
 from dtl.benchmarks.measuring import PERCENT, Row, at_most, skipped
 from dtl.benchmarks.suite import Workplace
 from dtl.data.config import DataConfig, TokenizerConfig
 from dtl.errors import DataError
-from dtl.paths import conf_dir
 
 N_CHARACTERS = 2 * MEGABYTE
 SEQ_LEN = 256

@@ -10,9 +10,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
+from dtl.base.files import ASIDE, TEMPORARY, TRASH, read_json
 from dtl.checkpoints.listing import MODEL_FILES, TOKENIZER_FILES, best_checkpoint, is_checkpoint, newest_valid, verify
 from dtl.checkpoints.weights import PICKLES, pickle_message
-from dtl.durable import ASIDE, TEMPORARY, TRASH, read_json
 from dtl.errors import CheckpointError
 
 Preference = Literal["best", "newest"]

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from dtl.durable import ASIDE, MANIFEST, Manifest, read_manifest, verify_manifest
+from dtl.base.files import ASIDE, MANIFEST, Manifest, read_manifest, verify_manifest
 from dtl.errors import CheckpointError
 
 FORMAT_VERSION = 1

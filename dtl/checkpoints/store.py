@@ -16,8 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from dtl.checkpoints.listing import Checkpoint, best_checkpoint, inspect, list_checkpoints, step_folders, verify
-from dtl.durable import (
+from dtl.base.files import (
     ASIDE,
     MANIFEST,
     TEMPORARY,
@@ -29,6 +28,7 @@ from dtl.durable import (
     unfinished,
     write_atomically,
 )
+from dtl.checkpoints.listing import Checkpoint, best_checkpoint, inspect, list_checkpoints, step_folders, verify
 from dtl.errors import CheckpointError, TrainingError
 
 LOCK, HOLDER = ".lock", ".lock.json"  # what `lock_run` holds, and who does

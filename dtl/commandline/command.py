@@ -13,7 +13,7 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
-from dtl.paths import conf_dir, experiments_dir
+from dtl.base.paths import conf_dir, experiments_dir
 from dtl.sweeps.config import LauncherConfig
 from dtl.sweeps.search_config import SearchConfig
 

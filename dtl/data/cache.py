@@ -19,7 +19,7 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from dtl import __version__
-from dtl.durable import (
+from dtl.base.files import (
     ASIDE,
     MANIFEST,
     TEMPORARY,

@@ -12,7 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from dtl.data.hub import hub_endpoint, require_hub, without_password
+from dtl.base.network import hub_endpoint, require_hub, without_password
 from dtl.errors import DataError
 
 END = "<|endoftext|>"

@@ -5,8 +5,8 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from dtl.data.hub import hub_endpoint, without_password
-from dtl.durable import read_json, write_atomically
+from dtl.base.files import read_json, write_atomically
+from dtl.base.network import hub_endpoint, without_password
 from dtl.errors import CheckpointError, DataError
 
 NEWEST = "main"  # the hub's name for the newest commit

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dtl.data.hub import without_password
+from dtl.base.network import without_password
 from dtl.errors import DataError
 
 CHILD = Path(__file__).with_name("hub_child.py")

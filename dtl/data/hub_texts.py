@@ -11,14 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from dtl.base.files import MANIFEST, read_manifest
+from dtl.base.network import require_hub
 from dtl.data.config import SPLITS, SourceConfig
 from dtl.data.documents import Document, article
-from dtl.data.hub import require_hub
 from dtl.data.hub_revision import NEWEST, ask_for_commit, is_commit, remember, remembered
 from dtl.data.hub_stream import HubStream
 from dtl.data.local.files import SPLIT_WORDS, text_of
 from dtl.data.text_key import entry_name, text_code
-from dtl.durable import MANIFEST, read_manifest
 from dtl.errors import CheckpointError, DataError, did_you_mean
 
 SHUFFLE_BUFFER = 1000  # documents among which a stream is shuffled

@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from dtl.records.redaction import redact
+from dtl.base.redaction import redact
 
 Result = TypeVar("Result")
 

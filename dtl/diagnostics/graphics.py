@@ -47,7 +47,7 @@ def torch_facts() -> TorchFacts:
     """Ask torch. Raises ImportError or OSError when it cannot be imported."""
     import torch
 
-    from dtl.runtime import choose_device, choose_precision, nvidia_without_cuda
+    from dtl.base.runtime import choose_device, choose_precision, nvidia_without_cuda
 
     cards: tuple[Card, ...] = ()
     refusal = ""

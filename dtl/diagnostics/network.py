@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from dtl.data import hub
+from dtl.base import network as hub
 from dtl.diagnostics.findings import Finding
-from dtl.records.wandb_sink import choose_mode
+from dtl.tracking.wandb_sink import choose_mode
 
 WANDB = "https://api.wandb.ai"
 

@@ -3,9 +3,9 @@
 import yaml
 from omegaconf import OmegaConf
 
+from dtl.base.paths import conf_dir
 from dtl.config import RunConfig
 from dtl.diagnostics.findings import Finding
-from dtl.paths import conf_dir
 
 PROFILE = "amp4060"
 DATA = ("qa", "wiki")
@@ -22,7 +22,7 @@ def profiled(data: str) -> RunConfig:
 
 def look_at_profile() -> Finding:
     """Device and precision with their reasons, and the batches that data recommends."""
-    from dtl.runtime import choose_device, choose_precision
+    from dtl.base.runtime import choose_device, choose_precision
 
     configs = {data: profiled(data) for data in DATA}
     trainer = configs[DATA[0]].trainer

@@ -7,7 +7,8 @@ torch and its like at the same time get into each other's way. One that fails or
 from pathlib import Path
 
 import dtl
-from dtl.data.hub import hub_problem
+from dtl.base.display import Display
+from dtl.base.network import hub_problem
 from dtl.diagnostics.config import DiagnoseConfig
 from dtl.diagnostics.findings import Finding, Later, fit_to_show, in_short, look, looked
 from dtl.diagnostics.graphics import TorchFacts, judge, torch_facts
@@ -22,7 +23,6 @@ from dtl.diagnostics.software import (
     look_at_python,
     look_at_vocabulary,
 )
-from dtl.display import Display
 from dtl.errors import DTLError
 
 IMPORT_SECONDS = 30.0  # for torch and plugins, from a disk that is slow the first time

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from dtl.base.display import shown
 from dtl.checkpoints.listing import Checkpoint, best_checkpoint, list_checkpoints
 from dtl.diagnostics.findings import Finding
-from dtl.display import shown
-from dtl.records.run_state import RunState, find_runs, read_run_state, sessions_of
+from dtl.run_dir.state import RunState, find_runs, read_run_state, sessions_of
 
 
 def look_at_last_run(outputs: Path) -> Finding:

@@ -12,8 +12,8 @@ from packaging.specifiers import SpecifierSet
 import dtl
 from dtl.diagnostics.findings import Finding, in_short
 from dtl.errors import DTLError
-from dtl.records.provenance import MAIN_PACKAGES
 from dtl.registry import load_plugins
+from dtl.run_dir.provenance import MAIN_PACKAGES
 
 PACKAGE = Path(dtl.__file__).resolve().parent
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import torch
 
-from dtl.checkpoint import load_model
+from dtl.base.files import write_atomically
+from dtl.base.runtime import autocast
+from dtl.checkpoints.load import load_model
 from dtl.config import RunConfig
 from dtl.data.prepare import PreparedData
-from dtl.durable import write_atomically
 from dtl.evaluation.config import FIGURES
 from dtl.evaluation.detection import unanswerable_questions
 from dtl.evaluation.metrics import mean
 from dtl.evaluation.report import Plan, Progress, Report, measure
-from dtl.runtime import autocast
 
 # All questions together take at most this share of the tokens that were trained on. Measured on 2 cores with the
 # demo (2 layers, 600 facts): asking takes about half as long as training on as many tokens, and with loading and the

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from dtl.durable import TRASH
+from dtl.base.files import TRASH
 from dtl.errors import ConfigError
 from dtl.housekeeping.config import RunsConfig
-from dtl.records.provenance import RECORD
-from dtl.records.run_state import RunState, find_runs, is_held, read_run_state
-from dtl.sweeps.records import is_sweep
-from dtl.tracking import METRICS, RESULT
+from dtl.run_dir.provenance import RECORD, RESULT
+from dtl.run_dir.state import RunState, find_runs, is_held, read_run_state
+from dtl.run_dir.sweep_records import is_sweep
+from dtl.tracking.metrics import METRICS
 
 DAY = 86_400.0  # seconds
 STARTING = 600.0  # seconds that a run may take from its folder to its lock, on a slow disk

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from dtl.base.files import TEMPORARY, TRASH, discard_directory
 from dtl.checkpoints.listing import best_checkpoint
 from dtl.checkpoints.store import LOCK, rotate, superseded, sweep_leftovers
-from dtl.durable import TEMPORARY, TRASH, discard_directory
 from dtl.errors import ConfigError, did_you_mean
 from dtl.housekeeping.config import RunsConfig
 from dtl.housekeeping.disk_runs import DiskRun, freed_by, sweeps_above

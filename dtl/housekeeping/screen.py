@@ -8,12 +8,12 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from dtl.display import Display
+from dtl.base.display import Display
+from dtl.base.safe_text import in_one_line
 from dtl.housekeeping.config import DELETIONS, OUTPUTS, RunsConfig
 from dtl.housekeeping.disk_runs import DiskRun
 from dtl.housekeeping.removal import Removal
-from dtl.sweeps.records import is_sweep
-from dtl.terminal.safe_text import in_one_line
+from dtl.run_dir.sweep_records import is_sweep
 
 HEADERS = ("folder", "name", "state", "step", "best loss", "size", "age")
 RIGHT = ("step", "best loss", "size", "age")

@@ -5,9 +5,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dtl.base.paths import conf_dir
 from dtl.errors import ConfigError, did_you_mean
 from dtl.model.config import ModelConfig
-from dtl.paths import conf_dir
 
 
 def preset_names() -> list[str]:

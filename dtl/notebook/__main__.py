@@ -1,6 +1,6 @@
 """`python -m dtl.notebook`, which `make notebook` calls: the page of the notebook anew, after a change of its texts."""
 
-from dtl.display import shown
+from dtl.base.display import shown
 from dtl.notebook.recording import write_page
 
 if __name__ == "__main__":

@@ -13,13 +13,13 @@ from typing import Any
 from filelock import FileLock
 
 import dtl
+from dtl.base.files import write_atomically
+from dtl.base.json_lines import json_line
+from dtl.base.paths import experiments_dir
 from dtl.checkpoints.store import LOCK
-from dtl.durable import write_atomically
 from dtl.errors import ConfigError, DataError, DTLError
 from dtl.notebook.page import PAGE, notebook_page, page_of, read_records, results_file
 from dtl.notebook.records import record_of
-from dtl.paths import experiments_dir
-from dtl.records.json_lines import json_line
 
 
 def own_notebook() -> Path:

@@ -13,14 +13,13 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dtl.base.files import read_json_or_empty
+from dtl.base.safe_text import in_one_line
 from dtl.data.config import DataConfig
-from dtl.durable import read_json_or_empty
 from dtl.errors import DataError
 from dtl.evaluation.config import FIGURES
-from dtl.records.provenance import RECORD
-from dtl.records.run_state import RunState, dotted, last_metrics, read_config, read_run_state
-from dtl.terminal.safe_text import in_one_line
-from dtl.tracking import RESULT
+from dtl.run_dir.provenance import RECORD, RESULT
+from dtl.run_dir.state import RunState, dotted, last_metrics, read_config, read_run_state
 
 MOST_CHARACTERS = 300  # of a text in a record
 DIGITS = 6  # of a figure: far below the noise of a seed

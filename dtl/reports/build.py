@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dtl.durable import write_atomically
+from dtl.base.files import write_atomically
 from dtl.errors import ConfigError, DTLError, did_you_mean
 from dtl.reports.config import ReportConfig
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from dtl.display import shown
+from dtl.base.display import shown
 from dtl.reports.canvas import FAINT, GREY, GROUND, INK, SERIES, VARIABLES, Drawing, Skipped
 from dtl.reports.configurations import Configuration, mean_and_spread
 from dtl.reports.findings import METHOD, Findings, shown_p, unfinished

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from dtl.durable import read_json_or_empty
+from dtl.base.files import read_json_or_empty
+from dtl.base.safe_text import in_one_line, visible
 from dtl.evaluation.config import FIGURES
-from dtl.records.provenance import RECORD
-from dtl.records.run_state import dotted, read_config, read_run_state
-from dtl.sweeps.records import TRACEBACK, TRIAL
-from dtl.terminal.safe_text import in_one_line, visible
-from dtl.tracking import METRICS, RESULT
+from dtl.run_dir.provenance import RECORD, RESULT
+from dtl.run_dir.state import dotted, read_config, read_run_state
+from dtl.run_dir.sweep_records import TRACEBACK, TRIAL
+from dtl.tracking.metrics import METRICS
 
 MOST_POINTS = 400  # of a curve: more than a screen shows, and a run of a week stays small
 MOST_SAMPLES, MOST_CHARACTERS = 8, 1500

@@ -8,8 +8,8 @@ from datetime import datetime
 from pathlib import Path
 
 from dtl.errors import ConfigError, DataError
-from dtl.records.run_state import RUN_FILES, find_runs
-from dtl.sweeps.records import TRIAL, is_sweep
+from dtl.run_dir.state import RUN_FILES, find_runs
+from dtl.run_dir.sweep_records import TRIAL, is_sweep
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from dtl.display import Display, shown, table_console
+from dtl.base.display import Display, shown, table_console
 from dtl.reports.canvas import Skipped
 from dtl.reports.findings import unfinished
 from dtl.reports.page import Report, configuration_row, facts, place

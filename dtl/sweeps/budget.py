@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable
 
-from dtl.sweeps.records import WELL, Trial
+from dtl.run_dir.sweep_records import WELL, Trial
 
 
 class Budget:

@@ -7,14 +7,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict, read_write
 
+from dtl.base.safe_text import in_one_line
+from dtl.commandline.cli import understood
 from dtl.commandline.command import Command
-from dtl.commandline.door import understood
 from dtl.config import to_yaml, typed
-from dtl.records.provenance import config_hash
+from dtl.run_dir.provenance import config_hash
+from dtl.run_dir.sweep_records import SweepFolder, Trial
 from dtl.sweeps.process import REASON_WIDTH
-from dtl.sweeps.records import SweepFolder, Trial
 from dtl.sweeps.table import varied
-from dtl.terminal.safe_text import in_one_line
 
 # Overrides of Hydra's that are the sweep's own affair.
 _OF_THE_SWEEP = ("hydra.launcher", "hydra.sweeper", "hydra.sweep.", "hydra.mode", "hydra/launcher", "hydra/sweeper")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from dtl.base.display import shown
 from dtl.checkpoints.store import LOCK, SECONDS_OF_A_LOOK
-from dtl.display import shown
 from dtl.errors import ConfigError
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dtl.tracking import METRICS, parse_row
+from dtl.tracking.metrics import METRICS, parse_row
 
 
 class Losses:

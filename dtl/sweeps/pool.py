@@ -5,12 +5,12 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from dtl.base.signals import StopSignals
 from dtl.errors import InterruptedRun
-from dtl.stop_signals import StopSignals
+from dtl.run_dir.sweep_records import SweepFolder, Trial
 from dtl.sweeps.budget import Budget
 from dtl.sweeps.config import LauncherConfig
 from dtl.sweeps.process import TrialProcess
-from dtl.sweeps.records import SweepFolder, Trial
 
 SECONDS_BETWEEN_LOOKS = 0.1
 

@@ -10,17 +10,18 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from dtl.base.files import discard_directory, read_json, read_json_or_empty
+from dtl.base.safe_text import in_one_line
 from dtl.checkpoints.listing import newest_valid, step_folders
 from dtl.checkpoints.store import HOLDER
-from dtl.commandline.door import quoted
-from dtl.durable import discard_directory, read_json, read_json_or_empty
+from dtl.commandline.cli import quoted
 from dtl.errors import CheckpointError, ConfigError
-from dtl.records.run_state import is_held
+from dtl.run_dir.provenance import RESULT
+from dtl.run_dir.state import is_held
+from dtl.run_dir.sweep_records import ERROR, LOG, TRACEBACK, SweepFolder, Trial, TrialState, now
+from dtl.run_dir.trial import FOLDER, NUMBER, SECONDS_TO_END, SECONDS_TO_SAVE, SWEEP
 from dtl.sweeps.config import LauncherConfig
-from dtl.sweeps.records import ERROR, LOG, TRACEBACK, SweepFolder, Trial, TrialState, now
-from dtl.sweeps.trial import FOLDER, NUMBER, SECONDS_TO_END, SECONDS_TO_SAVE, SWEEP
-from dtl.terminal.safe_text import in_one_line
-from dtl.tracking import METRICS, RESULT
+from dtl.tracking.metrics import METRICS
 
 TRAIN = (sys.executable, "-m", "dtl.train")
 SECONDS_FOR_AN_ORPHAN = 30.0  # what the trial of a sweep that was killed has to end by itself

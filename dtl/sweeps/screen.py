@@ -7,10 +7,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from dtl.display import in_time, shown, table_console
-from dtl.sweeps.records import SweepFolder, Trial
+from dtl.base.display import in_time, shown, table_console
+from dtl.base.safe_text import in_one_line
+from dtl.run_dir.sweep_records import SweepFolder, Trial
 from dtl.sweeps.table import STYLES, comparing, counted, failures, rows_of, trial_table, varied
-from dtl.terminal.safe_text import in_one_line
 
 SECONDS_BETWEEN_LOOKS = 1.0
 MANY = 20  # combinations, which take some seconds to check

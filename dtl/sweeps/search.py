@@ -6,10 +6,10 @@ Knows no process and no Hydra: `lay` turns overrides into the trial that has a f
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from dtl.records.run_state import read_run_state
+from dtl.run_dir.state import read_run_state
+from dtl.run_dir.sweep_records import FAILED, WELL, SweepFolder, Trial, now
 from dtl.sweeps.budget import Budget
 from dtl.sweeps.losses import Losses
-from dtl.sweeps.records import FAILED, WELL, SweepFolder, Trial, now
 from dtl.sweeps.search_config import SearchConfig
 from dtl.sweeps.search_study import NUMBER, PRUNED, Study, report
 

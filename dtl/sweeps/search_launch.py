@@ -8,17 +8,16 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from dtl.checkpoints.store import LOCK
+from dtl.commandline.cli import JobFailedError, take_back
 from dtl.commandline.command import Command
-from dtl.commandline.door import JobFailedError
-from dtl.commandline.undo import take_back
 from dtl.errors import InterruptedRun
-from dtl.records.run_state import read_run_state
+from dtl.run_dir.state import read_run_state
+from dtl.run_dir.sweep_records import SWEEP, WELL, SweepFolder, SweepRecord, Trial, now
 from dtl.sweeps.budget import Budget
 from dtl.sweeps.config import LauncherConfig
 from dtl.sweeps.grid import Composer, combined, for_a_trial, lay_out
 from dtl.sweeps.holding import held
 from dtl.sweeps.pool import ListSource, run_trials
-from dtl.sweeps.records import SWEEP, WELL, SweepFolder, SweepRecord, Trial, now
 from dtl.sweeps.refusal import NoTrialError
 from dtl.sweeps.search import Search
 from dtl.sweeps.search_config import SearchConfig

@@ -1,12 +1,12 @@
 """What a search shows while it runs."""
 
-from dtl.display import shown
-from dtl.sweeps.records import SweepFolder, Trial
+from dtl.base.display import shown
+from dtl.base.safe_text import in_one_line
+from dtl.run_dir.sweep_records import SweepFolder, Trial
 from dtl.sweeps.screen import SweepScreen
 from dtl.sweeps.search_config import SearchConfig
 from dtl.sweeps.search_space import Space
 from dtl.sweeps.table import counted
-from dtl.terminal.safe_text import in_one_line
 
 
 class SearchScreen(SweepScreen):

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtl.durable import write_atomically
+from dtl.base.files import write_atomically
 from dtl.errors import ConfigError
-from dtl.sweeps.records import Trial
+from dtl.run_dir.sweep_records import Trial
 from dtl.sweeps.search_config import SearchConfig
 from dtl.sweeps.search_space import Space
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from dtl.sweeps.records import WELL, Trial
+from dtl.run_dir.sweep_records import WELL, Trial
 
 
 @dataclass

@@ -7,12 +7,12 @@ from pathlib import Path
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from dtl.display import shown
+from dtl.base.display import shown
+from dtl.base.safe_text import in_one_line
 from dtl.errors import ConfigError
-from dtl.records.run_state import RUN_FILES, is_held
-from dtl.sweeps.records import SWEEP, SweepFolder, SweepRecord, find_sweeps, is_sweep
+from dtl.run_dir.state import RUN_FILES, is_held
+from dtl.run_dir.sweep_records import SWEEP, SweepFolder, SweepRecord, find_sweeps, is_sweep
 from dtl.sweeps.table import comparing, counted, failures, rows_of, trial_table
-from dtl.terminal.safe_text import in_one_line
 
 
 @dataclass(frozen=True)

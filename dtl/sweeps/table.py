@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
-from dtl.display import in_time, in_units, shown
-from dtl.records.run_state import RunState, is_held, read_run_state
-from dtl.sweeps.records import LOG, TRACEBACK, SweepFolder, Trial
-from dtl.terminal.safe_text import in_one_line
+from dtl.base.display import in_time, in_units, shown
+from dtl.base.safe_text import in_one_line
+from dtl.run_dir.state import RunState, is_held, read_run_state
+from dtl.run_dir.sweep_records import LOG, TRACEBACK, SweepFolder, Trial
 
 STYLES = {
     "finished": "green", "running": "cyan", "failed": "red", "refused": "red", "killed": "red", "hung": "red",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from dtl.sweeps.records import SweepFolder, SweepRecord, find_sweeps
+from dtl.run_dir.sweep_records import SweepFolder, SweepRecord, find_sweeps
 from dtl.sweeps.search_config import asks_for_more
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import chain
 
+from dtl.base.safe_text import in_one_line
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import QuestionAnswer
 from dtl.data.local.files import LocalFiles
@@ -12,7 +13,6 @@ from dtl.errors import DataError, DTLError
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.chat_session import DTL, DTL_STYLE, YOU, YOU_STYLE, stream_answer
 from dtl.terminal.loaded_model import LoadedModel
-from dtl.terminal.safe_text import in_one_line
 from dtl.terminal.screen import Screen
 
 

@@ -12,12 +12,12 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dtl.base.safe_text import in_one_line
 from dtl.commandline.command import Command
-from dtl.commandline.explain import explained
+from dtl.commandline.translate import explained
 from dtl.errors import ConfigError, DTLError, did_you_mean
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.presets import preset, preset_names
-from dtl.terminal.safe_text import in_one_line
 from dtl.terminal.transcript import default_path, save_transcript
 
 if TYPE_CHECKING:

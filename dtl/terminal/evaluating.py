@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from dtl.checkpoint import load_model, load_tokenizer
+from dtl.base.display import Display, in_units, shown
+from dtl.base.runtime import autocast, choose_device, choose_precision
+from dtl.checkpoints.load import load_model, load_tokenizer
 from dtl.config import RunConfig
 from dtl.data.prepare import prepare_data
-from dtl.display import Display, in_units, shown
 from dtl.errors import ConfigError
 from dtl.evaluation.config import EvaluateConfig
 from dtl.evaluation.detection import unanswerable_questions
 from dtl.evaluation.of_run import write_figures
 from dtl.evaluation.report import Plan, Report, measure
-from dtl.runtime import autocast, choose_device, choose_precision
 from dtl.terminal.evaluation_report import show_report
 
 NO_DETECTION = (

@@ -6,12 +6,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dtl.display import in_units
+from dtl.base.display import in_units
+from dtl.base.safe_text import in_one_line
 from dtl.evaluation.answers import ALL_TOPICS, AnswerScores
 from dtl.evaluation.detection import Detection
 from dtl.evaluation.metrics import Abstention
 from dtl.evaluation.report import Report
-from dtl.terminal.safe_text import in_one_line
 
 MOST_CHARACTERS = 60  # of a text in a table
 MOST_COLUMNS = 1000

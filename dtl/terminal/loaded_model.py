@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dtl.base.display import in_units, shown
+from dtl.base.safe_text import in_one_line
 from dtl.data.qa import prompt
-from dtl.display import in_units, shown
 from dtl.generation.config import SamplingConfig
-from dtl.terminal.safe_text import in_one_line
 
 if TYPE_CHECKING:
     from dtl.generation.conversation import Continuation

@@ -3,19 +3,19 @@
 from pathlib import Path
 from typing import Any
 
-from dtl.checkpoint import load_model, load_tokenizer
+from dtl.base.files import read_json_or_empty
+from dtl.base.runtime import choose_device
+from dtl.base.safe_text import in_one_line
 from dtl.checkpoints.listing import is_checkpoint
+from dtl.checkpoints.load import load_model, load_tokenizer
 from dtl.data.tokenizer import Tokenizer
-from dtl.durable import read_json_or_empty
 from dtl.evaluation.config import FIGURES
 from dtl.generation.conversation import continue_text
 from dtl.generation.layout import lay_out_for_decoding
-from dtl.records.run_state import read_config
 from dtl.registry import SOURCES
-from dtl.runtime import choose_device
+from dtl.run_dir.state import read_config
 from dtl.terminal.config import TalkConfig
 from dtl.terminal.loaded_model import CheckpointFacts, LoadedModel
-from dtl.terminal.safe_text import in_one_line
 
 
 def load(checkpoint: Path, config: TalkConfig) -> LoadedModel:

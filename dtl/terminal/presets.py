@@ -3,8 +3,8 @@
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from dtl.base.paths import conf_dir
 from dtl.generation.config import SamplingConfig
-from dtl.paths import conf_dir
 
 OFF = SamplingConfig(temperature=-1, top_k=None, top_p=1, min_p=0, repetition_penalty=1)  # what restricts nothing
 

@@ -4,11 +4,11 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from dtl.base.safe_text import in_one_line
 from dtl.checkpoints.find import find_checkpoint, list_runs
 from dtl.checkpoints.listing import step_folders
 from dtl.errors import ConfigError
-from dtl.records.run_state import RunState, read_run_state
-from dtl.terminal.safe_text import in_one_line
+from dtl.run_dir.state import RunState, read_run_state
 
 MOST_RUNS = 10
 TO_MAKE_ONE = """\

@@ -13,7 +13,7 @@ from rich.control import Control
 from rich.segment import ControlType
 from rich.text import Text
 
-from dtl.terminal.safe_text import visible
+from dtl.base.safe_text import visible
 
 
 class Screen:

@@ -10,9 +10,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from dtl.base.safe_text import visible
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.presets import in_words, n_tokens
-from dtl.terminal.safe_text import visible
 from dtl.terminal.screen import Screen
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from prompt_toolkit.output import Output
 from prompt_toolkit.output.plain_text import PlainTextOutput
 from prompt_toolkit.utils import is_dumb_terminal
 
+from dtl.base.safe_text import visible
 from dtl.terminal.input_line import TooLong
 from dtl.terminal.paste import BoundedParser
-from dtl.terminal.safe_text import visible
 
 if TYPE_CHECKING:
     from prompt_toolkit.input.posix_utils import PosixStdinReader

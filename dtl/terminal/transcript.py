@@ -8,11 +8,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dtl.durable import write_atomically
+from dtl.base.files import write_atomically
+from dtl.base.safe_text import escaped, visible
 from dtl.errors import DTLError
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.presets import in_words, n_tokens
-from dtl.terminal.safe_text import escaped, visible
 
 if TYPE_CHECKING:
     from dtl.generation.conversation import Ending

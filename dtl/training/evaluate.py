@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from dtl.base.runtime import is_out_of_memory
 from dtl.data.batches import IGNORE, Rows
 from dtl.model.transformer import TransformerLM
-from dtl.runtime import is_out_of_memory
 from dtl.training.loss import summed_cross_entropy
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dtl.base.runtime import autocast
 from dtl.data.batches import Batch, TrainingData
 from dtl.errors import TrainingError
 from dtl.model.transformer import TransformerLM
-from dtl.runtime import autocast
 from dtl.training.config import ScheduleConfig, TrainerConfig
 from dtl.training.loss import summed_cross_entropy
 from dtl.training.schedule import learning_rate_factor

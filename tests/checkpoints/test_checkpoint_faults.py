@@ -17,9 +17,10 @@ import torch
 from checkpoint_examples import DAMAGES, Damage, moments, save, tiny_model, tiny_tokenizer
 from safetensors import SafetensorError
 
-from dtl.checkpoint import load_model, load_tokenizer, load_training_state, save_checkpoint
 from dtl.checkpoints import store as checkpoint_store
 from dtl.checkpoints.listing import list_checkpoints, newest_valid, verify
+from dtl.checkpoints.load import load_model, load_tokenizer, load_training_state
+from dtl.checkpoints.save import save_checkpoint
 from dtl.checkpoints.store import publish_best, set_aside_later, sweep_leftovers
 from dtl.errors import CheckpointError
 
@@ -157,7 +158,7 @@ def raising(error: BaseException) -> Callable[..., Any]:
 def test_an_error_of_the_disk_is_translated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str, call: str
 ) -> None:
-    monkeypatch.setattr(f"dtl.checkpoint.{call}", raising(error))
+    monkeypatch.setattr(f"dtl.checkpoints.save.{call}", raising(error))
     with pytest.raises(CheckpointError, match=rf"step-00000010: {message}[\s\S]*No earlier one is there"):
         save(tmp_path, 10)
     assert list((tmp_path / "checkpoints").iterdir()) == []
@@ -167,7 +168,7 @@ def test_an_error_of_the_disk_is_translated(
 def test_other_errors_pass_and_leave_nothing_either(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    monkeypatch.setattr("dtl.checkpoint.publish_directory", raising(error))
+    monkeypatch.setattr("dtl.checkpoints.save.publish_directory", raising(error))
     with pytest.raises(type(error)):
         save(tmp_path, 10)
     assert list((tmp_path / "checkpoints").iterdir()) == []

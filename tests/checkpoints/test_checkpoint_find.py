@@ -14,7 +14,7 @@ from dtl.checkpoints.find import find_checkpoint, list_runs
 from dtl.checkpoints.listing import step_folder
 from dtl.checkpoints.store import publish_best
 from dtl.errors import CheckpointError
-from dtl.records.provenance import write_run_record
+from dtl.run_dir.provenance import write_run_record
 
 
 def run(outputs: Path, name: str, *steps: int, best: int | None = None, started: str | None = None) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from checkpoint_examples import DAMAGES, imitate
 
-from dtl import durable
+from dtl.base import files as durable
 from dtl.checkpoints.listing import best_checkpoint, inspect, list_checkpoints, newest_valid, step_folder
 from dtl.checkpoints.store import lock_run, publish_best, rotate, set_damaged_aside, sweep_leftovers
 from dtl.errors import CheckpointError, TrainingError

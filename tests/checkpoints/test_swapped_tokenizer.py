@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from checkpoint_examples import moments, tiny_model, tiny_tokenizer
 
-from dtl.checkpoint import load_tokenizer, save_checkpoint
 from dtl.checkpoints.find import find_checkpoint
+from dtl.checkpoints.load import load_tokenizer
+from dtl.checkpoints.save import save_checkpoint
 from dtl.errors import CheckpointError
 
 

@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import dtl.train
+from dtl.commandline.cli import quoted
 from dtl.commandline.command import ENTRY
-from dtl.commandline.door import quoted
-from dtl.commandline.explain import explained
+from dtl.commandline.translate import explained
 from dtl.config import RunConfig
 from dtl.errors import DataError
 from dtl.train import COMMAND

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from dtl.base.paths import conf_dir
+from dtl.commandline.cli import _as_hydra_reads_it, quoted, unquoted
 from dtl.commandline.command import Command
-from dtl.commandline.door import _as_hydra_reads_it, quoted, unquoted
 from dtl.config import typed_as
-from dtl.paths import conf_dir
 from dtl.terminal.config import GenerateConfig
 
 NAMES = sorted(file.stem for file in conf_dir().glob("*.yaml"))

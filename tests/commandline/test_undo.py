@@ -2,7 +2,7 @@
 
 import pytest
 
-from dtl.commandline.undo import take_back
+from dtl.commandline.cli import take_back
 
 
 @pytest.fixture

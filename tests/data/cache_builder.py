@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dtl.base.files import verify_manifest
 from dtl.data.cache import Cache
-from dtl.durable import verify_manifest
 
 N_FILES = 7
 CHANGES = ("open", "replace", "mkdir", "rmdir", "unlink", "fsync")

@@ -21,6 +21,7 @@ from cache_builder import N_FILES
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dtl.base.files import ASIDE, MANIFEST, TEMPORARY, TRASH, verify_manifest
 from dtl.data import cache as cache_module
 from dtl.data import collect, text_key, tokens
 from dtl.data.cache import Cache, cache_folder, key_of
@@ -30,7 +31,6 @@ from dtl.data.encoding import encode_chunks, encode_documents
 from dtl.data.prepare import PreparedData, prepare_data
 from dtl.data.stored import DiskWriter, MemoryWriter, read_texts, read_tokens, sample, write_tokens
 from dtl.data.tokenizer import build_tokenizer
-from dtl.durable import ASIDE, MANIFEST, TEMPORARY, TRASH, verify_manifest
 from dtl.registry import SOURCES
 
 BUILDER = Path(__file__).with_name("cache_builder.py")

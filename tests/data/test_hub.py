@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from dtl.data import hub
+from dtl.base import network as hub
 from dtl.errors import DataError
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")

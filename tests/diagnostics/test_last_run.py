@@ -12,8 +12,8 @@ from checkpoint_examples import imitate
 
 from dtl.checkpoints.store import lock_run
 from dtl.diagnostics.runs import last_run, look_at_last_run, state_of
-from dtl.records.run_state import RunState
-from dtl.tracking import write_result
+from dtl.run_dir.provenance import write_result
+from dtl.run_dir.state import RunState
 
 OUTPUTS = Path("outputs")
 

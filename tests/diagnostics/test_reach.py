@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dtl.data import hub
+from dtl.base import network as hub
 from dtl.diagnostics.network import has_wandb_key, judge_hub, look_at_wandb, wandb_address
 
 KEY = "c4na" * 10

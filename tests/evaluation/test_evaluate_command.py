@@ -8,7 +8,7 @@ import pytest
 from checkpoint_examples import moments, tiny_model, tiny_tokenizer
 
 import dtl.evaluate
-from dtl.checkpoint import save_checkpoint
+from dtl.checkpoints.save import save_checkpoint
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from dtl.checkpoint import load_model, load_tokenizer
 from dtl.checkpoints.find import find_checkpoint
+from dtl.checkpoints.load import load_model, load_tokenizer
 from dtl.config import RunConfig
 from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
 from dtl.data.qa import prompt
@@ -22,8 +22,8 @@ from dtl.generation.conversation import continuations, continue_text
 from dtl.generation.engine import generate
 from dtl.model.config import ArchConfig, ModelConfig
 from dtl.model.transformer import TransformerLM
-from dtl.run import train
-from dtl.tracking import TrackerConfig
+from dtl.runner.run import train
+from dtl.tracking.config import TrackerConfig
 from dtl.training.config import OptimizerConfig, ScheduleConfig, TrainerConfig
 
 pytestmark = pytest.mark.slow  # trains twice, and imports transformers

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import nn
 
+from dtl.base.paths import conf_dir
 from dtl.errors import ConfigError
 from dtl.model.config import ArchConfig, ModelConfig
 from dtl.model.transformer import TransformerBlock, TransformerLM, create_model
-from dtl.paths import conf_dir
 from dtl.registry import BLOCKS
 
 VOCAB_SIZE = 23  # of the tiny models in conftest.py

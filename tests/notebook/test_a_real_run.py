@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from dtl.notebook.records import record_of
-from dtl.records.run_state import find_runs
+from dtl.run_dir.state import find_runs
 
 TINY = ["model.dim=16", "model.n_layers=1", "trainer.total_steps=3", "trainer.sample_every_evals=0", "tracker=local"]
 

@@ -5,10 +5,10 @@ import json
 import pytest
 from recorded_runs import make_notebook, make_run
 
+from dtl.base.paths import experiments_dir
 from dtl.errors import DataError
 from dtl.notebook.page import MOST_ROWS, notebook_page, read_records, results_file
 from dtl.notebook.recording import record
-from dtl.paths import experiments_dir
 
 
 def test_the_committed_page_is_up_to_date():

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from dtl.errors import DTLError
-from dtl.records import provenance
-from dtl.records.provenance import add_session, config_hash, git_state, update_run_record, write_run_record
+from dtl.run_dir import provenance
+from dtl.run_dir.provenance import add_session, config_hash, git_state, update_run_record, write_run_record
 
 OVERRIDES = ["model=small", "name=a b", "+x='it''s, $HOME'", "data.path=ä/ü.txt"]
 SECRETS = {

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from dtl.base.redaction import HIDDEN, redact, redact_all, refuse_secrets
 from dtl.errors import ConfigError
-from dtl.records.redaction import HIDDEN, redact, redact_all, refuse_secrets
 
 CANARY = "c4nary-0f-a-s3cret"
 

@@ -13,11 +13,11 @@ from checkpoint_examples import imitate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dtl.base.files import TRASH
 from dtl.checkpoints.store import lock_run
-from dtl.durable import TRASH
-from dtl.records.provenance import config_hash
-from dtl.records.run_state import RUN_FILES, RunState, find_runs, last_metrics, read_run_state
-from dtl.tracking import read_metrics, write_result
+from dtl.run_dir.provenance import config_hash, write_result
+from dtl.run_dir.state import RUN_FILES, RunState, find_runs, last_metrics, read_run_state
+from dtl.tracking.metrics import read_metrics
 
 ROWS = [
     {

@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from dtl.records import wandb_sink
-from dtl.tracking import read_metrics
+from dtl.tracking import wandb_sink
+from dtl.tracking.metrics import read_metrics
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
 
@@ -37,7 +37,7 @@ SCENARIOS = """
 import json, os, sys, time
 from pathlib import Path
 from dtl.records import wandb_sink
-from dtl.tracking import TrackerConfig, open_tracker
+from dtl.tracking.tracker import TrackerConfig, open_tracker
 
 def go(name, environment, mode="auto", patience=1.0):
     os.environ.update(environment)

@@ -17,9 +17,11 @@ from typing import Any
 
 import pytest
 
-from dtl.records import wandb_sink
-from dtl.records.wandb_sink import choose_mode
-from dtl.tracking import Tracker, TrackerConfig, open_tracker, read_metrics
+from dtl.tracking import wandb_sink
+from dtl.tracking.config import TrackerConfig
+from dtl.tracking.metrics import read_metrics
+from dtl.tracking.tracker import Tracker, open_tracker
+from dtl.tracking.wandb_sink import choose_mode
 
 pytestmark = pytest.mark.filterwarnings(
     # wandb leaves the folders of its artifacts to the garbage collector

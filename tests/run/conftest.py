@@ -12,7 +12,7 @@ from tiny_runs import outcome, start, tiny_config, write_pairs
 @pytest.fixture(autouse=True)
 def threads_as_before(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = torch.get_num_threads()
-    monkeypatch.setattr("dtl.records.provenance._packages", lambda: "")  # takes longer than these runs
+    monkeypatch.setattr("dtl.run_dir.provenance._packages", lambda: "")  # takes longer than these runs
     yield
     torch.set_num_threads(before)
 

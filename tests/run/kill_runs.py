@@ -19,7 +19,7 @@ import torch
 import torch._dynamo  # what the first optimizer step imports, which takes longer than a whole run here
 from tiny_runs import outcome, start_or_go_on, tiny_config, write_pairs
 
-import dtl.records.provenance
+import dtl.run_dir.provenance
 from dtl.config import RunConfig
 
 SECONDS_FOR_A_RUN = 120.0
@@ -75,7 +75,7 @@ def killed(child: int, run_dir: Path, in_a_save: bool, dice: random.Random, seco
 
 def main(folder: Path, n_kills: int, seed: int) -> dict[str, Any]:
     torch.set_num_threads(1)
-    dtl.records.provenance._packages = lambda: ""  # it lists what is installed, at length
+    dtl.run_dir.provenance._packages = lambda: ""  # it lists what is installed, at length
     dice = random.Random(seed)
     config = tiny_config(write_pairs(folder / "pairs.jsonl"), total_steps=24)
     began = time.monotonic()

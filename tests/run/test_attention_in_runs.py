@@ -28,7 +28,7 @@ def test_a_resumed_run_asks_for_its_kernel_and_says_when_it_is_another(
         assert given.documents_bt is not None and given.documents_bt.shape == (2, 73)
         return KernelChoice("reference" if given.earlier is None else "sdpa", "by a test")
 
-    monkeypatch.setattr("dtl.assemble.choose_kernel", choose)
+    monkeypatch.setattr("dtl.runner.build.choose_kernel", choose)
     config = tiny_config(pairs, total_steps=4)
     start(replace(config, trainer=replace(config.trainer, stop_after_steps=2)), tmp_path)
     go_on(config, tmp_path)

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import pytest
 from tiny_runs import go_on, start, tiny_config
 
-import dtl.screens
+import dtl.runner.screens
 from dtl.checkpoints import store
 from dtl.checkpoints.listing import best_checkpoint, list_checkpoints
 from dtl.housekeeping.disk_runs import freed_by
-from dtl.screens import checkpoint_bytes, disk_warning
+from dtl.runner.screens import checkpoint_bytes, disk_warning
 from dtl.training.config import OptimizerConfig
 
 
@@ -30,7 +30,7 @@ def foretold(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         sizes.append(checkpoint_bytes(*arguments))
         return sizes[-1]
 
-    monkeypatch.setattr(dtl.screens, "checkpoint_bytes", measure)
+    monkeypatch.setattr(dtl.runner.screens, "checkpoint_bytes", measure)
     return sizes
 
 
@@ -55,7 +55,7 @@ def test_never_more_lies_on_the_disk_than_was_foretold(hard_links, pairs, tmp_pa
         most[0] = max(most[0], freed_by([tmp_path / "run" / "checkpoints"]))
         publish(temporary, final)
 
-    for module in ("dtl.checkpoint", "dtl.checkpoints.store"):
+    for module in ("dtl.checkpoints.save", "dtl.checkpoints.store"):
         monkeypatch.setattr(f"{module}.publish_directory", look_then_publish)
     if not hard_links:
         monkeypatch.setattr(store, "_link_or_copy", shutil.copyfile)

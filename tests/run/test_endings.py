@@ -11,13 +11,13 @@ import pytest
 import torch
 from tiny_runs import go_on, outcome, result, start, steps_kept, tiny_config
 
+from dtl.base.display import shown
 from dtl.checkpoints.listing import best_checkpoint, list_checkpoints
 from dtl.config import RunConfig
 from dtl.data.config import DataConfig, SourceConfig
-from dtl.display import shown
 from dtl.errors import TrainingError
-from dtl.run import _memory_advice
-from dtl.tracking import read_metrics
+from dtl.runner.run import _memory_advice
+from dtl.tracking.metrics import read_metrics
 from dtl.training.evaluate import Evaluation
 from dtl.training.trainer import Trainer
 
@@ -72,7 +72,7 @@ def test_a_slow_muon_is_warned_of(
     has_units: bool,
     warned: bool,
 ) -> None:
-    monkeypatch.setattr("dtl.screens.cpu_has_bf16", lambda: has_units)
+    monkeypatch.setattr("dtl.runner.screens.cpu_has_bf16", lambda: has_units)
     config = tiny_config(pairs, total_steps=1)
     start(replace(config, optimizer=replace(config.optimizer, name=name)), tmp_path)
     assert ("this processor only emulates" in capsys.readouterr().out) == warned
@@ -87,7 +87,7 @@ def with_losses(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
     def evaluate(*_: Any, **__: Any) -> Evaluation:
         return Evaluation(losses.pop(0) if len(losses) > 1 else losses[0], 5)
 
-    monkeypatch.setattr("dtl.session.evaluate", evaluate)
+    monkeypatch.setattr("dtl.runner.session.evaluate", evaluate)
 
 
 def test_patience_ends_a_run_and_the_best_stays(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

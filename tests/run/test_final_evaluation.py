@@ -10,14 +10,14 @@ import pytest
 import torch
 from tiny_runs import go_on, result, start, tiny_config, untimed
 
+from dtl.base.display import shown
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import QuestionAnswer
-from dtl.display import shown
 from dtl.errors import InterruptedRun
 from dtl.registry import TASKS
-from dtl.session import Session
+from dtl.runner.session import Session
 from dtl.terminal.loading import read_facts
-from dtl.tracking import read_metrics
+from dtl.tracking.metrics import read_metrics
 
 FIGURES = ("exact_match", "f1", "lookup/exact_match", "lookup/f1", "majority/exact_match", "gold_bits_per_byte")
 
@@ -43,7 +43,9 @@ def test_the_figures_are_in_the_result_in_the_rows_and_on_the_screen(
 
 def test_the_tracker_is_told_at_its_end(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Any] = []
-    monkeypatch.setattr("dtl.tracking.Tracker.finish", lambda self, state, summary=None: told.append((state, summary)))
+    monkeypatch.setattr(
+        "dtl.tracking.tracker.Tracker.finish", lambda self, state, summary=None: told.append((state, summary))
+    )
     start(tiny_config(pairs), tmp_path)
     state, summary = told[0]
     assert state == "finished" and summary["best/step"] > 0 and "exact_match/validation" in summary
@@ -85,7 +87,7 @@ def test_a_failing_evaluation_is_a_warning_of_a_finished_run(
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr("dtl.session.evaluate_best", fail)
+    monkeypatch.setattr("dtl.runner.session.evaluate_best", fail)
     loss = start(tiny_config(pairs), tmp_path)
     assert result(tmp_path) == result(tmp_path) | {"state": "finished", "value": loss, "step": 12}
     told = capsys.readouterr().out

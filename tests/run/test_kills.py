@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tiny_runs import result, steps_kept, write_pairs
 
-from dtl.tracking import read_metrics
+from dtl.tracking.metrics import read_metrics
 
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows knows neither fork nor these signals")
 

@@ -12,15 +12,15 @@ import torch
 import yaml
 from tiny_runs import go_on, outcome, result, start, steps_kept, tiny_config
 
-import dtl.run
-from dtl import tracking
+import dtl.runner.run
 from dtl.checkpoints.listing import best_checkpoint, newest_valid
 from dtl.checkpoints.store import publish_best
 from dtl.config import typed
 from dtl.data.prepare import prepare_data
 from dtl.errors import CheckpointError, ConfigError, InterruptedRun
-from dtl.run import Origin, train
-from dtl.tracking import read_metrics
+from dtl.runner.run import Origin, train
+from dtl.tracking import tracker as tracking
+from dtl.tracking.metrics import read_metrics
 from dtl.training.trainer import Trainer
 
 ADVANCE = Trainer.advance
@@ -67,7 +67,7 @@ def test_the_tracker_names_a_run_after_how_it_was_started(pairs, tmp_path, monke
         named.append(overrides)
         return tracking.open_tracker(*arguments, overrides=overrides, **more)
 
-    monkeypatch.setattr(dtl.run, "open_tracker", open_tracker)
+    monkeypatch.setattr(dtl.runner.run, "open_tracker", open_tracker)
     paused = replace(config, trainer=replace(config.trainer, stop_after_steps=3))
     train(paused, tmp_path / "run", Origin(overrides=["optimizer.lr=0.01"]))
     newest = newest_valid(tmp_path / "run")[0].path
@@ -186,12 +186,12 @@ def test_a_kill_between_saving_and_naming_the_best(
             raise Killed
         return publish_best(run_dir, checkpoint)
 
-    monkeypatch.setattr("dtl.session.publish_best", first_alone)
+    monkeypatch.setattr("dtl.runner.session.publish_best", first_alone)
     with pytest.raises(Killed):
         start(tiny_config(pairs), tmp_path)
     best = best_checkpoint(tmp_path)
     assert best is not None and best.step == 3 and steps_kept(tmp_path)[0] == 6
-    monkeypatch.setattr("dtl.session.publish_best", publish_best)
+    monkeypatch.setattr("dtl.runner.session.publish_best", publish_best)
     go_on(tiny_config(pairs), tmp_path, stop_after_steps=6)
     best = best_checkpoint(tmp_path)
     assert best is not None and best.step == 6

@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 
+from dtl.base.files import sha256_of
 from dtl.checkpoints.listing import list_checkpoints, newest_valid
 from dtl.config import RunConfig
 from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
-from dtl.durable import sha256_of
 from dtl.generation.config import SamplingConfig
 from dtl.model.config import ModelConfig
-from dtl.run import Origin, train
-from dtl.tracking import TrackerConfig, read_metrics
+from dtl.runner.run import Origin, train
+from dtl.tracking.config import TrackerConfig
+from dtl.tracking.metrics import read_metrics
 from dtl.training.config import OptimizerConfig, ScheduleConfig, TrainerConfig
 
 TIME_KEYS = ("seconds", "speed/tokens_per_second", "validation/tokens_per_second", "memory/peak_bytes")

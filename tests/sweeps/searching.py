@@ -5,14 +5,14 @@ import math
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from dtl.run_dir.sweep_records import SweepFolder, Trial
 from dtl.sweeps.budget import Budget
 from dtl.sweeps.grid import combined, lay_out
-from dtl.sweeps.records import SweepFolder, Trial
 from dtl.sweeps.search import Search
 from dtl.sweeps.search_config import SearchConfig
 from dtl.sweeps.search_space import parse_space
 from dtl.sweeps.search_study import Study
-from dtl.tracking import METRICS
+from dtl.tracking.metrics import METRICS
 
 SPACE = ["fixed=1", "lr=tag(log,interval(1e-4,1))", "model=choice(small,medium)"]
 EVALUATIONS = 5

@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from dtl.errors import ConfigError
+from dtl.run_dir.sweep_records import LOG, TRACEBACK, SweepFolder, SweepRecord, Trial, TrialState
 from dtl.sweeps.grid import combined, for_a_trial, lay_out, repeated
-from dtl.sweeps.records import LOG, TRACEBACK, SweepFolder, SweepRecord, Trial, TrialState
 from dtl.sweeps.screen import SweepScreen
 from dtl.sweeps.status import Status, find_sweep, status_of
 from dtl.sweeps.table import failures, varied

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dtl.tracking import read_metrics
+from dtl.tracking.metrics import read_metrics
 
 sys.path.insert(0, str(Path(__file__).parent))
 import stand_in_slurm

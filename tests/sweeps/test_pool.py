@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from dtl.errors import InterruptedRun
+from dtl.run_dir.sweep_records import SweepFolder, Trial
 from dtl.sweeps import process
 from dtl.sweeps.config import LauncherConfig
 from dtl.sweeps.pool import ListSource, run_trials
 from dtl.sweeps.process import TrialProcess
-from dtl.sweeps.records import SweepFolder, Trial
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
 
@@ -126,7 +126,7 @@ def test_a_trial_ends_with_its_sweep(sweep, tmp_path):
 import sys; from pathlib import Path
 from dtl.sweeps import process
 process.TRAIN = (sys.executable, {str(STAND_IN)!r})
-from dtl.sweeps.config import LauncherConfig; from dtl.sweeps.records import SweepFolder, Trial
+from dtl.sweeps.config import LauncherConfig; from dtl.run_dir.sweep_records import SweepFolder, Trial
 sweep = SweepFolder(Path({str(tmp_path / "killed")!r}))
 trial = process.TrialProcess(sweep, Trial(0, ["plan=wait"], "h"), LauncherConfig(), [])
 print(trial._process.pid, flush=True)

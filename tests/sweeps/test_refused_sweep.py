@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dtl.sweeps.records import SweepFolder, SweepRecord, Trial
+from dtl.run_dir.sweep_records import SweepFolder, SweepRecord, Trial
 from dtl.sweeps.refusal import NoTrialError
 
 BAD = ("model.n_heads=7", "data=qa", "tracker=local")

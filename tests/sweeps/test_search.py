@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
+from dtl.run_dir.sweep_records import Trial
 from dtl.sweeps.budget import Budget
 from dtl.sweeps.losses import Losses
 from dtl.sweeps.pool import ListSource
-from dtl.sweeps.records import Trial
 from dtl.sweeps.search_study import JOURNAL, NUMBER, REASON
-from dtl.tracking import METRICS
+from dtl.tracking.metrics import METRICS
 
 sys.path.insert(0, str(Path(__file__).parent))
 from searching import EVALUATIONS, SPACE, Killed, Overrides, Stage, loss_of, write_rows

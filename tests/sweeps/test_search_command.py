@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dtl.sweeps.records import SweepFolder
+from dtl.run_dir.sweep_records import SweepFolder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "run"))
 from tiny_runs import write_pairs

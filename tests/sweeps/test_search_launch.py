@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from dtl.commandline.door import JobFailedError
+from dtl.commandline.cli import JobFailedError
 from dtl.sweeps import search_launch
 from dtl.sweeps.config import LauncherConfig
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from dtl.errors import ConfigError
-from dtl.sweeps.records import Trial
+from dtl.run_dir.sweep_records import Trial
 from dtl.sweeps.search_config import SearchConfig, asks_for_more, require_optuna
 from dtl.sweeps.search_winner import Winner, best_of, with_seeds
 

@@ -22,7 +22,9 @@ def expanded(sweep: dict, chosen: dict) -> list[str]:
 
 
 def test_the_page_on_sweeps_shows_the_file():
-    (shown,) = re.findall(r"^```yaml\n(program:.*?)^```$", (ROOT / "docs" / "sweeps.md").read_text(), re.DOTALL | re.MULTILINE)
+    (shown,) = re.findall(
+        r"^```yaml\n(program:.*?)^```$", (ROOT / "docs" / "sweeps.md").read_text(), re.DOTALL | re.MULTILINE
+    )
     assert yaml.safe_load(shown) == yaml.safe_load(FILE.read_text())
 
 
@@ -44,7 +46,7 @@ def test_the_agents_command_composes(tmp_path):
 
 
 def test_every_key_is_one_that_dtl_knows_and_the_metric_is_logged():
-    from dtl.tracking import Tracker
+    from dtl.tracking.tracker import Tracker
     from dtl.train import COMMAND
 
     sweep = yaml.safe_load(FILE.read_text())

@@ -14,8 +14,8 @@ import torch
 import yaml
 
 from dtl.config import typed
-from dtl.run import train
-from dtl.sweeps.records import SweepFolder, Trial
+from dtl.run_dir.sweep_records import SweepFolder, Trial
+from dtl.runner.run import train
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "run"))
 from tiny_runs import write_pairs

@@ -12,7 +12,7 @@ from chat_fakes import RoteContinuation, ScriptedInput, rote_model, talk
 from pyte import Screen as Terminal
 from pyte import Stream
 
-from dtl.display import quiet_when_gone
+from dtl.base.display import quiet_when_gone
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.chat_session import Chat, stream_answer
 from dtl.terminal.input_line import TooLong
@@ -256,7 +256,7 @@ def test_a_stream_can_be_watched_by_others():
 def test_nobody_reads_any_more():
     """As in `... | head -1`: no traceback, and Python's last flush has nothing to complain about."""
     program = """
-from dtl.display import quiet_when_gone
+from dtl.base.display import quiet_when_gone
 from dtl.terminal.screen import open_screen
 with quiet_when_gone():
     while True:

@@ -9,7 +9,7 @@ import pytest
 from checkpoint_examples import imitate
 
 from dtl.errors import CheckpointError, ConfigError
-from dtl.records.run_state import read_config, read_run_state
+from dtl.run_dir.state import read_config, read_run_state
 from dtl.terminal.runs import checkpoint_to_use
 
 OUTPUTS = Path("outputs")

@@ -10,6 +10,7 @@ import pytest
 from checkpoint_examples import save, tiny_model, tiny_tokenizer
 
 import dtl.generate
+from dtl.base.safe_text import visible
 from dtl.data.tokenizer import Tokenizer
 from dtl.generation.config import SamplingConfig
 from dtl.generation.conversation import Continuation, continue_text
@@ -17,7 +18,6 @@ from dtl.model.transformer import TransformerLM
 from dtl.terminal.input_line import PipedInput
 from dtl.terminal.loaded_model import CheckpointFacts, LoadedModel
 from dtl.terminal.presets import in_words, preset, preset_names
-from dtl.terminal.safe_text import visible
 from dtl.terminal.screen import Screen
 from dtl.terminal.side_by_side import facts
 from dtl.terminal.writing import Writer

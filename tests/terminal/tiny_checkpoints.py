@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from checkpoint_examples import moments, tiny_model, tiny_tokenizer
 
-from dtl.checkpoint import save_checkpoint
+from dtl.checkpoints.save import save_checkpoint
 
 CONTEXT = 1511  # a question of 1,000 characters fits
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from dtl.base.runtime import autocast
 from dtl.data.batches import IGNORE, Batch, Rows
 from dtl.model.transformer import TransformerLM
-from dtl.runtime import autocast
 from dtl.training.evaluate import evaluate
 from dtl.training.loss import summed_cross_entropy
 

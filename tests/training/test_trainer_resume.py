@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load, save
 from trainer_states import snapshot
 
-from dtl.runtime import random_state, restore_random_state
+from dtl.base.runtime import random_state, restore_random_state
 from dtl.training.config import OptimizerConfig, ScheduleConfig
 from dtl.training.optimizer import load_optimizer_tensors, optimizer_tensors
 from dtl.training.trainer import Trainer

@@ -11,21 +11,22 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dtl.assemble import Parts, assemble
+from dtl.base.display import Display, shown
+from dtl.base.files import read_json_or_empty, write_atomically
+from dtl.base.redaction import redact
+from dtl.base.runtime import deterministic_algorithms, is_out_of_memory
+from dtl.base.signals import StopSignals
 from dtl.checkpoints.listing import best_checkpoint, list_checkpoints, step_folders
 from dtl.checkpoints.store import lock_run, publish_best, set_aside_later, sweep_leftovers
 from dtl.config import RunConfig, to_dict, to_yaml
-from dtl.display import Display, shown
-from dtl.durable import read_json_or_empty, write_atomically
 from dtl.errors import ConfigError, DTLError, InterruptedRun, TrainingError
 from dtl.evaluation.report import Report
-from dtl.records.provenance import RECORD, add_session, config_hash, update_run_record, write_run_record
-from dtl.records.redaction import redact
-from dtl.runtime import deterministic_algorithms, is_out_of_memory
-from dtl.screens import seen_of_sources, show_end, show_start
-from dtl.session import Session
-from dtl.stop_signals import StopSignals
-from dtl.tracking import State, Tracker, open_tracker, truncate_metrics, write_result
+from dtl.run_dir.provenance import RECORD, add_session, config_hash, update_run_record, write_result, write_run_record
+from dtl.runner.build import Parts, assemble
+from dtl.runner.screens import seen_of_sources, show_end, show_start
+from dtl.runner.session import Session
+from dtl.tracking.metrics import truncate_metrics
+from dtl.tracking.tracker import State, Tracker, open_tracker
 from dtl.training.trainer import NonFiniteError
 
 

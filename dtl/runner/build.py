@@ -8,15 +8,7 @@ from typing import Any
 
 import torch
 
-from dtl.checkpoint import load_model, load_tokenizer, load_training_state
-from dtl.config import RunConfig
-from dtl.data.prepare import PreparedData, prepare_data
-from dtl.data.tokenizer import Tokenizer
-from dtl.errors import CheckpointError, ConfigError
-from dtl.model.config import ModelConfig
-from dtl.model.kernel_choice import Circumstances, KernelChoice, choose_kernel
-from dtl.model.transformer import TransformerLM
-from dtl.runtime import (
+from dtl.base.runtime import (
     DTYPES,
     choose_device,
     choose_precision,
@@ -25,6 +17,14 @@ from dtl.runtime import (
     restore_random_state,
     seed_everything,
 )
+from dtl.checkpoints.load import load_model, load_tokenizer, load_training_state
+from dtl.config import RunConfig
+from dtl.data.prepare import PreparedData, prepare_data
+from dtl.data.tokenizer import Tokenizer
+from dtl.errors import CheckpointError, ConfigError
+from dtl.model.config import ModelConfig
+from dtl.model.kernel_choice import Circumstances, KernelChoice, choose_kernel
+from dtl.model.transformer import TransformerLM
 from dtl.training.optimizer import build_optimizers, load_optimizer_tensors
 from dtl.training.schedule import warmup_steps
 from dtl.training.trainer import Trainer

@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from dtl.durable import discard_directory, read_json, write_atomically
+from dtl.base.files import discard_directory, read_json, write_atomically
 from dtl.errors import CheckpointError
 
 SWEEP, TRIAL = "sweep.json", "trial.json"

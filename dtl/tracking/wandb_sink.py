@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dtl.records.redaction import redact
+from dtl.base.redaction import redact
 
 log = logging.getLogger(__name__)
 

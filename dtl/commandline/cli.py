@@ -6,20 +6,22 @@ Torch is imported behind this door only, so that help and refusals answer at onc
 import functools
 import os
 import re
+import shutil
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
+from dtl.base.display import quiet_when_gone
+from dtl.base.paths import conf_dir
 from dtl.commandline.command import Command, section_of
-from dtl.commandline.explain import explained
+from dtl.commandline.translate import explained
 from dtl.config import register
-from dtl.display import quiet_when_gone
 from dtl.errors import ConfigError, DTLError
-from dtl.paths import conf_dir
-from dtl.sweeps.trial import note_error
+from dtl.run_dir.trial import note_error
 
 MULTIRUN_FLAGS = ("-m", "--multirun")
 
@@ -151,3 +153,22 @@ def unquoted(value: str) -> str:
 
 def _is_quoted(value: str) -> bool:
     return len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+
+
+# --- after a refusal ----------------------------------------------------------------------------------------------
+# A command line that is refused leaves nothing: Hydra makes folders before anybody has looked at the settings.
+
+
+OUTPUTS = "outputs"  # stays, and so does what lies above it
+
+
+def take_back(folder: Path, made: Collection[str]) -> None:
+    """Delete a folder in which there is nothing but what was `made` (names), and the empty folders above it."""
+    folder = folder.absolute()
+    if not {path.name for path in folder.iterdir()} <= set(made):
+        return
+    shutil.rmtree(folder)
+    for parent in folder.parents:
+        if parent.name == OUTPUTS or parent == Path.cwd() or any(parent.iterdir()):
+            break
+        parent.rmdir()

@@ -8,15 +8,15 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dtl.assemble import Parts, model_line
+from dtl.base.display import Display, in_time, in_units, shown
+from dtl.base.runtime import cpu_has_bf16, nvidia_without_cuda
 from dtl.checkpoints.listing import list_checkpoints
 from dtl.data.prepare import PreparedData
-from dtl.display import Display, in_time, in_units, shown
 from dtl.evaluation.config import FIGURES
 from dtl.evaluation.report import Report
-from dtl.runtime import cpu_has_bf16, nvidia_without_cuda
+from dtl.runner.build import Parts, model_line
 from dtl.terminal.evaluation_report import show_main_figures
-from dtl.tracking import State, Tracker
+from dtl.tracking.tracker import State, Tracker
 from dtl.training.optimizer import numbers_per_weight
 
 

@@ -8,18 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dtl.assemble import Parts
-from dtl.checkpoint import save_checkpoint
+from dtl.base.display import Display, in_time, in_units, shown
+from dtl.base.runtime import autocast, peak_memory_bytes, random_state
+from dtl.base.signals import StopSignals
+from dtl.checkpoints.save import save_checkpoint
 from dtl.checkpoints.store import publish_best, rotate
 from dtl.config import to_yaml
-from dtl.display import Display, in_time, in_units, shown
 from dtl.errors import InterruptedRun
 from dtl.evaluation.of_run import evaluate_best
 from dtl.evaluation.report import Report
 from dtl.generation.conversation import continuations
-from dtl.runtime import autocast, peak_memory_bytes, random_state
-from dtl.stop_signals import StopSignals
-from dtl.tracking import State, Tracker, read_metrics
+from dtl.runner.build import Parts
+from dtl.tracking.metrics import read_metrics
+from dtl.tracking.tracker import State, Tracker
 from dtl.training.evaluate import evaluate
 from dtl.training.optimizer import optimizer_tensors
 from dtl.training.trainer import StepReport

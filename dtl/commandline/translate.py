@@ -7,9 +7,9 @@ from omegaconf import MISSING as MISSING_VALUE
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 from yaml import MarkedYAMLError
 
+from dtl.base.paths import conf_dir
 from dtl.commandline.command import ENTRY, Command
 from dtl.errors import ConfigError, did_you_mean
-from dtl.paths import conf_dir
 
 
 def explained(error: Exception, arguments: list[str], command: Command) -> ConfigError | None:

@@ -1,60 +1,28 @@
 """What a run measures, kept: metrics.jsonl always, W&B on top when it can be had.
 
-metrics.jsonl is the truth. W&B lives in a thread of its own (dtl/records/wandb_sink.py), so that training
+metrics.jsonl is the truth. W&B lives in a thread of its own (dtl/tracking/wandb_sink.py), so that training
 never waits for it nor dies of it. Imports no torch, and wandb only when a run uses it.
 """
 
-import json
 import logging
 import os
 import secrets
 import string
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from dtl.durable import write_atomically
-from dtl.errors import ConfigError, InterruptedRun
-from dtl.records.json_lines import LineFile, json_line, plain
-from dtl.records.redaction import redact_all, refuse_secrets
-from dtl.records.wandb_sink import WandbRun, WandbSink, choose_mode
+from dtl.base.files import write_atomically
+from dtl.base.json_lines import LineFile, json_line
+from dtl.base.redaction import redact_all, refuse_secrets
+from dtl.errors import InterruptedRun
+from dtl.tracking.config import TrackerConfig
+from dtl.tracking.metrics import METRICS, truncate_metrics
+from dtl.tracking.wandb_sink import WandbRun, WandbSink, choose_mode
 
 log = logging.getLogger(__name__)
-
-METRICS, LOST, RESULT = "metrics.jsonl", "metrics.lost.jsonl", "result.json"
-KINDS = ("wandb", "local")
-MODES = ("auto", "online", "offline")
 State = Literal["running", "finished", "stopped", "interrupted", "failed"]
-
-
-@dataclass
-class TrackerConfig:
-    """Who is told how the run goes, beside metrics.jsonl in its folder."""
-
-    kind: str = "wandb"  # wandb (metrics.jsonl and Weights & Biases) | local (metrics.jsonl alone)
-    project: str = "dtl"  # W&B project
-    entity: str | None = None  # W&B user or team; null = your default
-    mode: str = "auto"  # auto (WANDB_MODE, else online with a key and a network, else offline) | online | offline
-    group: str | None = None  # W&B group; null = the folder of a multirun
-    tags: list[str] = field(default_factory=list)  # W&B tags
-
-    def validate(self) -> None:
-        """Raises ConfigError for what W&B would refuse only after the model is built."""
-        for key, allowed in (("kind", KINDS), ("mode", MODES)):
-            if getattr(self, key) not in allowed:
-                raise ConfigError(f"tracker.{key}={getattr(self, key)}: one of {', '.join(allowed)}.")
-        if not 1 <= len(self.project) <= 128 or set(self.project) & set("/\\#?%:"):
-            raise ConfigError(f"tracker.project={self.project}: 1 to 128 characters, none of / \\ # ? % :")
-        if self.group is not None and not 1 <= len(self.group) <= 128:
-            raise ConfigError(f"tracker.group={self.group}: 1 to 128 characters, or null.")
-        for tag in self.tags:
-            if not 1 <= len(tag) <= 64:
-                raise ConfigError(f"tracker.tags: '{tag}' must have 1 to 64 characters.")
-
-
-# --- a run's tracker --------------------------------------------------------------------------------------------
 
 
 def open_tracker(
@@ -171,79 +139,3 @@ class Tracker:
 def _display_name(name: str, job_number: int | None, overrides: list[str]) -> str:
     """`small`, or in a multirun `small-003 optimizer.lr=0.003`; W&B takes 128 characters."""
     return name if job_number is None else f"{name}-{job_number:03d} {' '.join(overrides)}".strip()[:128]
-
-
-# --- metrics.jsonl ----------------------------------------------------------------------------------------------
-
-
-def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl in the order of writing, `[]` without the file.
-
-    A last line that a kill cut short is left out. Raises OSError when the file cannot be read.
-    """
-    path = run_dir / METRICS
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    return [row for row in map(parse_row, lines) if row is not None]
-
-
-def truncate_metrics(run_dir: Path, step: int) -> int:
-    """Move the rows beyond `step` from metrics.jsonl to metrics.lost.jsonl; returns how many.
-
-    For a run that goes on from an older checkpoint. Rows of evaluations follow the same rule. A last line
-    that was cut short goes; nothing else does. A crash in between loses nothing and doubles nothing.
-    A disk that refuses costs a warning: the rows then stay where they are.
-    """
-    path = run_dir / METRICS
-    if not path.exists():
-        return 0
-    try:
-        before = path.read_bytes()
-        rows = [(line, parse_row(line)) for line in before.splitlines()]
-        if rows and rows[-1][1] is None:
-            rows.pop()
-        lost = [line for line, row in rows if row is not None and row["step"] > step]
-        kept = [line for line, row in rows if row is None or row["step"] <= step]
-        if lost:
-            _keep_lost(run_dir / LOST, _joined(lost))
-        if _joined(kept) != before:
-            write_atomically(path, _joined(kept))
-    except OSError as error:
-        log.warning("%s: rows beyond step %d could not be moved (%s).", path, step, error.strerror)
-        return 0
-    return len(lost)
-
-
-def _keep_lost(path: Path, lost: bytes) -> None:
-    before = path.read_bytes() if path.exists() else b""
-    if not before.endswith(lost):  # they are there already when a crash came before metrics.jsonl was replaced
-        write_atomically(path, before + lost)
-
-
-def _joined(lines: list[bytes]) -> bytes:
-    return b"".join(line + b"\n" for line in lines)
-
-
-def parse_row(line: bytes) -> dict[str, Any] | None:
-    """The row in a line of metrics.jsonl, or None when the line is no row: cut short, or anybody's."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    step = row.get("step") if isinstance(row, dict) else None
-    return row if isinstance(step, int) and not isinstance(step, bool) and abs(step) < 2**63 else None
-
-
-# --- result.json ------------------------------------------------------------------------------------------------
-
-
-def write_result(run_dir: Path, state: State, value: float | None, step: int, config_hash: str, **extra: Any) -> None:
-    """Write result.json: how the run stands, for sweeps and reports. `value` is the best validation loss.
-
-    Whole or not at all; a disk that refuses costs a warning. A value that is not finite is written as null.
-    """
-    result = {"state": state, "value": value, "step": step, "config_hash": config_hash, **extra}
-    path = run_dir / RESULT
-    try:
-        write_atomically(path, json.dumps(plain(result), indent=2, allow_nan=False) + "\n")
-    except OSError as error:
-        log.warning("%s: cannot be written (%s).", path, error.strerror)

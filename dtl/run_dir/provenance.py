@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import dtl
-from dtl.durable import write_atomically
+from dtl.base.files import write_atomically
+from dtl.base.json_lines import plain
+from dtl.base.redaction import is_secret_name, redact, redact_all
 from dtl.errors import DTLError
-from dtl.records.json_lines import plain
-from dtl.records.redaction import is_secret_name, redact, redact_all
+from dtl.tracking.tracker import State
 
 log = logging.getLogger(__name__)
 
@@ -204,3 +205,22 @@ def _change(run_dir: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 def _write(run_dir: Path, record: dict[str, Any]) -> None:
     write_atomically(run_dir / RECORD, json.dumps(redact_all(plain(record)), indent=2, allow_nan=False) + "\n")
+
+
+# --- result.json --------------------------------------------------------------------------------------------------
+
+
+RESULT = "result.json"  # how a run ended, for sweeps and reports
+
+
+def write_result(run_dir: Path, state: State, value: float | None, step: int, config_hash: str, **extra: Any) -> None:
+    """Write result.json: how the run stands, for sweeps and reports. `value` is the best validation loss.
+
+    Whole or not at all; a disk that refuses costs a warning. A value that is not finite is written as null.
+    """
+    result = {"state": state, "value": value, "step": step, "config_hash": config_hash, **extra}
+    path = run_dir / RESULT
+    try:
+        write_atomically(path, json.dumps(plain(result), indent=2, allow_nan=False) + "\n")
+    except OSError as error:
+        log.warning("%s: cannot be written (%s).", path, error.strerror)

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dtl.durable import write_atomically
-from dtl.sweeps.records import ERROR, TRACEBACK
+from dtl.base.files import write_atomically
+from dtl.run_dir.sweep_records import ERROR, TRACEBACK
 
 # Environment variables that make a process a trial.
 FOLDER = "DTL_TRIAL_FOLDER"  # where it says what ended it

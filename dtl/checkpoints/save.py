@@ -13,32 +13,21 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dtl.checkpoints.find import find_checkpoint
+from dtl.base.files import TEMPORARY, ManifestWriter, publish_directory
 from dtl.checkpoints.listing import (
     FORMAT_VERSION,
-    MODEL_FILES,
-    STATE_FILES,
-    TOKENIZER_FILES,
     inspect,
-    is_checkpoint,
     step_folder,
-    verify,
 )
 from dtl.checkpoints.store import set_damaged_aside, storage_error
-from dtl.checkpoints.weights import n_numbers, read_shapes, read_tensors, weight_files
 from dtl.data.tokenizer import Tokenizer
-from dtl.durable import TEMPORARY, ManifestWriter, publish_directory, read_json
 from dtl.errors import CheckpointError
-from dtl.model.config import ModelConfig
-from dtl.model.hf import from_hf, hf_config, model_config, to_hf
+from dtl.model.hf import hf_config, to_hf
 from dtl.model.transformer import TransformerLM
-
-# --- saving -----------------------------------------------------------------------------------------------------
 
 
 def save_checkpoint(
@@ -147,92 +136,3 @@ def _refuse_odd_values(key: str, value: Any) -> None:
             _refuse_odd_values(f"{key}[{index}]", inner)
     elif not (value is None or type(value) in (bool, int, str) or (type(value) is float and isfinite(value))):
         raise CheckpointError(f"{key}={value!r}: not a value that JSON gives back as it was.")
-
-
-# --- loading ----------------------------------------------------------------------------------------------------
-
-
-def load_model(path: Path | str, device: torch.device | str = "cpu") -> TransformerLM:
-    """The model of a run (its best), of a checkpoint, or of a Hugging Face directory: token ids (b, t) to logits
-    (b, t, v), fp32, in evaluation mode.
-
-    Half-precision and sharded weights are read; pickles are not. Leaves torch's random state as it was.
-    Raises CheckpointError naming the file that is missing, damaged, or of a model that DTL does not compute.
-    """
-    folder = _model_folder(path)
-    if is_checkpoint(folder):
-        verify(folder, only=MODEL_FILES)
-    config, vocab_size = _read_config(folder)
-    files = weight_files(folder)
-    _refuse_more_than_is_there(folder, config, vocab_size, read_shapes(files))
-    with torch.random.fork_rng(devices=[]):
-        model = TransformerLM(config, vocab_size)
-    try:
-        from_hf(model, read_tensors(files))
-    except CheckpointError as error:
-        raise CheckpointError(f"{folder}: {error}") from error
-    return model.to(device).eval()
-
-
-def load_tokenizer(path: Path | str) -> Tokenizer:
-    """The tokenizer of a run (of its best checkpoint), of a checkpoint, or of a Hugging Face directory.
-
-    Raises CheckpointError naming the file that is missing or damaged.
-    """
-    folder = _model_folder(path)
-    if is_checkpoint(folder):
-        verify(folder, only=TOKENIZER_FILES)
-    return Tokenizer.load(folder)
-
-
-def load_training_state(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What `save_checkpoint` was given as `state` and `optimizer`, exactly. Tensors are on the CPU.
-
-    Raises CheckpointError for a folder that is no checkpoint of DTL, or is damaged.
-    """
-    if not is_checkpoint(folder):
-        raise CheckpointError(
-            f"{folder}: a model without the state of a run, so that it cannot be resumed. "
-            f"Start a new run from its weights with init={folder}"
-        )
-    verify(folder, only=STATE_FILES)
-    state = read_json(folder / "state.json")
-    tensors = read_tensors([folder / "optimizer.safetensors"])
-    # Cloned, so that the file is not held open: Windows could not delete it later.
-    return state, {name: tensor.clone() for name, tensor in tensors.items()}
-
-
-def _model_folder(path: Path | str) -> Path:
-    """A folder with a config.json is taken as it is: what is needed of it is verified when it is loaded."""
-    folder = Path(os.path.expanduser(path))
-    return folder if os.path.isfile(folder / "config.json") else find_checkpoint(str(path), Path("outputs"))
-
-
-def _read_config(folder: Path) -> tuple[ModelConfig, int]:
-    try:
-        hf = read_json(folder / "config.json")
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder / 'config.json'}: missing, so the model's size is not known.") from None
-    if "${" in json.dumps(hf):  # data, never a template: OmegaConf would look up what stands there
-        raise CheckpointError(f"{folder / 'config.json'}: holds an interpolation, ${{...}}, which no model needs.")
-    try:
-        return model_config(hf)
-    except CheckpointError as error:
-        raise CheckpointError(f"{folder}: {error}") from error
-
-
-def _refuse_more_than_is_there(
-    folder: Path, config: ModelConfig, vocab_size: int, shapes: dict[str, tuple[int, ...]]
-) -> None:
-    """A config.json may claim any size: allocate nothing that the weights beside it do not fill.
-
-    safetensors itself sees to it that the shapes in a header fit the bytes in the file.
-    """
-    claimed = config.dim * vocab_size + config.block_rules.least_parameters(config)
-    available = n_numbers(shapes)
-    if claimed > available or config.n_layers > len(shapes):
-        raise CheckpointError(
-            f"{folder}: config.json describes {config.n_layers:,} layers and at least {claimed:,} numbers; "
-            f"the weights hold {len(shapes):,} tensors with {available:,}. "
-            "They are not of the same model: copy the folder again."
-        )

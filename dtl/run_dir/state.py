@@ -16,14 +16,14 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from dtl.base.files import read_json_or_empty
+from dtl.base.safe_text import in_one_line, visible
 from dtl.checkpoints.find import list_runs, start_of
 from dtl.checkpoints.listing import step_folders
 from dtl.checkpoints.store import HOLDER, LOCK
-from dtl.durable import read_json_or_empty
-from dtl.records.provenance import CONFIG, RECORD, config_hash
-from dtl.sweeps.records import ERROR, TRIAL
-from dtl.terminal.safe_text import in_one_line, visible
-from dtl.tracking import METRICS, RESULT, parse_row
+from dtl.run_dir.provenance import CONFIG, RECORD, RESULT, config_hash
+from dtl.run_dir.sweep_records import ERROR, TRIAL
+from dtl.tracking.metrics import METRICS, parse_row
 
 RUN_FILES = (RECORD, METRICS, RESULT, "checkpoints", ".hydra")  # a folder with one of these is a run's
 MOST_CONFIG_BYTES = 2**20

@@ -1,0 +1,37 @@
+"""What a run measures, kept: metrics.jsonl always, W&B on top when it can be had.
+
+metrics.jsonl is the truth. W&B lives in a thread of its own (dtl/tracking/wandb_sink.py), so that training
+never waits for it nor dies of it. Imports no torch, and wandb only when a run uses it.
+"""
+
+from dataclasses import dataclass, field
+
+from dtl.errors import ConfigError
+
+KINDS = ("wandb", "local")
+MODES = ("auto", "online", "offline")
+
+
+@dataclass
+class TrackerConfig:
+    """Who is told how the run goes, beside metrics.jsonl in its folder."""
+
+    kind: str = "wandb"  # wandb (metrics.jsonl and Weights & Biases) | local (metrics.jsonl alone)
+    project: str = "dtl"  # W&B project
+    entity: str | None = None  # W&B user or team; null = your default
+    mode: str = "auto"  # auto (WANDB_MODE, else online with a key and a network, else offline) | online | offline
+    group: str | None = None  # W&B group; null = the folder of a multirun
+    tags: list[str] = field(default_factory=list)  # W&B tags
+
+    def validate(self) -> None:
+        """Raises ConfigError for what W&B would refuse only after the model is built."""
+        for key, allowed in (("kind", KINDS), ("mode", MODES)):
+            if getattr(self, key) not in allowed:
+                raise ConfigError(f"tracker.{key}={getattr(self, key)}: one of {', '.join(allowed)}.")
+        if not 1 <= len(self.project) <= 128 or set(self.project) & set("/\\#?%:"):
+            raise ConfigError(f"tracker.project={self.project}: 1 to 128 characters, none of / \\ # ? % :")
+        if self.group is not None and not 1 <= len(self.group) <= 128:
+            raise ConfigError(f"tracker.group={self.group}: 1 to 128 characters, or null.")
+        for tag in self.tags:
+            if not 1 <= len(tag) <= 64:
+                raise ConfigError(f"tracker.tags: '{tag}' must have 1 to 64 characters.")
