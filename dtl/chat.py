@@ -9,10 +9,10 @@ from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
 from dtl.config import typed_as
 from dtl.terminal.ask import ask_all, read_pairs
-from dtl.terminal.chat_session import YOU, Chat
+from dtl.terminal.chat import YOU, Chat
 from dtl.terminal.config import ChatConfig
-from dtl.terminal.input_line import history_file, is_interactive, open_input
-from dtl.terminal.keyboard import quiet_keyboard
+from dtl.terminal.dialogue import open_input
+from dtl.terminal.input import history_file, is_interactive, quiet_keyboard
 from dtl.terminal.runs import checkpoint_to_use
 from dtl.terminal.screen import open_screen
 

@@ -56,7 +56,7 @@ def job(composed: DictConfig) -> None:
     out = _file_for_figures(settings.out, checkpoint, is_own)
 
     with quiet_when_gone(), Display() as display:
-        from dtl.terminal.evaluating import evaluate_checkpoint
+        from dtl.evaluation.evaluate import evaluate_checkpoint
 
         evaluate_checkpoint(checkpoint, run, settings, out, display)
         if out is None:

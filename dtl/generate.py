@@ -11,9 +11,8 @@ from dtl.commandline.command import Command
 from dtl.config import typed_as
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.config import GenerateConfig
-from dtl.terminal.dialogue import introduce
-from dtl.terminal.input_line import is_interactive, open_input
-from dtl.terminal.keyboard import quiet_keyboard
+from dtl.terminal.dialogue import introduce, open_input
+from dtl.terminal.input import is_interactive, quiet_keyboard
 from dtl.terminal.presets import preset, preset_names
 from dtl.terminal.runs import checkpoint_to_use
 from dtl.terminal.screen import open_screen

@@ -12,7 +12,7 @@ from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
 from dtl.config import typed_as
 from dtl.sweeps.config import StatusConfig
-from dtl.sweeps.status import find_sweep, status_of
+from dtl.sweeps.table import find_sweep, status_of
 
 OUTPUTS = Path("outputs")
 SECONDS_BETWEEN_LOOKS = 2.0

@@ -1,13 +1,326 @@
 """suite=data: from raw text to batches, beside the loops that people write without DTL."""
 
+import hashlib
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+from omegaconf import OmegaConf
+
+from dtl.base.paths import conf_dir
 from dtl.benchmarks.config import SUITES
-from dtl.benchmarks.dump_memory import dump_memory
-from dtl.benchmarks.dump_reading import dump_reading
-from dtl.benchmarks.loading import loading
-from dtl.benchmarks.opening import opening
-from dtl.benchmarks.suite import Suite
-from dtl.benchmarks.tokenising import tokenising
-from dtl.benchmarks.waste import waste
+from dtl.benchmarks.dump import dump_memory, dump_reading
+from dtl.benchmarks.made_text import Writer
+from dtl.benchmarks.measuring import (
+    PERCENT,
+    MissingPeerError,
+    Row,
+    at_least,
+    at_most,
+    compared,
+    in_turns,
+    peer,
+    ratio_of,
+    skipped,
+)
+from dtl.benchmarks.suite import MEGABYTE, TINY_VOCABULARY, VOCABULARY, Suite, Workplace, documents, text_named
+from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
+from dtl.data.documents import Document
+from dtl.errors import DataError, DTLError
+from dtl.registry import SOURCES
+
+if TYPE_CHECKING:
+    from dtl.data.batches import Rows
+    from dtl.data.tokenizer import Tokenizer
+
+
+# --- tokens -------------------------------------------------------------------------------------------------------
+# How fast text becomes GPT-2's tokens, beside `GPT2TokenizerFast` called for one text after the other.
+
+
+TOKENISED_CHARACTERS = 3 * MEGABYTE
+PEER = "GPT2TokenizerFast, text by text, one process"
+
+
+def tokenising(place: Workplace) -> Iterator[Row]:
+    """One row. Raises DTLError when the two give different ids."""
+    from dtl.data.config import TokenizerConfig
+    from dtl.data.encoding import encode_documents
+    from dtl.data.tokenizer import build_tokenizer
+
+    row = Row(
+        "tokenising", f"text to GPT-2's tokens, {text_named(place)}", "tokens/s", peer_name=PEER, goal=at_least(3)
+    )
+    try:
+        tokenizer = build_tokenizer(TokenizerConfig(kind="gpt2"), lambda: [])
+        theirs = peer_tokenizer(tokenizer.backend, place.folder)
+    except (DataError, MissingPeerError) as error:
+        yield skipped(row, str(error))
+        return
+    texts = documents(place, 20_000 if place.settings.tiny else TOKENISED_CHARACTERS)
+    encoded = encode_documents(texts, tokenizer)  # the first time is slower: not counted
+    refuse_other_ids(encoded.tokens, np.array([i for text in texts for i in [*theirs(text.text), tokenizer.eos_id]]))
+    seconds = in_turns(
+        lambda: encode_documents(texts, tokenizer),
+        lambda: [theirs(text.text) for text in texts],
+        place.settings.rounds,
+    )
+    n_tokens = len(encoded.tokens)
+    yield compared(
+        replace(row, note=f"the same {n_tokens:,} ids, {n_tokens / encoded.n_documents:.0f} a document"),
+        seconds,
+        n_tokens,
+    )
+
+
+def peer_tokenizer(backend: Any, folder: Path) -> Callable[[str], list[int]]:
+    """transformers' own tokenizer on the same vocabulary, from the files that it reads itself."""
+    transformers = peer("transformers", "pip install transformers")
+    transformers.utils.logging.set_verbosity_error()  # a text is longer than GPT-2's context: so it is
+    backend.model.save(str(folder))
+    tokenizer = transformers.GPT2TokenizerFast.from_pretrained(str(folder), split_special_tokens=True)
+    return lambda text: tokenizer(text)["input_ids"]
+
+
+def refuse_other_ids(ours: np.ndarray, theirs: np.ndarray) -> None:
+    """Raises DTLError where the ids differ: a speed says nothing then."""
+    if np.array_equal(ours, theirs):
+        return
+    both = min(len(ours), len(theirs))
+    differ = np.flatnonzero(ours[:both] != theirs[:both])
+    first = int(differ[0]) if len(differ) else both
+    raise DTLError(
+        f"tokenising: DTL and GPT2TokenizerFast give different ids from token {first + 1} on. This is a bug in one of "
+        "them: please report it with the versions shown above."
+    )
+
+
+# --- the loader ---------------------------------------------------------------------------------------------------
+# What the loader costs: the time in which the batches of a step are made, of the time of that step.
+
+
+LOADED_SEQ_LEN, ROWS_A_STEP = 256, 4  # as in trainer=cpu
+WIKI_LENGTH, PAIR_LENGTH = 700, 22  # mean tokens of an article, and of a question with its answer
+
+
+def loading(place: Workplace) -> Iterator[Row]:
+    """Two rows: articles packed end to end, and short documents that do not see each other."""
+    for name, what, mean, mask in (
+        ("loader_wiki", "packed articles", WIKI_LENGTH, False),
+        ("loader_qa", "packed questions, document mask", PAIR_LENGTH, True),
+    ):
+        row = Row(name, f"making the batches of a step, {what}", "s", goal=at_most(0.01, PERCENT, "ratio"))
+        vocab_size = TINY_VOCABULARY if place.settings.tiny else VOCABULARY
+        loader, steps = timed_steps(made_rows(mean, mask, vocab_size, place.settings.seed), vocab_size, place)
+        yield replace(
+            row,
+            ours=statistics.median(loader),
+            peer=statistics.median(steps),
+            peer_name="the whole step, model=small" if not place.settings.tiny else "the whole step, a tiny model",
+            ratio=ratio_of([a / b for a, b in zip(loader, steps, strict=True)], PERCENT),
+            rounds=len(steps),
+            note=f"{ROWS_A_STEP} rows of {LOADED_SEQ_LEN} tokens a step",
+        )
+
+
+def made_rows(mean_length: int, document_mask: bool, vocab_size: int, seed: int) -> "Rows":
+    """Rows of random tokens, a thousand of them or so, out of documents of such a mean length."""
+    from dtl.data.batches import Rows
+    from dtl.data.packing import pack_documents, pack_stream
+
+    random = np.random.default_rng(seed)
+    lengths = 3 + random.exponential(mean_length - 3, 1000 * LOADED_SEQ_LEN // mean_length).astype(np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    tokens = random.integers(0, vocab_size, offsets[-1]).astype(np.uint16)
+    packing = pack_documents(offsets, LOADED_SEQ_LEN) if document_mask else pack_stream(len(tokens), LOADED_SEQ_LEN)
+    return Rows(tokens, packing, pad_id=0, document_mask=document_mask)
+
+
+def timed_steps(rows: "Rows", vocab_size: int, place: Workplace) -> tuple[list[float], list[float]]:
+    """Seconds for the batches and for the whole of each step of a fresh model; the first step is not counted."""
+    import torch
+
+    from dtl.base.runtime import choose_device, choose_precision, seed_everything
+    from dtl.data.batches import Batch, TrainingData
+    from dtl.model.presets import load_preset
+    from dtl.model.transformer import TransformerLM
+    from dtl.training.config import OptimizerConfig, ScheduleConfig, TrainerConfig
+    from dtl.training.optimizer import build_optimizers
+    from dtl.training.trainer import Trainer
+
+    loader: list[float] = []
+
+    class Watched(Trainer):
+        def next_batches(self) -> list[Batch]:
+            began = time.perf_counter()
+            batches = super().next_batches()
+            loader.append(time.perf_counter() - began)
+            return batches
+
+    seed_everything(place.settings.seed)
+    device, _ = choose_device(place.settings.device)
+    precision, _ = choose_precision("auto", device)
+    size = {"dim": 32, "n_heads": 2, "n_layers": 2} if place.settings.tiny else {}
+    model = TransformerLM(load_preset("small", **size), vocab_size).to(device)
+    n_steps = place.settings.rounds + 1
+    trainer = Watched(
+        model, build_optimizers(model, OptimizerConfig()), TrainingData({"made": rows}, {"made": 1.0}),
+        TrainerConfig(), ScheduleConfig(), seed=place.settings.seed, micro_batch_size=ROWS_A_STEP,
+        grad_accum_steps=1, horizon=n_steps, last_step=n_steps, precision=precision,
+    )  # fmt: skip
+    steps: list[float] = []
+    began = time.perf_counter()
+    for report in trainer.steps():
+        report.loss.item()  # waits for the device
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        steps.append(time.perf_counter() - began)
+        began = time.perf_counter()
+    return loader[1:], steps[1:]
+
+
+# --- padding ------------------------------------------------------------------------------------------------------
+# The share of positions that hold no token: packed, and padded beside it.
+
+
+PACKED_CHARACTERS = 2 * MEGABYTE
+PACKED_SEQ_LEN = 256
+
+
+def waste(place: Workplace) -> Iterator[Row]:
+    """Two rows: articles, and the questions that ship with DTL."""
+    row = Row("waste_wiki", f"padding, packed {text_named(place)}", PERCENT, peer_name="padded, a document a row")
+    row = replace(row, goal=at_most(0.001, PERCENT))
+    questions = replace(row, name="waste_qa", what="padding, packed questions of DTL", goal=at_most(0.03, PERCENT))
+    for each, measure in ((row, _articles), (questions, _questions)):
+        try:
+            yield measure(each, place)
+        except DataError as error:  # GPT-2's vocabulary is not there
+            yield skipped(each, str(error))
+
+
+def _articles(row: Row, place: Workplace) -> Row:
+    from dtl.data.encoding import encode_documents
+    from dtl.data.packing import pack_documents, pack_stream, pad_documents
+    from dtl.data.tokenizer import build_tokenizer
+
+    tokenizer = build_tokenizer(TokenizerConfig(kind="gpt2"), lambda: [])
+    encoded = encode_documents(documents(place, 200_000 if place.settings.tiny else PACKED_CHARACTERS), tokenizer)
+    packed = pack_stream(len(encoded.tokens), PACKED_SEQ_LEN)
+    masked = pack_documents(encoded.offsets, PACKED_SEQ_LEN)
+    padded = pad_documents(encoded.offsets, PACKED_SEQ_LEN)
+    cut = 1 - padded.n_tokens / packed.n_tokens
+    note = f"{packed.n_rows:,} rows of {PACKED_SEQ_LEN}; document mask: {masked.wasted:.2%}; padded cuts {cut:.0%} of the text"
+    return replace(row, ours=packed.wasted, peer=padded.wasted, note=note, rounds=1)
+
+
+def _questions(row: Row, place: Workplace) -> Row:
+    from dtl.data.prepare import prepare_data
+
+    settings = yaml.safe_load((conf_dir() / "data" / "qa.yaml").read_text(encoding="utf-8"))
+    shares = []
+    n_rows = 0
+    for layout in ("packed", "padded"):
+        changed = settings | {"layout": layout, "cache_dir": str(place.folder / "cache")}
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), changed))
+        assert isinstance(config, DataConfig)
+        report = prepare_data(config, TokenizerConfig(kind="gpt2"), PACKED_SEQ_LEN, place.settings.seed).report["qa"][
+            "train"
+        ]
+        shares.append(report.wasted)
+        n_rows = n_rows or report.rows
+    return replace(row, ours=shares[0], peer=shares[1], note=f"{n_rows:,} rows of {PACKED_SEQ_LEN}", rounds=1)
+
+
+# --- opening a cache ----------------------------------------------------------------------------------------------
+# What a ready cache of 100 million tokens adds to the start of a run.
+
+
+N_TOKENS = 100_000_000
+MEAN_LENGTH = 700  # tokens of an article, about the mean of Wikipedia
+TOKENS_A_CHARACTER = 20  # of the tokenizer here: what is opened is the same, and made in a tenth of the time
+CACHED_SEQ_LEN = 256
+KIND = "benchmark_articles"
+
+
+def opening(place: Workplace) -> Iterator[Row]:
+    """Two rows: tokens end to end, and whole documents with a document mask."""
+    n_tokens = N_TOKENS // 1000 if place.settings.tiny else N_TOKENS
+    if KIND not in SOURCES.names():
+        SOURCES.register(KIND)(MadeArticles)
+    tokenizer = long_winded_tokenizer()
+    for name, mask in (("opening", False), ("opening_mask", True)):
+        config = DataConfig(
+            sources={"made": SourceConfig(kind=KIND, path=str(n_tokens))}, seq_len=CACHED_SEQ_LEN, document_mask=mask,
+            cache_dir=str(place.folder / "cache"),
+        )  # fmt: skip
+        making, n_opened, n_documents = opened(config, tokenizer, place.settings.seed)
+        seconds = [opened(config, tokenizer, place.settings.seed)[0] for _ in range(place.settings.rounds)]
+        layout = "packed, document mask" if mask else "packed"
+        row = Row(name, f"opening a ready cache of {n_tokens:,} tokens, {layout}", "s", goal=at_most(0.5, "s"))
+        note = f"{n_opened:,} training tokens, {n_documents:,} documents; {min(seconds):.2f} to {max(seconds):.2f} s"
+        made = "made" if not mask else "its rows laid out"
+        note += f"; {made} in {making:.1f} s the first time"
+        yield replace(row, ours=statistics.median(seconds), rounds=len(seconds), note=note)
+
+
+def opened(config: DataConfig, tokenizer: "Tokenizer", seed: int) -> tuple[float, int, int]:
+    """Seconds until the data of a run is there, its training tokens and its training documents."""
+    from dtl.data.prepare import prepare_data
+
+    began = time.perf_counter()
+    data = prepare_data(config, tokenizer, CACHED_SEQ_LEN, seed)
+    seconds = time.perf_counter() - began
+    return seconds, data.train.n_tokens, data.report["made"]["train"].documents
+
+
+class MadeArticles:
+    """Distinct short texts, as many as articles of so many tokens would be."""
+
+    def __init__(self, name: str, source: SourceConfig, data: DataConfig, seed: int) -> None:
+        self.n_tokens = int(source.path or 0)
+        self.seed = seed
+        self.origin = f"{self.n_tokens:,} tokens of made articles"
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"{KIND} {self.n_tokens} {self.seed}".encode()).hexdigest()
+
+    def splits(self) -> Mapping[str, Iterable[Document]]:
+        return {"train": self._documents()}
+
+    def _documents(self) -> Iterator[Document]:
+        random = Writer(self.seed).random
+        mean = MEAN_LENGTH / TOKENS_A_CHARACTER
+        for number in range(self.n_tokens // MEAN_LENGTH):
+            length = 9 + int(random.expovariate(1 / (mean - 9)))
+            yield Document(f"{number:08d} ".ljust(length, "x"))
+
+    def notes(self) -> list[str]:
+        return []
+
+
+def long_winded_tokenizer() -> "Tokenizer":
+    """A tokenizer that gives 20 tokens for each character, in no time."""
+    import tokenizers
+    from tokenizers import models
+
+    from dtl.data.tokenizer import Tokenizer
+
+    class LongWinded(Tokenizer):
+        def encode_batch(self, texts: list[str]) -> list[list[int]]:
+            return [[number % 97 for number in range(TOKENS_A_CHARACTER)] * len(text) for text in texts]
+
+    vocabulary = {chr(0x4E00 + number): number for number in range(97)}
+    return LongWinded(KIND, tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=chr(0x4E00))))
+
+
+# --- the suite ----------------------------------------------------------------------------------------------------
+
 
 SUITES.register("data")(
     Suite(

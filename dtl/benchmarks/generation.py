@@ -10,9 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dtl.benchmarks.config import SUITES, GenerationSuiteConfig
-from dtl.benchmarks.inputs import TINY_VOCABULARY, VOCABULARY
 from dtl.benchmarks.measuring import MissingPeerError, Row, at_least, compared, in_turns, peer, skipped
-from dtl.benchmarks.suite import Suite, Workplace
+from dtl.benchmarks.suite import TINY_VOCABULARY, VOCABULARY, Suite, Workplace
 from dtl.errors import DTLError
 
 if TYPE_CHECKING:

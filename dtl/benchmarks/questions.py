@@ -13,8 +13,7 @@ from typing import Any
 from dtl.base.files import read_json
 from dtl.benchmarks.config import SUITES
 from dtl.benchmarks.measuring import PERCENT, Goal, MissingPeerError, Row, peer, skipped
-from dtl.benchmarks.programs import run_program, train_command
-from dtl.benchmarks.suite import Suite, Workplace
+from dtl.benchmarks.suite import Suite, Workplace, run_program, train_command
 from dtl.commandline.cli import quoted
 from dtl.run_dir.provenance import RESULT
 from dtl.run_dir.state import read_config

@@ -10,15 +10,13 @@ from pathlib import Path
 from statistics import median, stdev
 
 from dtl.benchmarks.config import SUITES
-from dtl.benchmarks.inputs import made_file
 from dtl.benchmarks.measuring import PERCENT, Row, at_most, ratio_of
-from dtl.benchmarks.programs import run_program, train_command
-from dtl.benchmarks.suite import Suite, Workplace
+from dtl.benchmarks.suite import Suite, Workplace, made_file, run_program, train_command
 from dtl.commandline.cli import quoted
 from dtl.diagnostics.machine import usable_cores
 from dtl.run_dir.state import read_run_state
 from dtl.run_dir.sweep_records import SweepFolder
-from dtl.sweeps.search_config import require_optuna
+from dtl.sweeps.config import require_optuna
 
 SPACE = (
     "optimizer.lr=tag(log,interval(1e-5,1e-1))",

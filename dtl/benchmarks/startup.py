@@ -14,10 +14,8 @@ from pathlib import Path
 from dtl.base.files import read_json
 from dtl.benchmarks import trainer_peer
 from dtl.benchmarks.config import SUITES
-from dtl.benchmarks.inputs import made_file
 from dtl.benchmarks.measuring import MissingPeerError, Row, at_most, compared, in_turns, peer, skipped
-from dtl.benchmarks.programs import MOST_CHARACTERS, run_program, train_command
-from dtl.benchmarks.suite import Suite, Workplace
+from dtl.benchmarks.suite import MOST_CHARACTERS, Suite, Workplace, made_file, run_program, train_command
 from dtl.commandline.cli import quoted
 from dtl.errors import DTLError
 from dtl.tracking.metrics import METRICS

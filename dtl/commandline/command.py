@@ -14,8 +14,7 @@ from typing import Any, get_args, get_type_hints
 import yaml
 
 from dtl.base.paths import conf_dir, experiments_dir
-from dtl.sweeps.config import LauncherConfig
-from dtl.sweeps.search_config import SearchConfig
+from dtl.sweeps.config import LauncherConfig, SearchConfig
 
 ENTRY = "<name>"  # stands for the name of an entry of a mapping, in a key
 # What a command with -m takes beside its own settings: by the choice in a group of Hydra's, the keys of that group.

@@ -11,10 +11,9 @@ from dtl.base.display import Display
 from dtl.base.network import hub_problem
 from dtl.diagnostics.config import DiagnoseConfig
 from dtl.diagnostics.findings import Finding, Later, fit_to_show, in_short, look, looked
-from dtl.diagnostics.graphics import TorchFacts, judge, torch_facts
+from dtl.diagnostics.graphics import PROFILE, TorchFacts, judge, look_at_profile, torch_facts
 from dtl.diagnostics.machine import look_at_disk, look_at_memory, look_at_processor, processor_features, usable_cores
 from dtl.diagnostics.network import judge_hub, look_at_wandb
-from dtl.diagnostics.profile import PROFILE, look_at_profile
 from dtl.diagnostics.software import (
     install_command,
     installed_version,

@@ -20,14 +20,13 @@ from dtl.evaluation.answers import (
     Asked,
     WrongAnswer,
     answer_scores,
+    likelihoods,
     with_baselines,
     worst_cases,
 )
 from dtl.evaluation.detection import Detection, detect
 from dtl.evaluation.leakage import QuestionLeakage, TextLeakage, question_leakage, text_leakage
-from dtl.evaluation.questions import likelihoods
-from dtl.evaluation.text import MixedPrecision, TextScores, text_scores
-from dtl.evaluation.token_bytes import token_bytes
+from dtl.evaluation.text import MixedPrecision, TextScores, text_scores, token_bytes
 from dtl.generation.conversation import answer_greedily
 from dtl.model.transformer import TransformerLM
 from dtl.registry import TASKS

@@ -41,14 +41,12 @@ def build(
 
     Raises ConfigError for a metric that no run has.
     """
-    from dtl.reports.configurations import by_mean, configurations_of
+    from dtl.reports.configurations import by_mean, configurations_of, side_by_side
     from dtl.reports.findings import findings
-    from dtl.reports.metric import Metric
+    from dtl.reports.metric import Metric, metric_for, not_comparable
     from dtl.reports.page import Report
     from dtl.reports.reading import read_run
-    from dtl.reports.samples import side_by_side
     from dtl.reports.statistics import compare_all
-    from dtl.reports.units import metric_for, not_comparable
 
     tell(f"reading {len(folders)} run{'s' if len(folders) > 1 else ''}")
     runs = [read_run(folder) for folder in folders]

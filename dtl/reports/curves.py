@@ -8,8 +8,8 @@ import numpy as np
 
 from dtl.reports.canvas import DASHES, GREY, INK, MARKERS, SERIES, WIDTH, Drawing, Skipped, finish, new_figure
 from dtl.reports.configurations import Configuration
+from dtl.reports.metric import NATS, cut_alike, in_bits_per_byte
 from dtl.reports.reading import Curve, Run
-from dtl.reports.units import NATS, cut_alike, in_bits_per_byte
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

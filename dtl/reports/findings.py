@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dtl.reports.configurations import Configuration
-from dtl.reports.metric import BITS, Metric, shown_number
+from dtl.reports.metric import BITS, Metric, cut_alike, not_comparable, shown_number
 from dtl.reports.reading import Run
 from dtl.reports.statistics import ENOUGH, Comparison
-from dtl.reports.units import cut_alike, not_comparable
 
 HELD_OUT = ("data", "data.validation_fraction", "data.test_fraction")  # beside the sources
 METHOD = (

@@ -9,11 +9,10 @@ from typing import Any
 
 from dtl.base.display import shown
 from dtl.reports.canvas import FAINT, GREY, GROUND, INK, SERIES, VARIABLES, Drawing, Skipped
-from dtl.reports.configurations import Configuration, mean_and_spread
+from dtl.reports.configurations import Configuration, Samples, mean_and_spread
 from dtl.reports.findings import METHOD, Findings, shown_p, unfinished
 from dtl.reports.metric import Metric, shown_number
 from dtl.reports.reading import Run
-from dtl.reports.samples import Samples
 from dtl.reports.speed import peaks, speeds
 from dtl.reports.statistics import Comparison
 

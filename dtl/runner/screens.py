@@ -14,8 +14,8 @@ from dtl.checkpoints.listing import list_checkpoints
 from dtl.data.prepare import PreparedData
 from dtl.evaluation.config import FIGURES
 from dtl.evaluation.report import Report
+from dtl.evaluation.tables import show_main_figures
 from dtl.runner.build import Parts, model_line
-from dtl.terminal.evaluation_report import show_main_figures
 from dtl.tracking.tracker import State, Tracker
 from dtl.training.optimizer import numbers_per_weight
 

@@ -15,7 +15,7 @@ from dtl.checkpoints.save import save_checkpoint
 from dtl.checkpoints.store import publish_best, rotate
 from dtl.config import to_yaml
 from dtl.errors import InterruptedRun
-from dtl.evaluation.of_run import evaluate_best
+from dtl.evaluation.evaluate import evaluate_best
 from dtl.evaluation.report import Report
 from dtl.generation.conversation import continuations
 from dtl.runner.build import Parts

@@ -1,6 +1,6 @@
 """`python -m dtl.train -m` with lists of values: which trials there are, which of them are left to run."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hydra.core.hydra_config import HydraConfig
@@ -11,6 +11,7 @@ from dtl.base.safe_text import in_one_line
 from dtl.commandline.cli import understood
 from dtl.commandline.command import Command
 from dtl.config import to_yaml, typed
+from dtl.errors import ConfigError
 from dtl.run_dir.provenance import config_hash
 from dtl.run_dir.sweep_records import SweepFolder, Trial
 from dtl.sweeps.process import REASON_WIDTH
@@ -119,3 +120,34 @@ def repeated(combinations: Sequence[Combination]) -> str:
         f"{len(again)} of {len(combinations)} combinations {are} the same configuration as another: run once "
         f"({in_one_line(example, REASON_WIDTH)})"
     )
+
+
+# --- no trial can be ----------------------------------------------------------------------------------------------
+# A sweep of which no trial can be: refused as a whole, as a single run is.
+
+
+MOST_REASONS = 3
+
+
+class NoTrialError(ConfigError):
+    """Every trial of a sweep is refused."""
+
+    def __init__(self, refused: Iterable[tuple[Sequence[str], str]]) -> None:
+        """`refused`: the overrides of each trial, and why it cannot be."""
+        overrides, reasons = zip(*refused, strict=True)
+        if len(reasons) == 1:
+            super().__init__(reasons[0])
+            return
+        trials: dict[str, list[str]] = {}
+        for words, reason in zip(varied(overrides), reasons, strict=True):
+            trials.setdefault(reason, []).append(" ".join(words))
+        lines = [_line(reason, names) for reason, names in trials.items()]
+        if len(lines) > MOST_REASONS:
+            rest = len(lines) - MOST_REASONS
+            lines[MOST_REASONS:] = [f"... and {rest} other reason{'s' if rest > 1 else ''}"]
+        super().__init__("\n  ".join([f"none of the {len(reasons)} trials can be run:", *lines]))
+
+
+def _line(reason: str, names: Sequence[str]) -> str:
+    name = "" if reason.startswith(f"{names[0]}:") or not names[0] else f"{names[0]}: "
+    return f"{name}{reason}" + (f" (the same for {len(names) - 1} more)" if len(names) > 1 else "")

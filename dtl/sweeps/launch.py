@@ -1,22 +1,23 @@
 """A grid of trials, run or continued in its folder, and told on the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
-from dtl.checkpoints.store import LOCK
+from dtl.base.display import shown
+from dtl.checkpoints.store import LOCK, SECONDS_OF_A_LOOK
 from dtl.commandline.cli import JobFailedError, take_back
 from dtl.commandline.command import Command
-from dtl.errors import InterruptedRun
+from dtl.errors import ConfigError, InterruptedRun
 from dtl.run_dir.sweep_records import MULTIRUN, SWEEP, SweepFolder, SweepRecord, Trial, now
 from dtl.sweeps.config import LauncherConfig
-from dtl.sweeps.grid import Composer, combined, for_a_trial, lay_out, repeated
-from dtl.sweeps.holding import held
+from dtl.sweeps.grid import Composer, NoTrialError, combined, for_a_trial, lay_out, repeated
 from dtl.sweeps.pool import ListSource, run_trials
-from dtl.sweeps.refusal import NoTrialError
 from dtl.sweeps.screen import SweepScreen
 from dtl.sweeps.unfinished import as_typed
 
@@ -88,3 +89,25 @@ def _job_return(trial: Trial) -> JobReturn:
     done = JobReturn(overrides=trial.overrides, task_name="train", status=JobStatus.COMPLETED)
     done.return_value = trial.value
     return done
+
+
+# --- one process at a time ----------------------------------------------------------------------------------------
+# One process at a time works on a sweep.
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold the sweep in `folder`, which is made. Raises ConfigError where another process holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=SECONDS_OF_A_LOOK)
+    except Timeout:
+        raise ConfigError(
+            f"{shown(folder)}: this sweep is running already. Look at it with python -m dtl.sweep "
+            f"status={shown(folder)}, or start another one with sweep.new=true."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()

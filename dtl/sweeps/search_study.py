@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dtl.base.files import write_atomically
 from dtl.errors import ConfigError
 from dtl.run_dir.sweep_records import Trial
-from dtl.sweeps.search_config import SearchConfig
+from dtl.sweeps.config import SearchConfig
 from dtl.sweeps.search_space import Space
 
 if TYPE_CHECKING:

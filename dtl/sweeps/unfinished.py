@@ -6,7 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from dtl.run_dir.sweep_records import SweepFolder, SweepRecord, find_sweeps
-from dtl.sweeps.search_config import asks_for_more
+from dtl.sweeps.config import asks_for_more
 
 
 def sweep_to_continue(arguments: Sequence[str], outputs: Path) -> Path | None:

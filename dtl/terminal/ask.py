@@ -11,8 +11,8 @@ from dtl.data.qa import QuestionSource
 from dtl.data.tasks import is_right
 from dtl.errors import DataError, DTLError
 from dtl.generation.config import SamplingConfig
-from dtl.terminal.chat_session import DTL, DTL_STYLE, YOU, YOU_STYLE, stream_answer
-from dtl.terminal.loaded_model import LoadedModel
+from dtl.terminal.chat import DTL, DTL_STYLE, YOU, YOU_STYLE, stream_answer
+from dtl.terminal.loading import LoadedModel
 from dtl.terminal.screen import Screen
 
 

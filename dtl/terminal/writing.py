@@ -1,14 +1,126 @@
 """Texts continued one after the other, as they are typed or piped in. Imports no torch."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from dtl.base.safe_text import visible
 from dtl.generation.config import SamplingConfig
-from dtl.terminal.dialogue import take_lines
-from dtl.terminal.input_line import InputLine, TooLong
-from dtl.terminal.interrupt import StopOnInterrupt
-from dtl.terminal.loaded_model import LoadedModel
+from dtl.terminal.dialogue import StopOnInterrupt, take_lines
+from dtl.terminal.input import InputLine, TooLong
+from dtl.terminal.loading import LoadedModel
+from dtl.terminal.presets import in_words, n_tokens
 from dtl.terminal.screen import Screen
-from dtl.terminal.side_by_side import write_side_by_side
+
+if TYPE_CHECKING:
+    from dtl.generation.conversation import Continuation
+
+
+# --- side by side -------------------------------------------------------------------------------------------------
+# One beginning continued in several ways: as columns that grow in a terminal, one below the other elsewhere.
+
+
+NARROWEST = 30  # characters of a column that is still read with pleasure
+
+
+@dataclass
+class _Column:
+    """What one way of sampling has written so far."""
+
+    name: str
+    sampling: SamplingConfig
+    writing: "Continuation"
+    text: str = ""
+    facts: str = ""
+    head: Text = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.head = Text.assemble((self.name, "bold"), ("  " + in_words(self.sampling), "dim"))
+
+
+def write_side_by_side(
+    screen: Screen,
+    beginning: str,
+    ways: Mapping[str, SamplingConfig],
+    continue_text: "Callable[[SamplingConfig], Continuation]",
+    stopped: Callable[[], bool],
+) -> None:
+    """Continue `beginning` in each of the `ways`, showing the texts while they are written.
+
+    `stopped` is asked after each piece: once it is true, nothing more is written.
+    """
+    columns = [_Column(name, sampling, continue_text(sampling)) for name, sampling in ways.items()]
+    if screen.is_terminal and len(columns) > 1 and screen.console.width // len(columns) >= NARROWEST:
+        _in_columns(screen, beginning, columns, stopped)
+    else:
+        _one_below_the_other(screen, beginning, columns, stopped)
+
+
+def _in_columns(screen: Screen, beginning: str, columns: list[_Column], stopped: Callable[[], bool]) -> None:
+    with Live(console=screen.console, transient=True, refresh_per_second=8, vertical_overflow="crop") as live:
+        for column in columns:
+            for piece in column.writing:
+                column.text += piece
+                live.update(_table(beginning, columns))
+                if stopped():
+                    break
+            column.facts = facts(column.writing)
+            if stopped():
+                break
+    screen.console.print(_table(beginning, columns))
+
+
+def _one_below_the_other(screen: Screen, beginning: str, columns: list[_Column], stopped: Callable[[], bool]) -> None:
+    for column in columns:
+        if len(columns) > 1:
+            screen.piece(f"--- {column.head.plain}\n")
+        screen.piece(beginning)
+        for piece in column.writing:
+            screen.piece(piece)
+            if stopped():
+                break
+        screen.piece("\n")
+        screen.note(facts(column.writing))
+        if stopped():
+            return
+
+
+def _table(beginning: str, columns: list[_Column]) -> Table:
+    table = Table.grid(expand=True, padding=(0, 2))
+    for _ in columns:
+        table.add_column(ratio=1, overflow="fold")
+    table.add_row(*(column.head for column in columns))
+    table.add_row(
+        *(
+            Group(Text.assemble((visible(beginning), "dim"), visible(column.text)), Text(column.facts, style="dim"))
+            for column in columns
+        )
+    )
+    return table
+
+
+def facts(writing: "Continuation") -> str:
+    """What is to be said of a text when it has ended."""
+    found = [n_tokens(len(writing.ids))]
+    if math.isfinite(writing.mean_logprob):
+        found.append(f"log p {writing.mean_logprob:.2f} a token")
+    if writing.prompt_cut:
+        found.append(f"the first {writing.prompt_cut:,} tokens of the prompt do not fit the context and were not read")
+    if writing.slid:
+        found.append("past the context: the end was written from the last part of the text alone")
+    if writing.ended == "length":
+        found.append("cut off by sampling.max_new_tokens")
+    return "; ".join(found)
+
+
+# --- one after the other ------------------------------------------------------------------------------------------
+
 
 HELP_LINE = "Type the beginning of a text. Ctrl-C stops a text, Ctrl-D or quit leaves."
 MOST_CHARACTERS = 2**20  # of a beginning; what does not fit the context is cut at its start, and said

@@ -36,7 +36,7 @@ def evaluate(
 ) -> Evaluation:
     """Mean cross-entropy over the targets of the first `max_batches` x `batch_size` rows (None = all).
 
-    `token_bytes`, (vocab_size,), are the bytes of text behind each token (`dtl.evaluation.token_bytes`). When memory
+    `token_bytes`, (vocab_size,), are the bytes of text behind each token (`dtl.evaluation.text`). When memory
     does not suffice the batch is halved: the same rows, the same mean.
     """
     device = next(model.parameters()).device

@@ -9,7 +9,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from dtl.errors import ConfigError
-from dtl.sweeps.search_config import SearchConfig, require_optuna
+from dtl.sweeps.config import SearchConfig, require_optuna
 
 ConfigStore.instance().store(group="hydra/sweeper", name="dtl_optuna", node=SearchConfig, provider="dtl")
 

@@ -11,16 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dtl.benchmarks import dump_reading, tokenising
-from dtl.benchmarks import waste as waste_rows
+from dtl.benchmarks import data as tokenising
+from dtl.benchmarks import data as waste_rows
+from dtl.benchmarks import dump as dump_reading
 from dtl.benchmarks.config import SUITES, BenchConfig
-from dtl.benchmarks.dump_memory import dump_memory
-from dtl.benchmarks.loading import loading, made_rows
+from dtl.benchmarks.data import loading, made_rows, opening, waste
+from dtl.benchmarks.dump import dump_memory
 from dtl.benchmarks.made_text import made_articles, write_made_dump
 from dtl.benchmarks.measuring import MissingPeerError, Row
-from dtl.benchmarks.opening import opening
 from dtl.benchmarks.suite import Workplace
-from dtl.benchmarks.waste import waste
 from dtl.data.wikipedia.dump import read_dump
 from dtl.data.wikipedia.pages import DumpCounts
 from dtl.errors import DataError, DTLError

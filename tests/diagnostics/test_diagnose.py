@@ -18,8 +18,7 @@ from dtl.base.paths import conf_dir
 from dtl.diagnostics import report
 from dtl.diagnostics.config import DiagnoseConfig
 from dtl.diagnostics.findings import Finding
-from dtl.diagnostics.graphics import Card, TorchFacts
-from dtl.diagnostics.profile import profiled
+from dtl.diagnostics.graphics import Card, TorchFacts, profiled
 from dtl.diagnostics.report import examine, first_run, verdict
 from dtl.training.config import TrainerConfig
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtl.evaluation.of_run import LEAST_QUESTIONS, MOST_QUESTIONS, SHARE_OF_TRAINING, most_questions, spread
+from dtl.evaluation.evaluate import LEAST_QUESTIONS, MOST_QUESTIONS, SHARE_OF_TRAINING, most_questions, spread
 
 NUMBERS = st.lists(st.integers(1, 9000), min_size=1, max_size=5)
 

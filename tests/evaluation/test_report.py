@@ -14,11 +14,10 @@ from dtl.data.documents import QuestionAnswer
 from dtl.data.prepare import PreparedData, prepare_data
 from dtl.data.qa import prompt
 from dtl.data.tokenizer import Tokenizer
+from dtl.evaluation.answers import likelihoods
 from dtl.evaluation.detection import detect, unanswerable_questions
-from dtl.evaluation.questions import likelihoods
 from dtl.evaluation.report import Plan, chosen_questions, measure
-from dtl.evaluation.text import text_scores
-from dtl.evaluation.token_bytes import token_bytes
+from dtl.evaluation.text import text_scores, token_bytes
 from dtl.generation.config import SamplingConfig
 from dtl.generation.conversation import GreedyAnswer, answer_greedily, continue_text
 

@@ -5,7 +5,7 @@ from checkpoint_examples import tiny_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtl.evaluation.token_bytes import token_bytes
+from dtl.evaluation.text import token_bytes
 
 TOKENIZERS = {kind: tiny_tokenizer(kind) for kind in ("byte", "bpe", "char")}
 

@@ -9,9 +9,8 @@ from made_runs import make_run, make_sweep, make_trial
 
 from dtl.errors import ConfigError, DataError
 from dtl.reports.config import ReportConfig
-from dtl.reports.configurations import by_mean, configurations_of, short_labels
+from dtl.reports.configurations import by_mean, configurations_of, short_labels, side_by_side
 from dtl.reports.reading import MOST_POINTS, read_run
-from dtl.reports.samples import side_by_side
 from dtl.reports.selection import select
 
 OUTPUTS = Path("outputs")

@@ -11,10 +11,9 @@ from dtl.reports.build import build
 from dtl.reports.canvas import style
 from dtl.reports.config import ReportConfig
 from dtl.reports.configurations import configurations_of
-from dtl.reports.metric import BITS, Metric
+from dtl.reports.metric import BITS, Metric, cut_alike, in_bits_per_byte, metric_for, not_comparable
 from dtl.reports.page import Report
 from dtl.reports.reading import read_run
-from dtl.reports.units import cut_alike, in_bits_per_byte, metric_for, not_comparable
 
 # Of the larger vocabulary a token is more text: its loss is higher though it knows the text better.
 KINDS = {"byte": (1.5, 1.41), "gpt2": (4.8, 0.37)}  # validation loss, bits per byte of a nat

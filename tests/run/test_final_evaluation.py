@@ -55,7 +55,7 @@ def test_the_chat_knows_its_threshold_right_after_training(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     questions = [f"Who is number {n}?" for n in range(7)]
-    monkeypatch.setattr("dtl.evaluation.of_run.unanswerable_questions", lambda path, data: questions)
+    monkeypatch.setattr("dtl.evaluation.evaluate.unanswerable_questions", lambda path, data: questions)
     start(tiny_config(pairs), tmp_path)
     threshold = read_facts(tmp_path / "checkpoints" / "best").least_logprob
     assert threshold is not None and threshold == result(tmp_path)["abstention/threshold"]

@@ -6,10 +6,10 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from dtl.run_dir.sweep_records import SweepFolder, Trial
-from dtl.sweeps.budget import Budget
+from dtl.sweeps.config import SearchConfig
 from dtl.sweeps.grid import combined, lay_out
+from dtl.sweeps.pool import Budget
 from dtl.sweeps.search import Search
-from dtl.sweeps.search_config import SearchConfig
 from dtl.sweeps.search_space import parse_space
 from dtl.sweeps.search_study import Study
 from dtl.tracking.metrics import METRICS

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dtl.run_dir.sweep_records import SweepFolder, SweepRecord, Trial
-from dtl.sweeps.refusal import NoTrialError
+from dtl.sweeps.grid import NoTrialError
 
 BAD = ("model.n_heads=7", "data=qa", "tracker=local")
 

@@ -10,9 +10,8 @@ import pytest
 from optuna.trial import TrialState
 
 from dtl.run_dir.sweep_records import Trial
-from dtl.sweeps.budget import Budget
-from dtl.sweeps.losses import Losses
-from dtl.sweeps.pool import ListSource
+from dtl.sweeps.pool import Budget, ListSource
+from dtl.sweeps.search import Losses
 from dtl.sweeps.search_study import JOURNAL, NUMBER, REASON
 from dtl.tracking.metrics import METRICS
 

@@ -8,8 +8,8 @@ import pytest
 
 from dtl.errors import ConfigError
 from dtl.run_dir.sweep_records import Trial
-from dtl.sweeps.search_config import SearchConfig, asks_for_more, require_optuna
-from dtl.sweeps.search_winner import Winner, best_of, with_seeds
+from dtl.sweeps.config import SearchConfig, asks_for_more, require_optuna
+from dtl.sweeps.search_launch import Winner, best_of, with_seeds
 
 
 def test_the_best_is_chosen_of_those_that_went_through():

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dtl.generation.config import SamplingConfig
-from dtl.terminal.chat_session import Chat
-from dtl.terminal.input_line import TooLong
-from dtl.terminal.loaded_model import CheckpointFacts, LoadedModel
+from dtl.terminal.chat import Chat
+from dtl.terminal.input import TooLong
+from dtl.terminal.loading import CheckpointFacts, LoadedModel
 from dtl.terminal.screen import Screen
 
 Line = str | TooLong | type[BaseException]

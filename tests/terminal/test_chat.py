@@ -15,7 +15,7 @@ import dtl.chat
 from dtl.data.qa import prompt
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.config import ChatConfig
-from dtl.terminal.interrupt import Leaving
+from dtl.terminal.dialogue import Leaving
 from dtl.terminal.loading import load
 
 
@@ -110,7 +110,7 @@ def test_ctrl_c_twice_within_an_answer_ends_with_130(chat, run_dir, monkeypatch)
     def impatient(*_: object) -> None:
         raise Leaving
 
-    monkeypatch.setattr("dtl.terminal.chat_session.stream_answer", impatient)
+    monkeypatch.setattr("dtl.terminal.chat.stream_answer", impatient)
     code, _, err = chat(f"ckpt={run_dir}", *SHORT, stdin="One?\n")
     assert code == 130 and err.endswith("Stopped.\n")
 

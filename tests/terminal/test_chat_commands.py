@@ -12,7 +12,7 @@ from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.qa import QuestionSource
 from dtl.errors import ConfigError, DTLError
 from dtl.generation.config import SamplingConfig
-from dtl.terminal.chat_commands import COMMANDS, changed_sampling
+from dtl.terminal.chat import COMMANDS, changed_sampling
 from dtl.terminal.presets import preset_names
 from dtl.terminal.transcript import Turn, default_path, save_transcript
 

@@ -14,9 +14,9 @@ from pyte import Stream
 
 from dtl.base.display import quiet_when_gone
 from dtl.generation.config import SamplingConfig
-from dtl.terminal.chat_session import Chat, stream_answer
-from dtl.terminal.input_line import TooLong
-from dtl.terminal.interrupt import Leaving, StopOnInterrupt
+from dtl.terminal.chat import Chat, stream_answer
+from dtl.terminal.dialogue import Leaving, StopOnInterrupt
+from dtl.terminal.input import TooLong
 from dtl.terminal.screen import Screen
 
 

@@ -17,9 +17,8 @@ from prompt_toolkit.key_binding.key_processor import KeyPress
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import DummyOutput
 
-from dtl.terminal.input_line import PipedInput, TooLong, history_file
-from dtl.terminal.paste import BURST, END, BoundedParser
-from dtl.terminal.terminal_input import TerminalInput, open_history
+from dtl.terminal.input import PipedInput, TooLong, history_file
+from dtl.terminal.typed_input import BURST, END, BoundedParser, TerminalInput, open_history
 
 TEN_MB = 10 * 2**20
 BEGIN = "\x1b[200~"

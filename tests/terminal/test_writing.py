@@ -15,12 +15,11 @@ from dtl.data.tokenizer import Tokenizer
 from dtl.generation.config import SamplingConfig
 from dtl.generation.conversation import Continuation, continue_text
 from dtl.model.transformer import TransformerLM
-from dtl.terminal.input_line import PipedInput
-from dtl.terminal.loaded_model import CheckpointFacts, LoadedModel
+from dtl.terminal.input import PipedInput
+from dtl.terminal.loading import CheckpointFacts, LoadedModel
 from dtl.terminal.presets import in_words, preset, preset_names
 from dtl.terminal.screen import Screen
-from dtl.terminal.side_by_side import facts
-from dtl.terminal.writing import Writer
+from dtl.terminal.writing import Writer, facts
 
 WAYS = {
     "calm": SamplingConfig(temperature=0, top_k=None, max_new_tokens=7),

@@ -3,10 +3,13 @@
 import codecs
 import contextlib
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import BinaryIO, Protocol
 
 import platformdirs
@@ -47,27 +50,6 @@ def history_file(given: str | None, command: str) -> Path:
     return platformdirs.user_state_path("dtl", appauthor=False) / f"{command}_history"
 
 
-def open_input(label: str, most_characters: int, history: Path | None = None) -> InputLine:
-    """Lines of a terminal, shown after `label` and remembered in the file `history` (None: nowhere), or of a pipe.
-
-    `most_characters` bounds a line: more of it is never kept in memory.
-    """
-    if is_interactive():
-        from dtl.terminal.terminal_input import TerminalInput  # prompt_toolkit: a pipe needs none of it
-
-        return TerminalInput(label, most_characters, history)
-    if sys.stdin is None:  # closed, as some services start programs
-        raise EOFError
-    is_typed = sys.stdin.isatty() and sys.stderr.isatty()  # and standard output goes to a file
-    return PipedInput(sys.stdin.buffer, most_characters, (lambda: _show(label)) if is_typed else None)
-
-
-def _show(label: str) -> None:
-    with contextlib.suppress(OSError):
-        sys.stderr.write(f"{label}: ")
-        sys.stderr.flush()
-
-
 class PipedInput:
     """Lines of UTF-8 from a stream of bytes; what is no UTF-8 becomes U+FFFD."""
 
@@ -106,3 +88,53 @@ class PipedInput:
     def take_note(self) -> str | None:
         """See `InputLine.take_note`."""
         return None
+
+
+# --- the keyboard while a model writes ----------------------------------------------------------------------------
+# The terminal's keyboard while a program has it: nothing that is typed ahead is echoed into an answer, or lost.
+
+
+@contextlib.contextmanager
+def quiet_keyboard() -> Iterator[None]:
+    """Keys wait, unseen, until somebody reads them; Ctrl-C still signals. The terminal is left as it was found, also
+    when the program is told to end (SIGTERM, SIGHUP: SystemExit). Does nothing where nobody types and looks, and on
+    Windows.
+
+    In the usual mode the kernel would keep 4,095 characters of what is typed, and turn Ctrl-D into a NUL.
+    """
+    if os.name == "nt" or not is_interactive():
+        yield
+        return
+    import termios  # Windows has none
+
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    quiet = termios.tcgetattr(descriptor)
+    quiet[3] &= ~(termios.ECHO | termios.ICANON)
+    with _ending_by_exception():
+        try:
+            termios.tcsetattr(descriptor, termios.TCSANOW, quiet)
+            yield
+        finally:
+            with contextlib.suppress(termios.error):  # the terminal was closed
+                termios.tcsetattr(descriptor, termios.TCSANOW, before)
+
+
+@contextlib.contextmanager
+def _ending_by_exception() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise SystemExit, where they would end the process on the spot."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, _exit)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
