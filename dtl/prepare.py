@@ -21,7 +21,7 @@ from dtl.model.config import ModelConfig
 from dtl.terminal.screen import open_screen
 
 if TYPE_CHECKING:
-    from dtl.data.tokens import EncodedSource
+    from dtl.data.encode import EncodedSource
 
 
 @dataclass
@@ -89,9 +89,9 @@ def job(composed: DictConfig) -> None:
     screen = open_screen(all_in_one=False)
     with quiet_when_gone():
         from dtl.data.cache import Cache, cache_folder
+        from dtl.data.encode import encode_sources
         from dtl.data.prepare import lay_out
         from dtl.data.report import report_lines
-        from dtl.data.tokens import encode_sources
 
         cache = Cache(cache_folder(config.data.cache_dir), config.data.verify == "full", screen.note)
         tokenizer, sources = encode_sources(data, config.tokenizer, config.seq_len, config.seed, cache, screen.note)

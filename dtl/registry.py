@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # the types below; the modules themselves are imported when a
     from dtl.data.config import SourceTraits, TokenizerTraits
     from dtl.data.sources import Source
     from dtl.data.tasks import Task
-    from dtl.data.tokenizer import MakeTokenizer
+    from dtl.data.tokenizers.tokenizer import MakeTokenizer
     from dtl.model.config import BlockRules
     from dtl.model.transformer import TransformerBlock
     from dtl.training.config import OptimizerTraits
@@ -108,13 +108,13 @@ SCHEDULES: "Registry[Shape, None]" = Registry(
 )
 SOURCES: "Registry[type[Source], SourceTraits]" = Registry(
     "data.sources.<name>.kind",
-    {"qa": "dtl.data.qa"} | dict.fromkeys(("hub", "text", "wiki"), "dtl.data.sources"),
+    {"qa": "dtl.data.qa.source"} | dict.fromkeys(("hub", "text", "wiki"), "dtl.data.sources"),
 )
 TOKENIZERS: "Registry[MakeTokenizer, TokenizerTraits]" = Registry(
-    "tokenizer.kind", dict.fromkeys(("bpe", "byte", "char", "gpt2"), "dtl.data.tokenizer")
+    "tokenizer.kind", dict.fromkeys(("bpe", "byte", "char", "gpt2"), "dtl.data.tokenizers.tokenizer")
 )
 TASKS: "Registry[Task, None]" = Registry(
-    "data.tasks", {"exact_match": "dtl.data.tasks", "f1": "dtl.data.tasks", "lookup": "dtl.data.baselines"}
+    "data.tasks", {"exact_match": "dtl.data.tasks", "f1": "dtl.data.tasks", "lookup": "dtl.data.tasks"}
 )
 
 

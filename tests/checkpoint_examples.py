@@ -15,7 +15,7 @@ from dtl.base.files import MANIFEST, write_manifest
 from dtl.checkpoints.listing import FILES, FORMAT_VERSION, step_folder
 from dtl.checkpoints.save import save_checkpoint
 from dtl.data.config import TokenizerConfig
-from dtl.data.tokenizer import Tokenizer, build_tokenizer
+from dtl.data.tokenizers.tokenizer import Tokenizer, build_tokenizer
 from dtl.model.config import ArchConfig, ModelConfig
 from dtl.model.transformer import TransformerLM
 

@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 
 from dtl.base.paths import conf_dir, experiments_dir
 from dtl.config import register
-from dtl.data.qa import shipped_facts
+from dtl.data.qa.source import shipped_facts
 
 ROOT = Path(__file__).resolve().parent.parent
 QUESTIONS = experiments_dir() / "experiment" / "demo.questions.jsonl"

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from dtl.data.batches import Rows, TrainingData
-from dtl.data.packing import pack_documents, pad_documents, with_targets
+from dtl.data.pack import pack_documents, pad_documents, with_targets
 from dtl.model.config import ArchConfig, ModelConfig
 from dtl.model.transformer import TransformerLM
 from dtl.training.config import OptimizerConfig, ScheduleConfig, TrainerConfig

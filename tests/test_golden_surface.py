@@ -32,7 +32,7 @@ from dtl.base.files import sha256_of
 from dtl.checkpoints.save import save_checkpoint
 from dtl.config import register
 from dtl.data.config import TokenizerConfig
-from dtl.data.tokenizer import build_tokenizer
+from dtl.data.tokenizers.tokenizer import build_tokenizer
 from dtl.model.config import ArchConfig, ModelConfig
 from dtl.model.transformer import TransformerLM
 from dtl.registry import Registry

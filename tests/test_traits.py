@@ -15,8 +15,8 @@ from torch import nn
 import dtl
 from dtl.data.cache import Cache
 from dtl.data.config import DataConfig, SourceConfig, SourceTraits, TokenizerConfig, TokenizerTraits
-from dtl.data.tokenizer import PIECE_CHARS, Tokenizer, build_tokenizer
-from dtl.data.tokens import encode_sources
+from dtl.data.encode import encode_sources
+from dtl.data.tokenizers.tokenizer import PIECE_CHARS, Tokenizer, build_tokenizer
 from dtl.errors import ConfigError
 from dtl.evaluation.detection import unanswerable_questions
 from dtl.notebook.records import name_of

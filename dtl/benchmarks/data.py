@@ -36,7 +36,7 @@ from dtl.registry import SOURCES
 
 if TYPE_CHECKING:
     from dtl.data.batches import Rows
-    from dtl.data.tokenizer import Tokenizer
+    from dtl.data.tokenizers.tokenizer import Tokenizer
 
 
 # --- tokens -------------------------------------------------------------------------------------------------------
@@ -50,8 +50,8 @@ PEER = "GPT2TokenizerFast, text by text, one process"
 def tokenising(place: Workplace) -> Iterator[Row]:
     """One row. Raises DTLError when the two give different ids."""
     from dtl.data.config import TokenizerConfig
-    from dtl.data.encoding import encode_documents
-    from dtl.data.tokenizer import build_tokenizer
+    from dtl.data.encode import encode_documents
+    from dtl.data.tokenizers.tokenizer import build_tokenizer
 
     row = Row(
         "tokenising", f"text to GPT-2's tokens, {text_named(place)}", "tokens/s", peer_name=PEER, goal=at_least(3)
@@ -131,7 +131,7 @@ def loading(place: Workplace) -> Iterator[Row]:
 def made_rows(mean_length: int, document_mask: bool, vocab_size: int, seed: int) -> "Rows":
     """Rows of random tokens, a thousand of them or so, out of documents of such a mean length."""
     from dtl.data.batches import Rows
-    from dtl.data.packing import pack_documents, pack_stream
+    from dtl.data.pack import pack_documents, pack_stream
 
     random = np.random.default_rng(seed)
     lengths = 3 + random.exponential(mean_length - 3, 1000 * LOADED_SEQ_LEN // mean_length).astype(np.int64)
@@ -205,9 +205,9 @@ def waste(place: Workplace) -> Iterator[Row]:
 
 
 def _articles(row: Row, place: Workplace) -> Row:
-    from dtl.data.encoding import encode_documents
-    from dtl.data.packing import pack_documents, pack_stream, pad_documents
-    from dtl.data.tokenizer import build_tokenizer
+    from dtl.data.encode import encode_documents
+    from dtl.data.pack import pack_documents, pack_stream, pad_documents
+    from dtl.data.tokenizers.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer(TokenizerConfig(kind="gpt2"), lambda: [])
     encoded = encode_documents(documents(place, 200_000 if place.settings.tiny else PACKED_CHARACTERS), tokenizer)
@@ -309,7 +309,7 @@ def long_winded_tokenizer() -> "Tokenizer":
     import tokenizers
     from tokenizers import models
 
-    from dtl.data.tokenizer import Tokenizer
+    from dtl.data.tokenizers.tokenizer import Tokenizer
 
     class LongWinded(Tokenizer):
         def encode_batch(self, texts: list[str]) -> list[list[int]]:

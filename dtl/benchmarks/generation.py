@@ -73,7 +73,7 @@ def both_sides(
     import torch
 
     from dtl.base.runtime import choose_device, seed_everything
-    from dtl.generation.layout import lay_out_for_decoding
+    from dtl.generation.engine import lay_out_for_decoding
 
     seed_everything(place.settings.seed)
     device, _ = choose_device(place.settings.device)

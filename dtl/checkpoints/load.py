@@ -16,7 +16,7 @@ from dtl.base.files import read_json
 from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.listing import MODEL_FILES, STATE_FILES, TOKENIZER_FILES, is_checkpoint, verify
 from dtl.checkpoints.weights import n_numbers, read_shapes, read_tensors, weight_files
-from dtl.data.tokenizer import Tokenizer
+from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.errors import CheckpointError
 from dtl.model.config import ModelConfig
 from dtl.model.hf import from_hf, model_config

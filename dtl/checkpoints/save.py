@@ -24,7 +24,7 @@ from dtl.checkpoints.listing import (
     step_folder,
 )
 from dtl.checkpoints.store import set_damaged_aside, storage_error
-from dtl.data.tokenizer import Tokenizer
+from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.errors import CheckpointError
 from dtl.model.hf import hf_config, to_hf
 from dtl.model.transformer import TransformerLM

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dtl.data.packing import Packing, count_targets
+from dtl.data.pack import Packing, count_targets
 
 IGNORE = -100  # the target of a position without loss
 

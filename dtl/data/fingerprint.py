@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dtl.data.cache import key_of
-from dtl.data.code_key import code_of
+from dtl.data.cache_keys import code_of
 
 if TYPE_CHECKING:  # what makes them shapes their values, which count here, and not how they are counted
-    from dtl.data.encoding import TokenDocuments
-    from dtl.data.packing import Packing
+    from dtl.data.pack import Packing
+    from dtl.data.stored import TokenDocuments
 
 
 def data_fingerprint(layout: object, made: Sequence[tuple[str, "TokenDocuments", "Packing"]]) -> str:

@@ -10,26 +10,17 @@ from itertools import islice
 
 import numpy as np
 
+from dtl.base.progress import Progress
 from dtl.data.batches import Rows, TrainingData, epoch_order
 from dtl.data.cache import Cache, cache_folder
 from dtl.data.collect import all_notes
 from dtl.data.config import DataConfig, TokenizerConfig
-from dtl.data.documents import QuestionAnswer
-from dtl.data.encoding import TokenDocuments
+from dtl.data.documents import QuestionAnswer, prompt
+from dtl.data.encode import EncodedSource, encode_sources
 from dtl.data.fingerprint import data_fingerprint, fingerprint_key
-from dtl.data.intake import Progress
-from dtl.data.packing import (
-    Packing,
-    answer_mask,
-    fully_covered,
-    pack_documents,
-    pack_stream,
-    pad_documents,
-    with_targets,
-)
-from dtl.data.qa import prompt
-from dtl.data.tokenizer import Tokenizer
-from dtl.data.tokens import EncodedSource, encode_sources
+from dtl.data.pack import Packing, answer_mask, fully_covered, pack_documents, pack_stream, pad_documents, with_targets
+from dtl.data.stored import TokenDocuments
+from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.errors import DataError
 
 
@@ -57,7 +48,7 @@ class PreparedData:
     fingerprint: str  # SHA-256 over the tokens, their layout and the tokenizer: equal data, equal fingerprint
     report: dict[str, dict[str, SplitReport]]  # source -> split -> figures
     notes: list[str]  # one-liners for people
-    lower_case_questions: bool = False  # how questions are put to the model: see `dtl.data.qa.prompt`
+    lower_case_questions: bool = False  # how questions are put to the model: see `dtl.data.documents.prompt`
 
     def prompt(self, question: str, context: str = "") -> str:
         """The text after which a model that learns from this data writes its answer."""

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from dtl.data.documents import Document
+from dtl.data.encode import EncodedSource
 from dtl.data.prepare import PreparedData
 from dtl.data.stored import Texts
-from dtl.data.tokens import EncodedSource
 
 LOOKED_AT = 50_000_000  # characters of training text in which leftovers are sought: half a minute
 PERCENTILES = (5, 25, 50, 75, 95, 100)

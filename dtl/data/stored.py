@@ -8,14 +8,51 @@ import json
 import random
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, overload
 
 import numpy as np
 
 from dtl.data.documents import Document, QuestionAnswer
-from dtl.data.encoding import EncodedChunk, TokenDocuments
+
+# --- tokens of documents ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TokenDocuments:
+    """Documents one after the other, each followed by the end token.
+
+    tokens         (n_tokens,) uint16, or int32 for vocabularies above 65,536
+    offsets        (n_documents + 1,) int64: document i is tokens[offsets[i] : offsets[i + 1]]
+    answer_starts  (n_documents,) int32: tokens before the answer; 0 where the text is no question and answer
+    """
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+    answer_starts: np.ndarray
+
+    @property
+    def n_documents(self) -> int:
+        return len(self.answer_starts)
+
+
+@dataclass(frozen=True)
+class EncodedChunk:
+    """Some consecutive documents as tokens, end tokens included."""
+
+    tokens: np.ndarray  # (n_tokens,) of the vocabulary's dtype
+    lengths: np.ndarray  # (n_documents,) int64
+    answer_starts: np.ndarray  # (n_documents,) int32
+    n_characters: int
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest type for the ids of a vocabulary: 2 bytes where they suffice."""
+    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.int32)
+
+
+# --- texts and tokens, in memory or on disk -----------------------------------------------------------------------
 
 
 class Texts(Sequence[Document]):

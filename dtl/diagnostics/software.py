@@ -88,7 +88,7 @@ def installed_version(name: str) -> str | None:
 
 def look_at_vocabulary(hub_problem: Callable[[], str | None]) -> Finding:
     """Whether tokenizer=gpt2 works without a network; if not, whether the hub can give it."""
-    from dtl.data import gpt2  # needs tokenizers, which may be what is missing
+    from dtl.data.tokenizers import gpt2  # needs tokenizers, which may be what is missing
 
     remedy = f"Mend it with: {install_command('[offline]')}   or take tokenizer=bpe, which needs none."
     try:

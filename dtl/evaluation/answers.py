@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dtl.data.documents import QuestionAnswer
-from dtl.data.qa import document
+from dtl.data.documents import QuestionAnswer, document
 from dtl.data.tasks import Answer, is_right, token_f1
-from dtl.data.tokenizer import Tokenizer
+from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.evaluation.metrics import bits_per_byte, mean
 from dtl.generation.conversation import GreedyAnswer, by_length
 from dtl.model.transformer import TransformerLM
@@ -42,7 +41,7 @@ def likelihoods(
     lower_case: bool = False,
 ) -> list[Likelihood]:
     """How likely the model finds each pair's own answer. `of_token`: see `dtl.evaluation.text`; `lower_case`:
-    see `dtl.data.qa.prompt`.
+    see `dtl.data.documents.prompt`.
 
     Of a pair that is longer than the model's context the beginning is cut.
     """
@@ -147,7 +146,7 @@ def with_baselines(
     gold: Sequence[Likelihood],
     baselines: tuple[Answer, Answer],
 ) -> list[Asked]:
-    """The answers of one split beside those of the look-up and of the majority (`dtl.data.baselines`)."""
+    """The answers of one split beside those of the look-up and of the majority (`dtl.data.tasks`)."""
     found, commonest = (baseline(pairs) for baseline in baselines)
     return [Asked(*of_one) for of_one in zip(pairs, answers, gold, found, commonest, strict=True)]
 

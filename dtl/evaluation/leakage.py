@@ -10,7 +10,7 @@ import numpy as np
 
 from dtl.data.documents import QuestionAnswer
 from dtl.data.tasks import normalise
-from dtl.data.tokenizer import Tokenizer
+from dtl.data.tokenizers.tokenizer import Tokenizer
 
 N_WORDS = 13
 CHUNK_TOKENS = 200_000  # decoded at a time

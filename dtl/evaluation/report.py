@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from dtl.data.baselines import look_up, majority
 from dtl.data.batches import epoch_order
 from dtl.data.documents import QuestionAnswer
 from dtl.data.prepare import PreparedData
-from dtl.data.tasks import MEASURED_ALWAYS, asked_once
+from dtl.data.tasks import MEASURED_ALWAYS, asked_once, look_up, majority
 from dtl.evaluation.answers import (
     ALL_TOPICS,
     AnswerScores,

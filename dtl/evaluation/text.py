@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dtl.data.batches import Rows
-from dtl.data.tokenizer import UNKNOWN, Tokenizer
+from dtl.data.tokenizers.tokenizer import UNKNOWN, Tokenizer
 from dtl.evaluation.metrics import bits_per_byte, perplexity
 from dtl.model.transformer import TransformerLM
 from dtl.training.evaluate import evaluate

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from dtl.errors import ConfigError
+from dtl.model.attention import DOCUMENT_KERNELS, DocumentKernel
 from dtl.model.config import ModelConfig
-from dtl.model.document_kernels import DOCUMENT_KERNELS, DocumentKernel
 
 FALL_BACK = "sdpa"
 ON_CUDA = ("varlen", "flex")

@@ -6,28 +6,178 @@ Letters: b batch, t time, d model width, v vocabulary.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from einops import rearrange
+import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dtl.model.attention import (
+    DOCUMENT_KERNELS,
     AttentionContext,
     KeyValueCache,
-    MultiHeadAttention,
+    Rotation,
     reference_attention,
     sdpa_attention,
 )
 from dtl.model.config import BlockRules, ModelConfig, equal_ffn_dim, require_even_head_dim
-from dtl.model.document_kernels import DOCUMENT_KERNELS
-from dtl.model.layers import GeluMLP, OutputProjection, RMSNorm, SwiGLU
-from dtl.model.positions import LearnedPositions, RotaryEmbedding
 from dtl.model.presets import load_preset, with_overrides
 from dtl.registry import BLOCKS
+
+# --- norm, output projection, mlps --------------------------------------------------------------------------------
+# The small layers: the norm, the output projection and the two mlps, as their Hugging Face twins compute them.
+#
+# Letters: b batch, t time, d model width, f mlp width.
+
+
+class RMSNorm(nn.Module):
+    """Divides by the root mean square over the last dimension, then scales (Zhang & Sennrich 2019).
+
+    Low-precision inputs are normalised in fp32 and rounded back before the weight is applied, as Qwen3 does;
+    `F.rms_norm` given the weight would round once, after it, and refuses its fused kernel to mixed dtypes.
+    """
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.dim = dim
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape (..., dim) to the same shape."""
+        return self.weight * F.rms_norm(x, (self.dim,), eps=self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, eps={self.eps}"
+
+
+class OutputProjection(nn.Linear):
+    """The last matrix of an attention or an mlp, whose result is added to the residual stream.
+
+    A type of its own because first weights treat it differently from other matrices.
+    """
+
+
+class SwiGLU(nn.Module):
+    """Gated mlp, down(silu(gate(x)) * up(x)), without biases (Shazeer 2020, "GLU Variants Improve Transformer")."""
+
+    def __init__(self, dim: int, ffn_dim: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(dim, ffn_dim, bias=False)
+        self.up = nn.Linear(dim, ffn_dim, bias=False)
+        self.down = OutputProjection(ffn_dim, dim, bias=False)
+
+    def forward(self, x_btd: Tensor) -> Tensor:
+        y_btf = F.silu(self.gate(x_btd)) * self.up(x_btd)
+        return self.down(y_btf)
+
+
+class GeluMLP(nn.Module):
+    """GPT-2's mlp: down(gelu(up(x))) with biases, and the tanh form of GELU that GPT-2 calls `gelu_new`."""
+
+    def __init__(self, dim: int, ffn_dim: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(dim, ffn_dim)
+        self.down = OutputProjection(ffn_dim, dim)
+
+    def forward(self, x_btd: Tensor) -> Tensor:
+        y_btf = F.gelu(self.up(x_btd), approximate="tanh")
+        return self.down(y_btf)
+
+
+# --- positions ----------------------------------------------------------------------------------------------------
+# How a token learns where it stands: rotary positions (modern) or learned ones (classic).
+#
+# Both take the embedded tokens and their positions, and return the tokens to go on with and the rotation that
+# attention applies to its queries and keys (None for learned positions).
+# Letters: b batch, t time, d model width, h heads, k head width.
+
+
+class RotaryEmbedding(nn.Module):
+    """Rotary positions (Su et al. 2021, RoFormer): attention then depends on distances only.
+
+    Angles are computed in fp32 at each forward pass, once for all layers. There is no table that
+    `model.to(torch.bfloat16)` could round, a meta device leave empty or a checkpoint carry.
+    """
+
+    def __init__(self, head_dim: int, theta: float) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.theta = theta
+
+    def forward(self, x_btd: Tensor, positions_bt: Tensor) -> tuple[Tensor, Rotation | None]:
+        """Tokens (b, t, d), unchanged, and the rotation for their positions (b or 1, t), in the tokens' dtype."""
+        exponents = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=positions_bt.device) / self.head_dim
+        frequencies = 1.0 / self.theta**exponents
+        angles = rearrange(positions_bt.float(), "b t -> b t 1") * frequencies
+        angles_btk = repeat(angles, "b t half -> b t (two half)", two=2)
+        return x_btd, Rotation(angles_btk.cos().to(x_btd.dtype), angles_btk.sin().to(x_btd.dtype))
+
+    def extra_repr(self) -> str:
+        return f"{self.head_dim}, theta={self.theta}"
+
+
+class LearnedPositions(nn.Module):
+    """One learned vector for each position, added to the token, as in GPT-2."""
+
+    def __init__(self, max_seq_len: int, dim: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(max_seq_len, dim)
+
+    def forward(self, x_btd: Tensor, positions_bt: Tensor) -> tuple[Tensor, Rotation | None]:
+        """Tokens (b, t, d) plus the vectors of their positions (b or 1, t); no rotation."""
+        return x_btd + self.table(positions_bt), None
+
+
+# --- attention ----------------------------------------------------------------------------------------------------
+
+
+class MultiHeadAttention(nn.Module):
+    """Attention of one layer: project, rotate, attend, project back.
+
+    `qk_norm` makes the norm over each head's queries and keys from the head's width: RMSNorm in Qwen3, nothing
+    in GPT-2. `bias` gives all four projections one, as in GPT-2.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        *,
+        bias: bool = False,
+        qk_norm: Callable[[int], nn.Module] = nn.Identity,
+    ) -> None:
+        super().__init__()
+        self.layer = layer
+        self.n_heads, self.n_kv_heads = config.n_heads, config.resolved_n_kv_heads
+        self.dropout = config.dropout
+        head_dim = config.resolved_head_dim
+        self.to_q = nn.Linear(config.dim, self.n_heads * head_dim, bias=bias)
+        self.to_k = nn.Linear(config.dim, self.n_kv_heads * head_dim, bias=bias)
+        self.to_v = nn.Linear(config.dim, self.n_kv_heads * head_dim, bias=bias)
+        self.to_out = OutputProjection(self.n_heads * head_dim, config.dim, bias=bias)
+        self.q_norm, self.k_norm = qk_norm(head_dim), qk_norm(head_dim)
+
+    def forward(self, x_btd: Tensor, context: AttentionContext) -> Tensor:
+        q_bhtk = self.q_norm(rearrange(self.to_q(x_btd), "b t (h k) -> b h t k", h=self.n_heads))
+        k_bgtk = self.k_norm(rearrange(self.to_k(x_btd), "b t (g k) -> b g t k", g=self.n_kv_heads))
+        v_bgtk = rearrange(self.to_v(x_btd), "b t (g k) -> b g t k", g=self.n_kv_heads)
+        if context.rotation is not None:
+            q_bhtk, k_bgtk = context.rotation.apply(q_bhtk), context.rotation.apply(k_bgtk)
+        # Under autocast the fp32 norm weights have lifted queries and keys to fp32; kernel and cache want one dtype.
+        q_bhtk, k_bgtk = q_bhtk.to(v_bgtk.dtype), k_bgtk.to(v_bgtk.dtype)
+        if context.cache is not None:
+            k_bgtk, v_bgtk = context.cache.update(self.layer, k_bgtk, v_bgtk)
+        y_bhtk = context.attend(q_bhtk, k_bgtk, v_bgtk, dropout=self.dropout if self.training else 0.0)
+        return self.to_out(rearrange(y_bhtk, "b h t k -> b t (h k)"))
+
+
+# --- block and language model -------------------------------------------------------------------------------------
 
 
 @BLOCKS.register("modern")
@@ -85,7 +235,7 @@ class TransformerBlock(BlockRules, nn.Module):
 
     @classmethod
     def make_positions(cls, config: ModelConfig) -> nn.Module:
-        """The model's position embedding: see dtl/model/positions.py."""
+        """The model's position embedding: see dtl/model/transformer.py."""
         return RotaryEmbedding(config.resolved_head_dim, config.arch.rope_theta)
 
     @classmethod

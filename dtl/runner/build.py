@@ -20,7 +20,7 @@ from dtl.base.runtime import (
 from dtl.checkpoints.load import load_model, load_tokenizer, load_training_state
 from dtl.config import RunConfig
 from dtl.data.prepare import PreparedData, prepare_data
-from dtl.data.tokenizer import Tokenizer
+from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.errors import CheckpointError, ConfigError
 from dtl.model.config import ModelConfig
 from dtl.model.kernel_choice import Circumstances, KernelChoice, choose_kernel

@@ -7,7 +7,7 @@ from dtl.base.safe_text import in_one_line
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import QuestionAnswer
 from dtl.data.local.files import LocalFiles
-from dtl.data.qa import QuestionSource
+from dtl.data.qa.source import QuestionSource
 from dtl.data.tasks import is_right
 from dtl.errors import DataError, DTLError
 from dtl.generation.config import SamplingConfig

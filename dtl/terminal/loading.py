@@ -11,12 +11,12 @@ from dtl.base.runtime import choose_device
 from dtl.base.safe_text import in_one_line
 from dtl.checkpoints.listing import is_checkpoint
 from dtl.checkpoints.load import load_model, load_tokenizer
-from dtl.data.qa import prompt
-from dtl.data.tokenizer import Tokenizer
+from dtl.data.documents import prompt
+from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.evaluation.config import FIGURES
 from dtl.generation.config import SamplingConfig
 from dtl.generation.conversation import continue_text
-from dtl.generation.layout import lay_out_for_decoding
+from dtl.generation.engine import lay_out_for_decoding
 from dtl.registry import SOURCES
 from dtl.run_dir.state import read_config
 from dtl.terminal.config import TalkConfig

@@ -11,11 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dtl.data import hub_stream, text_key
+from dtl.data import cache_keys as text_key
 from dtl.data.cache import Cache
 from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
+from dtl.data.encode import encode_sources
+from dtl.data.hub import stream as hub_stream
 from dtl.data.sources import pinned
-from dtl.data.tokens import encode_sources
 from dtl.errors import DTLError
 
 

@@ -13,8 +13,13 @@ PLUGINS = {"verses": "my_lab.verses", "poems": "poems"}  # kind of source -> mod
 def main(folder: str) -> None:
     sys.path[:0] = [folder]
     import dtl
-    from dtl.data import code_key, fingerprint, qa, sources, text_key, tokenizer, tokens
+    from dtl.data import cache_keys as code_key
+    from dtl.data import cache_keys as text_key
+    from dtl.data import encode as tokens
+    from dtl.data import fingerprint, sources
     from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
+    from dtl.data.qa import source as qa
+    from dtl.data.tokenizers import tokenizer
     from dtl.registry import SOURCES, load_plugins
 
     assert dtl.__file__.startswith(folder)

@@ -1,7 +1,7 @@
 """Answers without a model: looked up, and always the same."""
 
-from dtl.data.baselines import look_up, lookup, majority
 from dtl.data.documents import QuestionAnswer
+from dtl.data.tasks import look_up, lookup, majority
 from dtl.registry import TASKS
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dtl.data.batches import IGNORE, Rows, TrainingData, epoch_order
-from dtl.data.packing import pack_documents, pack_stream, pad_documents
+from dtl.data.pack import pack_documents, pack_stream, pad_documents
 
 # Three documents of 4, 3 and 6 tokens, each ended by 0; the pad id is the end token's, as GPT-2's is.
 TOKENS = np.array([11, 12, 13, 0, 21, 22, 0, 31, 32, 33, 34, 35, 0], np.uint16)

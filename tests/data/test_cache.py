@@ -23,14 +23,16 @@ from hypothesis import strategies as st
 
 from dtl.base.files import ASIDE, MANIFEST, TEMPORARY, TRASH, verify_manifest
 from dtl.data import cache as cache_module
-from dtl.data import collect, text_key, tokens
+from dtl.data import cache_keys as text_key
+from dtl.data import collect
+from dtl.data import encode as tokens
 from dtl.data.cache import Cache, cache_folder, key_of
 from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
 from dtl.data.documents import Document, QuestionAnswer
-from dtl.data.encoding import encode_chunks, encode_documents
+from dtl.data.encode import encode_chunks, encode_documents
 from dtl.data.prepare import PreparedData, prepare_data
 from dtl.data.stored import DiskWriter, MemoryWriter, read_texts, read_tokens, sample, write_tokens
-from dtl.data.tokenizer import build_tokenizer
+from dtl.data.tokenizers.tokenizer import build_tokenizer
 from dtl.registry import SOURCES
 
 BUILDER = Path(__file__).with_name("cache_builder.py")
@@ -275,7 +277,7 @@ def test_documents_come_back_as_they_were(tmp_path_factory, train, test):
 
 @pytest.mark.parametrize("n_documents", [0, 1, 97])
 def test_tokens_come_back_as_they_were(tmp_path, n_documents, monkeypatch):
-    monkeypatch.setattr("dtl.data.encoding.CHUNK_CHARACTERS", 31)
+    monkeypatch.setattr("dtl.data.encode.CHUNK_CHARACTERS", 31)
     tokenizer = build_tokenizer(BYTE, lambda: ())
     documents = [Document("x" * n, answer_start=n // 2 if n % 2 else None) for n in range(n_documents)]
     expected = encode_documents(documents, tokenizer)
@@ -498,7 +500,7 @@ def test_damage_is_told_and_mended(counting):
 
 
 def test_progress_says_how_long_it_takes(counting, monkeypatch):
-    monkeypatch.setattr("dtl.data.intake.SECONDS_BETWEEN_REPORTS", 0)
+    monkeypatch.setattr("dtl.base.progress.SECONDS_BETWEEN_REPORTS", 0)
     lines: list[str] = []
     prepare_data(counting, BYTE, 17, 3, lines.append)
     assert any(line.startswith("reading counting: train, ") for line in lines)

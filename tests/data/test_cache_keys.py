@@ -22,18 +22,23 @@ from typing import Any
 import pytest
 
 import dtl
-from dtl.data import code_key, collect, hub_texts, text_key
+from dtl.data import cache_keys as code_key
+from dtl.data import cache_keys as text_key
+from dtl.data import collect
 from dtl.data.cache import Cache, key_of
-from dtl.data.code_key import code_of
+from dtl.data.cache_keys import code_of, sample_settings, text_settings
 from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
 from dtl.data.documents import Document
+from dtl.data.encode import tokenizer_key, tokenizer_settings, tokens_settings
 from dtl.data.fingerprint import fingerprint_settings
-from dtl.data.packing import pack_stream
+from dtl.data.hub import texts as hub_texts
+from dtl.data.hub.source import HubSource
+from dtl.data.local.source import TextSource
+from dtl.data.pack import pack_stream
 from dtl.data.prepare import PreparedData, prepare_data
-from dtl.data.qa import QuestionSource
-from dtl.data.sources import HubSource, TextSource, WikiSource, open_sources, pinned
-from dtl.data.text_key import sample_settings, text_settings
-from dtl.data.tokens import tokenizer_key, tokenizer_settings, tokens_settings
+from dtl.data.qa.source import QuestionSource
+from dtl.data.sources import open_sources, pinned
+from dtl.data.wikipedia.source import WikiSource
 from dtl.errors import DataError
 from dtl.registry import SOURCES, TOKENIZERS
 
@@ -264,7 +269,7 @@ def test_code_that_shapes_nothing_is_part_of_no_key(lab, file, function):
     assert lab.changed(f"dtl/{file}.py", with_another_statement(function)) == set()
 
 
-@pytest.mark.parametrize("file", ["dtl/data/qa.py", "dtl/data/cleaning.py", "my_lab/verses.py", "poems.py"])
+@pytest.mark.parametrize("file", ["dtl/data/qa/source.py", "dtl/data/cleaning.py", "my_lab/verses.py", "poems.py"])
 @pytest.mark.parametrize(
     "edit",
     [
@@ -307,10 +312,10 @@ def test_names_and_places_of_modules_are_part_of_no_key(lab, tmp_path):
     for old, new in names.items():
         (file,) = moved.glob(f"dtl/data/**/{old}.py")
         file.rename(file.with_stem(new))
-    (moved / "dtl/data/wikipedia/tex.py").rename(moved / "dtl/data/formulas.py")
+    (moved / "dtl/data/wikipedia/templates.py").rename(moved / "dtl/data/formulas.py")
     (moved / "my_lab/parsing.py").rename(moved / "my_lab/deep/read.py")
     for file in moved.rglob("*.py"):
-        text = file.read_text(encoding="utf-8").replace("dtl.data.wikipedia.tex ", "dtl.data.formulas ")
+        text = file.read_text(encoding="utf-8").replace("dtl.data.wikipedia.templates ", "dtl.data.formulas ")
         for old, new in {**names, "my_lab.parsing": "my_lab.deep.read"}.items():
             text = re.sub(rf"(?<=[.\"]){old}(?= import|\.py)|(?<=from ){re.escape(old)}", new, text)
         file.write_text(text, encoding="utf-8")

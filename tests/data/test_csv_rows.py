@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from dtl.data.local.csv_rows import MOST_ODD_ROWS, ROWS_BEFORE_JUDGING
 from dtl.data.local.files import LocalFiles
+from dtl.data.local.readers import MOST_ODD_ROWS, ROWS_BEFORE_JUDGING
 from dtl.errors import DataError
 
 

@@ -8,9 +8,9 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dtl.data import gpt2
-from dtl.data.gpt2_encoder import gpt2_encoder
-from dtl.data.tokenizer import FAST_CHARS, Tokenizer, _byte_letters
+from dtl.data.tokenizers import gpt2
+from dtl.data.tokenizers.gpt2 import gpt2_encoder
+from dtl.data.tokenizers.tokenizer import FAST_CHARS, Tokenizer, _byte_letters
 
 if gpt2.carried() is None:
     pytest.skip("GPT-2's vocabulary comes with the `offline` extra", allow_module_level=True)

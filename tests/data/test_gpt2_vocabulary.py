@@ -14,9 +14,9 @@ from typing import ClassVar
 import pytest
 import tokenizers
 
-from dtl.data import gpt2
 from dtl.data.config import TokenizerConfig
-from dtl.data.tokenizer import build_tokenizer
+from dtl.data.tokenizers import gpt2
+from dtl.data.tokenizers.tokenizer import build_tokenizer
 from dtl.errors import DataError
 
 if gpt2.carried() is None:

@@ -12,7 +12,7 @@ from dtl.data.cache import Cache
 from dtl.data.collect import collect_texts
 from dtl.data.config import SPLITS, DataConfig, SourceConfig
 from dtl.data.documents import Document
-from dtl.data.splitting import HoldOut, split_hash
+from dtl.data.split import HoldOut, split_hash
 from dtl.errors import ConfigError, DataError
 
 DOCUMENTS = [Document(f"text number {number}") for number in range(1999)]

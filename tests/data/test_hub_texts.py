@@ -20,8 +20,7 @@ from hub_server import Hub, serving
 
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import Document
-from dtl.data.hub_revision import remember, remembered
-from dtl.data.hub_texts import shuffled
+from dtl.data.hub.texts import remember, remembered, shuffled
 from dtl.data.sources import open_sources
 from dtl.errors import ConfigError, DataError
 

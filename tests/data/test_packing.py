@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dtl.data.documents import Document
-from dtl.data.encoding import CHUNK_CHARACTERS, TokenDocuments, encode_documents
-from dtl.data.packing import (
+from dtl.data.encode import CHUNK_CHARACTERS, encode_documents
+from dtl.data.pack import (
     Packing,
     answer_mask,
     best_fit,
@@ -20,6 +20,7 @@ from dtl.data.packing import (
     pad_documents,
     with_targets,
 )
+from dtl.data.stored import TokenDocuments
 
 documents_lengths = st.lists(st.integers(1, 40), min_size=1, max_size=30)  # end token included
 

@@ -9,12 +9,14 @@ from typing import ClassVar
 import pytest
 import torch
 
-from dtl.data import hub_texts, qa, text_key
+from dtl.data import cache_keys as text_key
 from dtl.data.batches import IGNORE
 from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
+from dtl.data.hub import texts as hub_texts
 from dtl.data.local.readers import Record
 from dtl.data.prepare import PreparedData, prepare_data
-from dtl.data.tokenizer import build_tokenizer
+from dtl.data.qa import source as qa
+from dtl.data.tokenizers.tokenizer import build_tokenizer
 from dtl.errors import DataError
 
 BYTE = TokenizerConfig(kind="byte")

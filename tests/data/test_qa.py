@@ -7,15 +7,14 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from dtl.data import qa
 from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
-from dtl.data.documents import QuestionAnswer
-from dtl.data.encoding import encode_documents
+from dtl.data.documents import QuestionAnswer, document, prompt
+from dtl.data.encode import encode_documents
 from dtl.data.local.readers import Record
 from dtl.data.prepare import prepare_data
-from dtl.data.qa import document, prompt
+from dtl.data.qa import source as qa
 from dtl.data.sources import open_sources
-from dtl.data.tokenizer import build_tokenizer
+from dtl.data.tokenizers.tokenizer import build_tokenizer
 from dtl.errors import DataError
 
 FACT = {

@@ -13,7 +13,7 @@ from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import Document
 from dtl.data.local.files import LocalFiles, split_of
 from dtl.data.sources import open_sources
-from dtl.data.splitting import HoldOut, split_hash
+from dtl.data.split import HoldOut, split_hash
 from dtl.errors import DataError
 from dtl.registry import SOURCES
 

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers
 
-from dtl.data import tokenizer as module
 from dtl.data.config import TokenizerConfig
-from dtl.data.gpt2 import OFFLINE_PACKAGE
-from dtl.data.tokenizer import Tokenizer, build_tokenizer
+from dtl.data.tokenizers import tokenizer as module
+from dtl.data.tokenizers.gpt2 import OFFLINE_PACKAGE
+from dtl.data.tokenizers.tokenizer import Tokenizer, build_tokenizer
 from dtl.errors import ConfigError, DataError
 from dtl.registry import TOKENIZERS
 
@@ -164,7 +164,7 @@ def test_bpe_of_little_text_is_smaller_and_says_so() -> None:
 @pytest.mark.parametrize("kind", ["bpe", "char"])
 def test_training_gives_the_same_bytes_in_another_process(built: dict[str, Tokenizer], kind: str) -> None:
     program = (
-        "import json, sys; from dtl.data.config import TokenizerConfig; from dtl.data.tokenizer import *; "
+        "import json, sys; from dtl.data.config import TokenizerConfig; from dtl.data.tokenizers.tokenizer import *; "
         f"print(build_tokenizer(TokenizerConfig({kind!r}, 280), lambda: json.load(sys.stdin)).fingerprint)"
     )
     command = [sys.executable, "-c", program]
@@ -233,6 +233,6 @@ def test_a_kind_of_ones_own(monkeypatch) -> None:
 
 
 def test_importing_the_module_loads_neither_torch_nor_transformers() -> None:
-    program = "import sys, dtl.data.tokenizer; print({'torch', 'transformers', 'huggingface_hub'} & {*sys.modules})"
+    program = "import sys, dtl.data.tokenizers.tokenizer; print({'torch', 'transformers', 'huggingface_hub'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

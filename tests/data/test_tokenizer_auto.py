@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from dtl.data.config import TokenizerConfig
-from dtl.data.gpt2 import OFFLINE_PACKAGE
-from dtl.data.tokenizer import Tokenizer, build_tokenizer
+from dtl.data.tokenizers.gpt2 import OFFLINE_PACKAGE
+from dtl.data.tokenizers.tokenizer import Tokenizer, build_tokenizer
 
 KINDS = ("gpt2", "bpe", "byte", "char")
 ARCHITECTURES = ("qwen3", "gpt2")

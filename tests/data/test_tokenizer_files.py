@@ -9,8 +9,8 @@ import pytest
 from tokenizers import AddedToken, normalizers, processors
 
 from dtl.data.config import TokenizerConfig
-from dtl.data.gpt2 import OFFLINE_PACKAGE, byte_level_bpe, load_gpt2
-from dtl.data.tokenizer import Tokenizer, build_tokenizer
+from dtl.data.tokenizers.gpt2 import OFFLINE_PACKAGE, byte_level_bpe, load_gpt2
+from dtl.data.tokenizers.tokenizer import Tokenizer, build_tokenizer
 from dtl.errors import CheckpointError
 
 LETTERS = {letter: i for i, letter in enumerate("abcdeo\u0120")}

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from dtl.data.wikipedia.names import is_disambiguation, is_redirect
-from dtl.data.wikipedia.tex import tex_to_text
+from dtl.data.wikipedia.templates import tex_to_text
 from dtl.data.wikipedia.wikitext import _PLAIN_LINK, LONGEST_PIECE, _read, to_prose
 
 # ruff: noqa: RUF001

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dtl.data.wikipedia.wikitext_dataset import articles, natural
+from dtl.data.hub.texts import articles, natural
 
 TEXT = """
  a stray line before any title

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dtl.data import gpt2
+from dtl.data.tokenizers import gpt2
 from dtl.diagnostics import software
 from dtl.diagnostics.software import (
     PACKAGE,

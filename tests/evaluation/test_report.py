@@ -10,10 +10,9 @@ import torch
 from checkpoint_examples import tiny_model, tiny_tokenizer
 
 from dtl.data.config import DataConfig, SourceConfig
-from dtl.data.documents import QuestionAnswer
+from dtl.data.documents import QuestionAnswer, prompt
 from dtl.data.prepare import PreparedData, prepare_data
-from dtl.data.qa import prompt
-from dtl.data.tokenizer import Tokenizer
+from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.evaluation.answers import likelihoods
 from dtl.evaluation.detection import detect, unanswerable_questions
 from dtl.evaluation.report import Plan, chosen_questions, measure

@@ -8,13 +8,12 @@ import pytest
 import torch
 
 from dtl.data.config import TokenizerConfig
-from dtl.data.qa import prompt
-from dtl.data.tokenizer import Tokenizer, build_tokenizer
+from dtl.data.documents import prompt
+from dtl.data.tokenizers.tokenizer import Tokenizer, build_tokenizer
 from dtl.generation import conversation
 from dtl.generation.config import SamplingConfig
-from dtl.generation.conversation import Continuation, answer_greedily, continuations, continue_text
+from dtl.generation.conversation import Continuation, answer_greedily, before_stop, continuations, continue_text
 from dtl.generation.engine import generate, stream
-from dtl.generation.text_stream import before_stop
 from dtl.model.transformer import TransformerLM
 
 GREEDY = SamplingConfig(temperature=0, top_k=None, max_new_tokens=11)

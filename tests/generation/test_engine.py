@@ -9,8 +9,7 @@ from naive_loop import NEVER, naive_steps, random_prompts, written_naively
 from torch import Tensor
 
 from dtl.generation.config import SamplingConfig
-from dtl.generation.engine import generate, stream
-from dtl.generation.sampling import sample_next
+from dtl.generation.engine import generate, sample_next, stream
 from dtl.model.transformer import TransformerLM
 
 KINDS = ("modern", "grouped", "classic")

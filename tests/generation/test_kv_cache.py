@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dtl.generation.kv_cache import StaticKeyValueCache
+from dtl.generation.engine import StaticKeyValueCache
 from dtl.model.transformer import TransformerLM
 
 KINDS = ("modern", "grouped", "classic")

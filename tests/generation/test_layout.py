@@ -7,8 +7,7 @@ import torch
 from naive_loop import NEVER, random_prompts, written_naively
 
 from dtl.generation.config import SamplingConfig
-from dtl.generation.engine import generate
-from dtl.generation.layout import lay_out_for_decoding
+from dtl.generation.engine import generate, lay_out_for_decoding
 from dtl.model.transformer import TransformerLM
 
 KINDS = ("modern", "grouped", "classic")

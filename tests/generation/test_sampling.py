@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dtl.errors import ConfigError
 from dtl.generation.config import SamplingConfig
-from dtl.generation.sampling import keep_min_p, keep_top_k, keep_top_p, penalise_repetition, sample_next
+from dtl.generation.engine import keep_min_p, keep_top_k, keep_top_p, penalise_repetition, sample_next
 
 logit = st.floats(-30, 30, width=32, allow_subnormal=False)
 some_logits = (

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models
 
 from dtl.data.config import TokenizerConfig
-from dtl.data.gpt2 import OFFLINE_PACKAGE
-from dtl.data.tokenizer import Tokenizer, build_tokenizer
-from dtl.generation.text_stream import UNDECIDED, StopTexts, TokenDecoder, before_stop
+from dtl.data.tokenizers.gpt2 import OFFLINE_PACKAGE
+from dtl.data.tokenizers.tokenizer import Tokenizer, build_tokenizer
+from dtl.generation.conversation import UNDECIDED, StopTexts, TokenDecoder, before_stop
 
 TRAINING_TEXT = ["De\u0301ja\u0300 vu \U0001f642 the quick brown fox; the dog \u05e9\u05dc\u05d5\u05dd \ufffd\n" * 3]
 # Letters of one to four bytes, combining, joined, right to left, and the replacement character itself.
@@ -169,7 +169,7 @@ def test_broken_characters(built: dict[str, Tokenizer], kind: str, broken: bytes
 
 def _byte_id(tokenizer: Tokenizer, byte: int) -> int:
     """Of a byte from 0x80 on; the letters that stand for bytes are those of GPT-2."""
-    from dtl.data.tokenizer import _byte_letters
+    from dtl.data.tokenizers.tokenizer import _byte_letters
 
     found = tokenizer.backend.token_to_id(_byte_letters()[byte])
     assert found is not None

@@ -15,8 +15,8 @@ from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.load import load_model, load_tokenizer
 from dtl.config import RunConfig
 from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
-from dtl.data.qa import prompt
-from dtl.data.tokenizer import Tokenizer
+from dtl.data.documents import prompt
+from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.generation.config import SamplingConfig
 from dtl.generation.conversation import continuations, continue_text
 from dtl.generation.engine import generate

@@ -10,9 +10,7 @@ from torch import nn
 from dtl.errors import ConfigError
 from dtl.model.config import ArchConfig, BlockRules, ModelConfig
 from dtl.model.hf import hf_config, to_hf
-from dtl.model.layers import GeluMLP
-from dtl.model.positions import LearnedPositions
-from dtl.model.transformer import ClassicBlock, TransformerBlock, TransformerLM
+from dtl.model.transformer import ClassicBlock, GeluMLP, LearnedPositions, TransformerBlock, TransformerLM
 from dtl.model.twins import TWINS, twin_of
 from dtl.registry import BLOCKS
 

@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from einops import rearrange
 
 from dtl.data.batches import IGNORE, Batch, Rows
-from dtl.data.packing import pack_documents
-from dtl.model.attention import reference_attention
-from dtl.model.document_kernels import (
+from dtl.data.pack import pack_documents
+from dtl.model.attention import (
     FLEX_SHARED_BYTES,
     document_bounds,
     flex_blocks,
     flex_documents,
     padded_documents,
+    reference_attention,
     reference_documents,
     varlen_documents,
 )
@@ -117,7 +117,7 @@ def test_side_by_side_is_given_up_where_it_would_not_halve_the_pairs(monkeypatch
         widths.append((len(q), q.shape[2]))
         return q
 
-    monkeypatch.setattr("dtl.model.document_kernels.sdpa_attention", keep)
+    monkeypatch.setattr("dtl.model.attention.sdpa_attention", keep)
     q_bhtk = torch.randn(2, 3, 12, 10)
     short = torch.arange(12).div(3, rounding_mode="floor").expand(2, 12)  # 8 documents of 3: 72 pairs of 288
     long = (torch.arange(12) >= 7).long().expand(2, 12)  # 4 documents of up to 7: 196 pairs
@@ -194,7 +194,7 @@ def test_flex_blocks_fit_a_small_card(head_dim, element_size):
 @pytest.mark.parametrize("name", ["varlen", "flex"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_kernels_of_a_card_are_exact(monkeypatch, tiny_config, name, dtype):
-    from dtl.model.document_kernels import DOCUMENT_KERNELS
+    from dtl.model.attention import DOCUMENT_KERNELS
     from dtl.model.kernel_choice import Trial
 
     monkeypatch.undo()  # torch's own varlen_attn

@@ -11,8 +11,14 @@ import torch
 
 from dtl.errors import ConfigError
 from dtl.model import kernel_choice
-from dtl.model.attention import Attend, sdpa_attention
-from dtl.model.document_kernels import DOCUMENT_KERNELS, document_mask, reference_documents, sdpa_documents
+from dtl.model.attention import (
+    DOCUMENT_KERNELS,
+    Attend,
+    document_mask,
+    reference_documents,
+    sdpa_attention,
+    sdpa_documents,
+)
 from dtl.model.kernel_choice import Circumstances, KernelChoice, Trial, choose_kernel, quickest
 
 DOCUMENTS = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 4], [0] * 9 + [1] * 2, [0] * 11])

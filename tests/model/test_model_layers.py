@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dtl.model.layers import GeluMLP, RMSNorm, SwiGLU
+from dtl.model.transformer import GeluMLP, RMSNorm, SwiGLU
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -2,7 +2,8 @@
 
 import torch
 
-from dtl.model.positions import LearnedPositions, RotaryEmbedding, Rotation
+from dtl.model.attention import Rotation
+from dtl.model.transformer import LearnedPositions, RotaryEmbedding
 
 
 def rotation_at(*positions: int, head_dim: int = 10, theta: float = 777.0) -> Rotation:

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from chat_fakes import RoteContinuation, rote_model
 
-from dtl.data.documents import QuestionAnswer
-from dtl.data.qa import prompt
+from dtl.data.documents import QuestionAnswer, prompt
 from dtl.errors import DataError, DTLError
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.ask import ask_all, read_pairs

@@ -12,7 +12,7 @@ import pytest
 from tiny_checkpoints import make_checkpoint
 
 import dtl.chat
-from dtl.data.qa import prompt
+from dtl.data.documents import prompt
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.config import ChatConfig
 from dtl.terminal.dialogue import Leaving

@@ -9,7 +9,7 @@ import pytest
 from chat_fakes import RoteContinuation, talk
 
 from dtl.data.config import DataConfig, SourceConfig
-from dtl.data.qa import QuestionSource
+from dtl.data.qa.source import QuestionSource
 from dtl.errors import ConfigError, DTLError
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.chat import COMMANDS, changed_sampling

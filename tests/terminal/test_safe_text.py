@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dtl.base.safe_text import escaped, in_one_line, visible
-from dtl.generation.text_stream import TokenDecoder
+from dtl.generation.conversation import TokenDecoder
 from dtl.terminal.screen import Screen
 
 ESC, BEL, CSI, OSC, DCS, ST = "\x1b", "\x07", "\x9b", "\x9d", "\x90", "\x9c"

@@ -11,7 +11,7 @@ from checkpoint_examples import save, tiny_model, tiny_tokenizer
 
 import dtl.generate
 from dtl.base.safe_text import visible
-from dtl.data.tokenizer import Tokenizer
+from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.generation.config import SamplingConfig
 from dtl.generation.conversation import Continuation, continue_text
 from dtl.model.transformer import TransformerLM

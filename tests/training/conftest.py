@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dtl.data.batches import Rows, TrainingData
-from dtl.data.packing import pad_documents, with_targets
+from dtl.data.pack import pad_documents, with_targets
 from dtl.model.config import ArchConfig, ModelConfig
 from dtl.model.transformer import TransformerLM
 from dtl.training.config import OptimizerConfig, ScheduleConfig, TrainerConfig

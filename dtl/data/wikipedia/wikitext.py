@@ -12,8 +12,7 @@ from typing import Any
 
 from dtl.data.wikipedia.names import FILES_AND_CATEGORIES
 from dtl.data.wikipedia.prose import CUT, HARD_BREAK, lines_to_prose
-from dtl.data.wikipedia.templates import template_text
-from dtl.data.wikipedia.tex import raised, tex_to_text
+from dtl.data.wikipedia.templates import raised, template_text, tex_to_text
 
 _COMMENT_OR_LITERAL = re.compile(
     r"(?:(?<=\n)[ \t]*<!--(?:(?!-->).)*-->[ \t]*\n)|<!--.*?(?:-->|\Z)|<nowiki\s*/>|<nowiki>(.*?)</nowiki>", re.S | re.I

@@ -9,7 +9,7 @@ from typing import Any
 
 import tokenizers
 
-from dtl.data.gpt2 import read_byte_level_bpe
+from dtl.data.tokenizers.gpt2 import read_byte_level_bpe
 from dtl.errors import CheckpointError, DataError
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dtl.data.encoding import TokenDocuments
+from dtl.data.stored import TokenDocuments
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from dtl.data.config import TokenizerConfig
-from dtl.data.gpt2 import END, byte_level_bpe, is_gpt2, load_gpt2
-from dtl.data.gpt2_encoder import GPT2Encoder, gpt2_encoder
-from dtl.data.tokenizer_files import read_backend, read_settings, special_id
+from dtl.data.tokenizers.files import read_backend, read_settings, special_id
+from dtl.data.tokenizers.gpt2 import END, GPT2Encoder, byte_level_bpe, gpt2_encoder, is_gpt2, load_gpt2
 from dtl.errors import CheckpointError, DataError
 from dtl.registry import TOKENIZERS
 

@@ -3,7 +3,9 @@
 The commit is asked for once and remembered, so that texts in the cache need no hub.
 """
 
+import json
 import random
+import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,15 +13,119 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dtl.base.files import MANIFEST, read_manifest
-from dtl.base.network import require_hub
+from dtl.base.files import MANIFEST, read_json, read_manifest, write_atomically
+from dtl.base.network import hub_endpoint, require_hub, without_password
+from dtl.data.cache_keys import entry_name, text_code
 from dtl.data.config import SPLITS, SourceConfig
 from dtl.data.documents import Document, article
-from dtl.data.hub_revision import NEWEST, ask_for_commit, is_commit, remember, remembered
-from dtl.data.hub_stream import HubStream
+from dtl.data.hub.stream import HubStream
 from dtl.data.local.files import SPLIT_WORDS, text_of
-from dtl.data.text_key import entry_name, text_code
 from dtl.errors import CheckpointError, DataError, did_you_mean
+
+# --- commits ------------------------------------------------------------------------------------------------------
+# Which commit of a hub's dataset is read: asked for once, then remembered beside the texts that are made of it.
+
+
+NEWEST = "main"  # the hub's name for the newest commit
+FOLDER = "hub"  # in the cache: a small file for each dataset
+DEADLINE_S = 10.0  # for the hub's answer; whether it answers at all has been asked before
+
+
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision is a commit's full sha, which needs no hub to be known."""
+    return revision is not None and re.fullmatch("[0-9a-f]{40}", revision) is not None
+
+
+def remembered(cache: Path, dataset: str) -> str | None:
+    """The sha of the commit that earlier starts with this cache used; None when there was none."""
+    try:
+        sha = read_json(_file(cache, dataset)).get("sha")
+    except (OSError, CheckpointError):  # missing or damaged: the hub is asked again
+        return None
+    return sha if isinstance(sha, str) and is_commit(sha) else None
+
+
+def remember(cache: Path, dataset: str, sha: str) -> None:
+    """Use this commit from now on. A cache that cannot be written is no error: the next start asks again."""
+    with suppress(OSError):
+        (cache / FOLDER).mkdir(parents=True, exist_ok=True)
+        write_atomically(_file(cache, dataset), json.dumps({"dataset": dataset, "sha": sha}) + "\n")
+
+
+def _file(cache: Path, dataset: str) -> Path:
+    return cache / FOLDER / f"{dataset.replace('/', '--')}.json"
+
+
+def ask_for_commit(dataset: str, revision: str, key: str) -> str:
+    """The sha of the commit that the hub has under this name now. `key` is where its settings stand, for messages.
+
+    Raises DataError when there is no such dataset or revision, when it may not be read, or when the hub fails.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        sha = HfApi().dataset_info(dataset, revision=revision, timeout=DEADLINE_S).sha
+    except RepositoryNotFoundError as error:
+        raise DataError(
+            f"{key}={dataset}: the hub has no such dataset, or it is private. Look for it at "
+            f"{without_password(hub_endpoint())}/datasets; a private one needs `hf auth login`."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise DataError(
+            f"{dataset}: has no revision '{revision}'. Give a branch, a tag or a commit's sha, or none."
+        ) from error
+    except HFValidationError as error:
+        raise DataError(f"{key}={dataset}: is no name of a dataset, such as roneneldan/TinyStories.") from error
+    except Exception as error:  # whatever its network, proxy and parser raise
+        raise DataError(
+            f"{dataset}: the hub did not say its revision ({type(error).__name__}: "
+            f"{without_password(str(error))[:200]}). Try again."
+        ) from error
+    if not is_commit(sha):
+        raise DataError(f"{dataset}: the hub named '{sha}' as its revision, which is no commit. Try again.")
+    return str(sha)
+
+
+# --- WikiText -----------------------------------------------------------------------------------------------------
+# WikiText as plain prose (Merity et al., 2016): its rows are lines, cut into words with marks of their own.
+
+
+_TITLE = re.compile(r"\s*= ([^=]+) =\s*")  # a line of its own; sections have more signs: = = History = =
+_SECTION = re.compile(r"\s*(?:= ){2,}([^=]+?)(?: =){2,}\s*")
+_JOINED = re.compile(r" ?@([-,.])@ ?")  # "mid @-@ air", "1 @,@ 900", "3 @.@ 5"
+_BEFORE = re.compile(r" (?=[,.;:!?%)\]}](?:\s|$|[)\"',.;:]))")  # no space before these ...
+_AFTER = re.compile(r"(?<=[(\[{$£€#]) ")  # ... nor after these
+_CLITIC = re.compile(r" (?='(?:s|t|re|ve|m|ll|d)\b)| (?=n't\b)")
+_QUOTED = re.compile(r'" ([^"]*?) "')
+
+
+def articles(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Title and text of each article, from lines in their order. What comes before the first title has none."""
+    title, paragraphs = "", list[str]()
+    for line in lines:
+        found = _TITLE.fullmatch(line)
+        if found:
+            if paragraphs:
+                yield title, "\n".join(paragraphs)
+            title, paragraphs = natural(found[1]), []
+        elif line.strip():
+            paragraphs.append(natural(line))
+    if paragraphs:
+        yield title, "\n".join(paragraphs)
+
+
+def natural(line: str) -> str:
+    """One line as it was before it was cut into words: `It was 3 @.@ 5 m , he said .` to `It was 3.5 m, he said.`"""
+    section = _SECTION.fullmatch(line)
+    text = section[1] if section else line.strip()
+    text = _JOINED.sub(r"\1", text)
+    text = _QUOTED.sub(r'"\1"', text)
+    return _AFTER.sub("", _BEFORE.sub("", _CLITIC.sub("", text)))
+
+
+# --- texts --------------------------------------------------------------------------------------------------------
+
 
 SHUFFLE_BUFFER = 1000  # documents among which a stream is shuffled
 # How a row becomes a document; without data.sources.<name>.rows the dataset's name says it, else a row is a text.
@@ -158,7 +264,7 @@ class HubTexts:
     def _documents(self, stream: HubStream, name: str, split: str, chosen: Collection[str]) -> Iterator[Document]:
         seed = self._wish.order_seed if split == "train" else None
         if self.rows == "wikitext":  # lines: their order is the text
-            from dtl.data.wikipedia.wikitext_dataset import articles
+            from dtl.data.hub.texts import articles
 
             lines = (self._text(text) for (text,) in stream.rows(name, [self.column], None, SHUFFLE_BUFFER))
             texts = (article(title, text) for title, text in articles(lines))

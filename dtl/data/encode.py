@@ -1,20 +1,88 @@
-"""Texts as tokens, with the tokenizer that the configuration asks for: out of the cache, or made for it."""
+"""Documents as token ids: one compact array, end to end, with the place where each document begins."""
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
+
+from dtl.base.progress import Pace, Progress
 from dtl.data.cache import Cache, key_of
-from dtl.data.code_key import code_of
+from dtl.data.cache_keys import code_of
 from dtl.data.collect import SourceTexts, collect_texts
 from dtl.data.config import DataConfig, TokenizerConfig
-from dtl.data.encoding import EncodedChunk, TokenDocuments, encode_chunks, joined, token_dtype
-from dtl.data.intake import Pace, Progress
-from dtl.data.stored import Texts, read_tokens, write_tokens
-from dtl.data.tokenizer import Tokenizer, build_tokenizer
+from dtl.data.documents import Document, in_chunks
+from dtl.data.stored import EncodedChunk, Texts, TokenDocuments, read_tokens, token_dtype, write_tokens
+from dtl.data.tokenizers.tokenizer import Tokenizer, build_tokenizer
 from dtl.errors import CheckpointError
 from dtl.registry import TOKENIZERS
+
+CHUNK_CHARACTERS = 1_000_000  # text encoded at a time: its Python lists of ids are dropped before the next
+
+
+class Encoder(Protocol):
+    """What is asked of a tokenizer here."""
+
+    vocab_size: int
+    eos_id: int
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
+
+
+def encode_chunks(
+    documents: Iterable[Document], encoder: Encoder, max_tokens: int | None = None
+) -> Iterator[EncodedChunk]:
+    """Encode documents, a chunk of them at a time, stopping after the chunk in which `max_tokens` is reached.
+
+    The part before an answer and the answer are encoded apart from each other: whatever the tokenizer
+    would merge across that border, the prompt's ids are those of the prompt alone, as in chat.
+    """
+    dtype = token_dtype(encoder.vocab_size)
+    n_tokens = 0
+    for chunk in in_chunks(documents, lambda document: len(document.text), CHUNK_CHARACTERS):
+        ids = iter(encoder.encode_batch([part for document in chunk for part in _parts(document)]))
+        flat: list[list[int]] = []
+        lengths: list[int] = []
+        answer_starts: list[int] = []
+        for document in chunk:
+            parts = [next(ids) for _ in _parts(document)]
+            answer_starts.append(len(parts[0]) if len(parts) == 2 else 0)
+            lengths.append(sum(map(len, parts)) + 1)
+            flat += [*parts, [encoder.eos_id]]
+        tokens = np.fromiter(itertools.chain.from_iterable(flat), dtype, sum(lengths))
+        n_characters = sum(len(document.text) for document in chunk)
+        yield EncodedChunk(tokens, np.array(lengths, np.int64), np.array(answer_starts, np.int32), n_characters)
+        n_tokens += len(tokens)
+        if max_tokens is not None and n_tokens >= max_tokens:
+            break
+
+
+def encode_documents(documents: Iterable[Document], encoder: Encoder, max_tokens: int | None = None) -> TokenDocuments:
+    """Encode documents into memory; see `encode_chunks`."""
+    return joined(encode_chunks(documents, encoder, max_tokens), token_dtype(encoder.vocab_size))
+
+
+def joined(chunks: Iterable[EncodedChunk], dtype: np.dtype) -> TokenDocuments:
+    """The chunks end to end."""
+    kept = list(chunks)
+    lengths = np.concatenate([np.empty(0, np.int64), *(chunk.lengths for chunk in kept)])
+    return TokenDocuments(
+        tokens=np.concatenate([np.empty(0, dtype), *(chunk.tokens for chunk in kept)]),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        answer_starts=np.concatenate([np.empty(0, np.int32), *(chunk.answer_starts for chunk in kept)]),
+    )
+
+
+def _parts(document: Document) -> tuple[str, ...]:
+    if document.answer_start is None:
+        return (document.text,)
+    return document.text[: document.answer_start], document.text[document.answer_start :]
+
+
+# --- every source -------------------------------------------------------------------------------------------------
+# Texts as tokens, with the tokenizer that the configuration asks for: out of the cache, or made for it.
 
 
 @dataclass(frozen=True)

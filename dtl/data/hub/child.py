@@ -1,4 +1,4 @@
-"""The process that reads a dataset of the hub; `dtl.data.hub_stream` starts it as a script and ends it at will.
+"""The process that reads a dataset of the hub; `dtl.data.hub.stream` starts it as a script and ends it at will.
 
 The libraries below retry for many minutes in threads that hold a process back at its end: a process of their own can
 be killed. Speaks JSON lines; what it is asked stands in `main`. Imports nothing of DTL.

@@ -11,31 +11,13 @@ from functools import partial
 from pathlib import Path
 
 from dtl.data.config import DataConfig, SourceConfig
-from dtl.data.documents import Document, QuestionAnswer
+from dtl.data.documents import Document, document
 from dtl.data.local.files import LocalFiles
 from dtl.data.local.readers import Record
-from dtl.data.qa_records import PairReader
+from dtl.data.qa.records import PairReader
 from dtl.data.sources import is_sampled, path_key
 from dtl.errors import DataError
 from dtl.registry import SOURCES
-
-
-def prompt(question: str, context: str = "", *, lower_case: bool = False) -> str:
-    """The text after which the model writes its answer. It ends without a space: the answer brings its own,
-    since byte-level tokenizers join a space to the word that follows it. A context is a text to answer from.
-
-    `lower_case` is `data.lower_case_questions` of the model's training: to a tokenizer "Jeans" and "jeans" have
-    nothing in common, and people type both.
-    """
-    question = question.strip().lower() if lower_case else question.strip()
-    asked = f"Question: {question}\nAnswer:"
-    return f"Context: {context.strip()}\n{asked}" if context.strip() else asked
-
-
-def document(pair: QuestionAnswer, *, lower_case: bool = False) -> Document:
-    """The pair as a text to learn, with the place where its answer begins. For `lower_case` see `prompt`."""
-    asked = prompt(pair.question, pair.context, lower_case=lower_case)
-    return Document(f"{asked} {pair.answer.strip()}", answer_start=len(asked), pair=pair)
 
 
 @SOURCES.register("qa")
@@ -43,7 +25,7 @@ class QuestionSource:
     """Pairs from the facts that ship with DTL (path=None), or from one's own files.
 
     A record is a pair under one of the common names (question/answer, instruction/input/output, ...), an article
-    of SQuAD's, or a fact in several wordings as DTL's own are: `dtl.data.qa_records`.
+    of SQuAD's, or a fact in several wordings as DTL's own are: `dtl.data.qa.records`.
     """
 
     def __init__(self, name: str, source: SourceConfig, data: DataConfig, seed: int) -> None:

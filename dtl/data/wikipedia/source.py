@@ -1,0 +1,110 @@
+"""Sources: where documents come from. A source gives its documents by split; what has no validation split
+of its own gets one in `dtl.data.prepare`, held out by a hash of the text.
+
+A source of your own is a class with the three methods of `Source` under a name of its own:
+`@SOURCES.register("poems")`, used by `data.sources.poems.kind=poems plugins=[my_module]`.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dtl.data.config import DataConfig, SourceConfig
+from dtl.data.documents import Document, article
+from dtl.data.hub.source import _wish
+from dtl.data.hub.texts import HubTexts
+from dtl.data.local.files import LocalFiles, field, text_of
+from dtl.data.sources import is_sampled, path_key
+from dtl.registry import SOURCES
+
+if TYPE_CHECKING:
+    from dtl.data.wikipedia.pages import DumpCounts
+
+
+@SOURCES.register("wiki")
+class WikiSource:
+    """Wikipedia: a MediaWiki dump (.xml, .xml.bz2), files in the schema of `wikimedia/wikipedia` (title, text), or
+    that dataset of the hub.
+
+    A document is the title, an empty line, and the text: a small model then knows what an article is
+    about from its first token, and writes one when given `Title\\n\\n`.
+    """
+
+    def __init__(self, name: str, source: SourceConfig, data: DataConfig, seed: int) -> None:
+        self._order_seed = seed if is_sampled(data, name) else None
+        self.dumps = _dumps(source.path)
+        self._dump_counts: list[tuple[Path, DumpCounts]] = []
+        self._allow_truncated = data.allow_truncated
+        self.files: LocalFiles | None = None
+        self._hub: HubTexts | None = None
+        self.commit: str | None = None  # of the hub: dataset@sha
+        if source.path is not None:
+            self.origin = f"{path_key(data, name)}={source.path}"
+            if not self.dumps:
+                self.files = LocalFiles(source.path, path_key(data, name), data.allow_truncated)
+        else:
+            ways_on = (
+                f"Without the hub: {path_key(data, name)}=FOLDER with the dataset's parquet or jsonl files (columns "
+                "title and text), or a MediaWiki dump"
+            )
+            articles = replace(source, rows=source.rows or "article")
+            subset = source.subset or data.wiki_subset
+            self._hub = HubTexts(_wish(type(self), name, articles, data.wiki_dataset, subset, data, seed, ways_on))
+            self.origin = self._hub.origin
+            self.commit = self._hub.commit
+
+    def splits(self) -> dict[str, Iterator[Document]]:
+        if self._hub is not None:
+            return self._hub.splits()
+        if self.files is None:
+            return {"train": self._from_dumps()}
+        return {split: self._from_files(self.files, split) for split in self.files.by_split}
+
+    def _from_files(self, files: LocalFiles, split: str) -> Iterator[Document]:
+        for record in files.records(split, ("title", "text"), self._order_seed):
+            text = text_of(field(record, "text"), record.place)
+            yield article(text_of(record.fields.get("title"), record.place), text)
+
+    def _from_dumps(self) -> Iterator[Document]:
+        """Articles in the order of the dump: a sample of it is its beginning."""
+        from dtl.data.wikipedia.dump import read_dump
+        from dtl.data.wikipedia.pages import DumpCounts
+
+        for dump in self.dumps:
+            counts = DumpCounts()
+            self._dump_counts.append((dump, counts))
+            for title, text in read_dump(dump, counts=counts, allow_truncated=self._allow_truncated):
+                yield article(title, text)
+
+    def require_hub(self) -> None:
+        """Raises DataError when the articles are the hub's and it does not answer."""
+        if self._hub is not None:
+            self._hub.require_hub()
+
+    def fingerprint(self) -> list[Path] | str:
+        """The files that the articles are read from, or the hub's dataset and commit."""
+        if self._hub is not None:
+            return self._hub.fingerprint()
+        return self.dumps or (self.files.paths() if self.files else [])
+
+    def examples(self) -> list[tuple[str, str]]:
+        """Wikitext and the prose that became of it."""
+        return [example for _, counts in self._dump_counts for example in counts.examples]
+
+    def notes(self) -> list[str]:
+        of_dumps = [f"{dump}: {line}" for dump, counts in self._dump_counts for line in counts.lines()]
+        of_others = [*(self.files.notes() if self.files else []), *(self._hub.notes() if self._hub else [])]
+        return [*of_others, *of_dumps]
+
+
+def _dumps(path: str | None) -> list[Path]:
+    if path is None or not path.strip():
+        return []
+    from dtl.data.wikipedia.dump import dumps_at  # reads what lies there, and needs a moment to be imported
+
+    try:
+        return dumps_at(Path(os.path.expanduser(path)))
+    except OSError:
+        return []  # what is wrong with the path is said where files are looked for
