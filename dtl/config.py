@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar, get_type_hints
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+from dtl.base.checks import check_device
 from dtl.base.paths import experiments_dir
 from dtl.data.config import DataConfig, TokenizerConfig
 from dtl.errors import ConfigError
@@ -98,12 +99,6 @@ class RunConfig:
             )
         if self.trainer.precision == "fp16" and self.device == "mps":
             raise ConfigError("trainer.precision=fp16: not supported on Apple GPUs. Use trainer.precision=fp32.")
-
-
-def check_device(device: str) -> None:
-    """Raises ConfigError for what names no device. Whether it is there, only torch knows."""
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
-        raise ConfigError(f"device={device}: one of auto, cpu, cuda, cuda:0, mps.")
 
 
 class Settings(Protocol):

@@ -13,7 +13,7 @@ from dtl.generation.config import SamplingConfig
 from dtl.terminal.config import GenerateConfig
 from dtl.terminal.dialogue import introduce, open_input
 from dtl.terminal.input import is_interactive, quiet_keyboard
-from dtl.terminal.presets import preset, preset_names
+from dtl.terminal.presets import PRESETS, preset
 from dtl.terminal.runs import checkpoint_to_use
 from dtl.terminal.screen import open_screen
 from dtl.terminal.writing import HELP_LINE, MOST_CHARACTERS, Writer
@@ -74,7 +74,7 @@ def _ways(config: GenerateConfig, composed: DictConfig) -> dict[str, SamplingCon
     given = [override_key(override.partition("=")[0]) for override in hydra.overrides.task]
     keys = [key.removeprefix("sampling.") for key in given if key.startswith("sampling.")]
     changes = OmegaConf.masked_copy(composed.sampling, keys)
-    return {name: preset(name, changes) for name in preset_names()}
+    return {name: preset(name, changes) for name in PRESETS}
 
 
 if __name__ == "__main__":

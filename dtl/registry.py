@@ -108,14 +108,17 @@ SCHEDULES: "Registry[Shape, None]" = Registry(
 )
 SOURCES: "Registry[type[Source], SourceTraits]" = Registry(
     "data.sources.<name>.kind",
-    {"qa": "dtl.data.qa.source"} | dict.fromkeys(("hub", "text", "wiki"), "dtl.data.sources"),
+    {
+        "qa": "dtl.data.qa.source",
+        "text": "dtl.data.local.source",
+        "wiki": "dtl.data.wikipedia.source",
+        "hub": "dtl.data.hub.source",
+    },
 )
 TOKENIZERS: "Registry[MakeTokenizer, TokenizerTraits]" = Registry(
     "tokenizer.kind", dict.fromkeys(("bpe", "byte", "char", "gpt2"), "dtl.data.tokenizers.tokenizer")
 )
-TASKS: "Registry[Task, None]" = Registry(
-    "data.tasks", {"exact_match": "dtl.data.tasks", "f1": "dtl.data.tasks", "lookup": "dtl.data.tasks"}
-)
+TASKS: "Registry[Task, None]" = Registry("data.tasks", dict.fromkeys(("exact_match", "f1", "lookup"), "dtl.data.tasks"))
 
 
 def load_plugins(modules: Iterable[str]) -> None:

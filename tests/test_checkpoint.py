@@ -410,7 +410,7 @@ def test_nothing_runs_or_connects_while_a_checkpoint_loads(tmp_path: Path) -> No
     """An audit hook in a process of its own: it cannot be taken away again."""
     folder = save(tmp_path, 1)
     code = (
-        "import sys\nfrom dtl.checkpoints.save import load_model, load_tokenizer, load_training_state\n"
+        "import sys\nfrom dtl.checkpoints.load import load_model, load_tokenizer, load_training_state\n"
         "from pathlib import Path\nimport tokenizers\nevents = []\n"
         "bad = ('os.system', 'os.exec', 'os.posix_spawn', 'subprocess.Popen', 'socket.connect', 'pickle.find_class')\n"
         "folder = Path(sys.argv[1])\n"

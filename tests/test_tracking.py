@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import dtl.base.json_lines
+import dtl.tracking.metrics
 import dtl.tracking.tracker
 from dtl.errors import ConfigError, InterruptedRun
 from dtl.run_dir.provenance import write_result
@@ -237,14 +238,14 @@ def test_a_damaged_line_in_the_middle_stays(tmp_path: Path) -> None:
 
 def test_a_crash_while_truncating_doubles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened(tmp_path).log_steps(steps(1, 5))
-    write = dtl.tracking.tracker.write_atomically
+    write = dtl.tracking.metrics.write_atomically
 
     def crash(path: Path, data: bytes) -> None:
         if path.name == METRICS:
             raise KeyboardInterrupt
         write(path, data)
 
-    monkeypatch.setattr(dtl.tracking.tracker, "write_atomically", crash)
+    monkeypatch.setattr(dtl.tracking.metrics, "write_atomically", crash)
     with pytest.raises(KeyboardInterrupt):
         truncate_metrics(tmp_path, 3)
     monkeypatch.undo()

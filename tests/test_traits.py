@@ -30,7 +30,7 @@ PACKAGE = Path(dtl.__file__).parent
 FILES = [*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "hydra_plugins").rglob("*.py")]
 # The objects whose `kind` or `name` chooses a part, as they are called here: `source.kind`, `config.optimizer.name`.
 CHOOSERS = {"kind": {"self", "config", "source", "it", "tokenizer"}, "name": {"optimizer", "schedule"}}
-OTHER_KINDS = {"tracking.py"}  # of trackers, which are no parts
+OTHER_KINDS = {"tracker.py"}  # of trackers, which are no parts
 
 
 @pytest.fixture(autouse=True)

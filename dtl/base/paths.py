@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dtl.errors import ConfigError
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def conf_dir() -> Path:
@@ -28,3 +28,8 @@ def conf_dir() -> Path:
 def experiments_dir() -> Path:
     """The folder experiments/, absolute; it lies beside conf/."""
     return conf_dir().parent / "experiments"
+
+
+def choices(group: str) -> list[str]:
+    """The names of the files in conf/<group>/, sorted."""
+    return sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))

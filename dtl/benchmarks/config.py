@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dtl.config import check_device
+from dtl.base.checks import check_device
+from dtl.base.paths import choices
 from dtl.errors import ConfigError, did_you_mean
-from dtl.model.presets import preset_names
 from dtl.registry import Registry
 
 SUITES: Registry = Registry(
@@ -31,7 +31,7 @@ class GenerationSuiteConfig:
 
     def validate(self) -> None:
         """Raises ConfigError, naming key, value, rule and remedy, for values that cannot be."""
-        known = preset_names()
+        known = choices("model")
         if self.model not in known:
             raise ConfigError(
                 f"generation.model={self.model}: there is no such model. Known: {', '.join(known)}."

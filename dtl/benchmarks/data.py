@@ -215,7 +215,8 @@ def _articles(row: Row, place: Workplace) -> Row:
     masked = pack_documents(encoded.offsets, PACKED_SEQ_LEN)
     padded = pad_documents(encoded.offsets, PACKED_SEQ_LEN)
     cut = 1 - padded.n_tokens / packed.n_tokens
-    note = f"{packed.n_rows:,} rows of {PACKED_SEQ_LEN}; document mask: {masked.wasted:.2%}; padded cuts {cut:.0%} of the text"
+    note = f"{packed.n_rows:,} rows of {PACKED_SEQ_LEN}; document mask: {masked.wasted:.2%}; "
+    note += f"padded cuts {cut:.0%} of the text"
     return replace(row, ours=packed.wasted, peer=padded.wasted, note=note, rounds=1)
 
 

@@ -28,9 +28,7 @@ from dtl.registry import SOURCES
 
 # Of DTL's data modules those that shape no byte: they choose what is read, which the keys hold by value, ask whether
 # the hub answers, or keep what was made. Of DTL's other modules none shapes a byte.
-SHAPE_NOTHING = frozenset(
-    f"dtl.data.{name}" for name in ("cache", "code_key", "collect", "config", "hub", "hub_revision", "text_key")
-)
+SHAPE_NOTHING = frozenset(f"dtl.data.{name}" for name in ("cache", "cache_keys", "config"))
 STANDARD_LIBRARY = Path(os.__file__).parent
 INSTALLED = {"site-packages", "dist-packages"}  # folders of what others wrote: its version says what it is
 

@@ -7,14 +7,13 @@ A source of your own is a class with the three methods of `Source` under a name 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from dtl.data.cache import cache_folder
 from dtl.data.cache_keys import characters_read, characters_wanted, entry_name, text_key
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import Document
-from dtl.data.hub.source import HubSource
-from dtl.data.wikipedia.source import WikiSource
 from dtl.registry import SOURCES
 
 if TYPE_CHECKING:
@@ -54,6 +53,19 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class HubReader(Protocol):
+    """A source that may read a dataset of the Hugging Face hub, in addition to `Source`."""
+
+    commit: str | None  # dataset@sha; None where it reads something else
+
+    def require_hub(self) -> None:
+        """Raises DataError when the hub is needed and does not answer."""
+        ...
+
+    def fingerprint(self) -> list[Path] | str: ...
+
+
 def open_sources(data: DataConfig, seed: int) -> dict[str, Source]:
     """The sources of a configuration, in order, each checked to be there. Imports no torch.
 
@@ -71,7 +83,7 @@ def pinned(data: DataConfig, seed: int) -> DataConfig:
     """
     sources, commits = dict(data.sources), dict(data.commits)
     for name, source in open_sources(data, seed).items():
-        if isinstance(source, HubSource | WikiSource) and source.commit is not None:
+        if isinstance(source, HubReader) and source.commit is not None:
             commits[name] = source.commit
             if name in sources:  # a revision that is asked for later goes before the commit
                 sources[name] = replace(sources[name], revision=None)
@@ -80,7 +92,7 @@ def pinned(data: DataConfig, seed: int) -> DataConfig:
     return replace(data, sources=sources, commits=commits)
 
 
-def _may_be_cached(name: str, source: "HubSource | WikiSource", data: DataConfig, seed: int) -> bool:
+def _may_be_cached(name: str, source: HubReader, data: DataConfig, seed: int) -> bool:
     """Whether the cache has the text that will be asked for, as far as it can be said before anything is read."""
     if name != next(iter(data.resolved_sources())):
         return True  # how much of it is wanted, the text of the first source will say

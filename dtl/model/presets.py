@@ -10,11 +10,6 @@ from dtl.errors import ConfigError, did_you_mean
 from dtl.model.config import ModelConfig
 
 
-def preset_names() -> list[str]:
-    """The presets that `load_preset` knows, sorted."""
-    return sorted(file.stem for file in (conf_dir() / "model").glob("*.yaml"))
-
-
 def load_preset(name: str, **overrides: Any) -> ModelConfig:
     """The config of `conf/model/<name>.yaml`, with some of ModelConfig's fields replaced.
 

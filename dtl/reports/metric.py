@@ -47,11 +47,9 @@ def shown_number(value: float | None, digits: int = 4) -> str:
 
 
 # --- loss per token or bits per byte ------------------------------------------------------------------------------
-# Loss per token or bits per byte: runs that cut text with different tokenizers compare by the latter alone.
-#
-# The more text a token holds, the higher its loss: of two runs that know the text equally well, the one with the larger
-# vocabulary has the higher loss per token. Bits per byte do not depend on the tokenizer (Gao et al. 2020, The Pile, 3.1).
-
+# Runs that cut text with different tokenizers compare by bits per byte alone: the more text a token holds, the higher
+# its loss, so that of two equally good models the one with the larger vocabulary has the higher loss. Bits per
+# byte do not depend on the tokenizer (Gao et al. 2020, The Pile, 3.1).
 
 NATS = "nats per target token"
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import chain
+from typing import TYPE_CHECKING
 
 from dtl.base.safe_text import in_one_line
 from dtl.data.config import DataConfig, SourceConfig
@@ -12,8 +13,10 @@ from dtl.data.tasks import is_right
 from dtl.errors import DataError, DTLError
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.chat import DTL, DTL_STYLE, YOU, YOU_STYLE, stream_answer
-from dtl.terminal.loading import LoadedModel
 from dtl.terminal.screen import Screen
+
+if TYPE_CHECKING:
+    from dtl.terminal.loading import LoadedModel
 
 
 def read_pairs(path: str) -> list[QuestionAnswer]:
@@ -27,7 +30,7 @@ def read_pairs(path: str) -> list[QuestionAnswer]:
     return pairs
 
 
-def ask_all(pairs: Sequence[QuestionAnswer], model: LoadedModel, screen: Screen, sampling: SamplingConfig) -> None:
+def ask_all(pairs: Sequence[QuestionAnswer], model: "LoadedModel", screen: Screen, sampling: SamplingConfig) -> None:
     """Ask each question greedily, and show how its answer compares to the expected one.
 
     `sampling` says where answers end. What counts as right says `dtl.data.tasks.is_right`. Raises DTLError naming

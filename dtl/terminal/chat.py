@@ -21,13 +21,13 @@ from dtl.errors import ConfigError, DTLError, did_you_mean
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.dialogue import StopOnInterrupt, introduce, take_lines
 from dtl.terminal.input import InputLine, TooLong
-from dtl.terminal.loading import LoadedModel
-from dtl.terminal.presets import n_tokens, preset, preset_names
+from dtl.terminal.presets import PRESETS, n_tokens, preset
 from dtl.terminal.screen import Screen
 from dtl.terminal.transcript import Turn, default_path, save_transcript
 
 if TYPE_CHECKING:
     from dtl.generation.conversation import Continuation
+    from dtl.terminal.loading import LoadedModel
 
 
 HELP_LINE = "Each question stands alone. help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves."
@@ -41,7 +41,7 @@ class Chat:
     """What a chat is at the moment: its sampling, its next seed, its turns."""
 
     def __init__(
-        self, model: LoadedModel, screen: Screen, line: InputLine, sampling: SamplingConfig, seed: int
+        self, model: "LoadedModel", screen: Screen, line: InputLine, sampling: SamplingConfig, seed: int
     ) -> None:
         self.model = model
         self.screen = screen
@@ -273,7 +273,7 @@ def _params(chat: "Chat", argument: str) -> None:
     settings = "  ".join(f"{key}={_as_typed(value)}" for key, value in asdict(chat.sampling).items())
     chat.screen.say(settings)
     if not argument:
-        chat.screen.note(f"Change with /params temperature=0.7 top_k=null, or a preset: {', '.join(preset_names())}")
+        chat.screen.note(f"Change with /params temperature=0.7 top_k=null, or a preset: {', '.join(PRESETS)}")
 
 
 def changed_sampling(sampling: SamplingConfig, words: str) -> SamplingConfig:
@@ -301,8 +301,8 @@ def changed_sampling(sampling: SamplingConfig, words: str) -> SamplingConfig:
 
 
 def _preset(name: str, sampling: SamplingConfig) -> SamplingConfig:
-    if name not in preset_names():
-        known = f"Known: {', '.join(preset_names())}.{did_you_mean(name, preset_names())}"
+    if name not in PRESETS:
+        known = f"Known: {', '.join(PRESETS)}.{did_you_mean(name, PRESETS)}"
         raise ConfigError(f"/params {in_one_line(name)}: there is no such choice. {known} Or key=value.")
     return replace(preset(name), max_new_tokens=sampling.max_new_tokens, stop=list(sampling.stop))
 
@@ -313,7 +313,7 @@ def _as_typed(value: object) -> str:
 
 COMMANDS = {
     "/params": ChatCommand(
-        _params, "/params [PRESET] [key=value ...]", f"how answers are drawn; presets: {', '.join(preset_names())}"
+        _params, "/params [PRESET] [key=value ...]", f"how answers are drawn; presets: {', '.join(PRESETS)}"
     ),
     "/seed": ChatCommand(_seed, "/seed [N]", "the seed of the next answer; each further one counts on"),
     "/retry": ChatCommand(_retry, "/retry", "the last question once more, with the next seed"),

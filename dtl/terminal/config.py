@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from dtl.config import check_device
+from dtl.base.checks import check_device
 from dtl.errors import ConfigError
 from dtl.generation.config import SamplingConfig
 

@@ -7,11 +7,13 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from dtl.terminal.input import InputLine, PipedInput, TooLong, is_interactive
-from dtl.terminal.loading import LoadedModel
 from dtl.terminal.screen import Screen
+
+if TYPE_CHECKING:
+    from dtl.terminal.loading import LoadedModel
 
 # --- Ctrl-C -------------------------------------------------------------------------------------------------------
 # Ctrl-C while a model writes: stops the text, not the program.
@@ -77,7 +79,7 @@ def _show(label: str) -> None:
 # --- the dialogue -------------------------------------------------------------------------------------------------
 
 
-def introduce(model: LoadedModel, screen: Screen) -> None:
+def introduce(model: "LoadedModel", screen: Screen) -> None:
     """The model's name and run."""
     name, *more = model.lines()
     screen.say(f"DTL {name}", "bold")

@@ -3,19 +3,15 @@
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from dtl.base.paths import conf_dir
+from dtl.base.paths import choices, conf_dir
 from dtl.generation.config import SamplingConfig
 
+PRESETS = choices("sampling")  # names of the files in conf/sampling
 OFF = SamplingConfig(temperature=-1, top_k=None, top_p=1, min_p=0, repetition_penalty=1)  # what restricts nothing
 
 
-def preset_names() -> list[str]:
-    """Names for `sampling=`, in the order of the alphabet."""
-    return sorted(file.stem for file in (conf_dir() / "sampling").glob("*.yaml"))
-
-
 def preset(name: str, changes: DictConfig | None = None) -> SamplingConfig:
-    """The settings of one of `preset_names()`, with `changes` on top. Raises ConfigError for values that cannot be."""
+    """The settings of one of PRESETS, with `changes` on top. Raises ConfigError for values that cannot be."""
     values = yaml.safe_load((conf_dir() / "sampling" / f"{name}.yaml").read_text(encoding="utf-8"))
     merged = OmegaConf.merge(OmegaConf.structured(SamplingConfig), values, changes or {})
     sampling = OmegaConf.to_object(merged)

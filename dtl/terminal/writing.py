@@ -14,12 +14,12 @@ from dtl.base.safe_text import visible
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.dialogue import StopOnInterrupt, take_lines
 from dtl.terminal.input import InputLine, TooLong
-from dtl.terminal.loading import LoadedModel
 from dtl.terminal.presets import in_words, n_tokens
 from dtl.terminal.screen import Screen
 
 if TYPE_CHECKING:
     from dtl.generation.conversation import Continuation
+    from dtl.terminal.loading import LoadedModel
 
 
 # --- side by side -------------------------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ N_SEEDS = 2**63
 class Writer:
     """A model, the ways in which it writes, and the seed of the next text."""
 
-    def __init__(self, model: LoadedModel, screen: Screen, ways: Mapping[str, SamplingConfig], seed: int) -> None:
+    def __init__(self, model: "LoadedModel", screen: Screen, ways: Mapping[str, SamplingConfig], seed: int) -> None:
         self.model = model
         self.screen = screen
         self.ways = ways

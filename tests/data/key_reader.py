@@ -13,30 +13,25 @@ PLUGINS = {"verses": "my_lab.verses", "poems": "poems"}  # kind of source -> mod
 def main(folder: str) -> None:
     sys.path[:0] = [folder]
     import dtl
-    from dtl.data import cache_keys as code_key
-    from dtl.data import cache_keys as text_key
-    from dtl.data import encode as tokens
-    from dtl.data import fingerprint, sources
+    from dtl.data import cache_keys, encode, fingerprint
     from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
-    from dtl.data.qa import source as qa
     from dtl.data.tokenizers import tokenizer
     from dtl.registry import SOURCES, load_plugins
 
     assert dtl.__file__.startswith(folder)
     load_plugins(PLUGINS.values())
     byte = tokenizer.build_tokenizer(TokenizerConfig(kind="byte"), lambda: ())
-    classes: dict[str, Any] = {"qa": qa.QuestionSource, "text": sources.TextSource, "wiki": sources.WikiSource}
-    classes |= {"hub": sources.HubSource, **{kind: SOURCES.get(kind) for kind in PLUGINS}}
+    classes: dict[str, Any] = {kind: SOURCES.get(kind) for kind in ("qa", "text", "wiki", "hub", *PLUGINS)}
 
     def of_text(kind: str) -> str | None:
         data = DataConfig(sources={"some": SourceConfig(kind)})
-        return text_key.text_key("f", classes[kind].__new__(classes[kind]), "some", data, 1e6, None)
+        return cache_keys.text_key("f", classes[kind].__new__(classes[kind]), "some", data, 1e6, None)
 
     for _ in sys.stdin:
-        code_key.code_of.cache_clear()
+        cache_keys.code_of.cache_clear()
         keys = {kind: of_text(kind) for kind in classes}
-        keys["tokens"] = tokens.tokens_key("t", byte, None)
-        keys["tokenizer"] = tokens.tokenizer_key({"some": "t"}, TokenizerConfig(kind="bpe"))
+        keys["tokens"] = encode.tokens_key("t", byte, None)
+        keys["tokenizer"] = encode.tokenizer_key({"some": "t"}, TokenizerConfig(kind="bpe"))
         keys["fingerprint"] = fingerprint.fingerprint_key(["t"], (), [])
         print(json.dumps(keys), flush=True)
 

@@ -22,9 +22,7 @@ from typing import Any
 import pytest
 
 import dtl
-from dtl.data import cache_keys as code_key
-from dtl.data import cache_keys as text_key
-from dtl.data import collect
+from dtl.data import cache_keys, collect
 from dtl.data.cache import Cache, key_of
 from dtl.data.cache_keys import code_of, sample_settings, text_settings
 from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
@@ -170,38 +168,41 @@ def with_another_statement(function: str) -> Callable[[str], str]:
 # --- code ---------------------------------------------------------------------------------------------------------
 
 SHAPING: list[tuple[str, str, set[str]]] = [  # file in dtl/data: functions: the keys that they are part of
-    ("qa", "prompt document _by_split _from_named_file", {"qa"}),
-    ("qa_records", "pairs _read _innermost _first_name _wordings _answers _texts", {"qa"}),
-    ("sources", "_documents _from_files _from_dumps", OWN),
+    ("documents", "prompt document", ALL_TEXTS | LEARNT),
+    ("qa/source", "_by_split _from_named_file", {"qa"}),
+    ("qa/records", "pairs _read _innermost _first_name _wordings _answers _texts", {"qa"}),
+    ("local/source", "_documents", {"text"}),
+    ("wikipedia/source", "_from_files _from_dumps", {"wiki"}),
     ("local/files", "text_of field split_of records", OWN),
-    ("local/csv_rows", "__iter__ _unfinished __next__", OWN),
+    ("local/readers", "__iter__ _unfinished __next__", OWN),
     ("local/readers", "read_txt read_jsonl read_json read_csv read_parquet _decoded", OWN),
     ("local/reading", "lines _wide_lines _decode", OWN),
     ("local/formats", "recognise encoding_of", OWN),
     ("local/unpacking", "readinto open_unpacked", OWN),
-    ("wikipedia/wikitext", "to_prose _without_files _wikilink", OWN),
-    ("wikipedia/prose", "lines_to_prose clean_line", OWN),
-    ("wikipedia/templates", "_measure _table template_text", OWN),
-    ("wikipedia/tex", "tex_to_text", OWN),
-    ("wikipedia/names", "is_redirect is_disambiguation", OWN),
-    ("wikipedia/pages", "_pages _unwanted", OWN),
-    ("wikipedia/dump", "read_dump _parse_chunk _in_order", OWN),
-    ("wikipedia/wikitext_dataset", "articles natural", OWN),
-    ("hub_texts", "_documents shuffled _chosen", OWN),
-    ("hub_stream", "rows", OWN),
-    ("hub_child", "_load _read _plain", OWN),
+    ("wikipedia/wikitext", "to_prose _without_files _wikilink", {"wiki"}),
+    ("wikipedia/prose", "lines_to_prose clean_line", {"wiki"}),
+    ("wikipedia/templates", "_measure _table template_text", {"wiki"}),
+    ("wikipedia/templates", "tex_to_text", {"wiki"}),
+    ("wikipedia/names", "is_redirect is_disambiguation", {"wiki"}),
+    ("wikipedia/pages", "_pages _unwanted", {"wiki"}),
+    ("wikipedia/dump", "read_dump _parse_chunk _in_order", {"wiki"}),
+    ("hub/texts", "articles natural", {"hub", "wiki"}),
+    ("hub/texts", "_documents shuffled _chosen", {"hub", "wiki"}),
+    ("hub/stream", "rows", {"hub", "wiki"}),
+    ("hub/child", "_load _read _plain", {"hub", "wiki"}),
     ("documents", "article", ALL_TEXTS | LEARNT),
-    ("intake", "read_source read _digest", ALL_TEXTS | LEARNT),
+    ("collect", "read_source read _digest", ALL_TEXTS | LEARNT),
     ("cleaning", "clean cleaned", ALL_TEXTS | LEARNT),
-    ("splitting", "split_hash settle _cut", ALL_TEXTS | LEARNT),
+    ("split", "split_hash settle _cut", ALL_TEXTS | LEARNT),
     ("stored", "_to_line _from_line sample write_tokens", ALL_TEXTS | LEARNT),
-    ("encoding", "encode_chunks _parts token_dtype", ALL_TEXTS | LEARNT),
-    ("chunks", "in_chunks", ALL_TEXTS | LEARNT),
-    ("tokens", "_training_texts _encode", LEARNT),
-    ("tokenizer", "_bpe _char _pieces _well_formed encode_batch _encode save", LEARNT),
-    ("tokenizer_files", "read_backend", LEARNT),
-    ("gpt2", "byte_level_bpe", LEARNT),
-    ("gpt2_encoder", "gpt2_encoder __call__", LEARNT),
+    ("stored", "token_dtype", ALL_TEXTS | LEARNT),
+    ("encode", "encode_chunks _parts", LEARNT),
+    ("documents", "in_chunks", ALL_TEXTS | LEARNT),
+    ("encode", "_training_texts _encode", LEARNT),
+    ("tokenizers/tokenizer", "_bpe _char _pieces _well_formed encode_batch _encode save", LEARNT),
+    ("tokenizers/files", "read_backend", LEARNT),
+    ("tokenizers/gpt2", "byte_level_bpe", LEARNT),
+    ("tokenizers/gpt2", "gpt2_encoder __call__", LEARNT),
     ("fingerprint", "data_fingerprint _update", {"fingerprint"}),
 ]
 
@@ -217,13 +218,13 @@ def test_code_that_shapes_what_is_kept_is_part_of_its_key(lab, file, function, k
 @pytest.mark.parametrize(
     ("file", "old", "new", "kinds"),
     [
-        ("qa", "Question: {question}", "Q: {question}", {"qa"}),
-        ("qa_records", '("answer", "output"', '("output", "answer"', {"qa"}),
-        ("wikipedia/templates", '"to": " to "', '"to": " until "', OWN),
-        ("wikipedia/wikitext", "import lines_to_prose", "import clean_line as lines_to_prose", OWN),
+        ("documents", "Question: {question}", "Q: {question}", ALL_TEXTS | LEARNT),
+        ("qa/records", '("answer", "output"', '("output", "answer"', {"qa"}),
+        ("wikipedia/templates", '"to": " to "', '"to": " until "', {"wiki"}),
+        ("wikipedia/wikitext", "import lines_to_prose", "import clean_line as lines_to_prose", {"wiki"}),
         ("cleaning", r'"\n{3,}"', r'"\n{4,}"', ALL_TEXTS | LEARNT),
-        ("splitting", "digest_size=6", "digest_size=5", ALL_TEXTS | LEARNT),
-        ("tokenizer", "min_frequency=2", "min_frequency=3", LEARNT),
+        ("split", "digest_size=6", "digest_size=5", ALL_TEXTS | LEARNT),
+        ("tokenizers/tokenizer", "min_frequency=2", "min_frequency=3", LEARNT),
     ],
 )  # fmt: skip
 def test_so_are_its_constants_and_imports(lab, file, old, new, kinds):
@@ -234,8 +235,8 @@ def test_so_are_its_constants_and_imports(lab, file, old, new, kinds):
     assert lab.changed(f"dtl/data/{file}.py", edit) == kinds
 
 
-# Rows are made anew at every start; tasks and baselines score, the report tells. The others: `code_key.SHAPE_NOTHING`.
-NOT_KEPT = {"baselines", "batches", "packing", "prepare", "report", "tasks"}
+# Rows are made anew at every start; tasks and baselines score, the report tells. The others: `cache_keys.SHAPE_NOTHING`.
+NOT_KEPT = {"batches", "pack", "prepare", "report", "tasks"}
 
 
 def test_modules_that_are_part_of_no_key_are_known(lab):
@@ -246,21 +247,20 @@ def test_modules_that_are_part_of_no_key_are_known(lab):
         for file in files
         if not lab.changed(file.relative_to(lab.folder).as_posix(), lambda text: f"{text}\nedited = 1\n")
     }
-    assert unseen == NOT_KEPT | {name.removeprefix("dtl.data.") for name in code_key.SHAPE_NOTHING}
+    assert unseen == NOT_KEPT | {name.removeprefix("dtl.data.") for name in cache_keys.SHAPE_NOTHING}
 
 
 @pytest.mark.parametrize(
     ("file", "function"),
     [
         ("data/report", "report_lines"),
-        ("data/packing", "pack_documents"),
+        ("data/pack", "pack_documents"),
         ("data/batches", "assemble"),
         ("data/config", "validate"),
-        ("data/hub", "require_hub"),
-        ("data/hub_revision", "remember"),
+        ("base/network", "require_hub"),
         ("data/cache", "_build"),
         ("registry", "register"),
-        ("durable", "sha256_of"),
+        ("base/files", "sha256_of"),
         ("errors", "did_you_mean"),
         ("model/transformer", "forward"),
     ],
@@ -308,7 +308,7 @@ def test_of_a_plugin_counts_what_it_imports_of_its_own(lab, file, kinds):
 
 def test_names_and_places_of_modules_are_part_of_no_key(lab, tmp_path):
     moved = made_lab(tmp_path / "elsewhere")
-    names = {"qa_records": "pair_reading", "cleaning": "washing", "hub_child": "hub_process", "csv_rows": "tables"}
+    names = {"records": "pair_reading", "cleaning": "washing", "child": "hub_process", "readers": "tables"}
     for old, new in names.items():
         (file,) = moved.glob(f"dtl/data/**/{old}.py")
         file.rename(file.with_stem(new))
@@ -348,14 +348,14 @@ def test_the_same_name_out_of_another_module_is_other_code(lab):
 )
 def test_versions_of_libraries_count(monkeypatch, library, parts, counts):
     before = code_of.__wrapped__(*parts)
-    of_installed = code_key._version
-    monkeypatch.setattr(code_key, "_version", lambda name: "0" if name == library else of_installed(name))
+    of_installed = cache_keys._version
+    monkeypatch.setattr(cache_keys, "_version", lambda name: "0" if name == library else of_installed(name))
     assert (code_of.__wrapped__(*parts) != before) == counts
 
 
 def test_a_library_under_another_name_than_its_packages_has_a_version():
-    assert code_key._version("yaml").lower().startswith("pyyaml 6")
-    assert code_key._version("no_such_library_at_all") == ""
+    assert cache_keys._version("yaml").lower().startswith("pyyaml 6")
+    assert cache_keys._version("no_such_library_at_all") == ""
 
 
 # --- classes ------------------------------------------------------------------------------------------------------
@@ -414,9 +414,9 @@ def test_a_function_that_makes_sources_counts_with_their_class(tmp_path, monkeyp
     for number in (1, 2):
         (tmp_path / "makers.py").write_text(f"def made(*arguments):\n    return Base(*arguments, {10**number})")
         made = importlib.reload(importlib.import_module("makers")).made
-        keys.append(text_key.text_code(registered("made", made, monkeypatch), Base))
+        keys.append(cache_keys.text_code(registered("made", made, monkeypatch), Base))
     assert keys[0] != keys[1] and None not in keys
-    assert text_key.text_code(registered("made", lambda *arguments: Base(*arguments), monkeypatch), Base) is None
+    assert cache_keys.text_code(registered("made", lambda *arguments: Base(*arguments), monkeypatch), Base) is None
 
 
 def test_a_learnt_tokenizer_of_unknown_code_is_not_kept(monkeypatch):
@@ -428,9 +428,9 @@ def test_a_learnt_tokenizer_of_unknown_code_is_not_kept(monkeypatch):
 
 def test_a_version_of_a_source_counts(monkeypatch):
     data = DataConfig(sources={"some": SourceConfig(registered("some", Base, monkeypatch))})
-    before = text_key.text_key("f", Base.__new__(Base), "some", data, 1.0, None)
+    before = cache_keys.text_key("f", Base.__new__(Base), "some", data, 1.0, None)
     monkeypatch.setattr(Base, "version", 2, raising=False)
-    assert text_key.text_key("f", Base.__new__(Base), "some", data, 1.0, None) != before
+    assert cache_keys.text_key("f", Base.__new__(Base), "some", data, 1.0, None) != before
 
 
 PLUGIN = """

@@ -59,7 +59,9 @@ def test_published_ids() -> None:
 
 
 def test_the_extra_is_found_without_running_its_code() -> None:
-    program = "import sys; from dtl.data import gpt2; gpt2.load_gpt2(); print(gpt2.OFFLINE_PACKAGE in sys.modules)"
+    program = (
+        "import sys; from dtl.data.tokenizers import gpt2; gpt2.load_gpt2(); print(gpt2.OFFLINE_PACKAGE in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -125,7 +125,7 @@ def test_a_name_look_up_that_fails(monkeypatch) -> None:
 
 def test_a_hanging_check_does_not_hold_the_process_back(silent: int) -> None:
     program = (
-        "from dtl.data import hub\nhub.DEADLINE_S = 0.2\nimport socket, time\n"
+        "from dtl.base import network as hub\nhub.DEADLINE_S = 0.2\nimport socket, time\n"
         "socket.getaddrinfo = lambda *a, **k: time.sleep(60)\nprint(hub.hub_problem())"
     )
     start = time.monotonic()

@@ -13,7 +13,7 @@ from dtl.data.qa.source import QuestionSource
 from dtl.errors import ConfigError, DTLError
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.chat import COMMANDS, changed_sampling
-from dtl.terminal.presets import preset_names
+from dtl.terminal.presets import PRESETS
 from dtl.terminal.transcript import Turn, default_path, save_transcript
 
 BASE = SamplingConfig(max_new_tokens=77, stop=["\nQuestion:"])
@@ -105,7 +105,7 @@ def test_a_wrong_setting_is_answered_and_changes_nothing(typed):
 
 def test_params_alone_shows_them_as_they_are_typed():
     chat = talk("/params", sampling=BASE)
-    for text in ("temperature=0.8", "top_k=50", 'stop=["\\nQuestion:"]', *preset_names()):
+    for text in ("temperature=0.8", "top_k=50", 'stop=["\\nQuestion:"]', *PRESETS):
         assert text in chat.shown
     shown = next(line for line in words(chat).split("Change with")[0].split("temperature=")[1:])
     assert changed_sampling(SamplingConfig(), f"temperature={shown}") == BASE

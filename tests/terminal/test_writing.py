@@ -17,7 +17,7 @@ from dtl.generation.conversation import Continuation, continue_text
 from dtl.model.transformer import TransformerLM
 from dtl.terminal.input import PipedInput
 from dtl.terminal.loading import CheckpointFacts, LoadedModel
-from dtl.terminal.presets import in_words, preset, preset_names
+from dtl.terminal.presets import PRESETS, in_words, preset
 from dtl.terminal.screen import Screen
 from dtl.terminal.writing import Writer, facts
 
@@ -160,7 +160,7 @@ def heads(out: str) -> list[str]:
 def test_without_sampling_every_preset_writes(generate):
     code, out, notes = generate("ckpt=latest", "prompt=Once, {there} was", "sampling.max_new_tokens=5", "seed=3")
     assert code == 0 and "DTL " in notes and "seed 3" in notes
-    assert heads(out) == [f"{name}  {in_words(preset(name))}" for name in preset_names()]
+    assert heads(out) == [f"{name}  {in_words(preset(name))}" for name in PRESETS]
     assert out.count("Once, {there} was") == 3 and notes.count("5 tokens") == 3
 
 
@@ -196,5 +196,5 @@ def test_refusals_come_before_a_model_is_loaded(generate, monkeypatch):
 
 
 def test_presets_are_the_files_of_the_group():
-    assert preset_names() == ["conservative", "creative", "standard"]
+    assert PRESETS == ["conservative", "creative", "standard"]
     assert preset("creative").temperature == 1.1

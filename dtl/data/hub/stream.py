@@ -14,7 +14,7 @@ from typing import Any
 from dtl.base.network import without_password
 from dtl.errors import DataError
 
-CHILD = Path(__file__).with_name("hub_child.py")
+CHILD = Path(__file__).with_name("child.py")
 STALL_S = 120.0  # nothing at all for so long: given up. A first row may need some megabytes of each of ten files
 READ_AHEAD = 64  # rows held ready
 # Of each read, by the library, within each several requests. Its own 20 are half an hour where packets are swallowed.
