@@ -11,7 +11,7 @@ from dtl.base.display import Display, quiet_when_gone, shown
 from dtl.commandline.cli import override_key, run_command
 from dtl.commandline.command import Command
 from dtl.config import RunConfig, converted, typed_as
-from dtl.data.sources import pinned
+from dtl.data.sources import plan_sources
 from dtl.errors import ConfigError
 from dtl.evaluation.config import FIGURES, EvaluateConfig
 from dtl.run_dir.state import read_config
@@ -52,13 +52,16 @@ def job(composed: DictConfig) -> None:
     settings = typed_as(EvaluateConfig, composed)
     checkpoint = checkpoint_to_use(settings.ckpt, OUTPUTS, "evaluate")
     run, is_own = _run_with_data(composed, settings, checkpoint)
-    run = replace(run, data=pinned(run.data, run.seed))
+    from dtl.data.collect import pinned  # numpy comes with it, which --help can do without
+
+    plans = plan_sources(run.data, run.seed)
+    run = replace(run, data=pinned(run.data, plans))
     out = _file_for_figures(settings.out, checkpoint, is_own)
 
     with quiet_when_gone(), Display() as display:
         from dtl.evaluation.evaluate import evaluate_checkpoint
 
-        evaluate_checkpoint(checkpoint, run, settings, out, display)
+        evaluate_checkpoint(checkpoint, run, plans, settings, out, display)
         if out is None:
             display.note("Written to no file. For one: out=FILE")
         else:

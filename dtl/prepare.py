@@ -15,7 +15,7 @@ from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
 from dtl.config import typed_as
 from dtl.data.config import DataConfig, TokenizerConfig
-from dtl.data.sources import pinned
+from dtl.data.sources import plan_sources
 from dtl.errors import ConfigError
 from dtl.model.config import ModelConfig
 from dtl.terminal.screen import open_screen
@@ -85,7 +85,10 @@ def main() -> None:
 def job(composed: DictConfig) -> None:
     """Prepare, report, export. Torch is imported after everything that can be refused without it."""
     config = typed_as(PrepareConfig, composed)
-    data = pinned(config.data, config.seed)  # refuses within a second what is not there
+    from dtl.data.collect import pinned  # numpy comes with it, which --help can do without
+
+    plans = plan_sources(config.data, config.seed)  # refuses within a second what is not there
+    data = pinned(config.data, plans)
     screen = open_screen(all_in_one=False)
     with quiet_when_gone():
         from dtl.data.cache import Cache, cache_folder
@@ -94,8 +97,10 @@ def job(composed: DictConfig) -> None:
         from dtl.data.report import report_lines
 
         cache = Cache(cache_folder(config.data.cache_dir), config.data.verify == "full", screen.note)
-        tokenizer, sources = encode_sources(data, config.tokenizer, config.seq_len, config.seed, cache, screen.note)
-        prepared = lay_out(data, tokenizer, sources, config.seq_len, config.seed, cache)
+        tokenizer, sources = encode_sources(
+            data, plans, config.tokenizer, config.seq_len, config.seed, cache, screen.note
+        )
+        prepared = lay_out(data, plans, tokenizer, sources, config.seq_len, config.seed, cache)
         for line in report_lines(prepared, sources):
             screen.piece(f"{line}\n")
         kept = [name for name, source in sources.items() if source.key is not None]

@@ -28,7 +28,7 @@ from dtl.commandline.cli import (
 )
 from dtl.commandline.command import Command
 from dtl.config import RunConfig, typed
-from dtl.data.sources import pinned
+from dtl.data.sources import plan_sources
 from dtl.errors import ConfigError, InterruptedRun
 from dtl.run_dir.provenance import RECORD
 from dtl.run_dir.trial import as_trial, trial_of
@@ -106,8 +106,8 @@ def _run_folder(spec: str) -> Path:
     if checkpoint.parent.name != "checkpoints":
         raise ConfigError(f"resume={spec}: no run of DTL. To start a new run from these weights: init={spec}")
     run_dir = checkpoint.parent.parent
-    newest = newest_valid(run_dir)[0].path
-    if checkpoint.name != newest.name and Path(spec).name == checkpoint.name:
+    is_named = Path(spec).name == checkpoint.name
+    if is_named and checkpoint.name != (newest := newest_valid(run_dir)[0].path).name:
         raise ConfigError(
             f"resume={spec}: a run goes on from its newest checkpoint, {newest.name}. For that: resume={run_dir}. "
             f"To start a new run from this one: init={spec}"
@@ -153,7 +153,11 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
     config = _resumed_config(composed, run_dir, [] if again else overrides) if resuming else typed(composed)
     init_from = _find_init(config, overrides)
     # A missing file, or no network: said before torch is imported.
-    config = replace(config, data=pinned(config.data, config.seed))
+    plans = plan_sources(config.data, config.seed)
+
+    from dtl.data.collect import pinned
+
+    config = replace(config, data=pinned(config.data, plans))
 
     from dtl.runner.run import Origin
 
@@ -162,6 +166,7 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
         overrides=overrides,
         choices={key: str(value) for key, value in choices.items() if not key.startswith("hydra/")},
         init_from=init_from,
+        plans=plans,
     )
     if resuming:
         newest, origin.damage = newest_valid(run_dir)

@@ -16,6 +16,7 @@ import dtl
 from dtl.data.cache import Cache
 from dtl.data.config import DataConfig, SourceConfig, SourceTraits, TokenizerConfig, TokenizerTraits
 from dtl.data.encode import encode_sources
+from dtl.data.sources import plan_sources
 from dtl.data.tokenizers.tokenizer import PIECE_CHARS, Tokenizer, build_tokenizer
 from dtl.errors import ConfigError
 from dtl.evaluation.detection import unanswerable_questions
@@ -183,7 +184,9 @@ def test_a_tokenizer_of_ones_own_that_is_learnt_from_text_is_cached_with_it(tmp_
     data = DataConfig(sources={"text": SourceConfig("text", str(texts))})
     learnt.clear()
     for _ in range(2):
-        encode_sources(data, TokenizerConfig("words"), 8, 0, Cache(tmp_path / "cache"), lambda text: None)
+        encode_sources(
+            data, plan_sources(data, 0), TokenizerConfig("words"), 8, 0, Cache(tmp_path / "cache"), lambda text: None
+        )
     assert len(learnt) == times
 
 

@@ -12,7 +12,7 @@ from dtl.benchmarks.made_text import made_articles, write_made_dump
 from dtl.benchmarks.measuring import Row
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import Document
-from dtl.data.sources import open_sources
+from dtl.data.sources import plan_sources
 from dtl.errors import ConfigError, DTLError, did_you_mean
 
 
@@ -77,7 +77,7 @@ def documents(place: Workplace, n_characters: int) -> list[Document]:
     config = DataConfig(sources={"wiki": SourceConfig(kind="wiki", path=settings.wiki)})
     taken: list[Document] = []
     n_taken = 0
-    for document in open_sources(config, settings.seed)["wiki"].splits()["train"]:
+    for document in plan_sources(config, settings.seed)[0].source.splits()["train"]:
         taken.append(document)
         n_taken += len(document.text)
         if n_taken >= n_characters:

@@ -107,6 +107,11 @@ def step_folders(run_dir: Path) -> list[Path]:
     return [folder for folder in found if _STEP_FOLDER.fullmatch(folder.name) and folder.is_dir()]
 
 
+def step_of(folder: Path) -> int:
+    """The step in the name of one of `step_folders`, which is the one in its manifest where that is valid."""
+    return int(folder.name.removesuffix(ASIDE).rpartition("-")[2])
+
+
 def _is_superseded(name: str, whole: set[str]) -> bool:
     return name.endswith(ASIDE) and name.removesuffix(ASIDE) in whole
 
@@ -129,11 +134,11 @@ def newest_valid(run_dir: Path) -> tuple[Checkpoint, str | None]:
 
     Every file of it has been read. `best` counts as one. Raises CheckpointError when there is no whole one.
     """
-    entries = [inspect(folder, contents=False) for folder in step_folders(run_dir)]
+    entries = [Checkpoint(folder, step_of(folder)) for folder in step_folders(run_dir)]
     best = best_checkpoint(run_dir, contents=False)
     damaged: list[Checkpoint] = []
     for entry in sorted(entries if best is None else [*entries, best], key=_newest_first):
-        checked = entry if entry.problem else inspect(entry.path)
+        checked = entry if entry.problem else inspect(entry.path)  # of a long run only the newest is read
         if checked.problem is None:
             return checked, _tell_damage(damaged, checked)
         damaged.append(checked)

@@ -30,19 +30,34 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> Transfor
     Half-precision and sharded weights are read; pickles are not. Leaves torch's random state as it was.
     Raises CheckpointError naming the file that is missing, damaged, or of a model that DTL does not compute.
     """
+    config, vocab_size = read_model_config(path)
+    with torch.random.fork_rng(devices=[]):
+        model = TransformerLM(config, vocab_size)
+    load_weights(model, path)
+    return model.to(device).eval()
+
+
+def read_model_config(path: Path | str) -> tuple[ModelConfig, int]:
+    """Size, architecture and vocabulary size of the model that `load_model` would load, once its files are verified
+    and its weights are known to be of that size. Raises CheckpointError as `load_model` does."""
     folder = _model_folder(path)
     if is_checkpoint(folder):
         verify(folder, only=MODEL_FILES)
     config, vocab_size = _read_config(folder)
-    files = weight_files(folder)
-    _refuse_more_than_is_there(folder, config, vocab_size, read_shapes(files))
-    with torch.random.fork_rng(devices=[]):
-        model = TransformerLM(config, vocab_size)
+    _refuse_more_than_is_there(folder, config, vocab_size, read_shapes(weight_files(folder)))
+    return config, vocab_size
+
+
+def load_weights(model: TransformerLM, path: Path | str) -> None:
+    """Copy the weights at `path`, which `read_model_config` has verified, into a model of their size.
+
+    Raises CheckpointError naming the tensors that do not fit.
+    """
+    folder = _model_folder(path)
     try:
-        from_hf(model, read_tensors(files))
+        from_hf(model, read_tensors(weight_files(folder)))
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from error
-    return model.to(device).eval()
 
 
 def load_tokenizer(path: Path | str) -> Tokenizer:

@@ -28,7 +28,15 @@ from dtl.base.files import (
     unfinished,
     write_atomically,
 )
-from dtl.checkpoints.listing import Checkpoint, best_checkpoint, inspect, list_checkpoints, step_folders, verify
+from dtl.checkpoints.listing import (
+    Checkpoint,
+    best_checkpoint,
+    inspect,
+    list_checkpoints,
+    step_folders,
+    step_of,
+    verify,
+)
 from dtl.errors import CheckpointError, TrainingError
 
 LOCK, HOLDER = ".lock", ".lock.json"  # what `lock_run` holds, and who does
@@ -130,7 +138,7 @@ def set_aside_later(run_dir: Path, step: int) -> list[Path]:
 
     Otherwise they would count as the newest while the run is still on its way there. Returns the new names.
     """
-    later = [folder for folder in step_folders(run_dir) if inspect(folder, contents=False).step > step]
+    later = [folder for folder in step_folders(run_dir) if step_of(folder) > step]
     return [_rename_with(folder, ".lost") for folder in sorted(later)]
 
 

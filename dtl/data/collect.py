@@ -1,187 +1,32 @@
 """Texts of all sources, by split: read as far as they are needed, cleaned, without duplicates, a part held out.
 
-Read once: what was read is kept in the cache, under a hash of everything that shaped it.
+Read once: what was read is kept in the cache, under a hash of everything that shaped it, code included.
 """
 
-import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dtl.base.progress import Pace, Progress
-from dtl.data.cache import Cache, key_of
-from dtl.data.cache_keys import (
-    CHARACTERS_PER_TOKEN,
-    characters_read,
-    characters_wanted,
-    entry_name,
-    sample_settings,
-    text_code,
-    text_key,
-)
-from dtl.data.cleaning import cleaned
+from dtl.base.progress import Progress
+from dtl.data.cache import Cache, cache_folder, key_of
+from dtl.data.code_key import code_of
 from dtl.data.config import SPLITS, DataConfig
-from dtl.data.documents import Document
-from dtl.data.sources import Source, is_sampled, open_sources
-from dtl.data.split import HoldOut
-from dtl.data.stored import DiskWriter, MemoryWriter, Texts, TextWriter, read_texts, sample
-from dtl.errors import DataError
+from dtl.data.read import read_source
+from dtl.data.sources import HubReader, Source, SourcePlan
+from dtl.data.stored import DiskWriter, MemoryWriter, Texts, read_texts, sample
+from dtl.registry import SOURCES
 
-if TYPE_CHECKING:
-    from dtl.data.sources import Source
-
-
-# --- one source ---------------------------------------------------------------------------------------------------
-# One source, read, cleaned, freed of duplicates and split, document by document into a writer.
-
-
-# What is counted of a split as it is read, in documents or characters.
-COUNTED: tuple[str, ...] = (
-    "read", "kept", "empty", "duplicate", "duplicate_characters", "cleaned", "characters"
-)  # fmt: skip
-EXAMPLES = 3  # of what cleaning changed, kept for the report
-EXCERPT = 40  # characters on either side of a change
-
-
-def read_source(
-    source: "Source", held_out: tuple[float, float], budget: float, writer: TextWriter, say: Progress
-) -> dict[str, Any]:
-    """Read, clean and split a source's documents into a writer; returns the facts of SourceTexts.
-
-    `held_out` are the shares of the documents for validation and for test where the source has no validation split
-    of its own; a test split of its own is kept. Training text is read up to the document that reaches `budget`
-    characters. Exact duplicates are dropped where they share a split, before anything is held out; splits that the
-    source itself makes are kept as they are, and told when they overlap.
-    """
-    splits = source.splits()
-    for_validation, for_test = held_out
-    holder = None if "validation" in splits else HoldOut(for_validation, 0.0 if "test" in splits else for_test)
-    for split in ("train", "validation", *(["test"] if "test" in splits else [])):
-        writer.begin(split)
-    reader = _Reader(source.origin, say)
-    for document in reader.read("train", splits.get("train", ()), budget):
-        side = "train" if holder is None else holder.side(document)
-        if side == "test":
-            writer.begin(side)  # not before: a split that gets nothing is no split
-        writer.add(side, document)
-    if not reader.counts["train"]["kept"]:
-        noticed = "".join(f"\n{note}" for note in source.notes())
-        read = reader.counts["train"]["read"]
-        raise DataError(
-            f"{source.origin}: no training text. Found: {read:,} documents{', all empty' if read else ''}. Needed: at "
-            f"least one with text.{noticed}"
-        )
-    notes: list[str] = []
-    for split in ("validation", "test"):
-        if split in splits:
-            for document in reader.read(split, splits[split], math.inf):
-                writer.add(split, document)
-    if "validation" in splits and not reader.counts["validation"]["kept"]:
-        read = reader.counts["validation"]["read"]
-        raise DataError(
-            f"{source.origin}: its own validation split has no text. Found: {read:,} documents"
-            f"{', all empty' if read else ''}. Give it some, or take it away: then a part of the training text is held "
-            "out. Nothing was kept."
-        )
-    if holder is not None:
-        own = () if holder.test_fraction else ("test",)
-        changed, note = holder.settle({split: found for split, found in writer.texts().items() if split not in own})
-        if changed is not None:
-            writer.replace(changed)
-        notes += [f"{source.origin}: {note}"] if note else []
-    texts = {
-        split: found for split, found in writer.texts().items() if len(found) or split in splits or split != "test"
-    }
-    for split in ("train", "validation"):
-        if not len(texts[split]):
-            raise DataError(
-                f"{source.origin}: no document is left for {split}, of {reader.counts['train']['read']} read. Give "
-                f"at least two different documents, or hold out less (data.validation_fraction={for_validation}, "
-                f"data.test_fraction={for_test})."
-            )
-    notes += [*reader.notes(), *source.notes()]
-    # Held-out splits that got nothing are none: they have no counts.
-    counts = {split: reader.counts.get(split, {}) | {"documents": len(texts[split])} for split in texts}
-    facts = {"origin": source.origin, "counts": counts, "notes": notes}
-    by_source = getattr(source, "examples", list)()
-    return facts | {"has_pairs": reader.has_pairs, "examples": [*by_source, *reader.examples]}
-
-
-class _Reader:
-    """Passes on the cleaned documents of split after split, and counts what it does not pass on."""
-
-    def __init__(self, origin: str, say: Progress) -> None:
-        self.origin = origin
-        self.say = say
-        self.counts: dict[str, dict[str, int]] = {}
-        self.has_pairs = False
-        self.examples: list[tuple[str, str]] = []  # what cleaning changed: before and after
-        self._train: set[bytes] = set()
-        self._in_training = 0
-
-    def read(self, split: str, documents: Iterable[Document], budget: float) -> Iterator[Document]:
-        """Documents that are neither empty nor a duplicate, up to the one that reaches the budget of characters."""
-        counts = dict.fromkeys(COUNTED, 0)
-        self.counts[split] = counts
-        seen = self._train if split == "train" else set()
-        pace = Pace(f"reading {self.origin}: {split}", self.say)
-        for raw in documents:
-            document = cleaned(raw)
-            counts["read"] += 1
-            if document is not raw:
-                counts["cleaned"] += 1
-                excerpts = _excerpts(raw.text, document.text)
-                if len(self.examples) < EXAMPLES and excerpts not in self.examples:
-                    self.examples.append(excerpts)
-            if not document.text.strip():
-                counts["empty"] += 1
-                continue
-            digest = _digest(document)
-            if digest in seen:
-                counts["duplicate"] += 1
-                counts["duplicate_characters"] += len(document.text)
-                continue
-            seen.add(digest)
-            self._in_training += split != "train" and digest in self._train
-            self.has_pairs |= document.pair is not None
-            counts["kept"] += 1
-            counts["characters"] += len(document.text)
-            yield document
-            pace.tell(f"{counts['read']:,} documents, {counts['characters'] / 1e6:.1f} M characters")
-            if counts["characters"] >= budget:
-                break
-
-    def notes(self) -> list[str]:
-        notes = []
-        duplicates = sum(counts["duplicate"] for counts in self.counts.values())
-        if duplicates:
-            read = sum(counts["read"] for counts in self.counts.values())
-            notes.append(f"{self.origin}: {duplicates:,} of {read:,} documents dropped, each a copy of another.")
-        if self._in_training:
-            notes.append(
-                f"{self.origin}: {self._in_training:,} documents for validation or test stand in the training text "
-                "too: what is measured on them is memory."
-            )
-        return notes
-
-
-def _digest(document: Document) -> bytes:
-    """16 bytes of BLAKE2 over the text, of a pair over question and answer: two texts never share them by chance."""
-    return hashlib.blake2b(document.text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-
-def _excerpts(before: str, after: str) -> tuple[str, str]:
-    """The place of the first difference in both texts."""
-    at = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after)))
-    here = slice(max(0, at - EXCERPT), at + EXCERPT)
-    return before[here], after[here]
-
-
-# --- all sources --------------------------------------------------------------------------------------------------
-
-
+# Prose has fewer characters in a token than this with any tokenizer here (GPT-2 on Wikipedia: 4.6): so much
+# text for each token wanted is enough, and reading can stop there.
+CHARACTERS_PER_TOKEN = 6
+LEAST_CHARACTERS = 2_000_000  # read at least: a small sample is then drawn from more than a file's beginning
+# Settings that shape no text that is read; any other, also one that a later version adds, is part of its key.
+_SHAPES_NO_TEXT = {
+    "sources", "path", "qa", "wiki", "seq_len", "layout", "document_mask", "loss_on", "max_samples",
+    "validation_fraction", "test_fraction", "commits", "cache_dir", "verify", "tasks", "recommended",
+}  # fmt: skip
 # Files of less than this are prepared in about a second: a cache entry would cost more to look after than it saves.
 SMALL_BYTES = 2**20
 
@@ -196,48 +41,46 @@ class SourceTexts:
     facts: dict[str, Any]  # notes; `counts`: split -> documents read, kept, dropped by reason; has_pairs
 
 
-def collect_texts(config: DataConfig, seq_len: int, seed: int, cache: Cache, say: Progress) -> dict[str, SourceTexts]:
+def collect_texts(
+    config: DataConfig, plans: Sequence[SourcePlan], seq_len: int, seed: int, cache: Cache, say: Progress
+) -> dict[str, SourceTexts]:
     """The texts of every source, in order.
 
     Of a source that is sampled (`data.max_samples`, or any but the first of a mixture) only about as much
     training text is taken as is wanted of it, drawn by the seed.
 
-    Raises DataError when a source is missing, or has no text for training or for validation.
+    Raises DataError when a source has no text for training or for validation.
     """
     collected: dict[str, SourceTexts] = {}
-    for name, source in open_sources(config, seed).items():
-        wanted = _characters_wanted(config, name, collected, seq_len)
-        sampled = is_sampled(config, name)
-        texts = _read(source, name, config, characters_read(wanted), seed if sampled else None, cache, say)
-        if sampled:
+    for plan in plans:
+        wanted = _characters_wanted(config, plan, plans[0], collected, seq_len)
+        texts = _read(plan, config, characters_read(wanted), cache, say)
+        if plan.sampled:
             chosen = sample(texts.splits["train"], wanted, seed)
             key = texts.key and key_of(**sample_settings(texts.key, wanted, seed))
             texts = SourceTexts(texts.origin, texts.splits | {"train": chosen}, key, texts.facts)
-        collected[name] = texts
+        collected[plan.name] = texts
     return collected
 
 
-def _characters_wanted(config: DataConfig, name: str, read_before: dict[str, SourceTexts], seq_len: int) -> float:
+def _characters_wanted(
+    config: DataConfig, plan: SourcePlan, first: SourcePlan, collected: Mapping[str, SourceTexts], seq_len: int
+) -> float:
     """Characters of training text wanted of a source: infinite when all of it is."""
     wanted = characters_wanted(config, seq_len)
-    if not read_before:
+    if not collected:
         return wanted
-    sources = config.resolved_sources()
-    first = next(iter(read_before))
-    of_first = int(read_before[first].splits["train"].characters.sum())
-    share = sources[name].weight / sources[first].weight
+    of_first = int(collected[first.name].splits["train"].characters.sum())
+    share = plan.config.weight / first.config.weight
     return min(wanted, max(seq_len * CHARACTERS_PER_TOKEN, of_first * share * config.recommended.max_epochs))
 
 
-def _read(
-    source: Source, name: str, config: DataConfig, budget: float, order_seed: int | None, cache: Cache, say: Progress
-) -> SourceTexts:
+def _read(plan: SourcePlan, config: DataConfig, budget: float, cache: Cache, say: Progress) -> SourceTexts:
     """The texts of a source out of the cache, or into it, or into memory where they are not to be kept."""
-    held_out = config.validation_fraction, config.test_fraction
+    source, held_out = plan.source, (config.validation_fraction, config.test_fraction)
     fingerprint = _fingerprint(source, cache)
-    key = None if fingerprint is None else text_key(fingerprint, source, name, config, budget, order_seed)
+    key = None if fingerprint is None else text_key(plan, config, fingerprint, budget)
     if key is not None:
-        code = text_code(config.resolved_sources()[name].kind, type(source))
 
         def build(folder: Path) -> dict[str, Any]:
             writer = DiskWriter(folder)
@@ -246,7 +89,7 @@ def _read(
                 writer.close()
             finally:
                 writer.abandon()
-            return facts | {"code": code}
+            return facts | {"code": text_code(plan.config.kind, type(source))}
 
         entry = cache.get(entry_name(key), build)
         if entry is not None:
@@ -277,3 +120,88 @@ def _fingerprint(source: Source, cache: Cache) -> str | None:
 def all_notes(collected: Mapping[str, SourceTexts]) -> list[str]:
     """What people should know of the texts, a line each."""
     return [note for texts in collected.values() for note in texts.facts["notes"]]
+
+
+def pinned(data: DataConfig, plans: Sequence[SourcePlan]) -> DataConfig:
+    """The configuration with the commit of each dataset of the hub: read again, anywhere, it gives the same texts.
+
+    Raises DataError where the hub is needed and does not answer. Imports no torch.
+    """
+    sources, commits = dict(data.sources), dict(data.commits)
+    for plan in plans:
+        if isinstance(plan.source, HubReader) and plan.source.commit is not None:
+            commits[plan.name] = plan.source.commit
+            if plan.name in sources:  # a revision that is asked for later goes before the commit
+                sources[plan.name] = replace(sources[plan.name], revision=None)
+            if not _may_be_cached(plan, plans[0], data):
+                plan.source.require_hub()
+    return replace(data, sources=sources, commits=commits)
+
+
+def _may_be_cached(plan: SourcePlan, first: SourcePlan, data: DataConfig) -> bool:
+    """Whether the cache has the text that will be asked for, as far as it can be said before anything is read."""
+    if plan is not first:
+        return True  # how much of it is wanted, the text of the first source will say
+    if data.max_samples is not None and data.seq_len is None:
+        return True  # how long a row is, the model will say
+    fingerprint = plan.source.fingerprint()  # pyright: ignore[reportAttributeAccessIssue]
+    assert isinstance(fingerprint, str)  # the hub's, no files
+    key = text_key(plan, data, fingerprint, characters_read(characters_wanted(data, data.seq_len or 0)))
+    return key is not None and (cache_folder(data.cache_dir) / entry_name(key)).exists()
+
+
+# --- keys of the cache ----------------------------------------------------------------------------------------------
+
+
+def entry_name(key: str) -> str:
+    """The name of the cache's entry for that text; `*` as the key makes a pattern of it."""
+    return f"text-{key}"
+
+
+def characters_wanted(data: DataConfig, seq_len: int) -> float:
+    """Characters of training text that `data.max_samples` rows need: infinite when all of a source is wanted."""
+    return math.inf if data.max_samples is None else data.max_samples * seq_len * CHARACTERS_PER_TOKEN
+
+
+def characters_read(wanted: float) -> float:
+    """Characters after which reading stops."""
+    return max(wanted, LEAST_CHARACTERS)
+
+
+def text_key(plan: SourcePlan, data: DataConfig, fingerprint: str, budget: float) -> str | None:
+    """Equal for equal texts of a source, read by equal code; None where nobody knows the code.
+
+    For the arguments see `text_settings`.
+    """
+    code = text_code(plan.config.kind, type(plan.source))
+    return key_of(code=code, **text_settings(plan, data, fingerprint, budget)) if code is not None else None
+
+
+def text_code(kind: str, source: type) -> str | None:
+    """The hash of the code that makes texts of a source of this kind and class; None where it cannot be had."""
+    # What is registered for the kind may be a function that makes sources of a class of somewhere else.
+    return code_of(source, SOURCES.get(kind), read_source)
+
+
+def text_settings(plan: SourcePlan, data: DataConfig, fingerprint: str, budget: float) -> dict[str, Any]:
+    """The values that shape a text, beside the code: the `fingerprint` of its documents, and how they are read.
+
+    `budget` is how many characters are read at most; where only a part is, `plan.order_seed` draws the order.
+    """
+    # Of DataConfig alone: what a command adds, such as where to export to, shapes nothing.
+    names = [field.name for field in fields(DataConfig) if field.name not in _SHAPES_NO_TEXT]
+    # The commit stands in the fingerprint: how it was named (a tag, a branch, not at all) makes no other text.
+    left_out = {"path", "weight", *(["revision"] if isinstance(plan.source, HubReader) else [])}
+    return {
+        "source": [fingerprint, type(plan.source).__qualname__, getattr(plan.source, "version", 0)],
+        "data": {name: getattr(data, name) for name in names},
+        "settings": {key: value for key, value in asdict(plan.config).items() if key not in left_out},
+        "splits": list(SPLITS),
+        "held_out": [data.validation_fraction, data.test_fraction],
+        "read": [None if budget == math.inf else budget, plan.order_seed],
+    }
+
+
+def sample_settings(text: str, wanted: float, seed: int) -> dict[str, Any]:
+    """The values that shape a sample of the text of this key; the code that draws it is part of that key."""
+    return {"text": text, "wanted": wanted, "seed": seed}

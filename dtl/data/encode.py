@@ -1,7 +1,7 @@
 """Documents as token ids: one compact array, end to end, with the place where each document begins."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,10 +10,11 @@ import numpy as np
 
 from dtl.base.progress import Pace, Progress
 from dtl.data.cache import Cache, key_of
-from dtl.data.cache_keys import code_of
+from dtl.data.code_key import code_of
 from dtl.data.collect import SourceTexts, collect_texts
 from dtl.data.config import DataConfig, TokenizerConfig
 from dtl.data.documents import Document, in_chunks
+from dtl.data.sources import SourcePlan
 from dtl.data.stored import EncodedChunk, Texts, TokenDocuments, read_tokens, token_dtype, write_tokens
 from dtl.data.tokenizers.tokenizer import Tokenizer, build_tokenizer
 from dtl.errors import CheckpointError
@@ -95,10 +96,16 @@ class EncodedSource:
 
 
 def encode_sources(
-    config: DataConfig, tokenizer: TokenizerConfig | Tokenizer, seq_len: int, seed: int, cache: Cache, say: Progress
+    config: DataConfig,
+    plans: Sequence[SourcePlan],
+    tokenizer: TokenizerConfig | Tokenizer,
+    seq_len: int,
+    seed: int,
+    cache: Cache,
+    say: Progress,
 ) -> tuple[Tokenizer, dict[str, EncodedSource]]:
     """The tokenizer and every source as tokens, in order; made where the cache does not have them."""
-    texts = collect_texts(config, seq_len, seed, cache, say)
+    texts = collect_texts(config, plans, seq_len, seed, cache, say)
     if isinstance(tokenizer, TokenizerConfig):
         say(f"tokenizer {tokenizer.kind}")
         tokenizer = _tokenizer(tokenizer, texts, cache)

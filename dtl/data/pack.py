@@ -5,10 +5,15 @@ long has the inputs tokens[s : s + n] and the targets tokens[s + 1 : s + n + 1],
 of one text share a token and no target is lost between them.
 """
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from dtl.data.cache import key_of
+from dtl.data.code_key import code_of
 from dtl.data.stored import TokenDocuments
 
 
@@ -168,3 +173,39 @@ def _one_run_a_row(seq_len: int, starts: np.ndarray, lengths: np.ndarray) -> Pac
 
 def _offsets(counts: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
+
+
+# --- the fingerprint of data ------------------------------------------------------------------------------------------
+# SHA-256 over its tokens, their layout and the tokenizer.
+
+
+def data_fingerprint(layout: object, made: Sequence[tuple[str, TokenDocuments, Packing]]) -> str:
+    """Equal for equal data: the settings of the layout, and the tokens and rows of each split by its title."""
+    digest = hashlib.sha256(repr(layout).encode())
+    for title, encoded, packing in made:
+        arrays = (encoded.tokens, encoded.offsets, encoded.answer_starts)
+        _update(digest, title, *arrays, packing.starts, packing.lengths, packing.row_offsets)
+    return digest.hexdigest()
+
+
+def fingerprint_key(tokens: Sequence[str], layout: object, made: Sequence[tuple[str, object, Packing]]) -> str:
+    """Equal for equal fingerprints of what these keys of tokens stand for, and of their rows."""
+    return key_of(code=code_of(data_fingerprint), **fingerprint_settings(tokens, layout, made))
+
+
+def fingerprint_settings(
+    tokens: Sequence[str], layout: object, made: Sequence[tuple[str, object, Packing]]
+) -> dict[str, Any]:
+    """The values that shape a fingerprint, beside the code."""
+    digest = hashlib.sha256(repr(layout).encode())
+    for title, _, packing in made:
+        _update(digest, title, packing.starts, packing.lengths, packing.row_offsets)
+    return {"tokens": list(tokens), "layout": digest.hexdigest()}
+
+
+def _update(digest: Any, title: str, *arrays: np.ndarray) -> None:
+    digest.update(title.encode())
+    for array in arrays:
+        portable = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+        digest.update(f"{portable.dtype.str} {len(portable)}".encode())
+        digest.update(portable.data)

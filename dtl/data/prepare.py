@@ -17,8 +17,18 @@ from dtl.data.collect import all_notes
 from dtl.data.config import DataConfig, TokenizerConfig
 from dtl.data.documents import QuestionAnswer, prompt
 from dtl.data.encode import EncodedSource, encode_sources
-from dtl.data.fingerprint import data_fingerprint, fingerprint_key
-from dtl.data.pack import Packing, answer_mask, fully_covered, pack_documents, pack_stream, pad_documents, with_targets
+from dtl.data.pack import (
+    Packing,
+    answer_mask,
+    data_fingerprint,
+    fingerprint_key,
+    fully_covered,
+    pack_documents,
+    pack_stream,
+    pad_documents,
+    with_targets,
+)
+from dtl.data.sources import SourcePlan, plan_sources
 from dtl.data.stored import TokenDocuments
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.errors import DataError
@@ -66,24 +76,28 @@ def prepare_data(
     seq_len: int,
     seed: int,
     progress: Progress | None = None,
+    plans: Sequence[SourcePlan] | None = None,
 ) -> PreparedData:
     """Read, split, encode and lay out the text of a configuration.
 
     A tokenizer configuration is built on the training text; a Tokenizer is used as it is (resume, init).
     With `config.max_samples` each source gives at most so many training rows, a seeded choice from a
     sample of its text. In a mixture a further source gives only as much text as its weight needs for
-    `config.recommended.max_epochs` epochs; after these its rows come again.
+    `config.recommended.max_epochs` epochs; after these its rows come again. `plans` are the sources of `config`
+    where they have been opened already.
 
     Raises DataError when a source is missing, empty, or too little for a training and a validation row.
     """
     say = progress or (lambda line: None)
     cache = Cache(cache_folder(config.cache_dir), config.verify == "full", say)
-    tokenizer, sources = encode_sources(config, tokenizer, seq_len, seed, cache, say)
-    return lay_out(config, tokenizer, sources, seq_len, seed, cache)
+    plans = plan_sources(config, seed) if plans is None else plans
+    tokenizer, sources = encode_sources(config, plans, tokenizer, seq_len, seed, cache, say)
+    return lay_out(config, plans, tokenizer, sources, seq_len, seed, cache)
 
 
 def lay_out(
     config: DataConfig,
+    plans: Sequence[SourcePlan],
     tokenizer: Tokenizer,
     sources: dict[str, EncodedSource],
     seq_len: int,
@@ -91,30 +105,31 @@ def lay_out(
     cache: Cache,
 ) -> PreparedData:
     """The second half of `prepare_data`: tokens become rows. Raises DataError for too little text."""
-    maker = _Maker(config, tokenizer, seq_len, seed)
+    weights = {plan.name: plan.config.weight for plan in plans}
+    maker = _Maker(config, weights, tokenizer, seq_len, seed)
     for name, source in sources.items():
         for split in source.tokens:
             maker.add(name, split, source)
     notes = all_notes({name: source.texts for name, source in sources.items()})
     fingerprint = maker.fingerprint(cache, [source.key for source in sources.values()])
-    return maker.finish([*_mixture_notes(config), *notes, *tokenizer.notes, *cache.notes], fingerprint)
+    return maker.finish([*_mixture_notes(plans), *notes, *tokenizer.notes, *cache.notes], fingerprint)
 
 
-def _mixture_notes(config: DataConfig) -> list[str]:
-    sources = config.resolved_sources()
-    if len(sources) == 1 and all(source.is_shipped for source in sources.values()):
+def _mixture_notes(plans: Sequence[SourcePlan]) -> list[str]:
+    if len(plans) == 1 and plans[0].config.is_shipped:
         return [
             "The questions that ship with DTL, alone. Add Wikipedia with data.wiki.path=FOLDER or "
             "data.wiki.weight=0.5 (from the hub), your own pairs with data.qa.path=FILE.jsonl."
         ]
-    first, *others = sources
-    return [f"validation and early stopping look at {first}, the first source."] if others else []
+    return [f"validation and early stopping look at {plans[0].name}, the first source."] if len(plans) > 1 else []
 
 
 class _Maker:
     """Turns tokens into rows, split after split, and collects what is known of them."""
 
-    def __init__(self, config: DataConfig, tokenizer: Tokenizer, seq_len: int, seed: int) -> None:
+    def __init__(
+        self, config: DataConfig, weights: dict[str, float], tokenizer: Tokenizer, seq_len: int, seed: int
+    ) -> None:
         self.config = config
         self.tokenizer = tokenizer
         self.seq_len = seq_len
@@ -123,7 +138,6 @@ class _Maker:
         self.report: dict[str, dict[str, SplitReport]] = {}
         self.pairs: dict[str, list[QuestionAnswer]] = {}
         self.notes: list[str] = []
-        weights = {name: source.weight for name, source in config.resolved_sources().items()}
         self.weights = weights
         self.layout = (
             seq_len, config.layout, config.document_mask, config.loss_on, weights, tokenizer.fingerprint

@@ -6,18 +6,13 @@ A source of your own is a class with the three methods of `Source` under a name 
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-from dtl.data.cache import cache_folder
-from dtl.data.cache_keys import characters_read, characters_wanted, entry_name, text_key
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import Document
 from dtl.registry import SOURCES
-
-if TYPE_CHECKING:
-    pass
 
 
 class Source(Protocol):
@@ -66,44 +61,28 @@ class HubReader(Protocol):
     def fingerprint(self) -> list[Path] | str: ...
 
 
-def open_sources(data: DataConfig, seed: int) -> dict[str, Source]:
+@dataclass(frozen=True)
+class SourcePlan:
+    """One source of a run, opened: everything about it that is decided before it is read."""
+
+    name: str
+    config: SourceConfig
+    source: Source
+    sampled: bool  # only a part of it is read
+    order_seed: int | None  # draws the order then; None: as the source has it
+
+
+def plan_sources(data: DataConfig, seed: int) -> list[SourcePlan]:
     """The sources of a configuration, in order, each checked to be there. Imports no torch.
 
     Raises DataError when a source is missing or empty.
     """
-    return {
-        name: SOURCES.get(source.kind)(name, source, data, seed) for name, source in data.resolved_sources().items()
-    }
-
-
-def pinned(data: DataConfig, seed: int) -> DataConfig:
-    """The configuration with the commit of each dataset of the hub: read again, anywhere, it gives the same texts.
-
-    Every source is opened for it, so what is not there is refused here. Raises DataError. Imports no torch.
-    """
-    sources, commits = dict(data.sources), dict(data.commits)
-    for name, source in open_sources(data, seed).items():
-        if isinstance(source, HubReader) and source.commit is not None:
-            commits[name] = source.commit
-            if name in sources:  # a revision that is asked for later goes before the commit
-                sources[name] = replace(sources[name], revision=None)
-            if not _may_be_cached(name, source, data, seed):
-                source.require_hub()
-    return replace(data, sources=sources, commits=commits)
-
-
-def _may_be_cached(name: str, source: HubReader, data: DataConfig, seed: int) -> bool:
-    """Whether the cache has the text that will be asked for, as far as it can be said before anything is read."""
-    if name != next(iter(data.resolved_sources())):
-        return True  # how much of it is wanted, the text of the first source will say
-    if data.max_samples is not None and data.seq_len is None:
-        return True  # how long a row is, the model will say
-    budget = characters_read(characters_wanted(data, data.seq_len or 0))
-    order_seed = seed if is_sampled(data, name) else None
-    fingerprint = source.fingerprint()
-    assert isinstance(fingerprint, str)  # the hub's, no files
-    key = text_key(fingerprint, source, name, data, budget, order_seed)
-    return key is not None and (cache_folder(data.cache_dir) / entry_name(key)).exists()
+    plans = []
+    for name, config in data.resolved_sources().items():
+        sampled = data.max_samples is not None or bool(plans)
+        source = SOURCES.get(config.kind)(name, config, data, seed)
+        plans.append(SourcePlan(name, config, source, sampled, seed if sampled else None))
+    return plans
 
 
 def path_key(data: DataConfig, name: str) -> str:

@@ -13,6 +13,7 @@ from dtl.base.runtime import autocast, choose_device, choose_precision
 from dtl.checkpoints.load import load_model, load_tokenizer
 from dtl.config import RunConfig
 from dtl.data.prepare import PreparedData, prepare_data
+from dtl.data.sources import SourcePlan
 from dtl.errors import ConfigError
 from dtl.evaluation.config import FIGURES, EvaluateConfig
 from dtl.evaluation.detection import unanswerable_questions
@@ -126,9 +127,14 @@ NO_DETECTION = (
 
 
 def evaluate_checkpoint(
-    checkpoint: Path, run: RunConfig, settings: EvaluateConfig, out: Path | None, display: Display
+    checkpoint: Path,
+    run: RunConfig,
+    plans: Sequence[SourcePlan],
+    settings: EvaluateConfig,
+    out: Path | None,
+    display: Display,
 ) -> Report:
-    """Measure, show, and write to `out`.
+    """Measure, show, and write to `out`. `plans` are the opened sources of the run's data.
 
     Raises DTLError for a device, data or checkpoint that cannot be used.
     """
@@ -140,12 +146,12 @@ def evaluate_checkpoint(
     context = model.config.max_seq_len
     if run.data.seq_len is not None and run.data.seq_len > context:
         raise ConfigError(f"data.seq_len={run.data.seq_len}: longer than the model's context, {context}. Lower it.")
-    data = prepare_data(run.data, tokenizer, run.data.seq_len or context, run.seed, display.note)
+    data = prepare_data(run.data, tokenizer, run.data.seq_len or context, run.seed, display.note, plans)
     display.screen(
         f"Evaluation of {shown(checkpoint)}",
         [
             ("model", f"{in_units(model.n_parameters())} parameters, context {context:,}, {device.type}, {precision}"),
-            ("data", ", ".join(f"{name} ({source.kind})" for name, source in run.data.resolved_sources().items())),
+            ("data", ", ".join(f"{plan.name} ({plan.config.kind})" for plan in plans)),
             *(("", note) for note in data.notes),
         ],
     )
@@ -154,7 +160,7 @@ def evaluate_checkpoint(
         max_batches=settings.max_batches,
         questions=settings.questions,
         unanswerable=unanswerable,
-        compare_text=[name for name, source in run.data.resolved_sources().items() if source.traits.questions != "all"],
+        compare_text=[source.name for source in plans if source.config.traits.questions != "all"],
         leakage_tokens=settings.leakage_tokens,
         tasks=run.data.tasks,
         worst=settings.worst,

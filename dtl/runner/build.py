@@ -1,7 +1,7 @@
 """Builds the parts of a run from its config: device, data, model, optimizers, trainer. Nothing runs yet."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from dtl.base.runtime import (
     restore_random_state,
     seed_everything,
 )
-from dtl.checkpoints.load import load_model, load_tokenizer, load_training_state
+from dtl.checkpoints.load import load_tokenizer, load_training_state, load_weights, read_model_config
 from dtl.config import RunConfig
 from dtl.data.prepare import PreparedData, prepare_data
+from dtl.data.sources import SourcePlan
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.errors import CheckpointError, ConfigError
 from dtl.model.config import ModelConfig
@@ -92,7 +93,11 @@ class Parts:
 
 
 def assemble(
-    config: RunConfig, resume_from: Path | None, init_from: Path | None, progress: Callable[[str], None]
+    config: RunConfig,
+    plans: Sequence[SourcePlan],
+    resume_from: Path | None,
+    init_from: Path | None,
+    progress: Callable[[str], None],
 ) -> Parts:
     """Build all parts. `resume_from` is a checkpoint of this very run, `init_from` one to start new from.
 
@@ -103,11 +108,12 @@ def assemble(
     seed_everything(config.seed)
     start_from = resume_from or init_from
     tokenizer = load_tokenizer(start_from) if start_from else None
+    found, vocab_size = read_model_config(start_from) if start_from else (config.model, 0)
     if init_from:
-        config = with_init(config, init_from)
-    data = prepare_data(config.data, tokenizer or config.tokenizer, config.seq_len, config.seed, progress)
+        config = with_init(config, init_from, found)
+    data = prepare_data(config.data, tokenizer or config.tokenizer, config.seq_len, config.seed, progress, plans)
     seed_everything(config.seed)
-    model = _build_model(config, data.tokenizer, start_from).to(device)
+    model = _build_model(config, data.tokenizer, start_from, vocab_size).to(device)
     model.activation_checkpointing = config.trainer.activation_checkpointing
     saved = load_training_state(resume_from) if resume_from else None
     attention = _choose_attention(config, model, data, precision, saved[0] if saved else {})
@@ -148,9 +154,8 @@ def assemble(
     return parts
 
 
-def with_init(config: RunConfig, init_from: Path) -> RunConfig:
-    """The config with the size and architecture of the weights at `init_from`; dropouts and kernel stay yours."""
-    found = load_model(init_from).config
+def with_init(config: RunConfig, init_from: Path, found: ModelConfig) -> RunConfig:
+    """The config with the size and architecture `found` at `init_from`; dropouts and kernel stay yours."""
     yours = config.model
     own = replace(found, dropout=yours.dropout, token_dropout=yours.token_dropout, attention=yours.attention)
     if config.seq_len > own.max_seq_len:
@@ -161,18 +166,17 @@ def with_init(config: RunConfig, init_from: Path) -> RunConfig:
     return replace(config, model=own)
 
 
-def _build_model(config: RunConfig, tokenizer: Tokenizer, start_from: Path | None) -> TransformerLM:
+def _build_model(config: RunConfig, tokenizer: Tokenizer, start_from: Path | None, vocab_size: int) -> TransformerLM:
+    """The model with first weights, or with those at `start_from`, which have `vocab_size` rows."""
     if start_from is None:
         return TransformerLM(config.model, tokenizer.vocab_size)
-    loaded = load_model(start_from)
-    vocab_size = loaded.vocab_size
     if tokenizer.vocab_size > vocab_size:
         raise CheckpointError(
             f"{start_from}: its tokenizer has {tokenizer.vocab_size} entries, its model {vocab_size}. "
             "They do not belong together."
         )
     model = TransformerLM(config.model, vocab_size)
-    model.load_state_dict(loaded.state_dict())
+    load_weights(model, start_from)
     return model
 
 

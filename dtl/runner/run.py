@@ -8,7 +8,7 @@ import math
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dtl.base.display import Display, shown
@@ -19,6 +19,8 @@ from dtl.base.signals import StopSignals
 from dtl.checkpoints.listing import best_checkpoint, list_checkpoints, step_folders
 from dtl.checkpoints.store import lock_run, publish_best, set_aside_later, sweep_leftovers
 from dtl.config import RunConfig, to_dict, to_yaml
+from dtl.data.collect import pinned
+from dtl.data.sources import SourcePlan, plan_sources
 from dtl.errors import ConfigError, DTLError, InterruptedRun, TrainingError
 from dtl.evaluation.report import Report
 from dtl.run_dir.provenance import RECORD, add_session, config_hash, update_run_record, write_result, write_run_record
@@ -41,6 +43,7 @@ class Origin:
     init_from: Path | None = None  # a checkpoint or Hugging Face folder to take weights and tokenizer from
     group: str | None = None  # the sweep that this job belongs to
     job_number: int | None = None
+    plans: list[SourcePlan] | None = None  # the opened sources of a config that is validated; None: neither is done
 
 
 def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) -> float:
@@ -52,14 +55,17 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
     origin = origin or Origin()
     run_dir = Path(out_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    config.validate()
+    if origin.plans is None:
+        config.validate()
+        origin.plans = plan_sources(config.data, config.seed)
+        config = replace(config, data=pinned(config.data, origin.plans))
     if origin.resume_from is None and step_folders(run_dir):
         raise ConfigError(f"{run_dir}: holds a run. Go on with it (resume={run_dir}) or take another folder.")
     with lock_run(run_dir), Display() as display, deterministic_algorithms(config.trainer.deterministic):
         for warning in [*sweep_leftovers(run_dir), *([origin.damage] if origin.damage else [])]:
             display.warn(warning)
         with _memory_advice(config):
-            parts = assemble(config, origin.resume_from, origin.init_from, display.note)
+            parts = assemble(config, origin.plans, origin.resume_from, origin.init_from, display.note)
         _record_start(parts, run_dir, origin)
         with _open_tracker(parts, run_dir, origin) as tracker:
             update_run_record(run_dir, wandb_id=tracker.run_id, last_step=parts.length.last_step)

@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dtl.data import cache_keys as text_key
+from dtl.data import collect
 from dtl.data.cache import Cache
 from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
 from dtl.data.encode import encode_sources
 from dtl.data.hub import stream as hub_stream
-from dtl.data.sources import pinned
+from dtl.data.sources import plan_sources
 from dtl.errors import DTLError
 
 
@@ -24,7 +24,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     hub_stream.STALL_S = request.get("stall_s", 60)
     hub_stream.READ_ATTEMPTS = request.get("attempts", 3)
     hub_stream.PAUSE_S = 0.1
-    text_key.LEAST_CHARACTERS = 1_000
+    collect.LEAST_CHARACTERS = 1_000
     settings = {"cache_dir": request["cache"], "validation_fraction": 0.1, **request.get("data", {})}
     data = DataConfig(sources={"some": SourceConfig(**{"kind": "hub", **request["source"]})}, **settings)
     data.validate()
@@ -32,11 +32,13 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     began = time.monotonic()
     try:
         if request.get("open_only"):
-            kept = pinned(data, seed)
+            kept = collect.pinned(data, plan_sources(data, seed))
             seconds = time.monotonic() - began
             return {"commits": kept.commits, "revision": kept.sources["some"].revision, "seconds": seconds}
         cache = Cache(Path(request["cache"]))
-        _, sources = encode_sources(data, TokenizerConfig(kind="byte"), 16, seed, cache, lambda line: None)
+        _, sources = encode_sources(
+            data, plan_sources(data, seed), TokenizerConfig(kind="byte"), 16, seed, cache, lambda line: None
+        )
     except DTLError as error:
         return {"error": str(error), "seconds": time.monotonic() - began}
     source = sources["some"]

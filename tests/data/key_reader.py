@@ -13,8 +13,9 @@ PLUGINS = {"verses": "my_lab.verses", "poems": "poems"}  # kind of source -> mod
 def main(folder: str) -> None:
     sys.path[:0] = [folder]
     import dtl
-    from dtl.data import cache_keys, encode, fingerprint
+    from dtl.data import code_key, collect, encode, pack
     from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
+    from dtl.data.sources import SourcePlan
     from dtl.data.tokenizers import tokenizer
     from dtl.registry import SOURCES, load_plugins
 
@@ -25,14 +26,15 @@ def main(folder: str) -> None:
 
     def of_text(kind: str) -> str | None:
         data = DataConfig(sources={"some": SourceConfig(kind)})
-        return cache_keys.text_key("f", classes[kind].__new__(classes[kind]), "some", data, 1e6, None)
+        plan = SourcePlan("some", data.sources["some"], classes[kind].__new__(classes[kind]), False, None)
+        return collect.text_key(plan, data, "f", 1e6)
 
     for _ in sys.stdin:
-        cache_keys.code_of.cache_clear()
+        code_key.code_of.cache_clear()
         keys = {kind: of_text(kind) for kind in classes}
         keys["tokens"] = encode.tokens_key("t", byte, None)
         keys["tokenizer"] = encode.tokenizer_key({"some": "t"}, TokenizerConfig(kind="bpe"))
-        keys["fingerprint"] = fingerprint.fingerprint_key(["t"], (), [])
+        keys["fingerprint"] = pack.fingerprint_key(["t"], (), [])
         print(json.dumps(keys), flush=True)
 
 

@@ -23,7 +23,6 @@ from hypothesis import strategies as st
 
 from dtl.base.files import ASIDE, MANIFEST, TEMPORARY, TRASH, verify_manifest
 from dtl.data import cache as cache_module
-from dtl.data import cache_keys as text_key
 from dtl.data import collect
 from dtl.data import encode as tokens
 from dtl.data.cache import Cache, cache_folder, key_of
@@ -393,7 +392,7 @@ def test_whatever_shapes_the_data_makes_it_anew(counting, monkeypatch):
     assert made(replace(counting, max_samples=5), seed=4) == {"text", "tokens", "fingerprint"}
     monkeypatch.setattr(Counting, "says", "second")
     assert made() == {"text", "tokens", "fingerprint"}
-    monkeypatch.setattr(text_key, "text_code", lambda kind, source: "edited")
+    monkeypatch.setattr(collect, "text_code", lambda kind, source: "edited")
     assert made() == {"text", "tokens", "fingerprint"}
     assert Counting.read == 6
     monkeypatch.setattr(cache_module, "__version__", "another")

@@ -22,20 +22,20 @@ from typing import Any
 import pytest
 
 import dtl
-from dtl.data import cache_keys, collect
+from dtl.data import code_key, collect
 from dtl.data.cache import Cache, key_of
-from dtl.data.cache_keys import code_of, sample_settings, text_settings
+from dtl.data.code_key import code_of
+from dtl.data.collect import pinned, sample_settings, text_settings
 from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
 from dtl.data.documents import Document
 from dtl.data.encode import tokenizer_key, tokenizer_settings, tokens_settings
-from dtl.data.fingerprint import fingerprint_settings
 from dtl.data.hub import texts as hub_texts
 from dtl.data.hub.source import HubSource
 from dtl.data.local.source import TextSource
-from dtl.data.pack import pack_stream
+from dtl.data.pack import fingerprint_settings, pack_stream
 from dtl.data.prepare import PreparedData, prepare_data
 from dtl.data.qa.source import QuestionSource
-from dtl.data.sources import open_sources, pinned
+from dtl.data.sources import SourcePlan, plan_sources
 from dtl.data.wikipedia.source import WikiSource
 from dtl.errors import DataError
 from dtl.registry import SOURCES, TOKENIZERS
@@ -51,6 +51,7 @@ OWN = {"qa", "text", "wiki", "hub"}
 PLUGINS = {"verses", "poems"}
 LEARNT = {"tokens", "tokenizer"}
 ALL_TEXTS = OWN | PLUGINS
+EVERY = ALL_TEXTS | LEARNT | {"fingerprint"}
 
 PLUGIN_FILES = {
     # A package, without and with relative imports, and a script that it would start.
@@ -168,7 +169,7 @@ def with_another_statement(function: str) -> Callable[[str], str]:
 # --- code ---------------------------------------------------------------------------------------------------------
 
 SHAPING: list[tuple[str, str, set[str]]] = [  # file in dtl/data: functions: the keys that they are part of
-    ("documents", "prompt document", ALL_TEXTS | LEARNT),
+    ("documents", "prompt document", EVERY),
     ("qa/source", "_by_split _from_named_file", {"qa"}),
     ("qa/records", "pairs _read _innermost _first_name _wordings _answers _texts", {"qa"}),
     ("local/source", "_documents", {"text"}),
@@ -190,20 +191,20 @@ SHAPING: list[tuple[str, str, set[str]]] = [  # file in dtl/data: functions: the
     ("hub/texts", "_documents shuffled _chosen", {"hub", "wiki"}),
     ("hub/stream", "rows", {"hub", "wiki"}),
     ("hub/child", "_load _read _plain", {"hub", "wiki"}),
-    ("documents", "article", ALL_TEXTS | LEARNT),
-    ("collect", "read_source read _digest", ALL_TEXTS | LEARNT),
-    ("cleaning", "clean cleaned", ALL_TEXTS | LEARNT),
-    ("split", "split_hash settle _cut", ALL_TEXTS | LEARNT),
-    ("stored", "_to_line _from_line sample write_tokens", ALL_TEXTS | LEARNT),
-    ("stored", "token_dtype", ALL_TEXTS | LEARNT),
+    ("documents", "article", EVERY),
+    ("read", "read_source read _digest", ALL_TEXTS),
+    ("cleaning", "clean cleaned", ALL_TEXTS),
+    ("split", "split_hash settle _cut", ALL_TEXTS),
+    ("stored", "_to_line _from_line sample write_tokens", EVERY),
+    ("stored", "token_dtype", EVERY),
     ("encode", "encode_chunks _parts", LEARNT),
-    ("documents", "in_chunks", ALL_TEXTS | LEARNT),
+    ("documents", "in_chunks", EVERY),
     ("encode", "_training_texts _encode", LEARNT),
     ("tokenizers/tokenizer", "_bpe _char _pieces _well_formed encode_batch _encode save", LEARNT),
     ("tokenizers/files", "read_backend", LEARNT),
     ("tokenizers/gpt2", "byte_level_bpe", LEARNT),
     ("tokenizers/gpt2", "gpt2_encoder __call__", LEARNT),
-    ("fingerprint", "data_fingerprint _update", {"fingerprint"}),
+    ("pack", "data_fingerprint _update", {"fingerprint"}),
 ]
 
 
@@ -218,12 +219,12 @@ def test_code_that_shapes_what_is_kept_is_part_of_its_key(lab, file, function, k
 @pytest.mark.parametrize(
     ("file", "old", "new", "kinds"),
     [
-        ("documents", "Question: {question}", "Q: {question}", ALL_TEXTS | LEARNT),
+        ("documents", "Question: {question}", "Q: {question}", EVERY),
         ("qa/records", '("answer", "output"', '("output", "answer"', {"qa"}),
         ("wikipedia/templates", '"to": " to "', '"to": " until "', {"wiki"}),
         ("wikipedia/wikitext", "import lines_to_prose", "import clean_line as lines_to_prose", {"wiki"}),
-        ("cleaning", r'"\n{3,}"', r'"\n{4,}"', ALL_TEXTS | LEARNT),
-        ("split", "digest_size=6", "digest_size=5", ALL_TEXTS | LEARNT),
+        ("cleaning", r'"\n{3,}"', r'"\n{4,}"', ALL_TEXTS),
+        ("split", "digest_size=6", "digest_size=5", ALL_TEXTS),
         ("tokenizers/tokenizer", "min_frequency=2", "min_frequency=3", LEARNT),
     ],
 )  # fmt: skip
@@ -235,8 +236,8 @@ def test_so_are_its_constants_and_imports(lab, file, old, new, kinds):
     assert lab.changed(f"dtl/data/{file}.py", edit) == kinds
 
 
-# Rows are made anew at every start; tasks and baselines score, the report tells. The others: `cache_keys.SHAPE_NOTHING`.
-NOT_KEPT = {"batches", "pack", "prepare", "report", "tasks"}
+# Rows are made anew at every start; tasks and baselines score, the report tells. The others: `code_key.SHAPE_NOTHING`.
+NOT_KEPT = {"batches", "prepare", "report", "tasks"}
 
 
 def test_modules_that_are_part_of_no_key_are_known(lab):
@@ -247,14 +248,13 @@ def test_modules_that_are_part_of_no_key_are_known(lab):
         for file in files
         if not lab.changed(file.relative_to(lab.folder).as_posix(), lambda text: f"{text}\nedited = 1\n")
     }
-    assert unseen == NOT_KEPT | {name.removeprefix("dtl.data.") for name in cache_keys.SHAPE_NOTHING}
+    assert unseen == NOT_KEPT | {name.removeprefix("dtl.data.") for name in code_key.SHAPE_NOTHING}
 
 
 @pytest.mark.parametrize(
     ("file", "function"),
     [
         ("data/report", "report_lines"),
-        ("data/pack", "pack_documents"),
         ("data/batches", "assemble"),
         ("data/config", "validate"),
         ("base/network", "require_hub"),
@@ -348,14 +348,14 @@ def test_the_same_name_out_of_another_module_is_other_code(lab):
 )
 def test_versions_of_libraries_count(monkeypatch, library, parts, counts):
     before = code_of.__wrapped__(*parts)
-    of_installed = cache_keys._version
-    monkeypatch.setattr(cache_keys, "_version", lambda name: "0" if name == library else of_installed(name))
+    of_installed = code_key._version
+    monkeypatch.setattr(code_key, "_version", lambda name: "0" if name == library else of_installed(name))
     assert (code_of.__wrapped__(*parts) != before) == counts
 
 
 def test_a_library_under_another_name_than_its_packages_has_a_version():
-    assert cache_keys._version("yaml").lower().startswith("pyyaml 6")
-    assert cache_keys._version("no_such_library_at_all") == ""
+    assert code_key._version("yaml").lower().startswith("pyyaml 6")
+    assert code_key._version("no_such_library_at_all") == ""
 
 
 # --- classes ------------------------------------------------------------------------------------------------------
@@ -414,9 +414,9 @@ def test_a_function_that_makes_sources_counts_with_their_class(tmp_path, monkeyp
     for number in (1, 2):
         (tmp_path / "makers.py").write_text(f"def made(*arguments):\n    return Base(*arguments, {10**number})")
         made = importlib.reload(importlib.import_module("makers")).made
-        keys.append(cache_keys.text_code(registered("made", made, monkeypatch), Base))
+        keys.append(collect.text_code(registered("made", made, monkeypatch), Base))
     assert keys[0] != keys[1] and None not in keys
-    assert cache_keys.text_code(registered("made", lambda *arguments: Base(*arguments), monkeypatch), Base) is None
+    assert collect.text_code(registered("made", lambda *arguments: Base(*arguments), monkeypatch), Base) is None
 
 
 def test_a_learnt_tokenizer_of_unknown_code_is_not_kept(monkeypatch):
@@ -428,9 +428,10 @@ def test_a_learnt_tokenizer_of_unknown_code_is_not_kept(monkeypatch):
 
 def test_a_version_of_a_source_counts(monkeypatch):
     data = DataConfig(sources={"some": SourceConfig(registered("some", Base, monkeypatch))})
-    before = cache_keys.text_key("f", Base.__new__(Base), "some", data, 1.0, None)
+    plan = SourcePlan("some", data.sources["some"], Base.__new__(Base), False, None)
+    before = collect.text_key(plan, data, "f", 1.0)
     monkeypatch.setattr(Base, "version", 2, raising=False)
-    assert cache_keys.text_key("f", Base.__new__(Base), "some", data, 1.0, None) != before
+    assert collect.text_key(plan, data, "f", 1.0) != before
 
 
 PLUGIN = """
@@ -507,20 +508,19 @@ def test_text_that_other_code_made_does_not_do_without_the_hub(tmp_path, monkeyp
     with monkeypatch.context() as reachable:
         reachable.setattr(hub_texts, "HubStream", Stream)
         reachable.setattr(hub_texts, "require_hub", lambda what, ways_on: None)
-        collect.collect_texts(data, 16, 3, Cache(tmp_path), lambda line: None)
+        collect.collect_texts(data, plan_sources(data, 3), 16, 3, Cache(tmp_path), lambda line: None)
     monkeypatch.setattr(hub_texts, "require_hub", unreachable)
-    assert pinned(data, 3).commits == {"some": f"me/x@{COMMIT}"}
-    assert len(collect.collect_texts(data, 16, 3, Cache(tmp_path), lambda line: None)) == 1
+    assert pinned(data, plan_sources(data, 3)).commits == {"some": f"me/x@{COMMIT}"}
+    assert len(collect.collect_texts(data, plan_sources(data, 3), 16, 3, Cache(tmp_path), lambda line: None)) == 1
     with pytest.raises(DataError, match="cannot be reached"):
-        pinned(replace(data, lower_case_questions=True), 3)  # opened, but not found under its key
+        other = replace(data, lower_case_questions=True)
+        pinned(other, plan_sources(other, 3))  # opened, but not found under its key
     for code in ("edited", None):
         with monkeypatch.context() as edited:
-            for module in (text_key, hub_texts):
+            for module in (collect, hub_texts):
                 edited.setattr(module, "text_code", lambda kind, source, code=code: code)
             with pytest.raises(DataError, match="cannot be reached"):
-                open_sources(data, 3)
-            with pytest.raises(DataError, match="cannot be reached"):
-                pinned(data, 3)
+                plan_sources(data, 3)
 
 
 # --- settings -----------------------------------------------------------------------------------------------------
@@ -546,13 +546,13 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for title, (of_source, of_data) in configurations.items():
         data = DataConfig(sources={"some": SourceConfig(**of_source)}, cache_dir=str(tmp_path / "cache"), **of_data)
-        (source,) = open_sources(data, 3).values()
+        (plan,) = plan_sources(data, 3)
         monkeypatch.setattr(collect, "SMALL_BYTES", 0)
-        fingerprint = collect._fingerprint(source, Cache(tmp_path / "cache"))
+        fingerprint = collect._fingerprint(plan.source, Cache(tmp_path / "cache"))
         assert fingerprint is not None
-        wanted = text_key.characters_wanted(data, data.seq_len or 0)
-        budget = text_key.characters_read(wanted)
-        found[title] = text_settings(fingerprint, source, "some", data, budget, 3 if data.max_samples else None)
+        wanted = collect.characters_wanted(data, data.seq_len or 0)
+        budget = collect.characters_read(wanted)
+        found[title] = text_settings(plan, data, fingerprint, budget)
     tokenizer: Any = SimpleNamespace(kind="bpe", fingerprint="b" * 64, eos_id=298)
     made: Any = [("some train", None, pack_stream(17, 5))]
     return found | {

@@ -12,6 +12,7 @@ from dtl.data.cache import Cache
 from dtl.data.collect import collect_texts
 from dtl.data.config import SPLITS, DataConfig, SourceConfig
 from dtl.data.documents import Document
+from dtl.data.sources import plan_sources
 from dtl.data.split import HoldOut, split_hash
 from dtl.errors import ConfigError, DataError
 
@@ -123,7 +124,9 @@ def splits_of(tmp_path, files: dict[str, str], **settings) -> dict[str, list[str
     for name, content in files.items():
         (folder / name).write_text(content)
     config = DataConfig(sources={"text": SourceConfig("text", str(folder))}, **settings)
-    (collected,) = collect_texts(config, 17, 0, Cache(tmp_path / "cache"), lambda line: None).values()
+    (collected,) = collect_texts(
+        config, plan_sources(config, 0), 17, 0, Cache(tmp_path / "cache"), lambda line: None
+    ).values()
     return {split: [d.text for d in of_split] for split, of_split in collected.splits.items()}
 
 

@@ -21,7 +21,7 @@ from hub_server import Hub, serving
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import Document
 from dtl.data.hub.texts import remember, remembered, shuffled
-from dtl.data.sources import open_sources
+from dtl.data.sources import plan_sources
 from dtl.errors import ConfigError, DataError
 
 READER = Path(__file__).with_name("hub_reader.py")
@@ -360,7 +360,7 @@ def test_a_download_that_dies_leaves_nothing_that_looks_finished(hub, port, read
 def test_a_name_that_cannot_be_a_datasets_is_refused(path, tmp_path):
     config = DataConfig(sources={"hub": SourceConfig("hub", path)}, cache_dir=str(tmp_path))
     with pytest.raises(DataError, match=r"data.sources.hub.path=.*roneneldan/TinyStories"):
-        open_sources(config, 0)
+        plan_sources(config, 0)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from dtl.data.encode import encode_documents
 from dtl.data.local.readers import Record
 from dtl.data.prepare import prepare_data
 from dtl.data.qa import source as qa
-from dtl.data.sources import open_sources
+from dtl.data.sources import plan_sources
 from dtl.data.tokenizers.tokenizer import build_tokenizer
 from dtl.errors import DataError
 
@@ -29,7 +29,7 @@ FACT = {
 
 def read(path: object = None) -> tuple[dict[str, list[QuestionAnswer]], list[str]]:
     config = DataConfig(sources={"qa": SourceConfig("qa", None if path is None else str(path))})
-    (source,) = open_sources(config, 0).values()
+    (source,) = (plan.source for plan in plan_sources(config, 0))
     pairs = {split: [document.pair for document in documents] for split, documents in source.splits().items()}
     return pairs, source.notes()
 
@@ -286,7 +286,7 @@ def test_named_files_without_any_pair_are_refused_while_they_are_read(tmp_path):
 def test_a_source_that_is_read_twice_says_the_same(tmp_path):
     write(tmp_path / "a.jsonl", {"question": "a?", "answer": ""}, {"question": "c?", "answer": "d"})
     config = DataConfig(sources={"qa": SourceConfig("qa", str(tmp_path))})
-    (source,) = open_sources(config, 0).values()
+    (source,) = (plan.source for plan in plan_sources(config, 0))
     told = []
     for _ in range(2):
         assert len(list(source.splits()["train"])) == 1

@@ -12,7 +12,7 @@ import pytest
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import Document
 from dtl.data.local.files import LocalFiles, split_of
-from dtl.data.sources import open_sources
+from dtl.data.sources import plan_sources
 from dtl.data.split import HoldOut, split_hash
 from dtl.errors import DataError
 from dtl.registry import SOURCES
@@ -20,12 +20,12 @@ from dtl.registry import SOURCES
 
 def texts_of(path: Path, kind: str = "text", seed: int = 0, **settings: object) -> dict[str, list[str]]:
     config = DataConfig(sources={kind: SourceConfig(kind)}, path=str(path), **settings)  # pyright: ignore
-    (source,) = open_sources(config, seed).values()
+    (source,) = (plan.source for plan in plan_sources(config, seed))
     return {split: [document.text for document in documents] for split, documents in source.splits().items()}
 
 
 def notes_of(path: Path) -> list[str]:
-    (source,) = open_sources(DataConfig(sources={"t": SourceConfig("text", str(path))}), 0).values()
+    (source,) = (plan.source for plan in plan_sources(DataConfig(sources={"t": SourceConfig("text", str(path))}), 0))
     for documents in source.splits().values():
         list(documents)
     return source.notes()
@@ -123,7 +123,7 @@ def test_damaged_files_are_named(tmp_path):
 def test_a_missing_path_is_known_before_anything_is_read(tmp_path):
     config = DataConfig(sources={"a": SourceConfig("text", str(tmp_path / "gone")), "b": SourceConfig("text", "x")})
     with pytest.raises(DataError, match=r"data.sources.a.path="):
-        open_sources(config, 0)
+        plan_sources(config, 0)
 
 
 def test_an_excerpt_is_drawn_from_everywhere_by_the_seed(tmp_path):
@@ -154,7 +154,7 @@ def test_no_hub_is_said_before_its_library_is_imported(monkeypatch, tmp_path):
     config = DataConfig(sources={"wiki": SourceConfig("wiki")}, cache_dir=str(tmp_path))
     expected = r"wikimedia/wikipedia \(20231101.en\): .* HF_HUB_OFFLINE=1.\n.*wiki.path=FOLDER"
     with pytest.raises(DataError, match=expected):
-        open_sources(config, seed=5)
+        plan_sources(config, seed=5)
 
 
 def test_a_source_of_ones_own_is_chosen_by_name(monkeypatch):
@@ -175,7 +175,7 @@ def test_a_source_of_ones_own_is_chosen_by_name(monkeypatch):
 
     config = DataConfig(sources={"mine": SourceConfig("poems", path="here")})
     config.validate()
-    assert open_sources(config, 0)["mine"].splits() == {"train": [Document("a poem from here")]}
+    assert plan_sources(config, 0)[0].source.splits() == {"train": [Document("a poem from here")]}
 
 
 def hold_out(documents: Iterable[Document], fraction: float) -> tuple[list[Document], list[Document], str | None]:

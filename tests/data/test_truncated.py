@@ -14,6 +14,7 @@ from dtl.data.collect import collect_texts
 from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
 from dtl.data.local.files import LocalFiles, text_of
 from dtl.data.prepare import prepare_data
+from dtl.data.sources import plan_sources
 from dtl.data.wikipedia.dump import DumpCounts, read_dump
 from dtl.errors import DataError
 
@@ -158,7 +159,7 @@ def test_each_source_takes_the_setting_tells_it_and_caches_apart(tmp_path, monke
     def documents(allow: bool) -> tuple[int, list[str]]:
         sources = {kind: SourceConfig(kind, str(file))}
         config = DataConfig(sources=sources, allow_truncated=allow, validation_fraction=0.1, cache_dir=str(cache))
-        (texts,) = collect_texts(config, 17, 0, Cache(cache), lambda line: None).values()
+        (texts,) = collect_texts(config, plan_sources(config, 0), 17, 0, Cache(cache), lambda line: None).values()
         return sum(map(len, texts.splits.values())), texts.facts["notes"]
 
     for _ in range(2):  # made, then from the cache

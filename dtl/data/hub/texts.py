@@ -15,7 +15,7 @@ from typing import Any
 
 from dtl.base.files import MANIFEST, read_json, read_manifest, write_atomically
 from dtl.base.network import hub_endpoint, require_hub, without_password
-from dtl.data.cache_keys import entry_name, text_code
+from dtl.data.collect import entry_name, text_code
 from dtl.data.config import SPLITS, SourceConfig
 from dtl.data.documents import Document, article
 from dtl.data.hub.stream import HubStream

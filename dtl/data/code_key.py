@@ -1,34 +1,26 @@
-"""The key under which the cache keeps the text of a source: a hash of everything that shapes it, code included."""
+"""The hash of code: part of a cache key, so that what other code has made is not found.
+
+Modules are followed along their import statements, inside functions too, without importing anything.
+"""
 
 import ast
 import hashlib
 import importlib.metadata
 import importlib.util
-import math
 import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
-from dtl.data.cache import key_of
-from dtl.data.config import SPLITS, DataConfig
-from dtl.registry import SOURCES
-
-# --- the hash of code ---------------------------------------------------------------------------------------------
-# The hash of code: part of a cache key, so that what other code has made is not found.
-#
-# Modules are followed along their import statements, inside functions too, without importing anything.
-
-
 # Of DTL's data modules those that shape no byte: they choose what is read, which the keys hold by value, ask whether
 # the hub answers, or keep what was made. Of DTL's other modules none shapes a byte.
-SHAPE_NOTHING = frozenset(f"dtl.data.{name}" for name in ("cache", "cache_keys", "config"))
+SHAPE_NOTHING = frozenset(f"dtl.data.{name}" for name in ("cache", "code_key", "collect", "config"))
 STANDARD_LIBRARY = Path(os.__file__).parent
 INSTALLED = {"site-packages", "dist-packages"}  # folders of what others wrote: its version says what it is
 
@@ -239,79 +231,3 @@ def _statements(tree: ast.Module) -> Iterator[ast.AST]:
 
 def _does_nothing(statement: ast.AST) -> bool:
     return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
-
-
-# --- settings -----------------------------------------------------------------------------------------------------
-
-
-# Prose has fewer characters in a token than this with any tokenizer here (GPT-2 on Wikipedia: 4.6): so much
-# text for each token wanted is enough, and reading can stop there.
-CHARACTERS_PER_TOKEN = 6
-LEAST_CHARACTERS = 2_000_000  # read at least: a small sample is then drawn from more than a file's beginning
-# Settings that shape no text that is read; any other, also one that a later version adds, is part of its key.
-_SHAPES_NO_TEXT = {
-    "sources", "path", "qa", "wiki", "seq_len", "layout", "document_mask", "loss_on", "max_samples",
-    "validation_fraction", "test_fraction", "commits", "cache_dir", "verify", "tasks", "recommended",
-}  # fmt: skip
-
-
-def entry_name(key: str) -> str:
-    """The name of the cache's entry for that text; `*` as the key makes a pattern of it."""
-    return f"text-{key}"
-
-
-def characters_wanted(data: DataConfig, seq_len: int) -> float:
-    """Characters of training text that `data.max_samples` rows need: infinite when all of a source is wanted."""
-    return math.inf if data.max_samples is None else data.max_samples * seq_len * CHARACTERS_PER_TOKEN
-
-
-def characters_read(wanted: float) -> float:
-    """Characters after which reading stops."""
-    return max(wanted, LEAST_CHARACTERS)
-
-
-def text_key(
-    fingerprint: str, source: object, name: str, data: DataConfig, budget: float, order_seed: int | None
-) -> str | None:
-    """Equal for equal texts of the source `name`, read by equal code; None where nobody knows the code.
-
-    For the arguments see `text_settings`.
-    """
-    code = text_code(data.resolved_sources()[name].kind, type(source))
-    settings = text_settings(fingerprint, source, name, data, budget, order_seed)
-    return key_of(code=code, **settings) if code is not None else None
-
-
-def text_code(kind: str, source: type) -> str | None:
-    """The hash of the code that makes texts of a source of this kind and class; None where it cannot be had."""
-    from dtl.data.collect import read_source  # numpy comes with it, which `--help` can do without
-
-    # What is registered for the kind may be a function that makes sources of a class of somewhere else.
-    return code_of(source, SOURCES.get(kind), read_source)
-
-
-def text_settings(
-    fingerprint: str, source: object, name: str, data: DataConfig, budget: float, order_seed: int | None
-) -> dict[str, Any]:
-    """The values that shape a text, beside the code: the `fingerprint` of its documents, and how they are read.
-
-    `budget` is how many characters are read at most, `order_seed` draws the order where only a part is.
-    """
-    # Of DataConfig alone: what a command adds, such as where to export to, shapes nothing.
-    names = [field.name for field in fields(DataConfig) if field.name not in _SHAPES_NO_TEXT]
-    of_source = asdict(data.resolved_sources()[name])
-    # The commit stands in the fingerprint: how it was named (a tag, a branch, not at all) makes no other text.
-    in_fingerprint = ("revision",) if of_source["kind"] in ("hub", "wiki") else ()
-    return {
-        "source": [fingerprint, type(source).__qualname__, getattr(source, "version", 0)],
-        "data": {name: getattr(data, name) for name in names},
-        "settings": {k: v for k, v in of_source.items() if k not in ("path", "weight", *in_fingerprint)},
-        "splits": list(SPLITS),
-        "held_out": [data.validation_fraction, data.test_fraction],
-        "read": [None if budget == math.inf else budget, order_seed],
-    }
-
-
-def sample_settings(text: str, wanted: float, seed: int) -> dict[str, Any]:
-    """The values that shape a sample of the text of this key; the code that draws it is part of that key."""
-    return {"text": text, "wanted": wanted, "seed": seed}
