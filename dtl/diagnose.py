@@ -1,5 +1,6 @@
 """The command `python -m dtl.diagnose`: what this machine can do for a run, and what stands in the way."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -7,9 +8,21 @@ from omegaconf import DictConfig
 from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
 from dtl.config import converted
-from dtl.diagnostics.config import DiagnoseConfig
 
 OUTPUTS = Path("outputs")
+
+
+@dataclass
+class DiagnoseConfig:
+    """Everything that `python -m dtl.diagnose` can be told."""
+
+    plugins: list[str] = field(default_factory=list)  # modules of your own, to see whether they can be imported
+    debug: bool = False  # show tracebacks
+
+    def validate(self) -> None:
+        """Nothing here can be wrong in its value."""
+
+
 COMMAND = Command(
     "diagnose",
     DiagnoseConfig,

@@ -6,13 +6,12 @@ deadline says first whether there is any point. Imports only the standard librar
 
 import http.client
 import os
-import queue
 import re
-import threading
 import urllib.error
 import urllib.parse
 import urllib.request
 
+from dtl.base.deadline import within
 from dtl.errors import DataError
 
 DEADLINE_S = 3.0  # for the whole question: proxy, name look-up, connection, TLS, first line of the answer
@@ -80,26 +79,24 @@ def _proxy_for(endpoint: urllib.parse.SplitResult) -> urllib.parse.SplitResult |
 
 
 def _within_deadline(endpoint: urllib.parse.SplitResult, proxy: urllib.parse.SplitResult | None) -> str | None:
-    """Ask in a daemon thread: a name look-up knows no timeout, and must not hold the process back at its end."""
-    answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-
-    def ask() -> None:
-        try:
-            if proxy is not None and proxy.scheme != "http":
-                _connect(proxy)
-                answers.put(None)
-            else:
-                answers.put(_request(endpoint.geturl(), {endpoint.scheme: proxy.geturl()} if proxy else {}))
-        except (ValueError, http.client.InvalidURL):
-            answers.put("malformed address")  # the error's own words may quote a password
-        except Exception as error:
-            answers.put(str(getattr(error, "reason", None) or error) or type(error).__name__)
-
-    threading.Thread(target=ask, name="hub-check", daemon=True).start()
+    """Ask, and wait for the answer no longer than the deadline."""
     try:
-        return answers.get(timeout=DEADLINE_S)
-    except queue.Empty:
+        return within(DEADLINE_S, lambda: _ask(endpoint, proxy))
+    except TimeoutError:
         return f"no answer within {DEADLINE_S:.0f} seconds"
+
+
+def _ask(endpoint: urllib.parse.SplitResult, proxy: urllib.parse.SplitResult | None) -> str | None:
+    """One question, without an end where a name look-up has none. Raises nothing."""
+    try:
+        if proxy is not None and proxy.scheme != "http":
+            _connect(proxy)
+            return None
+        return _request(endpoint.geturl(), {endpoint.scheme: proxy.geturl()} if proxy else {})
+    except (ValueError, http.client.InvalidURL):
+        return "malformed address"  # the error's own words may quote a password
+    except Exception as error:
+        return str(getattr(error, "reason", None) or error) or type(error).__name__
 
 
 def _request(url: str, proxies: dict[str, str]) -> str | None:

@@ -1,11 +1,10 @@
 """What a look at this machine finds, and how a look that hangs or breaks spoils no other. Imports no torch."""
 
-import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from dtl.base.deadline import begin
 from dtl.base.redaction import redact
 
 Result = TypeVar("Result")
@@ -27,19 +26,10 @@ class Finding:
 
 
 class Later(Generic[Result]):
-    """Work that has begun, in a daemon thread: a name look-up, a driver or a dead disk knows no timeout, and must
-    not hold the process back at its end."""
+    """Work that has begun, and is waited for later."""
 
     def __init__(self, work: Callable[[], Result]) -> None:
-        self._outcome: Future[Result] = Future()
-        self._work = work
-        threading.Thread(target=self._do, name="look", daemon=True).start()
-
-    def _do(self) -> None:
-        try:
-            self._outcome.set_result(self._work())
-        except BaseException as error:  # a plugin may call sys.exit; a thread has nobody to raise to
-            self._outcome.set_exception(error)
+        self._outcome = begin(work)
 
     def result(self, seconds: float) -> Result:
         """What came out, waiting at most so long. Raises what the work raised, TimeoutError when it is not done."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import dtl
 from dtl.base.display import Display
 from dtl.base.network import hub_problem
-from dtl.diagnostics.config import DiagnoseConfig
+from dtl.config import Settings
 from dtl.diagnostics.findings import Finding, Later, fit_to_show, in_short, look, looked
 from dtl.diagnostics.graphics import PROFILE, TorchFacts, judge, look_at_profile, torch_facts
 from dtl.diagnostics.machine import look_at_disk, look_at_memory, look_at_processor, processor_features, usable_cores
@@ -29,7 +29,7 @@ QUICK_SECONDS = 5.0  # for a look that takes milliseconds, unless a disk is dead
 NETWORK_SECONDS = 4.0  # the requests themselves have 3
 
 
-def diagnose(settings: DiagnoseConfig, outputs: Path) -> None:
+def diagnose(settings: Settings, outputs: Path) -> None:
     """Look at everything, show it on one screen. Raises DTLError with every problem and its remedy, if there are."""
     display = Display()
     with display.console.status("Looking at this machine ..."):
@@ -55,7 +55,7 @@ def first_run(facts: TorchFacts | None) -> str:
     return f"python -m dtl.train {'model=qa' if on_card else 'model=small tokenizer=bpe'} data=qa"
 
 
-def examine(settings: DiagnoseConfig, outputs: Path) -> tuple[Finding, TorchFacts | None]:
+def examine(settings: Settings, outputs: Path) -> tuple[Finding, TorchFacts | None]:
     """All findings in the order of the screen, and what torch said about itself (None: it does not work)."""
     hub, wandb = Later(hub_problem), Later(look_at_wandb)
     found = look("Python", look_at_python, QUICK_SECONDS)

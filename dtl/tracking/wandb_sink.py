@@ -13,12 +13,12 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from dtl.base.deadline import within
 from dtl.base.redaction import redact
 
 log = logging.getLogger(__name__)
@@ -27,8 +27,6 @@ OFFLINE_SECONDS = 8.0  # to open an offline run: a process to start and a file, 
 PROBE_SECONDS = 3.0  # for the first sign of life of a W&B server
 FINISH_SECONDS = 30.0  # to upload what is left at the end of a run
 MOST_WAITING = 1000  # entries in the queue before W&B counts as hanging
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ class WandbSink:
     def _open_online(self, patience: float) -> str:
         """Try to go online. Returns why it was not possible, or an empty text."""
         try:
-            self._run = _within(patience, lambda: self._connect(patience), too_late=lambda run: run.finish(exit_code=1))
+            self._run = _opened(patience, lambda: self._connect(patience))
         except _StayOffline as reason:
             return str(reason)
         except TimeoutError:
@@ -151,7 +149,7 @@ class WandbSink:
                 return self._init("offline", OFFLINE_SECONDS)
 
         try:
-            self._run = _within(OFFLINE_SECONDS, connect, too_late=lambda run: run.finish(exit_code=1))
+            self._run = _opened(OFFLINE_SECONDS, connect)
         except Exception as error:
             self._switch_off(_in_short(error))
         else:
@@ -227,24 +225,18 @@ class WandbSink:
         return f"`wandb sync {folder}`"
 
 
-def _within(seconds: float, work: Callable[[], Result], too_late: Callable[[Result], Any]) -> Result:
-    """`work()`, done in a thread. Raises TimeoutError after `seconds`; a later result is given to `too_late`."""
-    outcome: Future[Result] = Future()
+def _opened(seconds: float, connect: Callable[[], Any]) -> Any:
+    """The run of `connect`. Raises TimeoutError after `seconds`, and ends a run that comes later."""
 
-    def do() -> None:
+    def do() -> Any:
         try:
-            outcome.set_result(work())
-        except Exception as error:
-            outcome.set_exception(error)
+            return connect()
+        except Exception:
+            raise
         except BaseException as error:  # wandb's own way out must not become the run's
-            outcome.set_exception(RuntimeError(f"{type(error).__name__} {error}"))
+            raise RuntimeError(f"{type(error).__name__} {error}") from error
 
-    threading.Thread(target=do, name="wandb-open", daemon=True).start()
-    try:
-        return outcome.result(timeout=seconds)
-    except BaseException:
-        outcome.add_done_callback(lambda late: None if late.exception() else too_late(late.result()))
-        raise
+    return within(seconds, do, too_late=lambda run: run.finish(exit_code=1))
 
 
 def _answers(url: str, seconds: float) -> bool:

@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 
 import dtl.diagnose
 from dtl.base.paths import conf_dir
+from dtl.diagnose import DiagnoseConfig
 from dtl.diagnostics import report
-from dtl.diagnostics.config import DiagnoseConfig
 from dtl.diagnostics.findings import Finding
 from dtl.diagnostics.graphics import Card, TorchFacts, profiled
 from dtl.diagnostics.report import examine, first_run, verdict
