@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 
 from dtl.base import files as durable
+from dtl.base import json_files
 from dtl.base.files import (
     discard_directory,
     publish_directory,
-    read_json,
     read_manifest,
     sha256_of,
     verify_manifest,
     write_atomically,
     write_manifest,
 )
+from dtl.base.json_files import read_json
 from dtl.errors import CheckpointError
 
 
@@ -217,7 +218,7 @@ def test_links_and_special_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_json_of_absurd_size_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(durable, "MAX_JSON_BYTES", 10)
+    monkeypatch.setattr(json_files, "MAX_JSON_BYTES", 10)
     (tmp_path / "a.json").write_text('{"a": "0123456789"}')
     with pytest.raises(CheckpointError, match="larger than"):
         read_json(tmp_path / "a.json")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import dtl.base.json_lines
+import dtl.base.json_files
 import dtl.tracking.metrics
 import dtl.tracking.tracker
 from dtl.errors import ConfigError, InterruptedRun

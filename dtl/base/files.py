@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dtl.base.json_files import read_json
 from dtl.errors import CheckpointError
 
 MANIFEST = "manifest.json"
@@ -25,7 +26,6 @@ TEMPORARY = ".tmp-"  # begins the name of what is not finished
 TRASH = ".trash-"  # begins the name of what is being deleted
 ASIDE = ".old"  # ends the name of what is being replaced
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")  # no way out of the folder, nothing hidden
-MAX_JSON_BYTES = 64 * 2**20  # a state.json takes some kilobytes; the bound is for files that lie
 
 
 # --- writing ----------------------------------------------------------------------------------------------------
@@ -233,37 +233,6 @@ def verify_manifest(folder: Path, only: Collection[str] | None = None) -> Manife
         if not intact:
             raise CheckpointError(f"{folder / name}: damaged, it is not what was written (its SHA-256 differs).")
     return manifest
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file that may be anybody's: bounded in size, without NaN.
-
-    Raises FileNotFoundError, and CheckpointError for a file that holds something else.
-    """
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path}: larger than {MAX_JSON_BYTES // 2**20} MiB, so it is not what it says.")
-        contents = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: damaged, not JSON ({error}).") from error
-    if not isinstance(contents, dict):
-        raise CheckpointError(f"{path}: damaged, not a JSON object.")
-    return contents
-
-
-def read_json_or_empty(path: Path) -> dict[str, Any]:
-    """As `read_json`; empty for a file that is missing, damaged or cannot be read: it says nothing."""
-    with suppress(OSError, CheckpointError):
-        return read_json(path)
-    return {}
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number")
 
 
 def _digest(facts: dict[str, Any], files: dict[str, Any]) -> str:

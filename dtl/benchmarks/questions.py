@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dtl.base.files import read_json
+from dtl.base.json_files import read_json
 from dtl.benchmarks.config import SUITES
 from dtl.benchmarks.measuring import PERCENT, Goal, MissingPeerError, Row, peer, skipped
 from dtl.benchmarks.suite import Suite, Workplace, run_program, train_command

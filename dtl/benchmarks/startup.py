@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dtl.base.files import read_json
+from dtl.base.json_files import read_json
 from dtl.benchmarks import trainer_peer
 from dtl.benchmarks.config import SUITES
 from dtl.benchmarks.measuring import MissingPeerError, Row, at_most, compared, in_turns, peer, skipped

@@ -10,7 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from dtl.base.files import ASIDE, TEMPORARY, TRASH, read_json
+from dtl.base.files import ASIDE, TEMPORARY, TRASH
+from dtl.base.json_files import read_json
 from dtl.checkpoints.listing import MODEL_FILES, TOKENIZER_FILES, best_checkpoint, is_checkpoint, newest_valid, verify
 from dtl.checkpoints.weights import PICKLES, pickle_message
 from dtl.errors import CheckpointError

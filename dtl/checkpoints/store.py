@@ -23,11 +23,11 @@ from dtl.base.files import (
     TRASH,
     discard_directory,
     publish_directory,
-    read_json,
     sync_directory,
     unfinished,
     write_atomically,
 )
+from dtl.base.json_files import read_json
 from dtl.checkpoints.listing import (
     Checkpoint,
     best_checkpoint,

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
-from dtl.base.files import PLAIN_NAME, read_json
+from dtl.base.files import PLAIN_NAME
+from dtl.base.json_files import read_json
 from dtl.errors import CheckpointError
 
 if TYPE_CHECKING:

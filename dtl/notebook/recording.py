@@ -14,7 +14,7 @@ from filelock import FileLock
 
 import dtl
 from dtl.base.files import write_atomically
-from dtl.base.json_lines import json_line
+from dtl.base.json_files import json_line
 from dtl.base.paths import experiments_dir
 from dtl.checkpoints.store import LOCK
 from dtl.errors import ConfigError, DataError, DTLError

@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dtl.base.files import read_json_or_empty
+from dtl.base.json_files import read_json_or_empty
 from dtl.base.safe_text import in_one_line
 from dtl.data.config import DataConfig
 from dtl.errors import DataError

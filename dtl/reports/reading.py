@@ -1,6 +1,5 @@
 """One run as a report needs it, read from its folder. What is missing or damaged is left out, never an error."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -10,7 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from dtl.base.files import read_json_or_empty
+from dtl.base.json_files import (
+    as_list,
+    as_number,
+    as_object,
+    json_object,
+    json_object_or_empty,
+    read_json_or_empty,
+)
 from dtl.base.safe_text import in_one_line, visible
 from dtl.evaluation.config import FIGURES
 from dtl.run_dir.provenance import RECORD, RESULT
@@ -74,7 +80,7 @@ class Run:
 def read_run(folder: Path) -> Run:
     """What lies in the folder of a run or of a sweep's trial."""
     state, trial, record = read_run_state(folder), *map(read_json_or_empty, (folder / TRIAL, folder / RECORD))
-    overrides = state.overrides or [in_one_line(str(word), 1000) for word in _list(trial.get("overrides"))]
+    overrides = state.overrides or [in_one_line(str(word), 1000) for word in as_list(trial.get("overrides"))]
     rows = list(_rows(folder / METRICS))
     training, validation = _curves(rows)
     speeds, peaks = ([row[key] for row in rows if key in row] for key in (SPEED, PEAK))
@@ -89,7 +95,7 @@ def read_run(folder: Path) -> Run:
         seed=state.seed,
         overrides=overrides,
         config={key: in_one_line(_shown(value), 300) for key, value in dotted(read_config(folder))},
-        choices={str(group): in_one_line(str(name), 40) for group, name in _object_in(record, "choices").items()},
+        choices={str(group): in_one_line(str(name), 40) for group, name in as_object(record.get("choices")).items()},
         commit=in_one_line(str(git.get("commit") or ""), 40) if isinstance(git, dict) else None,
         data=str(read_json_or_empty(folder / FIGURES).get("data_fingerprint") or "") or None,
         confirms=trial.get("role") == "confirm",
@@ -105,7 +111,7 @@ def read_run(folder: Path) -> Run:
 def _figures(folder: Path, best_loss: float | None) -> dict[str, float]:
     """The numbers of result.json by their keys."""
     result = read_json_or_empty(folder / RESULT)
-    found = {str(key): float(value) for key, value in result.items() if _is_number(value) and key != "step"}
+    found = {str(key): float(value) for key, value in result.items() if as_number(value) is not None and key != "step"}
     return {"value": best_loss, **found} if best_loss is not None else found
 
 
@@ -141,11 +147,10 @@ def _rows(file: Path) -> Iterator[dict[str, float]]:
     wanted, last = (*AXES, TRAINING, VALIDATION, SPEED, PEAK), -math.inf
     with suppress(OSError), file.open("rb") as lines:
         for line in lines:
-            with suppress(ValueError, RecursionError):
-                row = json.loads(line)
-                if isinstance(row, dict) and _is_number(row.get("step")) and row["step"] >= last:
-                    last = row["step"]
-                    yield {key: row[key] for key in wanted if _is_number(row.get(key))}
+            row = json_object_or_empty(line)
+            if as_number(row.get("step")) is not None and row["step"] >= last:
+                last = row["step"]
+                yield {key: row[key] for key in wanted if as_number(row.get(key)) is not None}
 
 
 def _samples(folder: Path) -> dict[str, str]:
@@ -154,7 +159,7 @@ def _samples(folder: Path) -> dict[str, str]:
     files = sorted(folder.glob("step-*.jsonl"))
     with suppress(OSError, ValueError, LookupError, TypeError):
         for line in files[-1].read_text(encoding="utf-8").splitlines()[:MOST_SAMPLES] if files else []:
-            row = json.loads(line)
+            row = json_object(line)
             found[visible(str(row["prompt"]))[-MOST_CHARACTERS:]] = visible(str(row["text"]))[:MOST_CHARACTERS]
     return found
 
@@ -175,16 +180,3 @@ def _shown(value: object) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     return str(value)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _object_in(record: Mapping[str, Any], key: str) -> dict[str, Any]:
-    value = record.get(key)
-    return value if isinstance(value, dict) else {}
-
-
-def _list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []

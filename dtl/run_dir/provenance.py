@@ -21,7 +21,7 @@ from typing import Any
 
 import dtl
 from dtl.base.files import write_atomically
-from dtl.base.json_lines import plain
+from dtl.base.json_files import plain
 from dtl.base.redaction import is_secret_name, redact, redact_all
 from dtl.errors import DTLError
 from dtl.tracking.tracker import State

@@ -4,7 +4,6 @@ The one place that does this; lists of runs, diagnoses, sweeps and reports build
 short or damaged is as one that says nothing. What comes from a file is made safe to print. Imports no torch.
 """
 
-import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -16,7 +15,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from dtl.base.files import read_json_or_empty
+from dtl.base.json_files import as_list, as_number, as_object, as_whole, read_json_or_empty
 from dtl.base.safe_text import in_one_line, visible
 from dtl.checkpoints.find import list_runs, start_of
 from dtl.checkpoints.listing import step_folders
@@ -71,24 +70,24 @@ def read_run_state(folder: Path) -> RunState:
         state, outcome = ("running" if is_held(folder) else "killed"), {}  # an earlier result is of an earlier session
     else:
         state, outcome = _outcome(folder)
-    sessions, ended_at = sessions_of(folder), _whole(outcome.get("step"))
+    sessions, ended_at = sessions_of(folder), as_whole(outcome.get("step"))
     return RunState(
         folder=folder,
         name=in_one_line(str(config.get("name") or folder.name), 40),
         state=state,
         step=_last_step(folder, rows) if ended_at is None else ended_at,
         last_step=_end(record, config),
-        best_loss=_number(outcome.get("value")) if "value" in outcome else _best_loss(folder, rows),
+        best_loss=as_number(outcome.get("value")) if "value" in outcome else _best_loss(folder, rows),
         reason=in_one_line(str(outcome.get("error") or "").strip().partition("\n")[0]),
         started=sessions[0] if sessions else None,
         resumed=sessions[-1] if sessions else None,
         seconds=_last_number(rows, "seconds"),
         tokens_per_second=_last_number(rows, "speed/tokens_per_second"),
-        overrides=[visible(word) for word in _list(record.get("overrides")) if isinstance(word, str)],
-        seed=_whole(record.get("seed")) if record.get("seed") is not None else _whole(config.get("seed")),
+        overrides=[visible(word) for word in as_list(record.get("overrides")) if isinstance(word, str)],
+        seed=as_whole(record.get("seed")) if record.get("seed") is not None else as_whole(config.get("seed")),
         config_hash=_hash(folder, outcome),
         rerun=visible(str(record.get("rerun") or "")),
-        pid=_whole(holder.get("pid")) if state == "running" else None,
+        pid=as_whole(holder.get("pid")) if state == "running" else None,
         host=in_one_line(str(holder.get("host") or ""), 80) if state == "running" else "",
     )
 
@@ -114,7 +113,7 @@ def sessions_of(folder: Path) -> list[datetime]:
     """When each session of a run began, with time zones: by its run.json, else by its folder's name, else by the time
     of the folder. Empty only where there is no folder."""
     found = []
-    for session in _list(read_json_or_empty(folder / RECORD).get("sessions")):
+    for session in as_list(read_json_or_empty(folder / RECORD).get("sessions")):
         with suppress(LookupError, TypeError, ValueError, OverflowError):
             found.append(datetime.fromisoformat(session["started"]).astimezone())
     with suppress(OSError, ValueError, OverflowError):
@@ -186,8 +185,8 @@ def _end(record: dict[str, Any], config: dict[str, Any]) -> int | None:
     """The last step as the run wrote it down when it began; of older runs, where the number of steps is set."""
     limits = config.get("trainer")
     if record.get("last_step") is not None or not isinstance(limits, dict):
-        return _whole(record.get("last_step"))
-    return _whole(limits.get("total_steps")) if limits.get("max_epochs") is None else None
+        return as_whole(record.get("last_step"))
+    return as_whole(limits.get("total_steps")) if limits.get("max_epochs") is None else None
 
 
 def _last_step(folder: Path, rows: list[dict[str, Any]]) -> int | None:
@@ -198,30 +197,16 @@ def _last_step(folder: Path, rows: list[dict[str, Any]]) -> int | None:
 def _best_loss(folder: Path, rows: list[dict[str, Any]]) -> float | None:
     """Of a run that has not written its result: what its best checkpoint knows, else the last evaluations."""
     trained = read_json_or_empty(folder / "checkpoints" / "best" / "state.json").get("train")
-    if isinstance(trained, dict) and _number(trained.get("best_loss")) is not None:
-        return _number(trained["best_loss"])
-    losses = [_number(row.get("val/loss")) for row in rows]
-    return min((loss for loss in losses if loss is not None), default=None)
+    best = as_number(as_object(trained).get("best_loss"))
+    losses = (as_number(row.get("val/loss")) for row in rows)
+    return min((loss for loss in losses if loss is not None), default=None) if best is None else best
 
 
 def _last_number(rows: list[dict[str, Any]], key: str) -> float | None:
-    return next((_number(row[key]) for row in reversed(rows) if key in row), None)
+    return next((as_number(row[key]) for row in reversed(rows) if key in row), None)
 
 
 def _written(file: Path) -> float:
     with suppress(OSError):
         return file.stat().st_mtime
     return -1.0
-
-
-def _list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63 else None
-
-
-def _number(value: object) -> float | None:
-    number = float(value) if isinstance(value, float) else _whole(value)
-    return float(number) if number is not None and math.isfinite(number) else None

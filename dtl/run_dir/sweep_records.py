@@ -18,8 +18,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from dtl.base.files import discard_directory, read_json, write_atomically
-from dtl.errors import CheckpointError
+from dtl.base.files import discard_directory, write_atomically
+from dtl.base.json_files import read_json_or_empty
 
 SWEEP, TRIAL = "sweep.json", "trial.json"
 MULTIRUN = "multirun.yaml"  # what Hydra itself keeps of a sweep
@@ -150,7 +150,7 @@ def _write(file: Path, record: Any) -> None:
 
 
 def _read(file: Path, kind: type) -> Any:
-    with suppress(OSError, CheckpointError, TypeError):
-        known = {one.name for one in fields(kind)}
-        return kind(**{key: value for key, value in read_json(file).items() if key in known})
+    known = {one.name for one in fields(kind)}
+    with suppress(TypeError):  # no record where one of its keys is missing
+        return kind(**{key: value for key, value in read_json_or_empty(file).items() if key in known})
     return None

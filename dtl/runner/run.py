@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dtl.base.display import Display, shown
-from dtl.base.files import read_json_or_empty, write_atomically
+from dtl.base.files import write_atomically
+from dtl.base.json_files import read_json_or_empty
 from dtl.base.redaction import redact
 from dtl.base.runtime import deterministic_algorithms, is_out_of_memory
 from dtl.base.signals import StopSignals

@@ -10,7 +10,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from dtl.base.files import discard_directory, read_json, read_json_or_empty
+from dtl.base.files import discard_directory
+from dtl.base.json_files import read_json, read_json_or_empty
 from dtl.base.safe_text import in_one_line
 from dtl.checkpoints.listing import newest_valid, step_folders
 from dtl.checkpoints.store import HOLDER

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtl.base.display import in_units, shown
-from dtl.base.files import read_json_or_empty
+from dtl.base.json_files import read_json_or_empty
 from dtl.base.runtime import choose_device
 from dtl.base.safe_text import in_one_line
 from dtl.checkpoints.listing import is_checkpoint

@@ -4,12 +4,12 @@ metrics.jsonl is the truth. W&B lives in a thread of its own (dtl/tracking/wandb
 never waits for it nor dies of it. Imports no torch, and wandb only when a run uses it.
 """
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from dtl.base.files import write_atomically
+from dtl.base.json_files import as_whole, json_object_or_empty
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +65,5 @@ def _joined(lines: list[bytes]) -> bytes:
 
 def parse_row(line: bytes) -> dict[str, Any] | None:
     """The row in a line of metrics.jsonl, or None when the line is no row: cut short, or anybody's."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    step = row.get("step") if isinstance(row, dict) else None
-    return row if isinstance(step, int) and not isinstance(step, bool) and abs(step) < 2**63 else None
+    row = json_object_or_empty(line)
+    return row if as_whole(row.get("step")) is not None else None

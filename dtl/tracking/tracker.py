@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from dtl.base.files import write_atomically
-from dtl.base.json_lines import LineFile, json_line
+from dtl.base.json_files import LineFile, json_line
 from dtl.base.redaction import redact_all, refuse_secrets
 from dtl.errors import InterruptedRun
 from dtl.tracking.config import TrackerConfig

@@ -3,27 +3,19 @@
 Every file may be missing, damaged or hostile: what cannot be read is a CheckpointError that names it.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
+from dtl.base.json_files import read_foreign_json
 from dtl.data.tokenizers.gpt2 import read_byte_level_bpe
 from dtl.errors import CheckpointError, DataError
 
 
 def read_settings(path: Path) -> dict[str, Any]:
     """A JSON object; empty when there is no such file. Raises CheckpointError when it is malformed."""
-    if not path.exists():
-        return {}
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error}).") from error
-    if not isinstance(settings, dict):
-        raise CheckpointError(f"{path}: holds a {type(settings).__name__}, expected an object.")
-    return settings
+    return read_foreign_json(path, CheckpointError) if path.exists() else {}
 
 
 def read_backend(folder: Path) -> tokenizers.Tokenizer:

@@ -14,6 +14,7 @@ from typing import Any
 import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from dtl.base.json_files import read_foreign_json
 from dtl.base.network import hub_endpoint, require_hub, without_password
 from dtl.errors import DataError
 
@@ -122,11 +123,11 @@ def read_byte_level_bpe(place: Path) -> Tokenizer:
     """
     for vocab_name, merges_name in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
         if (place / vocab_name).is_file() and (place / merges_name).is_file():
-            return _built(_read_json(place / vocab_name), _read_merges(place / merges_name), place)
+            return _built(read_foreign_json(place / vocab_name, DataError), _read_merges(place / merges_name), place)
     file = place if place.is_file() else place / "tokenizer.json"
     if not file.is_file():
         raise DataError(f"{place}: holds no vocabulary (vocab.json with merges.txt, or tokenizer.json).")
-    model = _read_json(file).get("model")
+    model = read_foreign_json(file, DataError).get("model")
     if not isinstance(model, dict) or not isinstance(model.get("merges"), list):
         raise DataError(f"{file}: not the tokenizer.json of a byte-level BPE.")
     # Older files write a merge as "a b", newer ones as ["a", "b"].
@@ -161,16 +162,6 @@ def _built(vocab: Any, merges: list[Any], place: Path) -> Tokenizer:
         return byte_level_bpe(dict(vocab), [(left, right) for left, right in merges])
     except Exception as error:  # `tokenizers` raises plain Exception
         raise DataError(f"{place}: vocabulary and merges do not fit each other ({error}).") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error}).") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: holds a {type(content).__name__}, expected an object.")
-    return content
 
 
 def _read_merges(path: Path) -> list[list[str]]:

@@ -1,0 +1,178 @@
+"""JSON that may be anything, read safely; and files of JSON lines that grow while a program runs. Imports no torch.
+
+A file may be cut short, edited or hostile: what is read here is an object, or an error of a known kind.
+"""
+
+import errno
+import json
+import logging
+import math
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from dtl.errors import CheckpointError, DTLError
+
+log = logging.getLogger(__name__)
+
+# Texts of a model are read with `cat` and `less`: what could steer a terminal is written as a \u escape, and so
+# are lone surrogates, which UTF-8 cannot hold. JSON itself escapes what is below 0x20.
+UNSAFE = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+MOST_WAITING = 100_000  # rows kept in memory while the disk refuses them, some 20 MB
+MAX_JSON_BYTES = 64 * 2**20  # a state.json takes some kilobytes; the bound is for files that lie
+
+
+# --- reading ----------------------------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file that should be DTL's own: bounded in size, without NaN.
+
+    Raises FileNotFoundError, and CheckpointError for a file that holds something else.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(f"{path}: larger than {MAX_JSON_BYTES // 2**20} MiB, so it is not what it says.")
+        return json_object(path.read_bytes(), parse_constant=_refuse_constant)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
+    except TypeError as error:
+        raise CheckpointError(f"{path}: damaged, not a JSON object.") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: damaged, not JSON ({error}).") from error
+
+
+def read_json_or_empty(path: Path) -> dict[str, Any]:
+    """As `read_json`; empty for a file that is missing, damaged or cannot be read: it says nothing."""
+    with suppress(OSError, CheckpointError):
+        return read_json(path)
+    return {}
+
+
+def read_foreign_json(path: Path, error: type[DTLError]) -> dict[str, Any]:
+    """The object in another program's JSON file, of any size, in UTF-8. Raises `error` where there is none."""
+    try:
+        return json_object(path.read_text(encoding="utf-8"))
+    except TypeError as reason:
+        raise error(f"{path}: {reason}.") from reason
+    except (OSError, ValueError) as reason:
+        raise error(f"{path}: cannot be read as JSON ({reason}).") from reason
+
+
+def json_object(text: str | bytes, parse_constant: Callable[[str], Any] | None = None) -> dict[str, Any]:
+    """The object in a JSON text. Raises ValueError for what is no JSON, TypeError for JSON of another kind."""
+    try:
+        contents = json.loads(text, parse_constant=parse_constant)
+    except RecursionError as error:  # brackets by the thousand
+        raise ValueError(str(error)) from error
+    if not isinstance(contents, dict):
+        raise TypeError(f"holds a {type(contents).__name__}, expected an object")
+    return contents
+
+
+def json_object_or_empty(text: str | bytes) -> dict[str, Any]:
+    """As `json_object`; empty for anything else."""
+    with suppress(ValueError, TypeError):
+        return json_object(text)
+    return {}
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
+def as_object(value: object) -> dict[str, Any]:
+    """A value of a JSON object that should be an object itself; empty when it is none."""
+    return value if isinstance(value, dict) else {}
+
+
+def as_list(value: object) -> list[Any]:
+    """A value that should be a list; empty when it is none."""
+    return value if isinstance(value, list) else []
+
+
+def as_whole(value: object) -> int | None:
+    """A value that should be a whole number of 64 bits; None when it is none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63 else None
+
+
+def as_number(value: object) -> float | None:
+    """A value that should be a finite number; None when it is none."""
+    number = float(value) if isinstance(value, float) else as_whole(value)
+    return float(number) if number is not None and math.isfinite(number) else None
+
+
+# --- lines ------------------------------------------------------------------------------------------------------
+
+
+class LineFile:
+    """A file that only grows by whole lines. A disk that refuses costs one warning, never the run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._waiting: deque[bytes] = deque(maxlen=MOST_WAITING)
+        self._warned = False
+
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add a line per row in one write. Rows that could not be written go with the next call."""
+        self._waiting.extend(json_line(row).encode() for row in rows)
+        if not self._waiting:
+            return
+        try:
+            _append(self.path, b"".join(self._waiting))
+        except OSError as error:
+            if not self._warned:
+                log.warning(
+                    "%s: cannot be written (%s). The run goes on; its rows wait in memory and are tried again.",
+                    self.path,
+                    error.strerror,
+                )
+            self._warned = True
+        else:
+            self._waiting.clear()
+
+
+def _append(path: Path, data: bytes) -> None:
+    """Append in one write, or leave the file as it was. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # a kill cut the last line short: it must not swallow the next
+                data = b"\n" + data
+        try:
+            if file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            with suppress(OSError):
+                file.truncate(size)
+            raise
+
+
+def json_line(row: Mapping[str, Any]) -> str:
+    """`row` as one line of strict JSON with its newline, safe to show in a terminal."""
+    text = json.dumps(plain(row), ensure_ascii=False, allow_nan=False)
+    return UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"
+
+
+def plain(value: Any) -> Any:
+    """`value` in JSON's own types. A number that is not finite becomes None: JSON has no word for it."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    try:
+        return plain(value.item())  # the one number of a tensor or an array
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        return str(value)
