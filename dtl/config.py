@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar, get_type_hints
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from dtl.base.checks import check_device
+from dtl.base.checks import check_device, check_seed
 from dtl.base.paths import experiments_dir
 from dtl.data.config import DataConfig, TokenizerConfig
 from dtl.errors import ConfigError
@@ -87,8 +87,7 @@ class RunConfig:
                 f"name={self.name}: it becomes a folder's name. Use up to 80 letters, digits, dots, dashes and "
                 "underscores, beginning with a letter or digit."
             )
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed={self.seed}: must lie in [0, 2^63).")
+        check_seed(self.seed)
         check_device(self.device)
         if self.resume is not None and self.init is not None:
             raise ConfigError("resume= and init= exclude each other: resume goes on with a run, init starts a new one.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
+from dtl.base.checks import check_seed
 from dtl.base.display import quiet_when_gone
 from dtl.base.files import unfinished
 from dtl.commandline.cli import run_command
@@ -50,8 +51,7 @@ class PrepareConfig:
         """Raises ConfigError, naming key, value, rule and remedy, for values that cannot be."""
         self.data.validate()
         self.tokenizer.validate()
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed={self.seed}: must lie in [0, 2^63).")
+        check_seed(self.seed)
         if self.data.export_text is not None:
             file = Path(self.data.export_text).expanduser()
             if file.exists():

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dtl.base.checks import check_device
+from dtl.base.checks import check_at_least, check_device, check_seed
 from dtl.base.paths import choices
 from dtl.errors import ConfigError, did_you_mean
 from dtl.registry import Registry
@@ -37,9 +37,7 @@ class GenerationSuiteConfig:
                 f"generation.model={self.model}: there is no such model. Known: {', '.join(known)}."
                 f"{did_you_mean(self.model, known)}"
             )
-        for key in ("batch_size", "prompt_tokens", "new_tokens"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"generation.{key}={getattr(self, key)}: must be at least 1.")
+        check_at_least(self, "generation", batch_size=1, prompt_tokens=1, new_tokens=1)
 
 
 @dataclass
@@ -65,10 +63,8 @@ class BenchConfig:
         SUITES.check(self.suite)
         check_device(self.device)
         self.generation.validate()
-        if self.rounds < 1:
-            raise ConfigError(f"rounds={self.rounds}: must be at least 1.")
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed={self.seed}: must lie in [0, 2^63).")
+        check_at_least(self, "", rounds=1)
+        check_seed(self.seed)
         for key in ("wiki", "dump"):
             given = getattr(self, key)
             if given is not None and not Path(given).expanduser().exists():

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from dtl.base.checks import check_device
+from dtl.base.checks import check_at_least, check_choices, check_device
 from dtl.data.config import DataConfig
-from dtl.errors import ConfigError
 from dtl.training.config import PRECISIONS
 
 FIGURES = "evaluation.json"  # in a run's folder: all figures of its best checkpoint
@@ -32,12 +31,6 @@ class EvaluateConfig:
         """Raises ConfigError, naming key, value, rule and remedy, for values that cannot be. The data is validated
         when it is known whether it is the checkpoint's own."""
         check_device(self.device)
-        if self.precision is not None and self.precision not in PRECISIONS:
-            raise ConfigError(f"precision={self.precision}: one of {', '.join(PRECISIONS)}, or null.")
-        for key, least in (("batch_size", 1), ("worst", 0)):
-            if getattr(self, key) < least:
-                raise ConfigError(f"{key}={getattr(self, key)}: must be at least {least}.")
-        for key, least in (("max_batches", 1), ("questions", 1), ("leakage_tokens", 0)):
-            value = getattr(self, key)
-            if value is not None and value < least:
-                raise ConfigError(f"{key}={value}: must be at least {least}, or null for all.")
+        check_choices(self, "", ", or null", precision=PRECISIONS)
+        check_at_least(self, "", batch_size=1, worst=0)
+        check_at_least(self, "", ", or null for all", max_batches=1, questions=1, leakage_tokens=0)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from dtl.base.checks import check_at_least, check_fractions, check_positive
 from dtl.errors import ConfigError
 
 
@@ -18,17 +19,11 @@ class SamplingConfig:
     stop: list[str] = field(default_factory=list)  # texts that end a continuation, and are left out of it
 
     def validate(self) -> None:
-        if not self.temperature >= 0:
-            raise ConfigError(f"sampling.temperature={self.temperature}: must be at least 0 (0 is greedy).")
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"sampling.top_k={self.top_k}: must be at least 1, or null for all tokens.")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"sampling.top_p={self.top_p}: a share in (0, 1].")
-        if not 0 <= self.min_p <= 1:
-            raise ConfigError(f"sampling.min_p={self.min_p}: a share in [0, 1].")
-        if not 0 < self.repetition_penalty < float("inf"):
-            raise ConfigError(f"sampling.repetition_penalty={self.repetition_penalty}: must be above 0 (1 is off).")
-        if self.max_new_tokens < 1:
-            raise ConfigError(f"sampling.max_new_tokens={self.max_new_tokens}: must be at least 1.")
+        check_at_least(self, "sampling", " (0 is greedy)", temperature=0)
+        check_at_least(self, "sampling", ", or null for all tokens", top_k=1)
+        check_fractions(self, "sampling", "top_p", interval="(0, 1]")
+        check_fractions(self, "sampling", "min_p")
+        check_positive(self, "sampling", "repetition_penalty", rest=" (1 is off)", finite=True)
+        check_at_least(self, "sampling", max_new_tokens=1)
         if "" in self.stop:
             raise ConfigError("sampling.stop: an empty text would end every continuation. Leave it out.")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dtl.base.checks import check_at_least, check_choices
 from dtl.errors import ConfigError, did_you_mean
 
 OUTPUTS = "outputs"
@@ -55,13 +56,9 @@ class RunsConfig:
         for state in self.states:
             if state not in STATES:
                 raise ConfigError(f"state={state}: one or more of {','.join(STATES)}.{did_you_mean(state, STATES)}")
-        for key, given, known in (("sort", self.sort, SORTS), ("delete", self.delete, DELETIONS)):
-            if given is not None and given not in known:
-                raise ConfigError(f"{key}={given}: one of {', '.join(known)}.{did_you_mean(given, known)}")
-        if self.older_than_days is not None and not self.older_than_days >= 0:
-            raise ConfigError(f"older_than_days={self.older_than_days}: must be at least 0.")
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"limit={self.limit}: must be at least 1, or null for all.")
+        check_choices(self, "", hint=True, sort=SORTS, delete=DELETIONS)
+        check_at_least(self, "", older_than_days=0)
+        check_at_least(self, "", ", or null for all", limit=1)
         if self.best_of and self.delete != "runs":
             raise ConfigError("best_of=: names runs to delete, so it goes with delete=runs alone.")
         if self.delete == "runs" and not (self.chooses or self.best_of):

@@ -9,14 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dtl.base.json_files import (
-    as_list,
-    as_number,
-    as_object,
-    json_object,
-    json_object_or_empty,
-    read_json_or_empty,
-)
+from dtl.base.json_files import as_list, as_number, as_object, json_object, json_object_or_empty, read_json_or_empty
 from dtl.base.safe_text import in_one_line, visible
 from dtl.evaluation.config import FIGURES
 from dtl.run_dir.provenance import RECORD, RESULT

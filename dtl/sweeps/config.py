@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dtl.errors import ConfigError, did_you_mean
+from dtl.base.checks import check_at_least, check_choices, check_positive
+from dtl.errors import ConfigError
 
 
 @dataclass
@@ -33,12 +34,8 @@ class LauncherConfig:
 
     def validate(self) -> None:
         """Raises ConfigError for what cannot be."""
-        if self.n_jobs < 1:
-            raise ConfigError(f"hydra.launcher.n_jobs={self.n_jobs}: must be at least 1.")
-        for key in ("timeout_minutes", "hang_minutes"):
-            value = getattr(self, key)
-            if value is not None and not value > 0:
-                raise ConfigError(f"hydra.launcher.{key}={value}: must be above 0, or null.")
+        check_at_least(self, "hydra.launcher", n_jobs=1)
+        check_positive(self, "hydra.launcher", "timeout_minutes", "hang_minutes", rest=", or null")
 
 
 @dataclass
@@ -79,17 +76,10 @@ class SearchConfig:
 
     def validate(self) -> None:
         """Raises ConfigError, naming key, value, rule and remedy, for values that cannot be."""
-        for key, allowed in (("sampler", SAMPLERS), ("pruner", PRUNERS)):
-            value = getattr(self, key)
-            if value not in allowed:
-                hint = did_you_mean(value, allowed)
-                raise ConfigError(f"hydra.sweeper.{key}={value}: one of {', '.join(allowed)}.{hint}")
-        least = {"n_trials": 1, "seed": 0, "startup_trials": 0, "warmup": 0, "min_resource": 1, "reduction_factor": 2}
-        for key, lowest in least.items():
-            if getattr(self, key) < lowest:
-                raise ConfigError(f"hydra.sweeper.{key}={getattr(self, key)}: must be at least {lowest}.")
-        if self.hours is not None and not self.hours > 0:
-            raise ConfigError(f"hydra.sweeper.hours={self.hours}: must be above 0, or null.")
+        check_choices(self, "hydra.sweeper", hint=True, sampler=SAMPLERS, pruner=PRUNERS)
+        check_at_least(self, "hydra.sweeper", n_trials=1, seed=0, startup_trials=0, warmup=0, min_resource=1)
+        check_at_least(self, "hydra.sweeper", reduction_factor=2)
+        check_positive(self, "hydra.sweeper", "hours", rest=", or null")
 
 
 def require_optuna() -> None:

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from dtl.base.checks import check_device
-from dtl.errors import ConfigError
+from dtl.base.checks import check_device, check_seed
 from dtl.generation.config import SamplingConfig
 
 
@@ -22,8 +21,7 @@ class TalkConfig:
         """Raises ConfigError, naming key, value, rule and remedy, for values that cannot be."""
         self.sampling.validate()
         check_device(self.device)
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed={self.seed}: must lie in [0, 2^63).")
+        check_seed(self.seed)
 
 
 @dataclass

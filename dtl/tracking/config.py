@@ -6,6 +6,7 @@ never waits for it nor dies of it. Imports no torch, and wandb only when a run u
 
 from dataclasses import dataclass, field
 
+from dtl.base.checks import check_choices
 from dtl.errors import ConfigError
 
 KINDS = ("wandb", "local")
@@ -25,9 +26,7 @@ class TrackerConfig:
 
     def validate(self) -> None:
         """Raises ConfigError for what W&B would refuse only after the model is built."""
-        for key, allowed in (("kind", KINDS), ("mode", MODES)):
-            if getattr(self, key) not in allowed:
-                raise ConfigError(f"tracker.{key}={getattr(self, key)}: one of {', '.join(allowed)}.")
+        check_choices(self, "tracker", kind=KINDS, mode=MODES)
         if not 1 <= len(self.project) <= 128 or set(self.project) & set("/\\#?%:"):
             raise ConfigError(f"tracker.project={self.project}: 1 to 128 characters, none of / \\ # ? % :")
         if self.group is not None and not 1 <= len(self.group) <= 128:

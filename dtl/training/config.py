@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from dtl.base.checks import check_at_least, check_choices, check_fractions, check_positive
 from dtl.errors import ConfigError
 from dtl.registry import OPTIMIZERS, SCHEDULES
 
@@ -40,16 +41,11 @@ class OptimizerConfig:
 
     def validate(self) -> None:
         OPTIMIZERS.check(self.name)
-        for key in ("lr", "eps", "matrix_lr", "embedding_lr"):
-            value = getattr(self, key)
-            if value is not None and not 0 < value < float("inf"):
-                raise ConfigError(f"optimizer.{key}={getattr(self, key)}: must be above 0.")
+        check_positive(self, "optimizer", "lr", "eps", "matrix_lr", "embedding_lr", finite=True)
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"optimizer.betas={self.betas}: two numbers in [0, 1), for example [0.9,0.95].")
-        if not self.weight_decay >= 0:
-            raise ConfigError(f"optimizer.weight_decay={self.weight_decay}: must be at least 0.")
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"optimizer.momentum={self.momentum}: must lie in [0, 1).")
+        check_at_least(self, "optimizer", weight_decay=0)
+        check_fractions(self, "optimizer", "momentum", interval="[0, 1)", rule="must lie in")
 
 
 @dataclass
@@ -64,11 +60,8 @@ class ScheduleConfig:
 
     def validate(self) -> None:
         SCHEDULES.check(self.name)
-        for key in ("warmup_fraction", "min_lr_fraction", "decay_fraction"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise ConfigError(f"schedule.{key}={getattr(self, key)}: a share in [0, 1].")
-        if self.warmup_steps is not None and self.warmup_steps < 0:
-            raise ConfigError(f"schedule.warmup_steps={self.warmup_steps}: must be at least 0.")
+        check_fractions(self, "schedule", "warmup_fraction", "min_lr_fraction", "decay_fraction")
+        check_at_least(self, "schedule", warmup_steps=0)
 
 
 @dataclass
@@ -98,22 +91,12 @@ class TrainerConfig:
 
     def validate(self) -> None:
         """Raises ConfigError for a loop that cannot run."""
-        if self.precision not in PRECISIONS:
-            raise ConfigError(f"trainer.precision={self.precision}: one of {', '.join(PRECISIONS)}.")
-        positive = (
+        check_choices(self, "trainer", precision=PRECISIONS)
+        optional = (
             "micro_batch_size grad_accum_steps total_steps max_epochs stop_after_steps eval_every_steps "
             "eval_max_batches early_stopping_patience save_every_steps save_every_epochs"
         )
-        for key in positive.split():
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ConfigError(f"trainer.{key}={value}: must be at least 1, or null.")
-        for key in ("keep", "log_every_steps"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"trainer.{key}={getattr(self, key)}: must be at least 1.")
-        for key in ("hours", "max_grad_norm"):
-            value = getattr(self, key)
-            if value is not None and not value > 0:
-                raise ConfigError(f"trainer.{key}={value}: must be above 0, or null.")
-        if self.sample_every_evals < 0:
-            raise ConfigError(f"trainer.sample_every_evals={self.sample_every_evals}: must be at least 0.")
+        check_at_least(self, "trainer", ", or null", **dict.fromkeys(optional.split(), 1))
+        check_at_least(self, "trainer", keep=1, log_every_steps=1)
+        check_positive(self, "trainer", "hours", "max_grad_norm", rest=", or null")
+        check_at_least(self, "trainer", sample_every_evals=0)
