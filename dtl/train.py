@@ -31,8 +31,8 @@ from dtl.config import RunConfig, typed
 from dtl.data.sources import plan_sources
 from dtl.errors import ConfigError, InterruptedRun
 from dtl.run_dir.provenance import RECORD
+from dtl.run_dir.sweep_records import sweep_to_continue
 from dtl.run_dir.trial import as_trial, trial_of
-from dtl.sweeps.unfinished import sweep_to_continue
 
 if TYPE_CHECKING:
     from dtl.runner.run import Origin

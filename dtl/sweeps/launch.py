@@ -14,12 +14,11 @@ from dtl.checkpoints.store import LOCK, SECONDS_OF_A_LOOK
 from dtl.commandline.cli import JobFailedError, take_back
 from dtl.commandline.command import Command
 from dtl.errors import ConfigError, InterruptedRun
-from dtl.run_dir.sweep_records import MULTIRUN, SWEEP, SweepFolder, SweepRecord, Trial, now
+from dtl.run_dir.sweep_records import MULTIRUN, SWEEP, SweepFolder, SweepRecord, Trial, as_typed, now
 from dtl.sweeps.config import LauncherConfig
 from dtl.sweeps.grid import Composer, NoTrialError, combined, for_a_trial, lay_out, repeated
 from dtl.sweeps.pool import ListSource, run_trials
 from dtl.sweeps.screen import SweepScreen
-from dtl.sweeps.unfinished import as_typed
 
 
 def launch_grid(

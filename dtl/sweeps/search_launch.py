@@ -15,7 +15,7 @@ from dtl.commandline.cli import JobFailedError, take_back
 from dtl.commandline.command import Command
 from dtl.errors import InterruptedRun
 from dtl.run_dir.state import read_run_state
-from dtl.run_dir.sweep_records import SWEEP, WELL, SweepFolder, SweepRecord, Trial, now
+from dtl.run_dir.sweep_records import SWEEP, WELL, SweepFolder, SweepRecord, Trial, as_typed, now
 from dtl.sweeps.config import LauncherConfig, SearchConfig
 from dtl.sweeps.grid import Composer, NoTrialError, combined, for_a_trial, lay_out
 from dtl.sweeps.launch import held
@@ -24,7 +24,6 @@ from dtl.sweeps.screen import SearchScreen
 from dtl.sweeps.search import Search
 from dtl.sweeps.search_space import Space, parse_space
 from dtl.sweeps.search_study import JOURNAL, Study
-from dtl.sweeps.unfinished import as_typed
 
 # --- the winner ---------------------------------------------------------------------------------------------------
 # The best trial of a search, and what it is worth: its runs with fresh seeds.

@@ -9,11 +9,19 @@ import pytest
 from rich.console import Console
 
 from dtl.errors import ConfigError
-from dtl.run_dir.sweep_records import LOG, TRACEBACK, SweepFolder, SweepRecord, Trial, TrialState
+from dtl.run_dir.sweep_records import (
+    LOG,
+    TRACEBACK,
+    SweepFolder,
+    SweepRecord,
+    Trial,
+    TrialState,
+    asked_for,
+    sweep_to_continue,
+)
 from dtl.sweeps.grid import combined, for_a_trial, lay_out, repeated
 from dtl.sweeps.screen import SweepScreen
 from dtl.sweeps.table import Status, failures, find_sweep, status_of, varied
-from dtl.sweeps.unfinished import asked_for, sweep_to_continue
 
 STATES = get_args(TrialState)
 
