@@ -7,8 +7,9 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.text import Text
 
-from dtl.base.display import Display, in_time, quiet_when_gone, shown
+from dtl.base.display import Display, quiet_when_gone, shown
 from dtl.base.files import write_atomically
+from dtl.base.units import in_time
 from dtl.benchmarks.config import SUITES, BenchConfig
 from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
@@ -59,7 +60,7 @@ def job(composed: DictConfig) -> None:
     settings = typed_as(BenchConfig, composed)
     chosen = SUITES.get(settings.suite).chosen(settings)
     with quiet_when_gone(), Display() as display:
-        from dtl.benchmarks.report import as_json, busy_warning, heading, machine, notes, table, versions
+        from dtl.benchmarks.report import as_json, busy_warning, heading, machine, notes, table_of, versions
         from dtl.benchmarks.suite import measured
 
         began = time.perf_counter()
@@ -76,7 +77,7 @@ def job(composed: DictConfig) -> None:
                 rows.append(row)
         finally:  # also what was measured before a failure, or before Ctrl-C
             if rows:
-                display.console.print(table(rows), soft_wrap=False)
+                display.console.print(table_of(rows), soft_wrap=False)
             for line in notes(rows):
                 display.note(line)
         display.console.print(Text(f"suite={settings.suite}: {in_time(time.perf_counter() - began)}.", style="dim"))

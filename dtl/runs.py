@@ -5,6 +5,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from dtl.base.display import Display, quiet_when_gone
+from dtl.base.units import in_bytes
 from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
 from dtl.config import typed_as
@@ -14,7 +15,6 @@ from dtl.housekeeping.disk_runs import at_work, chosen, freed_by, leftovers, may
 from dtl.housekeeping.removal import Removal, carry_out, check_names, clear_leftover, is_named, removals
 from dtl.housekeeping.screen import (
     can_ask,
-    in_bytes,
     in_sum,
     is_agreed,
     named_by_typing,

@@ -6,12 +6,13 @@ In a terminal the progress line moves and evaluations scroll above it; without o
 import errno
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
+from typing import IO, Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -20,31 +21,49 @@ GONE = (errno.EPIPE, errno.EIO)  # nobody reads the pipe any more; the terminal 
 WIDTH_OF_A_FILE = 160  # columns of a table where there is no terminal to ask
 
 
-def in_units(count: float) -> str:
-    """1234567 as `1.2 M`: for people, never for files."""
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if count >= limit:
-            return f"{count / (1e3 if unit == 'k' else limit):.1f} {unit}"
-    return f"{count:.0f}"
-
-
-def in_time(seconds: float) -> str:
-    """Seconds as `45 s`, `12:05` or `3:20:00`."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
 def shown(folder: Path) -> str:
     """A folder as a person types it from here."""
     return os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
 
 
-def table_console(soft_wrap: bool = False) -> Console:
-    """Standard output for tables: as wide as the terminal, in a file or a pipe as wide as tables want to be."""
-    return Console(highlight=False, soft_wrap=soft_wrap, width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE)
+def table_console(soft_wrap: bool = False, file: IO[str] | None = None, width: int | None = None) -> Console:
+    """Standard output, or a file, for tables: as wide as the terminal, in a file or a pipe as wide as tables want."""
+    width = width or (None if sys.stdout.isatty() else WIDTH_OF_A_FILE)
+    return Console(file=file, highlight=False, soft_wrap=soft_wrap, width=width)
+
+
+def table(
+    headers: Iterable[str],
+    rows: Iterable[Iterable[RenderableType]],
+    right: Collection[str] = (),
+    every: Mapping[str, Any] | None = None,
+    columns: Mapping[str, Mapping[str, Any]] | None = None,
+    **look: Any,
+) -> Table:
+    """A table without lines; texts are shown as they are, whatever marks they hold.
+
+    `right` names the columns of figures. `every` has rich's options of all columns, `columns` of single ones by name,
+    `look` of the table.
+    """
+    made = Table(**{"box": None, "pad_edge": False, "padding": (0, 2, 0, 0), "header_style": "dim"} | look)
+    for header in headers:
+        options = {
+            "justify": "right" if header in right else "left",
+            **(every or {}),
+            **(columns or {}).get(header, {}),
+        }
+        made.add_column(Text(header), **options)
+    for row in rows:
+        made.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    return made
+
+
+def aligned(rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """The same for a file or a pipe: whole lines, however long, where a table would be cut to a width."""
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for *cells, last in rows:
+        yield "  ".join([*(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=False)), last])
 
 
 class Display:
@@ -68,16 +87,11 @@ class Display:
         rows = list(rows)
         self.console.print(Text(title, style="bold"))
         if not self.console.is_terminal:
-            width = max(len(name) for name, _ in rows)
-            for name, value in rows:
-                self.say(f"{name:<{width}}  {value}")
+            for line in aligned(rows):
+                self.say(line)
             return
-        table = Table.grid(padding=(0, 2))
-        table.add_column(style="dim", no_wrap=True)
-        table.add_column(overflow="fold")
-        for name, value in rows:
-            table.add_row(Text(name), Text(value))
-        self.console.print(table)
+        columns = {"name": {"style": "dim", "no_wrap": True}, "value": {"overflow": "fold"}}
+        self.console.print(table(columns, rows, columns=columns, show_header=False))
 
     def note(self, message: str) -> None:
         """A line of information."""

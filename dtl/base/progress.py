@@ -1,4 +1,4 @@
-"""One source, read, cleaned, freed of duplicates and split, document by document into a writer."""
+"""How far long work is, told now and then."""
 
 import time
 from collections.abc import Callable
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     pass
 
+
+from dtl.base.units import in_minutes
 
 SECONDS_BETWEEN_REPORTS = 5.0
 
@@ -29,6 +31,5 @@ class Pace:
         self._told = now
         left = ""
         if share:
-            seconds = round((now - self._began) * (1 - share) / share)
-            left = f", {share:.0%}, {seconds // 60}:{seconds % 60:02d} left"
+            left = f", {share:.0%}, {in_minutes((now - self._began) * (1 - share) / share)} left"
         self.say(f"{self.what}, {how_far}{left}")

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from dtl.base.units import in_millions
 from dtl.benchmarks.config import SUITES, GenerationSuiteConfig
 from dtl.benchmarks.measuring import MissingPeerError, Row, at_least, compared, in_turns, peer, skipped
 from dtl.benchmarks.suite import TINY_VOCABULARY, VOCABULARY, Suite, Workplace
@@ -46,7 +47,7 @@ def continuing(place: Workplace, name: str, arch: str, laid_out: bool = True) ->
     n_tokens = settings.batch_size * n_new
     n_distinct = len({token for text in texts for token in text})
     note = (
-        f"{n_parameters / 1e6:.1f} million parameters, fp32, {settings.batch_size} x {n_prompt} tokens continued by "
+        f"{in_millions(n_parameters)} million parameters, fp32, {settings.batch_size} x {n_prompt} tokens continued by "
         f"{n_new}; the same {n_tokens} tokens, {n_distinct} different ones"
     )
     rounds = place.settings.rounds

@@ -12,7 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 import dtl
+from dtl.base.display import table
 from dtl.base.runtime import choose_device
+from dtl.base.units import in_percent, in_unit
 from dtl.benchmarks.config import BenchConfig
 from dtl.benchmarks.measuring import PERCENT, Ratio, Row
 from dtl.diagnostics.machine import SYSTEM, processor, usable_cores
@@ -75,23 +77,21 @@ def busy_warning(of_machine: dict[str, Any]) -> str | None:
     )
 
 
-def table(rows: Sequence[Row]) -> Table:
+def table_of(rows: Sequence[Row]) -> Table:
     """All rows, for a console of 80 columns or more."""
-    made = Table(box=None, pad_edge=False, show_edge=False, padding=(0, 1, 1, 0), header_style="bold")
-    made.add_column("what", ratio=1, min_width=16)
-    made.add_column("ours", justify="right", overflow="fold")
-    made.add_column("the peer's", justify="right", overflow="fold")
-    made.add_column("ratio", justify="right")
-    made.add_column("goal", justify="right")
-    made.add_column("reached", justify="right")
-    for row in rows:
-        if row.skipped is not None:
-            made.add_row(_what(row), Text(NOTHING), Text(NOTHING), Text(NOTHING), _goal(row), Text("skipped"))
-            continue
-        reached = {True: Text("yes", "green"), False: Text("no", "bold red"), None: Text("")}[row.reached]
-        figures = [Text(in_unit(value, row.unit)) for value in (row.ours, row.peer)]
-        made.add_row(_what(row), *figures, Text(ratio_in_words(row.ratio)), _goal(row), reached)
-    return made
+    columns = {"what": {"ratio": 1, "min_width": 16}, **{key: {"overflow": "fold"} for key in ("ours", "the peer's")}}
+    headers = [*columns, "ratio", "goal", "reached"]
+    padding = (0, 1, 1, 0)
+    return table(headers, map(_cells, rows), headers[1:], columns=columns, header_style="bold", padding=padding)
+
+
+def _cells(row: Row) -> list[str | Text]:
+    goal = row.goal.words if row.goal is not None else NOTHING
+    if row.skipped is not None:
+        return [_what(row), NOTHING, NOTHING, NOTHING, goal, "skipped"]
+    reached = {True: Text("yes", "green"), False: Text("no", "bold red"), None: ""}[row.reached]
+    figures = [in_unit(value, row.unit) for value in (row.ours, row.peer)]
+    return [_what(row), *figures, ratio_in_words(row.ratio), goal, reached]
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
@@ -108,38 +108,13 @@ def _what(row: Row) -> Text:
     return text
 
 
-def _goal(row: Row) -> Text:
-    return Text(row.goal.words if row.goal is not None else NOTHING)
-
-
-def in_unit(value: float | None, unit: str) -> str:
-    """A figure as people read it: `955 k tokens/s` over two lines, `0.03 %`, `1.2 s`, `3.1 ms`."""
-    if value is None:
-        return NOTHING
-    if unit == PERCENT:
-        return f"{_percent(value)} %"
-    if unit == "s":
-        return f"{value:.2f} s" if value >= 0.1 else f"{1000 * value:.2g} ms"
-    for limit, scale, prefix in ((1e6, 1e6, "M"), (1e4, 1e3, "k")):
-        if value >= limit:
-            return f"{value / scale:.3g} {prefix}\n{unit}"
-    figure = f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
-    return f"{figure} {unit}" if len(unit) <= 2 else f"{figure}\n{unit}"
-
-
 def ratio_in_words(ratio: Ratio | None) -> str:
     """The median, and below it the range of the rounds."""
     if ratio is None:
         return NOTHING
     if ratio.unit == PERCENT:
-        return f"{_percent(ratio.median)} %\n{_percent(ratio.least)} to {_percent(ratio.most)}"
+        return f"{in_percent(ratio.median)} %\n{in_percent(ratio.least)} to {in_percent(ratio.most)}"
     return f"{ratio.median:.2f} x\n{ratio.least:.2f} to {ratio.most:.2f}"
-
-
-def _percent(share: float) -> str:
-    if 0 < share < 0.0001:
-        return "< 0.01"
-    return f"{100 * share:.2g}" if share < 0.1 else f"{100 * share:.0f}"
 
 
 def as_json(

@@ -28,6 +28,7 @@ from dtl.base.files import (
     write_atomically,
 )
 from dtl.base.json_files import read_json
+from dtl.base.units import in_mib
 from dtl.checkpoints.listing import (
     Checkpoint,
     best_checkpoint,
@@ -213,7 +214,7 @@ def storage_error(error: Exception, target: Path, needed_bytes: int) -> Checkpoi
         reason = "the disk is full" if number != errno.EFBIG else "larger than a file may be here"
     kept = [entry for entry in list_checkpoints(run_dir, contents=False) if entry.problem is None]
     return CheckpointError(
-        f"{target}: {reason}. Needed: {needed_bytes / 2**20:,.1f} MiB, free: {free_bytes / 2**20:,.1f} MiB.\n"
+        f"{target}: {reason}. Needed: {in_mib(needed_bytes, ',')}, free: {in_mib(free_bytes, ',')}.\n"
         + (f"Kept: {len(kept)} earlier, the newest of step {kept[0].step}.\n" if kept else "No earlier one is there.\n")
         + "Make room (trainer.keep is how many stay) or mend the permissions, then go on with "
         f"python -m dtl.train resume={run_dir}"

@@ -63,8 +63,3 @@ def in_short(error: BaseException) -> str:
 def fit_to_show(text: str) -> str:
     """Text of files, drivers and servers without secrets and without what could steer a terminal."""
     return "".join(sign if sign.isprintable() or sign == "\n" else "?" for sign in redact(text))
-
-
-def gib(n_bytes: float) -> str:
-    """Memory, in the unit that cards and modules are sold in."""
-    return f"{n_bytes / 2**30:.1f} GiB"

@@ -14,8 +14,9 @@ import yaml
 from omegaconf import OmegaConf
 
 from dtl.base.paths import conf_dir
+from dtl.base.units import in_gib
 from dtl.config import RunConfig
-from dtl.diagnostics.findings import Finding, gib
+from dtl.diagnostics.findings import Finding
 
 NVIDIA = "0x10de"  # its number as a maker of PCI cards
 WHEELS = "https://download.pytorch.org/whl"
@@ -111,11 +112,11 @@ def _build(facts: TorchFacts) -> str:
 def _cards(facts: TorchFacts) -> Finding:
     finding = Finding()
     for number, card in enumerate(facts.cards):
-        free = "unknown" if card.free is None else gib(card.free)
+        free = "unknown" if card.free is None else in_gib(card.free)
         capability = ".".join(map(str, card.capability))
         label = "GPU" if len(facts.cards) == 1 else f"GPU {number}"
         more = "" if facts.hip else f", compute capability {capability}"  # a number of NVIDIA's
-        finding.rows.append((label, f"{card.name}, {gib(card.total)}, {free} free{more}"))
+        finding.rows.append((label, f"{card.name}, {in_gib(card.total)}, {free} free{more}"))
         if not facts.hip and not has_kernels(card.capability, facts.kernels):
             finding.problems.append(
                 f"{card.name} has compute capability {capability}, for which this torch has no kernels (it has "
@@ -124,8 +125,8 @@ def _cards(facts: TorchFacts) -> Finding:
             )
         elif card.free is not None and card.free < card.total / 2:
             finding.warnings.append(
-                f"{card.name}: only {gib(card.free)} of {gib(card.total)} are free. End other programs that use it "
-                "(nvidia-smi lists them), or lower trainer.micro_batch_size."
+                f"{card.name}: only {in_gib(card.free)} of {in_gib(card.total)} are free. End other programs that use "
+                "it (nvidia-smi lists them), or lower trainer.micro_batch_size."
             )
     return finding
 

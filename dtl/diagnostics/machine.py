@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from dtl.diagnostics.findings import Finding, gib
+from dtl.base.units import in_gb, in_gib
+from dtl.diagnostics.findings import Finding
 
 SYSTEM = Path("/")
 # What torch's kernels are chosen by; asimd is ARM's own word for NEON.
@@ -66,15 +67,15 @@ def look_at_memory(root: Path = SYSTEM) -> Finding:
     total = kib.get("MemTotal") or _installed_memory()
     limit = _memory_limit(root)
     free = min(size for size in (kib.get("MemAvailable", math.inf), limit) if size)
-    words = gib(total) if total else "size unknown"
+    words = in_gib(total) if total else "size unknown"
     if "MemAvailable" in kib:
-        words += f", {gib(kib['MemAvailable'])} free"
+        words += f", {in_gib(kib['MemAvailable'])} free"
     if limit < (total or math.inf):
-        words += f", at most {gib(limit)} in this container"
+        words += f", at most {in_gib(limit)} in this container"
     finding = Finding([("memory", words)])
     if free < LITTLE_MEMORY:
         finding.warnings.append(
-            f"only {gib(free)} of memory are free. Close other programs, or take a small model: model=small "
+            f"only {in_gib(free)} of memory are free. Close other programs, or take a small model: model=small "
             "tokenizer=bpe trainer.micro_batch_size=1."
         )
     return finding
@@ -136,28 +137,28 @@ def look_at_disk(outputs: Path, cache: Path) -> Finding:
     """Room at `outputs` and, when it lies on another disk, at the cache of downloads; whether runs can be written."""
     place = _nearest(outputs)
     free = shutil.disk_usage(place).free
-    finding = Finding([("disk", f"{free / 1e9:.1f} GB free at {outputs}/")])
+    finding = Finding([("disk", f"{in_gb(free)} free at {outputs}/")])
     if refusal := _refuses(outputs, place):
         finding.problems.append(
             f"{outputs}/: runs cannot be written there ({refusal}). Mend its permissions, or work in another folder."
         )
     if free < NO_DISK:
         finding.problems.append(
-            f"{outputs}/: only {free / 1e9:.1f} GB are free, and one checkpoint of model=qa takes 0.7 GB. Make room: "
+            f"{outputs}/: only {in_gb(free)} are free, and one checkpoint of model=qa takes 0.7 GB. Make room: "
             "delete old runs."
         )
     elif free < LITTLE_DISK:
         finding.warnings.append(
-            f"only {free / 1e9:.1f} GB are free at {outputs}/; a run of model=qa keeps up to {LITTLE_DISK / 1e9:.0f} "
+            f"only {in_gb(free)} are free at {outputs}/; a run of model=qa keeps up to {LITTLE_DISK / 1e9:.0f} "
             "GB of checkpoints. Make room, or lower trainer.keep."
         )
     beside = _nearest(cache)
     if os.stat(beside).st_dev != os.stat(place).st_dev:
         room = shutil.disk_usage(beside).free
-        finding.rows = [("disk", f"{free / 1e9:.1f} GB free at {outputs}/, {room / 1e9:.1f} GB at {cache}")]
+        finding.rows = [("disk", f"{in_gb(free)} free at {outputs}/, {in_gb(room)} at {cache}")]
         if room < LITTLE_DISK:
             finding.warnings.append(
-                f"only {room / 1e9:.1f} GB are free at {cache}, where downloads go. Make room, or set HF_HOME."
+                f"only {in_gb(room)} are free at {cache}, where downloads go. Make room, or set HF_HOME."
             )
     return finding
 

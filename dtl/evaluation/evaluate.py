@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from dtl.base.display import Display, in_units, shown
+from dtl.base.display import Display, shown
 from dtl.base.files import write_atomically
 from dtl.base.runtime import autocast, choose_device, choose_precision
+from dtl.base.units import in_units
 from dtl.checkpoints.load import load_model, load_tokenizer
 from dtl.config import RunConfig
 from dtl.data.prepare import PreparedData, prepare_data

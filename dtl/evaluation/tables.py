@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from dtl.base.display import in_units
+from dtl.base.display import table, table_console
 from dtl.base.safe_text import in_one_line
+from dtl.base.units import in_units
 from dtl.evaluation.answers import ALL_TOPICS, AnswerScores
 from dtl.evaluation.detection import Detection
 from dtl.evaluation.metrics import Abstention
@@ -164,17 +164,12 @@ def _show(console: Console, title: str, names: Sequence[str], rows: Sequence[Seq
     if not rows:
         return
     console.print(Text(f"\n{title}", style="bold"))
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
-    for number, name in enumerate(names):
-        is_number = all(row[number][:1].isdigit() or row[number][:1] in ("-", "", "n") for row in rows)
-        may_fold = name in LONG_TEXTS
-        justify = "right" if is_number else "left"
-        table.add_column(Text(name), justify=justify, overflow="fold", no_wrap=not may_fold)
-    for row in rows:
-        table.add_row(*(Text(in_one_line(cell)) for cell in row))
+    is_figure = [all(cell[:1].isdigit() or cell[:1] in ("-", "", "n") for cell in of) for of in zip(*rows, strict=True)]
+    right = [name for name, figures in zip(names, is_figure, strict=True) if figures]
+    every, wide = {"no_wrap": True, "overflow": "fold"}, {key: {"no_wrap": False} for key in LONG_TEXTS}
     if not console.is_terminal:  # in a file or a pipe a line is as long as it is
-        console = Console(file=console.file, width=MOST_COLUMNS, highlight=False, color_system=None)
-    console.print(table, crop=False)
+        console = table_console(file=console.file, width=MOST_COLUMNS)
+    console.print(table(names, (map(in_one_line, row) for row in rows), right, every, wide), crop=False)
 
 
 def _percent(share: float) -> str:

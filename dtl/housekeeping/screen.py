@@ -8,8 +8,9 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from dtl.base.display import Display
+from dtl.base.display import Display, aligned, table
 from dtl.base.safe_text import in_one_line
+from dtl.base.units import in_age, in_bytes
 from dtl.housekeeping.config import DELETIONS, OUTPUTS, RunsConfig
 from dtl.housekeeping.disk_runs import DiskRun
 from dtl.housekeeping.removal import Removal
@@ -25,22 +26,6 @@ WAYS_ON = {
 }
 
 
-def in_bytes(n: float) -> str:
-    """`812 B`, `43 kB`, `1.2 GB`, in powers of a thousand as disks are sold."""
-    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if n >= limit:
-            return f"{n / limit:.{0 if n >= 10 * limit else 1}f} {unit}"
-    return f"{n:.0f} B"
-
-
-def in_age(seconds: float) -> str:
-    """`40 s`, `12 min`, `5 h`, `3 days`."""
-    for limit, unit in ((2 * 86_400, "days"), (2 * 3_600, "h"), (120, "min")):
-        if seconds >= limit:
-            return f"{seconds / {'days': 86_400, 'h': 3_600, 'min': 60}[unit]:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
 def show_runs(display: Display, runs: list[DiskRun], n_all: int, outputs: Path) -> None:
     """A line of sums, then a line for each run."""
     shown = f"{len(runs)} runs" if len(runs) == n_all else f"{len(runs)} of {n_all} runs"
@@ -53,10 +38,8 @@ def show_runs(display: Display, runs: list[DiskRun], n_all: int, outputs: Path) 
     if display.console.is_terminal:
         display.console.print(_table(rows), soft_wrap=False)
         return
-    rows = [HEADERS, *rows]  # whole lines: a table would be cut to the width of a screen
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        display.say("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    for line in aligned([HEADERS, *rows]):
+        display.say(line.rstrip())
 
 
 def _row(run: DiskRun) -> tuple[str, ...]:
@@ -75,15 +58,12 @@ def _row(run: DiskRun) -> tuple[str, ...]:
 
 def _table(rows: list[tuple[str, ...]]) -> Table:
     """For 100 columns: a name is left out where the folder ends with it."""
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    for header in HEADERS:
-        is_wide = header in ("folder", "name")
-        table.add_column(header, justify="right" if header in RIGHT else "left", no_wrap=not is_wide, overflow="fold")
-    for row in rows:
-        folder, name, state, *figures = row
-        name = "" if folder.endswith(f"_{name}") else name
-        table.add_row(Text(folder), Text(name), Text(state, STYLES.get(state, "yellow")), *map(Text, figures))
-    return table
+    cells = (
+        [folder, "" if folder.endswith(f"_{name}") else name, Text(state, STYLES.get(state, "yellow")), *figures]
+        for folder, name, state, *figures in rows
+    )
+    wide = {key: {"no_wrap": False} for key in ("folder", "name")}
+    return table(HEADERS, cells, RIGHT, every={"no_wrap": True, "overflow": "fold"}, columns=wide)
 
 
 def show_ways_on(display: Display, settings: RunsConfig, found: dict[str, int]) -> None:

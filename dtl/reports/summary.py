@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
-from rich.text import Text
 
-from dtl.base.display import Display, shown, table_console
+from dtl.base.display import Display, shown, table, table_console
+from dtl.base.units import in_mib
 from dtl.reports.canvas import Skipped
 from dtl.reports.findings import unfinished
 from dtl.reports.page import Report, configuration_row, facts, place
@@ -47,28 +47,19 @@ def show(report: Report, display: Display) -> None:
 def show_paths(written: Sequence[Path], display: Display) -> None:
     """Where everything lies."""
     page, *pictures = (path.absolute() for path in written)
-    display.say(f"Report: {shown(page)} ({page.stat().st_size / 2**20:.1f} MiB)")
+    display.say(f"Report: {shown(page)} ({in_mib(page.stat().st_size)})")
     if pictures:
         display.note(f"PNGs beside it: {', '.join(path.name for path in pictures)}")
 
 
 def _table(report: Report) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("configuration", overflow="fold")
-    names = {
-        "mean": report.metric.title,
-        "spread": "s.d.",
-        "n": "n",
-        "runs": "finished",
-        "speed": "tok/s",
-        "memory": "GiB",
-    }
-    for name in names.values():
-        table.add_column(name, justify="right")
-    for one in report.configurations[:MOST_ROWS]:
-        row = configuration_row(one, report.metric)
-        table.add_row(Text(row["label"]), *(Text(row[name]) for name in names))
-    return table
+    names = {"label": "configuration", "mean": report.metric.title, "spread": "s.d."}
+    names |= {"n": "n", "runs": "finished", "speed": "tok/s", "memory": "GiB"}
+    rows = (configuration_row(one, report.metric) for one in report.configurations[:MOST_ROWS])
+    headers = list(names.values())
+    cells = ([row[name] for name in names] for row in rows)
+    wide = {"configuration": {"overflow": "fold"}}
+    return table(headers, cells, headers[1:], columns=wide, header_style="bold", padding=(0, 1))
 
 
 def _rest(display: Display, count: int, what: str) -> None:

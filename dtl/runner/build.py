@@ -17,6 +17,7 @@ from dtl.base.runtime import (
     restore_random_state,
     seed_everything,
 )
+from dtl.base.units import in_millions
 from dtl.checkpoints.load import load_tokenizer, load_training_state, load_weights, read_model_config
 from dtl.config import RunConfig
 from dtl.data.prepare import PreparedData, prepare_data
@@ -226,5 +227,5 @@ def model_line(config: ModelConfig, model: TransformerLM) -> str:
     total, without = model.n_parameters(), model.n_parameters(embeddings=False)
     return (
         f"{config.arch.block}, width {config.dim}, {config.n_heads} heads, {config.n_layers} layers, "
-        f"context {config.max_seq_len}: {total / 1e6:.1f} M parameters, {without / 1e6:.1f} M without embeddings"
+        f"context {config.max_seq_len}: {in_millions(total)} M parameters, {in_millions(without)} M without embeddings"
     )

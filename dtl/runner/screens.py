@@ -8,8 +8,9 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dtl.base.display import Display, in_time, in_units, shown
+from dtl.base.display import Display, shown
 from dtl.base.runtime import cpu_has_bf16, nvidia_without_cuda
+from dtl.base.units import in_time, in_units
 from dtl.checkpoints.listing import list_checkpoints
 from dtl.data.prepare import PreparedData
 from dtl.evaluation.config import FIGURES

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dtl.base.display import Display, in_time, in_units, shown
+from dtl.base.display import Display, shown
 from dtl.base.runtime import autocast, peak_memory_bytes, random_state
 from dtl.base.signals import StopSignals
+from dtl.base.units import in_gib, in_time, in_units
 from dtl.checkpoints.save import save_checkpoint
 from dtl.checkpoints.store import publish_best, rotate
 from dtl.config import to_yaml
@@ -159,7 +160,7 @@ class Session:
             length.last_step,
             f"epoch {self.trainer.state.epoch + self.trainer.state.step_in_epoch / length.steps_per_epoch:.2f}  "
             f"loss {losses[-1]:.4f}  lr {last.lr:.2e}  {in_units(speed)} tok/s  "
-            f"left {in_time(left)}  {memory / 2**30:.1f} GiB",
+            f"left {in_time(left)}  {in_gib(memory)}",
         )
 
     def _tokens_per_second(self, reports: list[StepReport]) -> float:

@@ -7,8 +7,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from dtl.base.display import in_time, shown, table_console
+from dtl.base.display import shown, table_console
 from dtl.base.safe_text import in_one_line
+from dtl.base.units import in_time
 from dtl.run_dir.sweep_records import SweepFolder, Trial
 from dtl.sweeps.config import SearchConfig
 from dtl.sweeps.search_space import Space

@@ -10,12 +10,15 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dtl.base.display import in_time, in_units, shown
+from dtl.base.display import shown, table
 from dtl.base.safe_text import in_one_line
+from dtl.base.units import in_time, in_units
 from dtl.errors import ConfigError
 from dtl.run_dir.state import RUN_FILES, RunState, is_held, read_run_state
 from dtl.run_dir.sweep_records import LOG, SWEEP, TRACEBACK, SweepFolder, SweepRecord, Trial, find_sweeps, is_sweep
 
+RIGHT = ("trial", "step", "best loss", "tokens/s", "time")
+HEADERS = ("trial", "overrides", "state", *RIGHT[1:], "why")
 STYLES = {
     "finished": "green", "running": "cyan", "failed": "red", "refused": "red", "killed": "red", "hung": "red",
     "timed out": "red", "interrupted": "yellow", "pruned": "dim", "waiting": "dim", "stopped": "yellow",
@@ -63,26 +66,31 @@ def varied(overrides: Sequence[Sequence[str]]) -> list[list[str]]:
 
 def trial_table(rows: Sequence[Row]) -> Table:
     """Number, overrides, state, step, best loss, speed, time, reason: a line for each trial."""
-    table = Table(box=None, padding=(0, 1), header_style="bold", show_edge=False)
-    table.add_column("trial", justify="right", no_wrap=True)
-    table.add_column("overrides", overflow="fold", ratio=3)
-    table.add_column("state", no_wrap=True)
-    for heading in ("step", "best loss", "tokens/s", "time"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("why", overflow="fold", ratio=2)
-    for row, overrides in zip(rows, varied([row.trial.overrides for row in rows]), strict=True):
-        trial, run = row.trial, row.run
-        table.add_row(
-            str(trial.number),
-            Text(in_one_line(" ".join(overrides)) or "(defaults)"),
-            Text(trial.state, style=STYLES.get(trial.state, "")),
-            _of(run.step, run.last_step),
-            "" if row.best_loss is None else f"{row.best_loss:.4f}",
-            "" if run.tokens_per_second is None or trial.state != "running" else in_units(run.tokens_per_second),
-            _time(row),
-            Text(in_one_line(trial.reason), style="dim"),
-        )
-    return table
+    wide = {name: {"no_wrap": False, "overflow": "fold", "ratio": n} for name, n in (("overrides", 3), ("why", 2))}
+    return table(
+        HEADERS,
+        map(_cells, rows, varied([row.trial.overrides for row in rows])),
+        RIGHT,
+        every={"no_wrap": True},
+        columns=wide,
+        header_style="bold",
+        padding=(0, 1),
+        pad_edge=True,
+    )
+
+
+def _cells(row: Row, overrides: list[str]) -> list[str | Text]:
+    trial, run = row.trial, row.run
+    return [
+        str(trial.number),
+        in_one_line(" ".join(overrides)) or "(defaults)",
+        Text(trial.state, style=STYLES.get(trial.state, "")),
+        _of(run.step, run.last_step),
+        "" if row.best_loss is None else f"{row.best_loss:.4f}",
+        "" if run.tokens_per_second is None or trial.state != "running" else in_units(run.tokens_per_second),
+        _time(row),
+        Text(in_one_line(trial.reason), style="dim"),
+    ]
 
 
 def _of(step: int | None, last: int | None) -> str:

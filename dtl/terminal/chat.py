@@ -14,14 +14,16 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dtl.base.display import aligned
 from dtl.base.safe_text import in_one_line
+from dtl.base.units import n_tokens
 from dtl.commandline.command import Command
 from dtl.commandline.translate import explained
 from dtl.errors import ConfigError, DTLError, did_you_mean
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.dialogue import StopOnInterrupt, introduce, take_lines
 from dtl.terminal.input import InputLine, TooLong
-from dtl.terminal.presets import PRESETS, n_tokens, preset
+from dtl.terminal.presets import PRESETS, preset
 from dtl.terminal.screen import Screen
 from dtl.terminal.transcript import Turn, default_path, save_transcript
 
@@ -196,13 +198,12 @@ def _unknown(chat: "Chat", word: str) -> None:
 
 
 def _help(chat: "Chat", argument: str) -> None:
-    width = max(len(command.usage) for command in COMMANDS.values())
     chat.screen.say(
         "Type a question and press Enter. Each question stands alone: the model was trained on single pairs\n"
         "of question and answer, and does not remember the ones before."
     )
-    for command in {command.usage: command for command in COMMANDS.values()}.values():
-        chat.screen.say(f"  {command.usage:<{width}}  {command.meaning}")
+    for line in aligned(list({command.usage: command.meaning for command in COMMANDS.values()}.items())):
+        chat.screen.say(f"  {line}")
     chat.screen.say("Ctrl-C stops an answer, Ctrl-D leaves. Arrow up brings back what was typed before.")
 
 

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtl.base.display import in_units, shown
+from dtl.base.display import shown
 from dtl.base.json_files import read_json_or_empty
 from dtl.base.runtime import choose_device
 from dtl.base.safe_text import in_one_line
+from dtl.base.units import in_units
 from dtl.checkpoints.listing import is_checkpoint
 from dtl.checkpoints.load import load_model, load_tokenizer
 from dtl.data.documents import prompt

@@ -26,8 +26,3 @@ def in_words(sampling: SamplingConfig) -> str:
     return ", ".join(
         f"{name} {getattr(sampling, name):g}" for name in names if getattr(sampling, name) != getattr(OFF, name)
     )
-
-
-def n_tokens(count: int) -> str:
-    """`1 token`, `2 tokens`."""
-    return f"{count:,} token{'' if count == 1 else 's'}"

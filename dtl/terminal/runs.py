@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from dtl.base.display import aligned
 from dtl.base.safe_text import in_one_line
 from dtl.checkpoints.find import find_checkpoint, list_runs
 from dtl.checkpoints.listing import step_folders
@@ -59,6 +60,4 @@ def _table(runs: list[RunState]) -> Iterator[str]:
         )
         for run in runs
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+    return (f"  {line.rstrip()}" for line in aligned(rows))

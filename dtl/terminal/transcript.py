@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from dtl.base.files import write_atomically
 from dtl.base.safe_text import escaped, visible
+from dtl.base.units import n_tokens
 from dtl.errors import DTLError
 from dtl.generation.config import SamplingConfig
-from dtl.terminal.presets import in_words, n_tokens
+from dtl.terminal.presets import in_words
 
 if TYPE_CHECKING:
     from dtl.generation.conversation import Ending

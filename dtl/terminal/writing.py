@@ -10,11 +10,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from dtl.base.display import table
 from dtl.base.safe_text import visible
+from dtl.base.units import n_tokens
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.dialogue import StopOnInterrupt, take_lines
 from dtl.terminal.input import InputLine, TooLong
-from dtl.terminal.presets import in_words, n_tokens
+from dtl.terminal.presets import in_words
 from dtl.terminal.screen import Screen
 
 if TYPE_CHECKING:
@@ -92,17 +94,13 @@ def _one_below_the_other(screen: Screen, beginning: str, columns: list[_Column],
 
 
 def _table(beginning: str, columns: list[_Column]) -> Table:
-    table = Table.grid(expand=True, padding=(0, 2))
-    for _ in columns:
-        table.add_column(ratio=1, overflow="fold")
-    table.add_row(*(column.head for column in columns))
-    table.add_row(
-        *(
-            Group(Text.assemble((visible(beginning), "dim"), visible(column.text)), Text(column.facts, style="dim"))
-            for column in columns
-        )
+    texts = (
+        Group(Text.assemble((visible(beginning), "dim"), visible(column.text)), Text(column.facts, style="dim"))
+        for column in columns
     )
-    return table
+    heads = [column.head for column in columns]
+    every = {"ratio": 1, "overflow": "fold"}
+    return table((column.name for column in columns), (heads, texts), every=every, expand=True, show_header=False)
 
 
 def facts(writing: "Continuation") -> str:

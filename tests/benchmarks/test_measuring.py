@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from dtl.base.units import in_unit
 from dtl.benchmarks.config import BenchConfig, GenerationSuiteConfig
 from dtl.benchmarks.measuring import (
     PERCENT,
@@ -21,7 +22,7 @@ from dtl.benchmarks.measuring import (
     ratio_of,
     skipped,
 )
-from dtl.benchmarks.report import as_json, busy_warning, in_unit, machine, notes, ratio_in_words, table, versions
+from dtl.benchmarks.report import as_json, busy_warning, machine, notes, ratio_in_words, table_of, versions
 from dtl.benchmarks.suite import Suite, Workplace, measured
 from dtl.errors import ConfigError
 
@@ -93,7 +94,7 @@ ROWS = [
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_table_fits_and_cuts_nothing(width):
     console = Console(width=width, file=io.StringIO())
-    console.print(table(ROWS))
+    console.print(table_of(ROWS))
     assert isinstance(console.file, io.StringIO)
     shown = console.file.getvalue()
     assert max(map(len, shown.splitlines())) <= width and "…" not in shown

@@ -15,11 +15,11 @@ from filelock import FileLock
 
 import dtl.runs
 from dtl.base.files import TRASH
+from dtl.base.units import in_age, in_bytes
 from dtl.checkpoints.store import lock_run, publish_best, superseded
 from dtl.housekeeping.config import RunsConfig
 from dtl.housekeeping.disk_runs import freed_by, leftovers, read_runs
 from dtl.housekeeping.removal import Removal, carry_out, clear_leftover, removals
-from dtl.housekeeping.screen import in_age, in_bytes
 from dtl.run_dir.provenance import write_result
 
 OUTPUTS = Path("outputs")
