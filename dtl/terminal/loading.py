@@ -1,9 +1,9 @@
 """A checkpoint made ready to write. Imports torch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dtl.base.display import shown
 from dtl.base.json_files import read_json_or_empty
@@ -16,18 +16,15 @@ from dtl.data.documents import prompt
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.evaluation.config import FIGURES
 from dtl.generation.config import SamplingConfig
-from dtl.generation.conversation import continue_text
+from dtl.generation.conversation import Continuation, continue_text
 from dtl.generation.engine import lay_out_for_decoding
+from dtl.model.transformer import TransformerLM
 from dtl.registry import SOURCES
 from dtl.run_dir.state import read_config
 from dtl.terminal.config import TalkConfig
 
-if TYPE_CHECKING:
-    from dtl.generation.conversation import Continuation
-
-
 # --- a model to talk to -------------------------------------------------------------------------------------------
-# What a conversation needs to know of a model, and no more. Imports no torch.
+# What a conversation needs of a model, and no more.
 
 
 @dataclass(frozen=True)
@@ -43,17 +40,26 @@ class CheckpointFacts:
     is_of_plain_text: bool = False  # nothing that it learnt from were questions and answers
 
 
-@dataclass(frozen=True)
 class LoadedModel:
     """A model that writes."""
 
-    facts: CheckpointFacts
-    n_parameters: int
-    context: int  # tokens that it sees at once
-    device: str
-    most_characters: int  # no text that is longer fits the context, whatever is in it
-    count_tokens: Callable[[str], int]
-    continue_text: "Callable[[str, SamplingConfig, int], Continuation]"  # text, sampling, seed
+    def __init__(self, facts: CheckpointFacts, model: TransformerLM, tokenizer: Tokenizer) -> None:
+        self.facts = facts
+        self.n_parameters = model.n_parameters()
+        self.context = model.config.max_seq_len  # tokens that it sees at once
+        self.device = next(model.parameters()).device.type
+        # No text that is longer fits the context. Byte-level tokenizers write a letter for each byte of a token.
+        longest = max((len(token) for token in tokenizer.backend.get_vocab()), default=1)
+        self.most_characters = self.context * longest
+        self._model = model
+        self._tokenizer = tokenizer
+
+    def count_tokens(self, text: str) -> int:
+        return len(self._tokenizer.encode(text))
+
+    def continue_text(self, text: str, sampling: SamplingConfig, seed: int) -> Continuation:
+        """The text written on, while it is iterated; the same seed gives the same."""
+        return continue_text(self._model, self._tokenizer, text, sampling, seed)
 
     def prompt(self, question: str, context: str = "") -> str:
         """The text after which it writes its answer."""
@@ -83,21 +89,7 @@ def load(checkpoint: Path, config: TalkConfig) -> LoadedModel:
     tokenizer = load_tokenizer(checkpoint)
     model = load_model(checkpoint, device)
     lay_out_for_decoding(model)
-    context = model.config.max_seq_len
-    return LoadedModel(
-        facts=read_facts(checkpoint),
-        n_parameters=model.n_parameters(),
-        context=context,
-        device=device.type,
-        most_characters=context * _longest_token(tokenizer),
-        count_tokens=lambda text: len(tokenizer.encode(text)),
-        continue_text=lambda text, sampling, seed: continue_text(model, tokenizer, text, sampling, seed),
-    )
-
-
-def _longest_token(tokenizer: Tokenizer) -> int:
-    """Characters of text in one token at most: byte-level tokenizers write a letter for each byte."""
-    return max((len(token) for token in tokenizer.backend.get_vocab()), default=1)
+    return LoadedModel(read_facts(checkpoint), model, tokenizer)
 
 
 def read_facts(folder: Path) -> CheckpointFacts:

@@ -42,26 +42,32 @@ class Asked(list[tuple[str, SamplingConfig, int]]):
     """What a model was asked to continue: text, sampling, seed."""
 
 
+class RoteModel(LoadedModel):
+    """A model without weights; a token is a word."""
+
+    def __init__(self, context: int, answer: Callable[[str, SamplingConfig, int], RoteContinuation]) -> None:
+        self.n_parameters = 1_234_567
+        self.context = context
+        self.device = "cpu"
+        self.most_characters = 7 * context
+        self.asked = Asked()
+        self._answer = answer
+
+    def count_tokens(self, text: str) -> int:
+        return len(text.split())
+
+    def continue_text(self, text: str, sampling: SamplingConfig, seed: int) -> RoteContinuation:  # pyright: ignore
+        self.asked.append((text, sampling, seed))
+        return self._answer(text, sampling, seed)
+
+
 def rote_model(
     answer: Callable[[str, SamplingConfig, int], RoteContinuation] | None = None, context: int = 101, **facts: object
 ) -> tuple[LoadedModel, Asked]:
-    """A model that answers with the seed; a token is a word. And what it is asked."""
-    asked = Asked()
-
-    def continue_text(text: str, sampling: SamplingConfig, seed: int) -> RoteContinuation:
-        asked.append((text, sampling, seed))
-        return answer(text, sampling, seed) if answer else RoteContinuation([" seed", f" {seed}"])
-
-    model = LoadedModel(
-        facts=CheckpointFacts(Path("somewhere/checkpoints/best"), **({"name": "parrot", "step": 7} | facts)),  # pyright: ignore
-        n_parameters=1_234_567,
-        context=context,
-        device="cpu",
-        most_characters=7 * context,
-        count_tokens=lambda text: len(text.split()),
-        continue_text=continue_text,  # pyright: ignore
-    )
-    return model, asked
+    """A model that answers with the seed, and what it is asked."""
+    model = RoteModel(context, answer or (lambda text, sampling, seed: RoteContinuation([" seed", f" {seed}"])))
+    model.facts = CheckpointFacts(Path("somewhere/checkpoints/best"), **({"name": "parrot", "step": 7} | facts))  # pyright: ignore
+    return model, model.asked
 
 
 class ScriptedInput:

@@ -13,7 +13,7 @@ import dtl.generate
 from dtl.base.safe_text import visible
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.generation.config import SamplingConfig
-from dtl.generation.conversation import Continuation, continue_text
+from dtl.generation.conversation import Continuation
 from dtl.model.transformer import TransformerLM
 from dtl.terminal.input import PipedInput
 from dtl.terminal.loading import CheckpointFacts, LoadedModel
@@ -46,15 +46,7 @@ def network(tokenizer: Tokenizer) -> TransformerLM:
 
 @pytest.fixture
 def model(network: TransformerLM, tokenizer: Tokenizer) -> LoadedModel:
-    return LoadedModel(
-        CheckpointFacts(Path("outputs/a_run"), "a_run", step=13),
-        n_parameters=network.n_parameters(),
-        context=23,
-        device="cpu",
-        most_characters=23,
-        count_tokens=lambda text: len(tokenizer.encode(text)),
-        continue_text=lambda text, sampling, seed: continue_text(network, tokenizer, text, sampling, seed),
-    )
+    return LoadedModel(CheckpointFacts(Path("outputs/a_run"), "a_run", step=13), network, tokenizer)
 
 
 @pytest.fixture
