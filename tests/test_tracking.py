@@ -78,12 +78,12 @@ def test_an_override_with_a_secret_opens_nothing(tmp_path: Path) -> None:
 
 
 def test_rows_come_back_as_they_were_given(tmp_path: Path) -> None:
+    *first, last = steps(1, 3)
     with opened(tmp_path) as tracker:
-        tracker.log_steps(steps(1, 3), {"speed/tokens_per_second": 11.5})
+        tracker.log_steps([*first, {**last, "speed/tokens_per_second": 11.5}])
         assert len(read_metrics(tmp_path)) == 3, "rows must be in the file when the call returns"
         tracker.log(3, {"val/loss": 0.3})
         tracker.log_steps([])
-    *first, last = steps(1, 3)
     assert read_metrics(tmp_path) == [*first, {**last, "speed/tokens_per_second": 11.5}, {"step": 3, "val/loss": 0.3}]
     assert tracker.status == "local: metrics.jsonl"
     assert tracker.run_id is None

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from dtl.base.runtime import autocast, choose_precision
+from dtl.data.batches import IGNORE
 from dtl.data.documents import QuestionAnswer
 from dtl.data.prepare import PreparedData
 from dtl.data.tasks import is_right
-from dtl.training.loss import IGNORE
 
 # Tuned on the validation wordings of the facts that ship with DTL: see experiments/experiment/qa_full.md.
 LEARNING_RATE = 1e-3

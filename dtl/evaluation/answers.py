@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dtl.data.batches import IGNORE
 from dtl.data.documents import QuestionAnswer, document
 from dtl.data.tasks import Answer, is_right, token_f1
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.evaluation.metrics import bits_per_byte, mean
 from dtl.generation.conversation import GreedyAnswer, by_length
 from dtl.model.transformer import TransformerLM
-from dtl.training.loss import IGNORE
 
 # --- likelihood of the expected answers ---------------------------------------------------------------------------
 # How likely a model finds the expected answers to questions.

@@ -45,7 +45,6 @@ class RunState:
     best_loss: float | None = None  # lowest validation loss so far, nats per target token
     reason: str = ""  # why it ended otherwise than it should: the first line
     started: datetime | None = None  # of its first session, with a time zone
-    resumed: datetime | None = None  # of its last session; of the first one where there is no other
     seconds: float | None = None  # of training, without evaluation and saving
     tokens_per_second: float | None = None  # over the last steps that were logged
     overrides: list[str] = field(default_factory=list)
@@ -80,7 +79,6 @@ def read_run_state(folder: Path) -> RunState:
         best_loss=as_number(outcome.get("value")) if "value" in outcome else _best_loss(folder, rows),
         reason=in_one_line(str(outcome.get("error") or "").strip().partition("\n")[0]),
         started=sessions[0] if sessions else None,
-        resumed=sessions[-1] if sessions else None,
         seconds=_last_number(rows, "seconds"),
         tokens_per_second=_last_number(rows, "speed/tokens_per_second"),
         overrides=[visible(word) for word in as_list(record.get("overrides")) if isinstance(word, str)],

@@ -83,15 +83,13 @@ class Tracker:
         """One line for people: where the measurements go, and why."""
         return self._status if self._sink is None else self._sink.status
 
-    def log_steps(self, rows: list[dict[str, Any]], measured: Mapping[str, float] | None = None) -> None:
+    def log_steps(self, rows: list[dict[str, Any]]) -> None:
         """Append a row per optimizer step to metrics.jsonl and send the last one to W&B.
 
         Rows hold `step`, `tokens`, `seconds`, `train/loss` and whatever else was measured at that step.
-        `measured` is of the moment, such as `speed/` and `memory/`: it joins the last row.
         """
         if not rows:
             return
-        rows = [*rows[:-1], {**rows[-1], **(measured or {})}]
         self._lines.append(rows)
         last = dict(rows[-1])
         self._send(last.pop("step"), last)

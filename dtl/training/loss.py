@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-IGNORE = -100
+from dtl.data.batches import IGNORE
 
 
 def summed_cross_entropy(head: nn.Module, x_btd: Tensor, targets_bt: Tensor, n_targets: int) -> Tensor:

@@ -79,7 +79,6 @@ def test_all_that_is_known_of_a_run(run_dir):
         last_step=29,
         best_loss=0.5,
         started=datetime(2026, 11, 23, 5, 7, 11, tzinfo=UTC),
-        resumed=datetime(2026, 11, 24, 5, 7, 11, tzinfo=UTC),
         seconds=23 / 8,
         tokens_per_second=823.0,
         overrides=["name=demo"],

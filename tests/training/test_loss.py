@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from dtl.data.batches import IGNORE as DATA_IGNORE
-from dtl.data.batches import TrainingData
-from dtl.training.loss import IGNORE, summed_cross_entropy
+from dtl.data.batches import IGNORE, TrainingData
+from dtl.training.loss import summed_cross_entropy
 from dtl.training.trainer import Trainer
 
 B, T, D, V = 2, 7, 13, 23
@@ -29,10 +28,6 @@ def hidden_and_targets(n_targets: int) -> tuple[Tensor, Tensor]:
     targets = torch.full((B * T,), IGNORE)
     targets[torch.randperm(B * T)[:n_targets]] = torch.randint(0, V, (n_targets,))
     return x_btd, rearrange(targets, "(b t) -> b t", b=B)
-
-
-def test_data_and_loss_agree_on_what_is_ignored() -> None:
-    assert IGNORE == DATA_IGNORE
 
 
 @pytest.mark.parametrize("bias", [False, True])
