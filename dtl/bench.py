@@ -36,8 +36,7 @@ suite=data: tokenising, dump (to prose), dump_memory (long: some 300 MB), loader
 tokens, half a gigabyte of temporary files), waste (of padding).
 
 suite=generation: modern, classic (a text continued beside Hugging Face's generate, on the same random weights; it
-fails when the two write different tokens), as_trained (modern, the weights left as they lie after training, without
-the layout that the commands give them).
+fails when the two write different tokens).
 
 suite=questions: qa_full (unseen wordings answered after five minutes of training, beside Hugging Face's GPT-2 after
 the same time; a round is a seed, twelve minutes each on two cores).

@@ -24,25 +24,21 @@ TINY = {"dim": 64, "n_heads": 2, "n_layers": 2}
 NEVER = -1  # a stop id that no token has
 
 
-def continuing(place: Workplace, name: str, arch: str, laid_out: bool = True) -> Iterator[Row]:
-    """Two rows: tokens a second, and seconds to the first token. `laid_out`: prepared as the commands do it.
-
-    Raises DTLError when the two write different tokens.
-    """
+def continuing(place: Workplace, arch: str) -> Iterator[Row]:
+    """Two rows: tokens a second, and seconds to the first token. Raises DTLError where the two write other tokens."""
     settings = place.settings.generation
     n_prompt, n_new = (7, 11) if place.settings.tiny else (settings.prompt_tokens, settings.new_tokens)
-    what = f"{arch}, as it was trained" if not laid_out else arch
-    row = Row(name, f"continuing a text, {what}", "tokens/s", peer_name="Hugging Face's generate, the same weights")
-    first_row = replace(row, name=f"{name}_first", what=f"first token of a text, {what}", unit="s")
-    row = replace(row, goal=at_least(1) if laid_out else None)
+    row = Row(arch, f"continuing a text, {arch}", "tokens/s", peer_name="Hugging Face's generate, the same weights")
+    first_row = replace(row, name=f"{arch}_first", what=f"first token of a text, {arch}", unit="s")
+    row = replace(row, goal=at_least(1))
     try:
         transformers = peer("transformers", "pip install transformers")
     except MissingPeerError as error:
         yield from (skipped(each, str(error)) for each in (row, first_row))
         return
-    ours, theirs, n_parameters = both_sides(place, transformers, arch, laid_out, n_prompt, n_new)
+    ours, theirs, n_parameters = both_sides(place, transformers, arch, n_prompt, n_new)
     texts = ours(n_new)  # the first time is slower: not counted
-    refuse_other_tokens(name, texts, theirs(n_new))
+    refuse_other_tokens(arch, texts, theirs(n_new))
 
     n_tokens = settings.batch_size * n_new
     n_distinct = len({token for text in texts for token in text})
@@ -56,20 +52,10 @@ def continuing(place: Workplace, name: str, arch: str, laid_out: bool = True) ->
     yield compared(first_row, in_turns(lambda: ours(1), lambda: theirs(1), rounds))
 
 
-SUITES.register("generation")(
-    Suite(
-        {
-            "modern": partial(continuing, name="modern", arch="modern"),
-            "classic": partial(continuing, name="classic", arch="classic"),
-            "as_trained": partial(continuing, name="as_trained", arch="modern", laid_out=False),
-        }
-    )
-)
+SUITES.register("generation")(Suite({arch: partial(continuing, arch=arch) for arch in ("modern", "classic")}))
 
 
-def both_sides(
-    place: Workplace, transformers: Any, arch: str, laid_out: bool, n_prompt: int, n_new: int
-) -> tuple[Write, Write, int]:
+def both_sides(place: Workplace, transformers: Any, arch: str, n_prompt: int, n_new: int) -> tuple[Write, Write, int]:
     """DTL's way to continue the same random prompts, Hugging Face's, and the parameters of the model."""
     import torch
 
@@ -81,8 +67,7 @@ def both_sides(
     transformers.utils.logging.set_verbosity_error()
     model = random_model(place.settings.generation, place.settings.tiny, arch, context=n_prompt + n_new).to(device)
     twin = twin_of(model, transformers)
-    if laid_out:
-        lay_out_for_decoding(model)
+    lay_out_for_decoding(model)
     prompts = torch.randint(0, model.vocab_size, (place.settings.generation.batch_size, n_prompt)).tolist()
     return writer(model, prompts), twin_writer(twin, prompts), model.n_parameters()
 
