@@ -36,8 +36,8 @@ def table(
     headers: Iterable[str],
     rows: Iterable[Iterable[RenderableType]],
     right: Collection[str] = (),
-    every: Mapping[str, Any] | None = None,
-    columns: Mapping[str, Mapping[str, Any]] | None = None,
+    every: Mapping[str, Any] = {},
+    columns: Mapping[str, Mapping[str, Any]] = {},
     **look: Any,
 ) -> Table:
     """A table without lines; texts are shown as they are, whatever marks they hold.
@@ -47,11 +47,7 @@ def table(
     """
     made = Table(**{"box": None, "pad_edge": False, "padding": (0, 2, 0, 0), "header_style": "dim"} | look)
     for header in headers:
-        options = {
-            "justify": "right" if header in right else "left",
-            **(every or {}),
-            **(columns or {}).get(header, {}),
-        }
+        options = {"justify": "right" if header in right else "left", **every, **columns.get(header, {})}
         made.add_column(Text(header), **options)
     for row in rows:
         made.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))

@@ -1,4 +1,4 @@
-"""How far long work is, told now and then."""
+"""The progress of long work, told now and then."""
 
 import time
 from collections.abc import Callable

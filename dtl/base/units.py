@@ -68,15 +68,13 @@ def in_time(seconds: float) -> str:
     """Seconds as `45 s`, `12:05` or `3:20:00`."""
     if seconds < 60:
         return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{in_minutes(rest):0>5}" if hours else in_minutes(rest)
 
 
 def in_minutes(seconds: float) -> str:
     """Seconds as `0:45`, `12:05` or `200:00`."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02}"
+    return f"{round(seconds) // 60}:{round(seconds) % 60:02}"
 
 
 def in_age(seconds: float) -> str:

@@ -81,8 +81,8 @@ def table_of(rows: Sequence[Row]) -> Table:
     """All rows, for a console of 80 columns or more."""
     columns = {"what": {"ratio": 1, "min_width": 16}, **{key: {"overflow": "fold"} for key in ("ours", "the peer's")}}
     headers = [*columns, "ratio", "goal", "reached"]
-    padding = (0, 1, 1, 0)
-    return table(headers, map(_cells, rows), headers[1:], columns=columns, header_style="bold", padding=padding)
+    look = {"header_style": "bold", "padding": (0, 1, 1, 0)}
+    return table(headers, map(_cells, rows), headers[1:], columns=columns, **look)
 
 
 def _cells(row: Row) -> list[str | Text]:

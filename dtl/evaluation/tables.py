@@ -15,6 +15,7 @@ from dtl.evaluation.report import Report
 
 MOST_CHARACTERS = 60  # of a text in a table
 MOST_COLUMNS = 1000
+BY_WHOM = ("\nexact", "\nF1", "look-up\nexact", "\nF1", "majority\nexact", "\nF1")  # the model's own come first
 LONG_TEXTS = ("question", "said", "expected")  # the columns that are folded in a narrow terminal
 
 
@@ -75,17 +76,7 @@ def _show_answers(console: Console, answers: Sequence[AnswerScores]) -> None:
     _show(
         console,
         "Questions (exact match and token F1 after SQuAD's normalisation)",
-        [
-            "\nwordings",
-            "\nasked",
-            "\nexact",
-            "\nF1",
-            "look-up\nexact",
-            "\nF1",
-            "majority\nexact",
-            "\nF1",
-            "gold\nbits/byte",
-        ],
+        ["\nwordings", "\nasked", *BY_WHOM, "gold\nbits/byte"],
         [
             [
                 scores.split,

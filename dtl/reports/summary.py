@@ -56,10 +56,9 @@ def _table(report: Report) -> Table:
     names = {"label": "configuration", "mean": report.metric.title, "spread": "s.d."}
     names |= {"n": "n", "runs": "finished", "speed": "tok/s", "memory": "GiB"}
     rows = (configuration_row(one, report.metric) for one in report.configurations[:MOST_ROWS])
-    headers = list(names.values())
     cells = ([row[name] for name in names] for row in rows)
-    wide = {"configuration": {"overflow": "fold"}}
-    return table(headers, cells, headers[1:], columns=wide, header_style="bold", padding=(0, 1))
+    first, *right = headers = list(names.values())
+    return table(headers, cells, right, columns={first: {"overflow": "fold"}}, header_style="bold", padding=(0, 1))
 
 
 def _rest(display: Display, count: int, what: str) -> None:

@@ -160,7 +160,6 @@ def _read(file: Path, kind: type) -> Any:
 
 
 # --- going on with a sweep ----------------------------------------------------------------------------------------
-# The sweep that a command line goes on with.
 
 
 def sweep_to_continue(arguments: Sequence[str], outputs: Path) -> Path | None:

@@ -67,16 +67,9 @@ def varied(overrides: Sequence[Sequence[str]]) -> list[list[str]]:
 def trial_table(rows: Sequence[Row]) -> Table:
     """Number, overrides, state, step, best loss, speed, time, reason: a line for each trial."""
     wide = {name: {"no_wrap": False, "overflow": "fold", "ratio": n} for name, n in (("overrides", 3), ("why", 2))}
-    return table(
-        HEADERS,
-        map(_cells, rows, varied([row.trial.overrides for row in rows])),
-        RIGHT,
-        every={"no_wrap": True},
-        columns=wide,
-        header_style="bold",
-        padding=(0, 1),
-        pad_edge=True,
-    )
+    cells = map(_cells, rows, varied([row.trial.overrides for row in rows]))
+    look = {"header_style": "bold", "padding": (0, 1), "pad_edge": True}
+    return table(HEADERS, cells, RIGHT, every={"no_wrap": True}, columns=wide, **look)
 
 
 def _cells(row: Row, overrides: list[str]) -> list[str | Text]:

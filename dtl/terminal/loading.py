@@ -24,7 +24,6 @@ from dtl.run_dir.state import read_config
 from dtl.terminal.config import TalkConfig
 
 # --- a model to talk to -------------------------------------------------------------------------------------------
-# What a conversation needs of a model, and no more.
 
 
 @dataclass(frozen=True)
