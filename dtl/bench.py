@@ -32,8 +32,7 @@ not installed makes a row that says how to install it. Measure on a quiet machin
   python -m dtl.bench suite=generation                       two to three minutes on two cores
   python -m dtl.bench suite=generation rows=[modern] rounds=6 generation.batch_size=4
 
-suite=data: tokenising, dump (to prose), dump_memory (long: some 300 MB), loader, opening (a cache of 100 million
-tokens, half a gigabyte of temporary files), waste (of padding).
+suite=data: tokenising, dump (to prose), dump_memory (long: some 300 MB), loader, waste (of padding).
 
 suite=generation: modern, classic (a text continued beside Hugging Face's generate, on the same random weights; it
 fails when the two write different tokens).

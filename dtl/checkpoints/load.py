@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dtl.base.files import read_json
+from dtl.base.json_files import read_json
 from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.listing import MODEL_FILES, STATE_FILES, TOKENIZER_FILES, is_checkpoint, verify
 from dtl.checkpoints.weights import n_numbers, read_shapes, read_tensors, weight_files

@@ -25,7 +25,6 @@ from dtl.base.files import (
     TEMPORARY,
     TRASH,
     publish_directory,
-    read_json,
     read_manifest,
     sha256_of,
     unfinished,
@@ -33,6 +32,7 @@ from dtl.base.files import (
     write_atomically,
     write_manifest,
 )
+from dtl.base.json_files import read_json
 from dtl.errors import CheckpointError, DataError
 
 FORMAT = 1  # of the files in an entry

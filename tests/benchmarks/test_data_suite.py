@@ -15,7 +15,7 @@ from dtl.benchmarks import data as tokenising
 from dtl.benchmarks import data as waste_rows
 from dtl.benchmarks import dump as dump_reading
 from dtl.benchmarks.config import SUITES, BenchConfig
-from dtl.benchmarks.data import loading, made_rows, opening, waste
+from dtl.benchmarks.data import loading, made_rows, waste
 from dtl.benchmarks.dump import dump_memory
 from dtl.benchmarks.made_text import made_articles, write_made_dump
 from dtl.benchmarks.measuring import MissingPeerError, Row
@@ -35,7 +35,7 @@ def by_name(rows) -> dict[str, Row]:
 
 def test_the_suite_is_found_by_its_name():
     suite = SUITES.get("data")
-    assert list(suite.chosen(BenchConfig())) == ["tokenising", "dump", "loader", "opening", "waste"]
+    assert list(suite.chosen(BenchConfig())) == ["tokenising", "dump", "loader", "waste"]
     assert "dump_memory" in suite.chosen(BenchConfig(full=True))
 
 
@@ -128,16 +128,6 @@ def test_rows_of_the_loader_are_what_the_row_says():
     assert articles.batch([0, 1]).documents is None
     documents = questions.batch([len(questions) - 1]).documents
     assert documents is not None and len(documents.unique()) > 5
-
-
-def test_opening_reads_what_was_made_once(tmp_path):
-    rows = by_name(opening(place(tmp_path)))
-    assert list(rows) == ["opening", "opening_mask"]
-    assert all(row.ours is not None and row.rounds == 2 for row in rows.values())
-    entries = sorted(path.name.partition("-")[0] for path in (tmp_path / "cache").iterdir() if path.is_dir())
-    assert entries == ["fingerprint", "fingerprint", "text", "tokens"]  # both layouts opened the same tokens
-    (tokens,) = (tmp_path / "cache").glob("tokens-*/train*tokens*.npy")
-    assert 80_000 < len(np.load(tokens, mmap_mode="r", allow_pickle=False)) < 120_000
 
 
 def test_waste_is_measured_packed_and_padded(tmp_path):

@@ -36,7 +36,7 @@ NETRC_PASSWORD = "c4nary-in-netrc"
 SCENARIOS = """
 import json, os, sys, time
 from pathlib import Path
-from dtl.records import wandb_sink
+from dtl.tracking import wandb_sink
 from dtl.tracking.tracker import TrackerConfig, open_tracker
 
 def go(name, environment, mode="auto", patience=1.0):

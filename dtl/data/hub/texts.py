@@ -13,7 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dtl.base.files import MANIFEST, read_json, read_manifest, write_atomically
+from dtl.base.files import MANIFEST, read_manifest, write_atomically
+from dtl.base.json_files import read_json
 from dtl.base.network import hub_endpoint, require_hub, without_password
 from dtl.data.collect import entry_name, text_code
 from dtl.data.config import SPLITS, SourceConfig
