@@ -8,8 +8,7 @@ from dtl.base.display import quiet_when_gone
 from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
 from dtl.config import typed_as
-from dtl.terminal.ask import ask_all, read_pairs
-from dtl.terminal.chat import YOU, Chat
+from dtl.terminal.chat import YOU, Chat, ask_all, read_pairs
 from dtl.terminal.config import ChatConfig
 from dtl.terminal.dialogue import open_input
 from dtl.terminal.input import history_file, is_interactive, quiet_keyboard

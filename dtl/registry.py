@@ -3,7 +3,8 @@
 A researcher adds a part in one file of their own with a decorator, for example
 `@OPTIMIZERS.register("lion")`, and names that file by `plugins=[my_module]` or by an entry point in the
 group `dtl.plugins`. The built-in parts are imported only when they are asked for, so that the names
-can be checked without importing torch.
+can be checked without importing torch. The types of the parts are in registry.pyi: imported here, even for type
+checkers alone, they would lead in a circle.
 """
 
 import importlib
@@ -11,20 +12,9 @@ import importlib.metadata
 import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from dtl.errors import ConfigError, DTLError, did_you_mean
-
-if TYPE_CHECKING:  # the types below; the modules themselves are imported when a part of theirs is asked for
-    from dtl.data.config import SourceTraits, TokenizerTraits
-    from dtl.data.sources import Source
-    from dtl.data.tasks import Task
-    from dtl.data.tokenizers.tokenizer import MakeTokenizer
-    from dtl.model.config import BlockRules
-    from dtl.model.transformer import TransformerBlock
-    from dtl.training.config import OptimizerTraits
-    from dtl.training.optimizer import MakeOptimizers
-    from dtl.training.schedule import Shape
 
 Part = TypeVar("Part")
 Traits = TypeVar("Traits")
@@ -97,16 +87,12 @@ class Registry(Generic[Part, Traits]):
         return self._parts[name]
 
 
-BLOCKS: "Registry[type[TransformerBlock], type[BlockRules]]" = Registry(
-    "model.arch.block", dict.fromkeys(("modern", "classic"), "dtl.model.transformer")
-)
-OPTIMIZERS: "Registry[MakeOptimizers, OptimizerTraits]" = Registry(
-    "optimizer.name", dict.fromkeys(("adamw", "muon"), "dtl.training.optimizer")
-)
-SCHEDULES: "Registry[Shape, None]" = Registry(
+BLOCKS: Registry[Any, Any] = Registry("model.arch.block", dict.fromkeys(("modern", "classic"), "dtl.model.transformer"))
+OPTIMIZERS: Registry[Any, Any] = Registry("optimizer.name", dict.fromkeys(("adamw", "muon"), "dtl.training.optimizer"))
+SCHEDULES: Registry[Any, Any] = Registry(
     "schedule.name", dict.fromkeys(("cosine", "linear", "wsd"), "dtl.training.schedule")
 )
-SOURCES: "Registry[type[Source], SourceTraits]" = Registry(
+SOURCES: Registry[Any, Any] = Registry(
     "data.sources.<name>.kind",
     {
         "qa": "dtl.data.qa.source",
@@ -115,10 +101,10 @@ SOURCES: "Registry[type[Source], SourceTraits]" = Registry(
         "hub": "dtl.data.hub.source",
     },
 )
-TOKENIZERS: "Registry[MakeTokenizer, TokenizerTraits]" = Registry(
+TOKENIZERS: Registry[Any, Any] = Registry(
     "tokenizer.kind", dict.fromkeys(("bpe", "byte", "char", "gpt2"), "dtl.data.tokenizers.tokenizer")
 )
-TASKS: "Registry[Task, None]" = Registry("data.tasks", dict.fromkeys(("exact_match", "f1", "lookup"), "dtl.data.tasks"))
+TASKS: Registry[Any, Any] = Registry("data.tasks", dict.fromkeys(("exact_match", "f1", "lookup"), "dtl.data.tasks"))
 
 
 def load_plugins(modules: Iterable[str]) -> None:

@@ -51,7 +51,7 @@ def job(composed: DictConfig) -> None:
     selection = select(settings.wanted(), OUTPUTS)
     folder = Path(settings.out).expanduser() if settings.out else selection.report_folder(OUTPUTS)
 
-    from dtl.notebook.recording import record
+    from dtl.notebook.records import record
     from dtl.reports.summary import show, show_paths, wide_display
 
     with quiet_when_gone(), wide_display() as display:

@@ -66,11 +66,8 @@ def place(module: str) -> tuple[int, str]:
 
 
 def imported(module: str) -> Iterator[str]:
-    """Full names of what a module imports when it runs, inside functions too. What type checkers alone read is left
-    out: the registries name the types of parts that they lead to."""
-    waiting: list[ast.AST] = [tree(module)]
-    while waiting:
-        node = waiting.pop()
+    """Full names of what a module imports, inside functions and for type checking too."""
+    for node in ast.walk(tree(module)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -78,8 +75,6 @@ def imported(module: str) -> Iterator[str]:
             for alias in node.names:
                 full = f"{node.module}.{alias.name}"
                 yield full if full.removeprefix("dtl.") in FILES else str(node.module)
-        if not (isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"):
-            waiting += ast.iter_child_nodes(node)
 
 
 @pytest.mark.parametrize("module", MODULES)

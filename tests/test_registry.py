@@ -1,5 +1,6 @@
 """Parts by name: two of one name are an error that says where both are, the same one again is none."""
 
+import ast
 import importlib
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from dtl.errors import ConfigError
 from dtl.registry import Registry, load_plugins
 
+MODULE = Path(sys.modules[Registry.__module__].__file__ or "")
 PART = """\
 from registry_under_test import PARTS
 
@@ -91,3 +93,23 @@ def test_the_command_says_it_and_imports_no_torch(elsewhere):
     done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "mine.py:4 and in dtl.training.optimizer, which is DTL's own" in done.stderr
     assert "AssertionError" not in done.stderr and "bug in DTL" not in done.stderr
+
+
+def test_the_stub_says_what_the_module_has():
+    """registry.pyi gives type checkers the types of the parts: its names and signatures are those of registry.py."""
+
+    def shape(suffix: str) -> dict[str, str]:
+        found: dict[str, str] = {}
+        tree = ast.parse(MODULE.with_suffix(suffix).read_text())
+        for node in [
+            *tree.body,
+            *(inner for node in tree.body if isinstance(node, ast.ClassDef) for inner in node.body),
+        ]:
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                found[node.target.id] = ""
+            elif isinstance(node, ast.FunctionDef):
+                found[node.name] = f"{ast.unparse(node.args)} -> {ast.unparse(node.returns or ast.Constant(None))}"
+        found.pop("key", None)  # an attribute, which the module sets in `__init__`
+        return found
+
+    assert shape(".pyi") == shape(".py")

@@ -4,9 +4,10 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,12 @@ from dtl.base.safe_text import in_one_line
 from dtl.base.units import n_tokens
 from dtl.commandline.command import Command
 from dtl.commandline.translate import explained
-from dtl.errors import ConfigError, DTLError, did_you_mean
+from dtl.data.config import DataConfig, SourceConfig
+from dtl.data.documents import QuestionAnswer
+from dtl.data.local.files import LocalFiles
+from dtl.data.qa.source import QuestionSource
+from dtl.data.tasks import is_right
+from dtl.errors import ConfigError, DataError, DTLError, did_you_mean
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.dialogue import StopOnInterrupt, introduce, take_lines
 from dtl.terminal.input import InputLine, TooLong
@@ -325,3 +331,51 @@ COMMANDS = {
     "exit": ChatCommand(_quit, "quit", "leave; so do exit and Ctrl-D"),
 }
 WORDS = [name for name in COMMANDS if not name.startswith("/")]
+
+
+# --- questions with known answers ---------------------------------------------------------------------------------
+# Questions with known answers, asked one after the other: the check at the end of the demo. Imports no torch.
+
+
+def read_pairs(path: str) -> list[QuestionAnswer]:
+    """The pairs in a file, as data=qa reads them. Raises DataError when there are none."""
+    LocalFiles(path, "ask")  # what is wrong with the path is said by the name of this setting
+    source_config = SourceConfig(kind="qa", path=path)
+    source = QuestionSource("qa", source_config, DataConfig(sources={"qa": source_config}), seed=0)
+    pairs = [document.pair for document in chain.from_iterable(source.splits().values()) if document.pair is not None]
+    if not pairs:
+        raise DataError(f"ask={path}: holds no question with an answer.")
+    return pairs
+
+
+def ask_all(pairs: Sequence[QuestionAnswer], model: "LoadedModel", screen: Screen, sampling: SamplingConfig) -> None:
+    """Ask each question greedily, and show how its answer compares to the expected one.
+
+    `sampling` says where answers end. What counts as right says `dtl.data.tasks.is_right`. Raises DTLError naming
+    the questions whose answer is wrong.
+    """
+    greedy = SamplingConfig(temperature=0, top_k=None, max_new_tokens=sampling.max_new_tokens, stop=list(sampling.stop))
+    for line in model.lines():
+        screen.note(line)
+    wrong: list[str] = []
+    for pair in pairs:
+        screen.label(YOU, YOU_STYLE)
+        screen.piece(f"{pair.question}\n")
+        screen.label(DTL, DTL_STYLE)
+        answer, was_stopped = stream_answer(
+            model.continue_text(model.prompt(pair.question, pair.context), greedy, 0), screen
+        )
+        if was_stopped:
+            raise KeyboardInterrupt
+        if is_right(answer, pair):
+            screen.say("right", "green")
+        else:
+            screen.say(f"wrong, expected: {pair.answer}", "red")
+            wrong.append(
+                f"  {in_one_line(pair.question)}  {in_one_line(answer)!r}, expected {in_one_line(pair.answer)!r}"
+            )
+    n_right = len(pairs) - len(wrong)
+    score = f"{n_right} of {len(pairs)} answers {'are' if len(pairs) > 1 else 'is'} right"
+    if wrong:
+        raise DTLError(f"{score}. Wrong:\n" + "\n".join(wrong))
+    screen.say(f"{score}.", "bold")

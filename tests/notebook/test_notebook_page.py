@@ -8,7 +8,7 @@ from recorded_runs import make_notebook, make_run
 from dtl.base.paths import experiments_dir
 from dtl.errors import DataError
 from dtl.notebook.page import MOST_ROWS, notebook_page, read_records, results_file
-from dtl.notebook.recording import record
+from dtl.notebook.records import record
 
 
 def test_the_committed_page_is_up_to_date():

@@ -7,7 +7,7 @@ import pytest
 from recorded_runs import make_notebook, make_run
 
 import dtl.report
-from dtl.notebook import recording
+from dtl.notebook import records as recording
 from dtl.notebook.page import read_records, results_file
 
 

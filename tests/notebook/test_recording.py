@@ -9,9 +9,9 @@ import pytest
 from recorded_runs import make_notebook, make_run
 
 from dtl.errors import ConfigError, DTLError
-from dtl.notebook import recording
+from dtl.notebook import records as recording
 from dtl.notebook.page import notebook_page, read_records
-from dtl.notebook.recording import record, write_page
+from dtl.notebook.records import record, write_page
 
 RESULTS = "experiment/bread.results.jsonl"
 
@@ -95,7 +95,7 @@ def test_two_processes_lose_no_record(tmp_path):
     program = """
 import sys
 from pathlib import Path
-from dtl.notebook.recording import record
+from dtl.notebook.records import record
 home, first = Path(sys.argv[1]), int(sys.argv[2])
 for seed in range(first, 15, 2):
     record([home / str(seed)], home / "notebook")

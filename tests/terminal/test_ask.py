@@ -10,7 +10,7 @@ from chat_fakes import RoteContinuation, rote_model
 from dtl.data.documents import QuestionAnswer, prompt
 from dtl.errors import DataError, DTLError
 from dtl.generation.config import SamplingConfig
-from dtl.terminal.ask import ask_all, read_pairs
+from dtl.terminal.chat import ask_all, read_pairs
 from dtl.terminal.screen import Screen
 
 SAMPLING = SamplingConfig(temperature=0.9, top_k=7, top_p=0.5, repetition_penalty=1.3, max_new_tokens=41, stop=["\nQ"])

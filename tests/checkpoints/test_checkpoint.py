@@ -89,7 +89,7 @@ def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
         "from pathlib import Path; import checkpoint_examples\n"
         "checkpoint_examples.save(Path(sys.argv[2]), 30)"
     )
-    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path / "theirs")]
+    command = [sys.executable, "-c", code, str(Path(__file__).parents[1]), str(tmp_path / "theirs")]
     subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": "7"})
     save(tmp_path / "ours", 30)
     (theirs,), (ours,) = list_checkpoints(tmp_path / "theirs"), list_checkpoints(tmp_path / "ours")
