@@ -16,7 +16,7 @@ from dtl.terminal.input import is_interactive, quiet_keyboard
 from dtl.terminal.presets import PRESETS, preset
 from dtl.terminal.runs import checkpoint_to_use
 from dtl.terminal.screen import open_screen
-from dtl.terminal.writing import HELP_LINE, MOST_CHARACTERS, Writer
+from dtl.terminal.writing import HELP_LINE, MAX_CHARACTERS, Writer
 
 OUTPUTS = Path("outputs")
 COMMAND = Command(
@@ -62,7 +62,7 @@ def job(composed: DictConfig) -> None:
             return
         if is_interactive():
             screen.note(HELP_LINE)
-        writer.write_each(open_input("Text", MOST_CHARACTERS))
+        writer.write_each(open_input("Text", MAX_CHARACTERS))
 
 
 def _ways(config: GenerateConfig, composed: DictConfig) -> dict[str, SamplingConfig]:

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 # Texts of a model are read with `cat` and `less`: what could steer a terminal is written as a \u escape, and so
 # are lone surrogates, which UTF-8 cannot hold. JSON itself escapes what is below 0x20.
 UNSAFE = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-MOST_WAITING = 100_000  # rows kept in memory while the disk refuses them, some 20 MB
+MAX_WAITING = 100_000  # rows kept in memory while the disk refuses them, some 20 MB
 MAX_JSON_BYTES = 64 * 2**20  # a state.json takes some kilobytes; the bound is for files that lie
 
 
@@ -116,7 +116,7 @@ class LineFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._waiting: deque[bytes] = deque(maxlen=MOST_WAITING)
+        self._waiting: deque[bytes] = deque(maxlen=MAX_WAITING)
         self._warned = False
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:

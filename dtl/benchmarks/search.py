@@ -30,8 +30,8 @@ SMALL = (
     *("trainer.save_every_epochs=null", "trainer.keep=1", "trainer.log_every_steps=1"),
 )
 EVALUATIONS = 16  # of a trial: ASHA's rungs lie at 1, 2, 4, 8 and 16 of them
-MOST_STEPS = 0.5  # of those without pruning
-MOST_WORSE = 2  # standard deviations of a seed: two runs of one configuration differ by 1.4 of them, root mean square
+MAX_STEPS = 0.5  # of those without pruning
+MAX_WORSE = 2  # standard deviations of a seed: two runs of one configuration differ by 1.4 of them, root mean square
 CONFIRMATIONS = 5
 
 
@@ -64,7 +64,7 @@ def asha(place: Workplace) -> Iterator[Row]:
         peer_name=name,
         ratio=ratio_of([ours.steps / full.steps for ours, full in zip(pruned, whole, strict=True)], PERCENT),
         rounds=len(whole),
-        goal=at_most(MOST_STEPS, PERCENT, figure="ratio"),
+        goal=at_most(MAX_STEPS, PERCENT, figure="ratio"),
     )
     losses = [
         f"{ours.best_loss:.4f} and {full.best_loss:.4f} (± {sd:.4f})"
@@ -77,7 +77,7 @@ def asha(place: Workplace) -> Iterator[Row]:
         ours=max(worse),
         peer_name=name,
         rounds=len(whole),
-        goal=at_most(MOST_WORSE, "sd"),
+        goal=at_most(MAX_WORSE, "sd"),
         note=f"best losses with and without pruning, and the deviation of a seed: {'; '.join(losses)}",
     )
 

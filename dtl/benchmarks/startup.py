@@ -15,7 +15,7 @@ from dtl.base.json_files import read_json
 from dtl.benchmarks import trainer_peer
 from dtl.benchmarks.config import SUITES
 from dtl.benchmarks.measuring import MissingPeerError, Row, at_most, compared, in_turns, peer, skipped
-from dtl.benchmarks.suite import MOST_CHARACTERS, Suite, Workplace, made_file, run_program, train_command
+from dtl.benchmarks.suite import MAX_CHARACTERS, Suite, Workplace, made_file, run_program, train_command
 from dtl.commandline.cli import quoted
 from dtl.errors import DTLError
 from dtl.tracking.metrics import METRICS
@@ -26,7 +26,7 @@ RUN = (
     *("trainer.log_every_steps=1", "trainer.eval_max_batches=1"),
 )
 TINY = ("model.dim=16", "model.n_heads=1", "model.n_layers=1", "tokenizer.vocab_size=300")
-MOST_SECONDS = 6.0
+MAX_SECONDS = 6.0
 SECONDS_BETWEEN_LOOKS = 0.005
 
 
@@ -37,7 +37,7 @@ def first_step(place: Workplace) -> Iterator[Row]:
         "process start to the end of the first step, model=small, cached data",
         "s",
         peer_name="transformers.Trainer, tokens in memory",
-        goal=at_most(MOST_SECONDS, "s"),
+        goal=at_most(MAX_SECONDS, "s"),
     )
     try:
         peer("accelerate", "pip install accelerate (the Trainer needs it)")
@@ -112,7 +112,7 @@ def _until(sign: Callable[[], bool], command: Sequence[str], folder: Path) -> No
     with log.open("wb") as output, subprocess.Popen(command, cwd=folder, stdout=output, stderr=output) as process:
         while not sign():
             if process.poll() is not None:
-                end = log.read_text(encoding="utf-8", errors="replace")[-MOST_CHARACTERS:]
+                end = log.read_text(encoding="utf-8", errors="replace")[-MAX_CHARACTERS:]
                 raise DTLError(f"{' '.join(command[1:4])}: ended before its first step: {end}")
             time.sleep(SECONDS_BETWEEN_LOOKS)
         process.kill()

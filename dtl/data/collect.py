@@ -21,7 +21,7 @@ from dtl.registry import SOURCES
 # Prose has fewer characters in a token than this with any tokenizer here (GPT-2 on Wikipedia: 4.6): so much
 # text for each token wanted is enough, and reading can stop there.
 CHARACTERS_PER_TOKEN = 6
-LEAST_CHARACTERS = 2_000_000  # read at least: a small sample is then drawn from more than a file's beginning
+MIN_CHARACTERS = 2_000_000  # read at least: a small sample is then drawn from more than a file's beginning
 # Settings that shape no text that is read; any other, also one that a later version adds, is part of its key.
 _SHAPES_NO_TEXT = {
     "sources", "path", "qa", "wiki", "seq_len", "layout", "document_mask", "loss_on", "max_samples",
@@ -165,7 +165,7 @@ def characters_wanted(data: DataConfig, seq_len: int) -> float:
 
 def characters_read(wanted: float) -> float:
     """Characters after which reading stops."""
-    return max(wanted, LEAST_CHARACTERS)
+    return max(wanted, MIN_CHARACTERS)
 
 
 def text_key(plan: SourcePlan, data: DataConfig, fingerprint: str, budget: float) -> str | None:

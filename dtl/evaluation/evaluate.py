@@ -26,8 +26,8 @@ from dtl.evaluation.tables import show_report
 # demo (2 layers, 600 facts): asking takes about half as long as training on as many tokens, and with loading and the
 # loss on held-out text the end of a run a sixth of its training.
 SHARE_OF_TRAINING = 0.25
-LEAST_QUESTIONS = 16  # of each split: a run of a few steps shows its figures too
-MOST_QUESTIONS = 2000  # of each split: a share of right answers is then known to within 2 %
+MIN_QUESTIONS = 16  # of each split: a run of a few steps shows its figures too
+MAX_QUESTIONS = 2000  # of each split: a share of right answers is then known to within 2 %
 MEASURED_PAIRS = 100  # of each split, to know how long a question is
 
 
@@ -38,13 +38,13 @@ def most_questions(numbers: Sequence[int], tokens_each: float, tokens_trained: i
     It depends on tokens and not on a clock: a run that was stopped and resumed reports the same figures.
     """
     left = SHARE_OF_TRAINING * tokens_trained / max(1.0, tokens_each)
-    most = MOST_QUESTIONS
+    most = MAX_QUESTIONS
     for n_splits, number in zip(range(len(numbers), 0, -1), sorted(numbers), strict=True):
         if number * n_splits > left:
             most = min(most, int(left / n_splits))
             break
         left -= number
-    return max(LEAST_QUESTIONS, most)
+    return max(MIN_QUESTIONS, most)
 
 
 def _tokens_of_a_question(data: PreparedData) -> float:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MOST_NATS = 700.0  # beyond it e**loss is no number any more
+MAX_NATS = 700.0  # beyond it e**loss is no number any more
 
 
 def perplexity(loss: float) -> float:
     """e to the mean loss in nats a token. Depends on the tokenizer: compare models of the same one only."""
-    return math.exp(min(loss, MOST_NATS))
+    return math.exp(min(loss, MAX_NATS))
 
 
 def bits_per_byte(nats: float, n_bytes: int) -> float:

@@ -13,8 +13,8 @@ from dtl.evaluation.detection import Detection
 from dtl.evaluation.metrics import Abstention
 from dtl.evaluation.report import Report
 
-MOST_CHARACTERS = 60  # of a text in a table
-MOST_COLUMNS = 1000
+MAX_CHARACTERS = 60  # of a text in a table
+MAX_COLUMNS = 1000
 BY_WHOM = ("\nexact", "\nF1", "look-up\nexact", "\nF1", "majority\nexact", "\nF1")  # the model's own come first
 LONG_TEXTS = ("question", "said", "expected")  # the columns that are folded in a narrow terminal
 
@@ -159,7 +159,7 @@ def _show(console: Console, title: str, names: Sequence[str], rows: Sequence[Seq
     right = [name for name, figures in zip(names, is_figure, strict=True) if figures]
     every, wide = {"no_wrap": True, "overflow": "fold"}, {key: {"no_wrap": False} for key in LONG_TEXTS}
     if not console.is_terminal:  # in a file or a pipe a line is as long as it is
-        console = table_console(file=console.file, width=MOST_COLUMNS)
+        console = table_console(file=console.file, width=MAX_COLUMNS)
     console.print(table(names, (map(in_one_line, row) for row in rows), right, every, wide), crop=False)
 
 
@@ -169,4 +169,4 @@ def _percent(share: float) -> str:
 
 def _short(text: str) -> str:
     line = in_one_line(text)
-    return line if len(line) <= MOST_CHARACTERS else f"{line[: MOST_CHARACTERS - 3]}..."
+    return line if len(line) <= MAX_CHARACTERS else f"{line[: MAX_CHARACTERS - 3]}..."

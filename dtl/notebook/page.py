@@ -18,7 +18,7 @@ from typing import Any
 from dtl.errors import DataError
 
 PAGE = "README.md"
-MOST_ROWS = 12  # of a table: the rest is in the file
+MAX_ROWS = 12  # of a table: the rest is in the file
 INTRODUCTION = """\
 # The laboratory notebook
 
@@ -114,9 +114,9 @@ def _table(page: str, records: Sequence[dict[str, Any]]) -> str:
         scores = [key for key in scores if "exact_match" in key]
     titles = [_SCORES[key] for key in scores]
     header = ["configuration", "n", "validation loss", *titles, "steps", "seconds", "when, on"]
-    rows = [_row(label, group, scores) for (label, *_), group in list(groups.items())[:MOST_ROWS]]
+    rows = [_row(label, group, scores) for (label, *_), group in list(groups.items())[:MAX_ROWS]]
     lines = [f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *rows]]
-    more = len(groups) - MOST_ROWS
+    more = len(groups) - MAX_ROWS
     if more > 0:
         lines.append(f"\n{more} older ones are in [{page}.results.jsonl](experiment/{page}.results.jsonl).")
     return "\n".join(lines)

@@ -29,7 +29,7 @@ from dtl.notebook.page import PAGE, notebook_page, page_of, read_records, result
 from dtl.run_dir.provenance import RECORD, RESULT
 from dtl.run_dir.state import RunState, dotted, last_metrics, read_config, read_run_state
 
-MOST_CHARACTERS = 300  # of a text in a record
+MAX_CHARACTERS = 300  # of a text in a record
 DIGITS = 6  # of a figure: far below the noise of a seed
 # Of bookkeeping, of one machine, or of its own in a record: no part of what a configuration is.
 BESIDE_THE_POINT = (
@@ -172,7 +172,7 @@ def _safe(value: Any) -> Any:
         return {_safe(key): _safe(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_safe(item) for item in value]
-    return in_one_line(value, MOST_CHARACTERS) if isinstance(value, str) else value
+    return in_one_line(value, MAX_CHARACTERS) if isinstance(value, str) else value
 
 
 def _rounded(value: float | None) -> float | None:

@@ -38,7 +38,7 @@ VARIABLES = {
     GROUND[0]: "--ground",
     **{light: f"--series-{number}" for number, (light, _) in enumerate(SERIES, 1)},
 }
-MOST_SVG_BYTES = 700_000  # a larger drawing is shown as its PNG
+MAX_SVG_BYTES = 700_000  # a larger drawing is shown as its PNG
 WIDTH = 10.0  # inches of a whole row of the page
 
 
@@ -112,7 +112,7 @@ def finish(figure: "Figure", name: str, title: str, caption: str, alternative: s
     figure.set_layout_engine("none")  # everything has its place: it need not be found again
     figure.savefig(svg, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     inline = _for_the_page(svg.getvalue(), name)
-    if len(inline) > MOST_SVG_BYTES:
+    if len(inline) > MAX_SVG_BYTES:
         inline = f'<img alt="" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
     return Drawing(name, title, caption, alternative, png, inline)
 

@@ -14,7 +14,7 @@ _UNIMPORTANT = ("seed", "name", "debug", "resume", "plugins", "data.cache_dir", 
 _UNIMPORTANT_PARTS = ("tracker.", "sweep.", "sampling.")
 _OF_BOOKKEEPING = ("keep", "profile", "save_every_steps", "save_every_epochs", "log_every_steps", "stop_after_steps")
 UNIMPORTANT = {*_UNIMPORTANT, *(f"trainer.{key}" for key in (*_OF_BOOKKEEPING, "sample_every_evals"))}
-MOST_IN_A_LABEL = 5
+MAX_IN_A_LABEL = 5
 ABSENT = "-"
 EXPERIMENT = "experiment"  # the config group of recipes: a name that says more than the keys that a recipe sets
 
@@ -151,7 +151,7 @@ def _telling(settings: Sequence[dict[str, str]]) -> list[str]:
         return len({tuple(_brief(one[name]) for name in (*chosen, *more)) for one in settings})
 
     for candidates in ([key for key in keys if key == EXPERIMENT], [key for key in keys if "." not in key], keys):
-        while candidates and len(chosen) < MOST_IN_A_LABEL:
+        while candidates and len(chosen) < MAX_IN_A_LABEL:
             best = max(candidates, key=n_parts)
             if n_parts(best) == n_parts():
                 break
@@ -168,7 +168,7 @@ def _brief(value: str) -> str:
 # Texts of several configurations after the same prompts, side by side.
 
 
-MOST_COLUMNS, MOST_PROMPTS = 4, 5
+MAX_COLUMNS, MAX_PROMPTS = 4, 5
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def side_by_side(configurations: Sequence[Configuration]) -> Samples | None:
     Prompts come from the held-out part, which goes by the seed: runs of the commonest seed are taken.
     """
     candidates = [(one.label, runs) for one in configurations if (runs := [run for run in one.runs if run.samples])]
-    candidates = candidates[:MOST_COLUMNS]
+    candidates = candidates[:MAX_COLUMNS]
     if not candidates:
         return None
     counts = Counter(run.seed for _, runs in candidates for run in {run.seed: run for run in runs}.values())
@@ -197,7 +197,7 @@ def side_by_side(configurations: Sequence[Configuration]) -> Samples | None:
     asked = Counter(prompt for _, run in chosen for prompt in run.samples)
     rows = [
         (prompt, [text.strip() if (text := run.samples.get(prompt)) is not None else None for _, run in chosen])
-        for prompt, _ in asked.most_common(MOST_PROMPTS)
+        for prompt, _ in asked.most_common(MAX_PROMPTS)
     ]
     same = len({run.seed for _, run in chosen}) == 1
     return Samples([label for label, _ in chosen], commonest if same else None, rows)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_POINTS = 300  # of a mean
-MOST_IN_GREY = 60  # curves behind those in colour
+MAX_POINTS = 300  # of a mean
+MAX_IN_GREY = 60  # curves behind those in colour
 POINTS_IN_GREY = 60
 
 
@@ -30,7 +30,7 @@ class Band:
     high: np.ndarray
 
 
-def band(curves: Sequence[tuple[np.ndarray, np.ndarray]], points: int = MOST_POINTS) -> Band | None:
+def band(curves: Sequence[tuple[np.ndarray, np.ndarray]], points: int = MAX_POINTS) -> Band | None:
     """Mean and range of curves (x, y), x rising, where all of them are; None when that is nowhere.
 
     The places are those of the longest curve, at most `points` of them; other curves are read off between theirs.
@@ -109,7 +109,7 @@ def _axes(configurations: Sequence[Configuration]) -> list[_Axis]:
 def _loss_against(axis: _Axis, measured: Sequence[Configuration], unit: str, note: str) -> Drawing:
     figure = new_figure(WIDTH, 4.6)
     left, right = figure.subplots(1, 2, sharex=True)
-    coloured, grey = measured[: len(SERIES)], measured[len(SERIES) :][:MOST_IN_GREY]
+    coloured, grey = measured[: len(SERIES)], measured[len(SERIES) :][:MAX_IN_GREY]
     for panel, which in ((left, "training"), (right, "validation")):
         for configuration in grey:
             _draw_mean(panel, axis, which, configuration, {"color": GREY[0], "lw": 0.7, "alpha": 0.6}, POINTS_IN_GREY)
@@ -193,7 +193,7 @@ def _draw(panel: "Axes", axis: _Axis, which: str, configuration: Configuration, 
     look: dict[str, Any] = {"color": colour, "linestyle": DASHES[number]}
     if which == "validation":
         look |= {"marker": MARKERS[number], "markersize": 4}
-    found = _draw_mean(panel, axis, which, configuration, look, MOST_POINTS)
+    found = _draw_mean(panel, axis, which, configuration, look, MAX_POINTS)
     if found is not None and which == "validation" and len(found.x) > 25:
         panel.lines[-1].set_markevery(len(found.x) // 12)
     if found is not None and len(configuration.finished) > 1:

@@ -16,8 +16,8 @@ from dtl.reports.reading import Run
 from dtl.reports.speed import peaks, speeds
 from dtl.reports.statistics import Comparison
 
-MOST_ROWS = 300  # of a table; the rest is counted
-MOST_SENTENCES = 8
+MAX_ROWS = 300  # of a table; the rest is counted
+MAX_SENTENCES = 8
 PAIRS = (INK, FAINT, GREY, GROUND, *SERIES)
 
 
@@ -52,13 +52,13 @@ def render(report: Report) -> str:
         report=report,
         facts=facts(report),
         sections={title: _shown_in(drawings) for title, drawings in report.drawings.items()},
-        rows=[configuration_row(one, report.metric) for one in report.configurations[:MOST_ROWS]],
+        rows=[configuration_row(one, report.metric) for one in report.configurations[:MAX_ROWS]],
         keys=list(report.configurations[0].settings) if report.configurations else [],
         sentences=_sentences(report),
-        comparisons=[_comparison_row(one) for one in report.comparisons[:MOST_ROWS]],
-        failures=[_failure_row(run) for run in unfinished(report.runs)[:MOST_ROWS]],
+        comparisons=[_comparison_row(one) for one in report.comparisons[:MAX_ROWS]],
+        failures=[_failure_row(run) for run in unfinished(report.runs)[:MAX_ROWS]],
         method=METHOD,
-        most=MOST_ROWS,
+        most=MAX_ROWS,
         colours={"light": _variables(0), "dark": _variables(1)},
     )
 
@@ -105,7 +105,7 @@ def _shown_in(drawings: list[Drawing] | Drawing | Skipped) -> dict[str, Any]:
 def _sentences(report: Report) -> list[tuple[str, bool]]:
     """Those that name a better one first; each with whether it does."""
     told = list(zip(report.findings.sentences, (one.better is not None for one in report.comparisons), strict=True))
-    return sorted(told, key=lambda pair: not pair[1])[:MOST_SENTENCES]
+    return sorted(told, key=lambda pair: not pair[1])[:MAX_SENTENCES]
 
 
 def _comparison_row(one: Comparison) -> list[str]:

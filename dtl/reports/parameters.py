@@ -12,8 +12,8 @@ from dtl.reports.metric import Metric, shown_number
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MOST_AXES = 8  # of parallel coordinates
-MOST_LINES = 300
+MAX_AXES = 8  # of parallel coordinates
+MAX_LINES = 300
 ENOUGH_RUNS = 20  # below which importance is fortune-telling
 BEST_SHARE, BEST_RUNS = 0.1, 5  # PED-ANOVA looks at the best tenth, and wants five runs in there
 
@@ -25,11 +25,11 @@ def parallel_coordinates(configurations: Sequence[Configuration], metric: Metric
     """A line for each finished run through its settings to its metric."""
     measured = [(one.settings, value) for one in configurations for value in one.values(metric.key).values()]
     keys = list(configurations[0].settings) if configurations else []
-    keys = [key for key in keys if len({settings[key] for settings, _ in measured}) > 1][:MOST_AXES]
+    keys = [key for key in keys if len({settings[key] for settings, _ in measured}) > 1][:MAX_AXES]
     lines = [([settings[key] for key in keys], value) for settings, value in measured]
     if not keys or len({value for _, value in lines}) < 2:
         return Skipped("It needs finished runs of at least two configurations.")
-    lines = lines[:MOST_LINES]
+    lines = lines[:MAX_LINES]
     scales = [_Scale([settings[place] for settings, _ in lines]) for place in range(len(keys))]
     low, high = min(value for _, value in lines), max(value for _, value in lines)
     figure = new_figure(WIDTH, 4.4)
@@ -121,7 +121,7 @@ def importance(configurations: Sequence[Configuration], metric: Metric) -> Drawi
         shares = importances(keys, finished, metric.higher_is_better)
     except ImportError:
         return Skipped("Optuna is not installed: pip install optuna")
-    shown = list(shares.items())[:MOST_AXES][::-1]
+    shown = list(shares.items())[:MAX_AXES][::-1]
     figure = new_figure(WIDTH * 0.75, 1.2 + 0.42 * len(shown))
     panel = figure.subplots()
     panel.barh([key for key, _ in shown], [share for _, share in shown], color=SERIES[0][0], height=0.6)

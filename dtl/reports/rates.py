@@ -20,7 +20,7 @@ RATES = {
 }
 ANY = "*"  # in a label: this is what varies along the line
 CHARACTERS = 110  # of numbers side by side below the whole width of the page
-MOST_TOLD = 20  # means in the text for who cannot see the plot
+MAX_TOLD = 20  # means in the text for who cannot see the plot
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _told(lines: Sequence[Line], metric: Metric) -> str:
     means = [
         f"{line.rate} {line.at(one):g}: {shown_number(_mean(one, metric))}" for line in lines for one in line.members
     ]
-    return f"Means by rate: {'; '.join(means[:MOST_TOLD])}"
+    return f"Means by rate: {'; '.join(means[:MAX_TOLD])}"
 
 
 def _mean(configuration: Configuration, metric: Metric) -> float | None:

@@ -17,9 +17,9 @@ from dtl.run_dir.state import dotted, read_config, read_run_state
 from dtl.run_dir.sweep_records import TRACEBACK, TRIAL
 from dtl.tracking.metrics import METRICS
 
-MOST_POINTS = 400  # of a curve: more than a screen shows, and a run of a week stays small
-MOST_SAMPLES, MOST_CHARACTERS = 8, 1500
-MOST_TRACEBACK_BYTES = 4000
+MAX_POINTS = 400  # of a curve: more than a screen shows, and a run of a week stays small
+MAX_SAMPLES, MAX_CHARACTERS = 8, 1500
+MAX_TRACEBACK_BYTES = 4000
 AXES = ("step", "tokens", "seconds")
 TRAINING, VALIDATION = "train/loss", "val/loss"
 STOPPED = ("pruned", "interrupted")  # on purpose: where in the code that was says nothing
@@ -128,10 +128,10 @@ def _column(rows: list[dict[str, float]], key: str) -> np.ndarray:
 
 
 def _in_bins(values: np.ndarray) -> np.ndarray:
-    """Means over neighbours, at most MOST_POINTS of them."""
-    if len(values) <= MOST_POINTS:
+    """Means over neighbours, at most MAX_POINTS of them."""
+    if len(values) <= MAX_POINTS:
         return values
-    edges = np.linspace(0, len(values), MOST_POINTS + 1).astype(int)
+    edges = np.linspace(0, len(values), MAX_POINTS + 1).astype(int)
     return np.add.reduceat(values, edges[:-1]) / np.diff(edges)
 
 
@@ -151,9 +151,9 @@ def _samples(folder: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     files = sorted(folder.glob("step-*.jsonl"))
     with suppress(OSError, ValueError, LookupError, TypeError):
-        for line in files[-1].read_text(encoding="utf-8").splitlines()[:MOST_SAMPLES] if files else []:
+        for line in files[-1].read_text(encoding="utf-8").splitlines()[:MAX_SAMPLES] if files else []:
             row = json_object(line)
-            found[visible(str(row["prompt"]))[-MOST_CHARACTERS:]] = visible(str(row["text"]))[:MOST_CHARACTERS]
+            found[visible(str(row["prompt"]))[-MAX_CHARACTERS:]] = visible(str(row["text"]))[:MAX_CHARACTERS]
     return found
 
 
@@ -164,7 +164,7 @@ def _traceback(folder: Path, trial: Mapping[str, Any]) -> tuple[Path, str] | Non
         file = (folder / str(name)).resolve()
         if file.is_relative_to(folder.resolve()) and file.is_file():
             return folder / str(name), visible(
-                file.read_bytes()[-MOST_TRACEBACK_BYTES:].decode(errors="replace")
+                file.read_bytes()[-MAX_TRACEBACK_BYTES:].decode(errors="replace")
             ).strip()
     return None
 

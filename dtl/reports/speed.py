@@ -6,7 +6,7 @@ from statistics import median
 from dtl.reports.canvas import MARKERS, SERIES, WIDTH, Drawing, Skipped, finish, new_figure
 from dtl.reports.configurations import Configuration
 
-MOST_ROWS = 24
+MAX_ROWS = 24
 
 
 def speeds(configuration: Configuration) -> list[float]:
@@ -26,7 +26,7 @@ def speed_and_memory(configurations: Sequence[Configuration]) -> Drawing | Skipp
     measured = [one for one in configurations if speeds(one) or peaks(one)]
     if not measured:
         return Skipped("No run measured it.")
-    shown = measured[:MOST_ROWS][::-1]
+    shown = measured[:MAX_ROWS][::-1]
     figure = new_figure(WIDTH, 1.5 + 0.34 * len(shown))
     left, right = figure.subplots(1, 2, sharey=True)
     for number, (panel, values_of, label) in enumerate(

@@ -12,7 +12,7 @@ from dtl.reports.canvas import Skipped
 from dtl.reports.findings import unfinished
 from dtl.reports.page import Report, configuration_row, facts, place
 
-MOST_ROWS, MOST_SENTENCES, MOST_FAILURES = 20, 6, 12
+MAX_ROWS, MAX_SENTENCES, MAX_FAILURES = 20, 6, 12
 
 
 def wide_display() -> Display:
@@ -25,20 +25,20 @@ def show(report: Report, display: Display) -> None:
     display.screen(report.title, facts(report)[:3])
     if report.configurations:
         display.console.print(_table(report))
-        _rest(display, len(report.configurations) - MOST_ROWS, "configurations")
+        _rest(display, len(report.configurations) - MAX_ROWS, "configurations")
     display.say(report.findings.verdict)
     told = sorted(zip(report.comparisons, report.findings.sentences, strict=True), key=lambda pair: not pair[0].better)
-    for _, sentence in told[:MOST_SENTENCES]:
+    for _, sentence in told[:MAX_SENTENCES]:
         display.say(f"- {sentence}")
-    _rest(display, len(told) - MOST_SENTENCES, "comparisons")
+    _rest(display, len(told) - MAX_SENTENCES, "comparisons")
     for notice in report.findings.notices:
         display.note(notice)
     failed = unfinished(report.runs)
-    for run in failed[:MOST_FAILURES]:
+    for run in failed[:MAX_FAILURES]:
         display.say(f"{run.state}: {place(run.folder)}: {run.reason or 'its files do not say why'}")
         if run.traceback:
             display.note(f"  {place(run.traceback[0])}")
-    _rest(display, len(failed) - MOST_FAILURES, "runs that did not finish")
+    _rest(display, len(failed) - MAX_FAILURES, "runs that did not finish")
     for section, drawings in report.drawings.items():
         if isinstance(drawings, Skipped):
             display.note(f"{section}: left out. {drawings.reason}")
@@ -55,7 +55,7 @@ def show_paths(written: Sequence[Path], display: Display) -> None:
 def _table(report: Report) -> Table:
     names = {"label": "configuration", "mean": report.metric.title, "spread": "s.d."}
     names |= {"n": "n", "runs": "finished", "speed": "tok/s", "memory": "GiB"}
-    rows = (configuration_row(one, report.metric) for one in report.configurations[:MOST_ROWS])
+    rows = (configuration_row(one, report.metric) for one in report.configurations[:MAX_ROWS])
     cells = ([row[name] for name in names] for row in rows)
     first, *right = headers = list(names.values())
     return table(headers, cells, right, columns={first: {"overflow": "fold"}}, header_style="bold", padding=(0, 1))

@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 RECORD, DIFF, PACKAGES, CONFIG = "run.json", "git.diff", "packages.txt", "config.yaml"
 MAIN_PACKAGES = "torch numpy hydra-core omegaconf transformers tokenizers safetensors datasets pyarrow wandb einops"
 SHOWN_VARIABLES = ("CUDA_", "NCCL_", "TORCH_", "PYTORCH_", "OMP_", "SLURM_JOB", "DTL_")  # all others stay unwritten
-MOST_DIFF_BYTES = 20 * 2**20
-MOST_UNTRACKED = 100
+MAX_DIFF_BYTES = 20 * 2**20
+MAX_UNTRACKED = 100
 GIT_SECONDS = 10.0
 PACKAGE = Path(dtl.__file__).resolve().parent
 
@@ -131,8 +131,8 @@ def _git_state(package: Path) -> tuple[dict[str, Any], bytes]:
     status = os.fsdecode(_git(root, "status", "--porcelain", "-z", "--untracked-files=normal")).split("\0")
     untracked = [entry[3:] for entry in status if entry.startswith("?? ")]
     diff = _git(root, "diff", "--binary", "--no-ext-diff", "--no-textconv", "HEAD")
-    state: dict[str, Any] = {"commit": commit, "dirty": bool(diff), "untracked": untracked[:MOST_UNTRACKED]}
-    if len(diff) > MOST_DIFF_BYTES:
+    state: dict[str, Any] = {"commit": commit, "dirty": bool(diff), "untracked": untracked[:MAX_UNTRACKED]}
+    if len(diff) > MAX_DIFF_BYTES:
         return {**state, "note": f"the difference of {len(diff):,} bytes was too large to keep"}, b""
     if diff:
         state["diff"] = DIFF

@@ -25,7 +25,7 @@ from dtl.run_dir.sweep_records import ERROR, TRIAL
 from dtl.tracking.metrics import METRICS, parse_row
 
 RUN_FILES = (RECORD, METRICS, RESULT, "checkpoints", ".hydra")  # a folder with one of these is a run's
-MOST_CONFIG_BYTES = 2**20
+MAX_CONFIG_BYTES = 2**20
 # What a sweep knows of its trials better than their own files do: that it ended them, and why.
 ENDED_BY_A_SWEEP = ("waiting", "failed", "refused", "timed out", "hung", "pruned")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where PyYAML was built so: ten times as fast
@@ -168,7 +168,7 @@ def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 def _config_text(folder: Path) -> str:
     file = folder / CONFIG
-    return file.read_text(encoding="utf-8") if file.stat().st_size <= MOST_CONFIG_BYTES else ""
+    return file.read_text(encoding="utf-8") if file.stat().st_size <= MAX_CONFIG_BYTES else ""
 
 
 def _hash(folder: Path, outcome: dict[str, Any]) -> str | None:

@@ -126,7 +126,7 @@ def repeated(combinations: Sequence[Combination]) -> str:
 # A sweep of which no trial can be: refused as a whole, as a single run is.
 
 
-MOST_REASONS = 3
+MAX_REASONS = 3
 
 
 class NoTrialError(ConfigError):
@@ -142,9 +142,9 @@ class NoTrialError(ConfigError):
         for words, reason in zip(varied(overrides), reasons, strict=True):
             trials.setdefault(reason, []).append(" ".join(words))
         lines = [_line(reason, names) for reason, names in trials.items()]
-        if len(lines) > MOST_REASONS:
-            rest = len(lines) - MOST_REASONS
-            lines[MOST_REASONS:] = [f"... and {rest} other reason{'s' if rest > 1 else ''}"]
+        if len(lines) > MAX_REASONS:
+            rest = len(lines) - MAX_REASONS
+            lines[MAX_REASONS:] = [f"... and {rest} other reason{'s' if rest > 1 else ''}"]
         super().__init__("\n  ".join([f"none of the {len(reasons)} trials can be run:", *lines]))
 
 

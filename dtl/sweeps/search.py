@@ -61,7 +61,7 @@ class Losses:
 # --- the search ---------------------------------------------------------------------------------------------------
 
 
-MOST_REPEATS = 100  # proposals in a row that were tried already: the search is at its end
+MAX_REPEATS = 100  # proposals in a row that were tried already: the search is at its end
 
 
 class Search:
@@ -117,7 +117,7 @@ class Search:
             return None
         if self._waiting:
             return self._opened(self._waiting.pop(0))
-        for _ in range(MOST_REPEATS):
+        for _ in range(MAX_REPEATS):
             if not self._again and len(self.tried) >= self._settings.n_trials:
                 return None
             trial = self._propose()

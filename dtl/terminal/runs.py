@@ -11,7 +11,7 @@ from dtl.checkpoints.listing import step_folders
 from dtl.errors import ConfigError
 from dtl.run_dir.state import RunState, read_run_state
 
-MOST_RUNS = 10
+MAX_RUNS = 10
 TO_MAKE_ONE = """\
   python -m dtl.train model=qa data=qa   questions and answers that ship with DTL
   make demo                              a small one: trains, then answers five questions"""
@@ -33,7 +33,7 @@ def _what_to_type(spec: str | None, outputs: Path, command: str) -> str:
     folders = list_runs(outputs)
     if not folders:
         return f"{given}there is no run under {outputs} yet. Train one:\n{TO_MAKE_ONE}"
-    runs = [read_run_state(folder) for folder in folders[:MOST_RUNS]]
+    runs = [read_run_state(folder) for folder in folders[:MAX_RUNS]]
     begin = f"python -m dtl.{command} ckpt="
     example = next((run.folder for run in runs if step_folders(run.folder)), runs[0].folder)
     shown = f"the last {len(runs)} of {len(folders)}, " if len(folders) > len(runs) else ""

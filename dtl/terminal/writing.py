@@ -121,7 +121,7 @@ def facts(writing: "Continuation") -> str:
 
 
 HELP_LINE = "Type the beginning of a text. Ctrl-C stops a text, Ctrl-D or quit leaves."
-MOST_CHARACTERS = 2**20  # of a beginning; what does not fit the context is cut at its start, and said
+MAX_CHARACTERS = 2**20  # of a beginning; what does not fit the context is cut at its start, and said
 N_SEEDS = 2**63
 
 
@@ -156,7 +156,7 @@ class Writer:
     def _take(self, beginning: str | TooLong) -> None:
         """Raises EOFError for what means the same."""
         if isinstance(beginning, TooLong):
-            self.screen.complain(f"That has {beginning.n_characters:,} characters; at most {MOST_CHARACTERS:,}.")
+            self.screen.complain(f"That has {beginning.n_characters:,} characters; at most {MAX_CHARACTERS:,}.")
         elif beginning.strip().lower() in ("quit", "exit"):
             raise EOFError
         elif beginning.strip().lower() == "help":

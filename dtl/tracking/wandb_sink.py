@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 OFFLINE_SECONDS = 8.0  # to open an offline run: a process to start and a file, no network
 PROBE_SECONDS = 3.0  # for the first sign of life of a W&B server
 FINISH_SECONDS = 30.0  # to upload what is left at the end of a run
-MOST_WAITING = 1000  # entries in the queue before W&B counts as hanging
+MAX_WAITING = 1000  # entries in the queue before W&B counts as hanging
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class WandbSink:
     def __init__(self, request: WandbRun, mode: str, reason: str, patience: float) -> None:
         """Opens the run: online within `patience` seconds, else offline within `OFFLINE_SECONDS`, else not at all."""
         self._request = request
-        self._queue: queue.Queue[Callable[[Any], Any] | None] = queue.Queue(MOST_WAITING)
+        self._queue: queue.Queue[Callable[[Any], Any] | None] = queue.Queue(MAX_WAITING)
         self._off = ""  # why W&B is switched off
         self._run: Any = None
         # wandb's reports about itself go to the same server and may hold up the end of the process for 30 s.
@@ -194,7 +194,7 @@ class WandbSink:
         try:
             self._queue.put_nowait(work)
         except queue.Full:
-            self._switch_off(f"{MOST_WAITING} rows are waiting, wandb seems to hang")
+            self._switch_off(f"{MAX_WAITING} rows are waiting, wandb seems to hang")
 
     def _drain(self) -> None:
         while (work := self._queue.get()) is not None:

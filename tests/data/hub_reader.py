@@ -24,7 +24,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     hub_stream.STALL_S = request.get("stall_s", 60)
     hub_stream.READ_ATTEMPTS = request.get("attempts", 3)
     hub_stream.PAUSE_S = 0.1
-    collect.LEAST_CHARACTERS = 1_000
+    collect.MIN_CHARACTERS = 1_000
     settings = {"cache_dir": request["cache"], "validation_fraction": 0.1, **request.get("data", {})}
     data = DataConfig(sources={"some": SourceConfig(**{"kind": "hub", **request["source"]})}, **settings)
     data.validate()

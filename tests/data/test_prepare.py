@@ -163,7 +163,7 @@ def test_the_hub_is_read_only_as_far_as_needed(facts, monkeypatch, tmp_path, wei
     monkeypatch.setattr(hub_texts, "HubStream", Articles)
     monkeypatch.setattr(hub_texts, "require_hub", lambda what, ways_on: None)
     monkeypatch.setattr(hub_texts, "ask_for_commit", lambda dataset, revision, key: "5" * 40)
-    monkeypatch.setattr(collect, "LEAST_CHARACTERS", 5_000)
+    monkeypatch.setattr(collect, "MIN_CHARACTERS", 5_000)
     if weight is None:
         data = config(kind="wiki", max_samples=50)
     else:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtl.evaluation.evaluate import LEAST_QUESTIONS, MOST_QUESTIONS, SHARE_OF_TRAINING, most_questions, spread
+from dtl.evaluation.evaluate import MAX_QUESTIONS, MIN_QUESTIONS, SHARE_OF_TRAINING, most_questions, spread
 
 NUMBERS = st.lists(st.integers(1, 9000), min_size=1, max_size=5)
 
@@ -14,14 +14,14 @@ NUMBERS = st.lists(st.integers(1, 9000), min_size=1, max_size=5)
 @given(NUMBERS, st.floats(1, 500), st.integers(0, 10**9))
 def test_the_questions_fit_into_a_share_of_the_training(numbers, tokens_each, trained):
     most = most_questions(numbers, tokens_each, trained)
-    assert LEAST_QUESTIONS <= most <= MOST_QUESTIONS
+    assert MIN_QUESTIONS <= most <= MAX_QUESTIONS
 
     def tokens(limit: int) -> float:
         return tokens_each * sum(min(number, limit) for number in numbers)
 
     room = SHARE_OF_TRAINING * trained
-    assert tokens(most) <= room * 1.000001 or most == LEAST_QUESTIONS
-    if most < min(MOST_QUESTIONS, max(numbers)):  # it is the largest that fits
+    assert tokens(most) <= room * 1.000001 or most == MIN_QUESTIONS
+    if most < min(MAX_QUESTIONS, max(numbers)):  # it is the largest that fits
         assert tokens(most + 1) > room * 0.999999
 
 

@@ -7,7 +7,7 @@ from recorded_runs import make_notebook, make_run
 
 from dtl.base.paths import experiments_dir
 from dtl.errors import DataError
-from dtl.notebook.page import MOST_ROWS, notebook_page, read_records, results_file
+from dtl.notebook.page import MAX_ROWS, notebook_page, read_records, results_file
 from dtl.notebook.records import record
 
 
@@ -74,11 +74,11 @@ def test_other_changes_of_the_recipe_are_another_row(tmp_path):
 def test_by_hand_newest_first_and_not_too_many(tmp_path):
     notebook = make_notebook(tmp_path / "notebook", "bread")
     hand = {"recipe": "bread", "by_hand": True, "seed": 5, "figures": {"exact_match/test": 0.875}, "note": "a | b"}
-    lines = [{**hand, "date": f"2030-01-{day:02}", "label": f"try {day}"} for day in range(1, MOST_ROWS + 3)]
+    lines = [{**hand, "date": f"2030-01-{day:02}", "label": f"try {day}"} for day in range(1, MAX_ROWS + 3)]
     results_file(notebook, "bread").write_text("".join(json.dumps(line) + "\n" for line in lines))
     page = notebook_page(notebook)
     first = next(line for line in page.splitlines() if "try" in line)
-    assert first == f"| try {MOST_ROWS + 2}; a \\| b | 1 |  | 87.5 % |  |  | 2030-01-14, not known (by hand) |"
+    assert first == f"| try {MAX_ROWS + 2}; a \\| b | 1 |  | 87.5 % |  |  | 2030-01-14, not known (by hand) |"
     assert "try 3;" in page and "try 2;" not in page and "2 older ones are in" in page
 
 

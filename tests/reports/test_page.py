@@ -26,7 +26,7 @@ from dtl.reports.selection import select
 
 HOSTILE = "<script>alert('x')</script><img src=https://example.com/x.png onerror=alert(1)>&amp;${x}$\\frac$"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-MOST_BYTES = 8 * 2**20
+MAX_BYTES = 8 * 2**20
 
 
 class Elements(HTMLParser):
@@ -94,7 +94,7 @@ def test_a_sweep_of_24_runs(of_sweep):
 
 def test_the_page_needs_no_network_and_runs_no_script(of_sweep):
     page = of_sweep[1]
-    assert len(page.encode()) < MOST_BYTES
+    assert len(page.encode()) < MAX_BYTES
     shown = Elements(page)
     names = ("src", "href", "xlink:href", "srcset", "data", "action", "poster")
     targets = [value for _, attributes in shown.found for name in names if (value := attributes.get(name))]
@@ -153,7 +153,7 @@ def test_a_large_sweep_stays_small(elsewhere):
         make_run(Path(f"in/{number}"), lr=1e-4 * (number % 35 + 1), seed=number // 35, value=2 + number / 70, steps=600)
     report, page = report_of("in", Path("out"))
     assert len(report.configurations) == 35 and len(report.comparisons) == 35 * 34 // 2
-    assert len(page.encode()) < MOST_BYTES
+    assert len(page.encode()) < MAX_BYTES
 
 
 def test_one_run_alone(elsewhere):

@@ -10,7 +10,7 @@ from made_runs import make_run, make_sweep, make_trial
 from dtl.errors import ConfigError, DataError
 from dtl.reports.config import ReportConfig
 from dtl.reports.configurations import by_mean, configurations_of, short_labels, side_by_side
-from dtl.reports.reading import MOST_POINTS, read_run
+from dtl.reports.reading import MAX_POINTS, read_run
 from dtl.reports.selection import select
 
 OUTPUTS = Path("outputs")
@@ -118,10 +118,10 @@ def test_a_run_is_read_whole():
 
 
 def test_a_long_run_becomes_small_and_keeps_its_mean():
-    run = read_run(make_run(Path("run"), steps=7 * MOST_POINTS + 13))
+    run = read_run(make_run(Path("run"), steps=7 * MAX_POINTS + 13))
     losses = [json.loads(line).get("train/loss") for line in Path("run/metrics.jsonl").read_text().splitlines()]
     losses = [loss for loss in losses if loss is not None]
-    assert len(run.training.loss) == len(run.training.step) == MOST_POINTS
+    assert len(run.training.loss) == len(run.training.step) == MAX_POINTS
     assert (np.diff(run.training.step) > 0).all()
     assert run.training.loss.mean() == pytest.approx(np.mean(losses), rel=1e-2)
 

@@ -229,7 +229,7 @@ def test_no_program_of_the_repository_is_run(package: Path, tmp_path: Path) -> N
 
 
 def test_a_difference_too_large_is_said_to_be(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provenance, "MOST_DIFF_BYTES", 99)
+    monkeypatch.setattr(provenance, "MAX_DIFF_BYTES", 99)
     (package / "__init__.py").write_text("a = 5\n" * 99)
     state, diff = git_state(package)
     assert state["dirty"] and "too large" in state["note"] and "diff" not in state and diff == b""

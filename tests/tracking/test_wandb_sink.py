@@ -244,7 +244,7 @@ def test_a_wandb_that_hangs_while_logging_holds_nobody_up(
 ) -> None:
     released = threading.Event()
     monkeypatch.setattr(fake, "log", lambda *_, **__: released.wait())
-    monkeypatch.setattr(wandb_sink, "MOST_WAITING", 20)
+    monkeypatch.setattr(wandb_sink, "MAX_WAITING", 20)
     monkeypatch.setattr(wandb_sink, "FINISH_SECONDS", 0.1)
     began = time.monotonic()
     with opened(tmp_path) as tracker:

@@ -21,7 +21,7 @@ from dtl.errors import DataError
 
 
 DELIMITERS = ",\t;|"  # the commonest in the header is taken
-MOST_ODD_ROWS = 0.1  # share of rows of another length: more are not slips of whoever wrote the file
+MAX_ODD_ROWS = 0.1  # share of rows of another length: more are not slips of whoever wrote the file
 ROWS_BEFORE_JUDGING = 1000  # a wrong file is not read to its end
 
 
@@ -116,7 +116,7 @@ class CsvRows:
 
     def _judge(self) -> None:
         n_rows = self._n_odd + self._n_read
-        if self._n_odd > MOST_ODD_ROWS * n_rows:
+        if self._n_odd > MAX_ODD_ROWS * n_rows:
             raise DataError(
                 f"{self._first_odd}\n{self._n_odd:,} of the first {n_rows:,} rows have another number of fields than "
                 'the header. A field that holds the delimiter needs quotes: "one, two"; one delimiter separates all '

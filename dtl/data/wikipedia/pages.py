@@ -16,7 +16,7 @@ from dtl.errors import DataError
 EXAMPLES = 3  # articles of which the wikitext is kept, to show what became of it
 BLOCK = 1 << 16  # bytes
 CHUNK_CHARACTERS = 400_000  # wikitext that travels to a worker at a time: a tenth of a second of work
-MOST_CHARACTERS = 4_000_000  # twice the longest page that MediaWiki stores; more is no article
+MAX_CHARACTERS = 4_000_000  # twice the longest page that MediaWiki stores; more is no article
 FILE, CATEGORY, MAIN = 6, 14, 0  # keys of namespaces, the same in every language
 
 
@@ -178,4 +178,4 @@ def _unwanted(page: Any, revision: Any) -> str | None:
         return "redirect"
     if is_disambiguation(page.title, text):
         return "disambiguation"
-    return "too long" if len(text) > MOST_CHARACTERS else None
+    return "too long" if len(text) > MAX_CHARACTERS else None
