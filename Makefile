@@ -1,10 +1,10 @@
 # make install | demo | test | check | slow: everything happens in .venv, with the versions of requirements.txt.
-# Another Python: make install PYTHON=python3.12
+# For a different Python: make install PYTHON=python3.12
 
 PYTHON ?= python3
 JOBS ?= 2
 UV ?= uv
-# The torch that requirements.txt pins; raise it here, run `make lock`, then `make test slow`.
+# The version of torch that requirements.txt pins; to upgrade, change it here, run `make lock`, then `make test slow`.
 TORCH := 2.13.0
 
 BIN := .venv/bin
@@ -16,7 +16,7 @@ INSTALLED := .venv/.installed
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
 
-install: $(INSTALLED) ## .venv with every extra and DTL itself, editable; does nothing the second time
+install: $(INSTALLED) ## .venv with every extra and DTL itself, editable; does nothing when it is up to date
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
@@ -39,23 +39,23 @@ check: install ## lint, format and types, in half a minute
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 
-test: check ## the above and the quick tests
+test: check ## make check and the fast tests
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow and not gpu"
 
 slow: install ## the slow tests: whole runs, kills, the wheel
 	$(BIN)/python -m pytest -n $(JOBS) -m "slow and not gpu"
 
-pictures: install ## draw the README's pictures anew, from real runs
+pictures: install ## redraw the README's pictures from real runs
 	$(BIN)/python docs/pictures.py
 
-notebook: install ## write experiments/README.md anew, after a change of its texts
+notebook: install ## rewrite experiments/README.md after a change of its texts
 	$(BIN)/python -m dtl.notebook
 
-wheel-check: install ## build the wheel, install it apart from the checkout, train two steps from another folder
+wheel-check: install ## build the wheel, install it outside the checkout, train two steps in another folder
 	$(BIN)/python -m pytest tests/test_wheel.py
 
-# torch's CUDA packages stay out of the lock: torch itself asks for them where it needs them, and its CPU builds do not.
-lock: ## write requirements.txt anew (needs uv)
+# torch's CUDA packages are not locked: torch requires them itself where it needs them, and its CPU builds do not.
+lock: ## rewrite requirements.txt (needs uv)
 	@command -v $(UV) >/dev/null || { echo "make lock needs uv: pip install uv" >&2; exit 1; }
 	@pins=$$($(UV) pip compile pyproject.toml --quiet --universal --all-extras --python-version 3.11 \
 		--fork-strategy fewest --no-header --no-annotate --upgrade-package torch==$(TORCH)) && { \
@@ -63,6 +63,6 @@ lock: ## write requirements.txt anew (needs uv)
 		echo "# Written by \`make lock\` from pyproject.toml: do not edit."; \
 		echo "$$pins" | grep -vE "^(cuda-|nvidia-|triton==)|== 'emscripten'"; } > requirements.txt
 
-clean: ## remove .venv and everything that tools and builds left behind; outputs/ stays
+clean: ## remove .venv and all files left by tools and builds; outputs/ is kept
 	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis
 	find dtl tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""Makes the README's pictures: runs the real commands in a terminal of its own and draws what its screen shows.
+"""Makes the README's pictures: runs the real commands in a pseudo-terminal and draws its screen as SVG.
 
     python docs/pictures.py            # trains experiment=demo, then chats with it: a minute on two cores
     python docs/pictures.py chat       # one of them: train | chat (with the newest run)
@@ -20,7 +20,7 @@ from rich.text import Text
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "terminal"))
 
-from pty_process import PtyProcess  # noqa: E402 - the terminal that the tests look into, too
+from pty_process import PtyProcess  # noqa: E402 - the tests' terminal, too
 
 TRAIN = ["dtl.train", "experiment=demo"]
 CHAT = ["dtl.chat", "ckpt=latest"]
@@ -31,12 +31,12 @@ TYPED = (
     "What is the capital of France?",
     "What is the colour of my neighbour's dog?",
 )
-PATIENCE = 900.0  # seconds that a picture may take
+PATIENCE = 900.0  # seconds that a picture may take at most
 PROMPT = re.compile(r"You: *\Z")
 
 
 def drawn(screen: pyte.Screen, command: str) -> str:
-    """The screen as an SVG, from the command that was typed to the last line with text."""
+    """Return the screen as an SVG, from the typed command to the last line with text."""
     n_lines = max((y for y, line in enumerate(screen.display) if line.strip()), default=0) + 1
     console = Console(
         record=True, width=screen.columns, file=io.StringIO(), force_terminal=True, color_system="truecolor"
@@ -44,9 +44,9 @@ def drawn(screen: pyte.Screen, command: str) -> str:
     console.print(Text.assemble(("$ ", "dim"), (command, "bold")))
     for y in range(n_lines):
         console.print(_styled_line(screen, y), soft_wrap=True)
-    console.print()  # or the last line would lose its descenders
+    console.print()  # an empty line: without it the descenders of the last line are cut off
     svg = console.export_svg(title="DTL", unique_id=f"dtl-{command.split()[2].partition('.')[2]}")
-    # Nothing is to be fetched for a picture, and a page would not: any fixed-width font will do.
+    # No web fonts: a page does not fetch them for a picture, and any fixed-width font will do.
     return re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
 
 
@@ -59,20 +59,20 @@ def _styled_line(screen: pyte.Screen, y: int) -> Text:
 
 
 def _style(character: Char) -> str:
-    """pyte's look of a character in rich's words."""
+    """Return the style of pyte's character in rich's notation."""
     names = {"bold": "bold", "italics": "italic", "reverse": "reverse"}
     return " ".join([*(word for name, word in names.items() if getattr(character, name)), _color(character.fg)])
 
 
 def _color(name: str) -> str:
-    """pyte's name of a colour as rich's."""
+    """Return rich's name of pyte's colour."""
     if re.fullmatch(r"[0-9a-f]{6}", name):
         return f"#{name}"
     return {"brown": "yellow"}.get(name, name.replace("bright", "bright_"))
 
 
 def take(name: str) -> None:
-    """Run one of the commands and write its picture. Raises AssertionError when it ends otherwise than it should."""
+    """Run one of the commands and write its picture. Raises AssertionError if its exit code is not 0."""
     arguments = TRAIN if name == "train" else CHAT
     colours = {"TERM": "xterm-256color"}
     with PtyProcess(arguments, Path.cwd(), colours, columns=104, rows=72, patience=PATIENCE) as terminal:
@@ -95,15 +95,15 @@ def take(name: str) -> None:
 
 
 def wait_for_prompt(terminal: PtyProcess) -> None:
-    """Until the last line with text on it is an empty prompt."""
+    """Wait until the last line with text is an empty prompt."""
     terminal.wait_for(lambda _: bool(PROMPT.search(shown(terminal))))
 
 
 def shown(terminal: PtyProcess) -> str:
-    """All that is on the screen."""
+    """Return the text of the screen."""
     return "\n".join(terminal.lines).rstrip("\n")
 
 
 if __name__ == "__main__":
-    for asked in sys.argv[1:] or ["train", "chat"]:
-        take(asked)
+    for name in sys.argv[1:] or ["train", "chat"]:
+        take(name)

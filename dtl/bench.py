@@ -1,4 +1,4 @@
-"""The command `python -m dtl.bench`: how fast DTL is beside its peers, on this machine."""
+"""The command `python -m dtl.bench`: speed of DTL compared with its peers, on this machine."""
 
 import json
 import time
@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.text import Text
 
-from dtl.base.display import Display, quiet_when_gone, shown
+from dtl.base.display import Display, exit_when_output_closes, shown
 from dtl.base.files import write_atomically
 from dtl.base.units import in_time
 from dtl.benchmarks.config import SUITES, BenchConfig
@@ -18,31 +18,31 @@ from dtl.config import typed_as
 COMMAND = Command(
     "bench",
     BenchConfig,
-    page="""\
+    usage="""\
 python -m dtl.bench suite=data|generation|questions|search|startup [rows=[...]] [out=FILE] [key=value ...]
 
-Measures DTL beside its peers, in this process or in processes alike, on the same input, taking turns: what slows the
-machine slows both. A ratio is the median of the rounds, with the smallest and the largest below it. A peer that is
-not installed makes a row that says how to install it. Measure on a quiet machine.
+Measures DTL and its peers in this process or in identical processes, on the same input, in alternating rounds, so
+that other load slows both. A ratio is the median of the rounds, with the minimum and maximum below it. The row of a
+peer that is not installed shows how to install it. Measure on an idle machine.
 
   python -m dtl.bench                                        two to three minutes on two cores
   python -m dtl.bench wiki=FOLDER dump=FILE.xml.bz2          on your own text
   python -m dtl.bench rows=[tokenising,waste] rounds=9
-  python -m dtl.bench full=true out=data.json                the long measurements too; all figures to a file
+  python -m dtl.bench full=true out=data.json                the long measurements too; all results to a file
   python -m dtl.bench suite=generation                       two to three minutes on two cores
   python -m dtl.bench suite=generation rows=[modern] rounds=6 generation.batch_size=4
 
 suite=data: tokenising, dump (to prose), dump_memory (long: some 300 MB), loader, waste (of padding).
 
-suite=generation: modern, classic (a text continued beside Hugging Face's generate, on the same random weights; it
-fails when the two write different tokens).
+suite=generation: modern, classic (continuing a text, compared with Hugging Face's generate on the same random
+weights; fails when the two generate different tokens).
 
-suite=questions: qa_full (unseen wordings answered after five minutes of training, beside Hugging Face's GPT-2 after
-the same time; a round is a seed, twelve minutes each on two cores).
+suite=questions: qa_full (answers to unseen paraphrases after five minutes of training, compared with Hugging Face's
+GPT-2 after the same time; a round is a seed, twelve minutes each on two cores).
 
-suite=search: asha (what pruning saves of a search's steps, and what it costs in loss; a round is a seed).
+suite=search: asha (steps of a search that pruning saves, and its cost in loss; a round is a seed).
 
-suite=startup: first_step (from the start of a process to its first step, and what that time consists of).
+suite=startup: first_step (time from the start of a process to its first step, by parts).
 """,
     free_text=("wiki", "dump", "out"),
 )
@@ -54,26 +54,26 @@ def main() -> None:
 
 
 def job(composed: DictConfig) -> None:
-    """Measure, show, write."""
+    """Measure, show and write the results."""
     settings = typed_as(BenchConfig, composed)
     chosen = SUITES.get(settings.suite).chosen(settings)
-    with quiet_when_gone(), Display() as display:
+    with exit_when_output_closes(), Display() as display:
         from dtl.benchmarks.report import as_json, busy_warning, heading, machine, notes, table_of, versions
         from dtl.benchmarks.suite import measured
 
         began = time.perf_counter()
-        of_machine, of_versions = machine(settings.device), versions()
-        for line in heading(of_machine, of_versions):
-            display.say(line)
-        if warning := busy_warning(of_machine):
+        machine_info, package_versions = machine(settings.device), versions()
+        for line in heading(machine_info, package_versions):
+            display.print(line)
+        if warning := busy_warning(machine_info):
             display.warn(warning)
         if settings.tiny:
-            display.warn("tiny=true: too little input to say anything of speed.")
+            display.warn("tiny=true: too little input to measure speed.")
         rows = []
         try:
             for row in measured(chosen, settings, lambda name: display.note(f"measuring {name}")):
                 rows.append(row)
-        finally:  # also what was measured before a failure, or before Ctrl-C
+        finally:  # also the rows measured before a failure or Ctrl-C
             if rows:
                 display.console.print(table_of(rows), soft_wrap=False)
             for line in notes(rows):
@@ -81,8 +81,8 @@ def job(composed: DictConfig) -> None:
         display.console.print(Text(f"suite={settings.suite}: {in_time(time.perf_counter() - began)}.", style="dim"))
         if settings.out is not None:
             file = Path(settings.out).expanduser()
-            write_atomically(file, json.dumps(as_json(settings, of_machine, of_versions, rows), indent=1) + "\n")
-            display.note(f"All figures: {shown(file.absolute())}")
+            write_atomically(file, json.dumps(as_json(settings, machine_info, package_versions, rows), indent=1) + "\n")
+            display.note(f"All results: {shown(file.absolute())}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from dtl.base.display import quiet_when_gone
+from dtl.base.display import exit_when_output_closes
 from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
 from dtl.config import typed_as
@@ -19,18 +19,18 @@ OUTPUTS = Path("outputs")
 COMMAND = Command(
     "chat",
     ChatConfig,
-    page="""\
+    usage="""\
 python -m dtl.chat ckpt=latest [group=choice ...] [key=value ...]
 
-Questions to a checkpoint, answered as they are typed. help in the chat lists its commands.
+Answers your questions with a checkpoint. Type help in the chat for its commands.
 
-  python -m dtl.chat                                           the runs that are here
-  python -m dtl.chat ckpt=latest                               the newest of them
+  python -m dtl.chat                                           lists the runs to choose from
+  python -m dtl.chat ckpt=latest                               the newest run
   python -m dtl.chat ckpt=latest sampling=creative device=cpu
   echo "What is the capital of France?" | python -m dtl.chat ckpt=latest
-  python -m dtl.chat ckpt=latest ask=pairs.jsonl               ask these; exit code 1 if an answer is wrong
+  python -m dtl.chat ckpt=latest ask=pairs.jsonl               asks these; exit code 1 if an answer is wrong
 
-In a pipe each line is a question, and standard output gets the answers alone.
+In a pipe each line is a question, and only the answers go to standard output.
 """,
     free_text=("ckpt", "ask", "history"),
 )
@@ -47,7 +47,7 @@ def job(composed: DictConfig) -> None:
     checkpoint = checkpoint_to_use(config.ckpt, OUTPUTS, "chat")
     pairs = None if config.ask is None else read_pairs(config.ask)
     screen = open_screen(all_in_one=pairs is not None or is_interactive())
-    with quiet_when_gone(), quiet_keyboard():
+    with exit_when_output_closes(), quiet_keyboard():
         with screen.waiting("loading ..."):
             from dtl.terminal.loading import load
 
@@ -55,7 +55,7 @@ def job(composed: DictConfig) -> None:
         if pairs is not None:
             ask_all(pairs, model, screen, config.sampling)
             return
-        line = open_input(YOU, model.most_characters, history_file(config.history, "chat"))
+        line = open_input(YOU, model.max_characters, history_file(config.history, "chat"))
         Chat(model, screen, line, config.sampling, config.seed).run()
 
 

@@ -1,7 +1,7 @@
 """One run as one typed object, composed of the parts' own dataclasses; and the checks that cross parts.
 
-YAML files under conf/ say what differs from the dataclasses' defaults; the command line beats both.
-`DictConfig` ends here: everything deeper gets a `RunConfig`. Imports no torch.
+YAML files under conf/ override the dataclasses' defaults; the command line overrides both.
+`DictConfig` is converted here: everything deeper gets a `RunConfig`. Imports no torch.
 """
 
 import os
@@ -30,7 +30,7 @@ SECTIONS = ("model", "tokenizer", "data", "optimizer", "schedule", "trainer", "t
 
 @dataclass
 class RunConfig:
-    """Everything that a training run is."""
+    """The complete configuration of a training run."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -42,21 +42,21 @@ class RunConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     name: str = "run"  # part of the run folder's name; letters, digits, . _ -
-    seed: int = 1337  # of weights, dropout, data order and held-out split
+    seed: int = 1337  # for weights, dropout, data order and held-out split
     device: str = "auto"  # auto (CUDA, MPS, CPU) | cpu | cuda | cuda:1 | mps
     debug: bool = False  # show tracebacks
     plugins: list[str] = field(default_factory=list)  # modules that register parts of your own
-    resume: str | None = None  # latest | run folder: go on in that run's own folder, with its own config
+    resume: str | None = None  # latest | run folder: resume in that run's own folder, with its own config
     init: str | None = None  # run | checkpoint | Hugging Face folder: start a new run from those weights
 
     @property
     def seq_len(self) -> int:
-        """Tokens in a row."""
+        """Tokens in a sequence."""
         return self.data.seq_len if self.data.seq_len is not None else self.model.max_seq_len
 
     @property
     def micro_batch_size(self) -> int:
-        """Rows in one forward pass."""
+        """Sequences in one forward pass."""
         own = self.trainer.micro_batch_size
         return own if own is not None else self.data.recommended.micro_batch_size
 
@@ -67,19 +67,19 @@ class RunConfig:
         return own if own is not None else self.data.recommended.grad_accum_steps
 
     @property
-    def rows_per_step(self) -> int:
-        """Rows in one optimizer step."""
+    def global_batch_size(self) -> int:
+        """The global batch size: sequences in one optimizer step."""
         return self.micro_batch_size * self.grad_accum_steps
 
     @property
     def max_epochs(self) -> int | None:
-        """Passes over the data at most; None when optimizer steps alone set the length."""
+        """Maximum number of epochs; None when optimizer steps alone set the length."""
         if self.trainer.max_epochs is not None:
             return self.trainer.max_epochs
         return None if self.trainer.total_steps is not None else self.data.recommended.max_epochs
 
     def validate(self) -> None:
-        """Raises ConfigError, naming key, value, rule and remedy, for a run that cannot be."""
+        """Raise ConfigError, naming key, value, rule and remedy, for an invalid run."""
         for section in SECTIONS:
             getattr(self, section).validate()
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", self.name):
@@ -90,23 +90,23 @@ class RunConfig:
         check_seed(self.seed)
         check_device(self.device)
         if self.resume is not None and self.init is not None:
-            raise ConfigError("resume= and init= exclude each other: resume goes on with a run, init starts a new one.")
+            raise ConfigError("resume= and init= exclude each other: resume continues a run, init starts a new one.")
         if self.seq_len > self.model.max_seq_len:
             raise ConfigError(
                 f"data.seq_len={self.seq_len}: longer than the model's context, model.max_seq_len="
-                f"{self.model.max_seq_len}. Lower the one or raise the other."
+                f"{self.model.max_seq_len}. Lower the former or raise the latter."
             )
         if self.trainer.precision == "fp16" and self.device == "mps":
             raise ConfigError("trainer.precision=fp16: not supported on Apple GPUs. Use trainer.precision=fp32.")
 
 
 class Settings(Protocol):
-    """What the dataclass of a command's settings has in common with those of the others."""
+    """The interface of every command's settings dataclass."""
 
     plugins: list[str]
 
     def validate(self) -> None:
-        """Raises ConfigError, naming key, value, rule and remedy, for values that cannot be."""
+        """Raise ConfigError, naming key, value, rule and remedy, for invalid values."""
         ...
 
 
@@ -114,7 +114,7 @@ S = TypeVar("S", bound=Settings)
 
 
 def typed_as(schema: type[S], config: DictConfig | dict[str, Any]) -> S:
-    """A validated `schema` from Hydra's DictConfig or from a plain mapping, its plugins imported.
+    """Convert Hydra's DictConfig or a plain mapping to a validated `schema`, its plugins imported.
 
     Raises OmegaConf's errors for wrong keys and types, ConfigError for wrong values.
     """
@@ -125,52 +125,51 @@ def typed_as(schema: type[S], config: DictConfig | dict[str, Any]) -> S:
 
 
 def converted(schema: type[S], config: DictConfig | dict[str, Any]) -> S:
-    """The settings as a `schema`, not yet validated.
+    """Convert the settings to a `schema`, not yet validated.
 
-    Merging the plain values into the schema refuses keys that the schema does not know, also those that a
-    `+key=value` slipped past Hydra. Raises OmegaConf's errors for wrong keys and types, which
-    `dtl.commandline.translate` puts into words.
+    Merging the plain values into the schema rejects unknown keys, also those that a `+key=value` added past Hydra.
+    Raises OmegaConf's errors for wrong keys and types, which `dtl.commandline.translate` turns into messages.
     """
     values = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
-    settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), _as_it_stands(values)))
+    settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), _escape_interpolations(values)))
     assert isinstance(settings, schema)
     return settings
 
 
-def _as_it_stands(value: Any) -> Any:
-    """Values whose `${...}` are text, as in a prompt: what should be looked up has been."""
+def _escape_interpolations(value: Any) -> Any:
+    """Escape `${...}` in the values, as in a prompt: interpolations have been resolved already."""
     if isinstance(value, dict):
-        return {key: _as_it_stands(inner) for key, inner in value.items()}
+        return {key: _escape_interpolations(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_as_it_stands(inner) for inner in value]
+        return [_escape_interpolations(inner) for inner in value]
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def typed(config: DictConfig | dict[str, Any]) -> RunConfig:
-    """A validated RunConfig from Hydra's DictConfig or from a run's own config.yaml. See `typed_as`."""
+    """Convert Hydra's DictConfig or a run's own config.yaml to a validated RunConfig. See `typed_as`."""
     return typed_as(RunConfig, config)
 
 
-def lasting(config: RunConfig) -> RunConfig:
-    """The config without what holds for one session alone: how it was resumed, where it pauses."""
+def without_session_keys(config: RunConfig) -> RunConfig:
+    """The config without the keys of a single session: how it was resumed, where it pauses."""
     return replace(config, resume=None, trainer=replace(config.trainer, stop_after_steps=None))
 
 
 def to_yaml(config: RunConfig) -> str:
-    """The resolved configuration as YAML, every key written out, to be kept with a run."""
-    return OmegaConf.to_yaml(OmegaConf.structured(lasting(config)))
+    """The resolved configuration as YAML with every key, to be saved with a run."""
+    return OmegaConf.to_yaml(OmegaConf.structured(without_session_keys(config)))
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
-    """The resolved configuration as nested plain values, to be kept with a run."""
-    container = OmegaConf.to_container(OmegaConf.structured(lasting(config)), resolve=True)
+    """The resolved configuration as nested plain values, to be saved with a run."""
+    container = OmegaConf.to_container(OmegaConf.structured(without_session_keys(config)), resolve=True)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
 
 
 def _open(schema: type) -> type:
-    """The schema as Hydra gets it: OmegaConf takes no new entry of a typed mapping from the command line, such as
-    `data.sources.poems.kind=poems`. `converted` merges into the schema itself and checks the entries then."""
+    """The schema for Hydra, with `data.sources` untyped: OmegaConf accepts no new entry of a typed mapping from the
+    command line, such as `data.sources.poems.kind=poems`. `converted` merges into the schema itself and checks them."""
     data = get_type_hints(schema).get("data")
     if data is None:
         return schema
@@ -185,10 +184,10 @@ _started = datetime.fromtimestamp(time.time())
 
 
 def register(name: str = "train", schema: type = RunConfig) -> None:
-    """Tell Hydra the schema of the command `name` and the resolvers that its YAML uses. Called before Hydra starts."""
+    """Register the schema of the command `name` and the resolvers of its YAML. Called before Hydra starts."""
     ConfigStore.instance().store(name=f"{name}_schema", node=_open(schema))
     OmegaConf.register_new_resolver("dtl.experiments", lambda: str(experiments_dir()), replace=True)
-    # One stamp for the whole process: a resolver that read the clock again would give each job of a sweep a
-    # folder of its own. The process id keeps two runs apart that start in the same second.
+    # One timestamp for the whole process: a resolver that reads the clock again would give each job of a sweep a
+    # sweep folder of its own. The process id keeps two runs apart that start in the same second.
     OmegaConf.register_new_resolver("dtl.stamp", lambda pattern: _started.strftime(pattern), replace=True)
     OmegaConf.register_new_resolver("dtl.pid", os.getpid, replace=True)

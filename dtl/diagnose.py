@@ -1,4 +1,4 @@
-"""The command `python -m dtl.diagnose`: what this machine can do for a run, and what stands in the way."""
+"""The command `python -m dtl.diagnose`: what this machine can do for a run, and what is missing."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,26 +14,26 @@ OUTPUTS = Path("outputs")
 
 @dataclass
 class DiagnoseConfig:
-    """Everything that `python -m dtl.diagnose` can be told."""
+    """Settings of `python -m dtl.diagnose`."""
 
-    plugins: list[str] = field(default_factory=list)  # modules of your own, to see whether they can be imported
+    plugins: list[str] = field(default_factory=list)  # your own modules, to check that they can be imported
     debug: bool = False  # show tracebacks
 
     def validate(self) -> None:
-        """Nothing here can be wrong in its value."""
+        """Accept every value."""
 
 
 COMMAND = Command(
     "diagnose",
     DiagnoseConfig,
-    page="""\
+    usage="""\
 python -m dtl.diagnose [plugins=[my_module]]
 
-Shows on one screen what this machine can do for a run: torch and its build, cards, precisions, processor, memory,
+Shows on one screen what this machine can do for a run: torch and its build, GPUs, precisions, processor, memory,
 disk, packages, GPT-2's vocabulary, hub and W&B, what trainer=amp4060 would choose, how the last run ended.
 Takes a few seconds, needs no network, changes nothing.
 
-Exit code 0: a run goes well here. 1: something stops it or slows it badly; each reason comes with its remedy.
+Exit code 0: ready to train. 1: something prevents training or slows it down badly; each problem comes with a fix.
 """,
 )
 
@@ -44,8 +44,8 @@ def main() -> None:
 
 
 def job(composed: DictConfig) -> None:
-    """Look, show, judge. Raises DTLError with what stands in the way."""
-    # Not `typed_as`: it imports the plugins, and one that fails is a finding here, not an end.
+    """Run and show all checks. Raises DTLError with the problems found."""
+    # Not `typed_as`: it imports the plugins, and one that fails is a finding here, not an error.
     settings = converted(DiagnoseConfig, composed)
     settings.validate()
 

@@ -1,7 +1,7 @@
-"""The errors that DTL shows to people: what was found, why it cannot be, what to do next.
+"""The errors that DTL shows to users: what was found, why it is wrong, what to do next.
 
-`DTLError` derives from Hydra's `CompactHydraException`, so that a multirun reports one job's error in
-its own words and goes on with the others.
+`DTLError` derives from Hydra's `CompactHydraException`, so that a multirun prints the message of a failed job
+without a traceback and continues with the other jobs.
 """
 
 import difflib
@@ -11,13 +11,13 @@ from hydra.errors import CompactHydraException
 
 
 class DTLError(CompactHydraException):
-    """An error with a message for people; shown without a traceback unless `debug=true`."""
+    """An error with a message for the user; shown without a traceback unless `debug=true`."""
 
     exit_code = 1
 
 
 class ConfigError(DTLError, ValueError):
-    """A setting that cannot be: the message names the key, the value, the rule and the remedy."""
+    """An invalid setting: the message names the key, the value, the rule and the remedy."""
 
     exit_code = 2
 
@@ -27,11 +27,11 @@ class DataError(DTLError):
 
 
 class CheckpointError(DTLError):
-    """A checkpoint that is missing, damaged or does not fit."""
+    """A checkpoint that is missing, damaged or incompatible."""
 
 
 class TrainingError(DTLError):
-    """A run that cannot go on: a loss that is not finite, memory that is not enough."""
+    """A run that cannot continue: a loss that is not finite, too little memory."""
 
 
 class InterruptedRun(DTLError):
@@ -44,6 +44,6 @@ class InterruptedRun(DTLError):
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """A hint such as ` Did you mean 'small'?`, or an empty string when nothing is near."""
+    """A hint such as ` Did you mean 'small'?`, or an empty string when nothing is similar."""
     nearest = difflib.get_close_matches(given, list(known), n=1, cutoff=0.6)
     return f" Did you mean '{nearest[0]}'?" if nearest else ""

@@ -1,11 +1,11 @@
-"""The command `python -m dtl.generate`: continue a text, in several ways side by side. Torch is imported last."""
+"""The command `python -m dtl.generate`: continue a text with each sampling preset. Torch is imported last."""
 
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from dtl.base.display import quiet_when_gone
+from dtl.base.display import exit_when_output_closes
 from dtl.commandline.cli import override_key, run_command
 from dtl.commandline.command import Command
 from dtl.config import typed_as
@@ -22,19 +22,19 @@ OUTPUTS = Path("outputs")
 COMMAND = Command(
     "generate",
     GenerateConfig,
-    page="""\
+    usage="""\
 python -m dtl.generate ckpt=... [prompt="..."] [sampling=...] [key=value ...]
 
-Continues a text with a trained model: without sampling= in each of its ways, side by side; without prompt= one text
-after the other, as they are typed or piped in.
+Continues a text with a trained model: without sampling= once with each preset, side by side; without prompt= one text
+after another, typed or from a pipe.
 
-The commonest commands
+The most frequent commands
   python -m dtl.generate ckpt=latest prompt="Once upon a time"
   python -m dtl.generate ckpt=latest prompt="Once upon a time" sampling=creative sampling.max_new_tokens=200
-  python -m dtl.generate ckpt=latest                           asks for one beginning after the other
+  python -m dtl.generate ckpt=latest                           asks for one text after another
   python -m dtl.generate ckpt=path/to/gpt2 prompt="The sea"    GPT-2's or Qwen3's published weights
 """,
-    footer="A prompt is taken as it was typed; one in quotes of its own loses these: prompt=\"'...'\".\n",
+    footer="A prompt is taken literally; quotes inside the value are removed: prompt=\"'...'\".\n",
     free_text=("prompt", "ckpt"),
 )
 
@@ -45,17 +45,17 @@ def main() -> None:
 
 
 def job(composed: DictConfig) -> None:
-    """Everything that can be refused without torch is refused before it is imported."""
+    """Generate. Everything that can be checked without torch is checked before it is imported."""
     config = typed_as(GenerateConfig, composed)
-    ways = _ways(config, composed)
+    presets = _presets(config, composed)
     checkpoint = checkpoint_to_use(config.ckpt, OUTPUTS, "generate")
     screen = open_screen(all_in_one=is_interactive())
-    with quiet_when_gone(), quiet_keyboard():
+    with exit_when_output_closes(), quiet_keyboard():
         with screen.waiting("loading ..."):
             from dtl.terminal.loading import load
 
             model = load(checkpoint, config)
-        writer = Writer(model, screen, ways, config.seed)
+        writer = Writer(model, screen, presets, config.seed)
         introduce(model, screen)
         if config.prompt is not None:
             writer.write(config.prompt)
@@ -65,8 +65,8 @@ def job(composed: DictConfig) -> None:
         writer.write_each(open_input("Text", MAX_CHARACTERS))
 
 
-def _ways(config: GenerateConfig, composed: DictConfig) -> dict[str, SamplingConfig]:
-    """The one way that `sampling=` names, else all; keys such as `sampling.top_k=5` hold in each."""
+def _presets(config: GenerateConfig, composed: DictConfig) -> dict[str, SamplingConfig]:
+    """The preset that `sampling=` names, else all of them; keys such as `sampling.top_k=5` apply to each."""
     hydra = HydraConfig.get()
     chosen = hydra.runtime.choices.get("sampling")
     if chosen is not None:

@@ -1,4 +1,4 @@
-"""The command `python -m dtl.prepare`: text and tokens made ahead of a run, and a report on them."""
+"""The command `python -m dtl.prepare`: prepares text and tokens before a run and reports on them."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from dtl.base.checks import check_seed
-from dtl.base.display import quiet_when_gone
+from dtl.base.display import exit_when_output_closes
 from dtl.base.files import unfinished
 from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
@@ -27,47 +27,47 @@ if TYPE_CHECKING:
 
 @dataclass
 class PreparedDataConfig(DataConfig):
-    """The data of a run, and where its cleaned text goes."""
+    """The data of a run, and the file for its cleaned text."""
 
-    export_text: str | None = None  # new file for the cleaned text of all splits: .jsonl a document a line, else plain
+    export_text: str | None = None  # new file for the cleaned text: .jsonl has one document per line, else plain text
 
 
 @dataclass
 class PrepareConfig:
-    """Everything that `python -m dtl.prepare` can be told."""
+    """Settings of `python -m dtl.prepare`."""
 
     data: PreparedDataConfig = field(default_factory=PreparedDataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    seed: int = 1337  # as in dtl.train: with data.max_samples it draws the sample
+    seed: int = 1337  # as in dtl.train: draws the sample for data.max_samples
     plugins: list[str] = field(default_factory=list)  # modules that register sources and tokenizers of your own
     debug: bool = False  # show tracebacks
 
     @property
     def seq_len(self) -> int:
-        """Tokens in a row; the context of most sizes where the data names none."""
+        """Tokens in a sequence; the default context where the data sets none."""
         return self.data.seq_len if self.data.seq_len is not None else ModelConfig().max_seq_len
 
     def validate(self) -> None:
-        """Raises ConfigError, naming key, value, rule and remedy, for values that cannot be."""
+        """Raise ConfigError, naming key, value, rule and remedy, for invalid values."""
         self.data.validate()
         self.tokenizer.validate()
         check_seed(self.seed)
         if self.data.export_text is not None:
             file = Path(self.data.export_text).expanduser()
             if file.exists():
-                raise ConfigError(f"data.export_text={file}: exists already. Give a new name, or delete it.")
+                raise ConfigError(f"data.export_text={file}: already exists. Give a new name, or delete it.")
             if not file.parent.is_dir():
-                raise ConfigError(f"data.export_text={file}: there is no folder {file.parent}. Make it first.")
+                raise ConfigError(f"data.export_text={file}: there is no folder {file.parent}. Create it first.")
 
 
 COMMAND = Command(
     "prepare",
     PrepareConfig,
-    page="""\
+    usage="""\
 python -m dtl.prepare data=... [tokenizer=...] [data.export_text=FILE] [key=value ...]
 
-Reads, cleans, splits and tokenises the text of a run ahead of time, and shows what became of it. What it makes is
-kept in a cache (data.cache_dir), where dtl.train with the same data and tokenizer finds it.
+Reads, cleans, splits and tokenises the text of a run ahead of time, and reports on the result. It is stored in a
+cache (data.cache_dir), where dtl.train with the same data and tokenizer finds it.
 
   python -m dtl.prepare data=wiki data.path=FOLDER data.max_samples=null
   python -m dtl.prepare data=text data.path=books/ tokenizer=bpe
@@ -83,35 +83,35 @@ def main() -> None:
 
 
 def job(composed: DictConfig) -> None:
-    """Prepare, report, export. Torch is imported after everything that can be refused without it."""
+    """Prepare, report, export. Everything that can be checked without torch is checked before it is imported."""
     config = typed_as(PrepareConfig, composed)
-    from dtl.data.collect import pinned  # numpy comes with it, which --help can do without
+    from dtl.data.collect import pinned  # imports numpy, which --help does not need
 
-    plans = plan_sources(config.data, config.seed)  # refuses within a second what is not there
+    plans = plan_sources(config.data, config.seed)  # rejects missing data within a second
     data = pinned(config.data, plans)
     screen = open_screen(all_in_one=False)
-    with quiet_when_gone():
+    with exit_when_output_closes():
         from dtl.data.cache import Cache, cache_folder
         from dtl.data.encode import encode_sources
-        from dtl.data.prepare import lay_out
+        from dtl.data.prepare import pack_sequences
         from dtl.data.report import report_lines
 
         cache = Cache(cache_folder(config.data.cache_dir), config.data.verify == "full", screen.note)
         tokenizer, sources = encode_sources(
             data, plans, config.tokenizer, config.seq_len, config.seed, cache, screen.note
         )
-        prepared = lay_out(data, plans, tokenizer, sources, config.seq_len, config.seed, cache)
+        prepared = pack_sequences(data, plans, tokenizer, sources, config.seq_len, config.seed, cache)
         for line in report_lines(prepared, sources):
             screen.piece(f"{line}\n")
         kept = [name for name, source in sources.items() if source.key is not None]
-        screen.piece(f"In the cache {cache.folder}: {', '.join(kept) or 'nothing, it is quickly made again'}.\n")
+        screen.piece(f"In the cache {cache.folder}: {', '.join(kept) or 'nothing, it is quick to prepare again'}.\n")
         if config.data.export_text is not None:
             file = Path(config.data.export_text).expanduser()
             screen.piece(f"{file}: {_export(file, sources):,} documents.\n")
 
 
 def _export(file: Path, sources: "dict[str, EncodedSource]") -> int:
-    """Write every document; the file is whole or not there. Raises OSError."""
+    """Write every document and return their number; the file is complete or absent. Raises OSError."""
     temporary = unfinished(file)
     n_documents = 0
     try:
@@ -132,7 +132,7 @@ def _exported(sources: "dict[str, EncodedSource]", as_json: bool) -> Iterator[st
                 if as_json:
                     fields = {"text": document.text, "split": split, "source": name}
                     yield json.dumps(fields, ensure_ascii=False) + "\n"
-                else:  # cleaned text holds one empty line at most, so two of them part documents
+                else:  # cleaned text has at most one empty line, so two of them separate documents
                     yield document.text.strip("\n") + "\n\n\n"
 
 

@@ -1,8 +1,8 @@
-"""Parts chosen by name: a config says `optimizer.name=muon`, never a path to code.
+"""Registries of parts chosen by name: a config has `optimizer.name=muon`, never a path to code.
 
 A researcher adds a part in one file of their own with a decorator, for example
 `@OPTIMIZERS.register("lion")`, and names that file by `plugins=[my_module]` or by an entry point in the
-group `dtl.plugins`. The built-in parts are imported only when they are asked for, so that the names
+group `dtl.plugins`. The built-in parts are imported only when they are used, so that the names
 can be checked without importing torch. The types of the parts are in registry.pyi: imported here, even for type
 checkers alone, they would lead in a circle.
 """
@@ -24,8 +24,8 @@ Decorated = TypeVar("Decorated")
 class Registry(Generic[Part, Traits]):
     """Names of one kind of part. `key` is the config key that chooses it; `built_in` maps name to module.
 
-    The traits of a part are answers to what the rest of DTL asks of it, so that nobody asks for its name. Those of
-    DTL's own parts stand beside the settings, to be asked before the part is imported.
+    The traits of a part are what the rest of DTL needs to know about it, so that no code tests for its name. Those of
+    DTL's own parts are defined next to the settings, to be read before the part is imported.
     """
 
     def __init__(self, key: str, built_in: dict[str, str]) -> None:
@@ -38,20 +38,19 @@ class Registry(Generic[Part, Traits]):
     def register(self, name: str, traits: Traits | None = None) -> Callable[[Decorated], Decorated]:
         """Decorator: make the decorated class or function available under `name`.
 
-        `traits` are those of a part of your own: see the type of the traits for what they say where none are given.
-
-        Raises ConfigError, naming both places, when another part has that name: one of DTL's own, imported or not,
-        or one that is registered elsewhere. The same line, run again, replaces its part.
+        `traits` are those of a part of your own; the type of the traits documents the defaults.
+        Raises ConfigError, naming both places, when another part has that name: one of DTL's own, imported or not, or
+        one registered elsewhere. The same line, run again, replaces its part.
         """
         caller = sys._getframe(1)
         module, place = caller.f_globals.get("__name__"), f"{caller.f_code.co_filename}:{caller.f_lineno}"
 
         def decorate(part: Decorated) -> Decorated:
-            taken = self._places.get(name, place) if name in self._parts else place
+            other = self._places.get(name, place) if name in self._parts else place
             if self._built_in.get(name, module) != module:
-                taken = f"{self._built_in[name]}, which is DTL's own"
-            if taken != place:
-                raise ConfigError(f"{self.key}={name}: registered twice, in {place} and in {taken}. Rename yours.")
+                other = f"{self._built_in[name]}, which is DTL's own"
+            if other != place:
+                raise ConfigError(f"{self.key}={name}: registered twice, in {place} and in {other}. Rename yours.")
             self._parts[name], self._places[name] = cast(Part, part), place
             if traits is not None:
                 self._traits[name] = traits
@@ -60,11 +59,11 @@ class Registry(Generic[Part, Traits]):
         return decorate
 
     def describe(self, name: str, traits: Traits) -> None:
-        """Say the traits of one of DTL's own parts, to be asked without importing it."""
+        """Set the traits of one of DTL's own parts, to be read without importing it."""
         self._traits[name] = traits
 
     def traits(self, name: str) -> Traits | None:
-        """Those of the part of this name; None where none were said or there is no such part. Imports nothing."""
+        """The traits of the part of this name; None when it has none or does not exist. Imports nothing."""
         return self._traits.get(name)
 
     def names(self) -> list[str]:
@@ -72,15 +71,15 @@ class Registry(Generic[Part, Traits]):
         return sorted({*self._built_in, *self._parts})
 
     def check(self, name: str) -> None:
-        """Raises ConfigError when no part has this name. Imports nothing."""
+        """Raise ConfigError when no part has this name. Imports nothing."""
         if name not in self._built_in and name not in self._parts:
             raise ConfigError(
-                f"{self.key}={name}: no part of this name. Known: {', '.join(self.names())}."
+                f"{self.key}={name}: there is no part of this name. Known: {', '.join(self.names())}."
                 f"{did_you_mean(name, self.names())} A part of your own needs plugins=[its_module]."
             )
 
     def get(self, name: str) -> Part:
-        """The part registered under `name`. Raises ConfigError when there is none."""
+        """Return the part registered under `name`. Raises ConfigError when there is none."""
         self.check(name)
         if name not in self._parts:
             importlib.import_module(self._built_in[name])
@@ -123,8 +122,8 @@ def load_plugins(modules: Iterable[str]) -> None:
         except DTLError:
             raise
         except Exception as error:  # a module may fail in any way
-            said = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+            reason = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
             raise ConfigError(
-                f"plugins=[{module}]: cannot be imported ({said}). Give the name of a module that Python "
+                f"plugins=[{module}]: cannot be imported ({reason}). Give the name of a module that Python "
                 "finds from here, for example plugins=[my_blocks] for ./my_blocks.py."
             ) from error

@@ -1,4 +1,4 @@
-"""The types of the parts that each registry leads to, for type checkers and editors."""
+"""The types of the registered parts, for type checkers and editors."""
 
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar

@@ -1,11 +1,11 @@
-"""The command `python -m dtl.report`: what runs and sweeps say together, as one page and as pictures."""
+"""The command `python -m dtl.report`: compares runs and sweeps on one HTML page with plots."""
 
 import shlex
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from dtl.base.display import quiet_when_gone, shown
+from dtl.base.display import exit_when_output_closes, shown
 from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
 from dtl.config import typed_as
@@ -15,21 +15,21 @@ OUTPUTS = Path("outputs")
 COMMAND = Command(
     "report",
     ReportConfig,
-    page="""\
+    usage="""\
 python -m dtl.report runs=FOLDER|GLOB|latest [metric=KEY] [out=FOLDER]
 
 Writes report.html, one file that needs no network, and its plots as PNGs: loss against steps, tokens and time with
 bands over the seeds, the settings that differ, learning rate against loss, parallel coordinates, importance, speed,
-memory, samples side by side, what failed and why. Needs matplotlib, scipy and jinja2: pip install 'dtl[report]'.
+memory, samples side by side, failures and reasons. Needs matplotlib, scipy and jinja2: pip install 'dtl[report]'.
 
 Runs that differ only in the seed are one configuration. Two configurations are compared by a paired t test over equal
-seeds, Holm-corrected; none is called better with fewer than five seeds, nor where the noise could have made it.
+seeds, Holm-corrected; none is called better with fewer than five seeds, nor without significance.
 
-  python -m dtl.report runs=latest                                     the newest run, or the sweep that it is in
+  python -m dtl.report runs=latest                                     the newest run, or the sweep that it belongs to
   python -m dtl.report runs=outputs/multirun/2026-11-23/05-43-33-5892
   python -m dtl.report 'runs=outputs/2026-11-2*/*_demo' metric=exact_match/test
   python -m dtl.report 'runs=[outputs/multirun/a,outputs/multirun/b]' out=muon
-  python -m dtl.report runs=latest record=true                         and into the notebook, experiments/README.md
+  python -m dtl.report runs=latest record=true                         also into experiments/README.md
 """,
     free_text=("runs", "out", "metric"),
 )
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def job(composed: DictConfig) -> None:
-    """Read, compare, draw, write, show."""
+    """Read and compare the runs, plot, write and show the report."""
     settings = typed_as(ReportConfig, composed)
 
     from dtl.reports.build import build, check_packages, write
@@ -54,20 +54,20 @@ def job(composed: DictConfig) -> None:
     from dtl.notebook.records import record
     from dtl.reports.summary import show, show_paths, wide_display
 
-    with quiet_when_gone(), wide_display() as display:
+    with exit_when_output_closes(), wide_display() as display:
         title = shown(selection.home.absolute()) if selection.home else f"{len(selection.folders)} runs"
         command = _command(settings, title if selection.home else settings.runs)
         report = build(settings, selection.folders, title, command, display.note)
-        written = write(report, folder)  # before anything is shown: a pipe that closes early costs no report
+        written = write(report, folder)  # first: a pipe that closes early must not cost the report
         show(report, display)
         show_paths(written, display)
         if settings.record:
             for line in record(selection.folders):
-                display.say(line)
+                display.print(line)
 
 
 def _command(settings: ReportConfig, runs: str) -> str:
-    """What to type to get the report again, also when another run is the latest."""
+    """The command that makes this report again, also when another run is the latest."""
     words = [f"runs={runs}"]
     if settings.metric is not None:
         words.append(f"metric={settings.metric}")

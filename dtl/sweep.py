@@ -1,4 +1,4 @@
-"""The command `python -m dtl.sweep`: how the trials of a sweep stand. It reads files alone, so it works from another
+"""The command `python -m dtl.sweep`: shows the trials of a sweep. It reads files only, so it works from another
 terminal, while the sweep runs and after a crash."""
 
 import time
@@ -15,18 +15,18 @@ from dtl.sweeps.config import StatusConfig
 from dtl.sweeps.table import find_sweep, status_of
 
 OUTPUTS = Path("outputs")
-SECONDS_BETWEEN_LOOKS = 2.0
+SECONDS_BETWEEN_REFRESHES = 2.0
 COMMAND = Command(
     "sweep",
     StatusConfig,
-    page="""\
+    usage="""\
 python -m dtl.sweep [status=latest | status=FOLDER] [key=value ...]
 
 Shows the trials of a sweep: overrides, state, step, best loss, speed, time left, and why one did not finish. In a
-terminal it goes on looking until the sweep ends; Ctrl-C leaves the sweep alone.
+terminal it refreshes until the sweep ends; Ctrl-C does not stop the sweep.
 """,
     footer="""\
-A sweep is started, stopped and continued by python -m dtl.train -m ...
+To start, stop or resume a sweep: python -m dtl.train -m ...
 """,
 )
 
@@ -48,7 +48,7 @@ def show(composed: DictConfig) -> None:
         return
     with Live(status.renderable, console=console, auto_refresh=False) as live:
         while status.is_running:
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            time.sleep(SECONDS_BETWEEN_REFRESHES)
             status = status_of(sweep)
             live.update(status.renderable, refresh=True)
 

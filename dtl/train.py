@@ -1,4 +1,4 @@
-"""The command `python -m dtl.train`: compose a config, train, say how it ended. Torch is imported only to train."""
+"""The command `python -m dtl.train`: compose a config, train, report the result. Torch is imported only to train."""
 
 import signal
 import sys
@@ -12,7 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dtl.base.json_files import read_json_or_empty
-from dtl.base.redaction import refuse_secrets
+from dtl.base.redaction import check_no_secrets
 from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.listing import newest_valid, step_folders
 from dtl.checkpoints.store import LOCK
@@ -21,9 +21,9 @@ from dtl.commandline.cli import (
     JobFailedError,
     override_key,
     quoted,
+    remove_empty_run_dir,
     run_command,
     show_error,
-    take_back,
     unquoted,
 )
 from dtl.commandline.command import Command
@@ -32,7 +32,7 @@ from dtl.data.sources import plan_sources
 from dtl.errors import ConfigError, InterruptedRun
 from dtl.run_dir.provenance import RECORD
 from dtl.run_dir.sweep_records import sweep_to_continue
-from dtl.run_dir.trial import as_trial, trial_of
+from dtl.run_dir.trial import as_trial, current_trial
 
 if TYPE_CHECKING:
     from dtl.runner.run import Origin
@@ -41,16 +41,16 @@ OUTPUTS = Path("outputs")
 COMMAND = Command(
     "train",
     RunConfig,
-    page="""\
+    usage="""\
 python -m dtl.train [group=choice ...] [key=value ...] [-m]
 
-Trains a small language model from scratch and keeps everything in outputs/<date>/<time>-<pid>_<name>/.
+Trains a small language model from scratch and stores everything in outputs/<date>/<time>-<pid>_<name>/.
 
-The commonest commands
+The most frequent commands
   python -m dtl.train model=qa data=qa                         questions and answers that ship with DTL
   python -m dtl.train data=wiki data.path=FOLDER               Wikipedia from .parquet or .jsonl files
   python -m dtl.train -m model=small,medium optimizer.lr=1e-3,3e-3   a grid: one run for each combination
-  python -m dtl.train resume=latest                            go on with the last run, exactly where it was
+  python -m dtl.train resume=latest                            resume the last run, exactly where it stopped
   python -m dtl.train init=RUN data=qa                         a new run from another run's weights
 """,
     footer="""\
@@ -60,8 +60,8 @@ Tab completion for the console script: eval "$(dtl-train -sc install=bash)"
 """,
     multirun=True,
 )
-# What may stand beside resume=: how long, where, and who is told. All else is the run's own.
-BESIDE_RESUME = (
+# Keys that may be given together with resume=: length, device and tracker. All others are the run's own.
+ALLOWED_WITH_RESUME = (
     "resume",
     "trainer.total_steps",
     "trainer.max_epochs",
@@ -75,7 +75,7 @@ BESIDE_RESUME = (
 
 
 def train(config: RunConfig, out_dir: Path | str, origin: "Origin | None" = None) -> float:
-    """Train as `config` says in the folder `out_dir`; returns the best validation loss. See `dtl.runner.run.train`."""
+    """Train `config` in the folder `out_dir`; returns the best validation loss. See `dtl.runner.run.train`."""
     from dtl.runner.run import train as run
 
     return run(config, out_dir, origin)
@@ -88,15 +88,15 @@ def main() -> None:
 
 
 def prepare_arguments(arguments: list[str]) -> list[str]:
-    """A run or a sweep that goes on keeps its folder: point Hydra there before it makes a new one."""
-    refuse_secrets(arguments)
-    spec = next((value for key, _, value in map(_parted, arguments) if key == "resume" and value != "null"), None)
+    """Point Hydra to the folder of a run or sweep that is resumed, before it creates a new one."""
+    check_no_secrets(arguments)
+    spec = next((value for key, _, value in map(_split_word, arguments) if key == "resume" and value != "null"), None)
     is_multirun = any(argument in MULTIRUN_FLAGS for argument in arguments)
     if spec is None:
         unfinished = sweep_to_continue(arguments, OUTPUTS) if is_multirun else None
         return arguments if unfinished is None else [*arguments, f"hydra.sweep.dir={quoted(str(unfinished))}"]
     if is_multirun:
-        raise ConfigError(f"resume={spec}: goes on with one run; leave out -m.")
+        raise ConfigError(f"resume={spec}: resumes one run; leave out -m.")
     return [*arguments, f"hydra.run.dir={quoted(str(_run_folder(spec)))}", "hydra.output_subdir=null"]
 
 
@@ -104,55 +104,55 @@ def _run_folder(spec: str) -> Path:
     """The folder of the run that `resume=` names."""
     checkpoint = find_checkpoint(spec, OUTPUTS, prefer="newest")
     if checkpoint.parent.name != "checkpoints":
-        raise ConfigError(f"resume={spec}: no run of DTL. To start a new run from these weights: init={spec}")
+        raise ConfigError(f"resume={spec}: not a run of DTL. To start a new run from these weights: init={spec}")
     run_dir = checkpoint.parent.parent
     is_named = Path(spec).name == checkpoint.name
     if is_named and checkpoint.name != (newest := newest_valid(run_dir)[0].path).name:
         raise ConfigError(
-            f"resume={spec}: a run goes on from its newest checkpoint, {newest.name}. For that: resume={run_dir}. "
+            f"resume={spec}: a run resumes from its newest checkpoint, {newest.name}. For that: resume={run_dir}. "
             f"To start a new run from this one: init={spec}"
         )
     return run_dir
 
 
-def _parted(argument: str) -> tuple[str, str, str]:
+def _split_word(argument: str) -> tuple[str, str, str]:
     key, equals, value = argument.partition("=")
     return override_key(key), equals, unquoted(value)
 
 
 def job(composed: DictConfig) -> float:
-    """One run, or one job of a multirun. An error is shown here, once, in the job's own words."""
+    """Train one run, or one job of a multirun. Its error is shown here, once."""
     hydra = HydraConfig.get()
     overrides = list(hydra.overrides.task)
     is_multirun = hydra.mode == RunMode.MULTIRUN
     try:
         config, origin = _prepared(composed, Path(hydra.runtime.output_dir), overrides)
-        if trial := trial_of():
+        if trial := current_trial():
             origin.group, origin.job_number = trial
-        elif is_multirun:  # a launcher of Hydra's own
+        elif is_multirun:  # one of Hydra's own launchers
             origin.group, origin.job_number = Path(hydra.sweep.dir).name, int(hydra.job.num)
         return train(config, hydra.runtime.output_dir, origin)
     except InterruptedRun as stop:
-        # SystemExit ends a whole multirun, which is what a person who presses Ctrl-C means.
+        # SystemExit ends the whole multirun, which is the intention of Ctrl-C.
         code = show_error(stop, overrides, COMMAND)
         if stop.signal_number not in (signal.SIGINT, signal.SIGTERM):
-            signal.raise_signal(stop.signal_number)  # saved: now submitit may put the job into the queue again
+            signal.raise_signal(stop.signal_number)  # saved: now submitit may requeue the job
         raise SystemExit(code) from None
     except Exception as error:
         code = show_error(error, overrides, COMMAND)
-        take_back(Path(hydra.runtime.output_dir), (".hydra", LOCK))  # a run that never began leaves nothing
+        remove_empty_run_dir(Path(hydra.runtime.output_dir), (".hydra", LOCK))  # a run that never started
         if is_multirun:
             raise JobFailedError(f"job {hydra.job.num} ({' '.join(overrides)}) failed") from None
         raise SystemExit(code) from None
 
 
 def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tuple[RunConfig, Origin]":
-    """The typed config, and where the run comes from."""
-    again = _begun_before(run_dir, overrides)
-    resuming = again or composed.get("resume") is not None
-    config = _resumed_config(composed, run_dir, [] if again else overrides) if resuming else typed(composed)
+    """The typed config, and the origin of the run."""
+    requeued = _was_started(run_dir, overrides)
+    resuming = requeued or composed.get("resume") is not None
+    config = _resumed_config(composed, run_dir, [] if requeued else overrides) if resuming else typed(composed)
     init_from = _find_init(config, overrides)
-    # A missing file, or no network: said before torch is imported.
+    # Missing files and a missing network are reported before torch is imported.
     plans = plan_sources(config.data, config.seed)
 
     from dtl.data.collect import pinned
@@ -174,22 +174,22 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
     return config, origin
 
 
-def _begun_before(run_dir: Path, overrides: list[str]) -> bool:
-    """Whether a job of a multirun finds its own checkpoints in its folder: SLURM has put it into the queue again, or
-    its sweep is started again in the same folder. (What runs with hydra/launcher=dtl_process is told to resume.)"""
+def _was_started(run_dir: Path, overrides: list[str]) -> bool:
+    """Return True when a job of a multirun finds its own checkpoints in its folder: SLURM has requeued it, or its
+    sweep is started again in the same folder. (hydra/launcher=dtl_process passes resume= itself.)"""
     if HydraConfig.get().mode != RunMode.MULTIRUN or not step_folders(run_dir):
         return False
     return read_json_or_empty(run_dir / RECORD).get("overrides") == overrides
 
 
 def _resumed_config(composed: DictConfig, run_dir: Path, overrides: list[str]) -> RunConfig:
-    """The run's own config with the few keys that may change. Plugins are the command line's alone: a config
-    that lies in a folder never makes DTL import code."""
+    """The run's own config with the few keys that may change. Plugins come from the command line only: a config.yaml
+    in a folder never makes DTL import code."""
     keys = [override_key(override.partition("=")[0]) for override in overrides]
     for key, override in zip(keys, overrides, strict=True):
-        if key not in BESIDE_RESUME and not key.startswith("tracker."):
+        if key not in ALLOWED_WITH_RESUME and not key.startswith("tracker."):
             raise ConfigError(
-                f"{override}: a resumed run keeps its config. Beside resume= only {', '.join(BESIDE_RESUME[1:])} "
+                f"{override}: a resumed run keeps its config. With resume= only {', '.join(ALLOWED_WITH_RESUME[1:])} "
                 "may be given. To change the rest, start a new run from the weights with init=."
             )
     try:
@@ -203,7 +203,7 @@ def _resumed_config(composed: DictConfig, run_dir: Path, overrides: list[str]) -
         target = own[parent] if parent else own
         target[leaf] = OmegaConf.to_container(value) if isinstance(value, DictConfig) else value
     own |= {"plugins": list(composed.plugins), "resume": str(run_dir), "init": None}
-    # The pause of an earlier session is over.
+    # An earlier session's stop_after_steps does not apply to this one.
     if "trainer.stop_after_steps" not in keys:
         own["trainer"]["stop_after_steps"] = None
     return typed(own)
@@ -227,8 +227,8 @@ def _find_init(config: RunConfig, overrides: list[str]) -> Path | None:
 
 
 if __name__ == "__main__":
-    # `python -m dtl.train` runs this file as __main__; the job must live in the importable module, for launchers
-    # that start it in another process.
+    # `python -m dtl.train` runs this file as __main__; launchers that pickle the job for another process need it in the
+    # importable module.
     from dtl.train import main as importable_main
 
     sys.exit(importable_main())

@@ -22,7 +22,7 @@ from checkpoint_examples import save
 from dtl.base.files import ASIDE, TEMPORARY, TRASH
 from dtl.checkpoints import save as checkpoint
 from dtl.checkpoints.listing import best_checkpoint, inspect, newest_valid
-from dtl.checkpoints.store import lock_run, publish_best, rotate, set_aside_later, sweep_leftovers
+from dtl.checkpoints.store import lock_run, publish_best, remove_leftovers, rotate, set_aside_later
 
 CHANGING = ("replace", "rename", "mkdir", "link", "unlink", "remove", "rmdir", "chmod")
 OTHERS = ("open", "scandir", "lstat", "stat", "fsync")  # a kill at one leaves what a kill at the next change leaves
@@ -193,7 +193,7 @@ def check(run_dir: Path, whole: set[str], after: str, action: Callable[[Path], N
     assert newest.digest in whole, "the newest is neither the older nor the newer state"  # every byte was read
     look_at_best(run_dir, whole, names)
     with lock_run(run_dir):
-        warnings = sweep_leftovers(run_dir)
+        warnings = remove_leftovers(run_dir)
         assert not warnings, warnings
         left = [path.name for path in (run_dir / "checkpoints").iterdir()]
         assert not [n for n in left if n.startswith((TEMPORARY, TRASH)) or n.endswith(ASIDE)], left

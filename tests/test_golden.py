@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from dtl.data.batches import Rows, TrainingData
+from dtl.data.batches import PackedSequences, TrainingData
 from dtl.data.pack import pack_documents, pad_documents, with_targets
 from dtl.model.config import ArchConfig, ModelConfig
 from dtl.model.transformer import TransformerLM
@@ -65,7 +65,9 @@ def training_data(layout: str) -> TrainingData:
     loss_mask = np.concatenate([np.arange(n) >= n // 2 for n in lengths])
     packed = layout == "packed"
     packing = pack_documents(offsets, SEQ_LEN, loss_mask) if packed else pad_documents(offsets, SEQ_LEN)
-    rows = Rows(tokens, with_targets(packing, loss_mask), pad_id=0, loss_mask=loss_mask, document_mask=packed)
+    rows = PackedSequences(
+        tokens, with_targets(packing, loss_mask), pad_id=0, loss_mask=loss_mask, document_mask=packed
+    )
     return TrainingData({"golden": rows}, {"golden": 1.0})
 
 

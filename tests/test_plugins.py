@@ -77,7 +77,7 @@ def test_a_checkpoint_does_not_import_what_it_names(lab):
     (lab / "my_lab" / "nesterov.py").write_text("open('imported', 'w').close()")
     again = [*SCRIPT, "resume=latest", "trainer.total_steps=3"]
     done = subprocess.run(again, cwd=lab, capture_output=True, text=True)
-    assert done.returncode == 2 and "optimizer.name=nesterov: no part of this name." in done.stderr
+    assert done.returncode == 2 and "optimizer.name=nesterov: there is no part of this name." in done.stderr
     assert not (lab / "imported").exists()
 
 

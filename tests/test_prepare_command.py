@@ -75,7 +75,7 @@ def test_the_cleaned_text_is_exported(texts, name, monkeypatch, capsys):
         written = content.split("\n\n\n")[:-1]
     assert sorted(written)[1:] == sorted(f"text number {n} is about {n} things." for n in range(90))
     code, _, err = call(monkeypatch, capsys, "data.path=texts.jsonl", f"data.export_text={name}")
-    assert code == 2 and "exists already" in err
+    assert code == 2 and "already exists" in err
     assert (texts.parent / name).read_text(encoding="utf-8") == content
 
 
@@ -88,4 +88,4 @@ def test_an_export_into_no_folder_is_refused_at_once(texts, monkeypatch, capsys)
 def test_the_questions_that_ship_with_dtl_are_reported_and_not_cached(elsewhere, monkeypatch, capsys):
     code, out, err = call(monkeypatch, capsys, "data=qa")
     assert code == 0, err
-    assert "quickly made again" in out and not (elsewhere / "cache").exists()
+    assert "quick to prepare again" in out and not (elsewhere / "cache").exists()

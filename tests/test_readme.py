@@ -80,7 +80,7 @@ TALK = re.compile(r"(?:echo (?P<typed>.+) \| )?python -m dtl\.(?P<command>chat|g
 SHORT = ["sampling.max_new_tokens=3"]
 # What ends otherwise than with 0, and why.
 ENDINGS = {
-    "python -m dtl.chat": (2, "say which model. Runs under outputs"),
+    "python -m dtl.chat": (2, "choose a model. Runs under outputs"),
     "python -m dtl.chat ckpt=latest ask=my_pairs.jsonl": (1, "of 101 answers are right. Wrong:"),
 }
 NEED_THE_HUB = (
@@ -234,9 +234,7 @@ def keep_in_order(monkeypatch, capsys):
         dtl.runs.main()
         shown = capsys.readouterr().out
         assert (
-            ("nothing to delete" in shown or "came free" in shown)
-            if "delete=" in words[0]
-            else "outputs: 3 of" in shown
+            ("nothing to delete" in shown or " freed." in shown) if "delete=" in words[0] else "outputs: 3 of" in shown
         )
 
 
@@ -317,7 +315,7 @@ def test_dependencies_are_listed():
 def test_settings_named_in_prose_exist():
     """`data.path=...`, `trainer.precision=fp16`: a key that some command has."""
     known = {key.name for key in dtl.train.COMMAND.settings}
-    known |= {key.name for keys in dtl.train.COMMAND.of_sweeps.values() for key in keys}
+    known |= {key.name for keys in dtl.train.COMMAND.sweep_settings.values() for key in keys}
     sections = {name.partition(".")[0] for name in known if "." in name} - {"hydra"} | {"hydra.sweeper"}
     named = set()
     for page in PAGES.values():

@@ -20,7 +20,7 @@ from dtl.data.sources import plan_sources
 from dtl.data.tokenizers.tokenizer import PIECE_CHARS, Tokenizer, build_tokenizer
 from dtl.errors import ConfigError
 from dtl.evaluation.detection import unanswerable_questions
-from dtl.notebook.records import name_of
+from dtl.notebook.records import source_name
 from dtl.registry import OPTIMIZERS, SOURCES, TOKENIZERS
 from dtl.runner.screens import checkpoint_bytes
 from dtl.terminal.loading import read_facts
@@ -142,8 +142,8 @@ def test_a_source_of_ones_own_says_whether_it_takes_settings_of_the_hub():
 def test_a_source_of_ones_own_is_named_by_what_it_reads():
     data = data_of(SourceTraits(hub="always"), path="lab/poems")
     data.commits = {"mine": f"lab/poems@{'a' * 40}"}
-    assert name_of("mine", data) == "lab/poems @aaaaaaaaaaaa"
-    assert name_of("mine", data_of(None, path="lab/poems")) == "poems"
+    assert source_name("mine", data) == "lab/poems @aaaaaaaaaaaa"
+    assert source_name("mine", data_of(None, path="lab/poems")) == "poems"
 
 
 def test_a_source_of_ones_own_may_read_the_facts_that_ship():
@@ -157,7 +157,7 @@ def test_a_source_of_ones_own_says_whether_its_text_is_plain(tmp_path, monkeypat
     SOURCES.register("verses", SourceTraits(questions))(Poems)
     monkeypatch.setattr("dtl.terminal.loading.is_checkpoint", lambda folder: True)
     (tmp_path / "config.yaml").write_text("data: {sources: {a: {kind: verses}, b: {kind: hub, path: a/b}}}")
-    assert read_facts(tmp_path).is_of_plain_text is is_plain
+    assert read_facts(tmp_path).learned_plain_text is is_plain
 
 
 # --- tokenizers -------------------------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ def test_a_tokenizer_of_ones_own_says_whether_long_texts_may_be_cut(monkeypatch,
 
 
 def test_a_tokenizer_of_ones_own_says_how_small_it_may_be():
-    TOKENIZERS.register("words", TokenizerTraits(least_vocab_size=7))(words)
+    TOKENIZERS.register("words", TokenizerTraits(min_vocab_size=7))(words)
     TokenizerConfig("words", vocab_size=7).validate()
     with pytest.raises(ConfigError, match=r"tokenizer\.vocab_size=6: .*words needs at least 7"):
         TokenizerConfig("words", vocab_size=6).validate()
@@ -249,7 +249,7 @@ from dtl.data.config import DataConfig, SourceConfig
 from dtl.model.config import ArchConfig, ModelConfig
 for block in ("modern", "classic"):
     config = ModelConfig(ArchConfig(block))
-    config.validate(), config.resolved_ffn_dim, config.block_rules.least_parameters(config)
+    config.validate(), config.resolved_ffn_dim, config.block_rules.min_parameters(config)
 DataConfig(sources={"a": SourceConfig("wiki"), "b": SourceConfig("qa")}, tasks=["f1"]).validate()
 print({"torch", "tokenizers", "datasets", "pyarrow", "dtl.data.sources", "dtl.model.transformer"} & {*sys.modules})
 """

@@ -1,6 +1,6 @@
-"""What a run shows: one screen at the start, progress while it goes, a summary at the end.
+"""Terminal output of the commands: screens, tables, progress, notes and warnings.
 
-In a terminal the progress line moves and evaluations scroll above it; without one there are plain lines.
+In a terminal the progress line is updated in place and evaluations scroll above it; elsewhere there are plain lines.
 """
 
 import errno
@@ -17,17 +17,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-GONE = (errno.EPIPE, errno.EIO)  # nobody reads the pipe any more; the terminal was closed
-WIDTH_OF_A_FILE = 160  # columns of a table where there is no terminal to ask
+OUTPUT_CLOSED = (errno.EPIPE, errno.EIO)  # the reader of the pipe has ended; the terminal was closed
+WIDTH_OF_A_FILE = 160  # columns of a table outside a terminal
 
 
 def shown(folder: Path) -> str:
-    """A folder as a person types it from here."""
+    """The folder as typed on the command line: relative to the working directory when it is inside it."""
     return os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
 
 
 def table_console(soft_wrap: bool = False, file: IO[str] | None = None, width: int | None = None) -> Console:
-    """Standard output, or a file, for tables: as wide as the terminal, in a file or a pipe as wide as tables want."""
+    """A console for tables on standard output or in `file`: as wide as the terminal, elsewhere 160 columns."""
     width = width or (None if sys.stdout.isatty() else WIDTH_OF_A_FILE)
     return Console(file=file, highlight=False, soft_wrap=soft_wrap, width=width)
 
@@ -40,22 +40,22 @@ def table(
     columns: Mapping[str, Mapping[str, Any]] = {},
     **look: Any,
 ) -> Table:
-    """A table without lines; texts are shown as they are, whatever marks they hold.
+    """A table without lines; texts are shown as they are, rich's markup is not interpreted.
 
-    `right` names the columns of figures. `every` has rich's options of all columns, `columns` of single ones by name,
-    `look` of the table.
+    `right` names the columns aligned to the right. `every` has rich's options of all columns, `columns` of single ones
+    by name, `look` of the table.
     """
-    made = Table(**{"box": None, "pad_edge": False, "padding": (0, 2, 0, 0), "header_style": "dim"} | look)
+    result = Table(**{"box": None, "pad_edge": False, "padding": (0, 2, 0, 0), "header_style": "dim"} | look)
     for header in headers:
         options = {"justify": "right" if header in right else "left", **every, **columns.get(header, {})}
-        made.add_column(Text(header), **options)
+        result.add_column(Text(header), **options)
     for row in rows:
-        made.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
-    return made
+        result.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    return result
 
 
 def aligned(rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """The same for a file or a pipe: whole lines, however long, where a table would be cut to a width."""
+    """Lines with aligned columns, of any length, for a file or a pipe, where a table would be cut to a width."""
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for *cells, last in rows:
@@ -63,9 +63,10 @@ def aligned(rows: Iterable[Sequence[str]]) -> Iterator[str]:
 
 
 class Display:
-    """A context manager; outside a terminal all of it is plain text on standard output."""
+    """The output of a command on the terminal; plain text on standard output outside one. A context manager."""
 
     def __init__(self, console: Console | None = None) -> None:
+        # Outside a terminal rich would wrap lines at 80 columns.
         self.console = console or Console(highlight=False, soft_wrap=not sys.stdout.isatty())
         self.progress: Progress | None = None
         self._task = None
@@ -79,30 +80,30 @@ class Display:
         self.stop_progress()
 
     def screen(self, title: str, rows: Iterable[tuple[str, str]]) -> None:
-        """A title and a two-column table; without a terminal one line for each row, however long."""
+        """Print a title and a two-column table; without a terminal one line per row, of any length."""
         rows = list(rows)
         self.console.print(Text(title, style="bold"))
         if not self.console.is_terminal:
             for line in aligned(rows):
-                self.say(line)
+                self.print(line)
             return
         columns = {"name": {"style": "dim", "no_wrap": True}, "value": {"overflow": "fold"}}
         self.console.print(table(columns, rows, columns=columns, show_header=False))
 
     def note(self, message: str) -> None:
-        """A line of information."""
+        """Print a line of information, dimmed."""
         self.console.print(Text(message, style="dim"))
 
     def warn(self, message: str) -> None:
-        """A line that asks for attention."""
+        """Print a warning."""
         self.console.print(Text(f"Warning: {message}", style="yellow"))
 
-    def say(self, message: str) -> None:
-        """A plain line."""
+    def print(self, message: str) -> None:
+        """Print a plain line."""
         self.console.print(Text(message))
 
     def start_progress(self, total_steps: int, done: int) -> None:
-        """Show the moving line. Does nothing without a terminal."""
+        """Show the progress bar. Does nothing without a terminal."""
         if not self.console.is_terminal:
             return
         self.progress = Progress(
@@ -121,12 +122,12 @@ class Display:
             self.progress = None
 
     def advance(self, step: int) -> None:
-        """Move the bar; what it says changes with `step`."""
+        """Move the progress bar; its text changes with `step`."""
         if self.progress is not None and self._task is not None:
             self.progress.update(self._task, completed=step)
 
     def step(self, step: int, total_steps: int, status: str) -> None:
-        """The state of training at `step`."""
+        """Show the state of training at `step`."""
         if self.progress is not None and self._task is not None:
             self.progress.update(self._task, completed=step, status=status)
         else:
@@ -134,15 +135,15 @@ class Display:
 
 
 @contextmanager
-def quiet_when_gone() -> Iterator[None]:
-    """Ends the program, with exit code 1 and without a word, when nobody reads what it writes any more."""
+def exit_when_output_closes() -> Iterator[None]:
+    """End the program silently with exit code 1 once its output has no reader, as in `--help | head`."""
     try:
         yield
         sys.stdout.flush()
     except OSError as error:
-        if error.errno not in GONE:
+        if error.errno not in OUTPUT_CLOSED:
             raise
-        # Python flushes its streams at the end, and would complain about what cannot be written.
+        # Python flushes its streams at exit and would print an error about the closed pipe.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):

@@ -1,7 +1,7 @@
-"""Files and folders that are whole or not there, even after a kill, a power cut or a full disk.
+"""Atomic writes: files and folders that are complete or absent, even after a kill, a power cut or a full disk.
 
-Everything is written under a temporary name beside its destination, flushed to the disk and renamed.
-A manifest holds the SHA-256 of each file of a folder, so that damage of any later kind is found.
+Everything is written under a temporary name next to its destination, flushed to the disk and renamed.
+A manifest holds the SHA-256 of each file of a folder, so that any later damage is detected.
 """
 
 import hashlib
@@ -22,10 +22,10 @@ from dtl.base.json_files import read_json
 from dtl.errors import CheckpointError
 
 MANIFEST = "manifest.json"
-TEMPORARY = ".tmp-"  # begins the name of what is not finished
-TRASH = ".trash-"  # begins the name of what is being deleted
-ASIDE = ".old"  # ends the name of what is being replaced
-PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")  # no way out of the folder, nothing hidden
+TEMPORARY = ".tmp-"  # prefix of names of unfinished files and folders
+TRASH = ".trash-"  # prefix of names of folders that are being deleted
+ASIDE = ".old"  # suffix of names of folders that are being replaced
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")  # no path out of the folder, nothing hidden
 
 
 # --- writing ----------------------------------------------------------------------------------------------------
@@ -40,23 +40,22 @@ def write_atomically(path: Path, data: bytes | str) -> None:
             file.flush()
             _flush_to_disk(file.fileno())
         os.replace(temporary, path)
-        sync_directory(path.parent)
+        sync_directory(path.parent)  # a power cut may otherwise undo the rename
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
 def unfinished(path: Path) -> Path:
-    """A name of its own beside `path`, for what is to become `path`."""
+    """A unique temporary name next to `path`, for a file or folder that will be renamed to `path`."""
     return path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def publish_directory(temporary: Path, final: Path) -> None:
-    """Flush the folder `temporary` to the disk and rename it to `final`. Both lie in the same folder.
+    """Flush the folder `temporary` to the disk and rename it to `final`, in the same parent folder.
 
-    A folder that stands at `final` moves to `<final>.old` for the moment between the two renames and is
-    removed at the end: at every instant a whole one lies under one of the two names. Raises OSError, and
-    leaves what was there then.
+    An existing `final` is moved to `<final>.old` between the two renames and removed at the end: at every instant a
+    complete folder exists under one of the two names. Raises OSError and restores the previous state.
     """
     for entry in (temporary, *temporary.rglob("*")):
         sync_directory(entry) if entry.is_dir() else sync_file(entry)
@@ -77,7 +76,7 @@ def publish_directory(temporary: Path, final: Path) -> None:
 
 
 def discard_directory(folder: Path) -> None:
-    """Delete a folder. It loses its name first, so that a kill leaves no half of it that looks whole.
+    """Delete a folder. It is renamed first, so that a kill leaves no half of it that looks complete.
 
     Raises OSError when something cannot be deleted.
     """
@@ -108,7 +107,7 @@ def _flush_to_disk(descriptor: int) -> None:
     with suppress(ImportError, OSError):
         import fcntl
 
-        # On macOS fsync stops at the drive's cache. Not every file system has the longer way: then fsync.
+        # On macOS fsync stops at the drive's cache (man 2 fsync). File systems without F_FULLFSYNC fall back to fsync.
         full_sync = getattr(fcntl, "F_FULLFSYNC", None)
         if full_sync is not None:
             fcntl.fcntl(descriptor, full_sync)
@@ -121,9 +120,9 @@ def _flush_to_disk(descriptor: int) -> None:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a finished folder holds."""
+    """The contents of a finished folder: facts, files and digest."""
 
-    facts: dict[str, Any]  # what the writer said of the folder: its format, step, epoch
+    facts: dict[str, Any]  # the writer's description of the folder: format, step, epoch
     files: dict[str, dict[str, Any]]  # name -> {"sha256": hexadecimal, "size": bytes}
     digest: str  # SHA-256 over facts and files: equal for folders of equal contents
 
@@ -137,7 +136,7 @@ def sha256_of(path: Path) -> str:
 class ManifestWriter:
     """Hashes and flushes the files of a folder in the background, while others are still being written.
 
-    Neither holds the interpreter's lock: the disk works while the processor hashes.
+    Neither holds the GIL: the disk writes while the processor hashes.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -153,12 +152,12 @@ class ManifestWriter:
         self._pool.shutdown()
 
     def add(self, name: str) -> None:
-        """Begin with a file that is finished."""
+        """Start hashing and flushing a file that is complete."""
         self._digests[name] = self._pool.submit(sha256_of, self.folder / name)
         self._flushed.append(self._pool.submit(sync_file, self.folder / name))
 
     def write(self, **facts: Any) -> Manifest:
-        """Write `manifest.json` with the size and SHA-256 of every file in the folder beside the given facts.
+        """Write `manifest.json` with the given facts and the size and SHA-256 of every file in the folder.
 
         To be called last, before `publish_directory`. Raises OSError.
         """
@@ -178,45 +177,45 @@ class ManifestWriter:
 
 
 def write_manifest(folder: Path, **facts: Any) -> Manifest:
-    """Write the manifest of a folder whose files are all there; see `ManifestWriter.write`. Raises OSError."""
+    """Write the manifest of a folder whose files are all written; see `ManifestWriter.write`. Raises OSError."""
     with ManifestWriter(folder) as manifest:
         return manifest.write(**facts)
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a folder, after a look at the names and sizes of its files, which costs no reading.
+    """Read the manifest of a folder and check the names and sizes of its files, without reading their contents.
 
     Raises CheckpointError naming the file that is missing, cut short, a link, or not a plain name.
     """
     if (folder / MANIFEST).is_symlink():
-        raise CheckpointError(f"{folder / MANIFEST}: a link; only plain files are read.")
+        raise CheckpointError(f"{folder / MANIFEST}: a link; only regular files are read.")
     try:
         facts = read_json(folder / MANIFEST)
     except FileNotFoundError:
         raise CheckpointError(f"{folder / MANIFEST}: missing, so this folder was never finished.") from None
     files, digest = facts.pop("files", None), facts.pop("digest", None)
     if not isinstance(files, dict) or digest != _digest(facts, files):
-        raise CheckpointError(f"{folder / MANIFEST}: damaged, its own digest does not fit.")
+        raise CheckpointError(f"{folder / MANIFEST}: damaged, its own digest does not match.")
     for name, listed in files.items():
         if not PLAIN_NAME.fullmatch(name) or not isinstance(listed, dict) or set(listed) != {"sha256", "size"}:
             raise CheckpointError(f"{folder / MANIFEST}: lists {name!r}, which is not a plain file name and its hash.")
         try:
-            found = (folder / name).lstat()
+            entry = (folder / name).lstat()
         except FileNotFoundError:
             raise CheckpointError(f"{folder / name}: missing.") from None
         except OSError as error:
             raise CheckpointError(f"{folder / name}: cannot be read ({error.strerror}).") from error
-        if not stat.S_ISREG(found.st_mode):
-            raise CheckpointError(f"{folder / name}: a link or a special file; only plain files are read.")
-        if found.st_size != listed["size"]:
-            raise CheckpointError(f"{folder / name}: has {found.st_size} bytes where {listed['size']} were written.")
+        if not stat.S_ISREG(entry.st_mode):
+            raise CheckpointError(f"{folder / name}: a link or a special file; only regular files are read.")
+        if entry.st_size != listed["size"]:
+            raise CheckpointError(f"{folder / name}: has {entry.st_size} bytes, {listed['size']} were written.")
     return Manifest(facts, files, digest)
 
 
 def verify_manifest(folder: Path, only: Collection[str] | None = None) -> Manifest:
     """Check every file of a finished folder (or those in `only`) against its SHA-256.
 
-    Raises CheckpointError naming the first file that is missing or is not what was written.
+    Raises CheckpointError naming the first file that is missing or has changed.
     """
     manifest = read_manifest(folder)
     names = list(manifest.files) if only is None else list(only)
@@ -231,7 +230,7 @@ def verify_manifest(folder: Path, only: Collection[str] | None = None) -> Manife
         except OSError as error:
             raise CheckpointError(f"{folder / name}: cannot be read ({error.strerror}).") from error
         if not intact:
-            raise CheckpointError(f"{folder / name}: damaged, it is not what was written (its SHA-256 differs).")
+            raise CheckpointError(f"{folder / name}: damaged, its SHA-256 differs from the manifest's.")
     return manifest
 
 

@@ -1,6 +1,6 @@
-"""JSON that may be anything, read safely; and files of JSON lines that grow while a program runs. Imports no torch.
+"""Safe reading of untrusted JSON, and append-only files of JSON lines. Imports no torch.
 
-A file may be cut short, edited or hostile: what is read here is an object, or an error of a known kind.
+A file may be truncated, edited or hostile: the readers return an object or raise an error of a known kind.
 """
 
 import errno
@@ -19,25 +19,25 @@ from dtl.errors import CheckpointError, DTLError
 
 log = logging.getLogger(__name__)
 
-# Texts of a model are read with `cat` and `less`: what could steer a terminal is written as a \u escape, and so
-# are lone surrogates, which UTF-8 cannot hold. JSON itself escapes what is below 0x20.
+# Texts of a model are read with `cat` and `less`: characters that control a terminal are written as \u escapes, and
+# so are lone surrogates, which UTF-8 cannot hold. JSON itself escapes what is below 0x20.
 UNSAFE = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-MAX_WAITING = 100_000  # rows kept in memory while the disk refuses them, some 20 MB
-MAX_JSON_BYTES = 64 * 2**20  # a state.json takes some kilobytes; the bound is for files that lie
+MAX_WAITING = 100_000  # rows kept in memory while the disk cannot be written, some 20 MB
+MAX_JSON_BYTES = 64 * 2**20  # a state.json has some kilobytes; the bound is for hostile files
 
 
 # --- reading ----------------------------------------------------------------------------------------------------
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file that should be DTL's own: bounded in size, without NaN.
+    """Read the object in a JSON file written by DTL: bounded in size, without NaN.
 
-    Raises FileNotFoundError, and CheckpointError for a file that holds something else.
+    Raises FileNotFoundError, and CheckpointError for a file with other contents.
     """
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path}: larger than {MAX_JSON_BYTES // 2**20} MiB, so it is not what it says.")
-        return json_object(path.read_bytes(), parse_constant=_refuse_constant)
+            raise CheckpointError(f"{path}: larger than {MAX_JSON_BYTES // 2**20} MiB, so it was not written by DTL.")
+        return json_object(path.read_bytes(), parse_constant=_reject_constant)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -49,14 +49,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_json_or_empty(path: Path) -> dict[str, Any]:
-    """As `read_json`; empty for a file that is missing, damaged or cannot be read: it says nothing."""
+    """As `read_json`; an empty object for a file that is missing, damaged or unreadable."""
     with suppress(OSError, CheckpointError):
         return read_json(path)
     return {}
 
 
 def read_foreign_json(path: Path, error: type[DTLError]) -> dict[str, Any]:
-    """The object in another program's JSON file, of any size, in UTF-8. Raises `error` where there is none."""
+    """Read the object in another program's JSON file, of any size, in UTF-8. Raises `error` for anything else."""
     try:
         return json_object(path.read_text(encoding="utf-8"))
     except TypeError as reason:
@@ -66,10 +66,10 @@ def read_foreign_json(path: Path, error: type[DTLError]) -> dict[str, Any]:
 
 
 def json_object(text: str | bytes, parse_constant: Callable[[str], Any] | None = None) -> dict[str, Any]:
-    """The object in a JSON text. Raises ValueError for what is no JSON, TypeError for JSON of another kind."""
+    """Parse a JSON object. Raises ValueError for invalid JSON, TypeError for JSON that is not an object."""
     try:
         contents = json.loads(text, parse_constant=parse_constant)
-    except RecursionError as error:  # brackets by the thousand
+    except RecursionError as error:  # thousands of nested brackets
         raise ValueError(str(error)) from error
     if not isinstance(contents, dict):
         raise TypeError(f"holds a {type(contents).__name__}, expected an object")
@@ -77,33 +77,33 @@ def json_object(text: str | bytes, parse_constant: Callable[[str], Any] | None =
 
 
 def json_object_or_empty(text: str | bytes) -> dict[str, Any]:
-    """As `json_object`; empty for anything else."""
+    """As `json_object`; an empty object for anything else."""
     with suppress(ValueError, TypeError):
         return json_object(text)
     return {}
 
 
-def _refuse_constant(name: str) -> float:
+def _reject_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number")
 
 
 def as_object(value: object) -> dict[str, Any]:
-    """A value of a JSON object that should be an object itself; empty when it is none."""
+    """`value` if it is a JSON object, else an empty one."""
     return value if isinstance(value, dict) else {}
 
 
 def as_list(value: object) -> list[Any]:
-    """A value that should be a list; empty when it is none."""
+    """`value` if it is a list, else an empty one."""
     return value if isinstance(value, list) else []
 
 
 def as_whole(value: object) -> int | None:
-    """A value that should be a whole number of 64 bits; None when it is none."""
+    """`value` if it is an integer of 64 bits, else None."""
     return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63 else None
 
 
 def as_number(value: object) -> float | None:
-    """A value that should be a finite number; None when it is none."""
+    """`value` as a float if it is a finite number, else None."""
     number = float(value) if isinstance(value, float) else as_whole(value)
     return float(number) if number is not None and math.isfinite(number) else None
 
@@ -112,7 +112,7 @@ def as_number(value: object) -> float | None:
 
 
 class LineFile:
-    """A file that only grows by whole lines. A disk that refuses costs one warning, never the run."""
+    """An append-only file of complete lines. A write error is logged once and never ends the run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -120,7 +120,7 @@ class LineFile:
         self._warned = False
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add a line per row in one write. Rows that could not be written go with the next call."""
+        """Add a line per row in one write. Rows that could not be written are tried again by the next call."""
         self._waiting.extend(json_line(row).encode() for row in rows)
         if not self._waiting:
             return
@@ -129,7 +129,7 @@ class LineFile:
         except OSError as error:
             if not self._warned:
                 log.warning(
-                    "%s: cannot be written (%s). The run goes on; its rows wait in memory and are tried again.",
+                    "%s: cannot be written (%s). The run continues; its rows are kept in memory and tried again.",
                     self.path,
                     error.strerror,
                 )
@@ -139,13 +139,13 @@ class LineFile:
 
 
 def _append(path: Path, data: bytes) -> None:
-    """Append in one write, or leave the file as it was. Raises OSError."""
+    """Append in one write, or restore the file. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         if size:
             file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":  # a kill cut the last line short: it must not swallow the next
+            if file.read(1) != b"\n":  # a kill truncated the last line: the next one must not be joined to it
                 data = b"\n" + data
         try:
             if file.write(data) != len(data):
@@ -163,7 +163,7 @@ def json_line(row: Mapping[str, Any]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """`value` in JSON's own types. A number that is not finite becomes None: JSON has no word for it."""
+    """`value` in JSON's own types. A number that is not finite becomes None: JSON has no NaN or infinity."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,7 +1,7 @@
-"""Is the Hugging Face hub within reach? Asked before anything heavy is imported, answered in seconds.
+"""Checks that the Hugging Face hub can be reached, within seconds and before anything heavy is imported.
 
-The libraries that download retry for minutes when a network swallows packets; one small request with a
-deadline says first whether there is any point. Imports only the standard library.
+The download libraries retry for minutes when a network drops packets; one small request with a deadline finds that
+out first. Imports only the standard library.
 """
 
 import http.client
@@ -14,31 +14,31 @@ import urllib.request
 from dtl.base.deadline import within
 from dtl.errors import DataError
 
-DEADLINE_S = 3.0  # for the whole question: proxy, name look-up, connection, TLS, first line of the answer
+DEADLINE_S = 3.0  # for the whole request: proxy, DNS, connection, TLS, first line of the response
 _OFFLINE_SWITCHES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 
 
 def hub_endpoint() -> str:
-    """The hub's address: `HF_ENDPOINT`, or https://huggingface.co."""
+    """The address of the hub: `HF_ENDPOINT`, or https://huggingface.co."""
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
-def require_hub(what: str, ways_on: str) -> None:
-    """Raise DataError within 5 seconds when the hub does not answer, or is not to be asked.
+def require_hub(what: str, alternatives: str) -> None:
+    """Raise DataError within 5 seconds when the hub does not answer, or is switched off by the environment.
 
-    `what` is the thing that is wanted ("GPT-2's vocabulary"), `ways_on` says how to do without the hub.
+    `what` is the thing to download ("GPT-2's vocabulary"), `alternatives` tells how to do without the hub.
     Respects `HF_ENDPOINT`, `HF_HUB_OFFLINE` and its relatives, and the proxy settings of the environment.
     """
     problem = hub_problem()
     if problem is not None:
-        raise DataError(f"{what}: {problem}.\n{ways_on}")
+        raise DataError(f"{what}: {problem}.\n{alternatives}")
 
 
 def hub_problem() -> str | None:
-    """Why nothing can be had from the hub now, in words without a final stop; None when it answers."""
+    """The reason why the hub is not available now, without a final full stop; None when it answers."""
     for switch in _OFFLINE_SWITCHES:
         if os.environ.get(switch, "").upper() in ("1", "ON", "YES", "TRUE"):
-            return f"the Hugging Face hub is not asked because {switch}={os.environ[switch]}"
+            return f"the Hugging Face hub is not used because {switch}={os.environ[switch]}"
     endpoint = _split(hub_endpoint())
     if endpoint is None:
         return f"HF_ENDPOINT={without_password(hub_endpoint())} is no address such as https://huggingface.co"
@@ -52,7 +52,7 @@ def hub_problem() -> str | None:
 
 
 def unreachable(address: str) -> str | None:
-    """Why nothing answers at `address` within `DEADLINE_S`; None when something does. Proxies as everywhere."""
+    """The reason why nothing answers at `address` within `DEADLINE_S`, through the usual proxies; None when it does."""
     parts = _split(address)
     return "no address such as https://..." if parts is None else _within_deadline(parts, _proxy_for(parts))
 
@@ -79,7 +79,7 @@ def _proxy_for(endpoint: urllib.parse.SplitResult) -> urllib.parse.SplitResult |
 
 
 def _within_deadline(endpoint: urllib.parse.SplitResult, proxy: urllib.parse.SplitResult | None) -> str | None:
-    """Ask, and wait for the answer no longer than the deadline."""
+    """Send the request; the reason why it failed, None for an answer within the deadline."""
     try:
         return within(DEADLINE_S, lambda: _ask(endpoint, proxy))
     except TimeoutError:
@@ -87,23 +87,23 @@ def _within_deadline(endpoint: urllib.parse.SplitResult, proxy: urllib.parse.Spl
 
 
 def _ask(endpoint: urllib.parse.SplitResult, proxy: urllib.parse.SplitResult | None) -> str | None:
-    """One question, without an end where a name look-up has none. Raises nothing."""
+    """Send one request, without a timeout of its own for DNS. Raises nothing."""
     try:
         if proxy is not None and proxy.scheme != "http":
             _connect(proxy)
             return None
         return _request(endpoint.geturl(), {endpoint.scheme: proxy.geturl()} if proxy else {})
     except (ValueError, http.client.InvalidURL):
-        return "malformed address"  # the error's own words may quote a password
+        return "malformed address"  # the error's text may quote a password
     except Exception as error:
         return str(getattr(error, "reason", None) or error) or type(error).__name__
 
 
 def _request(url: str, proxies: dict[str, str]) -> str | None:
-    """One HEAD request. Any answer but a server's failure will do: mirrors refuse their first page at times."""
+    """One HEAD request. Any answer but a server error counts: some mirrors reject requests for their front page."""
     import ssl
 
-    # A missing certificate store is for the download to report; nothing is sent or read here.
+    # No certificate check: the download reports a missing certificate store; nothing is sent or read here.
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -120,14 +120,14 @@ def _request(url: str, proxies: dict[str, str]) -> str | None:
 
 
 class _StayHere(urllib.request.HTTPRedirectHandler):
-    """A redirect is an answer; where it leads does not matter."""
+    """Follows no redirect: a redirect is an answer."""
 
     def redirect_request(self, req, fp, code, msg, headers, newurl) -> None:
         return None
 
 
 def _connect(proxy: urllib.parse.SplitResult) -> None:
-    """SOCKS and TLS proxies, which urllib does not speak: see that something listens there."""
+    """Open a connection to a SOCKS or TLS proxy, which urllib does not support, to see that something listens there."""
     import socket
 
     default_port = 1080 if proxy.scheme.startswith("socks") else 443

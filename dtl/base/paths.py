@@ -1,6 +1,6 @@
-"""Where DTL's own files lie: the Hydra groups and the laboratory notebook. Imports no torch.
+"""Paths of DTL's own files: the Hydra groups and the laboratory notebook. Imports no torch.
 
-A checkout (and an editable install) has conf/ and experiments/ beside the package; an installed wheel
+A checkout (and an editable install) has conf/ and experiments/ next to the package; an installed wheel
 has them inside it.
 """
 
@@ -12,21 +12,21 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def conf_dir() -> Path:
-    """The folder conf/, absolute: the checkout's own if there is one, else the copy in the wheel.
+    """The absolute path of conf/: the checkout's own if there is one, else the copy in the wheel.
 
-    Raises ConfigError when neither is there.
+    Raises ConfigError when neither exists.
     """
     for folder in (_PACKAGE.parent / "conf", _PACKAGE / "conf"):
-        # A folder named conf/ in site-packages may belong to somebody else: look for a file of ours.
+        # A folder named conf/ in site-packages may belong to another package: look for a file of DTL's.
         if (folder / "model" / "small.yaml").is_file():
             return folder
     raise ConfigError(
-        f"conf/: not found beside or inside {_PACKAGE}. This installation is incomplete: install DTL again."
+        f"conf/: not found next to or inside {_PACKAGE}. This installation is incomplete: install DTL again."
     )
 
 
 def experiments_dir() -> Path:
-    """The folder experiments/, absolute; it lies beside conf/."""
+    """The absolute path of experiments/, next to conf/."""
     return conf_dir().parent / "experiments"
 
 

@@ -1,12 +1,7 @@
-"""The progress of long work, told now and then."""
+"""Progress messages of long work, at most one every few seconds."""
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 
 from dtl.base.units import in_minutes
 
@@ -16,20 +11,20 @@ Progress = Callable[[str], None]
 
 
 class Pace:
-    """Says how far something is, now and then."""
+    """Logs how far a piece of work is, at most every `SECONDS_BETWEEN_REPORTS`."""
 
-    def __init__(self, what: str, say: Progress) -> None:
+    def __init__(self, what: str, log: Progress) -> None:
         self.what = what
-        self.say = say
-        self._began = self._told = time.monotonic()
+        self.log = log
+        self._began = self._last_report = time.monotonic()
 
-    def tell(self, how_far: str, share: float | None = None) -> None:
-        """`share` of it is done: then the time that is left is told too."""
+    def report(self, how_far: str, fraction: float | None = None) -> None:
+        """Log the progress if a message is due; with the `fraction` that is done, the time left too."""
         now = time.monotonic()
-        if now - self._told < SECONDS_BETWEEN_REPORTS:
+        if now - self._last_report < SECONDS_BETWEEN_REPORTS:
             return
-        self._told = now
+        self._last_report = now
         left = ""
-        if share:
-            left = f", {share:.0%}, {in_minutes((now - self._began) * (1 - share) / share)} left"
-        self.say(f"{self.what}, {how_far}{left}")
+        if fraction:
+            left = f", {fraction:.0%}, {in_minutes((now - self._began) * (1 - fraction) / fraction)} left"
+        self.log(f"{self.what}, {how_far}{left}")

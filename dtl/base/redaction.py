@@ -1,6 +1,6 @@
-"""Secrets stay out of every file: none is taken on the command line, none of the environment is written.
+"""Keeps secrets out of every file: none is accepted on the command line, none of the environment is written.
 
-What counts as a secret: the values of environment variables and netrc entries that are keys, tokens or
+Secrets are the values of environment variables and netrc entries that are keys, tokens or
 passwords, passwords inside URLs, and settings whose name or value looks like one. Imports no torch.
 """
 
@@ -25,8 +25,8 @@ LOOKS_LIKE_A_KEY = re.compile(
 URL_PASSWORD = re.compile(r"(?<=://)[^/\s:@'\"]*:[^/\s@'\"]+(?=@)")
 
 
-def refuse_secrets(overrides: Iterable[str]) -> None:
-    """Raises ConfigError when a `key=value` word of the command line looks like a key, token or password.
+def check_no_secrets(overrides: Iterable[str]) -> None:
+    """Raise ConfigError when a `key=value` word of the command line looks like a key, token or password.
 
     Hydra, W&B and the shell's history all keep the command line. The message does not repeat the value.
     """
@@ -45,7 +45,7 @@ def refuse_secrets(overrides: Iterable[str]) -> None:
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a setting or variable of this name holds a secret: api_key, HF_TOKEN, aws.secret, password."""
+    """Return True when a setting or variable of this name holds a secret: api_key, HF_TOKEN, aws.secret, password."""
     words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
     before = dict(zip(words[1:], words, strict=False))
     if SECRET_WORDS & set(words) or ("key" in before and before["key"] in KEY_OWNERS):
@@ -54,14 +54,14 @@ def is_secret_name(name: str) -> bool:
 
 
 def redact(text: str) -> str:
-    """`text` with every secret of this environment, and every password inside a URL, replaced by `[hidden]`."""
+    """Replace every secret of this environment, and every password inside a URL, by `[hidden]`."""
     for secret in sorted(_secrets(), key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     return URL_PASSWORD.sub(HIDDEN, text)
 
 
 def redact_all(value: Any) -> Any:
-    """`redact` for every text inside nested mappings and lists."""
+    """Apply `redact` to every text inside nested mappings and lists."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, Mapping):
@@ -72,14 +72,11 @@ def redact_all(value: Any) -> Any:
 
 
 def _secrets() -> set[str]:
-    named = {value for name, value in os.environ.items() if _is_secret_variable(name)}
-    # Short or plain words would be hidden wherever they occur by chance: GREETING_KEY=training.
+    words = {"KEY", "TOKEN", "PASS", "PAT"}
+    variables = os.environ.items()
+    named = {value for name, value in variables if is_secret_name(name) or words & set(name.upper().split("_"))}
+    # Short or plain values would be hidden wherever they occur by chance: GREETING_KEY=training.
     return {value for value in (*named, *_netrc_passwords()) if len(value) >= (16 if value.isalpha() else 8)}
-
-
-def _is_secret_variable(name: str) -> bool:
-    words = name.upper().split("_")
-    return is_secret_name(name) or not {"KEY", "TOKEN", "PASS", "PAT"}.isdisjoint(words)
 
 
 def _netrc_passwords() -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What differs from machine to machine: device, precision, random states, memory, fingerprint."""
+"""Everything that depends on the machine: device, precision, random states, memory, fingerprint."""
 
 import base64
 import contextlib
@@ -23,9 +23,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(requested: str) -> tuple[torch.device, str]:
-    """The device to compute on, and the reason in a few words. `auto` takes CUDA, then MPS, then CPU.
+    """Return the device to compute on and the reason in a few words. `auto` prefers CUDA, then MPS, then CPU.
 
-    Raises ConfigError when the requested device is not there.
+    Raises ConfigError when the requested device is not available.
     """
     if requested == "auto":
         if torch.cuda.is_available():
@@ -44,23 +44,23 @@ def choose_device(requested: str) -> tuple[torch.device, str]:
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device={requested}: this machine has {torch.cuda.device_count()} CUDA devices.")
-    return device, "asked for"
+    return device, "as requested"
 
 
 def nvidia_without_cuda() -> str | None:
-    """A sentence with the line that mends it, when there is an NVIDIA card but torch was built for CPU only."""
+    """A message with the command that fixes it, when there is an NVIDIA GPU but torch was built for CPU only."""
     if torch.version.cuda is not None or torch.version.hip is not None or torch.cuda.is_available():
         return None
     if not Path("/proc/driver/nvidia/version").exists() and shutil.which("nvidia-smi") is None:
         return None
     return (
-        "An NVIDIA card is here, but this torch is a CPU build. Mend it with: "
+        "This machine has an NVIDIA card, but this torch is a CPU build. Fix it with: "
         "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130"
     )
 
 
 def choose_precision(requested: str, device: torch.device) -> tuple[str, str]:
-    """`fp32`, `bf16` or `fp16` for this device, and the reason. Raises ConfigError when it cannot compute it."""
+    """Return `fp32`, `bf16` or `fp16` for this device and the reason. Raises ConfigError when it is not supported."""
     has_bf16 = {
         "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
         "cpu": cpu_has_bf16,
@@ -71,11 +71,11 @@ def choose_precision(requested: str, device: torch.device) -> tuple[str, str]:
         raise ConfigError("trainer.precision=bf16: this card has no bf16 units. Use trainer.precision=fp16.")
     if requested == "fp16" and device.type == "mps":
         raise ConfigError("trainer.precision=fp16: not supported on Apple GPUs. Use trainer.precision=fp32.")
-    return requested, "asked for"
+    return requested, "as requested"
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the processor multiplies in bf16; only Linux tells without a library."""
+    """Return True when the processor has bf16 instructions, as far as Linux's /proc/cpuinfo reports them."""
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -84,7 +84,7 @@ def cpu_has_bf16() -> bool:
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """Mixed precision for the forward pass; nothing at all for fp32."""
+    """Autocast for the forward pass; a null context for fp32."""
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=DTYPES[precision])
@@ -92,10 +92,11 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 @contextlib.contextmanager
 def deterministic_algorithms(enabled: bool) -> Iterator[None]:
-    """torch's deterministic algorithms for the time of a run; left as found."""
+    """Use torch's deterministic algorithms inside the context; the previous setting is restored."""
     before = torch.are_deterministic_algorithms_enabled()
     if enabled:
-        # cuBLAS needs a fixed workspace to be deterministic; it is read when the first handle is made.
+        # cuBLAS needs a fixed workspace to be deterministic, and reads the variable when the first handle is made:
+        # https://docs.nvidia.com/cuda/cublas/#results-reproducibility
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     try:
@@ -110,12 +111,12 @@ def deterministic_algorithms(enabled: bool) -> Iterator[None]:
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch on all devices."""
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    np.random.seed(seed % 2**32)  # NumPy's seed has 32 bits
     torch.manual_seed(seed)
 
 
 def random_state(device: torch.device) -> dict[str, str]:
-    """The states of torch's generators as base64, for a JSON file. Data order needs none: it is a function."""
+    """The states of torch's generators as base64, for a JSON file. Data order needs none."""
     state = {"cpu": _encode(torch.get_rng_state())}
     if device.type == "cuda":
         state["cuda"] = _encode(torch.cuda.get_rng_state(device))
@@ -125,7 +126,7 @@ def random_state(device: torch.device) -> dict[str, str]:
 
 
 def restore_random_state(state: dict[str, str], device: torch.device) -> None:
-    """Undo time: the generators go on where `random_state` read them."""
+    """Restore the generators to the states that `random_state` read."""
     torch.set_rng_state(_decode(state["cpu"]))
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(_decode(state["cuda"]), device)
@@ -145,7 +146,7 @@ def _decode(text: str) -> torch.Tensor:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory used so far: of the card for CUDA, of this process elsewhere; 0 where nobody tells."""
+    """Peak memory so far: of the GPU for CUDA, of this process elsewhere; 0 where the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":
@@ -159,7 +160,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA, MPS and CPU each say it in their own way."""
+    """Return True when the error means out of memory; CUDA, MPS and CPU each raise their own."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(
@@ -168,11 +169,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-# --- what exactness depends on --------------------------------------------------------------------------------------
+# --- fingerprint --------------------------------------------------------------------------------------
 
 
 def fingerprint(device: torch.device, precision: str, compiled: bool, deterministic: bool) -> dict[str, Any]:
-    """All that the bits of a result depend on beside config and data (thread count included: sums reorder)."""
+    """Everything in addition to config and data that changes the bits of a result (the thread count reorders sums)."""
     return {
         "torch": str(torch.__version__),
         "python": platform.python_version(),
@@ -186,6 +187,6 @@ def fingerprint(device: torch.device, precision: str, compiled: bool, determinis
 
 
 def fingerprint_difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Lines such as `threads: 4 then, 2 now`; empty when resume is exact as far as the machine goes."""
+    """Lines such as `threads: 4 then, 2 now`; empty when the machine allows an exact resume."""
     keys = sorted(before.keys() | now.keys())
     return [f"{key}: {before.get(key)} then, {now.get(key)} now" for key in keys if before.get(key) != now.get(key)]

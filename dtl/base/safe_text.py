@@ -1,6 +1,6 @@
-"""Text of a model, a checkpoint or a person, made safe to print: it can write on the terminal, and nothing else.
+"""Makes text of a model, a checkpoint or a user safe to print: it cannot control the terminal.
 
-Each character is mapped by itself, so that a sequence that comes in pieces is as harmless as a whole one.
+Each character is mapped by itself, so that an escape sequence that arrives in pieces is as harmless as a complete one.
 """
 
 import re
@@ -17,23 +17,23 @@ _REORDERING = (
     *range(0x206A, 0x2070),  # deprecated: mirrored characters, shapes of Arabic letters
 )
 _C1 = range(0x80, 0xA0)
-_HALF_PAIRS = range(0xD800, 0xE000)  # no encoding can write them
+_HALF_PAIRS = range(0xD800, 0xE000)  # lone surrogates: no encoding can write them
 _TABLE = {**_C0, 0x7F: "\u2421", **dict.fromkeys(chain(_C1, _REORDERING, _HALF_PAIRS), _REPLACEMENT)}
 _HOSTILE = re.compile("[" + "".join(re.escape(chr(code)) for code in _TABLE) + "]")
 
 
 def visible(text: str) -> str:
-    """`text` with control characters (C0 but line feed and tab, DEL, C1) and marks that reorder text replaced by
-    characters that show them."""
+    """Replace control characters (C0 but line feed and tab, DEL, C1) and marks that reorder text by visible
+    characters."""
     return text.translate(_TABLE)
 
 
-def in_one_line(text: str, most: int = 200) -> str:
-    """`visible(text)` for the middle of a line: without line feeds and tabs, at most `most` characters long."""
+def in_one_line(text: str, max_length: int = 200) -> str:
+    """`visible(text)` for the middle of a line: without line feeds and tabs, at most `max_length` characters long."""
     plain = " ".join(visible(text).split())
-    return plain if len(plain) <= most else f"{plain[: most - 3]}..."
+    return plain if len(plain) <= max_length else f"{plain[: max_length - 3]}..."
 
 
 def escaped(json_text: str) -> str:
-    """JSON with the same characters as escapes: it reads back as it was, and can be shown by any program."""
-    return _HOSTILE.sub(lambda found: f"\\u{ord(found[0]):04x}", json_text)
+    """Escape the same characters inside JSON: it reads back unchanged and is safe to show in any program."""
+    return _HOSTILE.sub(lambda match: f"\\u{ord(match[0]):04x}", json_text)

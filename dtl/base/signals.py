@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a flag: what works between two steps ends in order. Imports no torch."""
+"""Ctrl-C and SIGTERM as a flag, read between two steps. Imports no torch."""
 
 import contextlib
 import os
@@ -10,10 +10,11 @@ _STOP = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignals:
-    """SIGINT or SIGTERM once sets `received`, which the loop reads between steps; twice stops at once.
+    """Signal handlers: the first SIGINT or SIGTERM sets `received`, which the loop reads between steps; the second
+    raises KeyboardInterrupt.
 
-    The warning of a batch system is taken as well: SIGUSR1 or SIGUSR2, where somebody handles it already (submitit puts
-    the job into the queue again and exits). Whoever catches InterruptedRun raises it once more, for that handler.
+    A batch system's warning counts as well: SIGUSR1 or SIGUSR2, where a handler is already installed (submitit requeues
+    the job and exits). The code that catches InterruptedRun raises the signal again for that handler.
 
     Handlers only set a flag: an exception raised inside a save surfaces as whatever the library makes of it.
     Outside the main thread Python allows no handlers, and none are set.
@@ -31,17 +32,18 @@ class StopSignals:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            # None: a handler that was not set by Python, and that Python cannot set again.
+            # None: a handler that was not installed from Python, which Python cannot restore.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _handle(self, number: int, _frame: object) -> None:
         if self.received in _STOP and number in _STOP:
             raise KeyboardInterrupt
-        if self.received is None or number not in _STOP:  # SLURM may send SIGTERM beside its warning: that counts
+        # SLURM may send SIGTERM in addition to its warning: the warning counts.
+        if self.received is None or number not in _STOP:
             self.received = number
-        # Not print: a signal in the middle of a print would enter the stream twice, which Python refuses.
+        # Not print: a signal during a print would enter the stream a second time, which raises RuntimeError.
         with contextlib.suppress(OSError):
-            os.write(2, b"\nStopping after this step and saving; once more to stop at once.\n")
+            os.write(2, b"\nStopping after this step and saving; press again to stop at once.\n")
 
 
 def _warnings() -> list[signal.Signals]:

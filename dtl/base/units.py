@@ -1,8 +1,8 @@
-"""Counts, sizes and times in words: for people, never for files."""
+"""Counts, sizes and durations as text for the screen, never for files."""
 
 
 def in_units(count: float) -> str:
-    """1234567 as `1.2 M`."""
+    """A count such as `1.2 M`."""
     for limit, scale, unit in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if count >= limit:
             return f"{count / scale:.1f} {unit}"
@@ -10,17 +10,17 @@ def in_units(count: float) -> str:
 
 
 def in_millions(count: float) -> str:
-    """`0.4`, `12.3`: to be followed by `M` or `million`, however few there are."""
+    """A count in millions, `0.4` or `12.3`, without the unit."""
     return f"{count / 1e6:.1f}"
 
 
 def n_tokens(count: int) -> str:
-    """`1 token`, `2 tokens`."""
+    """A number of tokens: `1 token`, `2 tokens`."""
     return f"{count:,} token{'' if count == 1 else 's'}"
 
 
 def in_unit(value: float | None, unit: str) -> str:
-    """A figure of a benchmark: `955 k tokens/s` over two lines, `0.03 %`, `1.2 s`, `3.1 ms`; `-` for none."""
+    """A result of a benchmark: `955 k tokens/s` over two lines, `0.03 %`, `1.2 s`, `3.1 ms`; `-` for none."""
     if value is None:
         return "-"
     if unit == "%":
@@ -30,19 +30,19 @@ def in_unit(value: float | None, unit: str) -> str:
     for limit, scale, prefix in ((1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if value >= limit:
             return f"{value / scale:.3g} {prefix}\n{unit}"
-    figure = f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
-    return f"{figure} {unit}" if len(unit) <= 2 else f"{figure}\n{unit}"
+    number = f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    return f"{number} {unit}" if len(unit) <= 2 else f"{number}\n{unit}"
 
 
-def in_percent(share: float) -> str:
-    """Hundredths, without their sign: two digits of a small share, none after the point of a larger one."""
-    if 0 < share < 0.0001:
+def in_percent(fraction: float) -> str:
+    """A fraction in percent, without the sign: two digits below 10 %, no decimals above."""
+    if 0 < fraction < 0.0001:
         return "< 0.01"
-    return f"{100 * share:.2g}" if share < 0.1 else f"{100 * share:.0f}"
+    return f"{100 * fraction:.2g}" if fraction < 0.1 else f"{100 * fraction:.0f}"
 
 
 def in_bytes(n: float) -> str:
-    """`812 B`, `43 kB`, `1.2 GB`, in powers of a thousand as disks are sold."""
+    """A size such as `812 B`, `43 kB`, `1.2 GB`, in powers of a thousand as disks are sold."""
     for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if n >= limit:
             return f"{n / limit:.{0 if n >= 10 * limit else 1}f} {unit}"
@@ -50,17 +50,17 @@ def in_bytes(n: float) -> str:
 
 
 def in_gb(n_bytes: float) -> str:
-    """Room on a disk in one unit, to be held against a limit: `0.7 GB`."""
+    """Disk space in one unit, comparable with a limit: `0.7 GB`."""
     return f"{n_bytes / 1e9:.1f} GB"
 
 
 def in_gib(n_bytes: float) -> str:
-    """Memory, in the unit that cards and modules are sold in."""
+    """Memory in GiB, the unit that GPUs and memory modules are sold in."""
     return f"{n_bytes / 2**30:.1f} GiB"
 
 
 def in_mib(n_bytes: float, thousands: str = "") -> str:
-    """The size of a file; `thousands` is what parts the thousands."""
+    """The size of a file in MiB; `thousands` is the thousands separator."""
     return f"{n_bytes / 2**20:{thousands}.1f} MiB"
 
 
@@ -78,7 +78,7 @@ def in_minutes(seconds: float) -> str:
 
 
 def in_age(seconds: float) -> str:
-    """`40 s`, `12 min`, `5 h`, `3 days`."""
+    """An age such as `40 s`, `12 min`, `5 h`, `3 days`."""
     for limit, scale, unit in ((2 * 86_400, 86_400, "days"), (2 * 3_600, 3_600, "h"), (120, 60, "min")):
         if seconds >= limit:
             return f"{seconds / scale:.0f} {unit}"

@@ -1,1 +1,1 @@
-"""Benchmarks: what DTL does beside what its peers do, on the same input, taking turns."""
+"""Benchmarks of DTL and its peers on the same input, in alternating rounds."""

@@ -22,15 +22,15 @@ SUITES: Registry = Registry(
 
 @dataclass
 class GenerationSuiteConfig:
-    """What suite=generation continues, and with which model. tiny=true has sizes of its own, all but batch_size."""
+    """Model and sizes of suite=generation. tiny=true uses sizes of its own, except batch_size."""
 
     model: str = "qa"  # name of a file under conf/model: the size; its weights are random, its head untied
-    batch_size: int = 1  # prompts that are continued together
+    batch_size: int = 1  # prompts continued together
     prompt_tokens: int = 64  # length of a prompt, of random tokens
-    new_tokens: int = 256  # tokens that each prompt is continued by
+    new_tokens: int = 256  # generated tokens per prompt
 
     def validate(self) -> None:
-        """Raises ConfigError, naming key, value, rule and remedy, for values that cannot be."""
+        """Raises ConfigError, naming key, value, rule and remedy, for invalid values."""
         known = choices("model")
         if self.model not in known:
             raise ConfigError(
@@ -42,24 +42,24 @@ class GenerationSuiteConfig:
 
 @dataclass
 class BenchConfig:
-    """Everything that `python -m dtl.bench` can be told."""
+    """Settings of `python -m dtl.bench`."""
 
     suite: str = "data"  # registered name: data | generation | questions | search | startup | your own
-    rows: list[str] = field(default_factory=list)  # names of measurements: [waste, loader]; [] = all but the long ones
+    rows: list[str] = field(default_factory=list)  # measurements, such as [waste, loader]; [] = all but the long ones
     full: bool = False  # the long measurements too, some minutes each
-    tiny: bool = False  # little input, small models: seconds, to see that it runs; says nothing of speed
-    rounds: int = 3  # times that both sides are measured, in turns
-    wiki: str | None = None  # for suite=data: text of Wikipedia as data=wiki reads it, file or folder; null = made text
-    dump: str | None = None  # for suite=data: a MediaWiki dump, .xml or .xml.bz2; null = a made one
+    tiny: bool = False  # little input, small models: tests in seconds that it runs; its speeds mean nothing
+    rounds: int = 3  # measurements of both sides, in turns
+    wiki: str | None = None  # for suite=data: text of Wikipedia as data=wiki reads it, file or folder; null = synthetic
+    dump: str | None = None  # for suite=data: a MediaWiki dump, .xml or .xml.bz2; null = a synthetic one
     device: str = "auto"  # of models: auto (CUDA, MPS, CPU) | cpu | cuda | cuda:1 | mps
-    seed: int = 1337  # of made text, of random prompts and weights, of the order of rows
-    out: str | None = None  # new file for all figures, as JSON
+    seed: int = 1337  # of synthetic text, prompts, weights, order of the training sequences
+    out: str | None = None  # new JSON file for all results
     plugins: list[str] = field(default_factory=list)  # modules that register suites of your own
     debug: bool = False  # show tracebacks
     generation: GenerationSuiteConfig = field(default_factory=GenerationSuiteConfig)  # for suite=generation
 
     def validate(self) -> None:
-        """Raises ConfigError, naming key, value, rule and remedy, for values that cannot be."""
+        """Raises ConfigError, naming key, value, rule and remedy, for invalid values."""
         SUITES.check(self.suite)
         check_device(self.device)
         self.generation.validate()
@@ -68,7 +68,7 @@ class BenchConfig:
         for key in ("wiki", "dump"):
             given = getattr(self, key)
             if given is not None and not Path(given).expanduser().exists():
-                raise ConfigError(f"{key}={given}: there is no such file or folder. Leave it out to use made text.")
+                raise ConfigError(f"{key}={given}: there is no such file or folder. Omit it to use synthetic text.")
         if self.dump is not None and Path(self.dump).expanduser().is_dir():
             raise ConfigError(f"dump={self.dump}: is a folder. Give one dump, a .xml or .xml.bz2 file.")
         if self.out is not None:
@@ -76,4 +76,4 @@ class BenchConfig:
             if file.exists():
                 raise ConfigError(f"out={file}: exists already. Give a new name, or delete it.")
             if not file.parent.is_dir():
-                raise ConfigError(f"out={file}: there is no folder {file.parent}. Make it first.")
+                raise ConfigError(f"out={file}: there is no folder {file.parent}. Create it first.")

@@ -1,4 +1,4 @@
-"""suite=data: from raw text to batches, beside the loops that people write without DTL."""
+"""suite=data: from raw text to batches, compared with the usual loops without DTL."""
 
 import statistics
 import time
@@ -26,31 +26,25 @@ from dtl.benchmarks.measuring import (
     ratio_of,
     skipped,
 )
-from dtl.benchmarks.suite import MEGABYTE, TINY_VOCABULARY, VOCABULARY, Suite, Workplace, documents, text_named
+from dtl.benchmarks.suite import MEGABYTE, TINY_VOCABULARY, VOCABULARY, Suite, Workplace, documents, text_name
 from dtl.data.config import DataConfig, TokenizerConfig
 from dtl.errors import DataError, DTLError
 
 if TYPE_CHECKING:
-    from dtl.data.batches import Rows
-
+    from dtl.data.batches import PackedSequences
 
 # --- tokens -------------------------------------------------------------------------------------------------------
-# How fast text becomes GPT-2's tokens, beside `GPT2TokenizerFast` called for one text after the other.
-
 
 TOKENISED_CHARACTERS = 3 * MEGABYTE
 PEER = "GPT2TokenizerFast, text by text, one process"
 
 
 def tokenising(place: Workplace) -> Iterator[Row]:
-    """One row. Raises DTLError when the two give different ids."""
-    from dtl.data.config import TokenizerConfig
+    """Yield one row: text to GPT-2's tokens. Raises DTLError when the two give different ids."""
     from dtl.data.encode import encode_documents
     from dtl.data.tokenizers.tokenizer import build_tokenizer
 
-    row = Row(
-        "tokenising", f"text to GPT-2's tokens, {text_named(place)}", "tokens/s", peer_name=PEER, goal=at_least(3)
-    )
+    row = Row("tokenising", f"text to GPT-2's tokens, {text_name(place)}", "tokens/s", peer_name=PEER, goal=at_least(3))
     try:
         tokenizer = build_tokenizer(TokenizerConfig(kind="gpt2"), lambda: [])
         theirs = peer_tokenizer(tokenizer.backend, place.folder)
@@ -58,12 +52,10 @@ def tokenising(place: Workplace) -> Iterator[Row]:
         yield skipped(row, str(error))
         return
     texts = documents(place, 20_000 if place.settings.tiny else TOKENISED_CHARACTERS)
-    encoded = encode_documents(texts, tokenizer)  # the first time is slower: not counted
-    refuse_other_ids(encoded.tokens, np.array([i for text in texts for i in [*theirs(text.text), tokenizer.eos_id]]))
+    encoded = encode_documents(texts, tokenizer)  # warm-up: the first call is slower
+    check_same_ids(encoded.tokens, np.array([i for text in texts for i in [*theirs(text.text), tokenizer.eos_id]]))
     seconds = in_turns(
-        lambda: encode_documents(texts, tokenizer),
-        lambda: [theirs(text.text) for text in texts],
-        place.settings.rounds,
+        lambda: encode_documents(texts, tokenizer), lambda: [theirs(text.text) for text in texts], place.settings.rounds
     )
     n_tokens = len(encoded.tokens)
     yield compared(
@@ -82,8 +74,8 @@ def peer_tokenizer(backend: Any, folder: Path) -> Callable[[str], list[int]]:
     return lambda text: tokenizer(text)["input_ids"]
 
 
-def refuse_other_ids(ours: np.ndarray, theirs: np.ndarray) -> None:
-    """Raises DTLError where the ids differ: a speed says nothing then."""
+def check_same_ids(ours: np.ndarray, theirs: np.ndarray) -> None:
+    """Raise DTLError where the ids differ: then their speeds cannot be compared."""
     if np.array_equal(ours, theirs):
         return
     both = min(len(ours), len(theirs))
@@ -96,22 +88,20 @@ def refuse_other_ids(ours: np.ndarray, theirs: np.ndarray) -> None:
 
 
 # --- the loader ---------------------------------------------------------------------------------------------------
-# What the loader costs: the time in which the batches of a step are made, of the time of that step.
 
-
-LOADED_SEQ_LEN, ROWS_A_STEP = 256, 4  # as in trainer=cpu
+LOADED_SEQ_LEN, SEQUENCES_PER_STEP = 256, 4  # as in trainer=cpu
 WIKI_LENGTH, PAIR_LENGTH = 700, 22  # mean tokens of an article, and of a question with its answer
 
 
 def loading(place: Workplace) -> Iterator[Row]:
-    """Two rows: articles packed end to end, and short documents that do not see each other."""
+    """Yield two rows, the loader's fraction of a step: for packed articles, and for packed questions with a mask."""
     for name, what, mean, mask in (
         ("loader_wiki", "packed articles", WIKI_LENGTH, False),
         ("loader_qa", "packed questions, document mask", PAIR_LENGTH, True),
     ):
-        row = Row(name, f"making the batches of a step, {what}", "s", goal=at_most(0.01, PERCENT, "ratio"))
+        row = Row(name, f"loading the batches of a step, {what}", "s", goal=at_most(0.01, PERCENT, "ratio"))
         vocab_size = TINY_VOCABULARY if place.settings.tiny else VOCABULARY
-        loader, steps = timed_steps(made_rows(mean, mask, vocab_size, place.settings.seed), vocab_size, place)
+        loader, steps = timed_steps(made_sequences(mean, mask, vocab_size, place.settings.seed), vocab_size, place)
         yield replace(
             row,
             ours=statistics.median(loader),
@@ -119,13 +109,13 @@ def loading(place: Workplace) -> Iterator[Row]:
             peer_name="the whole step, model=small" if not place.settings.tiny else "the whole step, a tiny model",
             ratio=ratio_of([a / b for a, b in zip(loader, steps, strict=True)], PERCENT),
             rounds=len(steps),
-            note=f"{ROWS_A_STEP} rows of {LOADED_SEQ_LEN} tokens a step",
+            note=f"{SEQUENCES_PER_STEP} sequences of {LOADED_SEQ_LEN} tokens a step",
         )
 
 
-def made_rows(mean_length: int, document_mask: bool, vocab_size: int, seed: int) -> "Rows":
-    """Rows of random tokens, a thousand of them or so, out of documents of such a mean length."""
-    from dtl.data.batches import Rows
+def made_sequences(mean_length: int, document_mask: bool, vocab_size: int, seed: int) -> "PackedSequences":
+    """Return about a thousand packed sequences of random documents of this mean length, in tokens."""
+    from dtl.data.batches import PackedSequences
     from dtl.data.pack import pack_documents, pack_stream
 
     random = np.random.default_rng(seed)
@@ -133,11 +123,11 @@ def made_rows(mean_length: int, document_mask: bool, vocab_size: int, seed: int)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     tokens = random.integers(0, vocab_size, offsets[-1]).astype(np.uint16)
     packing = pack_documents(offsets, LOADED_SEQ_LEN) if document_mask else pack_stream(len(tokens), LOADED_SEQ_LEN)
-    return Rows(tokens, packing, pad_id=0, document_mask=document_mask)
+    return PackedSequences(tokens, packing, pad_id=0, document_mask=document_mask)
 
 
-def timed_steps(rows: "Rows", vocab_size: int, place: Workplace) -> tuple[list[float], list[float]]:
-    """Seconds for the batches and for the whole of each step of a fresh model; the first step is not counted."""
+def timed_steps(sequences: "PackedSequences", vocab_size: int, place: Workplace) -> tuple[list[float], list[float]]:
+    """Return the seconds of each step of a new model for its batches and in all, without the first step."""
     import torch
 
     from dtl.base.runtime import choose_device, choose_precision, seed_everything
@@ -164,14 +154,14 @@ def timed_steps(rows: "Rows", vocab_size: int, place: Workplace) -> tuple[list[f
     model = TransformerLM(load_preset("small", **size), vocab_size).to(device)
     n_steps = place.settings.rounds + 1
     trainer = Watched(
-        model, build_optimizers(model, OptimizerConfig()), TrainingData({"made": rows}, {"made": 1.0}),
-        TrainerConfig(), ScheduleConfig(), seed=place.settings.seed, micro_batch_size=ROWS_A_STEP,
+        model, build_optimizers(model, OptimizerConfig()), TrainingData({"made": sequences}, {"made": 1.0}),
+        TrainerConfig(), ScheduleConfig(), seed=place.settings.seed, micro_batch_size=SEQUENCES_PER_STEP,
         grad_accum_steps=1, horizon=n_steps, last_step=n_steps, precision=precision,
     )  # fmt: skip
     steps: list[float] = []
     began = time.perf_counter()
     for report in trainer.steps():
-        report.loss.item()  # waits for the device
+        report.loss.item()  # waits for the loss on the device
         if device.type == "cuda":
             torch.cuda.synchronize()
         steps.append(time.perf_counter() - began)
@@ -180,23 +170,21 @@ def timed_steps(rows: "Rows", vocab_size: int, place: Workplace) -> tuple[list[f
 
 
 # --- padding ------------------------------------------------------------------------------------------------------
-# The share of positions that hold no token: packed, and padded beside it.
-
 
 PACKED_CHARACTERS = 2 * MEGABYTE
 PACKED_SEQ_LEN = 256
 
 
 def waste(place: Workplace) -> Iterator[Row]:
-    """Two rows: articles, and the questions that ship with DTL."""
-    row = Row("waste_wiki", f"padding, packed {text_named(place)}", PERCENT, peer_name="padded, a document a row")
+    """Yield two rows, the fraction of padding: of articles, and of the questions that ship with DTL."""
+    row = Row("waste_wiki", f"padding, packed {text_name(place)}", PERCENT, peer_name="padded, one per sequence")
     row = replace(row, goal=at_most(0.001, PERCENT))
     questions = replace(row, name="waste_qa", what="padding, packed questions of DTL", goal=at_most(0.03, PERCENT))
-    for each, measure in ((row, _articles), (questions, _questions)):
+    for unmeasured, measure in ((row, _articles), (questions, _questions)):
         try:
-            yield measure(each, place)
-        except DataError as error:  # GPT-2's vocabulary is not there
-            yield skipped(each, str(error))
+            yield measure(unmeasured, place)
+        except DataError as error:  # GPT-2's vocabulary is missing
+            yield skipped(unmeasured, str(error))
 
 
 def _articles(row: Row, place: Workplace) -> Row:
@@ -210,7 +198,7 @@ def _articles(row: Row, place: Workplace) -> Row:
     masked = pack_documents(encoded.offsets, PACKED_SEQ_LEN)
     padded = pad_documents(encoded.offsets, PACKED_SEQ_LEN)
     cut = 1 - padded.n_tokens / packed.n_tokens
-    note = f"{packed.n_rows:,} rows of {PACKED_SEQ_LEN}; document mask: {masked.wasted:.2%}; "
+    note = f"{packed.n_sequences:,} sequences of {PACKED_SEQ_LEN}; document mask: {masked.wasted:.2%}; "
     note += f"padded cuts {cut:.0%} of the text"
     return replace(row, ours=packed.wasted, peer=padded.wasted, note=note, rounds=1)
 
@@ -219,32 +207,21 @@ def _questions(row: Row, place: Workplace) -> Row:
     from dtl.data.prepare import prepare_data
 
     settings = yaml.safe_load((conf_dir() / "data" / "qa.yaml").read_text(encoding="utf-8"))
-    shares = []
-    n_rows = 0
+    reports = []
     for layout in ("packed", "padded"):
         changed = settings | {"layout": layout, "cache_dir": str(place.folder / "cache")}
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), changed))
         assert isinstance(config, DataConfig)
-        report = prepare_data(config, TokenizerConfig(kind="gpt2"), PACKED_SEQ_LEN, place.settings.seed).report["qa"][
-            "train"
-        ]
-        shares.append(report.wasted)
-        n_rows = n_rows or report.rows
-    return replace(row, ours=shares[0], peer=shares[1], note=f"{n_rows:,} rows of {PACKED_SEQ_LEN}", rounds=1)
-
-
-# --- the suite ----------------------------------------------------------------------------------------------------
+        prepared = prepare_data(config, TokenizerConfig(kind="gpt2"), PACKED_SEQ_LEN, place.settings.seed)
+        reports.append(prepared.report["qa"]["train"])
+    packed, padded = reports
+    note = f"{packed.rows:,} sequences of {PACKED_SEQ_LEN}"
+    return replace(row, ours=packed.wasted, peer=padded.wasted, note=note, rounds=1)
 
 
 SUITES.register("data")(
     Suite(
-        {
-            "tokenising": tokenising,
-            "dump": dump_reading,
-            "dump_memory": dump_memory,
-            "loader": loading,
-            "waste": waste,
-        },
+        {"tokenising": tokenising, "dump": dump_reading, "dump_memory": dump_memory, "loader": loading, "waste": waste},
         long=frozenset({"dump_memory"}),
     )
 )

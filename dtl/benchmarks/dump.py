@@ -1,5 +1,8 @@
-"""How fast a MediaWiki dump becomes prose, beside the loop that mwxml's and mwparserfromhell's pages show, and
-beside gensim's `segment_wiki`, which is faster and rougher."""
+"""Measurements of suite=data on a MediaWiki dump: the speed of its conversion to prose, and its memory.
+
+The peers are the loop that the documentation of mwxml and mwparserfromhell shows, and gensim's `segment_wiki`, which
+is faster and less exact.
+"""
 
 import bz2
 import json
@@ -18,8 +21,8 @@ from dtl.errors import DTLError
 
 N_CHARACTERS = 4 * MEGABYTE
 PROCESSES = 2
-# gensim starts its processes by forking, which can hang a process that has run torch: it gets a process of its own, and
-# the time that this one takes to start is not counted.
+# gensim forks, which can hang a process whose torch has started threads: it runs in a process of its own, and the start
+# of that process is not counted.
 SEGMENT_WIKI = """
 import json, sys, time
 from gensim.scripts.segment_wiki import segment_all_articles
@@ -31,11 +34,11 @@ print(json.dumps([time.perf_counter() - began, len(characters), sum(characters)]
 
 
 def dump_reading(place: Workplace) -> Iterator[Row]:
-    """Two rows: beside one process with mwparserfromhell, and beside gensim."""
+    """Yield two rows: articles per second compared with mwparserfromhell in one process, and with gensim."""
     tiny, rounds = place.settings.tiny, place.settings.rounds
     file = dump(place, 20_000 if tiny else N_CHARACTERS)
-    which = "made dump" if place.settings.dump is None else file.name
-    row = Row("dump", f"{which} to prose, {PROCESSES} processes", "articles/s", goal=at_least(1.8))
+    source = "synthetic dump" if place.settings.dump is None else file.name
+    row = Row("dump", f"{source} to prose, {PROCESSES} processes", "articles/s", goal=at_least(1.8))
     row = replace(row, peer_name="mwxml and mwparserfromhell's strip_code, one process")
     n_articles, n_characters = read_with_dtl(file)
     _, n_theirs = read_in_a_loop(file)
@@ -48,18 +51,18 @@ def dump_reading(place: Workplace) -> Iterator[Row]:
     except MissingPeerError as error:
         yield skipped(replace(row, note=""), str(error))
         return
-    its: list[list[Any]] = []
+    reports: list[list[Any]] = []
     try:
-        ours, _ = in_turns(lambda: read_with_dtl(file), lambda: its.append(segment_wiki(file)), rounds)
+        ours, _ = in_turns(lambda: read_with_dtl(file), lambda: reports.append(segment_wiki(file)), rounds)
     except DTLError as error:
         yield skipped(replace(row, note=""), str(error))
         return
-    note = f"{n_articles:,} and {its[0][1]:,} articles; {n_characters:,} and {its[0][2]:,} characters of text"
-    yield compared(replace(row, note=note), (ours, [seconds for seconds, *_ in its]), n_articles)
+    note = f"{n_articles:,} and {reports[0][1]:,} articles; {n_characters:,} and {reports[0][2]:,} characters of text"
+    yield compared(replace(row, note=note), (ours, [seconds for seconds, *_ in reports]), n_articles)
 
 
 def read_with_dtl(file: Path) -> tuple[int, int]:
-    """Articles in a dump, and characters of their text."""
+    """Read a dump with DTL, and return its numbers of articles and of characters of text."""
     from dtl.data.wikipedia.dump import read_dump
 
     sizes = [len(article.text) for article in read_dump(file, processes=PROCESSES)]
@@ -67,7 +70,7 @@ def read_with_dtl(file: Path) -> tuple[int, int]:
 
 
 def read_in_a_loop(file: Path) -> tuple[int, int]:
-    """The same with the two libraries alone: main namespace, no redirects, markup stripped."""
+    """Return the same numbers with only the two libraries: main namespace, no redirects, markup stripped."""
     import mwparserfromhell
     import mwxml
 
@@ -82,7 +85,7 @@ def read_in_a_loop(file: Path) -> tuple[int, int]:
 
 
 def segment_wiki(file: Path) -> list[Any]:
-    """Seconds, articles and characters of gensim's reading. Raises DTLError when it fails."""
+    """Return seconds, articles and characters of gensim. Raises DTLError when it fails."""
     program = [sys.executable, "-c", SEGMENT_WIKI, str(file), str(PROCESSES)]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -92,23 +95,22 @@ def segment_wiki(file: Path) -> list[Any]:
 
 
 # --- memory -------------------------------------------------------------------------------------------------------
-# Memory while a large dump streams through: of this process and of those that parse, in a process of its own.
-
+# A process of its own streams a large dump: memory is that of this process and of its parsers, nothing else's.
 
 REPEATED_CHARACTERS = 4 * MEGABYTE
-REPEATS = 75  # some 300 MB of XML, with the marks around each page
-WARM_UP = 0.2  # share of the articles after which memory should have its final size
+REPEATS = 75  # some 300 MB of XML, including the tags around each page
+WARM_UP = 0.2  # fraction of the articles after which memory should be constant
 PARSERS = 2
-PAUSE_S = 0.05  # between two looks at memory
+PAUSE_S = 0.05  # seconds between two readings of memory
 
 
 def dump_memory(place: Workplace) -> Iterator[Row]:
-    """One row: by how much memory grows once a fifth of the dump has been read."""
+    """Yield one row: the growth of memory after a fifth of the dump."""
     tiny = place.settings.tiny
     file = place.folder / "large.xml.bz2"
     repeats = 3 if tiny else REPEATS
     n_articles = write_made_dump(file, 20_000 if tiny else REPEATED_CHARACTERS, place.settings.seed, repeats)
-    row = Row("dump_memory", f"memory that grows while a made dump, {repeats} times over, is read", "MB")
+    row = Row("dump_memory", f"growth of memory while a synthetic dump is read, repeated {repeats} times", "MB")
     row = replace(row, goal=at_most(50, "MB"))
     if not Path("/proc/self/statm").exists():
         yield skipped(row, "memory is read from /proc, which this system does not have")
@@ -117,13 +119,13 @@ def dump_memory(place: Workplace) -> Iterator[Row]:
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     if done.returncode:
         raise DTLError(f"dump_memory: the process that reads the dump failed.\n{done.stderr.strip()[-400:]}")
-    found = json.loads(done.stdout)
-    note = f"{found['articles']:,} articles in {found['seconds']:.0f} s; {found['settled']:.0f} MB after a fifth"
-    yield replace(row, ours=found["peak"] - found["settled"], note=note, rounds=1)
+    report = json.loads(done.stdout)
+    note = f"{report['articles']:,} articles in {report['seconds']:.0f} s; {report['settled']:.0f} MB after a fifth"
+    yield replace(row, ours=report["peak"] - report["settled"], note=note, rounds=1)
 
 
 def resident_mb(process: int | str = "self") -> float:
-    """Memory of a process that lies in RAM, its own and shared pages together; 0 when it has ended."""
+    """Return the resident memory of a process in MB, shared pages included; 0 when it has ended."""
     try:
         pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
     except OSError:
@@ -134,7 +136,7 @@ def resident_mb(process: int | str = "self") -> float:
 
 
 def main(file: Path, n_articles: int) -> dict[str, float]:
-    """Read a dump and watch memory: MB at the end of the warm-up, and the most after it."""
+    """Read a dump and measure memory: the maximum of the warm-up and that of all, in MB."""
     import multiprocessing
 
     from dtl.data.wikipedia.dump import read_dump

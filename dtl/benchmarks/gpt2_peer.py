@@ -1,5 +1,7 @@
-"""Hugging Face's GPT2LMHeadModel, trained on questions and answers as its users do it: padded batches, the answers as
-labels, AdamW, the best weights by validation loss, greedy `generate`."""
+"""The peer of suite=questions: Hugging Face's GPT2LMHeadModel, trained on questions and answers as its users do.
+
+Padded batches, the answers as labels, AdamW, the best weights by validation loss, greedy `generate`.
+"""
 
 import random
 import time
@@ -16,17 +18,17 @@ from dtl.data.documents import QuestionAnswer
 from dtl.data.prepare import PreparedData
 from dtl.data.tasks import is_right
 
-# Tuned on the validation wordings of the facts that ship with DTL: see experiments/experiment/qa_full.md.
+# The best of 3e-4, 1e-3 and 2e-3 on the validation paraphrases, 400 steps each: experiments/experiment/qa_full.md.
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.1
 DROPOUT = 0.1
-PAIRS_A_STEP = 48  # about as many as DTL packs into its four rows
+PAIRS_PER_STEP = 48  # about as many as DTL packs into its four sequences
 EVALUATIONS = 20
-AT_ONCE = 64  # questions that are answered together
+AT_ONCE = 64  # questions answered together
 
 
 class GPT2Peer:
-    """A model of the same depth and width, and the pairs in its form: ids of prompt and answer, by split."""
+    """A model of the same depth and width, with the pairs by split as ids of prompt and answer."""
 
     def __init__(self, transformers: Any, data: PreparedData, n_layers: int, width: int, context: int) -> None:
         tokenizer = data.tokenizer
@@ -48,7 +50,7 @@ class GPT2Peer:
         return prompt, [*answer, self.end]
 
     def train(self, seconds: float, seed: int) -> int:
-        """Train for so many seconds, evaluation apart; the model then has its best weights. Returns the steps."""
+        """Train for `seconds`, not counting evaluation, and restore the best weights. Returns the number of steps."""
         decayed = [weight for weight in self.model.parameters() if weight.ndim >= 2]
         others = [weight for weight in self.model.parameters() if weight.ndim < 2]
         groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
@@ -58,13 +60,13 @@ class GPT2Peer:
         spent, steps, evaluated = 0.0, 0, 0
         while spent < seconds:
             began = time.perf_counter()
-            share = spent / seconds
+            done = spent / seconds  # fraction of the training: warm-up to 5 %, then linear decay to 10 % of the rate
             for group in optimizer.param_groups:
-                group["lr"] = LEARNING_RATE * min(1.0, share / 0.05 + 1e-3) * (1 - 0.9 * share)
-            if len(order) < PAIRS_A_STEP:
+                group["lr"] = LEARNING_RATE * min(1.0, done / 0.05 + 1e-3) * (1 - 0.9 * done)
+            if len(order) < PAIRS_PER_STEP:
                 order += dice.sample(range(len(self.encoded["train"])), len(self.encoded["train"]))
-            rows, order = order[:PAIRS_A_STEP], order[PAIRS_A_STEP:]
-            self._loss([self.encoded["train"][row] for row in rows]).backward()
+            picks, order = order[:PAIRS_PER_STEP], order[PAIRS_PER_STEP:]
+            self._loss([self.encoded["train"][index] for index in picks]).backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -79,11 +81,11 @@ class GPT2Peer:
             self.model.load_state_dict(best[1])
         return steps
 
-    def _loss(self, rows: Sequence[tuple[list[int], list[int]]]) -> Tensor:
-        longest = max(len(prompt) + len(answer) for prompt, answer in rows)
-        ids = torch.full((len(rows), longest), self.end)
+    def _loss(self, pairs: Sequence[tuple[list[int], list[int]]]) -> Tensor:
+        longest = max(len(prompt) + len(answer) for prompt, answer in pairs)
+        ids = torch.full((len(pairs), longest), self.end)
         labels, seen = torch.full_like(ids, IGNORE), torch.zeros_like(ids)
-        for number, (prompt, answer) in enumerate(rows):
+        for number, (prompt, answer) in enumerate(pairs):
             end = len(prompt) + len(answer)
             ids[number, :end] = torch.tensor(prompt + answer)
             labels[number, len(prompt) : end] = torch.tensor(answer)
@@ -95,9 +97,9 @@ class GPT2Peer:
     def _validation_loss(self) -> float:
         self.model.eval()
         total, n_targets = 0.0, 0
-        rows = self.encoded["validation"]
-        for start in range(0, len(rows), AT_ONCE):
-            batch = rows[start : start + AT_ONCE]
+        pairs = self.encoded["validation"]
+        for start in range(0, len(pairs), AT_ONCE):
+            batch = pairs[start : start + AT_ONCE]
             targets = sum(len(answer) for _, answer in batch)
             total += self._loss(batch).item() * targets
             n_targets += targets
@@ -106,7 +108,7 @@ class GPT2Peer:
 
     @torch.no_grad()
     def exact_match(self, split: str) -> float:
-        """Share of a split's questions that it answers right."""
+        """Return the fraction of a split's questions that the model answers correctly."""
         self.model.eval()
         pairs, right = self.data.pairs[split], 0
         for start in range(0, len(pairs), AT_ONCE):

@@ -1,7 +1,7 @@
-"""Text that is made up, the same for the same seed: an encyclopedia of pseudo-words, and a MediaWiki dump of it.
+"""Synthetic text, the same for the same seed: an encyclopedia of pseudo-words, and a MediaWiki dump of it.
 
-Words follow Zipf's law, the commonest being English or nearly so: a tokenizer meets what it meets in prose, few words
-often, many once, numbers, names, punctuation, an accent here and there. No sentence means anything.
+Words follow Zipf's law, and the most frequent ones are English, so that a tokenizer finds what prose contains: a few
+frequent words, many rare ones, numbers, names, punctuation, some accents. The sentences have no meaning.
 """
 
 import bz2
@@ -31,7 +31,7 @@ ONSETS = "b c d f g h l m n p r s t v w br ch cl cr dr fl gr pl pr sh sl st th t
 VOWELS = "a a a e e e i i o o o u u ai ea ee ie oo ou é"
 ENDINGS = "n r s t l nd st ck ng m th rt ly ed ing er al ion ism ia"
 N_WORDS = 30_000
-ZIPF_SHIFT = 2.7  # Mandelbrot's: without it the commonest word alone would be a tenth of the text
+ZIPF_SHIFT = 2.7  # Zipf-Mandelbrot: without it the most frequent word alone would be a tenth of the text
 HEAD = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" version="0.11" xml:lang="en">
 <siteinfo><sitename>Made</sitename><dbname>madewiki</dbname><namespaces>
 <namespace key="0" case="first-letter" /><namespace key="1" case="first-letter">Talk</namespace>
@@ -42,7 +42,7 @@ FOOT = "</mediawiki>\n"
 
 
 class Writer:
-    """Makes articles up, one after the other."""
+    """A generator of synthetic titles, sentences and paragraphs."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -60,11 +60,11 @@ class Writer:
         return "".join(pick(self.onsets) + pick(self.vowels) for _ in range(syllables)) + pick(self.endings)
 
     def title(self) -> str:
-        """One to three capitalised words, none of them a common one."""
+        """Return one to three capitalised words, none of them frequent."""
         return " ".join(self.random.choice(self.words[2000:]).capitalize() for _ in range(self.random.randint(1, 3)))
 
     def sentence(self) -> str:
-        """A dozen or two of words with a capital, commas, numbers and names among them, and a full stop."""
+        """Return a sentence of 6 to 30 words, with commas, numbers and names."""
         words = self.random.choices(self.words, cum_weights=self.weights, k=self.random.randint(6, 30))
         for at in range(1, len(words)):
             chance = self.random.random()
@@ -87,12 +87,12 @@ class Writer:
         return " ".join(self.sentence() for _ in range(self.random.randint(2, 7)))
 
     def n_paragraphs(self) -> int:
-        """Most articles are short, a few are long."""
+        """Return the length of an article: most are short, a few are long."""
         return 1 + int(self.random.lognormvariate(1.6, 0.9))
 
 
 def made_articles(n_characters: int, seed: int) -> Iterator[tuple[str, str]]:
-    """Titles and texts until there are so many characters."""
+    """Yield titles and texts up to `n_characters`."""
     writer = Writer(seed)
     written = 0
     while written < n_characters:
@@ -103,8 +103,10 @@ def made_articles(n_characters: int, seed: int) -> Iterator[tuple[str, str]]:
 
 
 def write_made_dump(file: Path, n_characters: int, seed: int, repeats: int = 1) -> int:
-    """A dump of about `repeats` times so many characters of wikitext, a bz2 stream for each repetition as
-    Wikipedia's multistream dumps have many; returns how many articles it holds."""
+    """Write a dump of about `repeats` times `n_characters` of wikitext, and return its number of articles.
+
+    Each repetition is a bz2 stream of its own, as in Wikipedia's multistream dumps.
+    """
     n_articles, pages = _made_pages(n_characters, seed)
     stream = bz2.compress(pages.encode())
     with file.open("wb") as out:
@@ -168,7 +170,7 @@ def _article(writer: Writer, title: str) -> str:
 
 
 def _marked(writer: Writer) -> str:
-    """A paragraph with links, references and the like among its words."""
+    """Return a paragraph with links, references and other markup among its words."""
     words = writer.paragraph().split(" ")
     for at, word in enumerate(words):
         chance = writer.random.random()

@@ -1,4 +1,4 @@
-"""One row of a benchmark: two sides that take turns, their ratio, and whether a goal is reached."""
+"""A row of a benchmark: two sides measured in turns, their ratio, and its goal."""
 
 import importlib
 import statistics
@@ -13,36 +13,36 @@ PERCENT = "%"
 
 
 class MissingPeerError(DTLError):
-    """What a row is measured with is not installed; the message says how to get it."""
+    """Raised for a peer that is not installed; the message has the command that installs it."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A bound on one figure of a row: its `ratio`, or `ours` alone."""
+    """A bound on one value of a row: `ratio` or `ours`."""
 
-    figure: str
+    figure: str  # ratio | ours
     bound: float
     at_least: bool
-    words: str  # for people: ">= 3 x"
+    words: str  # as shown: ">= 3 x"
 
     def reached_by(self, value: float) -> bool:
         return value >= self.bound if self.at_least else value <= self.bound
 
 
 def at_least(bound: float) -> Goal:
-    """Ours must be so many times as fast as the peer."""
+    """Goal that ours is at least `bound` times as fast as the peer."""
     return Goal("ratio", bound, True, f">= {bound:g} x")
 
 
 def at_most(bound: float, unit: str, figure: str = "ours") -> Goal:
-    """A figure in its unit must not exceed the bound."""
+    """Goal that a value in `unit` is at most `bound`."""
     shown = f"{100 * bound:g} %" if unit == PERCENT else f"{bound:g} {unit}"
     return Goal(figure, bound, False, f"<= {shown}")
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """The ratio of the rounds: their median, the smallest and the largest. `unit`: x (times as fast) or %."""
+    """Median, minimum and maximum of the ratios of the rounds. `unit`: x (times as fast) or %."""
 
     median: float
     least: float
@@ -52,7 +52,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured, ours and the peer's (medians of the rounds, in `unit`), and what came of it."""
+    """One measurement: the values of ours and the peer (medians of the rounds, in `unit`), their ratio, its goal."""
 
     name: str
     what: str
@@ -64,11 +64,11 @@ class Row:
     rounds: int = 0
     goal: Goal | None = None
     note: str = ""
-    skipped: str | None = None  # why nothing was measured, and what to do about it
+    skipped: str | None = None  # why nothing was measured, with the remedy
 
     @property
     def reached(self) -> bool | None:
-        """Whether the goal is reached; None without a goal, or when nothing was measured."""
+        """Return True when the goal is reached; None without a goal, or when nothing was measured."""
         if self.goal is None or self.skipped is not None:
             return None
         value = self.ours if self.goal.figure == "ours" else self.ratio and self.ratio.median
@@ -77,7 +77,7 @@ class Row:
 
 
 def skipped(row: Row, why: str) -> Row:
-    """The same row, with nothing measured."""
+    """Return the row as skipped, with the reason."""
     return replace(row, skipped=why)
 
 
@@ -87,21 +87,21 @@ Side = Callable[[], Any]
 def in_turns(
     ours: Side, theirs: Side, rounds: int, clock: Callable[[], float] = time.perf_counter
 ) -> tuple[list[float], list[float]]:
-    """Seconds of each round, of both: A B, B A, A B, ... What slows the machine slows both."""
+    """Return the seconds of each round of both sides: A B, B A, A B, ... so that other load slows both alike."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for number in range(rounds):
         turns = [(ours, seconds[0]), (theirs, seconds[1])]
-        for side, kept in turns if number % 2 == 0 else reversed(turns):
+        for side, times in turns if number % 2 == 0 else reversed(turns):
             began = clock()
             side()
-            kept.append(clock() - began)
+            times.append(clock() - began)
     return seconds
 
 
 def compared(row: Row, seconds: tuple[Sequence[float], Sequence[float]], amount: float | None = None) -> Row:
-    """The row with both sides' medians, and how many times as fast ours is.
+    """Return the row with the medians of both sides, and the ratio of their speeds.
 
-    `amount`: how much of the row's unit was done in those seconds, for a speed; without it the row is of the seconds.
+    `amount` is the work done in those seconds, for a row of speeds; without it the row is of seconds.
     """
     ours, theirs = (statistics.median(side) if amount is None else amount / statistics.median(side) for side in seconds)
     ratios = [b / a for a, b in zip(*seconds, strict=True)]
@@ -109,12 +109,12 @@ def compared(row: Row, seconds: tuple[Sequence[float], Sequence[float]], amount:
 
 
 def ratio_of(ratios: Sequence[float], unit: str = "x") -> Ratio:
-    """Median and range of the rounds' ratios."""
+    """Return median and range of the ratios of the rounds."""
     return Ratio(statistics.median(ratios), min(ratios), max(ratios), unit)
 
 
 def peer(module: str, install: str) -> Any:
-    """A module that DTL itself does not need. Raises MissingPeerError where it is not installed."""
+    """Import a module that DTL itself does not need. Raises MissingPeerError when it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -1,6 +1,5 @@
-"""What a benchmark shows and writes: the machine, the versions, the table, the JSON."""
+"""The report of a benchmark: machine, versions, table, JSON."""
 
-import importlib.metadata
 import os
 import platform
 from collections.abc import Sequence
@@ -18,16 +17,17 @@ from dtl.base.units import in_percent, in_unit
 from dtl.benchmarks.config import BenchConfig
 from dtl.benchmarks.measuring import PERCENT, Ratio, Row
 from dtl.diagnostics.machine import SYSTEM, processor, usable_cores
+from dtl.diagnostics.software import installed_version
 
 PACKAGES = ("torch", "numpy", "tokenizers", "tiktoken", "transformers", "mwxml", "mwparserfromhell", "gensim")
-BUSY = 0.25  # load average for each usable core above which other programs are in the way
+BUSY = 0.25  # load average per usable core above which other programs disturb a measurement
 NOTHING = "-"
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Processor, cores, how busy they are at this moment, and what models compute on.
+    """Return the processor, its cores and load, the system, and the device of models.
 
-    `load` is None where the system does not tell. Raises ConfigError when there is no such device.
+    `load` is None where the system does not report it. Raises ConfigError when the device is not available.
     """
     chosen, _ = choose_device(device)
     cpuinfo = SYSTEM / "proc/cpuinfo"
@@ -44,45 +44,40 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, DTL, and what is measured; those that are not installed are left out."""
-    found = {"python": platform.python_version(), "dtl": dtl.__version__}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    """Return the versions of Python, DTL and the installed libraries that are measured."""
+    installed = {name: version for name in PACKAGES if (version := installed_version(name)) is not None}
+    return {"python": platform.python_version(), "dtl": dtl.__version__} | installed
 
 
-def heading(of_machine: dict[str, Any], of_versions: dict[str, str]) -> list[str]:
-    """The lines above the table."""
-    load = "load unknown" if of_machine["load"] is None else f"load average {of_machine['load']:.2f}"
-    threads = of_machine["omp_num_threads"]
+def heading(machine_info: dict[str, Any], package_versions: dict[str, str]) -> list[str]:
+    """Return the lines above the table."""
+    load = "load unknown" if machine_info["load"] is None else f"load average {machine_info['load']:.2f}"
+    threads = machine_info["omp_num_threads"]
     return [
-        f"{of_machine['processor']}, {of_machine['cores']} cores usable, {load}, {of_machine['system']}",
-        f"models on: {of_machine['device']}, torch's threads: {of_machine['torch_threads']}"
+        f"{machine_info['processor']}, {machine_info['cores']} cores usable, {load}, {machine_info['system']}",
+        f"models on: {machine_info['device']}, torch's threads: {machine_info['torch_threads']}"
         + (f", OMP_NUM_THREADS={threads}" if threads else ""),
-        ", ".join(f"{name} {version}" for name, version in of_versions.items()),
+        ", ".join(f"{name} {version}" for name, version in package_versions.items()),
     ]
 
 
-def busy_warning(of_machine: dict[str, Any]) -> str | None:
-    """What to think of the figures when other programs are running; None on a quiet machine."""
-    load, cores = of_machine["load"], of_machine["cores"]
+def busy_warning(machine_info: dict[str, Any]) -> str | None:
+    """Return a warning about the results when other programs are running; None on an idle machine."""
+    load, cores = machine_info["load"], machine_info["cores"]
     if load is None or load <= BUSY * cores:
         return None
     return (
         f"the machine is busy (load average {load:.2f} on {cores} cores): times are too long, ratios uncertain, and "
-        "what works with several processes seems slower than it is. Close other programs and measure again."
+        "programs with several processes appear too slow. Close other programs and measure again."
     )
 
 
 def table_of(rows: Sequence[Row]) -> Table:
-    """All rows, for a console of 80 columns or more."""
+    """Return the table of all rows, for a console of 80 columns or more."""
     columns = {"what": {"ratio": 1, "min_width": 16}, **{key: {"overflow": "fold"} for key in ("ours", "the peer's")}}
     headers = [*columns, "ratio", "goal", "reached"]
-    look = {"header_style": "bold", "padding": (0, 1, 1, 0)}
-    return table(headers, map(_cells, rows), headers[1:], columns=columns, **look)
+    style = {"header_style": "bold", "padding": (0, 1, 1, 0)}
+    return table(headers, map(_cells, rows), headers[1:], columns=columns, **style)
 
 
 def _cells(row: Row) -> list[str | Text]:
@@ -90,26 +85,26 @@ def _cells(row: Row) -> list[str | Text]:
     if row.skipped is not None:
         return [_what(row), NOTHING, NOTHING, NOTHING, goal, "skipped"]
     reached = {True: Text("yes", "green"), False: Text("no", "bold red"), None: ""}[row.reached]
-    figures = [in_unit(value, row.unit) for value in (row.ours, row.peer)]
-    return [_what(row), *figures, ratio_in_words(row.ratio), goal, reached]
+    values = [in_unit(value, row.unit) for value in (row.ours, row.peer)]
+    return [_what(row), *values, ratio_in_words(row.ratio), goal, reached]
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
-    """What else is known of the rows, a line each, to be shown below the table."""
+    """Return the notes of the rows, a line each, to be shown below the table."""
     return [f"{row.name}: {row.note}" for row in rows if row.note and row.skipped is None]
 
 
 def _what(row: Row) -> Text:
     text = Text(row.what)
     if row.peer_name:
-        text.append(f"\nbeside: {row.peer_name}", "dim")
+        text.append(f"\ncompared with: {row.peer_name}", "dim")
     if row.skipped is not None:
         text.append(f"\nskipped: {row.skipped}", "yellow")
     return text
 
 
 def ratio_in_words(ratio: Ratio | None) -> str:
-    """The median, and below it the range of the rounds."""
+    """Format the median, with the range of the rounds below it."""
     if ratio is None:
         return NOTHING
     if ratio.unit == PERCENT:
@@ -118,8 +113,8 @@ def ratio_in_words(ratio: Ratio | None) -> str:
 
 
 def as_json(
-    settings: BenchConfig, of_machine: dict[str, Any], of_versions: dict[str, str], rows: Sequence[Row]
+    settings: BenchConfig, machine_info: dict[str, Any], package_versions: dict[str, str], rows: Sequence[Row]
 ) -> dict[str, Any]:
-    """Everything that was shown, in plain values."""
+    """Return everything that was shown, as plain values."""
     shown = [asdict(row) | {"reached": row.reached} for row in rows]
-    return {"settings": asdict(settings), "machine": of_machine, "versions": of_versions, "rows": shown}
+    return {"settings": asdict(settings), "machine": machine_info, "versions": package_versions, "rows": shown}

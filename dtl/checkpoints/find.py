@@ -1,4 +1,4 @@
-"""What `ckpt=`, `resume=` and `init=` name: the newest run, a run, one of its checkpoints, any Hugging Face folder."""
+"""Resolves `ckpt=`, `resume=` and `init=`: latest, a run, one of its checkpoints, or a Hugging Face folder."""
 
 import difflib
 import logging
@@ -19,32 +19,31 @@ from dtl.errors import CheckpointError
 Preference = Literal["best", "newest"]
 log = logging.getLogger(__name__)
 
-_FOR_USE = (*MODEL_FILES, *TOKENIZER_FILES)  # what is read to use a model; resuming reads everything
+_FOR_USE = (*MODEL_FILES, *TOKENIZER_FILES)  # the files needed to use a model; resuming needs all files
 _DEPTH = 5  # outputs/multirun/<date>/<time>/<job>
 _STAMP = re.compile(r"(?P<date>\d{4}-\d\d-\d\d)[/\\](?P<time>\d\d-\d\d-\d\d)[^/\\]*(?:[/\\](?P<job>\d+)[^/\\]*)?$")
 
 
 def find_checkpoint(spec: str, outputs: Path, prefer: Preference = "best") -> Path:
-    """The folder to load for what a person wrote: `latest`, or the path of a run, of a checkpoint, or of a
-    Hugging Face directory.
+    """Return the folder to load for `latest`, or for the path of a run, a checkpoint or a Hugging Face directory.
 
-    Of a run it is `checkpoints/best` or the newest, as `prefer` says; the other one where that is missing or
-    damaged, with a warning. `latest` is the run or trial under `outputs` that started last, of those that hold a
-    whole checkpoint. Raises CheckpointError saying what was found near, or which file is damaged.
+    For a run it is `checkpoints/best` or the newest checkpoint, depending on `prefer`; where that is missing or
+    damaged, the other one, with a warning. `latest` is the run or trial under `outputs` that started last among those
+    with a valid checkpoint. Raises CheckpointError with similar names, or with the damaged file.
     """
     if spec == "latest":
-        return _latest(outputs, prefer)
+        return _resolve_latest(outputs, prefer)
     try:
-        return _at(Path(os.path.expanduser(spec)), spec, outputs, prefer)
+        return _resolve_path(Path(os.path.expanduser(spec)), spec, outputs, prefer)
     except OSError as error:  # no permission, a name too long
         raise CheckpointError(f"{spec}: cannot be read ({error.strerror}).") from error
 
 
-def _at(path: Path, spec: str, outputs: Path, prefer: Preference) -> Path:
+def _resolve_path(path: Path, spec: str, outputs: Path, prefer: Preference) -> Path:
     if path.name == "checkpoints" and path.is_dir():
         path = path.parent
     if (path / "checkpoints").is_dir():
-        return _of_run(path, prefer)
+        return _resolve_run(path, prefer)
     if path.name == "best" and path.parent.name == "checkpoints" and path.parent.is_dir():
         best = best_checkpoint(path.parent.parent)  # may be best.old
         if best is not None and best.problem is None:
@@ -54,11 +53,11 @@ def _at(path: Path, spec: str, outputs: Path, prefer: Preference) -> Path:
         return path
     if (path / "config.json").is_file():
         return path
-    raise _miss(spec, path, outputs)
+    raise _not_found(spec, path, outputs)
 
 
 def list_runs(outputs: Path, marks: Collection[str] = ("checkpoints",)) -> list[Path]:
-    """Every run and every trial of a sweep under `outputs`, last started first: folders that hold one of `marks`."""
+    """All runs and trials of sweeps under `outputs`, last started first: the folders that contain one of `marks`."""
     return sorted(_runs(outputs, set(marks), _DEPTH), key=_start, reverse=True)
 
 
@@ -68,7 +67,7 @@ def _runs(folder: Path, marks: set[str], depth: int) -> Iterator[Path]:
         if any(entry.name in marks for entry in inside):
             yield folder
             return
-        hidden = (TEMPORARY, TRASH)  # what is being written, what is being deleted
+        hidden = (TEMPORARY, TRASH)  # folders that are being written or deleted
         folders = [entry.path for entry in inside if entry.is_dir(follow_symlinks=False)]
     except OSError:
         return
@@ -78,8 +77,8 @@ def _runs(folder: Path, marks: set[str], depth: int) -> Iterator[Path]:
 
 
 def start_of(run_dir: Path) -> datetime:
-    """When a run began, in this machine's time zone without naming it: by its run.json, else by its folder's name;
-    `datetime.min` where neither says. Copying a folder changes times of files, not these."""
+    """The start of a run as a naive local time, from its run.json, else from its folder's name; `datetime.min` when
+    neither has one. Not from file times, which change when a folder is copied."""
     return _start(run_dir)[0]
 
 
@@ -95,24 +94,24 @@ def _start(run_dir: Path) -> tuple[datetime, int, str]:
     return started, int(stamp["job"] or 0) if stamp else 0, str(run_dir)
 
 
-def _latest(outputs: Path, prefer: Preference) -> Path:
+def _resolve_latest(outputs: Path, prefer: Preference) -> Path:
     runs = list_runs(outputs)
     for run_dir in runs:
         if not any((run_dir / "checkpoints").iterdir()):
-            continue  # it has only just begun, or ended before its first save
+            continue  # just started, or ended before its first save
         try:
-            return _of_run(run_dir, prefer)
+            return _resolve_run(run_dir, prefer)
         except CheckpointError as error:
-            log.warning("latest: passing over %s", error)
+            log.warning("latest: skipping %s", error)
     if not runs:
         raise CheckpointError(
             f"latest: no run with checkpoints under {outputs.resolve()}. Train one with python -m dtl.train, "
             "or give the path of a run."
         )
-    raise CheckpointError(f"latest: none of the {len(runs)} runs under {outputs.resolve()} holds a whole checkpoint.")
+    raise CheckpointError(f"latest: none of the {len(runs)} runs under {outputs.resolve()} has a valid checkpoint.")
 
 
-def _of_run(run_dir: Path, prefer: Preference) -> Path:
+def _resolve_run(run_dir: Path, prefer: Preference) -> Path:
     if prefer == "best":
         best = best_checkpoint(run_dir, only=_FOR_USE)
         if best is not None and best.problem is None:
@@ -125,16 +124,16 @@ def _of_run(run_dir: Path, prefer: Preference) -> Path:
     return newest.path
 
 
-def _miss(spec: str, path: Path, outputs: Path) -> CheckpointError:
-    """What to say when `path` is nothing that can be loaded, with what lies near it."""
+def _not_found(spec: str, path: Path, outputs: Path) -> CheckpointError:
+    """The error for a `path` that cannot be loaded, with similar names."""
     if path.is_file():
         if path.suffix in PICKLES:
             return CheckpointError(pickle_message(path))
-        return CheckpointError(f"{path}: a file. Give the folder that it lies in: {path.parent}")
+        return CheckpointError(f"{path}: a file. Give its folder: {path.parent}")
     if path.is_dir():
         inside = [str(run) for run in list_runs(path)[:3]]
         if inside:
-            return CheckpointError(f"{path}: holds runs, and is none itself. Give one of them:\n" + "\n".join(inside))
+            return CheckpointError(f"{path}: contains runs, but is not a run. Give one of them:\n" + "\n".join(inside))
         pickles = [file for file in sorted(path.iterdir()) if file.suffix in PICKLES]
         if pickles:
             return CheckpointError(pickle_message(pickles[0]))
@@ -144,19 +143,19 @@ def _miss(spec: str, path: Path, outputs: Path) -> CheckpointError:
     near = _near(path) or [str(run) for run in list_runs(outputs)[:3]]
     return CheckpointError(
         f"{spec}: no such folder."
-        + ("\nNear it: " + ", ".join(near) if near else "")
+        + ("\nSimilar: " + ", ".join(near) if near else "")
         + "\nGive latest, the folder of a run or of a checkpoint, or a Hugging Face model directory on this disk."
     )
 
 
 def _near(path: Path) -> list[str]:
-    """Names beside a path that does not exist, the most alike first."""
+    """Existing names next to a path that does not exist, the most similar first."""
     try:
         names = [entry.name for entry in path.parent.iterdir() if not entry.name.startswith(".")]
     except OSError:
         return []
     names = [name for name in names if not name.endswith(ASIDE)]
-    alike = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
-    if not alike and path.parent.name == "checkpoints":
-        alike = sorted(names)[-3:]
-    return [str(path.with_name(name)) for name in alike]
+    similar = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
+    if not similar and path.parent.name == "checkpoints":
+        similar = sorted(names)[-3:]
+    return [str(path.with_name(name)) for name in similar]

@@ -1,9 +1,9 @@
-"""The checkpoints that a run has: which are there, which are whole, which is the newest, which is the best.
+"""Lists and verifies the checkpoints of a run, and finds the newest valid one and the best.
 
-    <run>/checkpoints/step-00001000/   one folder for each saved step, whole when its manifest verifies
+    <run>/checkpoints/step-00001000/   one folder for each saved step, valid when its manifest verifies
     <run>/checkpoints/best/            a copy of the best of them
 
-Order is by the step in the manifest, never by a clock. Nothing here writes; nothing here imports torch.
+Order is by the step in the manifest, never by file times. Nothing here writes; nothing here imports torch.
 """
 
 import re
@@ -24,35 +24,35 @@ _STEP_FOLDER = re.compile(r"step-(\d{1,18})(\.old)?")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One entry of a run's checkpoints. `problem` says in one line what is wrong with it; None means whole."""
+    """One entry of a run's checkpoints. `problem` describes damage in one line; None means valid."""
 
     path: Path
     step: int
-    epoch: int | None = None  # None where the manifest cannot be read
+    epoch: int | None = None  # None when the manifest cannot be read
     digest: str = ""  # equal for checkpoints of equal contents
     problem: str | None = None
 
 
 def step_folder(run_dir: Path, step: int) -> Path:
-    """Where the checkpoint of this step lies."""
+    """The folder of the checkpoint of this step."""
     return run_dir / "checkpoints" / f"step-{step:08d}"
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder is a checkpoint of DTL, whole or not, rather than any Hugging Face directory."""
+    """Return True when a folder is a checkpoint of DTL, valid or not, rather than another Hugging Face directory."""
     return any((folder / name).exists() for name in (MANIFEST, *STATE_FILES))
 
 
 def verify(folder: Path, only: Collection[str] | None = None, contents: bool = True) -> Manifest:
-    """Check that a checkpoint is what was written: all its files, or the contents of those in `only`.
+    """Verify a checkpoint: all its files, or the contents of those in `only`.
 
-    `contents=False` looks at the manifest, the names and the sizes alone, which takes no time.
-    Raises CheckpointError naming the damaged file and the way on.
+    `contents=False` checks the manifest, the names and the sizes only, without reading the files.
+    Raises CheckpointError naming the damaged file and the alternatives.
     """
     try:
         manifest = verify_manifest(folder, only) if contents else read_manifest(folder)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}\n{_way_on(folder)}") from error
+        raise CheckpointError(f"{error}\n{_hint(folder)}") from error
     version = manifest.facts.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise CheckpointError(
@@ -61,24 +61,24 @@ def verify(folder: Path, only: Collection[str] | None = None, contents: bool = T
     missing = [name for name in FILES if name not in manifest.files]
     numbers = [manifest.facts.get(key) for key in ("format_version", "step", "epoch")]
     if missing or not all(isinstance(number, int) for number in numbers):
-        raise CheckpointError(f"{folder / MANIFEST}: not the manifest of a checkpoint.\n{_way_on(folder)}")
+        raise CheckpointError(f"{folder / MANIFEST}: not the manifest of a checkpoint.\n{_hint(folder)}")
     named = _STEP_FOLDER.fullmatch(folder.name)
     if named and int(named[1]) != manifest.facts["step"]:
-        raise CheckpointError(f"{folder / MANIFEST}: is that of step {manifest.facts['step']}.\n{_way_on(folder)}")
+        raise CheckpointError(f"{folder / MANIFEST}: belongs to step {manifest.facts['step']}.\n{_hint(folder)}")
     return manifest
 
 
-def _way_on(folder: Path) -> str:
+def _hint(folder: Path) -> str:
     if folder.parent.name == "checkpoints":
         return (
             "Nothing was loaded from it, nothing was deleted. "
-            f"Give the run's folder instead, {folder.parent.parent}: its newest whole checkpoint is used."
+            f"Give the run's folder instead, {folder.parent.parent}: its newest valid checkpoint is used."
         )
-    return "Nothing was loaded from it. Copy the folder again from where it came from, or use another checkpoint."
+    return "Nothing was loaded from it. Copy the folder again from its source, or use another checkpoint."
 
 
 def inspect(folder: Path, only: Collection[str] | None = None, contents: bool = True) -> Checkpoint:
-    """The entry of one checkpoint folder. Damage raises nothing: it is the entry's `problem`."""
+    """The entry of one checkpoint folder. Damage does not raise: it is the entry's `problem`."""
     try:
         manifest = verify(folder, only, contents)
     except CheckpointError as error:
@@ -88,32 +88,32 @@ def inspect(folder: Path, only: Collection[str] | None = None, contents: bool = 
 
 
 def list_checkpoints(run_dir: Path, contents: bool = True) -> list[Checkpoint]:
-    """The checkpoints of a run, whole and damaged, newest step first; `best` is not among them.
+    """The checkpoints of a run, valid and damaged, newest step first, without `best`.
 
-    With `contents=False` only manifests, names and sizes are looked at. A `step-*.old`, left by a kill between two
-    renames, counts only while no whole checkpoint has its place.
+    With `contents=False` only manifests, names and sizes are checked. A `step-*.old`, left by a kill between two
+    renames, counts only while there is no valid checkpoint under its own name.
     """
     entries = [inspect(folder, contents=contents) for folder in step_folders(run_dir)]
-    whole = {entry.path.name for entry in entries if entry.problem is None}
-    return sorted((entry for entry in entries if not _is_superseded(entry.path.name, whole)), key=_newest_first)
+    valid = {entry.path.name for entry in entries if entry.problem is None}
+    return sorted((entry for entry in entries if not _is_superseded(entry.path.name, valid)), key=_newest_first)
 
 
 def step_folders(run_dir: Path) -> list[Path]:
-    """Every folder of a saved step, `step-*.old` too, in no order."""
+    """The folders of all saved steps including `step-*.old`, unordered."""
     try:
-        found = list((run_dir / "checkpoints").iterdir())
+        folders = list((run_dir / "checkpoints").iterdir())
     except OSError:
         return []
-    return [folder for folder in found if _STEP_FOLDER.fullmatch(folder.name) and folder.is_dir()]
+    return [folder for folder in folders if _STEP_FOLDER.fullmatch(folder.name) and folder.is_dir()]
 
 
 def step_of(folder: Path) -> int:
-    """The step in the name of one of `step_folders`, which is the one in its manifest where that is valid."""
+    """The step in the name of one of `step_folders`; a valid manifest has the same step."""
     return int(folder.name.removesuffix(ASIDE).rpartition("-")[2])
 
 
-def _is_superseded(name: str, whole: set[str]) -> bool:
-    return name.endswith(ASIDE) and name.removesuffix(ASIDE) in whole
+def _is_superseded(name: str, valid: set[str]) -> bool:
+    return name.endswith(ASIDE) and name.removesuffix(ASIDE) in valid
 
 
 def _newest_first(entry: Checkpoint) -> tuple[int, bool, str]:
@@ -122,40 +122,40 @@ def _newest_first(entry: Checkpoint) -> tuple[int, bool, str]:
 
 
 def best_checkpoint(run_dir: Path, only: Collection[str] | None = None, contents: bool = True) -> Checkpoint | None:
-    """`checkpoints/best`, or `best.old` where that is the whole one. Its entry tells the damage when neither is
-    whole; None when neither is there."""
+    """The entry of `checkpoints/best`, or of `best.old` when only that is valid. It has a `problem` when neither is
+    valid; None when neither exists."""
     folders = [run_dir / "checkpoints" / name for name in ("best", f"best{ASIDE}")]
     entries = [inspect(folder, only, contents) for folder in folders if folder.is_dir()]
     return next((entry for entry in entries if entry.problem is None), entries[0] if entries else None)
 
 
 def newest_valid(run_dir: Path) -> tuple[Checkpoint, str | None]:
-    """The newest whole checkpoint of a run, and what to tell about damaged newer ones (None: nothing).
+    """The newest valid checkpoint of a run, and a message about damaged newer ones, or None.
 
-    Every file of it has been read. `best` counts as one. Raises CheckpointError when there is no whole one.
+    All its files are verified. `best` counts as one. Raises CheckpointError when there is no valid one.
     """
     entries = [Checkpoint(folder, step_of(folder)) for folder in step_folders(run_dir)]
     best = best_checkpoint(run_dir, contents=False)
     damaged: list[Checkpoint] = []
     for entry in sorted(entries if best is None else [*entries, best], key=_newest_first):
-        checked = entry if entry.problem else inspect(entry.path)  # of a long run only the newest is read
+        checked = entry if entry.problem else inspect(entry.path)  # for a long run only the newest is read
         if checked.problem is None:
-            return checked, _tell_damage(damaged, checked)
+            return checked, _damage_message(damaged, checked)
         damaged.append(checked)
     if not damaged:
-        raise CheckpointError(f"{run_dir}: holds no checkpoint. The first one comes at trainer.save_every_steps.")
+        raise CheckpointError(f"{run_dir}: has no checkpoint. The first one is saved at trainer.save_every_steps.")
     raise CheckpointError(
-        f"{run_dir}: none of its {len(damaged)} checkpoints is whole.\n"
+        f"{run_dir}: none of its {len(damaged)} checkpoints is valid.\n"
         + "".join(f"  {entry.problem}\n" for entry in damaged[:3])
-        + "Nothing was deleted. Copy one of them from a backup, or start the run anew."
+        + "Nothing was deleted. Copy one of them from a backup, or start the run again."
     )
 
 
-def _tell_damage(damaged: list[Checkpoint], used: Checkpoint) -> str | None:
+def _damage_message(damaged: list[Checkpoint], used: Checkpoint) -> str | None:
     newer = [entry for entry in damaged if entry.step > used.step]
     if not newer:
         return None
     return (
         f"{newer[0].problem}\nUsing {used.path.name} (step {used.step}) instead: "
-        f"{newer[0].step - used.step} steps are lost. The damaged folder stays where it is."
+        f"{newer[0].step - used.step} steps are lost. The damaged folder is kept."
     )

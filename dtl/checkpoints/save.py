@@ -1,7 +1,7 @@
-"""Checkpoints: everything that a model needs to be used, and a run to go on, in one Hugging Face model directory.
+"""Saving of checkpoints: one Hugging Face model directory with everything to use the model and to resume the run.
 
-Saved whole or not at all, proved by a manifest, loaded without running anything that lies in them: safetensors
-and JSON only. What a run's folder of checkpoints holds is in checkpoints/listing.py, its upkeep in store.py.
+Saved atomically with a manifest, as safetensors and JSON only, which are loaded without executing anything.
+The checkpoints of a run are listed in checkpoints/listing.py and maintained in store.py.
 """
 
 import json
@@ -18,11 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dtl.base.files import TEMPORARY, ManifestWriter, publish_directory
-from dtl.checkpoints.listing import (
-    FORMAT_VERSION,
-    inspect,
-    step_folder,
-)
+from dtl.checkpoints.listing import FORMAT_VERSION, inspect, step_folder
 from dtl.checkpoints.store import set_damaged_aside, storage_error
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.errors import CheckpointError
@@ -38,36 +34,37 @@ def save_checkpoint(
     state: Mapping[str, Any],
     optimizer: Mapping[str, Tensor],
 ) -> Path:
-    """Write `run_dir/checkpoints/step-<state["step"]>/`, whole and on the disk when this returns; its path.
+    """Write `run_dir/checkpoints/step-<state["step"]>/`, complete and flushed to disk, and return its path.
 
-    `state` is plain JSON with integers `step` and `epoch`; `optimizer` holds its tensors under flat names. A folder
-    that is there already stays when it holds the same, is replaced when it holds another state of the same step,
-    and moves to `.damaged` when it is.
+    `state` is plain JSON with integers `step` and `epoch`; `optimizer` has its tensors under flat names. An existing
+    folder is kept when it has the same contents, replaced when it has another state of the same step, and renamed to
+    `.damaged` when it is damaged.
     Raises CheckpointError, and leaves nothing half written, when weights or state are not finite, or when the disk
-    is full or may not be written.
+    is full or not writable.
     """
-    _refuse_what_cannot_be_kept(model, tokenizer, state)
+    _check_can_be_saved(model, tokenizer, state)
     final = step_folder(run_dir, state["step"])
     temporary = final.with_name(f"{TEMPORARY}{state['step']}-{os.getpid()}-{secrets.token_hex(4)}")
     weights, moments = _on_cpu(to_hf(model)), _on_cpu(optimizer)
     try:
         temporary.mkdir(parents=True)
         with ManifestWriter(temporary) as manifest_writer:
-            _write_tensors(temporary / "optimizer.safetensors", moments)  # the largest: hashed during all the rest
+            # The optimizer's tensors first, the largest file: hashed while the others are written.
+            _write_tensors(temporary / "optimizer.safetensors", moments)
             manifest_writer.add("optimizer.safetensors")
             _write_tensors(temporary / "model.safetensors", weights)
             manifest_writer.add("model.safetensors")
             _write_texts(temporary, model, tokenizer, config_yaml, state)
             for name in ("optimizer.safetensors", "model.safetensors"):
-                # safetensors makes files that only their owner may read; the others follow the umask.
+                # safetensors creates files that only their owner may read; the others follow the umask.
                 shutil.copymode(temporary / "config.yaml", temporary / name)
             manifest = manifest_writer.write(format_version=FORMAT_VERSION, step=state["step"], epoch=state["epoch"])
         if final.exists():
-            there = inspect(final)
-            if there.digest == manifest.digest:
+            existing = inspect(final)
+            if existing.digest == manifest.digest:
                 shutil.rmtree(temporary)
                 return final
-            if there.problem is not None:
+            if existing.problem is not None:
                 set_damaged_aside(final)
         publish_directory(temporary, final)
     except BaseException as error:
@@ -85,6 +82,7 @@ def _write_texts(
     config = hf_config(model.config, model.vocab_size, **ids)
     generation = {key: config[key] for key in ("eos_token_id", "bos_token_id", "pad_token_id")} | {"do_sample": False}
     for name, contents in (("config.json", config), ("generation_config.json", generation), ("state.json", state)):
+        # Sorted keys: equal contents give equal bytes and digests, so that the same step saved twice is recognised.
         text = json.dumps(contents, indent=2, sort_keys=True, allow_nan=False) + "\n"
         (folder / name).write_text(text, encoding="utf-8")
     (folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
@@ -92,7 +90,7 @@ def _write_texts(
 
 
 def _write_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
-    # More keys in the metadata would be written in an order that differs from process to process.
+    # One key only: several would be written in an order that differs between processes, and change the SHA-256.
     save_file(tensors, file, metadata={"format": "pt"})
 
 
@@ -104,17 +102,17 @@ def _n_bytes(tensors: Mapping[str, Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def _refuse_what_cannot_be_kept(model: TransformerLM, tokenizer: Tokenizer, state: Mapping[str, Any]) -> None:
+def _check_can_be_saved(model: TransformerLM, tokenizer: Tokenizer, state: Mapping[str, Any]) -> None:
     for key in ("step", "epoch"):
         if type(state.get(key)) is not int or state[key] < 0:
-            raise CheckpointError(f"state.{key}={state.get(key)!r}: must be a whole number from 0.")
-    _refuse_odd_values("state", state)
+            raise CheckpointError(f"state.{key}={state.get(key)!r}: must be an integer of at least 0.")
+    _check_json_values("state", state)
     if tokenizer.vocab_size > model.vocab_size:
         raise CheckpointError(
-            f"The tokenizer has {tokenizer.vocab_size} tokens and the model rows for {model.vocab_size}: "
+            f"The tokenizer has {tokenizer.vocab_size} tokens and the model embeds {model.vocab_size}: "
             "they do not belong together."
         )
-    # A sum passes on what is not finite, at a fifth of the time of looking at each number.
+    # A sum propagates NaN and infinity, in a fifth of the time of checking each element.
     suspects = [(name, weight) for name, weight in model.named_parameters() if not bool(weight.sum().isfinite())]
     bad = [name for name, weight in suspects if not bool(weight.isfinite().all())]
     if bad:
@@ -124,15 +122,15 @@ def _refuse_what_cannot_be_kept(model: TransformerLM, tokenizer: Tokenizer, stat
         )
 
 
-def _refuse_odd_values(key: str, value: Any) -> None:
-    """Only what JSON gives back exactly: no NaN, no tuples (they return as lists), no keys that are not text."""
+def _check_json_values(key: str, value: Any) -> None:
+    """Raise CheckpointError for values that JSON does not round-trip: NaN, tuples (read as lists), keys not text."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             if not isinstance(name, str):
                 raise CheckpointError(f"{key}: the key {name!r} is not text, and JSON would change it.")
-            _refuse_odd_values(f"{key}.{name}", inner)
+            _check_json_values(f"{key}.{name}", inner)
     elif isinstance(value, list):
         for index, inner in enumerate(value):
-            _refuse_odd_values(f"{key}[{index}]", inner)
+            _check_json_values(f"{key}[{index}]", inner)
     elif not (value is None or type(value) in (bool, int, str) or (type(value) is float and isfinite(value))):
-        raise CheckpointError(f"{key}={value!r}: not a value that JSON gives back as it was.")
+        raise CheckpointError(f"{key}={value!r}: not a value that JSON can represent exactly.")

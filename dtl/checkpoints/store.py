@@ -1,6 +1,6 @@
-"""Keeping the checkpoints of a run in order: best, rotation, what a killed process left, one writer at a time.
+"""Maintenance of a run's checkpoints: best, rotation, clean-up after a killed process, the lock of a run.
 
-Nothing whole is ever without a name, and nothing damaged is deleted. Imports no torch.
+A valid checkpoint always has its name, and damaged ones are never deleted. Imports no torch.
 """
 
 import errno
@@ -40,15 +40,15 @@ from dtl.checkpoints.listing import (
 )
 from dtl.errors import CheckpointError, TrainingError
 
-LOCK, HOLDER = ".lock", ".lock.json"  # what `lock_run` holds, and who does
-SECONDS_OF_A_LOOK = 0.5  # whoever only looks whether a lock is free holds it for a moment
+LOCK, LOCK_OWNER = ".lock", ".lock.json"  # the lock of `lock_run`, and its owner
+LOCK_PROBE_SECONDS = 0.5  # testing whether a lock is free takes it for a moment
 
 
 def publish_best(run_dir: Path, checkpoint: Path) -> Path:
-    """Make `checkpoints/best` a copy of this checkpoint; the old best is there until the new one is.
+    """Make `checkpoints/best` a copy of this checkpoint; the old best is kept until the new one is complete.
 
-    Files are hard links where the disk has them: no byte is ever changed in place, so that a copy needs no room.
-    Raises CheckpointError when the checkpoint is damaged or the disk takes no more.
+    Files are hard links where the file system has them: files are never changed in place, so a copy needs no space.
+    Raises CheckpointError when the checkpoint is damaged or cannot be written.
     """
     manifest = verify(checkpoint, contents=False)
     best = run_dir / "checkpoints" / "best"
@@ -59,7 +59,7 @@ def publish_best(run_dir: Path, checkpoint: Path) -> Path:
             if current.digest == manifest.digest:
                 return best
             if current.problem is not None:
-                set_damaged_aside(best)  # so that a whole best.old keeps its place meanwhile
+                set_damaged_aside(best)  # so that a valid best.old is kept meanwhile
         temporary.mkdir()
         for name in (*manifest.files, MANIFEST):
             _link_or_copy(checkpoint / name, temporary / name)
@@ -80,7 +80,7 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 
 def set_damaged_aside(folder: Path) -> Path:
-    """Rename a damaged folder to `<name>.damaged`, out of the way and still there to look at."""
+    """Rename a damaged folder to `<name>.damaged`, where it can still be inspected."""
     return _rename_with(folder, ".damaged")
 
 
@@ -93,10 +93,10 @@ def _rename_with(folder: Path, suffix: str) -> Path:
 
 
 def rotate(run_dir: Path, keep: int, protect: Collection[Path] = ()) -> list[str]:
-    """Delete the oldest checkpoints beyond the `keep` newest. Returns warnings; a failed delete is no error.
+    """Delete the oldest checkpoints beyond the `keep` newest. Returns warnings; a failed delete does not raise.
 
-    The newest whole one stays (every byte of it is read first), and the one that `best` came from, those in
-    `protect`, and all that are damaged; these are not counted.
+    Kept without counting are the newest valid one (its contents are verified first), the one that `best` was copied
+    from, those in `protect`, and all damaged ones.
     """
     entries = [entry for entry in list_checkpoints(run_dir, contents=False) if entry.problem is None]
     while entries and inspect(entries[0].path).problem is not None:
@@ -104,7 +104,7 @@ def rotate(run_dir: Path, keep: int, protect: Collection[Path] = ()) -> list[str
     surplus = entries[max(keep, 1) :]
     best = best_checkpoint(run_dir, contents=False)
     if surplus and best is not None and best.problem is not None:
-        return [f"{best.problem} Until there is a new best, no checkpoint is deleted: it came from one of them."]
+        return [f"{best.problem} Until there is a new best, no checkpoint is deleted: best is a copy of one."]
     protected = {path.resolve() for path in protect}
     warnings: list[str] = []
     for entry in _without(best, surplus):
@@ -113,59 +113,59 @@ def rotate(run_dir: Path, keep: int, protect: Collection[Path] = ()) -> list[str
         try:
             discard_directory(entry.path)
         except OSError as error:
-            warnings.append(f"{entry.path}: could not be deleted ({error.strerror}). Delete it when nobody reads it.")
+            warnings.append(f"{entry.path}: could not be deleted ({error.strerror}). Delete it when it is not in use.")
     return warnings
 
 
 def superseded(run_dir: Path) -> list[Path]:
     """The checkpoints that `rotate` with keep=1 would delete: all but the newest, the best, and the damaged ones.
 
-    By manifests, names and sizes alone; `rotate` reads the newest one before it deletes another.
+    Checked by manifests, names and sizes only; `rotate` reads the newest one before it deletes another.
     """
-    whole = [entry for entry in list_checkpoints(run_dir, contents=False) if entry.problem is None]
+    valid = [entry for entry in list_checkpoints(run_dir, contents=False) if entry.problem is None]
     best = best_checkpoint(run_dir, contents=False)
     if best is not None and best.problem is not None:
         return []
-    return [entry.path for entry in _without(best, whole[1:])]
+    return [entry.path for entry in _without(best, valid[1:])]
 
 
 def _without(best: Checkpoint | None, entries: list[Checkpoint]) -> list[Checkpoint]:
-    """Those that `best` did not come from."""
+    """The entries that `best` was not copied from."""
     return [entry for entry in entries if best is None or entry.digest != best.digest]
 
 
 def set_aside_later(run_dir: Path, step: int) -> list[Path]:
-    """Rename the checkpoints beyond `step` to `step-*.lost`, when a run goes on from an earlier one.
+    """Rename the checkpoints beyond `step` to `step-*.lost`, when a run resumes from an earlier one.
 
-    Otherwise they would count as the newest while the run is still on its way there. Returns the new names.
+    Otherwise they would count as the newest until the run reaches their step again. Returns the new names.
     """
     later = [folder for folder in step_folders(run_dir) if step_of(folder) > step]
     return [_rename_with(folder, ".lost") for folder in sorted(later)]
 
 
-def sweep_leftovers(run_dir: Path) -> list[str]:
-    """Clear away what a killed process left. Returns warnings. Only for the one that holds `lock_run`.
+def remove_leftovers(run_dir: Path) -> list[str]:
+    """Remove leftovers of a killed process. Returns warnings. Only for the owner of `lock_run`.
 
-    No process id is asked: the lock says that nobody else writes here, and in containers ids repeat.
+    Process ids are not checked: the lock proves that no other process writes here, and in containers ids repeat.
     """
     warnings: list[str] = []
     folders = (run_dir, run_dir / "samples", run_dir / "checkpoints")
-    for leftover in [found for folder in folders for found in folder.glob(".t*")]:
+    for leftover in [path for folder in folders for path in folder.glob(".t*")]:
         if leftover.name.startswith((TEMPORARY, TRASH)):
             try:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             except OSError as error:
-                warnings.append(f"{leftover}: a leftover that could not be deleted ({error.strerror}).")
+                warnings.append(f"{leftover}: leftover that could not be deleted ({error.strerror}).")
     for aside in (run_dir / "checkpoints").glob(f"*{ASIDE}"):
         try:
-            _settle(aside)
+            _finish_replacement(aside)
         except OSError as error:
-            warnings.append(f"{aside}: could not be put in its place ({error.strerror}).")
+            warnings.append(f"{aside}: could not be restored ({error.strerror}).")
     return warnings
 
 
-def _settle(aside: Path) -> None:
-    """End a replacement that was cut off: the old folder goes when the new one is whole, else it comes back."""
+def _finish_replacement(aside: Path) -> None:
+    """Finish an interrupted replacement: delete the old folder when the new one is valid, else restore it."""
     final = aside.with_name(aside.name.removesuffix(ASIDE))
     if final.exists() and inspect(final).problem is None:
         discard_directory(aside)
@@ -178,15 +178,15 @@ def _settle(aside: Path) -> None:
 
 @contextmanager
 def lock_run(run_dir: Path) -> Iterator[None]:
-    """Hold a run's folder for this process alone; the system lets it go even when the process is killed.
+    """Lock a run's folder for this process; the operating system releases the lock even when the process is killed.
 
-    Raises TrainingError at once, naming the other process, when there is one.
+    Raises TrainingError within half a second, naming the process that has the lock.
     """
-    lock, owner = FileLock(run_dir / LOCK), run_dir / HOLDER
+    lock, owner = FileLock(run_dir / LOCK), run_dir / LOCK_OWNER
     try:
-        lock.acquire(timeout=SECONDS_OF_A_LOOK)
+        lock.acquire(timeout=LOCK_PROBE_SECONDS)
     except Timeout:
-        raise TrainingError(f"{run_dir}: in use by {_name_of(owner)}. Wait for it, or stop it first.") from None
+        raise TrainingError(f"{run_dir}: in use by {_owner_name(owner)}. Wait for it, or stop it first.") from None
     try:
         started = datetime.now().isoformat(" ", "seconds")
         write_atomically(owner, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": started}))
@@ -196,27 +196,26 @@ def lock_run(run_dir: Path) -> Iterator[None]:
         lock.release()
 
 
-def _name_of(owner: Path) -> str:
+def _owner_name(owner: Path) -> str:
     with suppress(OSError, KeyError, CheckpointError):
-        holder = read_json(owner)
-        return f"process {holder['pid']} on {holder['host']} since {holder['started']}"
+        return "process {pid} on {host} since {started}".format_map(read_json(owner))
     return "another process"
 
 
 def storage_error(error: Exception, target: Path, needed_bytes: int) -> CheckpointError:
-    """What to say when a checkpoint could not be written: what it needs, what is free, what is kept, the way on."""
+    """The error for a checkpoint that could not be written: needed and free bytes, kept checkpoints, alternatives."""
     run_dir = target.parent.parent
     free_bytes = _free_bytes(target.parent)
-    # safetensors gives the number in words only. EFBIG is a limit on the size of files, of the shell or the disk.
+    # safetensors has the number in its text only. EFBIG is a limit on the size of files, of the shell or the disk.
     number = getattr(error, "errno", None) or int((re.search(r"os error (\d+)", str(error)) or [0, 0])[1])
     reason = f"cannot be written ({error})"
     if number in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)) or free_bytes < needed_bytes:
-        reason = "the disk is full" if number != errno.EFBIG else "larger than a file may be here"
+        reason = "the disk is full" if number != errno.EFBIG else "larger than the maximum file size here"
     kept = [entry for entry in list_checkpoints(run_dir, contents=False) if entry.problem is None]
     return CheckpointError(
         f"{target}: {reason}. Needed: {in_mib(needed_bytes, ',')}, free: {in_mib(free_bytes, ',')}.\n"
-        + (f"Kept: {len(kept)} earlier, the newest of step {kept[0].step}.\n" if kept else "No earlier one is there.\n")
-        + "Make room (trainer.keep is how many stay) or mend the permissions, then go on with "
+        + (f"Kept: {len(kept)} earlier, the newest of step {kept[0].step}.\n" if kept else "No earlier one exists.\n")
+        + "Free disk space (trainer.keep is the number of checkpoints kept) or fix the permissions, then resume with "
         f"python -m dtl.train resume={run_dir}"
     )
 

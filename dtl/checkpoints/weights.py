@@ -1,6 +1,6 @@
-"""Reading safetensors files that may be anybody's: nothing in them runs, and nothing is believed before it fits.
+"""Reading of untrusted safetensors files: nothing in them is executed, and everything is checked before use.
 
-One file or shards with their index, as Hugging Face writes them. Imports torch only to make tensors.
+A single file or shards with their index, as Hugging Face writes them. Imports torch only to make tensors.
 """
 
 import json
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-MAX_HEADER_BYTES = 4 * 2**20  # about 40,000 tensors; a larger header takes seconds to parse, and no model has one
+MAX_HEADER_BYTES = 4 * 2**20  # about 40,000 tensors; no model has more, and parsing takes seconds
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model directory. Raises CheckpointError when there are none, or pickles only."""
+    """The safetensors files of a model directory. Raises CheckpointError when there are none, or only pickles."""
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if not (folder / INDEX).is_file():
@@ -33,34 +33,34 @@ def weight_files(folder: Path) -> list[Path]:
         )
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{folder / INDEX}: has no weight_map, which says where each tensor lies.")
+        raise CheckpointError(f"{folder / INDEX}: has no weight_map with the file of each tensor.")
     names = sorted({str(name) for name in weight_map.values()})
     for name in names:
         if not PLAIN_NAME.fullmatch(name) or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{folder / INDEX}: names {name!r}, which is not a safetensors file beside it.")
+            raise CheckpointError(f"{folder / INDEX}: names {name!r}, which is not a safetensors file next to it.")
         if not (folder / name).is_file():
-            raise CheckpointError(f"{folder / name}: missing; {INDEX} names it. Download the folder again, whole.")
+            raise CheckpointError(f"{folder / name}: missing; {INDEX} names it. Download the complete folder again.")
     return [folder / name for name in names]
 
 
 def read_shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor, from the headers alone.
+    """The shape of every tensor, from the headers only.
 
-    Raises CheckpointError for a file that is cut short, no safetensors, or has a header beyond all reason.
+    Raises CheckpointError for a file that is truncated, not safetensors, or has too large a header.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         for name, shape in _read_header(file).items():
             if name in shapes:
-                raise CheckpointError(f"{file}: {name} is in another shard too. Download the folder again.")
+                raise CheckpointError(f"{file}: {name} is also in another shard. Download the folder again.")
             shapes[name] = shape
     return shapes
 
 
 def read_tensors(files: list[Path]) -> "dict[str, Tensor]":
-    """Every tensor of these files, on the CPU, its bytes read when they are used.
+    """Load all tensors of these files on the CPU, memory-mapped: their bytes are read when they are used.
 
-    Raises CheckpointError for a file that is damaged or no safetensors.
+    Raises CheckpointError for a file that is damaged or not safetensors.
     """
     read_shapes(files)
     tensors: dict[str, Tensor] = {}
@@ -73,8 +73,8 @@ def read_tensors(files: list[Path]) -> "dict[str, Tensor]":
     return tensors
 
 
-def n_numbers(shapes: dict[str, tuple[int, ...]]) -> int:
-    """How many numbers tensors of these shapes hold together."""
+def numel(shapes: dict[str, tuple[int, ...]]) -> int:
+    """The total number of elements of tensors of these shapes."""
     return sum(prod(shape) for shape in shapes.values())
 
 
@@ -94,9 +94,9 @@ def _read_header(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def pickle_message(path: Path) -> str:
-    """Why pickled weights are refused, and how to make a folder that is read."""
+    """The message that pickled weights are rejected, with the command that converts them."""
     return (
-        f"{path}: pickled weights. Loading a pickle can run any code in it, so that DTL reads safetensors only.\n"
+        f"{path}: pickled weights. Loading a pickle can run any code in it, so DTL reads safetensors only.\n"
         "If you trust its source, convert it once with transformers: "
         f'AutoModelForCausalLM.from_pretrained("{path.parent}").save_pretrained("a-new-folder")'
     )

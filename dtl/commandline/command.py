@@ -1,6 +1,6 @@
-"""A command as its door sees it: its schema, its config groups, and the page behind its --help.
+"""Description of a command: its schema, its config groups and its --help.
 
-The meaning of a key is the comment beside it in its dataclass: one source for readers, --help and errors.
+The meaning of a key is the comment after its field in the dataclass: one source for readers, --help and errors.
 """
 
 import ast
@@ -16,9 +16,9 @@ import yaml
 from dtl.base.paths import conf_dir, experiments_dir
 from dtl.sweeps.config import LauncherConfig, SearchConfig
 
-ENTRY = "<name>"  # stands for the name of an entry of a mapping, in a key
-# What a command with -m takes beside its own settings: by the choice in a group of Hydra's, the keys of that group.
-OF_SWEEPS = {"hydra/launcher=dtl_process": LauncherConfig, "hydra/sweeper=dtl_optuna": SearchConfig}
+ENTRY = "<name>"  # placeholder for the name of an entry of a mapping, in a key
+# Additional settings of a command with -m: for a choice in a config group of Hydra's, the schema of its keys.
+SWEEP_SETTINGS = {"hydra/launcher=dtl_process": LauncherConfig, "hydra/sweeper=dtl_optuna": SearchConfig}
 
 
 @dataclass(frozen=True)
@@ -33,60 +33,60 @@ class Key:
 
 @dataclass(frozen=True)
 class Command:
-    """`python -m dtl.<name>`: settings as in `schema`, first values from conf/<name>.yaml.
+    """`python -m dtl.<name>`: settings as in `schema`, initial values from conf/<name>.yaml.
 
-    `page` begins what --help shows: usage, what the command does, examples. `free_text` names keys whose values are
-    taken as they were typed, with spaces, commas and brackets. Only a command with `multirun` takes -m.
+    `usage` is the first part of --help: usage, description, examples. `free_text` names keys whose values are
+    taken literally, with spaces, commas and brackets. Only a command with `multirun` accepts -m.
     """
 
     name: str
     schema: type
-    page: str
+    usage: str
     footer: str = ""
     free_text: tuple[str, ...] = ()
     multirun: bool = False
 
     @cached_property
     def settings(self) -> tuple[Key, ...]:
-        """Every setting, in the order of the dataclasses."""
+        """All settings, in the order of the dataclasses."""
         return tuple(_walk(self.schema, ""))
 
     @cached_property
-    def of_sweeps(self) -> dict[str, tuple[Key, ...]]:
-        """Settings of sweeps, each with the choice that it belongs to; none for a command that runs once."""
-        parts = OF_SWEEPS.items() if self.multirun else ()
+    def sweep_settings(self) -> dict[str, tuple[Key, ...]]:
+        """Settings of sweeps by the choice that they belong to; empty for a command without -m."""
+        parts = SWEEP_SETTINGS.items() if self.multirun else ()
         return {choice: tuple(_walk(schema, f"{section_of(choice)}.")) for choice, schema in parts}
 
     def groups(self) -> dict[str, list[str]]:
-        """Config groups and the names of their files, as they lie under conf/ and experiments/."""
+        """Config groups and the names of their files under conf/ and experiments/."""
         defaults = yaml.safe_load((conf_dir() / f"{self.name}.yaml").read_text(encoding="utf-8"))["defaults"]
         chosen = {group for entry in defaults if isinstance(entry, dict) for group in entry}
-        found: dict[str, list[str]] = {}
+        groups: dict[str, list[str]] = {}
         for file in sorted(conf_dir().glob("*/**/*.yaml")):
             group = file.parent.relative_to(conf_dir()).as_posix()
             if group.partition("/")[0] in chosen:
-                found.setdefault(group, []).append(file.stem)
+                groups.setdefault(group, []).append(file.stem)
         if "experiment" in chosen:
-            found["experiment"] = sorted(file.stem for file in experiments_dir().glob("experiment/*.yaml"))
-        return found
+            groups["experiment"] = sorted(file.stem for file in experiments_dir().glob("experiment/*.yaml"))
+        return groups
 
     def help(self) -> str:
-        """The help as plain text, 100 columns wide where it can be."""
-        lines = [self.page, *(["Groups: choose with group=choice"] if self.groups() else [])]
+        """The text of --help, at most 100 columns wide where possible."""
+        lines = [self.usage, *(["Groups: choose with group=choice"] if self.groups() else [])]
         lines += [_choices(group, names) for group, names in self.groups().items() if names]
-        lines += ["", "Keys: change with key=value (type, default of the schema: meaning; files in conf/ may differ)"]
+        lines += ["", "Keys: change with key=value (type, default of the schema: meaning; conf/ may override it)"]
         section = None
         for key in self.settings:
             owner = key.name.rpartition(".")[0]
             if owner != section:
                 section = owner
                 lines.append(f"\n  {section or self.name}")
-            lines += _explained(key)
-        if self.of_sweeps:
-            lines += ["", "Sweeps: what -m takes beside the keys above"]
-        for choice, keys in self.of_sweeps.items():
-            lines.append(f"\n  {inspect.getdoc(OF_SWEEPS[choice])}")
-            lines += [line for key in keys for line in _explained(key)]
+            lines += _key_lines(key)
+        if self.sweep_settings:
+            lines += ["", "Sweeps: additional keys for -m"]
+        for choice, keys in self.sweep_settings.items():
+            lines.append(f"\n  {inspect.getdoc(SWEEP_SETTINGS[choice])}")
+            lines += [line for key in keys for line in _key_lines(key)]
         return "\n".join([*lines, "", self.footer])
 
 
@@ -95,12 +95,12 @@ def section_of(choice: str) -> str:
     return choice.partition("=")[0].replace("/", ".")
 
 
-def _explained(key: Key) -> list[str]:
+def _key_lines(key: Key) -> list[str]:
     return [f"    {key.name}={key.default}  ({key.type})", f"        {key.meaning}"]
 
 
 def _choices(group: str, names: list[str]) -> str:
-    """A group and its choices; those that fill more than a line go on below the first."""
+    """A config group and its choices, wrapped below the first one."""
     begin = f"  {group:<12} "
     shown = " | ".join(names)
     return textwrap.fill(shown, 100, initial_indent=begin, subsequent_indent=" " * len(begin), break_on_hyphens=False)
@@ -110,7 +110,7 @@ def _walk(owner: type, prefix: str) -> Iterator[Key]:
     meanings = _comments(owner)
     hints = get_type_hints(owner)
     for item in fields(owner):
-        if item.name.startswith("_"):  # Hydra's own: the class of a plugin
+        if item.name.startswith("_"):  # Hydra's `_target_`, the class of a plugin
             continue
         name = f"{prefix}{item.name}"
         hint = hints[item.name]
@@ -128,8 +128,8 @@ def _walk(owner: type, prefix: str) -> Iterator[Key]:
 
 
 def _comments(owner: type) -> dict[str, str]:
-    """Field name to the comment at the end of its line, in the class and those that it extends."""
-    found: dict[str, str] = {}
+    """The comment at the end of each field's line by field name, base classes included."""
+    comments: dict[str, str] = {}
     for part in reversed([part for part in owner.__mro__ if is_dataclass(part)]):
         source = inspect.cleandoc(inspect.getsource(part))
         lines = source.splitlines()
@@ -138,8 +138,8 @@ def _comments(owner: type) -> dict[str, str]:
         for statement in body.body:
             if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
                 after = lines[(statement.end_lineno or 1) - 1][statement.end_col_offset :]
-                found[statement.target.id] = after.partition("#")[2].strip()
-    return found
+                comments[statement.target.id] = after.partition("#")[2].strip()
+    return comments
 
 
 def _type_in_words(hint: Any) -> str:

@@ -1,4 +1,4 @@
-"""Hydra's and OmegaConf's errors as DTL says them: key, value, rule, remedy."""
+"""Translation of Hydra's and OmegaConf's errors to ConfigErrors: key, value, rule, remedy."""
 
 import re
 
@@ -12,8 +12,8 @@ from dtl.commandline.command import ENTRY, Command
 from dtl.errors import ConfigError, did_you_mean
 
 
-def explained(error: Exception, arguments: list[str], command: Command) -> ConfigError | None:
-    """`error` as a ConfigError in DTL's words when it comes from composing the config, else None.
+def translate_error(error: Exception, arguments: list[str], command: Command) -> ConfigError | None:
+    """Translate an `error` of composing the config to a ConfigError; None for any other error.
 
     `arguments` are the `key=value` words that `command` was called with.
     """
@@ -31,7 +31,7 @@ def explained(error: Exception, arguments: list[str], command: Command) -> Confi
         return _wrong_key_or_type(cause, arguments, re.match(r"In '(.+?)': ", str(error)), command)
     if isinstance(error, MarkedYAMLError) and error.problem_mark:
         mark = error.problem_mark
-        return ConfigError(f"{mark.name}, line {mark.line + 1}: this is no YAML ({error.context}: {error.problem}).")
+        return ConfigError(f"{mark.name}, line {mark.line + 1}: not valid YAML ({error.context}: {error.problem}).")
     if isinstance(error, ConfigCompositionException):
         return _wrong_override(str(error), arguments, command)
     if isinstance(error, ValueError) and "Config group override" in str(error):
@@ -70,11 +70,11 @@ def _wrong_key_or_type(
             f"{given}: the architecture is a config group. Write model/arch=modern or model/arch=classic."
         )
     known = {_named_like(key.name, full_key): key for key in command.settings}
-    for choice, keys in command.of_sweeps.items():
+    for choice, keys in command.sweep_settings.items():
         if _may_be_chosen(choice, arguments):
             known |= {key.name: key for key in keys}
         if full_key in (key.name for key in keys) and not isinstance(cause, ValidationError):
-            return ConfigError(f"{given}: is for {choice} alone, which is not chosen. Add that, or leave it out.")
+            return ConfigError(f"{given}: only valid with {choice}, which is not chosen. Add it or leave this out.")
     if full_key in known:
         key = known[full_key]
         default = "It has no default." if key.default == MISSING_VALUE else f"Default: {full_key}={key.default}"
@@ -82,7 +82,7 @@ def _wrong_key_or_type(
     inside = [name for name in known if name.startswith(full_key + ".")]
     if inside:
         return ConfigError(f"{given}: {full_key} is a section. Its keys: {', '.join(inside)}.")
-    if isinstance(cause, ValidationError):  # a key of Hydra's own
+    if isinstance(cause, ValidationError):  # one of Hydra's own keys
         return ConfigError(f"{given}: {str(cause).splitlines()[0]}.")
     asked = full_key if in_file else given.partition("=")[0].lstrip("+~")
     section = asked.rpartition(".")[0]
@@ -92,14 +92,14 @@ def _wrong_key_or_type(
 
 
 def _may_be_chosen(choice: str, arguments: list[str]) -> bool:
-    """Whether the command line chooses nothing else in the group of `choice`."""
+    """Return True unless the command line chooses something else in the group of `choice`."""
     group = choice.partition("=")[0]
     chosen = [argument for argument in arguments if argument.partition("=")[0] == group]
     return not chosen or choice in chosen
 
 
 def _named_like(key: str, other: str) -> str:
-    """`data.sources.<name>.kind` as `data.sources.poems.kind` when `other` speaks of `data.sources.poems`."""
+    """`data.sources.<name>.kind` as `data.sources.poems.kind` when `other` is inside `data.sources.poems`."""
     mapping, entry, rest = key.partition(f".{ENTRY}")
     if not entry or not other.startswith(f"{mapping}."):
         return key
@@ -119,19 +119,19 @@ def _wrong_override(message: str, arguments: list[str], command: Command) -> Con
         what = given[1] if given else "a value with a comma"
         if not command.multirun:
             return ConfigError(
-                f"{what}: takes one value. Quote a text that has commas: '{what.partition('=')[0]}=\"...\"'"
+                f"{what}: takes one value. Quote text that has commas: '{what.partition('=')[0]}=\"...\"'"
             )
         return ConfigError(f"{what}: several values need -m (one run each): python -m dtl.{command.name} -m {what}")
     if "appears more than once" in message:
         given = next(
             (argument for argument in arguments if argument.lstrip("+").partition("=")[0] in command.groups()), ""
         )
-        return ConfigError(f"{given}: this group has its choice already. To choose another, leave out the +.")
+        return ConfigError(f"{given}: this group already has a choice. To choose another one, leave out the +.")
     return ConfigError(message.strip())
 
 
 def _no_choice(arguments: list[str], command: Command) -> ConfigError | None:
-    """What Hydra answers with a ValueError: an override of a group by something that is no name."""
+    """A ConfigError for an override of a group by something that is not a name, where Hydra raises ValueError."""
     for argument in arguments:
         group, equals, choice = argument.partition("=")
         if equals and not group:
@@ -144,7 +144,7 @@ def _no_choice(arguments: list[str], command: Command) -> ConfigError | None:
 
 
 def _given(key: str, arguments: list[str]) -> str:
-    """The command line's own word for `key`, or the key alone when it came from a file."""
+    """The argument that sets `key`, or the key alone when it comes from a file."""
     words = {argument.lstrip("+~").partition("=")[0]: argument.removeprefix("++") for argument in arguments}
     inside = [word for name, word in words.items() if name.startswith(f"{key}.")]
     return words.get(key) or next(iter(inside), key)

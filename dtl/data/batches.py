@@ -1,7 +1,7 @@
-"""Batches: rows of tokens as tensors, and the order in which a run sees them.
+"""Batches of packed sequences ("rows" in code) as tensors, and the order in which a run sees them.
 
-The order is a pure function of (seed, epoch, step): a run that resumes needs no state but these integers.
-b rows, t positions.
+The order is a pure function of (seed, epoch, step), so that resuming needs no state but these integers.
+b batch · t time
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,49 +18,40 @@ IGNORE = -100  # the target of a position without loss
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows for one forward pass; targets are the inputs' successors."""
+    """Sequences for one forward pass; targets are the inputs' successors."""
 
     inputs: Tensor  # (b, t) int64
     targets: Tensor  # (b, t) int64, IGNORE where there is no loss
     positions: Tensor | None  # (b, t) int64, restarting with each document; None = 0, 1, 2, ...
-    documents: Tensor | None  # (b, t) int64: attention stays among equal numbers; None = causal alone
-    rows: tuple[int, ...]  # their numbers in the split, to find them again
+    documents: Tensor | None  # (b, t) int64: attention only between equal numbers; None = causal only
+    rows: tuple[int, ...]  # their numbers in the split, for the report after a crash
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on a device."""
-
-        def moved(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=True)
-
-        return replace(
-            self,
-            inputs=self.inputs.to(device, non_blocking=True),
-            targets=self.targets.to(device, non_blocking=True),
-            positions=moved(self.positions),
-            documents=moved(self.documents),
-        )
+        """Return the batch on a device."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
     @property
     def n_targets(self) -> int:
-        """Positions with a loss. Asked of a batch on a GPU, it waits for the GPU: ask before `to`."""
+        """Number of positions with a loss. On a GPU it synchronizes: read it before `to`."""
         return int((self.targets != IGNORE).sum())
 
 
 def epoch_order(seed: int, epoch: int, n: int, stream: int = 0) -> np.ndarray:
-    """A permutation of range(n), (n,) int64: a pure function of its arguments that never changes.
+    """Return a permutation of range(n), (n,) int64: a pure function of its arguments that never changes.
 
-    Sorted raw output of Philox seeded by SeedSequence([seed, epoch, stream]): numpy promises both for all
-    its versions, which it does not for its shuffles. Different streams are independent of each other.
+    It is the argsort of raw output of Philox, seeded by SeedSequence([seed, epoch, stream]): numpy keeps both stable
+    across versions, but not its shuffles. Different streams are independent of each other.
     """
     generator = np.random.Philox(np.random.SeedSequence([seed, epoch, stream]))
     return np.argsort(generator.random_raw(n), kind="stable")
 
 
-class Rows:
-    """A split of one source as rows, made when asked for from the flat array of tokens.
+class PackedSequences:
+    """The packed sequences of one split of one source, built on demand from the flat array of tokens.
 
-    `loss_mask` (n_tokens,) bool says which tokens count as targets; None = all. With `document_mask` each
-    run of the packing is a document of its own: positions restart and attention stays inside it.
+    `loss_mask` (n_tokens,) bool: True = the token counts as a target; None = all. With `document_mask` each run of
+    the packing is a document of its own: positions restart and attention stays inside it.
     """
 
     def __init__(
@@ -83,23 +74,23 @@ class Rows:
         )
 
     def __len__(self) -> int:
-        return self.packing.n_rows
+        return self.packing.n_sequences
 
     @property
     def seq_len(self) -> int:
         return self.packing.seq_len
 
     def tokens_in(self, rows: np.ndarray) -> int:
-        """Tokens in these rows, padding not counted."""
+        """Return the number of tokens in these rows, without padding."""
         return self.packing.select(rows).n_tokens
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Rows as a batch, (len(indices), seq_len). Raises IndexError for a row that is not there."""
-        return assemble([(self, index) for index in indices], tuple(indices))
+        """Return rows as a batch, (len(indices), seq_len). Raises IndexError for a row that does not exist."""
+        return collate([(self, index) for index in indices], tuple(indices))
 
 
-def assemble(picks: Sequence[tuple[Rows, int]], ids: tuple[int, ...]) -> Batch:
-    """One batch of rows that may come from several sources of the same layout."""
+def collate(picks: Sequence[tuple[PackedSequences, int]], ids: tuple[int, ...]) -> Batch:
+    """Return one batch of rows, which may come from several sources of the same layout."""
     first = picks[0][0]
     shape = (len(picks), first.seq_len)
     inputs = np.full(shape, first.pad_id, np.int64)
@@ -108,10 +99,10 @@ def assemble(picks: Sequence[tuple[Rows, int]], ids: tuple[int, ...]) -> Batch:
     documents = np.zeros(shape, np.int64) if first.document_mask else None
     for b, (rows, index) in enumerate(picks):
         packing = rows.packing
-        if not 0 <= index < packing.n_rows:
-            raise IndexError(f"row {index} of {packing.n_rows}")
+        if not 0 <= index < packing.n_sequences:
+            raise IndexError(f"row {index} of {packing.n_sequences}")
         at = 0
-        runs = range(packing.row_offsets[index], packing.row_offsets[index + 1])
+        runs = range(packing.sequence_offsets[index], packing.sequence_offsets[index + 1])
         for number, run in enumerate(runs):
             start, length = packing.starts[run], packing.lengths[run]
             here = slice(at, at + length)
@@ -123,7 +114,7 @@ def assemble(picks: Sequence[tuple[Rows, int]], ids: tuple[int, ...]) -> Batch:
                 positions[b, here] = np.arange(length)
                 documents[b, here] = number
             at += length
-        if positions is not None and documents is not None:  # padding is a document too, seen by no other
+        if positions is not None and documents is not None:  # padding is a document of its own: no other attends to it
             positions[b, at:] = np.arange(first.seq_len - at)
             documents[b, at:] = len(runs)
     return Batch(
@@ -136,97 +127,101 @@ def assemble(picks: Sequence[tuple[Rows, int]], ids: tuple[int, ...]) -> Batch:
 
 
 class TrainingData:
-    """The training rows of one or several sources, and what an epoch of them is.
+    """The training rows of one or several sources, and their epochs.
 
-    An epoch is one pass over the first source, and of each other source as many rows as hold
+    An epoch is every row of the first source, and from each other source as many rows as contain
     weight / (first weight) times the first source's tokens, taken in turn from that source's own endless
-    sequence of permutations; all of them shuffled together. Rows are numbered through the sources.
+    sequence of permutations; all shuffled together. Rows are numbered across the sources.
     """
 
-    def __init__(self, rows: Mapping[str, Rows], weights: Mapping[str, float]) -> None:
+    def __init__(self, rows: Mapping[str, PackedSequences], weights: Mapping[str, float]) -> None:
         self.rows = dict(rows)
         names = list(self.rows)
         first = self.rows[names[0]]
-        self.rows_of: dict[str, int] = {names[0]: len(first)}  # rows of each source in an epoch
+        self.sequences_per_source: dict[str, int] = {names[0]: len(first)}  # rows of each source in an epoch
         for name in names[1:]:
             tokens = weights[name] / weights[names[0]] * first.n_tokens
             mean = self.rows[name].n_tokens / len(self.rows[name])
-            self.rows_of[name] = max(1, round(tokens / mean))
+            self.sequences_per_source[name] = max(1, round(tokens / mean))
         self._bounds = np.cumsum([0, *map(len, self.rows.values())])
         self._sources = list(self.rows.values())
         self._cached: tuple[tuple[int, int], np.ndarray] | None = None
 
     @property
-    def rows_per_epoch(self) -> int:
-        return sum(self.rows_of.values())
+    def sequences_per_epoch(self) -> int:
+        return sum(self.sequences_per_source.values())
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of an epoch; with several sources to within a row or so, since rows differ in length."""
-        return sum(round(n * self.rows[name].n_tokens / len(self.rows[name])) for name, n in self.rows_of.items())
+        """Tokens of an epoch; with several sources exact to about a row, since rows differ in length."""
+        return sum(
+            round(n * self.rows[name].n_tokens / len(self.rows[name])) for name, n in self.sequences_per_source.items()
+        )
 
     @property
     def n_targets(self) -> int:
         """Tokens of an epoch that count in the loss; exact to the same degree as `n_tokens`."""
-        return sum(round(n * self.rows[name].n_targets / len(self.rows[name])) for name, n in self.rows_of.items())
+        return sum(
+            round(n * self.rows[name].n_targets / len(self.rows[name])) for name, n in self.sequences_per_source.items()
+        )
 
     def steps_per_epoch(self, rows_per_step: int) -> int:
-        """Optimizer steps of an epoch. The last one takes the rows that are left."""
-        return -(-self.rows_per_epoch // rows_per_step)
+        """Return the optimizer steps of an epoch. The last one takes the rows that are left."""
+        return -(-self.sequences_per_epoch // rows_per_step)
 
-    def epoch_rows(self, seed: int, epoch: int) -> np.ndarray:
-        """Row numbers of an epoch in the order they are seen, (rows_per_epoch,) int64."""
+    def epoch_sequences(self, seed: int, epoch: int) -> np.ndarray:
+        """Return the row numbers of an epoch in training order, (sequences_per_epoch,) int64."""
         if self._cached is None or self._cached[0] != (seed, epoch):
             drawn = np.concatenate([self._draw(seed, epoch, k) for k in range(len(self._sources))])
             self._cached = (seed, epoch), drawn[epoch_order(seed, epoch, len(drawn))]
         return self._cached[1]
 
     def _draw(self, seed: int, epoch: int, k: int) -> np.ndarray:
-        """Rows of source k for an epoch: the next ones of permutation after permutation of all its rows."""
+        """Return the rows of source k for an epoch: the next ones of permutation after permutation of all its rows."""
         n_rows = len(self._sources[k])
         if k == 0:
             return np.arange(n_rows)
-        n_drawn = list(self.rows_of.values())[k]
+        n_drawn = list(self.sequences_per_source.values())[k]
         first = epoch * n_drawn
         cycles = range(first // n_rows, (first + n_drawn - 1) // n_rows + 1)
         sequence = np.concatenate([epoch_order(seed, cycle, n_rows, stream=k) for cycle in cycles])
         return self._bounds[k] + sequence[first % n_rows :][:n_drawn]
 
-    def batch_rows(self, seed: int, epoch: int, step_in_epoch: int, rows_per_step: int) -> tuple[int, ...]:
-        """Row numbers of one optimizer step. Raises IndexError for a step beyond the epoch."""
+    def batch_sequences(self, seed: int, epoch: int, step_in_epoch: int, rows_per_step: int) -> tuple[int, ...]:
+        """Return the row numbers of one optimizer step. Raises IndexError for a step beyond the epoch."""
         if not 0 <= step_in_epoch < self.steps_per_epoch(rows_per_step):
             raise IndexError(f"step {step_in_epoch} of {self.steps_per_epoch(rows_per_step)} in an epoch")
         first = step_in_epoch * rows_per_step
-        return tuple(self.epoch_rows(seed, epoch)[first : first + rows_per_step].tolist())
+        return tuple(self.epoch_sequences(seed, epoch)[first : first + rows_per_step].tolist())
 
     def micro_batches(
         self, seed: int, epoch: int, step_in_epoch: int, micro_batch_size: int, grad_accum_steps: int
     ) -> list[Batch]:
-        """The forward passes of one optimizer step: at least one, none empty, at most `grad_accum_steps`."""
-        rows = self.batch_rows(seed, epoch, step_in_epoch, micro_batch_size * grad_accum_steps)
+        """Return the micro-batches of one optimizer step: at least one, none empty, at most `grad_accum_steps`."""
+        rows = self.batch_sequences(seed, epoch, step_in_epoch, micro_batch_size * grad_accum_steps)
         return [self.batch(rows[i : i + micro_batch_size]) for i in range(0, len(rows), micro_batch_size)]
 
     def batch(self, rows: Sequence[int]) -> Batch:
-        """Any rows by number, as a batch: for the report after a crash, or to look at the data."""
-        return assemble([self._locate(row) for row in rows], tuple(rows))
+        """Return any rows by number as a batch: for training, the report after a crash, or to look at the data."""
+        return collate([self._locate(row) for row in rows], tuple(rows))
 
-    def _locate(self, row: int) -> tuple[Rows, int]:
+    def _locate(self, row: int) -> tuple[PackedSequences, int]:
         k = int(np.searchsorted(self._bounds, row, side="right")) - 1
         if not 0 <= k < len(self._sources):
             raise IndexError(f"row {row} of {self._bounds[-1]}")
         return self._sources[k], row - int(self._bounds[k])
 
     def seen_after(self, seed: int, epochs: int, rows: int) -> dict[str, int]:
-        """Tokens of each source in so many whole epochs and in the first `rows` rows of the next one."""
+        """Return the tokens of each source in `epochs` complete epochs and in the first `rows` rows of the next one."""
         seen = self.seen_per_source(seed, range(epochs))
-        begun = self.epoch_rows(seed, epochs)[:rows] if rows else np.empty(0, np.int64)
-        of_source = np.searchsorted(self._bounds, begun, side="right") - 1
+        partial = self.epoch_sequences(seed, epochs)[:rows] if rows else np.empty(0, np.int64)
+        source_index = np.searchsorted(self._bounds, partial, side="right") - 1
         for k, (name, source) in enumerate(self.rows.items()):
-            seen[name] += source.tokens_in(begun[of_source == k] - self._bounds[k])
+            seen[name] += source.tokens_in(partial[source_index == k] - self._bounds[k])
         return seen
 
     def seen_per_source(self, seed: int, epochs: Iterable[int]) -> dict[str, int]:
-        """Tokens of each source in these epochs together."""
+        """Return the tokens of each source in these epochs together."""
         seen = dict.fromkeys(self.rows, 0)
         for epoch in epochs:
             for k, (name, rows) in enumerate(self.rows.items()):

@@ -1,7 +1,7 @@
-"""A folder of things that are made once: text, tokens, tokenizers, each under a hash of all that shaped it.
+"""The cache: a folder of text, tokens and tokenizers, each under a hash of everything that shapes it.
 
-An entry is built in a temporary folder under a lock and renamed when it is whole; processes that want the
-same entry at once wait for the one that builds it. Readers take no lock, so a read-only folder serves too.
+An entry is built in a temporary folder under a lock and renamed when it is complete; processes that need the same
+entry wait for the one that builds it. Readers take no lock, so a read-only folder works too.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,24 +36,24 @@ from dtl.base.json_files import read_json
 from dtl.errors import CheckpointError, DataError
 
 FORMAT = 1  # of the files in an entry
-INDEX = "sources.json"  # what is remembered of files: path -> [size, mtime in ns, SHA-256]
-# Up to this size an entry's files are hashed whenever it is opened: a few hundredths of a second. Of larger ones
-# names and sizes are looked at, and all of it with data.verify=full.
+INDEX = "sources.json"  # hashes of source files: path -> [size, mtime in ns, SHA-256]
+# Up to this size an entry's files are hashed whenever it is opened, which takes a few hundredths of a second. Of a
+# larger entry only names and sizes are checked, and the contents with data.verify=full.
 HASHED_ON_OPENING = 2**23
-# A file this young may still change without a new time: file systems count in steps of up to two seconds (FAT).
+# A younger file may still change without a new time: file systems store times in steps of up to two seconds (FAT).
 SETTLED_S = 2.0
-ABANDONED_S = 3600.0  # age of a temporary file that nobody is still writing
+ABANDONED_S = 3600.0  # age after which a temporary file is no longer being written
 _LEFTOVERS = (f"{TEMPORARY}*", f"{TRASH}*", f"*{ASIDE}")
 
 
 def key_of(**parts: Any) -> str:
-    """A name that is equal for equal parts alone; DTL's version is one of them."""
+    """Return a name that is equal only for equal parts and the same version of DTL."""
     text = json.dumps([FORMAT, __version__, parts], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]  # 128 bits in a short file name
 
 
 def cache_folder(cache_dir: str | None) -> Path:
-    """Where the cache lies: as given, or the platform's folder for such files."""
+    """Return the folder of the cache: as given, or the platform's folder for caches."""
     if cache_dir is not None:
         return Path(cache_dir).expanduser().absolute()
     return platformdirs.user_cache_path("dtl", appauthor=False)
@@ -61,35 +61,35 @@ def cache_folder(cache_dir: str | None) -> Path:
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished folder and what its manifest says."""
+    """A complete entry: its folder, and the facts of its manifest."""
 
     folder: Path
     facts: dict[str, Any]
 
 
 class Cache:
-    """Entries by name. `notes` tells people what was damaged, and why something was not kept.
+    """Entries by name. `notes` are messages for the user on what was damaged or could not be stored.
 
-    With `verify` everything that is opened is hashed, and no file's hash is remembered.
+    With `verify` every opened entry is hashed, and the stored hashes of source files are not used.
     """
 
-    def __init__(self, folder: Path, verify: bool = False, say: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(self, folder: Path, verify: bool = False, log: Callable[[str], None] = lambda message: None) -> None:
         self.folder = folder
         self.verify = verify
-        self.say = say
+        self.log = log
         self.notes: list[str] = []
         self._writable = True
-        self._verified: set[str] = set()
+        self._verified: set[str] = set()  # hashed at most once by each Cache
 
     def get(self, name: str, build: Callable[[Path], dict[str, Any]]) -> Entry | None:
-        """The entry of this name, made by `build` when it is missing or damaged; None when the disk takes none.
+        """Return the entry of this name, built when it is missing or damaged; None when the disk cannot be written.
 
         `build` fills the folder that it is given and returns facts for the manifest. Its errors, other than
-        those of the disk, are raised, and nothing is kept of it then.
+        those of the disk, are raised, and nothing is stored then.
         """
-        found = self._open(name)
-        if found is not None or not self._writable:
-            return found
+        entry = self._open(name)
+        if entry is not None or not self._writable:
+            return entry
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._locked(name):
@@ -97,8 +97,8 @@ class Cache:
         except OSError as error:
             self._writable = False
             self._note(
-                f"{self.folder}: the cache cannot be written ({error.strerror or error}). The data is held in memory "
-                "and made again at the next start; data.cache_dir=FOLDER takes another disk."
+                f"{self.folder}: the cache cannot be written ({error.strerror or error}). The data is kept in memory "
+                "and prepared again at the next start; data.cache_dir=FOLDER selects another disk."
             )
             return None
 
@@ -114,7 +114,7 @@ class Cache:
                 self._verified.add(name)
             return Entry(folder, manifest.facts)
         except (CheckpointError, OSError) as error:
-            self._note(f"cache: {error} It is made again.")
+            self._note(f"cache: {error} It is built again.")
             return None
 
     def _build(self, name: str, build: Callable[[Path], dict[str, Any]]) -> Entry:
@@ -131,21 +131,20 @@ class Cache:
         self._verified.add(name)
         return Entry(self.folder / name, manifest.facts)
 
-    def _locked(self, name: str) -> "_Held":
+    def _locked(self, name: str) -> AbstractContextManager[object]:
         lock = self._lock(name)
         try:
-            lock.acquire(timeout=0)
+            return lock.acquire(timeout=0)
         except Timeout:
-            self.say(f"cache: waiting for another process that makes {name}")
-            lock.acquire()
-        return _Held(lock)
+            self.log(f"cache: waiting for another process that builds {name}")
+            return lock.acquire()
 
     def _lock(self, name: str) -> FileLock:
         return FileLock(self.folder / f"{name}.lock")
 
     def _sweep(self, mine: str) -> None:
-        """Remove what killed processes left. Whoever makes or replaces an entry holds its lock: that is left alone."""
-        for left in [found for names in _LEFTOVERS for found in self.folder.glob(names)]:
+        """Remove what killed processes left. Entries that are being built are locked, and are skipped."""
+        for left in [path for pattern in _LEFTOVERS for path in self.folder.glob(pattern)]:
             with suppress(OSError, Timeout):
                 name = _entry_of(left.name)
                 if not left.is_dir():
@@ -162,9 +161,9 @@ class Cache:
             self.notes.append(line)
 
     def files_fingerprint(self, files: Iterable[Path]) -> str:
-        """SHA-256 over the names (below what they have in common) and contents of files.
+        """Return SHA-256 over the names (relative to their common folder) and contents of files.
 
-        A file whose size and time have not changed since its hash was taken is not read again, unless `verify`.
+        A file of unchanged size and time is not hashed again, unless `verify`.
         Raises DataError for a file that cannot be read.
         """
         paths = sorted({file.absolute() for file in files})
@@ -177,9 +176,9 @@ class Cache:
             except OSError as error:
                 raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
         if index != known:
-            with suppress(OSError):  # remembering saves time, and nothing else
+            with suppress(OSError):  # the index only saves time
                 self.folder.mkdir(parents=True, exist_ok=True)
-                # Another process may have written meanwhile: its files stay.
+                # Merged: another process may have added files meanwhile.
                 write_atomically(self.folder / INDEX, json.dumps(self._remembered() | index, indent=1) + "\n")
         return digest.hexdigest()
 
@@ -190,14 +189,14 @@ class Cache:
         if not self.verify and remembered is not None and remembered[:2] == seen:
             return remembered[2]
         if before.st_size > 2**30:
-            self.say(f"hash of {path.name}: {before.st_size / 2**30:.1f} GiB, once while it does not change")
-        found = sha256_of(path)
+            self.log(f"hash of {path.name}: {before.st_size / 2**30:.1f} GiB, once while it does not change")
+        sha256 = sha256_of(path)
         after = path.stat()
         if [after.st_size, after.st_mtime_ns] == seen and time.time() - after.st_mtime > SETTLED_S:
-            index[str(path)] = [*seen, found]
+            index[str(path)] = [*seen, sha256]
         else:
             index.pop(str(path), None)
-        return found
+        return sha256
 
     def _remembered(self) -> dict[str, list[Any]]:
         try:
@@ -207,27 +206,15 @@ class Cache:
         return {path: seen for path, seen in index.items() if isinstance(seen, list) and len(seen) == 3}
 
 
-class _Held:
-    """A lock that is held already and given back at the end of a block."""
-
-    def __init__(self, lock: FileLock) -> None:
-        self._lock = lock
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-
 def _entry_of(leftover: str) -> str:
-    """The name of the entry that was made or replaced when this was left."""
+    """Return the name of the entry that was being built or replaced when this was left."""
     if leftover.startswith((TEMPORARY, TRASH)):  # both end in a process id and a random number
         leftover = leftover.removeprefix(TEMPORARY).removeprefix(TRASH).rsplit("-", 2)[0]
     return leftover.removesuffix(ASIDE)
 
 
 def _relative(paths: Sequence[Path]) -> list[str]:
-    """Names below the folder that all paths have in common: the same wherever that folder lies."""
+    """Return names relative to the common folder of all paths: the same wherever that folder is."""
     if not paths:
         return []
     common = Path(os.path.commonpath([path.parent for path in paths]))

@@ -1,4 +1,4 @@
-"""The hash of code: part of a cache key, so that what other code has made is not found.
+"""A hash of code for cache keys: an entry that other code wrote is not reused.
 
 Modules are followed along their import statements, inside functions too, without importing anything.
 """
@@ -18,25 +18,25 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
-# Of DTL's data modules those that shape no byte: they choose what is read, which the keys hold by value, ask whether
-# the hub answers, or keep what was made. Of DTL's other modules none shapes a byte.
+# DTL's data modules that shape no cached byte: they choose what is read (the keys hold those settings by value), ask
+# whether the hub answers, or store entries. Modules outside dtl.data shape none either.
 SHAPE_NOTHING = frozenset(f"dtl.data.{name}" for name in ("cache", "code_key", "collect", "config"))
 STANDARD_LIBRARY = Path(os.__file__).parent
-INSTALLED = {"site-packages", "dist-packages"}  # folders of what others wrote: its version says what it is
-
+INSTALLED = {"site-packages", "dist-packages"}  # folders of installed libraries, which count by their version
 
 EMPTY = hashlib.sha256(ast.dump(ast.Module([], [])).encode()).hexdigest()  # of a module without statements
 
 
 @cache
 def code_of(*parts: Callable[..., Any]) -> str | None:
-    """SHA-256 of the code behind classes and functions; None where its source cannot be had (a notebook, exec).
+    """SHA-256 of the code behind classes and functions; None where its source is not available (a notebook, exec).
 
-    The source of their modules counts, and of all that these import: of DTL what shapes data, of others what lies
-    outside of site-packages or in the same package. Of libraries the installed version counts. Comments, docstrings,
-    layout, and the names and places of modules do not. A module that is found by a name made at run time is not seen.
+    The hash covers the source of their modules and of everything that these import: of DTL the modules that shape data,
+    otherwise modules outside site-packages or in the same package. Libraries count by their installed version.
+    Comments, docstrings, layout, and the names and places of modules do not count. A module imported by a name that is
+    built at run time is not seen.
 
-    Files are read when a part is first asked for: what is loaded later of changed files, in new classes, is read anew.
+    The hash of a class is taken once; a class that is loaded again from an edited file has a new one.
     """
     waiting = [_home(part) for part in parts]
     modules: dict[Path, _Module] = {}
@@ -51,8 +51,8 @@ def code_of(*parts: Callable[..., Any]) -> str | None:
                 waiting += modules[file].imports
     except OSError:
         return None
-    # Each with those that it imports: the same name out of another module is other code.
-    # Empty files do not count: the packages of DTL are such, and a module may move out of one.
+    # Each module is hashed with its imports: the same name from another module is other code.
+    # Empty files do not count: DTL's __init__.py are empty, and a module may move to another package.
     linked = ([modules[file].code for file in (at, *map(_file, modules[at].imports))] for at in modules)
     hashes = {_sha256(*[code for code in codes if code != EMPTY]) for codes in linked}
     libraries = {f"{name} {_version(name)}" for module in modules.values() for name in module.libraries}
@@ -68,7 +68,7 @@ class _Module:
 
 
 def _home(part: Callable[..., Any]) -> ModuleSpec | None:
-    """The module whose source defines a class or a function."""
+    """Return the module whose source defines a class or a function; None without such a file."""
     name, own = getattr(part, "__module__", None), getattr(part, "__qualname__", "").rpartition(".")[2]
     spec = _spec(name) if name else None
     if spec is None or not spec.has_location:
@@ -85,8 +85,8 @@ def _file(spec: ModuleSpec) -> Path:
 
 
 def _stamp(file: Path) -> tuple[int, int]:
-    found = file.stat()
-    return found.st_size, found.st_mtime_ns
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _sha256(*texts: str) -> str:
@@ -94,7 +94,7 @@ def _sha256(*texts: str) -> str:
 
 
 def _spec(name: str) -> ModuleSpec | None:
-    """The place that a module was or would be imported from; None where there is none. Imports nothing, no parents."""
+    """Return the spec of a loaded or importable module; None where there is none. Imports nothing, not even parents."""
     loaded = sys.modules.get(name)
     if loaded is not None:
         file, spec = getattr(loaded, "__file__", None), getattr(loaded, "__spec__", None)
@@ -103,10 +103,10 @@ def _spec(name: str) -> ModuleSpec | None:
     try:
         if not parent:
             return importlib.util.find_spec(name)
-        of_parent = _spec(parent)
-        folders = of_parent and of_parent.submodule_search_locations
+        parent_spec = _spec(parent)
+        folders = parent_spec and parent_spec.submodule_search_locations
         return PathFinder.find_spec(name, list(folders)) if folders else None
-    except (ImportError, ValueError):  # what finders say to a module that cannot be
+    except (ImportError, ValueError):  # raised by finders for an impossible module
         return None
 
 
@@ -119,9 +119,9 @@ def _is_installed(spec: ModuleSpec | None) -> bool:
 
 @cache
 def _version(library: str) -> str:
-    """The installed version of what is imported under this name; nothing where it is not installed."""
+    """Return the installed version of a library by its import name; empty where it is not installed."""
     try:
-        return importlib.metadata.version(library)  # most are called as they are imported; else all are looked through
+        return importlib.metadata.version(library)  # most have the name they are imported by; a search takes longer
     except importlib.metadata.PackageNotFoundError:
         names = _distributions().get(library, ())
         return " ".join(sorted(f"{name} {importlib.metadata.version(name)}" for name in names))
@@ -134,10 +134,10 @@ def _distributions() -> Mapping[str, list[str]]:
 
 @cache
 def _module(file: Path, package: str, stamp: tuple[int, int]) -> _Module:
-    """The contents of a file of this `stamp`, read once. Raises OSError."""
+    """Parse a file of this `stamp`, once. Raises OSError."""
     source = file.read_bytes()
     try:
-        with warnings.catch_warnings(action="ignore"):  # its import has said them
+        with warnings.catch_warnings(action="ignore"):  # already shown when it was imported
             tree = ast.parse(source)
         return _Reader(file, package).read(tree)
     except (SyntaxError, ValueError, RecursionError):  # an extension module, say
@@ -156,7 +156,7 @@ class _Reader:
         self._libraries: set[str] = set()
 
     def read(self, tree: ast.Module) -> _Module:
-        """Return the module's parts. Takes out of the tree what does not count."""
+        """Return the module's parts; removes from the tree what does not count."""
         if self.package and self.package != "__main__":
             self._add(*_packages(self.package))
         for node in _statements(tree):
@@ -177,7 +177,7 @@ class _Reader:
         return _Module(_sha256(code), frozenset(self._names), self._imports, frozenset(self._libraries))
 
     def _absolute(self, node: ast.ImportFrom) -> str | None:
-        """The module that a statement imports from; None where it leads out of its package, which raises when run."""
+        """Return the module that a statement imports from; None where it leads out of its package."""
         module = "." * node.level + (node.module or "")
         try:
             return importlib.util.resolve_name(module, self.package)
@@ -185,7 +185,7 @@ class _Reader:
             return None
 
     def _is_own(self, top: str) -> bool:
-        """True where the source of such modules counts, and not the version of a library."""
+        """Return True when such modules count by their source, not by the version of a library."""
         if top in ("dtl", self._top) or not _is_installed(_spec(top)):
             return True
         if top not in sys.stdlib_module_names:
@@ -200,7 +200,7 @@ class _Reader:
                 self._imports.append(spec)
 
     def _without_scripts(self, code: str) -> str:
-        """The code without the names of files beside it that it starts by their path: they count as if imported."""
+        """Return the code without the names of scripts in its folder, which count as if they were imported."""
         for name in dict.fromkeys(re.findall(r"'([\w./-]+\.py)'", code)):
             file = self.file.parent / name
             if file.is_file() and (spec := importlib.util.spec_from_file_location(file.stem, file)):
@@ -210,13 +210,13 @@ class _Reader:
 
 
 def _packages(name: str) -> list[str]:
-    """A module and the packages that it lies in: whoever imports it runs them first."""
+    """Return a module's name after those of its packages, which an import runs first."""
     parts = name.split(".")
     return [".".join(parts[: n + 1]) for n in range(len(parts))]
 
 
 def _statements(tree: ast.Module) -> Iterator[ast.AST]:
-    """All statements. Takes out those that do nothing (docstrings, `...`) and what only type checkers read."""
+    """Yield all statements, without those that do nothing (docstrings, `...`) or that only type checkers read."""
     waiting: list[ast.AST] = [tree]
     while waiting:
         node = waiting.pop()
@@ -225,7 +225,7 @@ def _statements(tree: ast.Module) -> Iterator[ast.AST]:
         yield node
         for name in ("body", "orelse", "finalbody", "handlers", "cases"):
             statements = getattr(node, name, [])
-            statements[:] = [one for one in statements if not _does_nothing(one)]
+            statements[:] = [statement for statement in statements if not _does_nothing(statement)]
             waiting += statements
 
 

@@ -1,4 +1,8 @@
-"""Settings of the data and of the tokenizer. Imports no torch."""
+"""Settings of the data and of the tokenizer. Imports no torch, so that help and errors come at once.
+
+Values are checked in `validate`, not in `__post_init__`: Hydra's ConfigStore builds default instances that still hold
+`???`, and a check there would fail on import.
+"""
 
 import re
 from dataclasses import dataclass, field, replace
@@ -18,31 +22,31 @@ VERIFY = ("quick", "full")
 
 @dataclass(frozen=True)
 class TokenizerTraits:
-    """Answers to what the rest of DTL asks of a kind of tokenizer. The first values hold for one of your own that says
-    nothing else: `@TOKENIZERS.register("words", TokenizerTraits(learnt=True))`."""
+    """Properties of a kind of tokenizer that the rest of DTL asks for. A kind of your own has the defaults, or
+    registers others: `@TOKENIZERS.register("words", TokenizerTraits(learnt=True))`."""
 
-    learnt: bool = False  # made of the training text, and of the settings: kept in the cache with the text
-    by_vocab_size: bool = True  # tokenizer.vocab_size may shape it
-    least_vocab_size: int = 0  # of that setting
-    cuts_at_spaces: bool = False  # no token reaches over a space or line end into a word: long texts may be cut there
+    learnt: bool = False  # trained on the training text: cached with it
+    by_vocab_size: bool = True  # it depends on tokenizer.vocab_size
+    min_vocab_size: int = 0  # of that setting
+    cuts_at_spaces: bool = False  # no token spans a space or line end and the word after it: long texts are cut there
 
 
 TOKENIZERS.describe("gpt2", TokenizerTraits(by_vocab_size=False, cuts_at_spaces=True))
-TOKENIZERS.describe("bpe", TokenizerTraits(learnt=True, least_vocab_size=259, cuts_at_spaces=True))
+TOKENIZERS.describe("bpe", TokenizerTraits(learnt=True, min_vocab_size=259, cuts_at_spaces=True))
 TOKENIZERS.describe("byte", TokenizerTraits(by_vocab_size=False, cuts_at_spaces=True))
 TOKENIZERS.describe("char", TokenizerTraits(learnt=True, by_vocab_size=False, cuts_at_spaces=True))
 
 
 @dataclass(frozen=True)
 class SourceTraits:
-    """Answers to what the rest of DTL asks of a kind of source. The first values hold for one of your own that says
-    nothing else: `@SOURCES.register("poems", SourceTraits(questions="none"))`."""
+    """Properties of a kind of source that the rest of DTL asks for. A kind of your own has the defaults, or
+    registers others: `@SOURCES.register("poems", SourceTraits(questions="none"))`."""
 
-    questions: Literal["none", "some", "all"] = "some"  # how many of its documents may be questions with answers
+    questions: Literal["none", "some", "all"] = "some"  # documents that may be questions with answers
     hub: Literal["never", "without path", "always"] = "never"  # when it reads a dataset of the Hugging Face hub
     needs_files: bool = False  # `path` must name a file or folder
     ships: bool = False  # without a path it reads the facts that ship with DTL
-    own_settings: bool = True  # may take subset, column, rows, splits and revision though it reads nothing of the hub
+    own_settings: bool = True  # takes subset, column, rows, splits and revision even without the hub
 
 
 SOURCES.describe("qa", SourceTraits("all", ships=True, own_settings=False))
@@ -53,10 +57,10 @@ SOURCES.describe("hub", SourceTraits("none", hub="always"))
 
 @dataclass
 class TokenizerConfig:
-    """Which tokenizer turns text into token ids."""
+    """The tokenizer that turns text into token ids."""
 
     kind: str = "gpt2"  # registered name: gpt2 | bpe | byte | char | your own
-    vocab_size: int = 4096  # entries that bpe is trained to have; the others know theirs
+    vocab_size: int = 4096  # entries of a trained bpe; the other kinds have a fixed number
     path: str | None = None  # gpt2: a folder with vocab.json and merges.txt, or with tokenizer.json
 
     @property
@@ -65,10 +69,10 @@ class TokenizerConfig:
 
     def validate(self) -> None:
         TOKENIZERS.check(self.kind)
-        least = self.traits.least_vocab_size
-        if self.traits.by_vocab_size and self.vocab_size < least:
+        min_size = self.traits.min_vocab_size
+        if self.traits.by_vocab_size and self.vocab_size < min_size:
             raise ConfigError(
-                f"tokenizer.vocab_size={self.vocab_size}: tokenizer.kind={self.kind} needs at least {least} entries "
+                f"tokenizer.vocab_size={self.vocab_size}: tokenizer.kind={self.kind} needs at least {min_size} entries "
                 "(bpe: 256 bytes and the special tokens)."
             )
 
@@ -80,11 +84,11 @@ class SourceConfig:
     kind: str = MISSING  # registered name: qa | text | wiki | hub | your own
     path: str | None = None  # file or folder; hub: owner/name; None = what ships with DTL (qa) or the hub (wiki)
     weight: float = 1.0  # tokens drawn per epoch, relative to the first source's
-    subset: str | None = None  # hub: which of a dataset's subsets (configurations); None = its only one
+    subset: str | None = None  # hub: the dataset's subset (configuration); None = its only one
     column: str | None = None  # hub: the column that holds the text; None = text
     rows: str | None = None  # hub: text | article (title, text) | wikitext (lines); None = by the dataset's name
     splits: dict[str, str] = field(default_factory=dict)  # hub: {train: its name there}; {} = by their names
-    revision: str | None = None  # hub: commit, tag or branch; main asks for the newest; None = as at the first use
+    revision: str | None = None  # hub: commit, tag or branch; main = the newest; None = the commit of the first use
 
     @property
     def traits(self) -> SourceTraits:
@@ -92,16 +96,16 @@ class SourceConfig:
 
     @property
     def is_of_hub(self) -> bool:
-        """It reads a dataset of the Hugging Face hub."""
+        """True when it reads a dataset of the Hugging Face hub."""
         return self.traits.hub == "always" or (self.traits.hub == "without path" and self.path is None)
 
     @property
     def is_shipped(self) -> bool:
-        """It reads the facts that ship with DTL."""
+        """True when it reads the facts that ship with DTL."""
         return self.traits.ships and self.path is None
 
     def validate(self, name: str) -> None:
-        """Raises ConfigError for values that cannot be; `name` is the source's."""
+        """Raises ConfigError for invalid values; `name` is the source's."""
         key = f"data.sources.{name}"
         if self.weight < 0:
             raise ConfigError(f"{key}.weight={self.weight}: must be at least 0.")
@@ -111,7 +115,7 @@ class SourceConfig:
             if split not in SPLITS:
                 raise ConfigError(f"{key}.splits.{split}: one of {', '.join(SPLITS)}.")
         if self.splits and "train" not in self.splits:
-            raise ConfigError(f"{key}.splits={self.splits}: name the one to train on too, for example train: train.")
+            raise ConfigError(f"{key}.splits={self.splits}: name the training split too, for example train: train.")
         for setting in ("subset", "column", "rows", "splits", "revision"):
             if getattr(self, setting) and not self.is_of_hub and not self.traits.own_settings:
                 raise ConfigError(
@@ -130,16 +134,16 @@ class SourceAlias:
 
 @dataclass
 class RecommendedConfig:
-    """What suits this data; used where the trainer's own value is null."""
+    """Trainer settings that suit this data, used where the trainer's own value is null."""
 
-    micro_batch_size: int = 8  # rows in one forward pass
+    micro_batch_size: int = 8  # sequences in one forward pass
     grad_accum_steps: int = 4  # forward passes in one optimizer step
-    max_epochs: int = 20  # passes over the first source
+    max_epochs: int = 20  # epochs of the first source
 
 
 @dataclass
 class DataConfig:
-    """Where the text comes from and how it becomes rows of tokens."""
+    """The sources of text, and the way their text becomes sequences of tokens."""
 
     sources: dict[str, SourceConfig] = field(default_factory=dict)  # the general form; order matters
     path: str | None = None  # file or folder for a group of one source
@@ -147,19 +151,19 @@ class DataConfig:
     wiki: SourceAlias = field(default_factory=SourceAlias)  # data.wiki.path=..., data.wiki.weight=0.5
     wiki_dataset: str = "wikimedia/wikipedia"  # the hub's dataset for kind=wiki without a path
     wiki_subset: str = "20231101.en"  # dump date and language
-    seq_len: int | None = None  # tokens in a row; None = model.max_seq_len
-    layout: str = "packed"  # packed (no padding between documents) | padded (one document a row)
-    document_mask: bool = False  # packed: attention stays inside its document and positions restart
-    lower_case_questions: bool = False  # questions to the model in lower case, in training, evaluation and chat
+    seq_len: int | None = None  # tokens in a sequence; None = model.max_seq_len
+    layout: str = "packed"  # packed (no padding between documents) | padded (one document per sequence)
+    document_mask: bool = False  # packed: attention stays inside each document and positions restart
+    lower_case_questions: bool = False  # lower-case every question: in training, evaluation and chat
     loss_on: str = "all"  # all tokens | answer (only the answer of a question and answer pair)
-    max_samples: int | None = None  # at most so many training rows; None = all
-    validation_fraction: float = 0.01  # share of documents held out where the source has no split of its own
-    test_fraction: float = 0.0  # the same for a test that nothing is chosen on; 0 = none
-    allow_truncated: bool = False  # true: of files that are cut off or damaged, keep what comes before the place
-    cache_dir: str | None = None  # folder for text and tokens made once; null = your own folder for such files
-    verify: str = "quick"  # quick (unchanged size and time: not read again) | full (SHA-256 of sources and cache)
-    commits: dict[str, str] = field(default_factory=dict)  # hub: {source: dataset@commit}, which a run keeps of its own
-    tasks: list[str] = field(default_factory=list)  # further scores of your own; exact_match, f1 and lookup come anyway
+    max_samples: int | None = None  # at most so many training sequences per source; None = all
+    validation_fraction: float = 0.01  # fraction of documents held out where the source has no validation split
+    test_fraction: float = 0.0  # the same for a test split, on which nothing is chosen; 0 = none
+    allow_truncated: bool = False  # true: keep what can be read of truncated or damaged files
+    cache_dir: str | None = None  # folder for prepared text and tokens; null = the platform's cache folder
+    verify: str = "quick"  # quick (files of unchanged size and time count as unchanged) | full (SHA-256 of all)
+    commits: dict[str, str] = field(default_factory=dict)  # hub: {source: dataset@commit}; a run records it by itself
+    tasks: list[str] = field(default_factory=list)  # your own scores; exact_match, f1, lookup always
     recommended: RecommendedConfig = field(default_factory=RecommendedConfig)
 
     def resolved_sources(self) -> dict[str, SourceConfig]:
@@ -176,7 +180,7 @@ class DataConfig:
         return {name: source for name, source in resolved.items() if source.weight != 0}
 
     def validate(self) -> None:
-        """Raises ConfigError for data that cannot be what it says. Reads no file."""
+        """Raises ConfigError for invalid or contradictory settings. Reads no file."""
         if not self.sources:
             raise ConfigError("data.sources={}: name at least one source, for example data=qa or data=text.")
         if self.path is not None and len(self.sources) != 1:
@@ -217,14 +221,14 @@ class DataConfig:
         if self.verify not in VERIFY:
             raise ConfigError(f"data.verify={self.verify}: one of {', '.join(VERIFY)}.")
         if self.seq_len is not None and self.seq_len < 2:
-            raise ConfigError(f"data.seq_len={self.seq_len}: a row needs at least 2 tokens.")
+            raise ConfigError(f"data.seq_len={self.seq_len}: a sequence needs at least 2 tokens.")
         if self.max_samples is not None and self.max_samples < 1:
             raise ConfigError(f"data.max_samples={self.max_samples}: must be at least 1, or null for all.")
         if not 0 < self.validation_fraction < 1:
-            raise ConfigError(f"data.validation_fraction={self.validation_fraction}: a share in (0, 1).")
+            raise ConfigError(f"data.validation_fraction={self.validation_fraction}: a fraction in (0, 1).")
         if not 0 <= self.test_fraction < 1 - self.validation_fraction:
             raise ConfigError(
-                f"data.test_fraction={self.test_fraction}: a share from 0 on; with data.validation_fraction="
+                f"data.test_fraction={self.test_fraction}: a fraction in [0, 1); with data.validation_fraction="
                 f"{self.validation_fraction} it must leave some text for training."
             )
         for key in ("micro_batch_size", "grad_accum_steps", "max_epochs"):

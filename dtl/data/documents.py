@@ -1,4 +1,4 @@
-"""What every source yields: a text to learn, and the question and answer that it may have been made of."""
+"""Documents, which every source yields: a text to learn, and the question and answer it may be made of."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ class QuestionAnswer:
     question: str
     answer: str  # the one to learn
     topic: str = ""
-    fact: str | None = None  # id of the fact that several wordings ask for: "geography-001"
-    context: str = ""  # a text in which the answer stands, shown to the model before the question
+    fact: str | None = None  # id of the fact that several paraphrases ask for: "geography-001"
+    context: str = ""  # a text that contains the answer, given to the model before the question
     accepted: tuple[str, ...] = ()  # all answers that count as right, `answer` among them; empty: it alone
 
 
@@ -27,7 +27,7 @@ class Document:
 
 
 def article(title: str, text: str) -> Document:
-    """The title, an empty line, and the text; the text alone where one of them is empty."""
+    """Return a document of the title, an empty line, and the text; of the text alone where one of them is empty."""
     title = title.strip()
     return Document(f"{title}\n\n{text}" if title and text.strip() else text)
 
@@ -36,11 +36,11 @@ def article(title: str, text: str) -> Document:
 
 
 def prompt(question: str, context: str = "", *, lower_case: bool = False) -> str:
-    """The text after which the model writes its answer. It ends without a space: the answer brings its own,
-    since byte-level tokenizers join a space to the word that follows it. A context is a text to answer from.
+    """Return the text after which the model writes its answer. A context is a text to answer from.
 
-    `lower_case` is `data.lower_case_questions` of the model's training: to a tokenizer "Jeans" and "jeans" have
-    nothing in common, and people type both.
+    It ends without a space: the answer begins with one, since byte-level tokenizers join a space to the word after
+    it. `lower_case` is `data.lower_case_questions` of the model's training: to a tokenizer "Jeans" and "jeans" have
+    nothing in common, and users type both.
     """
     question = question.strip().lower() if lower_case else question.strip()
     asked = f"Question: {question}\nAnswer:"
@@ -48,20 +48,18 @@ def prompt(question: str, context: str = "", *, lower_case: bool = False) -> str
 
 
 def document(pair: QuestionAnswer, *, lower_case: bool = False) -> Document:
-    """The pair as a text to learn, with the place where its answer begins. For `lower_case` see `prompt`."""
+    """Return the pair as a text to learn, with the place where its answer begins. For `lower_case` see `prompt`."""
     asked = prompt(pair.question, pair.context, lower_case=lower_case)
     return Document(f"{asked} {pair.answer.strip()}", answer_start=len(asked), pair=pair)
 
 
-# --- several at a time --------------------------------------------------------------------------------------------
-# Items in lists of about equal weight, for work that is cheaper by the dozen.
-
+# --- chunks -------------------------------------------------------------------------------------------------------
 
 Item = TypeVar("Item")
 
 
 def in_chunks(items: Iterable[Item], weight: Callable[[Item], int], enough: int) -> Iterator[list[Item]]:
-    """Consecutive items, each list ending with the one that brings its weight to `enough`; the last may be lighter."""
+    """Yield lists of consecutive items, each ending with the item that brings its weight to `enough`."""
     chunk: list[Item] = []
     total = 0
     for item in items:

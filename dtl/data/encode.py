@@ -1,4 +1,4 @@
-"""Documents as token ids: one compact array, end to end, with the place where each document begins."""
+"""Encoding of documents to token ids: one compact array, end to end, with the offset of each document."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ CHUNK_CHARACTERS = 1_000_000  # text encoded at a time: its Python lists of ids 
 
 
 class Encoder(Protocol):
-    """What is asked of a tokenizer here."""
+    """The part of a tokenizer that encoding needs."""
 
     vocab_size: int
     eos_id: int
@@ -35,10 +35,10 @@ class Encoder(Protocol):
 def encode_chunks(
     documents: Iterable[Document], encoder: Encoder, max_tokens: int | None = None
 ) -> Iterator[EncodedChunk]:
-    """Encode documents, a chunk of them at a time, stopping after the chunk in which `max_tokens` is reached.
+    """Encode documents in chunks, stopping after the chunk in which `max_tokens` is reached.
 
-    The part before an answer and the answer are encoded apart from each other: whatever the tokenizer
-    would merge across that border, the prompt's ids are those of the prompt alone, as in chat.
+    The prompt and the answer are encoded separately: whatever the tokenizer would merge across that border, the
+    prompt's ids are those of the prompt alone, as in chat.
     """
     dtype = token_dtype(encoder.vocab_size)
     n_tokens = 0
@@ -66,7 +66,7 @@ def encode_documents(documents: Iterable[Document], encoder: Encoder, max_tokens
 
 
 def joined(chunks: Iterable[EncodedChunk], dtype: np.dtype) -> TokenDocuments:
-    """The chunks end to end."""
+    """Concatenate chunks."""
     kept = list(chunks)
     lengths = np.concatenate([np.empty(0, np.int64), *(chunk.lengths for chunk in kept)])
     return TokenDocuments(
@@ -83,16 +83,15 @@ def _parts(document: Document) -> tuple[str, ...]:
 
 
 # --- every source -------------------------------------------------------------------------------------------------
-# Texts as tokens, with the tokenizer that the configuration asks for: out of the cache, or made for it.
 
 
 @dataclass(frozen=True)
 class EncodedSource:
-    """The texts of a source and what they are as tokens."""
+    """The texts of a source, and their tokens."""
 
     texts: SourceTexts
     tokens: dict[str, TokenDocuments]  # by split
-    key: str | None  # equal for equal tokens; None where they are in memory alone
+    key: str | None  # equal for equal tokens; None where they are not cached
 
 
 def encode_sources(
@@ -102,26 +101,26 @@ def encode_sources(
     seq_len: int,
     seed: int,
     cache: Cache,
-    say: Progress,
+    log: Progress,
 ) -> tuple[Tokenizer, dict[str, EncodedSource]]:
-    """The tokenizer and every source as tokens, in order; made where the cache does not have them."""
-    texts = collect_texts(config, plans, seq_len, seed, cache, say)
+    """Return the tokenizer and the tokens of every source, in order, from the cache where it has them."""
+    texts = collect_texts(config, plans, seq_len, seed, cache, log)
     if isinstance(tokenizer, TokenizerConfig):
-        say(f"tokenizer {tokenizer.kind}")
+        log(f"tokenizer {tokenizer.kind}")
         tokenizer = _tokenizer(tokenizer, texts, cache)
     max_tokens = None if config.max_samples is None else config.max_samples * seq_len + 1
-    return tokenizer, {name: _encode(of_source, tokenizer, max_tokens, cache, say) for name, of_source in texts.items()}
+    return tokenizer, {name: _encode(source, tokenizer, max_tokens, cache, log) for name, source in texts.items()}
 
 
 def _tokenizer(config: TokenizerConfig, texts: dict[str, SourceTexts], cache: Cache) -> Tokenizer:
-    """A tokenizer that is learnt from cached text is cached with it; what others are made of, only they know."""
+    """Build a tokenizer. One that is trained on cached text is cached too; others do not depend on the text alone."""
 
     def made() -> Tokenizer:
         return build_tokenizer(config, lambda: _training_texts(texts))
 
-    if not config.traits.learnt or any(of_source.key is None for of_source in texts.values()):
+    if not config.traits.learnt or any(source.key is None for source in texts.values()):
         return made()
-    key = tokenizer_key({name: of_source.key for name, of_source in texts.items()}, config)
+    key = tokenizer_key({name: source.key for name, source in texts.items()}, config)
     if key is None:
         return made()
 
@@ -141,30 +140,31 @@ def _tokenizer(config: TokenizerConfig, texts: dict[str, SourceTexts], cache: Ca
 
 
 def tokenizer_key(texts: Mapping[str, str | None], config: TokenizerConfig) -> str | None:
-    """Equal for equal tokenizers, learnt by equal code from the texts of these keys, by source; None: unknown code."""
+    """Return a key, equal for equal tokenizers trained by equal code on the texts of these keys; None: unknown code."""
     code = code_of(encode_sources, TOKENIZERS.get(config.kind))
     return key_of(code=code, **tokenizer_settings(texts, config)) if code is not None else None
 
 
 def tokenizer_settings(texts: Mapping[str, str | None], config: TokenizerConfig) -> dict[str, Any]:
-    """The settings that shape a learnt tokenizer, beside the code."""
+    """Return the settings that shape a trained tokenizer in addition to the code."""
     return {"texts": list(texts.items()), "config": asdict(config)}
 
 
 def _training_texts(texts: dict[str, SourceTexts]) -> Iterator[str]:
-    return (document.text for of_source in texts.values() for document in of_source.splits["train"])
+    return (document.text for source in texts.values() for document in source.splits["train"])
 
 
 def _encode(
-    texts: SourceTexts, tokenizer: Tokenizer, max_tokens: int | None, cache: Cache, say: Progress
+    texts: SourceTexts, tokenizer: Tokenizer, max_tokens: int | None, cache: Cache, log: Progress
 ) -> EncodedSource:
     dtype = token_dtype(tokenizer.vocab_size)
 
     def chunks(split: str) -> Iterator[EncodedChunk]:
-        of_split = texts.splits[split]
-        what = f"tokens of {texts.origin}: {split}, {len(of_split):,} documents"
-        say(what)
-        return _told(encode_chunks(of_split, tokenizer, max_tokens if split == "train" else None), what, of_split, say)
+        documents = texts.splits[split]
+        what = f"tokens of {texts.origin}: {split}, {len(documents):,} documents"
+        log(what)
+        encoded = encode_chunks(documents, tokenizer, max_tokens if split == "train" else None)
+        return _logged(encoded, what, documents, log)
 
     def build(folder: Path) -> dict[str, Any]:
         for split in texts.splits:
@@ -181,23 +181,23 @@ def _encode(
 
 
 def tokens_key(text: str, tokenizer: Tokenizer, max_tokens: int | None) -> str | None:
-    """Equal for equal tokens of the text of this key; None where the code of the tokenizer's class is unknown."""
+    """Return a key, equal for equal tokens of the text of this key; None where the tokenizer's code is unknown."""
     code = code_of(encode_sources, type(tokenizer))
     return key_of(code=code, **tokens_settings(text, tokenizer, max_tokens)) if code is not None else None
 
 
 def tokens_settings(text: str, tokenizer: Tokenizer, max_tokens: int | None) -> dict[str, Any]:
-    """The settings that shape the tokens of a text, beside the code."""
+    """Return the settings that shape the tokens of a text in addition to the code."""
     traits = TOKENIZERS.traits(tokenizer.kind)
-    said = {"kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint, "end": tokenizer.eos_id}
-    return {"text": text, "tokenizer": said, "cut": bool(traits and traits.cuts_at_spaces), "most": max_tokens}
+    identity = {"kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint, "end": tokenizer.eos_id}
+    return {"text": text, "tokenizer": identity, "cut": bool(traits and traits.cuts_at_spaces), "most": max_tokens}
 
 
-def _told(chunks: Iterator[EncodedChunk], what: str, texts: Texts, say: Progress) -> Iterator[EncodedChunk]:
-    pace = Pace(what, say)
+def _logged(chunks: Iterator[EncodedChunk], what: str, texts: Texts, log: Progress) -> Iterator[EncodedChunk]:
+    pace = Pace(what, log)
     total, done, n_tokens = int(texts.characters.sum()), 0, 0
     for chunk in chunks:
         yield chunk
         done += chunk.n_characters
         n_tokens += len(chunk.tokens)
-        pace.tell(f"{n_tokens / 1e6:.1f} M tokens", done / max(total, 1))
+        pace.report(f"{n_tokens / 1e6:.1f} M tokens", done / max(total, 1))

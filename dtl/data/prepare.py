@@ -1,7 +1,7 @@
-"""From a configuration to training data: documents -> split -> tokenizer -> tokens -> rows.
+"""Preparation of training data from a configuration: documents -> splits -> tokenizer -> tokens -> sequences.
 
-Text and tokens are made once and kept in the cache, memory-mapped; what is small, or of a source that does not
-say what it is made of, is held in memory. Either way the same rows come out.
+Text and tokens are made once and cached, memory-mapped; small sources, and those without a fingerprint, are kept in
+memory. Both ways give the same sequences.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from itertools import islice
 import numpy as np
 
 from dtl.base.progress import Progress
-from dtl.data.batches import Rows, TrainingData, epoch_order
+from dtl.data.batches import PackedSequences, TrainingData, epoch_order
 from dtl.data.cache import Cache, cache_folder
 from dtl.data.collect import all_notes
 from dtl.data.config import DataConfig, TokenizerConfig
@@ -36,36 +36,36 @@ from dtl.errors import DataError
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What one split of one source came to."""
+    """Sizes of one split of one source."""
 
     documents: int
-    tokens: int  # in the rows: end tokens counted, padding not
+    tokens: int  # in the sequences: end tokens counted, padding not
     targets: int  # tokens that count in the loss
     rows: int
-    wasted: float  # share of positions that hold padding
+    wasted: float  # fraction of positions that hold padding
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """All that a run needs of its data. Validation and test are the first source's; `rows` has every source's."""
+    """The data of a run. Validation and test are those of the first source; `rows` has every source's."""
 
     train: TrainingData
-    validation: Rows
-    test: Rows | None
-    rows: dict[str, dict[str, Rows]]  # source -> split -> rows
+    validation: PackedSequences
+    test: PackedSequences | None
+    rows: dict[str, dict[str, PackedSequences]]  # source -> split -> sequences
     tokenizer: Tokenizer
-    pairs: dict[str, list[QuestionAnswer]]  # split -> questions, one entry a wording
+    pairs: dict[str, list[QuestionAnswer]]  # split -> questions, one entry per paraphrase
     fingerprint: str  # SHA-256 over the tokens, their layout and the tokenizer: equal data, equal fingerprint
-    report: dict[str, dict[str, SplitReport]]  # source -> split -> figures
-    notes: list[str]  # one-liners for people
-    lower_case_questions: bool = False  # how questions are put to the model: see `dtl.data.documents.prompt`
+    report: dict[str, dict[str, SplitReport]]  # source -> split -> sizes
+    notes: list[str]  # messages for the user, one line each
+    lower_case_questions: bool = False  # see `dtl.data.documents.prompt`
 
     def prompt(self, question: str, context: str = "") -> str:
-        """The text after which a model that learns from this data writes its answer."""
+        """Return the text after which a model trained on this data writes its answer."""
         return prompt(question, context, lower_case=self.lower_case_questions)
 
     def longest_answer(self) -> int:
-        """Tokens of the longest answer in the data and a few more: whoever goes on longer is wrong anyway."""
+        """Return the tokens of the longest answer in the data, and 4 more: a longer answer is wrong anyway."""
         answers = [pair.answer for pairs in self.pairs.values() for pair in pairs]
         return 4 + max((len(ids) for ids in self.tokenizer.encode_batch(answers)), default=0)
 
@@ -78,24 +78,24 @@ def prepare_data(
     progress: Progress | None = None,
     plans: Sequence[SourcePlan] | None = None,
 ) -> PreparedData:
-    """Read, split, encode and lay out the text of a configuration.
+    """Read, split, encode and pack the text of a configuration.
 
     A tokenizer configuration is built on the training text; a Tokenizer is used as it is (resume, init).
-    With `config.max_samples` each source gives at most so many training rows, a seeded choice from a
-    sample of its text. In a mixture a further source gives only as much text as its weight needs for
-    `config.recommended.max_epochs` epochs; after these its rows come again. `plans` are the sources of `config`
+    With `config.max_samples` each source gives at most so many training sequences, a seeded choice from a
+    sample of its text. In a mixture each further source gives only as much text as its weight needs for
+    `config.recommended.max_epochs` epochs; after these its sequences repeat. `plans` are the sources of `config`
     where they have been opened already.
 
-    Raises DataError when a source is missing, empty, or too little for a training and a validation row.
+    Raises DataError when a source is missing, empty, or too small for a training and a validation sequence.
     """
-    say = progress or (lambda line: None)
-    cache = Cache(cache_folder(config.cache_dir), config.verify == "full", say)
+    log = progress or (lambda message: None)
+    cache = Cache(cache_folder(config.cache_dir), config.verify == "full", log)
     plans = plan_sources(config, seed) if plans is None else plans
-    tokenizer, sources = encode_sources(config, plans, tokenizer, seq_len, seed, cache, say)
-    return lay_out(config, plans, tokenizer, sources, seq_len, seed, cache)
+    tokenizer, sources = encode_sources(config, plans, tokenizer, seq_len, seed, cache, log)
+    return pack_sequences(config, plans, tokenizer, sources, seq_len, seed, cache)
 
 
-def lay_out(
+def pack_sequences(
     config: DataConfig,
     plans: Sequence[SourcePlan],
     tokenizer: Tokenizer,
@@ -104,28 +104,28 @@ def lay_out(
     seed: int,
     cache: Cache,
 ) -> PreparedData:
-    """The second half of `prepare_data`: tokens become rows. Raises DataError for too little text."""
+    """Pack tokens into sequences, the second half of `prepare_data`. Raises DataError for too little text."""
     weights = {plan.name: plan.config.weight for plan in plans}
-    maker = _Maker(config, weights, tokenizer, seq_len, seed)
+    packer = _Packer(config, weights, tokenizer, seq_len, seed)
     for name, source in sources.items():
         for split in source.tokens:
-            maker.add(name, split, source)
+            packer.add(name, split, source)
     notes = all_notes({name: source.texts for name, source in sources.items()})
-    fingerprint = maker.fingerprint(cache, [source.key for source in sources.values()])
-    return maker.finish([*_mixture_notes(plans), *notes, *tokenizer.notes, *cache.notes], fingerprint)
+    fingerprint = packer.fingerprint(cache, [source.key for source in sources.values()])
+    return packer.finish([*_mixture_notes(plans), *notes, *tokenizer.notes, *cache.notes], fingerprint)
 
 
 def _mixture_notes(plans: Sequence[SourcePlan]) -> list[str]:
     if len(plans) == 1 and plans[0].config.is_shipped:
         return [
-            "The questions that ship with DTL, alone. Add Wikipedia with data.wiki.path=FOLDER or "
+            "Only the questions that ship with DTL. Add Wikipedia with data.wiki.path=FOLDER or "
             "data.wiki.weight=0.5 (from the hub), your own pairs with data.qa.path=FILE.jsonl."
         ]
-    return [f"validation and early stopping look at {plans[0].name}, the first source."] if len(plans) > 1 else []
+    return [f"validation and early stopping use {plans[0].name}, the first source."] if len(plans) > 1 else []
 
 
-class _Maker:
-    """Turns tokens into rows, split after split, and collects what is known of them."""
+class _Packer:
+    """Packs tokens into sequences, split after split, and collects their report."""
 
     def __init__(
         self, config: DataConfig, weights: dict[str, float], tokenizer: Tokenizer, seq_len: int, seed: int
@@ -134,7 +134,7 @@ class _Maker:
         self.tokenizer = tokenizer
         self.seq_len = seq_len
         self.seed = seed
-        self.rows: dict[str, dict[str, Rows]] = {}
+        self.rows: dict[str, dict[str, PackedSequences]] = {}
         self.report: dict[str, dict[str, SplitReport]] = {}
         self.pairs: dict[str, list[QuestionAnswer]] = {}
         self.notes: list[str] = []
@@ -147,32 +147,32 @@ class _Maker:
     def add(self, name: str, split: str, source: EncodedSource) -> None:
         limit = self.config.max_samples if split == "train" else None
         origin, encoded = source.texts.origin, source.tokens[split]
-        rows = self._lay_out(encoded, limit)
+        rows = self._pack(encoded, limit)
         if not len(rows):
             raise DataError(
-                f"{origin}: {len(encoded.tokens)} tokens of {split} text make no row. Needed: 2 tokens, one of "
+                f"{origin}: {len(encoded.tokens)} tokens of {split} text make no sequence. Needed: 2 tokens, one of "
                 f"them with a loss (data.loss_on={self.config.loss_on}, data.seq_len={self.seq_len})."
             )
-        whole = fully_covered(rows.packing, encoded.offsets)
-        cut = int((~whole).sum())
+        complete = fully_covered(rows.packing, encoded.offsets)
+        cut = int((~complete).sum())
         if split == "train" and cut and limit is None:
             self.notes.append(
-                f"{origin}: {cut:,} of {len(whole):,} documents are longer than a row of {self.seq_len} tokens; "
-                "their ends are cut off. A larger data.seq_len or data.layout=packed keeps them."
+                f"{origin}: {cut:,} of {len(complete):,} documents are longer than a sequence of {self.seq_len} "
+                "tokens; their ends are cut off. A larger data.seq_len or data.layout=packed keeps them."
             )
-        # A question whose answer is not in the rows was not taught; in the held-out splits all are asked.
-        taught = whole if split == "train" else np.ones_like(whole)
+        # Training questions whose answer was cut off are not scored as learnt; held-out splits ask all questions.
+        trained = complete if split == "train" else np.ones_like(complete)
         pairs = self.pairs.setdefault(split, [])
         if source.texts.facts["has_pairs"]:
-            encoded_texts = islice(source.texts.splits[split], len(whole))
-            pairs += [d.pair for d, kept in zip(encoded_texts, taught, strict=True) if d.pair and kept]
+            encoded_texts = islice(source.texts.splits[split], len(complete))
+            pairs += [d.pair for d, kept in zip(encoded_texts, trained, strict=True) if d.pair and kept]
         self.rows.setdefault(name, {})[split] = rows
         self.report.setdefault(name, {})[split] = SplitReport(
             encoded.n_documents, rows.n_tokens, rows.n_targets, len(rows), rows.packing.wasted
         )
         self._made.append((f"{name} {split}", encoded, rows.packing))
 
-    def _lay_out(self, encoded: TokenDocuments, limit: int | None) -> Rows:
+    def _pack(self, encoded: TokenDocuments, limit: int | None) -> PackedSequences:
         config = self.config
         loss_mask = answer_mask(encoded) if config.loss_on == "answer" else None
         document_mask = config.document_mask and config.layout == "packed"
@@ -182,14 +182,14 @@ class _Maker:
             packing = pack_documents(encoded.offsets, self.seq_len, loss_mask)
         else:
             packing = with_targets(pack_stream(len(encoded.tokens), self.seq_len), loss_mask)
-        if limit is not None and packing.n_rows > limit:
-            packing = packing.select(np.sort(epoch_order(self.seed, 0, packing.n_rows)[:limit]))
-        return Rows(
+        if limit is not None and packing.n_sequences > limit:
+            packing = packing.select(np.sort(epoch_order(self.seed, 0, packing.n_sequences)[:limit]))
+        return PackedSequences(
             encoded.tokens, packing, pad_id=self.tokenizer.pad_id, loss_mask=loss_mask, document_mask=document_mask
         )
 
     def fingerprint(self, cache: Cache, keys: Sequence[str | None]) -> str:
-        """SHA-256 over all tokens and rows: of cached tokens it is cached as well, since it would read them all."""
+        """Return SHA-256 over all tokens and sequences; cached for cached tokens, since taking it reads them all."""
         known = [key for key in keys if key is not None]
         if len(known) < len(keys):
             return data_fingerprint(self.layout, self._made)

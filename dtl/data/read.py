@@ -1,4 +1,4 @@
-"""One source, read, cleaned, freed of duplicates and split, document by document into a writer."""
+"""Reading of one source: cleaned, without duplicates, split, written document by document."""
 
 import hashlib
 import math
@@ -13,41 +13,41 @@ from dtl.data.split import HoldOut
 from dtl.data.stored import TextWriter
 from dtl.errors import DataError
 
-# What is counted of a split as it is read, in documents or characters.
+# Counts of a split, in documents or characters.
 COUNTED: tuple[str, ...] = (
     "read", "kept", "empty", "duplicate", "duplicate_characters", "cleaned", "characters"
 )  # fmt: skip
-EXAMPLES = 3  # of what cleaning changed, kept for the report
+EXAMPLES = 3  # changes by cleaning that the report shows
 EXCERPT = 40  # characters on either side of a change
 
 
 def read_source(
-    source: Source, held_out: tuple[float, float], budget: float, writer: TextWriter, say: Progress
+    source: Source, held_out: tuple[float, float], budget: float, writer: TextWriter, log: Progress
 ) -> dict[str, Any]:
-    """Read, clean and split a source's documents into a writer; returns the facts of SourceTexts.
+    """Read, clean and split a source's documents into a writer; return the facts of SourceTexts.
 
-    `held_out` are the shares of the documents for validation and for test where the source has no validation split
-    of its own; a test split of its own is kept. Training text is read up to the document that reaches `budget`
-    characters. Exact duplicates are dropped where they share a split, before anything is held out; splits that the
-    source itself makes are kept as they are, and told when they overlap.
+    `held_out` are the fractions of documents for validation and for test where the source has no validation split
+    of its own; its own test split is kept. Training text is read up to the document that reaches `budget`
+    characters. Exact duplicates within a split are dropped before anything is held out; splits that the source
+    provides are kept as they are, and a note reports their overlap with the training text.
     """
     splits = source.splits()
     for_validation, for_test = held_out
     holder = None if "validation" in splits else HoldOut(for_validation, 0.0 if "test" in splits else for_test)
     for split in ("train", "validation", *(["test"] if "test" in splits else [])):
         writer.begin(split)
-    reader = _Reader(source.origin, say)
+    reader = _Reader(source.origin, log)
     for document in reader.read("train", splits.get("train", ()), budget):
-        side = "train" if holder is None else holder.side(document)
-        if side == "test":
-            writer.begin(side)  # not before: a split that gets nothing is no split
-        writer.add(side, document)
+        split = "train" if holder is None else holder.split_for(document)
+        if split == "test":
+            writer.begin(split)  # only now: an empty test split must not exist
+        writer.add(split, document)
     if not reader.counts["train"]["kept"]:
-        noticed = "".join(f"\n{note}" for note in source.notes())
+        notes_text = "".join(f"\n{note}" for note in source.notes())
         read = reader.counts["train"]["read"]
         raise DataError(
             f"{source.origin}: no training text. Found: {read:,} documents{', all empty' if read else ''}. Needed: at "
-            f"least one with text.{noticed}"
+            f"least one with text.{notes_text}"
         )
     notes: list[str] = []
     for split in ("validation", "test"):
@@ -58,12 +58,12 @@ def read_source(
         read = reader.counts["validation"]["read"]
         raise DataError(
             f"{source.origin}: its own validation split has no text. Found: {read:,} documents"
-            f"{', all empty' if read else ''}. Give it some, or take it away: then a part of the training text is held "
+            f"{', all empty' if read else ''}. Give it some, or remove it: then a part of the training text is held "
             "out. Nothing was kept."
         )
     if holder is not None:
         own = () if holder.test_fraction else ("test",)
-        changed, note = holder.settle({split: found for split, found in writer.texts().items() if split not in own})
+        changed, note = holder.finalize({split: texts for split, texts in writer.texts().items() if split not in own})
         if changed is not None:
             writer.replace(changed)
         notes += [f"{source.origin}: {note}"] if note else []
@@ -78,31 +78,31 @@ def read_source(
                 f"data.test_fraction={for_test})."
             )
     notes += [*reader.notes(), *source.notes()]
-    # Held-out splits that got nothing are none: they have no counts.
+    # Empty held-out splits do not exist, so they have no counts.
     counts = {split: reader.counts.get(split, {}) | {"documents": len(texts[split])} for split in texts}
     facts = {"origin": source.origin, "counts": counts, "notes": notes}
-    by_source = getattr(source, "examples", list)()
-    return facts | {"has_pairs": reader.has_pairs, "examples": [*by_source, *reader.examples]}
+    source_examples = getattr(source, "examples", list)()
+    return facts | {"has_pairs": reader.has_pairs, "examples": [*source_examples, *reader.examples]}
 
 
 class _Reader:
-    """Passes on the cleaned documents of split after split, and counts what it does not pass on."""
+    """Yields the cleaned documents of each split, and counts those that it drops."""
 
-    def __init__(self, origin: str, say: Progress) -> None:
+    def __init__(self, origin: str, log: Progress) -> None:
         self.origin = origin
-        self.say = say
+        self.log = log
         self.counts: dict[str, dict[str, int]] = {}
         self.has_pairs = False
-        self.examples: list[tuple[str, str]] = []  # what cleaning changed: before and after
+        self.examples: list[tuple[str, str]] = []  # changed by cleaning: before and after
         self._train: set[bytes] = set()
         self._in_training = 0
 
     def read(self, split: str, documents: Iterable[Document], budget: float) -> Iterator[Document]:
-        """Documents that are neither empty nor a duplicate, up to the one that reaches the budget of characters."""
+        """Yield documents, without empty ones and duplicates, up to the one that reaches the budget of characters."""
         counts = dict.fromkeys(COUNTED, 0)
         self.counts[split] = counts
         seen = self._train if split == "train" else set()
-        pace = Pace(f"reading {self.origin}: {split}", self.say)
+        pace = Pace(f"reading {self.origin}: {split}", self.log)
         for raw in documents:
             document = cleaned(raw)
             counts["read"] += 1
@@ -125,7 +125,7 @@ class _Reader:
             counts["kept"] += 1
             counts["characters"] += len(document.text)
             yield document
-            pace.tell(f"{counts['read']:,} documents, {counts['characters'] / 1e6:.1f} M characters")
+            pace.report(f"{counts['read']:,} documents, {counts['characters'] / 1e6:.1f} M characters")
             if counts["characters"] >= budget:
                 break
 
@@ -137,19 +137,19 @@ class _Reader:
             notes.append(f"{self.origin}: {duplicates:,} of {read:,} documents dropped, each a copy of another.")
         if self._in_training:
             notes.append(
-                f"{self.origin}: {self._in_training:,} documents for validation or test stand in the training text "
-                "too: what is measured on them is memory."
+                f"{self.origin}: {self._in_training:,} documents for validation or test are also in the training "
+                "text: scores on them measure memorization."
             )
         return notes
 
 
 def _digest(document: Document) -> bytes:
-    """16 bytes of BLAKE2 over the text, of a pair over question and answer: two texts never share them by chance."""
+    """Return 16 bytes of BLAKE2 over the text (question and answer of a pair): enough to exclude collisions."""
     return hashlib.blake2b(document.text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _excerpts(before: str, after: str) -> tuple[str, str]:
-    """The place of the first difference in both texts."""
+    """Return both texts around their first difference."""
     at = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after)))
     here = slice(max(0, at - EXCERPT), at + EXCERPT)
     return before[here], after[here]

@@ -1,7 +1,7 @@
-"""Documents and tokens in memory or in files of a cache entry: written one after the other, read alike from both.
+"""Storage of documents and tokens, in memory or in the files of a cache entry, with one interface for both.
 
-A text file holds a JSON object a line, so that it can be looked at and memory holds one document at a time;
-tokens are plain .npy arrays, memory-mapped.
+Texts are files of JSON lines, readable by eye, of which memory holds one document at a time; tokens are plain .npy
+arrays, memory-mapped.
 """
 
 import json
@@ -21,11 +21,11 @@ from dtl.data.documents import Document, QuestionAnswer
 
 @dataclass(frozen=True)
 class TokenDocuments:
-    """Documents one after the other, each followed by the end token.
+    """Tokens of documents, end to end, each document followed by the end token.
 
     tokens         (n_tokens,) uint16, or int32 for vocabularies above 65,536
     offsets        (n_documents + 1,) int64: document i is tokens[offsets[i] : offsets[i + 1]]
-    answer_starts  (n_documents,) int32: tokens before the answer; 0 where the text is no question and answer
+    answer_starts  (n_documents,) int32: tokens before the answer; 0 where the document has no answer
     """
 
     tokens: np.ndarray
@@ -39,7 +39,7 @@ class TokenDocuments:
 
 @dataclass(frozen=True)
 class EncodedChunk:
-    """Some consecutive documents as tokens, end tokens included."""
+    """Tokens of some consecutive documents, end tokens included."""
 
     tokens: np.ndarray  # (n_tokens,) of the vocabulary's dtype
     lengths: np.ndarray  # (n_documents,) int64
@@ -48,7 +48,7 @@ class EncodedChunk:
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The smallest type for the ids of a vocabulary: 2 bytes where they suffice."""
+    """Return the smallest type for the ids of a vocabulary: 2 bytes up to 65,536 entries."""
     return np.dtype(np.uint16 if vocab_size <= 2**16 else np.int32)
 
 
@@ -56,7 +56,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 class Texts(Sequence[Document]):
-    """The documents of a split, and how long each is, which is known without reading them."""
+    """The documents of a split, and their lengths, which are known without reading them."""
 
     characters: np.ndarray  # (n_documents,) int64
 
@@ -73,12 +73,12 @@ class Texts(Sequence[Document]):
         return len(self.characters)
 
     def at(self, number: int) -> Document:
-        """Document `number`, counted from 0."""
+        """Return document `number`, counted from 0."""
         raise NotImplementedError
 
 
 class TextsInMemory(Texts):
-    """A list of documents."""
+    """Documents in a list."""
 
     def __init__(self, documents: list[Document]) -> None:
         self.documents = documents
@@ -89,7 +89,7 @@ class TextsInMemory(Texts):
 
 
 class TextsOnDisk(Texts):
-    """The lines of a file."""
+    """Documents in the lines of a file."""
 
     def __init__(self, file: Path, offsets: np.ndarray, characters: np.ndarray) -> None:
         """`offsets` (n_documents + 1,) int64: the byte at which each line begins."""
@@ -108,7 +108,7 @@ class TextsOnDisk(Texts):
 
 
 class Chosen(Texts):
-    """Some documents of a split, in an order of their own."""
+    """A selection of the documents of a split, in its own order."""
 
     def __init__(self, texts: Texts, order: np.ndarray) -> None:
         self.texts = texts
@@ -120,7 +120,7 @@ class Chosen(Texts):
 
 
 def sample(texts: Texts, n_characters: float, seed: int) -> Chosen:
-    """Documents in an order that the seed draws, up to the one that reaches `n_characters`."""
+    """Return documents in an order drawn by the seed, up to the one that reaches `n_characters`."""
     order = list(range(len(texts)))
     random.Random(seed).shuffle(order)
     reached = np.cumsum(np.asarray(texts.characters)[order])
@@ -131,22 +131,22 @@ class TextWriter(Protocol):
     """Takes the documents of a source, split by split."""
 
     def begin(self, split: str) -> None:
-        """There is such a split, even if it gets no document."""
+        """Create a split, which exists even if it gets no document."""
         ...
 
     def add(self, split: str, document: Document) -> None: ...
 
     def texts(self) -> Mapping[str, Sequence[Document]]:
-        """What has been added; complete once, then nothing but `replace` may follow."""
+        """Return the documents added so far, by split; afterwards only `replace` may follow."""
         ...
 
     def replace(self, splits: Mapping[str, Iterable[Document]]) -> None:
-        """Other documents in place of those in these splits, of which they may be made."""
+        """Replace the documents of these splits by others, which may be read from the old ones."""
         ...
 
 
 class MemoryWriter:
-    """Keeps documents in lists."""
+    """Stores documents in lists."""
 
     def __init__(self) -> None:
         self.splits: dict[str, list[Document]] = {}
@@ -165,7 +165,7 @@ class MemoryWriter:
 
 
 class DiskWriter:
-    """Writes documents to files in a folder: `<split>.jsonl`, and where each begins and how long it is."""
+    """Writes documents to files in a folder: `<split>.jsonl`, and arrays of their offsets and lengths."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -194,13 +194,13 @@ class DiskWriter:
             self._files[split] = new
 
     def close(self) -> None:
-        """Give the files back, and write what is known of their lines."""
+        """Close the files, and write the offsets and lengths of their lines."""
         for split, texts in self.texts().items():
             np.save(self.folder / f"{split}.offsets.npy", texts.offsets, allow_pickle=False)
             np.save(self.folder / f"{split}.characters.npy", texts.characters, allow_pickle=False)
 
     def abandon(self) -> None:
-        """Give the files back after an error."""
+        """Close the files after an error."""
         for file in self._files.values():
             file.stream.close()
 
@@ -243,7 +243,7 @@ def _from_line(line: bytes) -> Document:
 
 
 def read_texts(folder: Path, splits: Iterable[str]) -> dict[str, Texts]:
-    """What a DiskWriter wrote. Raises OSError or ValueError for files that are not there or not whole."""
+    """Return the texts written by a DiskWriter. Raises OSError or ValueError for missing or incomplete files."""
     return {
         split: TextsOnDisk(
             folder / f"{split}.jsonl", _array(folder, f"{split}.offsets"), _array(folder, f"{split}.characters")
@@ -253,7 +253,7 @@ def read_texts(folder: Path, splits: Iterable[str]) -> dict[str, Texts]:
 
 
 def write_tokens(folder: Path, split: str, chunks: Iterable[EncodedChunk], dtype: np.dtype) -> None:
-    """Write chunks as they come: `<split>.tokens.npy`, `.offsets.npy`, `.answer_starts.npy`. Raises OSError."""
+    """Write chunks as they arrive: `<split>.tokens.npy`, `.offsets.npy`, `.answer_starts.npy`. Raises OSError."""
     lengths, answer_starts = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
     n_tokens = 0
     with (folder / f"{split}.tokens.npy").open("wb") as stream:
@@ -272,13 +272,13 @@ def write_tokens(folder: Path, split: str, chunks: Iterable[EncodedChunk], dtype
 
 
 def _write_header(stream: BinaryIO, n_tokens: int, dtype: np.dtype) -> int:
-    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (n_tokens,)}
-    np.lib.format.write_array_header_1_0(stream, described)
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (n_tokens,)}
+    np.lib.format.write_array_header_1_0(stream, header)
     return stream.tell()
 
 
 def read_tokens(folder: Path, split: str) -> TokenDocuments:
-    """What `write_tokens` wrote, memory-mapped: a page is read when it is used, and processes share it."""
+    """Return the tokens written by `write_tokens`, memory-mapped: pages are read on use and shared by processes."""
     return TokenDocuments(
         tokens=_array(folder, f"{split}.tokens"),
         offsets=_array(folder, f"{split}.offsets"),

@@ -1,8 +1,8 @@
-"""Tasks: scores that say what a model can do, beside its loss.
+"""Tasks: scores of what a model can do, in addition to its loss.
 
-A task is a function of a way to answer and of questions by split, registered under a name:
-`@TASKS.register("my_score")`, asked for by `data.tasks=[my_score]`. It scores the best checkpoint at the end of a
-run, and whenever `python -m dtl.evaluate` is called.
+A task is a function of an answering function and of questions by split, registered under a name:
+`@TASKS.register("my_score")`, selected by `data.tasks=[my_score]`. It scores the best checkpoint at the end of a run,
+and whenever `python -m dtl.evaluate` is called.
 """
 
 import re
@@ -15,7 +15,7 @@ import numpy as np
 from dtl.data.documents import QuestionAnswer
 from dtl.registry import TASKS
 
-# The questions of pairs, each with its context where it has one, to the answers of the model.
+# From pairs, of which only questions and contexts are used, to the model's answers.
 Answer = Callable[[Sequence[QuestionAnswer]], list[str]]
 Pairs = Mapping[str, Sequence[QuestionAnswer]]  # by split
 Task = Callable[[Answer, Pairs], dict[str, float]]
@@ -29,46 +29,46 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 def normalise(answer: str) -> str:
     """SQuAD's normalisation (Rajpurkar et al. 2016): lower case, no punctuation, no articles, single spaces.
 
-    An answer that consists of nothing else (`A`, `+`) is compared as it stands, in lower case.
+    An answer that would become empty (`A`, `+`) is only lower-cased.
     """
     plain = re.sub(r"\b(a|an|the)\b", " ", answer.lower().translate(_PUNCTUATION))
     return " ".join(plain.split()) or answer.strip().lower()
 
 
-def is_right(said: str, pair: QuestionAnswer) -> bool:
-    """Whether the answer, or another that is accepted, was given exactly, after `normalise`."""
-    return any(normalise(said) == normalise(expected) for expected in _expected(pair))
+def is_right(given: str, pair: QuestionAnswer) -> bool:
+    """Return True when the given answer equals one of the accepted answers after `normalise`."""
+    return any(normalise(given) == normalise(expected) for expected in _expected(pair))
 
 
-def token_f1(said: str, pair: QuestionAnswer) -> float:
-    """Harmonic mean of precision and recall of the words said, in [0, 1], after `normalise`; of several accepted
-    answers the best (Rajpurkar et al. 2016)."""
-    return max(_f1(normalise(said).split(), normalise(expected).split()) for expected in _expected(pair))
+def token_f1(given: str, pair: QuestionAnswer) -> float:
+    """Return the harmonic mean of precision and recall of the given words, in [0, 1], after `normalise`; with several
+    accepted answers the best (Rajpurkar et al. 2016)."""
+    return max(_f1(normalise(given).split(), normalise(expected).split()) for expected in _expected(pair))
 
 
 def _expected(pair: QuestionAnswer) -> tuple[str, ...]:
     return pair.answer, *pair.accepted
 
 
-def _f1(said: list[str], expected: list[str]) -> float:
-    common = (Counter(said) & Counter(expected)).total()
+def _f1(given: list[str], expected: list[str]) -> float:
+    common = (Counter(given) & Counter(expected)).total()
     if not common:
-        return float(said == expected)
-    return 2 * common / (len(said) + len(expected))
+        return float(given == expected)
+    return 2 * common / (len(given) + len(expected))
 
 
 @TASKS.register("exact_match")
 def exact_match(answer: Answer, pairs: Pairs) -> dict[str, float]:
-    """Share of questions answered exactly, after normalisation: `{"exact_match/train": 0.98, ...}`.
+    """Return the fraction of questions answered exactly, after `normalise`: `{"exact_match/train": 0.98, ...}`.
 
-    `answer` is called once a split with all of its questions; a split without questions has no score.
+    `answer` is called once per split with all of its questions; a split without questions has no score.
     """
     return _mean_by_split("exact_match", is_right, answer, pairs)
 
 
 @TASKS.register("f1")
 def f1(answer: Answer, pairs: Pairs) -> dict[str, float]:
-    """Mean token F1: `{"f1/train": 0.99, ...}`. Right words count where the answer as a whole is not right."""
+    """Return the mean token F1: `{"f1/train": 0.99, ...}`. It also credits answers that are only partly right."""
     return _mean_by_split("f1", token_f1, answer, pairs)
 
 
@@ -76,18 +76,16 @@ def _mean_by_split(
     name: str, score: Callable[[str, QuestionAnswer], float], answer: Answer, pairs: Pairs
 ) -> dict[str, float]:
     scores: dict[str, float] = {}
-    for split, of_split in pairs.items():
-        if not of_split:
-            continue
-        given = answer(of_split)
-        total = sum(score(said, pair) for said, pair in zip(given, of_split, strict=True))
-        scores[f"{name}/{split}"] = total / len(of_split)
+    for split, split_pairs in pairs.items():
+        if split_pairs:
+            total = sum(score(given, pair) for given, pair in zip(answer(split_pairs), split_pairs, strict=True))
+            scores[f"{name}/{split}"] = total / len(split_pairs)
     return scores
 
 
 def asked_once(answer: Answer, known: Iterable[tuple[QuestionAnswer, str]] = ()) -> Answer:
-    """`answer` with a memory, in which `known` answers are already: several tasks ask the same questions."""
-    remembered = {_asked(pair): said for pair, said in known}
+    """Return `answer` with a memory that starts with `known`, since several tasks ask the same questions."""
+    remembered = {_asked(pair): given for pair, given in known}
 
     def from_memory(pairs: Sequence[QuestionAnswer]) -> list[str]:
         new = {_asked(pair): pair for pair in pairs if _asked(pair) not in remembered}
@@ -103,18 +101,17 @@ def _asked(pair: QuestionAnswer) -> tuple[str, str]:
 
 
 # --- baselines ----------------------------------------------------------------------------------------------------
-# Ways to answer questions without a model: what a model's scores have to be compared with.
-#
-# Each is an `Answer` made from the training questions, and is scored as a model is.
+# Answers without a model, to compare a model's scores with. Each is an `Answer` built from the training questions.
+# BM25 is hard to beat: 96.3 % of the shipped test paraphrases, against 95.6 % by qa_full (experiments/README.md).
 
 
-def look_up(training: Sequence[QuestionAnswer]) -> Answer:
-    """The answer of the nearest training question by BM25 (Robertson et al. 1994; Lucene's form, k1 1.5, b 0.75).
+def bm25_baseline(training: Sequence[QuestionAnswer]) -> Answer:
+    """Answer with the nearest training question by BM25 (Robertson et al. 1994; Lucene's form, k1 1.5, b 0.75).
 
-    Words are compared after `normalise`. Of questions that are equally near the first counts; a question that has
-    no word in common with any is answered by an empty text.
+    Words are compared after `normalise`. Of equally near questions the first counts; a question without a word in
+    common with any gets an empty answer.
     """
-    import bm25s  # only whoever asks for scores needs it
+    import bm25s  # imported here: only scores need it
 
     words = [normalise(pair.question).split() for pair in training]
     if not any(words):
@@ -132,16 +129,16 @@ def look_up(training: Sequence[QuestionAnswer]) -> Answer:
 
 
 def majority(training: Sequence[QuestionAnswer]) -> Answer:
-    """Always the commonest answer; of several the one that comes first."""
+    """Answer always with the most frequent training answer; of several, with the first."""
     counts = Counter(normalise(pair.answer) for pair in training)
-    commonest = max(counts, key=lambda answer: counts[answer], default=None)
-    said = next((pair.answer for pair in training if normalise(pair.answer) == commonest), "")
-    return lambda pairs: [said] * len(pairs)
+    most_frequent = max(counts, key=lambda answer: counts[answer], default=None)
+    answer = next((pair.answer for pair in training if normalise(pair.answer) == most_frequent), "")
+    return lambda pairs: [answer] * len(pairs)
 
 
 @TASKS.register("lookup")
 def lookup(answer: Answer, pairs: Pairs) -> dict[str, float]:
-    """Exact match of `look_up` on the questions held out, beside the model's: `{"lookup/exact_match/test": 0.61}`."""
-    held_out = {split: of_split for split, of_split in pairs.items() if split != "train"}
-    scores = exact_match(look_up(pairs.get("train", ())), held_out)
+    """Return exact match of `bm25_baseline` on held-out questions: `{"lookup/exact_match/test": 0.61}`."""
+    held_out = {split: split_pairs for split, split_pairs in pairs.items() if split != "train"}
+    scores = exact_match(bm25_baseline(pairs.get("train", ())), held_out)
     return {f"lookup/{name}": score for name, score in scores.items()}

@@ -1,6 +1,6 @@
-"""torch, its build, the cards that it computes on, and the precisions that they have.
+"""torch, its build, its GPUs, their precisions, and the choices of the default profile.
 
-Facts are gathered in one place and judged in another, which needs neither torch nor a card.
+`torch_facts` asks torch; `judge` needs neither torch nor a GPU, so that a test can judge any machine.
 """
 
 import os
@@ -18,14 +18,14 @@ from dtl.base.units import in_gib
 from dtl.config import RunConfig
 from dtl.diagnostics.findings import Finding
 
-NVIDIA = "0x10de"  # its number as a maker of PCI cards
-WHEELS = "https://download.pytorch.org/whl"
+NVIDIA = "0x10de"  # PCI vendor id
+WHEELS = "https://download.pytorch.org/whl"  # cu126 is the last of these that supports Maxwell, Pascal and Volta
 DRIVERS = "https://www.nvidia.com/drivers"
 
 
 @dataclass(frozen=True)
 class Card:
-    """One card that torch computes on; memory in bytes, None where the driver does not tell."""
+    """A GPU that torch computes on; memory in bytes, None where the driver does not report it."""
 
     name: str
     capability: tuple[int, int]
@@ -35,18 +35,18 @@ class Card:
 
 @dataclass(frozen=True)
 class TorchFacts:
-    """What torch says about itself and about this machine."""
+    """Facts that torch reports about itself and this machine."""
 
     version: str
     threads: int
-    cuda: str | None = None  # the CUDA that it was built for
-    hip: str | None = None  # the ROCm that it was built for
+    cuda: str | None = None  # version of CUDA that it was built for
+    hip: str | None = None  # version of ROCm that it was built for
     cards: tuple[Card, ...] = ()
-    refusal: str = ""  # why a build for cards computes on none
+    cuda_error: str = ""  # why a build for GPUs uses none
     kernels: tuple[str, ...] = ()  # architectures that it was built for, such as sm_90
     mps: bool = False
-    without_cuda: str | None = None  # a CPU build beside a card: what to do
-    in_units: str = "fp32"  # what trainer.precision=auto becomes on the device that auto takes
+    without_cuda: str | None = None  # remedy for a CPU build on a machine with an NVIDIA GPU
+    native_precision: str = "fp32"  # trainer.precision=auto on device=auto
 
 
 def torch_facts() -> TorchFacts:
@@ -56,26 +56,26 @@ def torch_facts() -> TorchFacts:
     from dtl.base.runtime import choose_device, choose_precision, nvidia_without_cuda
 
     cards: tuple[Card, ...] = ()
-    refusal = ""
+    cuda_error = ""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what torch warns of is said below, in a row
+        warnings.simplefilter("ignore")  # torch warns of what a row reports
         if torch.version.cuda or torch.version.hip:
             try:
-                torch.cuda.init()
+                torch.cuda.init()  # raises the reason; device_count() alone would return 0 without one
                 cards = tuple(_card(index) for index in range(torch.cuda.device_count()))
             except (RuntimeError, AssertionError) as error:
-                refusal = str(error).partition("\n")[0]
+                cuda_error = str(error).partition("\n")[0]
         return TorchFacts(
             version=str(torch.__version__),
             threads=torch.get_num_threads(),
             cuda=torch.version.cuda,
             hip=torch.version.hip,
             cards=cards,
-            refusal=refusal,
+            cuda_error=cuda_error,
             kernels=tuple(torch.cuda.get_arch_list()) if cards else (),
             mps=torch.backends.mps.is_available(),
             without_cuda=nvidia_without_cuda(),
-            in_units=choose_precision("auto", choose_device("auto")[0])[0],
+            native_precision=choose_precision("auto", choose_device("auto")[0])[0],
         )
 
 
@@ -85,18 +85,18 @@ def _card(index: int) -> Card:
     properties = torch.cuda.get_device_properties(index)
     try:
         free = torch.cuda.mem_get_info(index)[0]
-    except RuntimeError:  # a card that another process holds for itself
+    except RuntimeError:  # another process has the GPU in exclusive mode
         free = None
     return Card(properties.name, (properties.major, properties.minor), properties.total_memory, free)
 
 
 def judge(facts: TorchFacts, usable_cores: int, features: frozenset[str], root: Path = Path("/")) -> Finding:
-    """Rows about torch, cards and precisions, and what keeps a card from being used."""
+    """Return the rows about torch, GPUs and precisions, with what prevents the use of a GPU."""
     finding = Finding([("torch", f"{facts.version}, {_build(facts)}, {facts.threads} threads")])
     if facts.threads > 2 * usable_cores:
         finding.problems.append(
-            f"torch takes {facts.threads} threads, but only {usable_cores} cores are usable here, which makes every "
-            f"step slower. Set OMP_NUM_THREADS={usable_cores} in the environment."
+            f"torch uses {facts.threads} threads, but only {usable_cores} cores are usable here, which slows every "
+            f"step. Set OMP_NUM_THREADS={usable_cores} in the environment."
         )
     finding.add(_cards(facts) if facts.cards else _no_cards(facts, root))
     finding.rows.append(("precisions", precisions(facts, features)))
@@ -115,12 +115,12 @@ def _cards(facts: TorchFacts) -> Finding:
         free = "unknown" if card.free is None else in_gib(card.free)
         capability = ".".join(map(str, card.capability))
         label = "GPU" if len(facts.cards) == 1 else f"GPU {number}"
-        more = "" if facts.hip else f", compute capability {capability}"  # a number of NVIDIA's
+        more = "" if facts.hip else f", compute capability {capability}"  # exists for NVIDIA only
         finding.rows.append((label, f"{card.name}, {in_gib(card.total)}, {free} free{more}"))
-        if not facts.hip and not has_kernels(card.capability, facts.kernels):
+        if not facts.hip and not supports_card(card.capability, facts.kernels):
             finding.problems.append(
                 f"{card.name} has compute capability {capability}, for which this torch has no kernels (it has "
-                f"{', '.join(facts.kernels)}). Use device=cpu, or for an older card the build for an older CUDA: "
+                f"{', '.join(facts.kernels)}). Use device=cpu, or for an older GPU the build for an older CUDA: "
                 f"pip install --force-reinstall torch --index-url {WHEELS}/cu126"
             )
         elif card.free is not None and card.free < card.total / 2:
@@ -131,15 +131,18 @@ def _cards(facts: TorchFacts) -> Finding:
     return finding
 
 
-def has_kernels(capability: tuple[int, int], kernels: tuple[str, ...]) -> bool:
-    """Whether a torch built for these architectures computes on a card: binary code holds within one major
-    version, compute_* is compiled anew for every later one. True when torch does not tell."""
-    found = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", kernel) for kernel in kernels]
-    for kernel in filter(None, found):
+def supports_card(capability: tuple[int, int], kernels: tuple[str, ...]) -> bool:
+    """Return True when a torch built for these architectures (`sm_90`, `compute_120`) runs on a GPU.
+
+    Binary code (sm) runs on later minor versions of its major version, PTX (compute) is compiled for any later version:
+    https://docs.nvidia.com/cuda/ampere-compatibility-guide. True when torch lists no architecture.
+    """
+    builds = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", kernel) for kernel in kernels]
+    for kernel in filter(None, builds):
         version = int(kernel[2]), int(kernel[3])
         if version <= capability and (kernel[1] == "compute" or version[0] == capability[0]):
             return True
-    return not any(found)
+    return not any(builds)
 
 
 def _no_cards(facts: TorchFacts, root: Path) -> Finding:
@@ -148,35 +151,33 @@ def _no_cards(facts: TorchFacts, root: Path) -> Finding:
     if facts.without_cuda:
         return Finding([("GPU", "an NVIDIA card, which this torch cannot use")], problems=[facts.without_cuda])
     hidden = next((name for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES") if name in os.environ), None)
-    if facts.refusal and hidden:
+    if facts.cuda_error and hidden:
         return Finding([("GPU", f"none in use: {hidden}={os.environ[hidden]!r} leaves none visible")])
-    # Windows and WSL have no such file, but the tool that comes with the driver.
+    # Windows and WSL have no such file, but nvidia-smi, which is part of the driver.
     driver = (root / "proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
     if not driver and not nvidia_on_the_bus(root):
-        return Finding([("GPU", "none" + (f" ({facts.refusal})" if facts.refusal else ""))])
-    finding = Finding([("GPU", f"an NVIDIA card, not in use ({facts.refusal or 'it has no driver'})")])
+        return Finding([("GPU", "none" + (f" ({facts.cuda_error})" if facts.cuda_error else ""))])
+    finding = Finding([("GPU", f"an NVIDIA card, not in use ({facts.cuda_error or 'it has no driver'})")])
     if facts.cuda and (root / ".dockerenv").exists():
         finding.problems.append(
-            "An NVIDIA card is here, but not in this container. Start it with: docker run --gpus all"
+            "An NVIDIA card exists, but this container cannot see it. Start it with: docker run --gpus all"
         )
     elif facts.cuda and driver:
         finding.problems.append(
-            f"The NVIDIA card cannot be used: {facts.refusal} Install a newer driver from {DRIVERS} and restart, or "
-            f"take a torch for an older one: pip install --force-reinstall torch --index-url {WHEELS}/cu126"
+            f"The NVIDIA card cannot be used: {facts.cuda_error} Install a newer driver from {DRIVERS} and restart, or "
+            f"install a torch for an older one: pip install --force-reinstall torch --index-url {WHEELS}/cu126"
         )
     elif facts.cuda:
-        finding.problems.append(
-            f"An NVIDIA card is here, but no driver for it. Install one from {DRIVERS} and restart."
-        )
+        finding.problems.append(f"An NVIDIA card exists, but has no driver. Install one from {DRIVERS} and restart.")
     else:
         finding.warnings.append(
-            f"an NVIDIA card is here, without a driver. To use it, install one from {DRIVERS}, restart and look again."
+            f"an NVIDIA card exists, but has no driver. To use it, install one from {DRIVERS}, restart and check again."
         )
     return finding
 
 
 def nvidia_on_the_bus(root: Path = Path("/")) -> bool:
-    """Whether a display controller of NVIDIA is plugged in, driver or not; only Linux tells without a tool."""
+    """Return True when the PCI bus has an NVIDIA display controller, with or without a driver (Linux only)."""
     for vendor in (root / "sys/bus/pci/devices").glob("*/vendor"):
         try:
             kind = vendor.with_name("class").read_text()
@@ -188,11 +189,12 @@ def nvidia_on_the_bus(root: Path = Path("/")) -> bool:
 
 
 def precisions(facts: TorchFacts, features: frozenset[str]) -> str:
-    """Which precisions the device of device=auto computes in units of its own. All others cost time."""
+    """Describe the precisions of device=auto: with hardware units, or emulated and slow."""
     if facts.mps and not facts.cards:
-        return "fp32; on Apple's GPU DTL trains in nothing else by itself"
-    bf16 = "bf16 in units" if facts.in_units == "bf16" else "bf16 only emulated, slow"
+        return "fp32; the only precision that DTL chooses on Apple's GPU"
+    bf16 = "bf16 in units" if facts.native_precision == "bf16" else "bf16 only emulated, slow"
     if facts.cards:
+        # NVIDIA has tensor cores for fp16 since compute capability 7.0 (Volta).
         fp16 = "fp16 in units" if facts.hip or facts.cards[0].capability >= (7, 0) else "fp16 without units"
     else:
         fp16 = "fp16 in units" if "amx_fp16" in features else "fp16 only emulated, slow"
@@ -200,15 +202,13 @@ def precisions(facts: TorchFacts, features: frozenset[str]) -> str:
 
 
 # --- the default profile ------------------------------------------------------------------------------------------
-# What trainer=amp4060, the default profile, would choose on this machine. Imports torch when asked.
-
 
 PROFILE = "amp4060"
 DATA = ("qa", "wiki")
 
 
-def profiled(data: str) -> RunConfig:
-    """The run of trainer=amp4060 with data=`data`, all else by default; its plugins are not loaded."""
+def profile_config(data: str) -> RunConfig:
+    """Return the config of trainer=amp4060 with data=`data`, all else by default; no plugins are loaded."""
     files = {"trainer": conf_dir() / "trainer" / f"{PROFILE}.yaml", "data": conf_dir() / "data" / f"{data}.yaml"}
     values = {section: yaml.safe_load(file.read_text(encoding="utf-8")) for section, file in files.items()}
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), values))
@@ -217,10 +217,10 @@ def profiled(data: str) -> RunConfig:
 
 
 def look_at_profile() -> Finding:
-    """Device and precision with their reasons, and the batches that data recommends."""
+    """Return the device and precision that trainer=amp4060 chooses here, with reasons, and its batch sizes."""
     from dtl.base.runtime import choose_device, choose_precision
 
-    configs = {data: profiled(data) for data in DATA}
+    configs = {data: profile_config(data) for data in DATA}
     trainer = configs[DATA[0]].trainer
     device, device_reason = choose_device(configs[DATA[0]].device)
     precision, precision_reason = choose_precision(trainer.precision, device)

@@ -1,4 +1,4 @@
-"""Processor, memory and disks. Files of /proc and /sys are read below `root`, so that a test can lay out its own."""
+"""Processor, memory and disks. /proc and /sys are read below `root`, so that a test can provide its own files."""
 
 import math
 import os
@@ -16,40 +16,40 @@ from dtl.base.units import in_gb, in_gib
 from dtl.diagnostics.findings import Finding
 
 SYSTEM = Path("/")
-# What torch's kernels are chosen by; asimd is ARM's own word for NEON.
+# The features by which torch chooses its kernels; asimd is ARM's flag for NEON.
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
-SPOKEN = {"asimd": "neon"}
+DISPLAY_NAMES = {"asimd": "neon"}
 LITTLE_MEMORY = 2 * 2**30  # model=qa: 57 M weights with gradients and Adam's moments take 0.9 GiB, torch 0.5
 LITTLE_DISK = 4e9  # what a run of model=qa keeps: five checkpoints of 0.7 GB
-NO_DISK = 1e9  # not even one of them, whole, beside the one being written
+NO_DISK = 1e9  # less than two of them: a new one is complete before the old one is deleted
 
 
 # --- processor and memory -----------------------------------------------------------------------------------------
 
 
 def look_at_processor(root: Path = SYSTEM) -> Finding:
-    """Model, cores that this process may use, and features that matter to torch."""
+    """Return the row of the processor: model, usable cores, features that matter to torch."""
     name, flags = processor(_text(root / "proc/cpuinfo"))
     name = name or _sysctl("machdep.cpu.brand_string") or platform.processor() or platform.machine()
-    features = [SPOKEN.get(feature, feature) for feature in FEATURES if feature in flags]
+    features = [DISPLAY_NAMES.get(feature, feature) for feature in FEATURES if feature in flags]
     total, usable = os.cpu_count() or 1, usable_cores(root)
     cores = f"{total} cores" if usable >= total else f"{usable} of {total} cores usable"
     return Finding([("processor", f"{name}, {cores}; {', '.join(features) or 'features unknown'}")])
 
 
 def processor(cpuinfo: str) -> tuple[str, frozenset[str]]:
-    """Name and feature flags in the text of /proc/cpuinfo; an empty name where it has none, as on ARM."""
-    found = dict(reversed(re.findall(r"^([^\t:]+?)\s*:[ \t]*(.*)$", cpuinfo, re.MULTILINE)))
-    return found.get("model name", ""), frozenset((found.get("flags") or found.get("Features") or "").split())
+    """Parse name and feature flags from /proc/cpuinfo; the name is empty where there is none, as on ARM."""
+    fields = dict(reversed(re.findall(r"^([^\t:]+?)\s*:[ \t]*(.*)$", cpuinfo, re.MULTILINE)))
+    return fields.get("model name", ""), frozenset((fields.get("flags") or fields.get("Features") or "").split())
 
 
 def processor_features(root: Path = SYSTEM) -> frozenset[str]:
-    """The processor's own list of what it can do; empty where it is not told."""
+    """Return the feature flags of the processor; empty where /proc/cpuinfo does not list them."""
     return processor(_text(root / "proc/cpuinfo"))[1]
 
 
 def usable_cores(root: Path = SYSTEM) -> int:
-    """Cores that this process may keep busy: those of its affinity, no more than its container is given."""
+    """Return the cores that this process may use: its affinity, at most the quota of its container."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for folder in _control_groups(root, "cpu"):
         quota, _, period = _text(folder / "cpu.max").partition(" ")
@@ -61,7 +61,7 @@ def usable_cores(root: Path = SYSTEM) -> int:
 
 
 def look_at_memory(root: Path = SYSTEM) -> Finding:
-    """Memory of the machine, what is free of it, and what the container is given."""
+    """Return the row of memory: total, free, and the limit of the container."""
     table = re.findall(r"^(MemTotal|MemAvailable):\s*(\d+) kB", _text(root / "proc/meminfo"), re.MULTILINE)
     kib = {name: int(size) * 1024 for name, size in table}
     total = kib.get("MemTotal") or _installed_memory()
@@ -75,24 +75,21 @@ def look_at_memory(root: Path = SYSTEM) -> Finding:
     finding = Finding([("memory", words)])
     if free < LITTLE_MEMORY:
         finding.warnings.append(
-            f"only {in_gib(free)} of memory are free. Close other programs, or take a small model: model=small "
+            f"only {in_gib(free)} of memory are free. Close other programs, or use a small model: model=small "
             "tokenizer=bpe trainer.micro_batch_size=1."
         )
     return finding
 
 
 def _memory_limit(root: Path) -> float:
-    """Bytes that the container may take; inf without a limit."""
-    limits = []
-    for folder in _control_groups(root, "memory"):
-        text = _text(folder / "memory.max") or _text(folder / "memory.limit_in_bytes")
-        if text.strip().isdigit():
-            limits.append(int(text))
-    return min(limits, default=math.inf)
+    """Return the memory limit of the container in bytes; inf without one."""
+    folders = _control_groups(root, "memory")
+    texts = (_text(folder / "memory.max") or _text(folder / "memory.limit_in_bytes") for folder in folders)
+    return min((int(text) for text in texts if text.strip().isdigit()), default=math.inf)
 
 
 def _control_groups(root: Path, controller: str) -> Iterator[Path]:
-    """The folder of this process's control group and those above it, of version 2 and of the older one."""
+    """Yield the folder of this process's control group and those above it, of cgroup v2 and v1."""
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controllers and controller not in controllers.split(","):
@@ -103,7 +100,7 @@ def _control_groups(root: Path, controller: str) -> Iterator[Path]:
 
 
 def _installed_memory() -> int:
-    """Bytes of memory where there is no /proc: macOS and Windows; 0 where nobody tells."""
+    """Return the memory in bytes where there is no /proc (macOS, Windows); 0 when unknown."""
     if sys.platform == "win32":
         import ctypes
 
@@ -116,7 +113,7 @@ def _installed_memory() -> int:
 
 
 def _sysctl(key: str) -> str:
-    """A fact of macOS; an empty text elsewhere."""
+    """Return a value of sysctl on macOS, an empty text elsewhere."""
     if sys.platform != "darwin":
         return ""
     done = subprocess.run(["sysctl", "-n", key], capture_output=True, text=True, timeout=2, check=False)
@@ -134,43 +131,43 @@ def _text(path: Path) -> str:
 
 
 def look_at_disk(outputs: Path, cache: Path) -> Finding:
-    """Room at `outputs` and, when it lies on another disk, at the cache of downloads; whether runs can be written."""
+    """Check free space and write access at `outputs`, and free space at the download cache if on another disk."""
     place = _nearest(outputs)
     free = shutil.disk_usage(place).free
     finding = Finding([("disk", f"{in_gb(free)} free at {outputs}/")])
-    if refusal := _refuses(outputs, place):
+    if error := _write_error(outputs, place):
         finding.problems.append(
-            f"{outputs}/: runs cannot be written there ({refusal}). Mend its permissions, or work in another folder."
+            f"{outputs}/: runs cannot be written there ({error}). Fix its permissions, or work in another folder."
         )
     if free < NO_DISK:
         finding.problems.append(
-            f"{outputs}/: only {in_gb(free)} are free, and one checkpoint of model=qa takes 0.7 GB. Make room: "
-            "delete old runs."
+            f"{outputs}/: only {in_gb(free)} are free, and one checkpoint of model=qa takes 0.7 GB. Free some "
+            "space: delete old runs."
         )
     elif free < LITTLE_DISK:
         finding.warnings.append(
             f"only {in_gb(free)} are free at {outputs}/; a run of model=qa keeps up to {LITTLE_DISK / 1e9:.0f} "
-            "GB of checkpoints. Make room, or lower trainer.keep."
+            "GB of checkpoints. Free some space, or lower trainer.keep."
         )
-    beside = _nearest(cache)
-    if os.stat(beside).st_dev != os.stat(place).st_dev:
-        room = shutil.disk_usage(beside).free
+    cache_place = _nearest(cache)
+    if os.stat(cache_place).st_dev != os.stat(place).st_dev:
+        room = shutil.disk_usage(cache_place).free
         finding.rows = [("disk", f"{in_gb(free)} free at {outputs}/, {in_gb(room)} at {cache}")]
         if room < LITTLE_DISK:
             finding.warnings.append(
-                f"only {in_gb(room)} are free at {cache}, where downloads go. Make room, or set HF_HOME."
+                f"only {in_gb(room)} are free at {cache}, where downloads are stored. Free some space, or set HF_HOME."
             )
     return finding
 
 
 def _nearest(folder: Path) -> Path:
-    """The folder itself, or the one in which it would be made."""
+    """Return the folder itself, or its nearest parent that exists."""
     folder = folder.absolute()
     return next(place for place in (folder, *folder.parents) if place.exists())
 
 
-def _refuses(folder: Path, place: Path) -> str:
-    """Why nothing can be written into `folder`, which is `place` or would be made there."""
+def _write_error(folder: Path, place: Path) -> str:
+    """Return why `folder`, whose nearest existing parent is `place`, is not writable; empty when it is."""
     if not place.is_dir():
         return f"{place} is a file"
     if folder.is_symlink() and not folder.exists():

@@ -1,4 +1,4 @@
-"""Are the Hugging Face hub and W&B within reach? Imports only the standard library and says no key aloud."""
+"""Reachability of the Hugging Face hub and W&B. Never prints a key."""
 
 import configparser
 import netrc
@@ -14,31 +14,31 @@ WANDB = "https://api.wandb.ai"
 
 
 def judge_hub(problem: str | None) -> Finding:
-    """The row of the hub, from what `hub_problem` found."""
+    """Return the row of the hub, from the problem that `hub_problem` reports (None: it answers)."""
     if problem is None:
         return Finding([("hub", f"{hub.without_password(hub.hub_endpoint())} answers")])
     return Finding([("hub", f"{problem}; only data and vocabularies of the hub need it")])
 
 
 def look_at_wandb() -> Finding:
-    """Where the runs of tracker=wandb go, and whether their server answers within 3 seconds."""
+    """Check the server of tracker=wandb, with a timeout of 3 seconds, and whether there is a key for it."""
     mode, reason = choose_mode("auto")
     if mode != "online":
-        return Finding([("W&B", f"{mode}: not asked because {reason}")])
+        return Finding([("W&B", f"{mode}: not checked because {reason}")])
     address = wandb_address()
     return judge_wandb(urlsplit(address).hostname or address, hub.unreachable(address), has_wandb_key(address))
 
 
 def judge_wandb(host: str, problem: str | None, has_key: bool) -> Finding:
-    """The row of W&B: its server, why it cannot be reached (None: it can), whether there is a key."""
+    """Return the row of W&B from its server, the problem in reaching it (None: it answers), and `has_key`."""
     server = f"{host} answers" if problem is None else f"{host} cannot be reached ({problem})"
     if not has_key:
-        return Finding([("W&B", f"{server}; no key here, runs are kept offline (to send them: wandb login)")])
-    return Finding([("W&B", f"{server}; a key is here, runs go {'online' if problem is None else 'offline'}")])
+        return Finding([("W&B", f"{server}; no API key, runs stay offline (to upload them: wandb login)")])
+    return Finding([("W&B", f"{server}; an API key exists, runs go {'online' if problem is None else 'offline'}")])
 
 
 def wandb_address() -> str:
-    """W&B's server, in the order in which wandb looks: WANDB_BASE_URL, wandb/settings here, settings at home."""
+    """Return W&B's server, in wandb's own order: WANDB_BASE_URL, wandb/settings here, settings at home."""
     if address := os.environ.get("WANDB_BASE_URL"):
         return address.rstrip("/")
     for file in (Path(os.environ.get("WANDB_DIR", ".")) / "wandb" / "settings", _settings_at_home()):
@@ -58,7 +58,7 @@ def _settings_at_home() -> Path:
 
 
 def has_wandb_key(address: str) -> bool:
-    """Whether the environment or netrc has a key for this server; the key itself goes nowhere."""
+    """Return True when the environment or netrc has a key for this server."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     named = os.environ.get("NETRC")

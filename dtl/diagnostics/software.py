@@ -1,4 +1,4 @@
-"""Packages, GPT-2's vocabulary, plugins. torch is looked at elsewhere."""
+"""Checks of packages, GPT-2's vocabulary and plugins; torch has its own, in graphics.py."""
 
 import importlib.metadata
 import platform
@@ -19,7 +19,7 @@ PACKAGE = Path(dtl.__file__).resolve().parent
 
 
 def look_at_python() -> Finding:
-    """Python and the platform, in one row."""
+    """Return the row of Python and the platform."""
     system = f"{platform.system()} {platform.release()} {platform.machine()}"
     return Finding([("Python", f"{platform.python_version()} on {system}")])
 
@@ -28,10 +28,9 @@ def look_at_python() -> Finding:
 
 
 def needs(package: Path = PACKAGE) -> tuple[str, list[str]]:
-    """The range of Python versions and the requirements of DTL: those of the checkout, else of the installed wheel.
+    """Return DTL's range of Python versions and its requirements: of the checkout, else of the installed wheel.
 
-    The metadata of an editable install stay as they were when it was made; after a `git pull` the checkout's own
-    pyproject.toml is what counts.
+    The metadata of an editable install are not updated by a `git pull`, so the checkout's pyproject.toml comes first.
     """
     file = package.parent / "pyproject.toml"
     if file.is_file():
@@ -43,7 +42,7 @@ def needs(package: Path = PACKAGE) -> tuple[str, list[str]]:
 
 
 def install_command(extra: str = "", package: Path = PACKAGE) -> str:
-    """The line that installs DTL and what it needs: from the checkout when there is one."""
+    """Return the command that installs DTL with its requirements: from the checkout when there is one."""
     is_checkout = (package.parent / "pyproject.toml").is_file()
     return f'pip install -e ".{extra}"' if is_checkout else f'pip install "dtl{extra}"'
 
@@ -51,19 +50,19 @@ def install_command(extra: str = "", package: Path = PACKAGE) -> str:
 def judge_packages(
     pythons: str, requirements: Iterable[str], version_of: Callable[[str], str | None], python: str
 ) -> Finding:
-    """Versions of the main packages; those that are missing or outside the range that DTL is written for."""
+    """Return the row of the main packages; packages that are missing or outside DTL's range are problems."""
     finding = Finding()
     if python not in SpecifierSet(pythons):
         finding.problems.append(f"Python {python}: DTL needs {pythons}. Make a new environment with one of these.")
     for requirement in map(Requirement, requirements):
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
-        found = version_of(requirement.name)
-        if found is None:
-            finding.problems.append(f"{requirement.name} is not installed. Mend it with: {install_command()}")
-        elif not requirement.specifier.contains(found, prereleases=True):
+        version = version_of(requirement.name)
+        if version is None:
+            finding.problems.append(f"{requirement.name} is not installed. Fix it with: {install_command()}")
+        elif not requirement.specifier.contains(version, prereleases=True):
             finding.problems.append(
-                f"{requirement.name} {found}: DTL needs {requirement.specifier}. Mend it with: {install_command()}"
+                f"{requirement.name} {version}: DTL needs {requirement.specifier}. Fix it with: {install_command()}"
             )
     shown = [f"{name} {version_of(name) or 'missing'}" for name in MAIN_PACKAGES.split() if name != "torch"]
     finding.rows.append(("packages", ", ".join(shown)))
@@ -71,26 +70,26 @@ def judge_packages(
 
 
 def look_at_packages() -> Finding:
-    """`judge_packages` of this environment."""
+    """Run `judge_packages` on this environment."""
     return judge_packages(*needs(), installed_version, platform.python_version())
 
 
 def installed_version(name: str) -> str | None:
-    """The version of an installed package, None when there is none. Imports nothing."""
+    """Return the version of an installed package, None when it is missing. Imports nothing."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-# --- the vocabulary of tokenizer=gpt2 -------------------------------------------------------------------------------
+# --- the vocabulary of tokenizer=gpt2 -----------------------------------------------------------------------------
 
 
 def look_at_vocabulary(hub_problem: Callable[[], str | None]) -> Finding:
-    """Whether tokenizer=gpt2 works without a network; if not, whether the hub can give it."""
-    from dtl.data.tokenizers import gpt2  # needs tokenizers, which may be what is missing
+    """Check that tokenizer=gpt2 works without a network, else that the hub answers (`hub_problem` returns None)."""
+    from dtl.data.tokenizers import gpt2  # imports tokenizers, which may be missing
 
-    remedy = f"Mend it with: {install_command('[offline]')}   or take tokenizer=bpe, which needs none."
+    remedy = f"Fix it with: {install_command('[offline]')}   or use tokenizer=bpe, which needs none."
     try:
         carried = gpt2.carried()
         place = carried or gpt2.cached()
@@ -101,22 +100,22 @@ def look_at_vocabulary(hub_problem: Callable[[], str | None]) -> Finding:
         return Finding([("tokenizer", f"GPT-2's vocabulary is damaged: {first}")], problems=[f"{first}\n{rest}"])
     if place is not None:
         where = f"the package {gpt2.OFFLINE_PACKAGE}" if carried else f"the cache, {place}"
-        return Finding([("tokenizer", f"GPT-2's vocabulary is here, in {where}: no network needed")])
+        return Finding([("tokenizer", f"GPT-2's vocabulary is stored in {where}: no network needed")])
     problem = hub_problem()
     if problem is None:
-        row = f"GPT-2's vocabulary comes from the hub at first use; to have it here: {install_command('[offline]')}"
+        row = f"GPT-2's vocabulary is downloaded at first use; for offline use: {install_command('[offline]')}"
         return Finding([("tokenizer", row)])
     return Finding(
-        [("tokenizer", "GPT-2's vocabulary is not here and cannot be downloaded")],
-        problems=[f"GPT-2's vocabulary, which tokenizer=gpt2 needs, is not here, and {problem}. {remedy}"],
+        [("tokenizer", "GPT-2's vocabulary is missing and cannot be downloaded")],
+        problems=[f"GPT-2's vocabulary, which tokenizer=gpt2 needs, is missing, and {problem}. {remedy}"],
     )
 
 
-# --- plugins --------------------------------------------------------------------------------------------------------
+# --- plugins ------------------------------------------------------------------------------------------------------
 
 
 def look_at_plugins(modules: list[str]) -> Finding:
-    """Import what installed packages offer and what plugins=[...] names, each by itself."""
+    """Import the plugins of installed packages and those of plugins=[...], one by one."""
     fine, problems = [], []
     for entry_point in importlib.metadata.entry_points(group="dtl.plugins"):
         try:
@@ -124,17 +123,17 @@ def look_at_plugins(modules: list[str]) -> Finding:
         except (Exception, SystemExit) as error:
             problems.append(
                 f"The plugin {entry_point.name} ({entry_point.value}), which an installed package offers, cannot be "
-                f"imported ({in_short(error)}). Mend or uninstall that package: every run imports it."
+                f"imported ({in_short(error)}). Fix or uninstall that package: every run imports it."
             )
         else:
             fine.append(entry_point.name)
-    for module in modules if not problems else []:
+    for module in modules if not problems else []:  # load_plugins would raise the same problem for each module
         try:
             load_plugins([module])
         except DTLError as error:
             problems.append(str(error))
         except SystemExit as error:
-            problems.append(f"plugins=[{module}]: fails while it is imported ({in_short(error)}). Mend that module.")
+            problems.append(f"plugins=[{module}]: fails while it is imported ({in_short(error)}). Fix that module.")
         else:
             fine.append(module)
     words = [f"imported: {', '.join(fine)}"] if fine else []

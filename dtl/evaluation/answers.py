@@ -1,4 +1,4 @@
-"""How right answers are, by split and by topic: the model's, and those of the baselines beside them."""
+"""Scores of answers by split and by topic: the model's, and those of the baselines for comparison."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,14 +18,12 @@ from dtl.generation.conversation import GreedyAnswer, by_length
 from dtl.model.transformer import TransformerLM
 
 # --- likelihood of the expected answers ---------------------------------------------------------------------------
-# How likely a model finds the expected answers to questions.
-#
-# Nothing is kept of a batch but texts and sums. Letters: b batch, t time, d model width, n targets, v vocabulary.
+# Letters: b batch, t time, d model width, n targets, v vocabulary.
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """What a model makes of a given answer, its end token included."""
+    """Negative log-likelihood of an expected answer, its end token included."""
 
     nats: float
     n_bytes: int  # UTF-8 bytes of the answer's text, its leading space included
@@ -36,33 +34,32 @@ def likelihoods(
     model: TransformerLM,
     tokenizer: Tokenizer,
     pairs: Sequence[QuestionAnswer],
-    of_token: np.ndarray,
+    token_bytes: np.ndarray,
     batch_size: int,
     lower_case: bool = False,
 ) -> list[Likelihood]:
-    """How likely the model finds each pair's own answer. `of_token`: see `dtl.evaluation.text`; `lower_case`:
-    see `dtl.data.documents.prompt`.
+    """Return the likelihood of each pair's own answer; a pair longer than the context is cut at its beginning.
 
-    Of a pair that is longer than the model's context the beginning is cut.
+    `token_bytes`: see `count_token_bytes`; `lower_case`: see `dtl.data.documents.prompt`.
     """
     texts = [document(pair, lower_case=lower_case) for pair in pairs]
     asked = tokenizer.encode_batch([text.text[: text.answer_start] for text in texts])
     answers = tokenizer.encode_batch([text.text[text.answer_start :] for text in texts])
-    found: dict[int, Likelihood] = {}
+    by_pair: dict[int, Likelihood] = {}
     was_training = model.training
     model.eval()
     try:
         for chosen in by_length([len(a) + len(b) for a, b in zip(asked, answers, strict=True)], batch_size):
             nats = _nats(model, [asked[i] for i in chosen], [[*answers[i], tokenizer.eos_id] for i in chosen])
             for i, total in zip(chosen, nats, strict=True):
-                found[i] = Likelihood(total, int(of_token[answers[i]].sum()))
+                by_pair[i] = Likelihood(total, int(token_bytes[answers[i]].sum()))
     finally:
         model.train(was_training)
-    return [found[i] for i in range(len(pairs))]
+    return [by_pair[i] for i in range(len(pairs))]
 
 
 def _nats(model: TransformerLM, begins: list[list[int]], ends: list[list[int]]) -> list[float]:
-    """-log p of each end after its beginning, in nats, summed over its tokens."""
+    """Return -log p of each end after its beginning, in nats, summed over its tokens."""
     inputs_bt, targets_bt = _padded(begins, ends, model.config.max_seq_len)
     device = next(model.parameters()).device
     x_btd = model.hidden(inputs_bt.to(device))
@@ -73,12 +70,12 @@ def _nats(model: TransformerLM, begins: list[list[int]], ends: list[list[int]]) 
 
 
 def _padded(begins: list[list[int]], ends: list[list[int]], context: int) -> tuple[Tensor, Tensor]:
-    """Inputs and targets (b, t), padded on the right, where causal attention does not see it."""
-    whole = [(begin + end)[-context - 1 :] for begin, end in zip(begins, ends, strict=True)]
-    longest = max(map(len, whole)) - 1
-    inputs_bt = torch.zeros(len(whole), longest, dtype=torch.long)
+    """Return inputs and targets (b, t), padded on the right, where causal attention does not see it."""
+    sequences = [(begin + end)[-context - 1 :] for begin, end in zip(begins, ends, strict=True)]
+    longest = max(map(len, sequences)) - 1
+    inputs_bt = torch.zeros(len(sequences), longest, dtype=torch.long)
     targets_bt = torch.full_like(inputs_bt, IGNORE)
-    for row, (ids, end) in enumerate(zip(whole, ends, strict=True)):
+    for row, (ids, end) in enumerate(zip(sequences, ends, strict=True)):
         inputs_bt[row, : len(ids) - 1] = torch.tensor(ids[:-1])
         n_targets = min(len(end), len(ids) - 1)
         targets_bt[row, len(ids) - 1 - n_targets : len(ids) - 1] = torch.tensor(ids[-n_targets:])
@@ -87,23 +84,22 @@ def _padded(begins: list[list[int]], ends: list[list[int]], context: int) -> tup
 
 # --- scores -------------------------------------------------------------------------------------------------------
 
-
 ALL_TOPICS = ""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question, what the model said, and what the baselines say."""
+    """Question with the answers of the model and of the baselines."""
 
     pair: QuestionAnswer
     answer: GreedyAnswer
     gold: Likelihood
-    look_up: str
+    bm25: str
     majority: str
 
     @property
     def right(self) -> bool:
-        """Whether the model's answer is exact, after normalisation."""
+        """True when the model's answer is an exact match after normalisation."""
         return is_right(self.answer.text, self.pair)
 
 
@@ -117,27 +113,27 @@ class Scores:
 
 @dataclass(frozen=True)
 class AnswerScores:
-    """Questions of one split and one topic."""
+    """Scores on the questions of one split and one topic. Field names are keys of evaluation.json."""
 
     split: str
     topic: str  # empty: all topics
     questions: int
     model: Scores
-    look_up: Scores
+    look_up: Scores  # of the retrieval baseline (BM25)
     majority: Scores
     gold_bits_per_byte: float  # of the expected answers, by the model
 
 
 @dataclass(frozen=True)
 class WrongAnswer:
-    """A question that was answered wrongly."""
+    """Question with a wrong answer. Field names are keys of evaluation.json."""
 
     split: str
     topic: str
     question: str
-    said: str
+    said: str  # the model's answer
     expected: str
-    probability: float  # of a token of the answer, the geometric mean
+    probability: float  # geometric mean over the tokens of the answer
 
 
 def with_baselines(
@@ -146,54 +142,44 @@ def with_baselines(
     gold: Sequence[Likelihood],
     baselines: tuple[Answer, Answer],
 ) -> list[Asked]:
-    """The answers of one split beside those of the look-up and of the majority (`dtl.data.tasks`)."""
-    found, commonest = (baseline(pairs) for baseline in baselines)
-    return [Asked(*of_one) for of_one in zip(pairs, answers, gold, found, commonest, strict=True)]
+    """Join the answers of one split with those of retrieval and of the majority (`dtl.data.tasks`)."""
+    return [Asked(*question) for question in zip(pairs, answers, gold, *(of(pairs) for of in baselines), strict=True)]
 
 
 def answer_scores(asked: Mapping[str, Sequence[Asked]]) -> list[AnswerScores]:
-    """Of each split: all questions together, then topic by topic where there are several."""
-    found: list[AnswerScores] = []
-    for split, of_split in asked.items():
-        found.append(_scores(split, ALL_TOPICS, of_split))
-        topics = sorted({one.pair.topic for one in of_split})
+    """Score each split: all questions together, then by topic if there are several."""
+    scores: list[AnswerScores] = []
+    for split, questions in asked.items():
+        scores.append(_scores(split, ALL_TOPICS, questions))
+        topics = sorted({question.pair.topic for question in questions})
         if len(topics) > 1:
-            found += [_scores(split, topic, [one for one in of_split if one.pair.topic == topic]) for topic in topics]
-    return found
+            scores += [_scores(split, topic, [q for q in questions if q.pair.topic == topic]) for topic in topics]
+    return scores
 
 
 def _scores(split: str, topic: str, asked: Sequence[Asked]) -> AnswerScores:
-    def of(said: Sequence[str]) -> Scores:
-        given = list(zip(said, asked, strict=True))
+    def of(answers: Sequence[str]) -> Scores:
+        answered = list(zip(answers, asked, strict=True))
         return Scores(
-            exact_match=mean([is_right(text, one.pair) for text, one in given]),
-            f1=mean([token_f1(text, one.pair) for text, one in given]),
+            exact_match=mean([is_right(text, question.pair) for text, question in answered]),
+            f1=mean([token_f1(text, question.pair) for text, question in answered]),
         )
 
     return AnswerScores(
         split=split,
         topic=topic,
         questions=len(asked),
-        model=of([one.answer.text for one in asked]),
-        look_up=of([one.look_up for one in asked]),
-        majority=of([one.majority for one in asked]),
-        gold_bits_per_byte=bits_per_byte(
-            math.fsum(one.gold.nats for one in asked), sum(one.gold.n_bytes for one in asked)
-        ),
+        model=of([question.answer.text for question in asked]),
+        look_up=of([question.bm25 for question in asked]),
+        majority=of([question.majority for question in asked]),
+        gold_bits_per_byte=bits_per_byte(math.fsum(q.gold.nats for q in asked), sum(q.gold.n_bytes for q in asked)),
     )
 
 
 def worst_cases(split: str, asked: Sequence[Asked], most: int) -> list[WrongAnswer]:
-    """The wrong answers of which the model is surest, the surest first."""
-    wrong = sorted((one for one in asked if not one.right), key=lambda one: -one.answer.confidence)
+    """Return the wrong answers with the highest confidence, in descending order."""
+    wrong = sorted((q for q in asked if not q.right), key=lambda q: -q.answer.confidence)
     return [
-        WrongAnswer(
-            split,
-            one.pair.topic,
-            one.pair.question,
-            one.answer.text,
-            one.pair.answer,
-            math.exp(one.answer.confidence),
-        )
-        for one in wrong[:most]
+        WrongAnswer(split, q.pair.topic, q.pair.question, q.answer.text, q.pair.answer, math.exp(q.answer.confidence))
+        for q in wrong[:most]
     ]

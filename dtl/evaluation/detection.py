@@ -1,4 +1,4 @@
-"""Whether a model knows what it does not know: confidence as a detector of questions without an answer in the data."""
+"""Abstention: the model's confidence as a detector of questions without an answer in the data."""
 
 import importlib.resources
 import json
@@ -13,24 +13,23 @@ from dtl.evaluation.metrics import Abstention, abstain, area_under_roc, best_thr
 from dtl.generation.conversation import GreedyAnswer
 
 QUESTION_NAMES = ("question", "instruction", "prompt")
-SHIPPED = "unanswerable.jsonl"  # beside the facts that it belongs to, in dtl/data
+SHIPPED = "unanswerable.jsonl"  # in dtl/data, with the facts that it belongs to
 
 
 @dataclass(frozen=True)
 class Detection:
-    """The mean log-probability of the greedy answer, held against a threshold."""
+    """Detection by a threshold on the mean log-probability of the greedy answer. Keys of evaluation.json."""
 
     area_under_roc: dict[str, float]  # by split of the answerable questions; against all unanswerable ones
-    threshold: float  # answer from this confidence on; chosen on validation wordings and half the unanswerable ones
-    validation: Abstention  # with those questions
-    test: Abstention | None  # with the test wordings and the other half
+    threshold: float  # minimum confidence of an answer; chosen on validation paraphrases and half the unanswerable ones
+    validation: Abstention  # on those questions
+    test: Abstention | None  # on the test paraphrases and the other half
 
 
 def unanswerable_questions(path: str | None, data: DataConfig) -> list[str]:
-    """The questions of `unanswerable=path`; without a path those that ship with DTL's facts, where these are the
-    data, else none. Imports no torch.
+    """Read the questions of `unanswerable=path`; None: those for DTL's facts, if these are the data, else none.
 
-    Raises DataError for a file that is missing or holds no question.
+    Imports no torch. Raises DataError for a file that is missing or has fewer than two questions.
     """
     if path is not None:
         files = LocalFiles(path, "unanswerable")
@@ -39,7 +38,7 @@ def unanswerable_questions(path: str | None, data: DataConfig) -> list[str]:
         questions = [question for question in questions if question]
         if len(questions) < 2:
             raise DataError(
-                f"unanswerable={path}: holds {len(questions)} questions; at least 2 are needed, half of them to set "
+                f"unanswerable={path}: contains {len(questions)} questions; at least 2 are needed, half of them to set "
                 "the threshold and half to test it."
             )
         return questions
@@ -52,18 +51,20 @@ def unanswerable_questions(path: str | None, data: DataConfig) -> list[str]:
 
 
 def detect(asked: Mapping[str, Sequence[Asked]], unanswerable: Sequence[GreedyAnswer]) -> Detection | None:
-    """None without validation questions. The unanswerable ones take turns: the first sets the threshold, the second
-    is kept for the test, and so on."""
+    """Choose the threshold on validation and measure it on test; None without validation questions.
+
+    Unanswerable questions alternate between the two, since they may be sorted by topic.
+    """
     if not asked.get("validation") or len(unanswerable) < 2:
         return None
-    confidences = {split: [one.answer.confidence for one in of_split] for split, of_split in asked.items()}
-    right = {split: [one.right for one in of_split] for split, of_split in asked.items()}
+    confidences = {split: [q.answer.confidence for q in questions] for split, questions in asked.items()}
+    right = {split: [q.right for q in questions] for split, questions in asked.items()}
     without = [answer.confidence for answer in unanswerable]
     to_set, to_test = without[::2], without[1::2]
     threshold = best_threshold(confidences["validation"], to_set)
     return Detection(
         area_under_roc={
-            split: area_under_roc(of_split, without) for split, of_split in confidences.items() if split != "train"
+            split: area_under_roc(scores, without) for split, scores in confidences.items() if split != "train"
         },
         threshold=threshold,
         validation=abstain(threshold, confidences["validation"], right["validation"], to_set),

@@ -1,6 +1,6 @@
-"""The evaluation at the end of a run: its best checkpoint on its own data, within bounds that its training sets."""
+"""Evaluation of a checkpoint: the best one at the end of a run, within a fraction of its training, or any in full."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,30 +16,30 @@ from dtl.config import RunConfig
 from dtl.data.prepare import PreparedData, prepare_data
 from dtl.data.sources import SourcePlan
 from dtl.errors import ConfigError
-from dtl.evaluation.config import FIGURES, EvaluateConfig
+from dtl.evaluation.config import EVALUATION_FILE, EvaluateConfig
 from dtl.evaluation.detection import unanswerable_questions
 from dtl.evaluation.metrics import mean
-from dtl.evaluation.report import Plan, Progress, Report, measure
+from dtl.evaluation.report import Plan, Report, measure
 from dtl.evaluation.tables import show_report
 
-# All questions together take at most this share of the tokens that were trained on. Measured on 2 cores with the
-# demo (2 layers, 600 facts): asking takes about half as long as training on as many tokens, and with loading and the
-# loss on held-out text the end of a run a sixth of its training.
-SHARE_OF_TRAINING = 0.25
-MIN_QUESTIONS = 16  # of each split: a run of a few steps shows its figures too
-MAX_QUESTIONS = 2000  # of each split: a share of right answers is then known to within 2 %
-MEASURED_PAIRS = 100  # of each split, to know how long a question is
+# All questions together take at most this fraction of the tokens trained on. Measured on 2 cores with the demo
+# (2 layers, 600 facts): asking takes about half as long as training on as many tokens; with loading and the loss on
+# held-out text, the end of a run takes a sixth of its training time.
+MAX_FRACTION_OF_TRAINING = 0.25
+MIN_QUESTIONS = 16  # of each split: a run of a few steps has metrics too
+MAX_QUESTIONS = 2000  # of each split: the accuracy is then known to within 2 % (1.96 sqrt(0.25 / 2000) = 2.2 %)
+MEASURED_PAIRS = 100  # of each split, for the mean length of a question
 
 
-def most_questions(numbers: Sequence[int], tokens_each: float, tokens_trained: int) -> int:
-    """How many questions of each split the end of a run asks, so that all of them fit into a share of its training;
-    what a small split leaves is there for the others. `numbers` are the questions that there are, by split.
+def max_questions(available: Sequence[int], tokens_each: float, tokens_trained: int) -> int:
+    """Return the maximum questions per split at the end of a run, so that all fit in a fraction of its training.
 
-    It depends on tokens and not on a clock: a run that was stopped and resumed reports the same figures.
+    `available` are the questions of each split; small splits leave their part to the others.
     """
-    left = SHARE_OF_TRAINING * tokens_trained / max(1.0, tokens_each)
+    # From tokens and not from time, so that a run that was stopped and resumed reports the same metrics.
+    left = MAX_FRACTION_OF_TRAINING * tokens_trained / max(1.0, tokens_each)
     most = MAX_QUESTIONS
-    for n_splits, number in zip(range(len(numbers), 0, -1), sorted(numbers), strict=True):
+    for n_splits, number in zip(range(len(available), 0, -1), sorted(available), strict=True):
         if number * n_splits > left:
             most = min(most, int(left / n_splits))
             break
@@ -48,7 +48,7 @@ def most_questions(numbers: Sequence[int], tokens_each: float, tokens_trained: i
 
 
 def _tokens_of_a_question(data: PreparedData) -> float:
-    """Mean tokens of a question, and those of the longest answer: what asking it takes at most."""
+    """Return the mean tokens of a question plus those of the longest answer: the maximum of asking it."""
     prompts = [
         data.prompt(pair.question, pair.context) for pairs in data.pairs.values() for pair in pairs[:MEASURED_PAIRS]
     ]
@@ -62,38 +62,38 @@ def evaluate_best(
     device: torch.device,
     precision: str,
     tokens_trained: int,
-    say: Progress,
+    log: Callable[[str], None],
 ) -> Report:
-    """What `python -m dtl.evaluate ckpt=<run_dir>` measures, but for the worst cases and the leakage of plain text,
-    on at most `trainer.eval_max_batches` batches and `most_questions`; written to evaluation.json.
+    """Evaluate a run's best checkpoint on its own data and write evaluation.json.
 
-    Raises whatever a model or a disk can raise: the caller's run is finished, and must stay so.
+    The same as `python -m dtl.evaluate ckpt=<run_dir>`, on at most `trainer.eval_max_batches` batches and
+    `max_questions` and without worst cases and leakage of plain text. May raise any error of a model or a disk.
     """
     checkpoint = run_dir / "checkpoints" / "best"
     unanswerable = unanswerable_questions(None, config.data)
-    numbers = [len(pairs) for pairs in (*data.pairs.values(), unanswerable) if pairs]
-    questions = most_questions(numbers, _tokens_of_a_question(data), tokens_trained)
+    available = [len(pairs) for pairs in (*data.pairs.values(), unanswerable) if pairs]
+    questions = max_questions(available, _tokens_of_a_question(data), tokens_trained)
     plan = Plan(
         batch_size=config.micro_batch_size,
         max_batches=config.trainer.eval_max_batches,
         questions=questions,
-        unanswerable=spread(unanswerable, questions),
+        unanswerable=evenly_spaced(unanswerable, questions),
         tasks=config.data.tasks,
         worst=0,
         seed=config.seed,
         mixed_precision=lambda: autocast(device, precision),
     )
-    report = measure(load_model(checkpoint, device), data, plan, say)
-    write_figures(run_dir / FIGURES, report, checkpoint, config, plan, data, device, precision)
+    report = measure(load_model(checkpoint, device), data, plan, log)
+    write_metrics(run_dir / EVALUATION_FILE, report, checkpoint, config, plan, data, device, precision)
     return report
 
 
-def spread(questions: Sequence[str], most: int) -> Sequence[str]:
-    """At most so many questions, evenly from the whole list, which may be sorted by topic."""
+def evenly_spaced(questions: Sequence[str], most: int) -> Sequence[str]:
+    """Choose at most `most` questions at equal distances, since the list may be sorted by topic."""
     return [questions[n * len(questions) // most] for n in range(most)] if len(questions) > most else questions
 
 
-def write_figures(
+def write_metrics(
     file: Path,
     report: Report,
     checkpoint: Path,
@@ -103,8 +103,8 @@ def write_figures(
     device: torch.device,
     precision: str,
 ) -> None:
-    """All figures, with what was measured, and how much of it at most. Raises OSError."""
-    beside = {
+    """Write all metrics and the scope of the measurement as JSON. Raises OSError."""
+    scope = {
         "checkpoint": str(checkpoint),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device.type,
@@ -115,12 +115,10 @@ def write_figures(
         "data_fingerprint": data.fingerprint,
         "data": asdict(config.data),
     }
-    write_atomically(file, report.to_json(**beside))
+    write_atomically(file, report.to_json(**scope))
 
 
-# --- a checkpoint -------------------------------------------------------------------------------------------------
-# A checkpoint evaluated and shown. Imports torch.
-
+# --- any checkpoint -----------------------------------------------------------------------------------------------
 
 NO_DETECTION = (
     "Confidence on questions without an answer in the data: skipped, there are none. Give some: unanswerable=FILE"
@@ -135,7 +133,7 @@ def evaluate_checkpoint(
     out: Path | None,
     display: Display,
 ) -> Report:
-    """Measure, show, and write to `out`. `plans` are the opened sources of the run's data.
+    """Measure a checkpoint, show its metrics and write them to `out`. `plans` are the opened sources of the data.
 
     Raises DTLError for a device, data or checkpoint that cannot be used.
     """
@@ -171,5 +169,5 @@ def evaluate_checkpoint(
     report = measure(model, data, plan, lambda doing: display.note(f"... {doing}"))
     show_report(display.console, report, NO_DETECTION)
     if out is not None:
-        write_figures(out, report, checkpoint, run, plan, data, device, precision)
+        write_metrics(out, report, checkpoint, run, plan, data, device, precision)
     return report

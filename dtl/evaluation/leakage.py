@@ -1,5 +1,4 @@
-"""Whether held-out data occurs in the training data: word 13-grams of text (Brown et al. 2020, appendix C), equal
-questions."""
+"""Leakage of held-out data into training data: word 13-grams (Brown et al. 2020, appendix C), equal questions."""
 
 import re
 import zlib
@@ -20,22 +19,22 @@ _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that nothing is lost modulo 2
 
 @dataclass(frozen=True)
 class TextLeakage:
-    """Runs of 13 words of a held-out split that the training text holds too."""
+    """Number of 13-grams of a held-out split that occur in the training text too."""
 
     source: str
     split: str
     ngrams: int
     found: int
-    training_tokens: int  # that were compared
+    training_tokens: int  # compared with
 
     @property
-    def share(self) -> float:
+    def fraction(self) -> float:
         return self.found / self.ngrams if self.ngrams else 0.0
 
 
 @dataclass(frozen=True)
 class QuestionLeakage:
-    """Questions of a held-out split that occur, after `normalise`, in the training split too."""
+    """Number of questions of a held-out split that occur, after `normalise`, in the training split too."""
 
     split: str
     questions: int
@@ -44,24 +43,24 @@ class QuestionLeakage:
 
 
 def question_leakage(pairs: Mapping[str, Sequence[QuestionAnswer]], n_examples: int = 3) -> list[QuestionLeakage]:
-    """Each held-out split against the training questions."""
+    """Compare each held-out split with the training questions."""
     training = {normalise(pair.question) for pair in pairs.get("train", ())}
     result = []
-    for split, of_split in pairs.items():
-        if split != "train" and of_split:
-            same = [pair.question for pair in of_split if normalise(pair.question) in training]
-            result.append(QuestionLeakage(split, len(of_split), len(same), tuple(same[:n_examples])))
+    for split, split_pairs in pairs.items():
+        if split != "train" and split_pairs:
+            same = [pair.question for pair in split_pairs if normalise(pair.question) in training]
+            result.append(QuestionLeakage(split, len(split_pairs), len(same), tuple(same[:n_examples])))
     return result
 
 
 def text_leakage(
     source: str, tokens: Mapping[str, np.ndarray], tokenizer: Tokenizer, max_training_tokens: int | None
 ) -> list[TextLeakage]:
-    """Each held-out split of a source against (the first so many tokens of) its training split.
+    """Compare each held-out split of a source with the first `max_training_tokens` (None = all) of its training split.
 
-    Takes 8 bytes of memory a word of the held-out splits, and a chunk of the training text at a time.
+    Needs 8 bytes of memory per word of the held-out splits, and one chunk of the training text at a time.
     """
-    held_out = {split: ngrams(words(of_split, tokenizer)) for split, of_split in tokens.items() if split != "train"}
+    held_out = {split: ngrams(words(ids, tokenizer)) for split, ids in tokens.items() if split != "train"}
     wanted = np.unique(np.concatenate([*held_out.values(), np.empty(0, np.uint64)]))
     seen = np.zeros(len(wanted), bool)
     training = tokens["train"][:max_training_tokens]
@@ -70,16 +69,16 @@ def text_leakage(
         at, chunk = at[at < len(wanted)], chunk[at < len(wanted)]
         seen[at[wanted[at] == chunk]] = True
     return [
-        TextLeakage(source, split, len(of_split), int(seen[np.searchsorted(wanted, of_split)].sum()), len(training))
-        for split, of_split in held_out.items()
+        TextLeakage(source, split, len(hashes), int(seen[np.searchsorted(wanted, hashes)].sum()), len(training))
+        for split, hashes in held_out.items()
     ]
 
 
 def words(tokens: np.ndarray, tokenizer: Tokenizer) -> Iterator[list[str]]:
-    """The words of a token array in lower case, chunk after chunk; none is cut at the end of a chunk."""
+    """Yield the lower-case words of a token array in chunks, which end between words."""
     rest = ""
     for start in range(0, len(tokens), CHUNK_TOKENS):
-        # The end token decodes to nothing; it must not join the words on its two sides.
+        # The end token decodes to nothing; `_decoded` replaces it, or it would join the words before and after it.
         text = rest + _decoded(tokens[start : start + CHUNK_TOKENS], tokenizer)
         cut = max((match.end() for match in re.finditer(r"\s", text[-1000:])), default=0) + max(0, len(text) - 1000)
         yield _WORD.findall(text[:cut].lower())
@@ -93,19 +92,19 @@ def _decoded(tokens: np.ndarray, tokenizer: Tokenizer) -> str:
 
 
 def ngrams(chunks: Iterable[list[str]]) -> np.ndarray:
-    """Hashes of all runs of 13 words, (n_words - 12,) uint64."""
+    """Return the hashes of all 13-grams, (n_words - 12,) uint64."""
     return np.concatenate([*_ngram_chunks(chunks), np.empty(0, np.uint64)])
 
 
 def _ngram_chunks(chunks: Iterable[list[str]]) -> Iterator[np.ndarray]:
-    before = np.empty(0, np.uint64)  # the words at the end of a chunk begin runs that end in the next
+    before = np.empty(0, np.uint64)  # the last words of a chunk begin 13-grams that end in the next
     for chunk in chunks:
         hashes = np.array([zlib.crc32(word.encode("utf-8", "replace")) for word in chunk], np.uint64)
         hashes = np.concatenate([before, hashes])
         n = len(hashes) - N_WORDS + 1
         if n > 0:
-            run = np.zeros(n, np.uint64)
+            ngram = np.zeros(n, np.uint64)
             for k in range(N_WORDS):
-                run = run * _FACTOR + (hashes[k : k + n] + np.uint64(1)) * _FACTOR
-            yield run
+                ngram = ngram * _FACTOR + (hashes[k : k + n] + np.uint64(1)) * _FACTOR
+            yield ngram
         before = hashes[max(0, len(hashes) - N_WORDS + 1) :]

@@ -1,4 +1,4 @@
-"""Everything that is measured of a model on its data, as one value."""
+"""Measurement of a model on its data, and the report with all its metrics."""
 
 import json
 import math
@@ -12,7 +12,7 @@ import numpy as np
 from dtl.data.batches import epoch_order
 from dtl.data.documents import QuestionAnswer
 from dtl.data.prepare import PreparedData
-from dtl.data.tasks import MEASURED_ALWAYS, asked_once, look_up, majority
+from dtl.data.tasks import MEASURED_ALWAYS, asked_once, bm25_baseline, majority
 from dtl.evaluation.answers import (
     ALL_TOPICS,
     AnswerScores,
@@ -25,34 +25,32 @@ from dtl.evaluation.answers import (
 )
 from dtl.evaluation.detection import Detection, detect
 from dtl.evaluation.leakage import QuestionLeakage, TextLeakage, question_leakage, text_leakage
-from dtl.evaluation.text import MixedPrecision, TextScores, text_scores, token_bytes
+from dtl.evaluation.text import MixedPrecision, TextScores, count_token_bytes, text_scores
 from dtl.generation.conversation import answer_greedily
 from dtl.model.transformer import TransformerLM
 from dtl.registry import TASKS
 
-Progress = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure, and how much of it."""
+    """Scope of a measurement."""
 
-    batch_size: int = 8  # rows of text
+    batch_size: int = 8  # sequences of text
     questions_at_once: int = 64
     max_batches: int | None = None
-    questions: int | None = None  # of each split at most
+    questions: int | None = None  # maximum of each split
     unanswerable: Sequence[str] = ()
-    compare_text: Sequence[str] = ()  # sources of plain text, to be compared with their own training text
+    compare_text: Sequence[str] = ()  # sources of plain text, to compare with their own training text
     leakage_tokens: int | None = None
-    tasks: Sequence[str] = ()  # registered names of further scores (`dtl.data.tasks`)
+    tasks: Sequence[str] = ()  # registered names of additional scores (`dtl.data.tasks`)
     worst: int = 10
-    seed: int = 0  # chooses the questions where not all are asked
+    seed: int = 0  # chooses the questions when not all are asked
     mixed_precision: MixedPrecision = nullcontext
 
 
 @dataclass(frozen=True)
 class Report:
-    """The figures; lists are empty where there was nothing to measure."""
+    """Metrics; lists are empty where there was nothing to measure. Field names are keys of evaluation.json."""
 
     text: list[TextScores]
     answers: list[AnswerScores] = field(default_factory=list)
@@ -62,13 +60,13 @@ class Report:
     text_leakage: list[TextLeakage] = field(default_factory=list)
     tasks: dict[str, float] = field(default_factory=dict)  # scores of plugins
 
-    def figures(self) -> dict[str, float]:
-        """The chief figures by name, for a tracker: `test/bits_per_byte`, `exact_match/test`, `lookup/f1/test`."""
-        found: dict[str, float] = {}
+    def metrics(self) -> dict[str, float]:
+        """Return the main metrics by name for a tracker: `test/bits_per_byte`, `exact_match/test`, `lookup/f1/test`."""
+        metrics: dict[str, float] = {}
         first = self.text[0].source if self.text else None
         for text in self.text:
             name = text.split if text.source == first else f"{text.source}/{text.split}"
-            found |= {
+            metrics |= {
                 f"{name}/loss": text.loss,
                 f"{name}/perplexity": text.perplexity,
                 f"{name}/bits_per_byte": text.bits_per_byte,
@@ -77,43 +75,43 @@ class Report:
         for answers in self.answers:
             if answers.topic != ALL_TOPICS:
                 continue
-            beside = {"": answers.model, "lookup/": answers.look_up, "majority/": answers.majority}
-            for prefix, scores in beside.items():
-                found[f"{prefix}exact_match/{answers.split}"] = scores.exact_match
-                found[f"{prefix}f1/{answers.split}"] = scores.f1
-            found[f"gold_bits_per_byte/{answers.split}"] = answers.gold_bits_per_byte
+            by_prefix = {"": answers.model, "lookup/": answers.look_up, "majority/": answers.majority}
+            for prefix, scores in by_prefix.items():
+                metrics[f"{prefix}exact_match/{answers.split}"] = scores.exact_match
+                metrics[f"{prefix}f1/{answers.split}"] = scores.f1
+            metrics[f"gold_bits_per_byte/{answers.split}"] = answers.gold_bits_per_byte
         if self.detection:
-            found |= {f"auc/{split}": area for split, area in self.detection.area_under_roc.items()}
-            found["abstention/threshold"] = self.detection.threshold
-            for split, made in (("validation", self.detection.validation), ("test", self.detection.test)):
-                if made is not None:
-                    found |= {
-                        f"abstention/coverage/{split}": made.coverage,
-                        f"abstention/refused/{split}": made.refused,
+            metrics |= {f"auc/{split}": area for split, area in self.detection.area_under_roc.items()}
+            metrics["abstention/threshold"] = self.detection.threshold
+            for split, abstention in (("validation", self.detection.validation), ("test", self.detection.test)):
+                if abstention is not None:
+                    metrics |= {
+                        f"abstention/coverage/{split}": abstention.coverage,
+                        f"abstention/refused/{split}": abstention.refused,
+                        f"abstention/accuracy/{split}": abstention.accuracy_answered,
                     }
-                    found[f"abstention/accuracy/{split}"] = made.accuracy_answered
-        return found | self.tasks
+        return metrics | self.tasks
 
-    def to_json(self, **beside: Any) -> str:
-        """All figures, and what is given `beside` them; null for what is no finite number."""
-        return json.dumps({**beside, **_finite(asdict(self))}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    def to_json(self, **extra: Any) -> str:
+        """Return all metrics and the `extra` keys as JSON; NaN and infinity become null."""
+        return json.dumps({**extra, **_finite(asdict(self))}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def measure(model: TransformerLM, data: PreparedData, plan: Plan, say: Progress) -> Report:
-    """Measure all of it. `say` is told what is being done. The figures do not depend on the batch size."""
+def measure(model: TransformerLM, data: PreparedData, plan: Plan, log: Callable[[str], None]) -> Report:
+    """Measure all that `plan` asks for. Metrics do not depend on the batch size, except speed."""
     tokenizer = data.tokenizer
-    of_token = token_bytes(tokenizer)
-    say("loss on the held-out text")
-    text = text_scores(model, data.rows, of_token, plan.batch_size, plan.max_batches, plan.mixed_precision)
+    token_bytes = count_token_bytes(tokenizer)
+    log("loss on the held-out text")
+    text = text_scores(model, data.rows, token_bytes, plan.batch_size, plan.max_batches, plan.mixed_precision)
     compared: list[TextLeakage] = []
     for source in plan.compare_text:
-        say(f"{source}: held-out text that training saw")
+        log(f"{source}: held-out text that occurs in the training text")
         tokens = {split: rows.tokens for split, rows in data.rows[source].items()}
         compared += text_leakage(source, tokens, tokenizer, plan.leakage_tokens)
     if not any(data.pairs.values()):
         return Report(text, text_leakage=compared)
-    asked, detection = _ask_all(model, data, of_token, plan, say)
-    tasks = _scores_of_tasks(model, data, asked, plan, say)
+    asked, detection = _ask_all(model, data, token_bytes, plan, log)
+    tasks = _task_scores(model, data, asked, plan, log)
     hardest = "test" if asked.get("test") else "validation" if asked.get("validation") else "train"
     return Report(
         text,
@@ -127,55 +125,60 @@ def measure(model: TransformerLM, data: PreparedData, plan: Plan, say: Progress)
 
 
 def _ask_all(
-    model: TransformerLM, data: PreparedData, of_token: np.ndarray, plan: Plan, say: Progress
+    model: TransformerLM, data: PreparedData, token_bytes: np.ndarray, plan: Plan, log: Callable[[str], None]
 ) -> tuple[dict[str, list[Asked]], Detection | None]:
     tokenizer = data.tokenizer
     longest = data.longest_answer()
     training = data.pairs.get("train", ())
-    baselines = look_up(training), majority(training)
+    baselines = bm25_baseline(training), majority(training)
     asked: dict[str, list[Asked]] = {}
     with plan.mixed_precision():
         for split, pairs in chosen_questions(data.pairs, plan.questions, plan.seed).items():
-            say(f"{len(pairs):,} {split} questions")
+            log(f"{len(pairs):,} {split} questions")
             prompts = [data.prompt(pair.question, pair.context) for pair in pairs]
             answers = answer_greedily(model, tokenizer, prompts, longest, plan.questions_at_once)
-            gold = likelihoods(model, tokenizer, pairs, of_token, plan.questions_at_once, data.lower_case_questions)
+            gold = likelihoods(model, tokenizer, pairs, token_bytes, plan.questions_at_once, data.lower_case_questions)
             asked[split] = with_baselines(pairs, answers, gold, baselines)
         if plan.unanswerable:
-            say(f"{len(plan.unanswerable):,} questions without an answer in the data")
+            log(f"{len(plan.unanswerable):,} questions without an answer in the data")
         prompts = [data.prompt(question) for question in plan.unanswerable]
         without = answer_greedily(model, tokenizer, prompts, longest, plan.questions_at_once)
     return asked, detect(asked, without)
 
 
-def _scores_of_tasks(
-    model: TransformerLM, data: PreparedData, asked: Mapping[str, Sequence[Asked]], plan: Plan, say: Progress
+def _task_scores(
+    model: TransformerLM,
+    data: PreparedData,
+    asked: Mapping[str, Sequence[Asked]],
+    plan: Plan,
+    log: Callable[[str], None],
 ) -> dict[str, float]:
-    """The tasks that are not measured anyway, on the questions that were asked: their answers are known."""
+    """Score the tasks that are not in every report, on the same questions, so that known answers are reused."""
 
     def ask(pairs: Sequence[QuestionAnswer]) -> list[str]:
         prompts = [data.prompt(pair.question, pair.context) for pair in pairs]
         longest = data.longest_answer()
-        return [one.text for one in answer_greedily(model, data.tokenizer, prompts, longest, plan.questions_at_once)]
+        answers = answer_greedily(model, data.tokenizer, prompts, longest, plan.questions_at_once)
+        return [answer.text for answer in answers]
 
-    answer = asked_once(ask, [(one.pair, one.answer.text) for of_split in asked.values() for one in of_split])
+    answer = asked_once(ask, [(q.pair, q.answer.text) for questions in asked.values() for q in questions])
     scores: dict[str, float] = {}
     with plan.mixed_precision():
         for name in plan.tasks:
             if name not in MEASURED_ALWAYS:
-                say(name)
-                scores |= TASKS.get(name)(answer, {s: [one.pair for one in of_split] for s, of_split in asked.items()})
+                log(name)
+                scores |= TASKS.get(name)(answer, {s: [q.pair for q in questions] for s, questions in asked.items()})
     return scores
 
 
 def chosen_questions(
     pairs: Mapping[str, Sequence[QuestionAnswer]], most: int | None, seed: int
 ) -> dict[str, list[QuestionAnswer]]:
-    """Of each split at most so many, chosen by the seed, in their own order. Splits without any are left out."""
+    """Choose at most `most` pairs of each non-empty split by the seed, in their original order."""
     return {
-        split: [of_split[i] for i in sorted(epoch_order(seed, 0, len(of_split))[:most].tolist())]
-        for split, of_split in pairs.items()
-        if of_split
+        split: [split_pairs[i] for i in sorted(epoch_order(seed, 0, len(split_pairs))[:most].tolist())]
+        for split, split_pairs in pairs.items()
+        if split_pairs
     }
 
 

@@ -1,4 +1,4 @@
-"""A report of the evaluation as a person reads it: a table for each question that it answers."""
+"""Tables of an evaluation report for the terminal."""
 
 from collections.abc import Iterator, Sequence
 
@@ -15,12 +15,12 @@ from dtl.evaluation.report import Report
 
 MAX_CHARACTERS = 60  # of a text in a table
 MAX_COLUMNS = 1000
-BY_WHOM = ("\nexact", "\nF1", "look-up\nexact", "\nF1", "majority\nexact", "\nF1")  # the model's own come first
-LONG_TEXTS = ("question", "said", "expected")  # the columns that are folded in a narrow terminal
+SCORE_COLUMNS = ("\nexact", "\nF1", "BM25\nexact", "\nF1", "majority\nexact", "\nF1")  # the first two: the model
+LONG_TEXTS = ("question", "answer", "expected")  # columns that are folded in a narrow terminal
 
 
 def show_report(console: Console, report: Report, why_no_detection: str) -> None:
-    """Print all tables that have something to say."""
+    """Print all tables that are not empty."""
     _show_text(console, report)
     if report.answers:
         _show_answers(console, report.answers)
@@ -31,8 +31,8 @@ def show_report(console: Console, report: Report, why_no_detection: str) -> None
             console.print(Text(why_no_detection, style="dim"))
         _show(
             console,
-            "Wrong answers of which the model is surest",
-            ["topic", "question", "said", "expected", "p of a token"],
+            "Wrong answers with the highest confidence",
+            ["topic", "question", "answer", "expected", "p per token"],
             [
                 [wrong.topic, *map(_short, (wrong.question, wrong.said, wrong.expected)), f"{wrong.probability:.2f}"]
                 for wrong in report.worst
@@ -44,8 +44,8 @@ def show_report(console: Console, report: Report, why_no_detection: str) -> None
         console.print(Text(line))
 
 
-def show_main_figures(console: Console, report: Report) -> None:
-    """What the end of a run shows: the same tables, without topics and single questions."""
+def show_main_metrics(console: Console, report: Report) -> None:
+    """Print the tables of the end of a run: the same without topics and single questions."""
     _show_text(console, report)
     _show_answers(console, report.answers)
     if report.detection:
@@ -76,12 +76,12 @@ def _show_answers(console: Console, answers: Sequence[AnswerScores]) -> None:
     _show(
         console,
         "Questions (exact match and token F1 after SQuAD's normalisation)",
-        ["\nwordings", "\nasked", *BY_WHOM, "gold\nbits/byte"],
+        ["\nwordings", "\nasked", *SCORE_COLUMNS, "gold\nbits/byte"],
         [
             [
                 scores.split,
                 f"{scores.questions:,}",
-                *(_percent(value) for by in (scores.model, scores.look_up, scores.majority) for value in _both(by)),
+                *(_percent(x) for s in (scores.model, scores.look_up, scores.majority) for x in (s.exact_match, s.f1)),
                 f"{scores.gold_bits_per_byte:.3f}",
             ]
             for scores in answers
@@ -93,23 +93,19 @@ def _show_answers(console: Console, answers: Sequence[AnswerScores]) -> None:
 def _show_topics(console: Console, answers: Sequence[AnswerScores]) -> None:
     topics = sorted({scores.topic for scores in answers} - {ALL_TOPICS})
     splits = list(dict.fromkeys(scores.split for scores in answers))
-    found = {(scores.topic, scores.split): scores for scores in answers}
+    by_cell = {(scores.topic, scores.split): scores for scores in answers}
     _show(
         console,
-        "Exact match by topic, and of the look-up",
-        ["topic", *(column for split in splits for column in (split, "look-up"))],
+        "Exact match by topic, and of retrieval (BM25)",
+        ["topic", *(column for split in splits for column in (split, "BM25"))],
         [
-            [topic, *(cell for split in splits for cell in _model_and_look_up(found.get((topic, split))))]
+            [topic, *(cell for split in splits for cell in _model_and_bm25(by_cell.get((topic, split))))]
             for topic in topics
         ],
     )
 
 
-def _both(scores) -> tuple[float, float]:
-    return scores.exact_match, scores.f1
-
-
-def _model_and_look_up(scores: AnswerScores | None) -> tuple[str, str]:
+def _model_and_bm25(scores: AnswerScores | None) -> tuple[str, str]:
     if scores is None:
         return "", ""
     return _percent(scores.model.exact_match), _percent(scores.look_up.exact_match)
@@ -120,33 +116,33 @@ def _show_detection(console: Console, detection: Detection) -> None:
     rows: list[tuple[str, Abstention | None]] = [("validation", detection.validation), ("test", detection.test)]
     _show(
         console,
-        f"Confidence tells answerable from unanswerable questions: area under the ROC curve {areas}\n"
-        f"Answering from a mean log-probability of {detection.threshold:.3f} on, chosen on validation",
-        ["\nwordings", "\nasked", "\nanswered", "right\nof these", "right\nof all", "\nunanswerable", "\nrefused"],
+        f"Confidence separates answerable from unanswerable questions: area under the ROC curve {areas}\n"
+        f"Answers with a mean log-probability of at least {detection.threshold:.3f}, chosen on validation",
+        ["\nwordings", "\nasked", "\nanswered", "right\nof these", "right\nof all", "\nunanswerable", "\nrejected"],
         [
             [
                 split,
-                f"{made.answerable:,}",
-                _percent(made.coverage),
-                _percent(made.accuracy_answered),
-                _percent(made.accuracy_without),
-                f"{made.unanswerable:,}",
-                _percent(made.refused),
+                f"{abstention.answerable:,}",
+                _percent(abstention.coverage),
+                _percent(abstention.accuracy_answered),
+                _percent(abstention.accuracy_without),
+                f"{abstention.unanswerable:,}",
+                _percent(abstention.refused),
             ]
-            for split, made in rows
-            if made is not None
+            for split, abstention in rows
+            if abstention is not None
         ],
     )
 
 
 def _leakage(report: Report) -> Iterator[str]:
-    for found in report.question_leakage:
-        line = f"{found.found:,} of {found.questions:,} {found.split} questions are training questions too"
-        examples = "; ".join(map(_short, found.examples))
+    for leak in report.question_leakage:
+        line = f"{leak.found:,} of {leak.questions:,} {leak.split} questions are training questions too"
+        examples = "; ".join(map(_short, leak.examples))
         yield f"Leakage: {line}{': ' + examples if examples else ''}."
     for text in report.text_leakage:
         yield (
-            f"Leakage: {text.share:.2%} of the 13-word runs of {text.source} {text.split} occur in "
+            f"Leakage: {text.fraction:.2%} of the 13-grams of {text.source} {text.split} occur in "
             f"{in_units(text.training_tokens)} training tokens ({text.found:,} of {text.ngrams:,})."
         )
 
@@ -155,16 +151,16 @@ def _show(console: Console, title: str, names: Sequence[str], rows: Sequence[Seq
     if not rows:
         return
     console.print(Text(f"\n{title}", style="bold"))
-    is_figure = [all(cell[:1].isdigit() or cell[:1] in ("-", "", "n") for cell in of) for of in zip(*rows, strict=True)]
-    right = [name for name, figures in zip(names, is_figure, strict=True) if figures]
+    columns = zip(names, zip(*rows, strict=True), strict=True)
+    right = [name for name, cells in columns if all(c[:1].isdigit() or c[:1] in ("-", "", "n") for c in cells)]
     every, wide = {"no_wrap": True, "overflow": "fold"}, {key: {"no_wrap": False} for key in LONG_TEXTS}
     if not console.is_terminal:  # in a file or a pipe a line is as long as it is
         console = table_console(file=console.file, width=MAX_COLUMNS)
     console.print(table(names, (map(in_one_line, row) for row in rows), right, every, wide), crop=False)
 
 
-def _percent(share: float) -> str:
-    return f"{share:.1%}"
+def _percent(fraction: float) -> str:
+    return f"{fraction:.1%}"
 
 
 def _short(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Loss, perplexity and bits per byte of a model on rows of text."""
+"""Loss, perplexity and bits per byte of a model on held-out text."""
 
 import json
 import math
@@ -9,58 +9,56 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dtl.data.batches import Rows
+from dtl.data.batches import PackedSequences
 from dtl.data.tokenizers.tokenizer import UNKNOWN, Tokenizer
 from dtl.evaluation.metrics import bits_per_byte, perplexity
 from dtl.model.transformer import TransformerLM
 from dtl.training.evaluate import evaluate
 
 # --- bytes of each token ------------------------------------------------------------------------------------------
-# How many bytes of text each token stands for: what makes losses comparable across tokenizers.
-
+# Bits per byte, unlike a loss per token, can be compared across tokenizers.
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a byte of SentencePiece
 
 
-def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
-    """UTF-8 bytes of text of each token, (vocab_size,) int64.
+def count_token_bytes(tokenizer: Tokenizer) -> np.ndarray:
+    """Return the UTF-8 bytes of text of each token, (vocab_size,) int64.
 
-    Summed over the tokens of a text they are the bytes of the text. Special tokens stand for none, the unknown
-    character for one: it had at least that.
+    Summed over the tokens of a text they are the bytes of the text. Special tokens have none, the unknown character
+    has one: it had at least that.
     """
     backend = tokenizer.backend
-    of_token = np.zeros(tokenizer.vocab_size, np.int64)
+    token_bytes = np.zeros(tokenizer.vocab_size, np.int64)
     added = backend.get_added_tokens_decoder()
     vocabulary = backend.get_vocab(with_added_tokens=False)
     if '"ByteLevel"' in json.dumps(json.loads(backend.to_str())["decoder"]):
         for token, i in vocabulary.items():
-            of_token[i] = len(token)  # a letter for each byte
+            token_bytes[i] = len(token)  # one letter per byte
     else:
         plain = {token: i for token, i in vocabulary.items() if i not in added and not _BYTE.fullmatch(token)}
-        # Each beside a token with text, since some tokenizers drop the space that a text begins with.
-        beside = min(plain.values(), default=0)
-        without = len(backend.decode([beside]).encode())
-        texts = backend.decode_batch([[beside, i] for i in plain.values()])
+        # Decoded after another token, since some tokenizers drop the space at the beginning of a text.
+        first = min(plain.values(), default=0)
+        first_bytes = len(backend.decode([first]).encode())
+        texts = backend.decode_batch([[first, i] for i in plain.values()])
         for i, text in zip(plain.values(), texts, strict=True):
-            of_token[i] = len(text.encode()) - without
-        of_token[[i for token, i in vocabulary.items() if _BYTE.fullmatch(token)]] = 1
+            token_bytes[i] = len(text.encode()) - first_bytes
+        token_bytes[[i for token, i in vocabulary.items() if _BYTE.fullmatch(token)]] = 1
     for i, token in added.items():
-        of_token[i] = 0 if token.special else len(token.content.encode())
+        token_bytes[i] = 0 if token.special else len(token.content.encode())
     unknown = backend.token_to_id(UNKNOWN)
     if unknown is not None:
-        of_token[unknown] = 1
-    return of_token
+        token_bytes[unknown] = 1
+    return token_bytes
 
 
 # --- scores of text -----------------------------------------------------------------------------------------------
-
 
 MixedPrecision = Callable[[], AbstractContextManager]
 
 
 @dataclass(frozen=True)
 class TextScores:
-    """One split of one source."""
+    """Scores of one split of one source. Field names are keys of evaluation.json."""
 
     source: str
     split: str
@@ -74,20 +72,20 @@ class TextScores:
 
 def text_scores(
     model: TransformerLM,
-    rows: dict[str, dict[str, Rows]],
-    of_token: np.ndarray,
+    rows: dict[str, dict[str, PackedSequences]],
+    token_bytes: np.ndarray,
     batch_size: int,
     max_batches: int | None,
     mixed_precision: MixedPrecision,
 ) -> list[TextScores]:
-    """Every held-out split of every source. `of_token`: see `dtl.evaluation.text`."""
-    found: list[TextScores] = []
+    """Score every held-out split of every source. `token_bytes`: see `count_token_bytes`."""
+    scores: list[TextScores] = []
     for source, splits in rows.items():
-        for split, of_split in splits.items():
+        for split, split_rows in splits.items():
             if split == "train":
                 continue
-            result = evaluate(model, of_split, batch_size, max_batches, mixed_precision, of_token)
-            found.append(
+            result = evaluate(model, split_rows, batch_size, max_batches, mixed_precision, token_bytes)
+            scores.append(
                 TextScores(
                     source=source,
                     split=split,
@@ -99,4 +97,4 @@ def text_scores(
                     tokens_per_second=result.n_tokens / result.seconds if result.seconds else math.nan,
                 )
             )
-    return found
+    return scores

@@ -1,4 +1,4 @@
-"""Settings of sampling: how the next token is drawn from the model's logits, and when a text ends. Imports no torch."""
+"""Settings of sampling: the draw of the next token from the model's logits, and the end of a text. Imports no torch."""
 
 from dataclasses import dataclass, field
 
@@ -8,15 +8,15 @@ from dtl.errors import ConfigError
 
 @dataclass
 class SamplingConfig:
-    """How a text is continued."""
+    """Settings for the continuation of a text."""
 
-    temperature: float = 0.8  # 0 = greedy, always the likeliest token; higher = more varied
-    top_k: int | None = 50  # draw from the k likeliest tokens; null = all
-    top_p: float = 1.0  # draw from the likeliest tokens that hold this share of the probability; 1 = all
-    min_p: float = 0.0  # draw from tokens at least this likely, as a share of the likeliest's probability; 0 = all
+    temperature: float = 0.8  # 0 = greedy, always the most likely token; higher = more varied
+    top_k: int | None = 50  # draw from the k most likely tokens; null = all
+    top_p: float = 1.0  # draw from the most likely tokens with this fraction of the probability; 1 = all
+    min_p: float = 0.0  # draw from tokens at least this likely, as a fraction of the highest probability; 0 = all
     repetition_penalty: float = 1.0  # above 1 makes tokens of the prompt and of the text so far less likely; 1 = off
-    max_new_tokens: int = 64  # tokens at most in one continuation
-    stop: list[str] = field(default_factory=list)  # texts that end a continuation, and are left out of it
+    max_new_tokens: int = 64  # maximum number of tokens in one continuation
+    stop: list[str] = field(default_factory=list)  # texts that end a continuation; not part of it
 
     def validate(self) -> None:
         check_at_least(self, "sampling", " (0 is greedy)", temperature=0)

@@ -1,4 +1,4 @@
-"""Text in, text out: questions answered and beginnings continued, by a model and its tokenizer."""
+"""Generation from text to text: answers to questions and continuations of prompts, by a model and its tokenizer."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -10,42 +10,41 @@ from dtl.generation.config import SamplingConfig
 from dtl.generation.engine import generate, stream
 from dtl.model.transformer import TransformerLM
 
-# --- tokens to text -----------------------------------------------------------------------------------------------
-# Tokens to text while they come: whole characters only, and nothing from a stop text on.
+# --- streaming tokens to text -------------------------------------------------------------------------------------
 
-
-UNDECIDED = "\ufffd"  # what decoding gives for bytes that are no character, or not yet one
+UNDECIDED = "\ufffd"  # the replacement character: decoded bytes that are not, or not yet, a character
 
 
 class TokenDecoder:
-    """Text of a growing list of tokens. What `feed` returns, joined, and then `flush`, is `tokenizer.decode(ids)`.
+    """Incremental decoder: the pieces that `feed` returns, joined, and then `flush`, are `tokenizer.decode(ids)`.
 
-    A character may be spread over several tokens: its bytes are held back until it is whole or known to be broken.
-    (Byte tokens of SentencePiece: a broken byte spoils whole ones beside it in `decode`, but not those shown before.)
+    A character may consist of several tokens: its bytes are held back until it is complete or known to be invalid.
+    (Byte tokens of SentencePiece: in `decode` an invalid byte spoils valid ones next to it, but not those returned
+    before.)
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
-        # Only the tokens since the last whole character are decoded again, and those before them, since some
-        # tokenizers write a token differently at the beginning of a text.
+        # Only the tokens since the last complete character are decoded again, and those before them, since some
+        # tokenizers decode a token differently at the beginning of a text.
         self._before: list[int] = []
         self._shown = 0
 
     def feed(self, token: int) -> str:
-        """What the text has become longer by."""
+        """Return the new characters of the text."""
         self._ids.append(token)
         text = self._new_text()
         # An incomplete character at the end is one replacement character, or in SentencePiece one for each byte.
         certain = text.rstrip(UNDECIDED)
         piece = certain[self._shown :]
         self._shown += len(piece)
-        if text and text == certain:  # a special token, without text, is no beginning for those after it
+        if text and text == certain:  # not after a special token: without text it is no context for the next
             self._before, self._ids, self._shown = self._ids, [], 0
         return piece
 
     def flush(self) -> str:
-        """What was held back, when no token follows."""
+        """Return the characters held back, when no token follows."""
         return self._new_text()[self._shown :]
 
     def _new_text(self) -> str:
@@ -54,9 +53,9 @@ class TokenDecoder:
 
 
 class StopTexts:
-    """Lets text through until one of `texts` is complete; it and all that follows stay out.
+    """Filter of streamed text that ends before the first complete stop text of `texts`.
 
-    The end of what came is held back while it may be the beginning of a stop text.
+    The end of the text so far is held back while it may be the beginning of a stop text.
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
@@ -65,11 +64,11 @@ class StopTexts:
         self.found = False
 
     def feed(self, piece: str) -> str:
-        """As much of the text as is certain to come before a stop text."""
+        """Return the new text that is certain to be before a stop text."""
         if self.found:
             return ""
         self._held += piece
-        # The first to be complete, and of two that end together the one that began earlier.
+        # The first to be complete, and of two that end together the one that begins earlier.
         ends = [(self._held.find(text) + len(text), -len(text)) for text in self._texts if text in self._held]
         if ends:
             self.found = True
@@ -82,44 +81,42 @@ class StopTexts:
         return certain
 
     def flush(self) -> str:
-        """What was held back, when nothing follows."""
+        """Return the text held back, when nothing follows."""
         held, self._held = self._held, ""
         return held
 
     def _overlap(self, text: str) -> int:
-        """Characters at the end of what is held that begin `text`."""
+        """Number of characters at the end of the text held back that begin `text`."""
         longest = min(len(text) - 1, len(self._held))
         return next((n for n in range(longest, 0, -1) if self._held.endswith(text[:n])), 0)
 
 
 def before_stop(text: str, stop_texts: Sequence[str]) -> str:
-    """`text` up to the first of `stop_texts` that is complete in it."""
+    """Return `text` up to the first of `stop_texts` that is complete in it."""
     stops = StopTexts(stop_texts)
     return stops.feed(text) + stops.flush()
 
 
-# --- questions and texts ------------------------------------------------------------------------------------------
-
+# --- answers and continuations ------------------------------------------------------------------------------------
 
 Ending = Literal["end", "stop", "length"]  # the end token, a stop text, max_new_tokens
 
 
 @dataclass(frozen=True)
 class GreedyAnswer:
-    """What a model says when it takes the likeliest token each time."""
+    """Answer of a model that takes the most likely token each time."""
 
     text: str
-    confidence: float  # mean log-probability of its tokens, natural logarithm; -inf when it says nothing
+    confidence: float  # mean log-probability of its tokens, natural logarithm; -inf for an empty answer
 
 
 class Continuation:
-    """One text while it is written: iterate once for its pieces, as they come; the rest is in the fields.
+    """One text while it is generated: iterate once for its pieces; the fields have the rest.
 
-    Pieces, one a token, hold whole characters and nothing from a stop text on; some are empty. `prompt_cut` is how
-    many tokens at the beginning of the prompt did not fit the context and were dropped. `ids` and `logprobs` are the
-    tokens written so far and the model's own log-probability of each. `slid` says that the text outgrew the context,
-    and the model now sees its last part alone. `ended` is None until the text has ended, and stays None for a reader
-    who leaves before.
+    Pieces, one per token, contain complete characters and nothing from a stop text on; some are empty. `prompt_cut` is
+    the number of tokens cut from the beginning of the prompt to fit the context. `ids` and `logprobs` are the tokens so
+    far and their log-probabilities by the unmodified model. `context_shifted`: the text outgrew the context, and the
+    model sees only its last part. `ended` is None until the text has ended, and remains None if iteration stops before.
     """
 
     def __init__(
@@ -133,18 +130,18 @@ class Continuation:
         self.prompt_cut = max(0, len(prompt_ids) - len(self._prompt))
         self.ids: list[int] = []
         self.logprobs: list[float] = []
-        self.slid = False
+        self.context_shifted = False
         self.ended: Ending | None = None
 
     @property
     def mean_logprob(self) -> float:
-        """Natural logarithm, a token; nan when nothing was written."""
+        """Mean log-probability of a token, natural logarithm; nan for an empty text."""
         return math.fsum(self.logprobs) / len(self.logprobs) if self.logprobs else math.nan
 
     def __iter__(self) -> Iterator[str]:
         decoder, stops = TokenDecoder(self._tokenizer), StopTexts(self._sampling.stop)
         for step in stream(self._model, [self._prompt], self._sampling, self._tokenizer.eos_id, self._seed):
-            (token,), (logprob,), (self.slid,) = step.ids, step.logprobs, step.slid
+            (token,), (logprob,), (self.context_shifted,) = step.ids, step.logprobs, step.context_shifted
             assert token is not None  # a batch of one ends with its only text
             self.ids.append(token)
             self.logprobs.append(logprob)
@@ -163,14 +160,14 @@ class Continuation:
 def continue_text(
     model: TransformerLM, tokenizer: Tokenizer, text: str, sampling: SamplingConfig, seed: int
 ) -> Continuation:
-    """`text` continued once. What does not fit the context is cut at its beginning."""
+    """Return a continuation of `text`, whose beginning is cut to fit the context."""
     return Continuation(model, tokenizer, tokenizer.encode(text), sampling, seed)
 
 
 def answer_greedily(
     model: TransformerLM, tokenizer: Tokenizer, asked: Sequence[str], max_new_tokens: int, batch_size: int
 ) -> list[GreedyAnswer]:
-    """An answer to each text that asks (`dtl.data.documents.prompt`). The batch size changes none of them."""
+    """Answer each prompt (`dtl.data.documents.prompt`). The batch size does not change the answers."""
     greedy = SamplingConfig(temperature=0, top_k=None, max_new_tokens=max_new_tokens)
     prompts = [fitting_prompt(model, tokenizer, ids, greedy) for ids in tokenizer.encode_batch(list(asked))]
     answers: dict[int, GreedyAnswer] = {}
@@ -183,8 +180,7 @@ def answer_greedily(
                     ids[row].append(token)
                     logprobs[row].append(logprob)
         for row, i in enumerate(chosen):
-            said = logprobs[row]
-            confidence = math.fsum(said) / len(said) if said else -math.inf
+            confidence = math.fsum(logprobs[row]) / len(logprobs[row]) if logprobs[row] else -math.inf
             answers[i] = GreedyAnswer(tokenizer.decode(ids[row]).strip(), confidence)
     return [answers[i] for i in range(len(prompts))]
 
@@ -192,14 +188,8 @@ def answer_greedily(
 def continuations(
     model: TransformerLM, tokenizer: Tokenizer, prompts: Sequence[str], sampling: SamplingConfig, seed: int
 ) -> list[str]:
-    """Each prompt continued once, all together."""
-    return _continued(model, tokenizer, tokenizer.encode_batch(list(prompts)), sampling, seed)
-
-
-def _continued(
-    model: TransformerLM, tokenizer: Tokenizer, prompts: list[list[int]], sampling: SamplingConfig, seed: int
-) -> list[str]:
-    fitting = [fitting_prompt(model, tokenizer, ids, sampling) for ids in prompts]
+    """Return one continuation of each prompt, generated as one batch."""
+    fitting = [fitting_prompt(model, tokenizer, ids, sampling) for ids in tokenizer.encode_batch(list(prompts))]
     texts = [tokenizer.decode(ids) for ids in generate(model, fitting, sampling, tokenizer.eos_id, seed)]
     return [before_stop(text, sampling.stop) for text in texts]
 
@@ -207,14 +197,13 @@ def _continued(
 def fitting_prompt(
     model: TransformerLM, tokenizer: Tokenizer, prompt_ids: Sequence[int], sampling: SamplingConfig
 ) -> list[int]:
-    """The end of a prompt matters most: what does not fit goes at its beginning. Half the context is the prompt's,
-    however many new tokens are asked for."""
+    """Return the prompt, cut at its beginning to fit the context; never to less than half of the context."""
     context = model.config.max_seq_len
     room = max(context - sampling.max_new_tokens, context // 2)
     return list(prompt_ids or [tokenizer.bos_id])[-room:]
 
 
 def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Indices, longest first, so that a batch holds about equal lengths."""
+    """Batches of indices, longest first, so that the lengths in a batch are about equal and need little padding."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     return (order[start : start + batch_size] for start in range(0, len(order), batch_size))

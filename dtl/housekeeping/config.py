@@ -25,46 +25,46 @@ DELETIONS = ("checkpoints", "empty", "runs")
 
 @dataclass
 class RunsConfig:
-    """Everything that `python -m dtl.runs` can be told."""
+    """Settings of `python -m dtl.runs`."""
 
-    outputs: str = OUTPUTS  # folder that the runs lie in
-    state: str | None = None  # only runs that stand so, such as failed,killed; null = all
-    name: str | None = None  # only runs whose name or folder is like this, such as demo* or multirun/*; null = all
-    older_than_days: float | None = None  # only runs that wrote nothing for so long; null = all
+    outputs: str = OUTPUTS  # folder that contains the runs
+    state: str | None = None  # only runs in these states, such as failed,killed; null = all
+    name: str | None = None  # only runs whose name or folder matches, such as demo* or multirun/*; null = all
+    older_than_days: float | None = None  # only runs that wrote nothing for so many days; null = all
     sort: str = "age"  # age (last written first) | size (largest first) | loss (lowest first) | name
-    limit: int | None = None  # at most so many runs, of the sorted ones; null = all
-    delete: str | None = None  # of those listed: checkpoints (superseded) | empty (runs that saved nothing) | runs
-    best_of: list[str] = field(
-        default_factory=list
-    )  # for delete=runs: runs that go together with their best checkpoint
+    limit: int | None = None  # at most so many runs, after sorting; null = all
+    delete: str | None = None  # among those listed: checkpoints (superseded) | empty (runs without a checkpoint) | runs
+    best_of: list[str] = field(default_factory=list)  # for delete=runs: runs to delete with their best checkpoint
     yes: bool = False  # delete without asking, for scripts
     plugins: list[str] = field(default_factory=list)  # modules of your own, imported first
     debug: bool = False  # show tracebacks
 
     @property
     def states(self) -> list[str]:
-        """The states that `state=` names, with or without brackets around them; [] = all."""
+        """Return the states that `state=` lists, with or without brackets around them; [] = all."""
         return [name.strip() for name in (self.state or "").strip("[]").split(",") if name.strip()]
 
     @property
     def chooses(self) -> bool:
-        """Whether something says which runs are meant."""
+        """Return True when a setting selects runs."""
         return bool(self.states or self.name or self.older_than_days is not None)
 
     def validate(self) -> None:
-        """Raises ConfigError, naming key, value, rule and remedy, for values that cannot be."""
+        """Raises ConfigError, naming key, value, rule and remedy, for invalid values."""
         for state in self.states:
             if state not in STATES:
-                raise ConfigError(f"state={state}: one or more of {','.join(STATES)}.{did_you_mean(state, STATES)}")
+                raise ConfigError(
+                    f"state={state}: give one or more of {','.join(STATES)}.{did_you_mean(state, STATES)}"
+                )
         check_choices(self, "", hint=True, sort=SORTS, delete=DELETIONS)
         check_at_least(self, "", older_than_days=0)
         check_at_least(self, "", ", or null for all", limit=1)
         if self.best_of and self.delete != "runs":
-            raise ConfigError("best_of=: names runs to delete, so it goes with delete=runs alone.")
+            raise ConfigError("best_of=: lists runs to delete, so it needs delete=runs.")
         if self.delete == "runs" and not (self.chooses or self.best_of):
             raise ConfigError(
-                "delete=runs: say which, by state=, name= or older_than_days=, or by best_of=[FOLDER]. "
-                "Superseded checkpoints alone: delete=checkpoints."
+                "delete=runs: select runs by state=, name=, older_than_days= or best_of=[FOLDER]. "
+                "To delete only superseded checkpoints: delete=checkpoints."
             )
         if self.outputs != OUTPUTS and not Path(self.outputs).expanduser().is_dir():
             raise ConfigError(f"outputs={self.outputs}: there is no such folder.")

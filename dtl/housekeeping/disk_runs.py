@@ -1,4 +1,4 @@
-"""The runs in a folder and the room that they take; which of them are meant. Changes nothing."""
+"""The runs in a folder, their sizes, and the selection by settings. Changes nothing."""
 
 import math
 import os
@@ -15,21 +15,21 @@ from dtl.base.files import TRASH
 from dtl.errors import ConfigError
 from dtl.housekeeping.config import RunsConfig
 from dtl.run_dir.provenance import RECORD, RESULT
-from dtl.run_dir.state import RunState, find_runs, is_held, read_run_state
+from dtl.run_dir.state import RunState, find_runs, is_locked, read_run_state
 from dtl.run_dir.sweep_records import is_sweep
 from dtl.tracking.metrics import METRICS
 
 DAY = 86_400.0  # seconds
-STARTING = 600.0  # seconds that a run may take from its folder to its lock, on a slow disk
+STARTING = 600.0  # seconds from the folder of a run to its lock; ten minutes allow for a slow disk
 
 
 @dataclass(frozen=True)
 class DiskRun:
-    """A run as it lies on the disk."""
+    """A run on disk."""
 
     state: RunState
-    label: str  # its folder, as seen from the folder of all runs
-    n_bytes: int  # files that have several names in it are counted once
+    label: str  # its folder, relative to the folder of all runs
+    n_bytes: int  # hard links within it are counted once
     age: float  # seconds since it last wrote
 
     @property
@@ -38,10 +38,10 @@ class DiskRun:
 
 
 def read_runs(outputs: Path) -> list[DiskRun]:
-    """Every run and every trial under `outputs`. Raises ConfigError when that folder is a run itself."""
+    """Return every run and trial under `outputs`. Raises ConfigError when that folder is itself a run."""
     folders = find_runs(outputs)
     if outputs in folders:
-        raise ConfigError(f"outputs={outputs}: is a run itself. Give the folder above it.")
+        raise ConfigError(f"outputs={outputs}: is itself a run. Give its parent folder.")
     now = time.time()
     return [
         DiskRun(
@@ -55,9 +55,9 @@ def read_runs(outputs: Path) -> list[DiskRun]:
 
 
 def chosen(runs: list[DiskRun], settings: RunsConfig) -> list[DiskRun]:
-    """Those that the settings mean, in the order that they ask for."""
+    """Return the runs that the settings select, sorted by `sort=`, at most `limit=`."""
 
-    def is_meant(run: DiskRun) -> bool:
+    def is_selected(run: DiskRun) -> bool:
         names = (run.state.name, run.label)
         return (
             (not settings.states or run.state.state in settings.states)
@@ -71,50 +71,51 @@ def chosen(runs: list[DiskRun], settings: RunsConfig) -> list[DiskRun]:
         "loss": lambda run: (math.inf if run.state.best_loss is None else run.state.best_loss, run.label),
         "name": lambda run: (run.state.name, run.label),
     }
-    return sorted(filter(is_meant, runs), key=orders[settings.sort])[: settings.limit]
+    return sorted(filter(is_selected, runs), key=orders[settings.sort])[: settings.limit]
 
 
-def at_work(runs: list[DiskRun], outputs: Path) -> set[Path]:
-    """Folders of the runs that must not be touched: a process works there, or in the sweep that they belong to."""
-    running = {run.folder for run in runs if run.state.state == "running" or is_held(run.folder) or may_start(run)}
+def running_folders(runs: list[DiskRun], outputs: Path) -> set[Path]:
+    """Return the folders that must not be changed: a process is running there, or in the sweep they belong to."""
+    running = {run.folder for run in runs if run.state.state == "running" or is_locked(run.folder) or may_start(run)}
     above = {folder.parent for folder in running if is_sweep(folder.parent)}
-    above |= {folder for run in runs for folder in sweeps_above(run.folder, outputs) if is_held(folder)}
+    above |= {folder for run in runs for folder in sweeps_above(run.folder, outputs) if is_locked(folder)}
     return running | {run.folder for run in runs if above.intersection(run.folder.parents)}
 
 
 def may_start(run: DiskRun) -> bool:
-    """Whether a process may be about to lock this folder: Hydra makes it some seconds before."""
+    """Return True when a process may be about to lock this folder, which Hydra creates seconds earlier."""
     return run.state.state == "unfinished" and run.age < STARTING
 
 
 def sweeps_above(run_dir: Path, outputs: Path) -> list[Path]:
-    """The folders between a run and the folder of all runs that are a sweep's."""
+    """Return the folders of sweeps between a run and the folder of all runs."""
     between = [folder for folder in run_dir.parents if folder != outputs and folder.is_relative_to(outputs)]
     return [folder for folder in between if is_sweep(folder)]
 
 
 def leftovers(outputs: Path) -> list[Path]:
-    """What an earlier deletion was killed at: folders that have lost their names already."""
+    """Return the renamed folders of an earlier deletion that was killed."""
     runs = set(find_runs(outputs))
-    found = [path for depth in range(5) for path in outputs.glob("*/" * depth + f"{TRASH}*")]
-    return [path for path in found if runs.isdisjoint(path.parents) and path.is_dir() and not path.is_symlink()]
+    folders = (path for depth in range(5) for path in outputs.glob("*/" * depth + f"{TRASH}*"))
+    return [path for path in folders if runs.isdisjoint(path.parents) and path.is_dir() and not path.is_symlink()]
 
 
 def freed_by(folders: Iterable[Path]) -> int:
-    """Bytes that come free when these folders go. A file that has another name elsewhere stays, and counts nothing."""
+    """Return the bytes freed by deleting these folders; files with a hard link elsewhere count nothing."""
+    # The best checkpoint shares its files with that of its step, as hard links (checkpoints/store.py).
     names: Counter[tuple[int, int]] = Counter()
     sizes: dict[tuple[int, int], tuple[int, int]] = {}
     for file in (file for folder in folders for file in _files(folder)):
-        which = (file.st_dev, file.st_ino)
-        names[which] += 1
-        sizes[which] = (file.st_size, file.st_nlink)
-    return sum(size for which, (size, n_links) in sizes.items() if names[which] >= n_links)
+        inode = (file.st_dev, file.st_ino)
+        names[inode] += 1
+        sizes[inode] = (file.st_size, file.st_nlink)
+    return sum(size for inode, (size, n_links) in sizes.items() if names[inode] >= n_links)
 
 
 def _files(folder: Path) -> Iterator[os.stat_result]:
     for where, _, files in os.walk(folder):
         for name in files:
-            with suppress(OSError):  # a run at work deletes what it no longer needs
+            with suppress(OSError):  # a running process deletes its older checkpoints
                 file = os.lstat(os.path.join(where, name))
                 if stat.S_ISREG(file.st_mode):
                     yield file

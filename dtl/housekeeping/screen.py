@@ -1,4 +1,4 @@
-"""What dtl.runs shows: the table of runs, what a deletion takes, and the questions before it."""
+"""The screen of dtl.runs: the table of runs, the list of deletions, and the questions before them."""
 
 import shlex
 import shutil
@@ -19,19 +19,19 @@ from dtl.run_dir.sweep_records import is_sweep
 HEADERS = ("folder", "name", "state", "step", "best loss", "size", "age")
 RIGHT = ("step", "best loss", "size", "age")
 STYLES = {"running": "green", "failed": "red", "killed": "red", "finished": ""}
-WAYS_ON = {
+CLEANUP_HINTS = {
     "checkpoints": "Superseded checkpoints of finished runs",
     "empty": "Runs that ended without a checkpoint",
-    "leftovers": "Left by a deletion that was cut off",
+    "leftovers": "Left by an interrupted deletion",
 }
 
 
 def show_runs(display: Display, runs: list[DiskRun], n_all: int, outputs: Path) -> None:
-    """A line of sums, then a line for each run."""
+    """Show a line of totals, then a line for each run."""
     shown = f"{len(runs)} runs" if len(runs) == n_all else f"{len(runs)} of {n_all} runs"
-    taken = in_bytes(sum(run.n_bytes for run in runs))
+    size = in_bytes(sum(run.n_bytes for run in runs))
     free = in_bytes(shutil.disk_usage(outputs).free)
-    display.console.print(Text(f"{in_one_line(str(outputs))}: {shown}, {taken}; {free} free on this disk", "bold"))
+    display.console.print(Text(f"{in_one_line(str(outputs))}: {shown}, {size}; {free} free on this disk", "bold"))
     if not runs:
         return
     rows = [_row(run) for run in runs]
@@ -39,7 +39,7 @@ def show_runs(display: Display, runs: list[DiskRun], n_all: int, outputs: Path) 
         display.console.print(_table(rows), soft_wrap=False)
         return
     for line in aligned([HEADERS, *rows]):
-        display.say(line.rstrip())
+        display.print(line.rstrip())
 
 
 def _row(run: DiskRun) -> tuple[str, ...]:
@@ -57,67 +57,67 @@ def _row(run: DiskRun) -> tuple[str, ...]:
 
 
 def _table(rows: list[tuple[str, ...]]) -> Table:
-    """For 100 columns: a name is left out where the folder ends with it."""
+    """Return the table for 100 columns; a name is omitted where the folder ends with it."""
     cells = (
-        [folder, "" if folder.endswith(f"_{name}") else name, Text(state, STYLES.get(state, "yellow")), *figures]
-        for folder, name, state, *figures in rows
+        [folder, "" if folder.endswith(f"_{name}") else name, Text(state, STYLES.get(state, "yellow")), *metrics]
+        for folder, name, state, *metrics in rows
     )
     wide = {key: {"no_wrap": False} for key in ("folder", "name")}
     return table(HEADERS, cells, RIGHT, every={"no_wrap": True, "overflow": "fold"}, columns=wide)
 
 
-def show_ways_on(display: Display, settings: RunsConfig, found: dict[str, int]) -> None:
-    """What could be deleted, with the command: `found` has the bytes of each kind in WAYS_ON."""
+def show_cleanup_hints(display: Display, settings: RunsConfig, n_bytes: dict[str, int]) -> None:
+    """Show what could be deleted, with its command; `n_bytes` has the size of each kind in CLEANUP_HINTS."""
     where = "" if settings.outputs == OUTPUTS else f" outputs={shlex.quote(settings.outputs)}"
-    for what, words in WAYS_ON.items():
-        if found[what]:
-            command = in_one_line(f"python -m dtl.runs{where} delete={what if what in DELETIONS else 'checkpoints'}")
-            display.note(f"{words}: {in_bytes(found[what])} ({command})")
+    for kind, description in CLEANUP_HINTS.items():
+        if n_bytes[kind]:  # any deletion removes leftovers first
+            command = in_one_line(f"python -m dtl.runs{where} delete={kind if kind in DELETIONS else 'checkpoints'}")
+            display.note(f"{description}: {in_bytes(n_bytes[kind])} ({command})")
 
 
 def show_removals(display: Display, items: list[Removal]) -> None:
-    """A line for each run of which something goes, and the sum."""
+    """Show a line for each run, and a warning about trials."""
     for item in items:
-        what = "the run" if item.is_whole else ", ".join(sorted(path.name for path in item.folders))
+        what = "the run" if item.removes_run else ", ".join(sorted(path.name for path in item.folders))
         if item.takes_best:
             what += " with its best checkpoint"
-        display.say(f"  {in_one_line(item.run.label)}  {what}  {in_bytes(item.n_bytes)}")
-    n_trials = sum(item.is_whole and is_sweep(item.run.folder.parent) for item in items)
+        display.print(f"  {in_one_line(item.run.label)}  {what}  {in_bytes(item.n_bytes)}")
+    n_trials = sum(item.removes_run and is_sweep(item.run.folder.parent) for item in items)
     if n_trials:
-        display.warn(f"{n_trials} of these are trials. A sweep that is continued runs again what is missing.")
+        display.warn(f"{n_trials} of these are trials. A sweep that is continued runs missing trials again.")
 
 
 def in_sum(items: list[Removal]) -> str:
-    """`2 runs, 1.2 GB` or `7 checkpoints of 3 runs, 221 MB`."""
+    """Return the total, such as `2 runs, 1.2 GB` or `7 checkpoints of 3 runs, 221 MB`."""
     n_runs = f"{len(items)} run{'s' if len(items) != 1 else ''}"
     n_folders = sum(len(item.folders) for item in items)
-    what = n_runs if all(item.is_whole for item in items) else f"{n_folders} checkpoints of {n_runs}"
+    what = n_runs if all(item.removes_run for item in items) else f"{n_folders} checkpoints of {n_runs}"
     return f"{what}, {in_bytes(sum(item.n_bytes for item in items))}"
 
 
 def can_ask() -> bool:
-    """Whether a person sits there."""
+    """Return True when standard input and output are a terminal."""
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def is_agreed(question: str) -> bool:
-    """Yes, typed. The end of the input is a no."""
+    """Ask, and return True for y or yes. The end of the input is a no."""
     try:
         return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:
         return False
 
 
-def named_by_typing(display: Display, items: list[Removal]) -> list[Removal]:
-    """Those of `items` whose folders a person types, one a line, until an empty line."""
-    display.say(f"{len(items)} of these hold a best checkpoint, and stay unless you type their folder:")
+def confirm_by_typing(display: Display, items: list[Removal]) -> list[Removal]:
+    """Return the items whose folders the user types, one a line, until an empty line."""
+    display.print(f"{len(items)} of these contain a best checkpoint and are kept unless you type their folder:")
     for item in items:
-        display.say(f"  {in_one_line(item.run.label)}  {in_bytes(item.n_bytes)}")
+        display.print(f"  {in_one_line(item.run.label)}  {in_bytes(item.n_bytes)}")
     waiting = {item.run.label: item for item in items}
     named: list[Removal] = []
     while waiting:
         try:
-            typed = input("Folder of one to delete, or Enter to go on: ").strip().rstrip("/")
+            typed = input("Folder to delete, or Enter to continue: ").strip().rstrip("/")
         except EOFError:
             break
         if not typed:
@@ -125,5 +125,5 @@ def named_by_typing(display: Display, items: list[Removal]) -> list[Removal]:
         if typed in waiting:
             named.append(waiting.pop(typed))
         else:
-            display.say("That is none of these.")
+            display.print("Not one of these.")
     return named

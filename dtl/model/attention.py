@@ -1,9 +1,8 @@
-"""Multi-head attention with grouped key/value heads, its two kernels, and what a key/value cache must offer.
+"""Attention kernels: rotation, interfaces of kernel and cache, plain attention, attention over packed documents.
 
-Kernels for rows of packed documents are in dtl/model/attention.py.
-
-Letters: b batch, t query time, s key time, d model width, h query heads, g key/value heads, k head width,
-n query heads that share one key/value head (h = g n).
+The layer that projects to queries, keys and values is `MultiHeadAttention` in dtl/model/transformer.py.
+Letters: b batch, t query time, s key time, h query heads, g key/value heads, k head width; n is the query heads that
+share one key/value head (h = g n), and in the kernels of packed documents the documents of the whole batch.
 """
 
 from collections.abc import Callable
@@ -16,65 +15,65 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor
 
-# --- positions ----------------------------------------------------------------------------------------------------
+# --- rotation and interfaces --------------------------------------------------------------------------------------
 
 
 class Rotation(NamedTuple):
-    """Cosine and sine of each token's angles, of shape (b, t, k); b is 1 when all rows share their positions."""
+    """Cosine and sine of each token's angles, (b, t, k); b is 1 when all sequences have the same positions."""
 
     cos_btk: Tensor
     sin_btk: Tensor
 
     def apply(self, x_bhtk: Tensor) -> Tensor:
-        """Turn each pair (i, i + k/2) of a head by its angle. Pairs are half a head apart, as in Hugging Face;
-        the interleaved pairs of the paper give other numbers for the same weights."""
+        """Rotate each pair (i, i + k/2) of a head by its angle; (b, h, t, k) to the same shape."""
+        # Pairs are half a head apart, as in Hugging Face: the paper's interleaved pairs (arXiv:2104.09864) are another
+        # function of the same weights, so that checkpoints could not be exchanged.
         first, second = rearrange(x_bhtk, "b h t (two half) -> two b h t half", two=2)
-        turned_bhtk = rearrange([-second, first], "two b h t half -> b h t (two half)")
+        rotated_bhtk = rearrange([-second, first], "two b h t half -> b h t (two half)")
         cos_bhtk = rearrange(self.cos_btk, "b t k -> b 1 t k")
         sin_bhtk = rearrange(self.sin_btk, "b t k -> b 1 t k")
-        return x_bhtk * cos_bhtk + turned_bhtk * sin_bhtk
-
-
-# --- the kernels of all rows --------------------------------------------------------------------------------------
+        return x_bhtk * cos_bhtk + rotated_bhtk * sin_bhtk
 
 
 class KeyValueCache(Protocol):
-    """Keys and values of the tokens that a model has seen, kept by whoever generates.
+    """Keys and values of the tokens that a model has seen; generation provides it (dtl/generation/engine.py).
 
-    One forward pass calls `extend` once and then `update` once in each layer. The first pass takes the whole
-    prompts, each later one a single token a row; rows may hold prompts of different lengths, padded on
-    either side: only the cache knows where, and says so by positions and mask.
+    One forward pass calls `extend` once, then `update` once in each layer. The first pass takes the complete prompts,
+    each later one a single token per sequence. Prompts may have different lengths and be padded on either side: only
+    the cache knows where, so it returns the positions and the mask.
     """
 
     def extend(self, n_tokens: int) -> tuple[Tensor, Tensor | None]:
-        """Make room for the next `n_tokens` of every row.
+        """Make room for the next `n_tokens` of every sequence.
 
-        Returns their positions, int64 (b, t), and the mask, bool (b, t, s), True where a query may look. None
-        as mask means plain causal: allowed when the keys are the queries' own (t = s) or for one query (t = 1)
-        that sees every key.
+        Returns their positions, int64 (b, t), and the mask, bool (b, t, s), True where a query may attend. None as
+        mask means causal: only when the keys are the queries' own (t = s), or for one query that sees every key.
         """
         ...
 
     def update(self, layer: int, k_bgtk: Tensor, v_bgtk: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new tokens' keys and values of one layer; returns all of that layer, (b, g, s, k) each."""
+        """Store the new tokens' keys and values of one layer; return all of that layer, (b, g, s, k) each."""
         ...
 
 
-class Attend(Protocol):
-    """A kernel that knows already who may look where: it was told once, for all layers of a forward pass."""
+class AttentionFn(Protocol):
+    """A kernel with its mask already bound, once for all layers of a forward pass."""
 
     def __call__(self, q_bhtk: Tensor, k_bgsk: Tensor, v_bgsk: Tensor, *, dropout: float = 0.0) -> Tensor:
-        """Queries (b, h, t, k) with keys and values (b, g, s, k) to (b, h, t, k); h is a multiple of g."""
+        """Attend from queries (b, h, t, k) to keys and values (b, g, s, k): (b, h, t, k); h is a multiple of g."""
         ...
 
 
 @dataclass(frozen=True)
 class AttentionContext:
-    """What every layer's attention needs to know besides its input; made once in a forward pass."""
+    """Arguments of every layer's attention besides its input; made once in a forward pass."""
 
-    attend: Attend
-    rotation: Rotation | None = None  # turns queries and keys; None = positions are in the input already
+    attend: AttentionFn
+    rotation: Rotation | None = None  # of queries and keys; None = the input already contains the positions
     cache: KeyValueCache | None = None
+
+
+# --- plain attention ----------------------------------------------------------------------------------------------
 
 
 def sdpa_attention(
@@ -93,19 +92,19 @@ def sdpa_attention(
 def reference_attention(
     q_bhtk: Tensor, k_bgsk: Tensor, v_bgsk: Tensor, mask_bts: Tensor | None, dropout: float = 0.0
 ) -> Tensor:
-    """softmax(q k / sqrt(k)) v, written out (Vaswani et al. 2017): to read, and to hold the fused kernels against.
+    """softmax(q k / sqrt(k)) v, written out (Vaswani et al. 2017): to read, and to check the fused kernels against.
 
-    Queries (b, h, t, k) with keys and values (b, g, s, k) to (b, h, t, k); h is a multiple of g. `mask_bts` is
-    True where a query may look, None for causal. A query that may look nowhere gets zeros.
+    Queries (b, h, t, k), keys and values (b, g, s, k) to (b, h, t, k); h is a multiple of g. `mask_bts` is True where
+    a query may attend, None for causal. A query that may attend to no key gets zeros.
     """
     n_queries, n_keys = q_bhtk.shape[2], k_bgsk.shape[2]
     if mask_bts is None:
         mask_bts = rearrange(causal_mask(n_queries, n_keys, q_bhtk.device), "t s -> 1 t s")
     hidden = ~rearrange(mask_bts, "b t s -> b 1 1 t s")
     q_bgntk = rearrange(q_bhtk, "b (g n) t k -> b g n t k", g=k_bgsk.shape[1])
-    # Scaled before the product, which could leave fp16's range.
+    # Scaled before the product, which could exceed fp16's range (65,504).
     scores = einsum(q_bgntk * q_bhtk.shape[-1] ** -0.5, k_bgsk, "b g n t k, b g s k -> b g n t s")
-    # The smallest finite value of the dtype, not -1e9 (infinite in fp16) and not -inf (NaN where a row is all hidden).
+    # The smallest finite value of the dtype, not -1e9 (infinite in fp16) and not -inf (NaN where all keys are hidden).
     scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
     weights = scores.softmax(dim=-1, dtype=torch.float32).masked_fill(hidden, 0.0).to(v_bgsk.dtype)
     weights = F.dropout(weights, dropout)
@@ -114,45 +113,41 @@ def reference_attention(
 
 
 def causal_mask(n_queries: int, n_keys: int, device: torch.device) -> Tensor:
-    """Bool (t, s), True where a query may look: the queries are the last of the keys, and see no later one."""
+    """Bool (t, s), True where a query may attend: the queries are the last of the keys, and see no later one."""
     return torch.ones(n_queries, n_keys, dtype=torch.bool, device=device).tril(diagonal=n_keys - n_queries)
 
 
 def document_mask(documents_bt: Tensor) -> Tensor:
-    """Bool (b, t, t): causal, and inside tokens of the same document number only."""
+    """Bool (b, t, t), True where a query may attend: to earlier tokens with the same document number."""
     same = rearrange(documents_bt, "b t -> b t 1") == rearrange(documents_bt, "b s -> b 1 s")
     n_tokens = documents_bt.shape[1]
     return same & causal_mask(n_tokens, n_tokens, documents_bt.device)
 
 
-# --- rows of packed documents -------------------------------------------------------------------------------------
-# Attention over rows of packed documents: from their numbers to a kernel that keeps each inside its own.
-#
-# A document kernel looks at the numbers once in a forward pass; what it returns attends in every layer. A
-# document's tokens lie next to each other in its row; padding is a document like any other.
-# Letters: b batch, t time, h query heads, g key/value heads, k head width, n documents of all rows together.
+# --- attention over packed documents ------------------------------------------------------------------------------
+# A document kernel reads the document numbers once in a forward pass; the function that it returns attends in every
+# layer, each token within its own document. A document's tokens are contiguous; padding is a document like any other.
+
+DocumentKernel = Callable[[Tensor], AttentionFn]  # int64 (b, t): the document number of each token
+
+FLEX_SHARED_BYTES = 99 * 1024  # shared memory per thread block on RTX 30 and 40, the least of all GPUs with bf16
 
 
-DocumentKernel = Callable[[Tensor], Attend]  # int64 (b, t), a document's number at each of its tokens
-
-FLEX_SHARED_BYTES = 99 * 1024  # of a block of threads on the RTX 30 and 40 series, the least of all cards with bf16
-
-
-def sdpa_documents(documents_bt: Tensor) -> Attend:
-    """torch's fused attention with a mask: everywhere, every dtype, with dropout. Computes hidden pairs, too."""
+def sdpa_documents(documents_bt: Tensor) -> AttentionFn:
+    """torch's fused attention with a mask: any device and dtype, with dropout. Computes hidden pairs too."""
     return partial(sdpa_attention, mask_bts=document_mask(documents_bt))
 
 
-def reference_documents(documents_bt: Tensor) -> Attend:
+def reference_documents(documents_bt: Tensor) -> AttentionFn:
     """The formula written out, with the same mask."""
     return partial(reference_attention, mask_bts=document_mask(documents_bt))
 
 
-def padded_documents(documents_bt: Tensor) -> Attend:
-    """Each document in a row of its own, padded to the longest. As `sdpa_documents` but where weights are dropped.
+def padded_documents(documents_bt: Tensor) -> AttentionFn:
+    """Each document as a sequence of its own, padded to the longest; without dropout the same as `sdpa_documents`.
 
-    torch has no fused kernel with dropout for a CPU and computes every pair of a row. Short documents have few pairs;
-    padding behind a document's end is hidden from it by causality. Where it would not halve the pairs, the mask stays.
+    torch has no fused CPU kernel with dropout and computes every pair of a sequence; short documents have few pairs.
+    Causality hides the padding after a document's end. Where padding would not halve the pairs, the mask is used.
     """
     masked = sdpa_documents(documents_bt)
     (n_rows, n_tokens), bounds = documents_bt.shape, document_bounds(documents_bt)
@@ -161,47 +156,47 @@ def padded_documents(documents_bt: Tensor) -> Attend:
     if 2 * n_documents * longest**2 > n_rows * n_tokens**2:
         return masked
     document_of = torch.repeat_interleave(lengths)
-    places = torch.arange(documents_bt.numel(), device=documents_bt.device)
-    places = document_of * longest + places - bounds[document_of]
+    indices = torch.arange(documents_bt.numel(), device=documents_bt.device)
+    places = document_of * longest + indices - bounds[document_of]
 
-    def spread(x_bhtk: Tensor) -> Tensor:
+    def pad(x_bhtk: Tensor) -> Tensor:
         tokens = rearrange(x_bhtk, "b h t k -> (b t) (h k)")
-        rows = tokens.new_zeros(n_documents * longest, tokens.shape[1]).index_copy(0, places, tokens)
-        return rearrange(rows, "(n t) (h k) -> n h t k", n=n_documents, h=x_bhtk.shape[1])
+        padded = tokens.new_zeros(n_documents * longest, tokens.shape[1]).index_copy(0, places, tokens)
+        return rearrange(padded, "(n t) (h k) -> n h t k", n=n_documents, h=x_bhtk.shape[1])
 
     def attend(q_bhtk: Tensor, k_bgsk: Tensor, v_bgsk: Tensor, *, dropout: float = 0.0) -> Tensor:
         if not dropout:
             return masked(q_bhtk, k_bgsk, v_bgsk)
-        y_nhtk = sdpa_attention(spread(q_bhtk), spread(k_bgsk), spread(v_bgsk), None, dropout)
+        y_nhtk = sdpa_attention(pad(q_bhtk), pad(k_bgsk), pad(v_bgsk), None, dropout)
         tokens = rearrange(y_nhtk, "n h t k -> (n t) (h k)").index_select(0, places)
         return rearrange(tokens, "(b t) (h k) -> b h t k", b=n_rows, h=q_bhtk.shape[1])
 
     return attend
 
 
-def varlen_documents(documents_bt: Tensor) -> Attend:
-    """Flash attention over documents laid end to end: no pair of two documents is computed. CUDA, 16 bits."""
+def varlen_documents(documents_bt: Tensor) -> AttentionFn:
+    """Flash attention over concatenated documents: no pair across two documents is computed. CUDA, 16 bits."""
     from torch.nn.attention.varlen import varlen_attn
 
     bounds = document_bounds(documents_bt)
     n_rows, n_tokens = documents_bt.shape
 
     def attend(q_bhtk: Tensor, k_bgsk: Tensor, v_bgsk: Tensor, *, dropout: float = 0.0) -> Tensor:
-        _refuse_dropout(dropout, "varlen")
+        _raise_if_dropout(dropout, "varlen")
         q, k, v = (rearrange(x, "b h t k -> (b t) h k") for x in (q_bhtk, k_bgsk, v_bgsk))
         grouped = q.shape[1] != k.shape[1]
-        # The longest document may be as long as a row: to ask how long it is would wait for the GPU again.
+        # The bound on the longest document is the sequence length: its true length would need another GPU sync.
         y = varlen_attn(q, k, v, bounds, bounds, n_tokens, n_tokens, window_size=(-1, 0), enable_gqa=grouped)
-        assert isinstance(y, Tensor)  # a pair only where more was asked for
+        assert isinstance(y, Tensor)  # a tuple only with return_aux
         return rearrange(y, "(b t) h k -> b h t k", b=n_rows)
 
     return attend
 
 
 def document_bounds(documents_bt: Tensor) -> Tensor:
-    """Where each document begins in the rows laid end to end, then where the last ends: int32 (n + 1).
+    """Start of each document in the concatenated sequences, then the end of the last: int32 (n + 1).
 
-    How many there are is the data's secret, so that a GPU is waited for: once in a forward pass.
+    n depends on the data, so `nonzero` waits for the GPU: once in a forward pass, not once in each layer.
     """
     first_bt = torch.ones_like(documents_bt, dtype=torch.bool)
     first_bt[:, 1:] = documents_bt[:, 1:] != documents_bt[:, :-1]
@@ -209,10 +204,10 @@ def document_bounds(documents_bt: Tensor) -> Tensor:
     return torch.cat([starts, starts.new_tensor([documents_bt.numel()])]).int()
 
 
-def flex_documents(documents_bt: Tensor) -> Attend:
-    """FlexAttention (Dong et al. 2024): a kernel compiled for this mask, which leaves out blocks that are all hidden.
+def flex_documents(documents_bt: Tensor) -> AttentionFn:
+    """FlexAttention (Dong et al. 2024): a kernel compiled for this mask, which skips blocks that are all hidden.
 
-    CUDA; on a CPU uncompiled and forward alone, for tests.
+    CUDA; on a CPU uncompiled and without a backward pass, for tests.
     """
     from torch.nn.attention.flex_attention import create_block_mask
 
@@ -224,7 +219,7 @@ def flex_documents(documents_bt: Tensor) -> Attend:
     flex = _flex_attention(compiled=documents_bt.is_cuda)
 
     def attend(q_bhtk: Tensor, k_bgsk: Tensor, v_bgsk: Tensor, *, dropout: float = 0.0) -> Tensor:
-        _refuse_dropout(dropout, "flex")
+        _raise_if_dropout(dropout, "flex")
         options = flex_blocks(q_bhtk.shape[-1], q_bhtk.element_size()) if q_bhtk.is_cuda else None
         grouped = q_bhtk.shape[1] != k_bgsk.shape[1]
         return flex(q_bhtk, k_bgsk, v_bgsk, block_mask=block_mask, enable_gqa=grouped, kernel_options=options)
@@ -240,11 +235,11 @@ def _flex_attention(compiled: bool) -> Callable[..., Any]:
 
 
 def flex_blocks(head_dim: int, element_size: int) -> dict[str, int]:
-    """FlexAttention's `kernel_options` for a head of `head_dim` numbers of `element_size` bytes.
+    """FlexAttention's `kernel_options` for a head of `head_dim` elements of `element_size` bytes.
 
-    torch 2.13 gives an RTX 40 the blocks of an A100, which need 128 KB of shared memory and more from a head width
-    of 128 on. These are sized by what the backward pass may hold at once: 8 blocks of `side` x `head_dim` (query,
-    key, value, gradient, in two stages) and 2 of `side` x `side` (scores).
+    torch 2.13 gives an RTX 40 the block sizes of an A100, which need 128 KB of shared memory or more from a head width
+    of 128 on. These are sized by what the backward pass may keep there at once: 8 blocks of `side` x `head_dim`
+    (query, key, value, gradient, in two stages) and 2 of `side` x `side` (scores).
     """
     width = 1 << max(4, (head_dim - 1).bit_length())  # a block is padded to a power of two
     fits = (side for side in (64, 32) if element_size * (8 * side * width + 2 * side * side) <= FLEX_SHARED_BYTES)
@@ -254,9 +249,9 @@ def flex_blocks(head_dim: int, element_size: int) -> dict[str, int]:
     return {"fwd_BLOCK_M": side, "fwd_BLOCK_N": side, **backward, **stages}
 
 
-def _refuse_dropout(dropout: float, kernel: str) -> None:
+def _raise_if_dropout(dropout: float, kernel: str) -> None:
     if dropout:
-        raise ValueError(f"{kernel} drops no attention weights: dropout={dropout}.")
+        raise ValueError(f"{kernel} supports no attention dropout: dropout={dropout}.")
 
 
 DOCUMENT_KERNELS: dict[str, DocumentKernel] = {

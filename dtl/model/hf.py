@@ -1,6 +1,6 @@
-"""Models to and from Hugging Face: configs the dict of config.json, weights the tensors of model.safetensors.
+"""Conversion to and from Hugging Face: configs as the dict of config.json, weights as tensors of model.safetensors.
 
-A block of your own has no twin there: it is written as model_type "dtl-<block>" under our own names.
+A user-defined block has no Hugging Face twin: it is written as model_type "dtl-<block>" under DTL's own names.
 """
 
 from collections.abc import Mapping, Set
@@ -20,7 +20,7 @@ _OWN_TYPE = "dtl-"
 
 
 def hf_config(config: ModelConfig, vocab_size: int, *, eos_id: int, bos_id: int, pad_id: int) -> dict[str, Any]:
-    """The content of config.json. What Hugging Face has no key for stands under `dtl`, which it ignores."""
+    """Return the content of config.json. Settings without a Hugging Face key are under `dtl`, which it ignores."""
     twin = twin_of(config)
     own = {"architectures": ["TransformerLM"], "model_type": _OWN_TYPE + config.arch.block, "dtl": asdict(config)}
     return (own if twin is None else twin.config(config)) | {
@@ -34,7 +34,7 @@ def hf_config(config: ModelConfig, vocab_size: int, *, eos_id: int, bos_id: int,
 
 
 def model_config(hf: Mapping[str, Any]) -> tuple[ModelConfig, int]:
-    """The model and the vocabulary size that a config.json describes.
+    """Return the model config and the vocabulary size that a config.json describes.
 
     Raises CheckpointError, naming the key, for a model that DTL does not compute exactly.
     """
@@ -51,9 +51,9 @@ def model_config(hf: Mapping[str, Any]) -> tuple[ModelConfig, int]:
             "(model/arch=classic) only. Choose a checkpoint of one of these."
         )
     own = mapping(hf, "dtl")
-    # OmegaConf would replace ${oc.env:NAME} by a secret of whoever reads a stranger's file.
+    # OmegaConf would replace ${oc.env:NAME} in a downloaded file by a secret from the user's environment.
     if "${" in str((settings, own)):
-        raise CheckpointError("config.json: a value holds '${', which no setting of a model does. Remove it.")
+        raise CheckpointError("config.json: a value contains '${', which no model setting does. Remove it.")
     try:
         config = with_overrides(ModelConfig(), settings, own)
         config.validate()
@@ -66,7 +66,7 @@ def model_config(hf: Mapping[str, Any]) -> tuple[ModelConfig, int]:
 
 
 def _with_defaults_as_none(config: ModelConfig) -> ModelConfig:
-    """Sizes that are what they would be anyway become None, so that a config survives the way there and back."""
+    """Set sizes that equal their default to None, so that a config survives the round trip unchanged."""
     if config.n_kv_heads == config.n_heads:
         config = replace(config, n_kv_heads=None)
     if config.resolved_head_dim * config.n_heads == config.dim:
@@ -77,9 +77,9 @@ def _with_defaults_as_none(config: ModelConfig) -> ModelConfig:
 
 
 def _pairs(model: TransformerLM) -> list[Pair]:
-    """Every tensor of the model's file: the twin's where there is one, else our own under our own names.
+    """Return every tensor of the model's file: the twin's names if there is a twin, else DTL's own.
 
-    A tied head has no tensor: the twin ties it again.
+    A tied head has no tensor: the twin ties it again when it loads.
     """
     twin, tied = twin_of(model.config), model.config.tie_embeddings
     if twin is None:
@@ -89,19 +89,19 @@ def _pairs(model: TransformerLM) -> list[Pair]:
 
 
 def to_hf(model: TransformerLM) -> dict[str, Tensor]:
-    """The model's tensors under the twin's names and in its layout, ready for safetensors.
+    """Return the model's tensors under the twin's names and in its layout, ready for safetensors.
 
-    A tied head is left out: the twin ties it again. Tensors that need no new layout share the model's storage.
+    Omits a tied head. Tensors that need no new layout share the model's storage.
     """
     state = model.state_dict()
     return {pair.twin: pair.join([state[name] for name in pair.own]) for pair in _pairs(model)}
 
 
 def from_hf(model: TransformerLM, tensors: Mapping[str, Tensor]) -> None:
-    """Copy a twin's tensors into the model; half precision becomes the model's own.
+    """Copy a twin's tensors into the model, converted to the model's dtype.
 
-    GPT-2's names may lack `transformer.` (Qwen3's `model.`), and a tied head may be there. Changes nothing
-    and raises CheckpointError, naming the tensors, when one is missing, unexpected or of another shape or kind.
+    GPT-2's names may lack `transformer.` (Qwen3's `model.`), and a tied head may be present. Changes nothing and
+    raises CheckpointError, naming the tensors, when one is missing, unexpected or of another shape or kind.
     """
     pairs, state = _pairs(model), model.state_dict()
     shapes = {pair.twin: pair.join([state[name].to("meta") for name in pair.own]).shape for pair in pairs}
@@ -113,7 +113,7 @@ def from_hf(model: TransformerLM, tensors: Mapping[str, Tensor]) -> None:
         if given is not None and given.shape != shape:
             problems.append(f"{name} has shape {tuple(given.shape)}, not {tuple(shape)}")
         elif given is not None and not given.is_floating_point():
-            problems.append(f"{name} holds {given.dtype}, not floating-point numbers")
+            problems.append(f"{name} has {given.dtype}, not floating-point numbers")
     _raise_if_any(problems)
     for pair in pairs:
         for name, part in zip(pair.own, pair.split(tensors[pair.twin]), strict=True):
@@ -121,13 +121,13 @@ def from_hf(model: TransformerLM, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _under_full_names(config: ModelConfig, tensors: Mapping[str, Tensor], known: Set[str]) -> dict[str, Tensor]:
-    """The tensors under the names that `to_hf` gives them, without what no model needs and a tied head's copy."""
+    """Return the tensors under the names that `to_hf` uses, without buffers and without the copy of a tied head."""
     twin = twin_of(config)
     if twin is None:
         return dict(tensors)
     full = {twin.prefix + name if twin.prefix + name in known else name: tensor for name, tensor in tensors.items()}
     if len(full) < len(tensors):
-        _raise_if_any([f"some tensors are there twice, with and without the prefix {twin.prefix}"])
+        _raise_if_any([f"some tensors occur twice, with and without the prefix {twin.prefix}"])
     full = {name: tensor for name, tensor in full.items() if not name.endswith(twin.buffers)}
     if config.tie_embeddings and "lm_head.weight" in full:
         head = full.pop("lm_head.weight")

@@ -1,4 +1,4 @@
-"""The sizes under conf/model, read without Hydra: for notebooks, tests and `create_model`. Imports no torch."""
+"""Presets under conf/model, read without Hydra: for notebooks, tests and `create_model`. Imports no torch."""
 
 from typing import Any
 
@@ -11,19 +11,19 @@ from dtl.model.config import ModelConfig
 
 
 def load_preset(name: str, **overrides: Any) -> ModelConfig:
-    """The config of `conf/model/<name>.yaml`, with some of ModelConfig's fields replaced.
+    """Return the config of `conf/model/<name>.yaml`, with some of ModelConfig's fields replaced.
 
     `arch` may be the name of a file under conf/model/arch: `load_preset("small", arch="classic", n_layers=3)`.
     Raises ConfigError for a preset, an architecture or a field that does not exist, or a value of a wrong type.
     """
     preset = _load_group("model", "", name)
-    # The file's own defaults list names its architecture, as Hydra reads it: [{arch: modern}, _self_].
+    # The file's defaults list names its architecture, as Hydra reads it: [{arch: modern}, _self_].
     arch = next(entry["arch"] for entry in preset.pop("defaults") if isinstance(entry, DictConfig))
     return with_overrides(ModelConfig(), {"arch": _load_group("model/arch", "arch", arch)}, preset, overrides)
 
 
 def with_overrides(config: ModelConfig, *changes: Any) -> ModelConfig:
-    """A copy of `config` with each mapping of changes applied in turn; `arch` as in `load_preset`.
+    """Return a copy of `config` with each mapping of changes applied in turn; `arch` as in `load_preset`.
 
     Raises ConfigError for a field that does not exist or a value of a wrong type.
     """
@@ -46,7 +46,7 @@ def _load_group(group: str, key: str, name: str) -> DictConfig:
     file = conf_dir() / group / f"{name}.yaml"
     known = sorted(other.stem for other in file.parent.glob("*.yaml"))
     if name not in known:
-        raise ConfigError(f"{group}={name}: there is none. Known: {', '.join(known)}.{did_you_mean(name, known)}")
+        raise ConfigError(f"{group}={name}: unknown name. Known: {', '.join(known)}.{did_you_mean(name, known)}")
     loaded = OmegaConf.load(file)
     assert isinstance(loaded, DictConfig)
     return loaded

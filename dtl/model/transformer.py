@@ -1,8 +1,9 @@
-"""The language model: a stack of blocks between an embedding and an output head.
+"""A decoder-only transformer from its smallest part up: norm, mlps, positions, attention, block, language model.
 
-A block class is chosen by `model.arch.block`. It builds one layer, and says what belongs around a stack of its
-kind: the norm, the positions, and how the weights start.
-Letters: b batch, t time, d model width, v vocabulary.
+`model.arch.block` chooses the block class. It builds one layer and the parts around a stack of its kind: the final
+norm, the positions and the first weights. The attention kernels are in dtl/model/attention.py.
+Letters: b batch, t time, s key time, d model width, f mlp width, h query heads, g key/value heads, k head width,
+v vocabulary.
 """
 
 import math
@@ -29,18 +30,11 @@ from dtl.model.config import BlockRules, ModelConfig, equal_ffn_dim, require_eve
 from dtl.model.presets import load_preset, with_overrides
 from dtl.registry import BLOCKS
 
-# --- norm, output projection, mlps --------------------------------------------------------------------------------
-# The small layers: the norm, the output projection and the two mlps, as their Hugging Face twins compute them.
-#
-# Letters: b batch, t time, d model width, f mlp width.
+# --- norm ---------------------------------------------------------------------------------------------------------
 
 
 class RMSNorm(nn.Module):
-    """Divides by the root mean square over the last dimension, then scales (Zhang & Sennrich 2019).
-
-    Low-precision inputs are normalised in fp32 and rounded back before the weight is applied, as Qwen3 does;
-    `F.rms_norm` given the weight would round once, after it, and refuses its fused kernel to mixed dtypes.
-    """
+    """Division by the root mean square over the last dimension, then a learned scale (Zhang & Sennrich 2019)."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -50,16 +44,21 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape (..., dim) to the same shape."""
+        # As in Qwen3, low precision is normalised in fp32 and rounded before the weight is applied. `F.rms_norm` with
+        # the weight would round once, after it, and has no fused kernel for mixed dtypes.
         return self.weight * F.rms_norm(x, (self.dim,), eps=self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.dim}, eps={self.eps}"
 
 
-class OutputProjection(nn.Linear):
-    """The last matrix of an attention or an mlp, whose result is added to the residual stream.
+# --- mlp ----------------------------------------------------------------------------------------------------------
 
-    A type of its own because first weights treat it differently from other matrices.
+
+class OutputProjection(nn.Linear):
+    """Last matrix of an attention or an mlp, whose result is added to the residual stream.
+
+    A type of its own because `initialise` treats it differently from other matrices.
     """
 
 
@@ -91,18 +90,14 @@ class GeluMLP(nn.Module):
 
 
 # --- positions ----------------------------------------------------------------------------------------------------
-# How a token learns where it stands: rotary positions (modern) or learned ones (classic).
-#
-# Both take the embedded tokens and their positions, and return the tokens to go on with and the rotation that
-# attention applies to its queries and keys (None for learned positions).
-# Letters: b batch, t time, d model width, h heads, k head width.
+# Both classes map embedded tokens and their positions to tokens and the rotation of queries and keys, if any.
 
 
 class RotaryEmbedding(nn.Module):
     """Rotary positions (Su et al. 2021, RoFormer): attention then depends on distances only.
 
-    Angles are computed in fp32 at each forward pass, once for all layers. There is no table that
-    `model.to(torch.bfloat16)` could round, a meta device leave empty or a checkpoint carry.
+    Angles are computed in fp32 in each forward pass, once for all layers: bf16 represents integers exactly only up to
+    256. A table of them would be rounded by `model.to(torch.bfloat16)`, left empty by a meta device, and saved.
     """
 
     def __init__(self, head_dim: int, theta: float) -> None:
@@ -123,7 +118,7 @@ class RotaryEmbedding(nn.Module):
 
 
 class LearnedPositions(nn.Module):
-    """One learned vector for each position, added to the token, as in GPT-2."""
+    """Learned vectors, one for each position, added to the tokens as in GPT-2."""
 
     def __init__(self, max_seq_len: int, dim: int) -> None:
         super().__init__()
@@ -140,8 +135,8 @@ class LearnedPositions(nn.Module):
 class MultiHeadAttention(nn.Module):
     """Attention of one layer: project, rotate, attend, project back.
 
-    `qk_norm` makes the norm over each head's queries and keys from the head's width: RMSNorm in Qwen3, nothing
-    in GPT-2. `bias` gives all four projections one, as in GPT-2.
+    `qk_norm` builds the norm of each head's queries and keys from the head width: RMSNorm in Qwen3, none in GPT-2.
+    `bias` adds a bias to all four projections, as in GPT-2.
     """
 
     def __init__(
@@ -169,7 +164,7 @@ class MultiHeadAttention(nn.Module):
         v_bgtk = rearrange(self.to_v(x_btd), "b t (g k) -> b g t k", g=self.n_kv_heads)
         if context.rotation is not None:
             q_bhtk, k_bgtk = context.rotation.apply(q_bhtk), context.rotation.apply(k_bgtk)
-        # Under autocast the fp32 norm weights have lifted queries and keys to fp32; kernel and cache want one dtype.
+        # Under autocast the fp32 norm weights promote queries and keys to fp32; kernel and cache need one dtype.
         q_bhtk, k_bgtk = q_bhtk.to(v_bgtk.dtype), k_bgtk.to(v_bgtk.dtype)
         if context.cache is not None:
             k_bgtk, v_bgtk = context.cache.update(self.layer, k_bgtk, v_bgtk)
@@ -177,16 +172,16 @@ class MultiHeadAttention(nn.Module):
         return self.to_out(rearrange(y_bhtk, "b h t k -> b t (h k)"))
 
 
-# --- block and language model -------------------------------------------------------------------------------------
+# --- block --------------------------------------------------------------------------------------------------------
 
 
 @BLOCKS.register("modern")
 class TransformerBlock(BlockRules, nn.Module):
-    """One pre-norm layer, x + attention(norm(x)) and then x + mlp(norm(x)), with the parts of Qwen3.
+    """Pre-norm layer, x + attention(norm(x)) and then x + mlp(norm(x)), with the parts of Qwen3.
 
-    A block of your own subclasses this one and replaces what differs: one of the `make_...` methods for another
-    norm, attention, mlp or position embedding, `forward` for another wiring, `initialise` for other first weights.
-    What else DTL asks of it stands in `BlockRules`: its mlp gets the width that makes it as large as this one's.
+    A user-defined block subclasses this one and overrides what differs: one of the `make_...` methods for another norm,
+    attention, mlp or position embedding, `forward` for other residual connections, `initialise` for other first
+    weights. `BlockRules` has the rest: by default its mlp gets the width that makes it as large as this one's.
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -195,7 +190,7 @@ class TransformerBlock(BlockRules, nn.Module):
         self.attention = self.make_attention(config, layer)
         self.mlp_norm = self.make_norm(config)
         self.mlp = self.make_mlp(config)
-        # In GPT-2 too. Qwen3 drops attention weights only: this has no twin there, and acts in training alone.
+        # As in GPT-2. Qwen3 has dropout on attention weights only, but outside training the two compute the same.
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_btd: Tensor, context: AttentionContext) -> Tensor:
@@ -205,13 +200,16 @@ class TransformerBlock(BlockRules, nn.Module):
     @classmethod
     def validate(cls, config: ModelConfig) -> None:
         """Raises ConfigError for a model that cannot be built of such blocks. Builds none."""
+        # Only inherited rotary positions need an even head width; a block with its own positions does not.
         if getattr(cls.make_positions, "__func__", None) is TransformerBlock.make_positions.__func__:
             require_even_head_dim(config)
 
     @classmethod
     def default_ffn_dim(cls, config: ModelConfig) -> int:
-        """Hidden width of the mlp where model.ffn_dim does not say it: the more matrices of that width there are, the
-        narrower. They are counted in two mlps without memory, and torch's random state stays as it was."""
+        """Hidden width of the mlp when model.ffn_dim is null: the more matrices of that width, the narrower.
+
+        Counts them from two mlps on the meta device, and leaves torch's random state unchanged.
+        """
         widths = 4 * config.dim, 8 * config.dim
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             narrow, wide = (cls.make_mlp(replace(config, ffn_dim=width)) for width in widths)
@@ -220,32 +218,30 @@ class TransformerBlock(BlockRules, nn.Module):
 
     @classmethod
     def make_norm(cls, config: ModelConfig) -> nn.Module:
-        """The norm before attention, before the mlp, and after the last block."""
+        """Build the norm before attention, before the mlp, and after the last block."""
         return RMSNorm(config.dim, config.arch.norm_eps)
 
     @classmethod
     def make_attention(cls, config: ModelConfig, layer: int) -> nn.Module:
-        """(x_btd, AttentionContext) to (b, t, d)."""
+        """Build the attention of one layer: (x_btd, AttentionContext) to (b, t, d)."""
         return MultiHeadAttention(config, layer, qk_norm=lambda head_dim: RMSNorm(head_dim, config.arch.norm_eps))
 
     @classmethod
     def make_mlp(cls, config: ModelConfig) -> nn.Module:
-        """x_btd to (b, t, d)."""
+        """Build the mlp: x_btd to (b, t, d)."""
         return SwiGLU(config.dim, config.resolved_ffn_dim)
 
     @classmethod
     def make_positions(cls, config: ModelConfig) -> nn.Module:
-        """The model's position embedding: see dtl/model/transformer.py."""
+        """Build the model's position embedding: (x_btd, positions_bt) to (x_btd, Rotation or None)."""
         return RotaryEmbedding(config.resolved_head_dim, config.arch.rope_theta)
 
     @classmethod
     def initialise(cls, model: "TransformerLM") -> None:
-        """First weights: small normals, sharp attention, each block the identity, and logits near zero.
-
-        Zero output projections and query/key norms at 1.2 learnt fastest in small experiments. A head of its own
-        starts at zero. A tied one cannot: after the final norm a token meets its own embedding with a logit of
-        dim x std, which 0.02 would let grow with the width; half of ln(v) keeps its share near 1/sqrt(v).
-        """
+        """Set the first weights: small normals, sharp attention, each block the identity, and logits near zero."""
+        # Zero output projections and query/key norms at 1.2 learned fastest in small experiments. An untied head starts
+        # at zero; a tied one cannot. After the final norm a token's logit for itself is dim x std, which at std = 0.02
+        # grows with the width; limited to ln(v) / 2, the token's own probability stays near 1/sqrt(v).
         for module in model.modules():
             if isinstance(module, OutputProjection):
                 nn.init.zeros_(module.weight)
@@ -284,8 +280,8 @@ class ClassicBlock(TransformerBlock):
 
     @classmethod
     def initialise(cls, model: "TransformerLM") -> None:
-        """GPT-2's first weights: N(0, 0.02), no biases, and what is added to the residual stream scaled by
-        1/sqrt(2 layers), so that the stream's variance does not grow with depth."""
+        """Set GPT-2's first weights: N(0, 0.02), zero biases, and output projections scaled by 1/sqrt(2 layers)."""
+        # Each layer adds two outputs to the residual stream: scaled so, its variance does not grow with depth.
         residual_std = 0.02 / math.sqrt(2 * model.config.n_layers)
         for module in model.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
@@ -294,8 +290,11 @@ class ClassicBlock(TransformerBlock):
                 nn.init.zeros_(module.bias)
 
 
+# --- language model -----------------------------------------------------------------------------------------------
+
+
 class TransformerLM(nn.Module):
-    """A decoder-only language model: token ids (b, t) to logits (b, t, v) of the token that follows each.
+    """Decoder-only language model: token ids (b, t) to logits (b, t, v) of the token that follows each.
 
     Raises ConfigError for a config that cannot be built. Weights are drawn from torch's global generator.
     """
@@ -307,17 +306,17 @@ class TransformerLM(nn.Module):
         self.config = config
         self.vocab_size = vocab_size
         self.activation_checkpointing = False  # recompute each block in the backward pass instead of storing it
-        # What attends over packed documents (a key of DOCUMENT_KERNELS). The other kernels need a probe of the device:
-        # see dtl/model/kernel_choice.py.
+        # Kernel for packed documents, a key of DOCUMENT_KERNELS. The caller sets the others after a probe of the device
+        # (dtl/model/kernel_choice.py).
         self.document_kernel = "reference" if config.attention == "reference" else "sdpa"
         self.embedding = nn.Embedding(vocab_size, config.dim)
-        # Word dropout (Iyyer et al., 2015): a word that may be missing teaches the model to look at the others.
+        # Word dropout (Iyyer et al., 2015): a word that may be missing teaches the model to attend to the others.
         self.token_dropout = nn.Dropout1d(config.token_dropout) if config.token_dropout else nn.Identity()
         self.positions = block_class.make_positions(config)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(block_class(config, layer) for layer in range(config.n_layers))
         self.norm = block_class.make_norm(config)
-        # On the meta device nothing is allocated for a weight that is about to be replaced.
+        # On the meta device no memory is allocated for a weight that the next lines replace.
         tied = config.tie_embeddings
         self.head = nn.Linear(config.dim, vocab_size, bias=False, device="meta" if tied else None)
         if tied:
@@ -341,12 +340,12 @@ class TransformerLM(nn.Module):
         documents_bt: Tensor | None = None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """What the head reads: (b, t, d) after the final norm.
+        """Return the input of the head: (b, t, d) after the final norm.
 
-        `positions_bt` counts from 0 to max_seq_len - 1; None = 0, 1, 2, ... in every row. `documents_bt` numbers
-        the documents packed into a row, whose tokens then see their own document alone; positions, which restart
-        with each document, must come with it. A `cache` knows the positions itself.
-        Raises ValueError for more tokens than max_seq_len, or arguments that do not go together.
+        `positions_bt` counts from 0 to max_seq_len - 1; None = 0, 1, 2, ... in every sequence. `documents_bt` numbers
+        the documents packed into a sequence, whose tokens then see their own document only; it needs positions, which
+        restart with each document. A `cache` gives the positions itself.
+        Raises ValueError for more tokens than max_seq_len, or arguments that exclude each other.
         """
         n_tokens = ids_bt.shape[1]
         if n_tokens > self.config.max_seq_len:
@@ -371,17 +370,17 @@ class TransformerLM(nn.Module):
         context = AttentionContext(attend, rotation, cache)
         for block in self.blocks:
             if self.activation_checkpointing and self.training:
-                # The random state is kept so that dropout drops the same values in both passes.
+                # The random state is preserved so that dropout drops the same values in both passes.
                 x_btd = checkpoint(block, x_btd, context, use_reentrant=False, preserve_rng_state=True)
             else:
                 x_btd = block(x_btd, context)
         return self.norm(x_btd)
 
     def n_parameters(self, embeddings: bool = True) -> int:
-        """Numbers that training changes; a matrix shared by embedding and head counts once.
+        """Return the number of trainable parameters; a matrix shared by embedding and head counts once.
 
-        `embeddings=False` leaves out the tables that are only looked up, of tokens and of learned positions: the
-        size that papers on scaling speak of. A tied head goes with its table, a head of its own stays counted.
+        `embeddings=False` excludes the tables of tokens and of learned positions: the size in papers on scaling laws.
+        A tied head is excluded with its table, an untied one counts.
         """
         total = sum(parameter.numel() for parameter in self.parameters())
         if embeddings:
@@ -391,7 +390,7 @@ class TransformerLM(nn.Module):
 
 
 def create_model(preset_or_config: str | ModelConfig, vocab_size: int = 50257, **overrides: Any) -> TransformerLM:
-    """A model with fresh weights: `create_model("small")`, `create_model("qa", vocab_size=4096, n_layers=3)`.
+    """Return a model with first weights: `create_model("small")`, `create_model("qa", vocab_size=4096, n_layers=3)`.
 
     Takes a preset of conf/model or a ModelConfig; `overrides` are fields of ModelConfig, and `arch` may be a name
     under conf/model/arch. Raises ConfigError for an unknown preset or field and for a model that cannot be built.

@@ -1,6 +1,6 @@
-"""The Hugging Face twins of DTL's own blocks: Qwen3ForCausalLM of modern, GPT2LMHeadModel of classic.
+"""Hugging Face twins of DTL's own blocks: Qwen3ForCausalLM of modern, GPT2LMHeadModel of classic.
 
-A twin knows its config.json and how its tensors are named and laid out. Imports no transformers.
+A twin knows its config.json and the names and layout of its tensors. Imports no transformers.
 Letters: o output width, i input width of a matrix, n matrices stacked into one.
 """
 
@@ -20,7 +20,7 @@ from dtl.registry import BLOCKS
 
 @dataclass(frozen=True)
 class Pair:
-    """One tensor of the twin and ours: `own` stacked along the output, transposed where GPT-2 stores (in, out)."""
+    """A tensor of the twin and DTL's: `own` stacked along the output, transposed where GPT-2 stores (in, out)."""
 
     twin: str
     own: tuple[str, ...]
@@ -36,28 +36,28 @@ class Pair:
 
 
 class Twin(ABC):
-    """A model of Hugging Face that computes what ours does."""
+    """A Hugging Face model that computes the same function as a DTL block."""
 
     model_type: str  # in its config.json
-    prefix: str  # of its tensors' names; some files leave it out
+    prefix: str  # of its tensors' names; missing in some files
     embedding: str  # the tensor that a tied head shares
-    buffers: tuple[str, ...] = ()  # ends of the names of tensors that files may carry and that no model needs
+    buffers: tuple[str, ...] = ()  # suffixes of tensors that files may contain and no model needs
 
     @abstractmethod
     def config(self, config: ModelConfig) -> dict[str, Any]:
-        """The part of its config.json that no other has. The rest stands under `dtl`, which it ignores."""
+        """Return the keys of config.json that are specific to this twin; settings that it lacks go under `dtl`."""
 
     @abstractmethod
     def settings(self, hf: Mapping[str, Any]) -> dict[str, Any]:
-        """Fields of ModelConfig out of a config.json. Raises CheckpointError for what DTL does not compute."""
+        """Return fields of ModelConfig from a config.json. Raises CheckpointError for what DTL does not compute."""
 
     @abstractmethod
     def pairs(self, config: ModelConfig) -> list[Pair]:
-        """Its tensors, without that of the head."""
+        """Return all tensors but the head's."""
 
 
 class Qwen3(Twin):
-    """Of modern."""
+    """Twin of `modern`."""
 
     model_type = "qwen3"
     prefix = "model."
@@ -76,7 +76,7 @@ class Qwen3(Twin):
             "max_position_embeddings": config.max_seq_len,
             "rms_norm_eps": config.arch.norm_eps,
             "rope_parameters": {"rope_type": "default", "rope_theta": config.arch.rope_theta},
-            "rope_theta": config.arch.rope_theta,  # what transformers 4 reads
+            "rope_theta": config.arch.rope_theta,  # transformers 4 reads this key
             "rope_scaling": None,
             "hidden_act": "silu",
             "attention_bias": False,
@@ -92,8 +92,8 @@ class Qwen3(Twin):
         require(hf, "use_sliding_window", False)
         for layer_type in hf.get("layer_types") or []:
             require({"layer_types": layer_type}, "layer_types", "full_attention")
-        # transformers 5 writes rope_parameters; 4 wrote rope_theta beside it, and rope_scaling, whose kind was "type"
-        # once.
+        # transformers 5 writes rope_parameters; version 4 wrote rope_theta and rope_scaling, in older files with "type"
+        # in place of "rope_type".
         rope = mapping(hf, "rope_scaling") | mapping(hf, "rope_parameters")
         for key, allowed in (("type", "default"), ("rope_type", "default"), ("partial_rotary_factor", 1.0)):
             require(rope, key, allowed, where="rope_parameters.")
@@ -138,12 +138,12 @@ class Qwen3(Twin):
 
 
 class GPT2(Twin):
-    """Of classic."""
+    """Twin of `classic`."""
 
     model_type = "gpt2"
     prefix = "transformer."
     embedding = "transformer.wte.weight"
-    buffers = (".attn.bias", ".attn.masked_bias")  # causal masks that old files carry
+    buffers = (".attn.bias", ".attn.masked_bias")  # causal masks in files of older transformers
 
     def config(self, config: ModelConfig) -> dict[str, Any]:
         return {
@@ -163,7 +163,7 @@ class GPT2(Twin):
         }
 
     def settings(self, hf: Mapping[str, Any]) -> dict[str, Any]:
-        # gelu_pytorch_tanh is the same function under another name.
+        # gelu_pytorch_tanh is another name of the same function.
         require(hf, "activation_function", "gelu_new", "gelu_pytorch_tanh")
         require(hf, "scale_attn_weights", True)
         require(hf, "scale_attn_by_inverse_layer_idx", False)
@@ -204,7 +204,7 @@ TWINS: dict[type[TransformerBlock], Twin] = {TransformerBlock: Qwen3(), ClassicB
 
 
 def twin_of(config: ModelConfig) -> Twin | None:
-    """The twin of a model's block; None for a block of your own, also for one that subclasses a block with a twin."""
+    """Return the twin of a model's block; None for a user-defined block, even one that subclasses a DTL block."""
     return TWINS.get(BLOCKS.get(config.arch.block))
 
 
@@ -212,14 +212,14 @@ _REQUIRED = object()
 
 
 def setting(hf: Mapping[str, Any], key: str, default: Any = _REQUIRED) -> Any:
-    """A value of a config.json. Raises CheckpointError where there is none, and no default."""
+    """Return a value of a config.json. Raises CheckpointError when it is missing and has no default."""
     if default is _REQUIRED and key not in hf:
         raise CheckpointError(f"config.json: {key} is missing; it is needed to build the model.")
     return hf.get(key, default)
 
 
 def mapping(hf: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """A mapping in a config.json; empty where it is not there. Raises CheckpointError for anything else."""
+    """Return a mapping in a config.json, empty when it is missing. Raises CheckpointError for any other value."""
     value = hf.get(key) or {}
     if not isinstance(value, Mapping):
         raise CheckpointError(f"config.json: {key}={value}: must be a mapping of names to values.")
@@ -227,7 +227,7 @@ def mapping(hf: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def require(hf: Mapping[str, Any], key: str, *allowed: Any, where: str = "") -> None:
-    """Raises CheckpointError for a value with which something else is computed than by DTL; no value is fine."""
+    """Raises CheckpointError for a value that makes the model compute another function than DTL; missing is fine."""
     if key in hf and hf[key] not in allowed:
         raise CheckpointError(
             f"config.json: {where}{key}={hf[key]}: DTL does not compute this, only "

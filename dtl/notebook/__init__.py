@@ -1,1 +1,1 @@
-"""The laboratory notebook in experiments/: what the runs of its recipes came to, and the page that shows it."""
+"""The laboratory notebook in experiments/: records of the runs of its recipes, and the page that shows them."""

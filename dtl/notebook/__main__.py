@@ -1,4 +1,4 @@
-"""`python -m dtl.notebook`, which `make notebook` calls: the page of the notebook anew, after a change of its texts."""
+"""`python -m dtl.notebook`, which `make notebook` calls: rewrites the page of the notebook from its files."""
 
 from dtl.base.display import shown
 from dtl.notebook.records import write_page

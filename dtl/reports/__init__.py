@@ -1,1 +1,1 @@
-"""What several runs say together: read, grouped by seed, compared with error bars, drawn, and put on one page."""
+"""Reports on several runs: read, grouped by seed, compared with error bars, drawn, and put on one page."""

@@ -1,4 +1,4 @@
-"""From run folders to a report, and from a report to report.html and PNGs."""
+"""Builds a report from run folders, and writes it as report.html and PNGs."""
 
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -20,44 +20,44 @@ if TYPE_CHECKING:
 
 NEEDED = ("matplotlib", "scipy", "jinja2")
 PAGE = "report.html"
-# Every PNG that a report can have: those of an earlier report in the same folder must not stay beside a new page.
+# Every PNG that a report can have: those of an earlier report in the same folder are removed.
 PICTURES = ("loss_step", "loss_tokens", "loss_seconds", "learning_rate", "parallel_coordinates", "importance", "speed")
 
 
 def check_packages() -> None:
-    """Raises DTLError with what to install, before anything is imported or read."""
+    """Raises DTLError, with the packages to install, before anything is imported or read."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise DTLError(
             f"dtl.report needs {', '.join(missing)}: pip install {' '.join(missing)}\n"
-            "All that reports can use: pip install 'dtl[report]', in a checkout pip install -e '.[report]'"
+            "Everything that reports use: pip install 'dtl[report]', in a checkout pip install -e '.[report]'"
         )
 
 
 def build(
-    settings: ReportConfig, folders: Sequence[Path], title: str, command: str, tell: Callable[[str], None]
+    settings: ReportConfig, folders: Sequence[Path], title: str, command: str, log: Callable[[str], None]
 ) -> "Report":
-    """Read, group, compare, draw. `tell` gets a line for what takes a while.
+    """Read, group and compare the runs, and draw the plots. `log` gets a line before each slow step.
 
-    Raises ConfigError for a metric that no run has.
+    Raises ConfigError if no run has the metric.
     """
-    from dtl.reports.configurations import by_mean, configurations_of, side_by_side
+    from dtl.reports.configurations import group_runs, side_by_side, sort_by_mean
     from dtl.reports.findings import findings
     from dtl.reports.metric import Metric, metric_for, not_comparable
     from dtl.reports.page import Report
     from dtl.reports.reading import read_run
     from dtl.reports.statistics import compare_all
 
-    tell(f"reading {len(folders)} run{'s' if len(folders) > 1 else ''}")
+    log(f"reading {len(folders)} run{'s' if len(folders) > 1 else ''}")
     runs = [read_run(folder) for folder in folders]
-    own_choice = settings.metric is None and settings.higher_is_better is None
-    asked = None if own_choice else Metric(settings.metric_key(), settings.prefers_higher())
+    is_default = settings.metric is None and settings.higher_is_better is None
+    asked = None if is_default else Metric(settings.metric_key(), settings.prefers_higher())
     metric = metric_for(runs, asked)
     _check_metric(metric.key, runs)
-    configurations = by_mean(configurations_of(runs), metric.key, metric.higher_is_better)
-    values = {one.label: one.values(metric.key) for one in configurations}
+    configurations = sort_by_mean(group_runs(runs), metric.key, metric.higher_is_better)
+    values = {configuration.label: configuration.values(metric.key) for configuration in configurations}
     comparisons = [] if not_comparable(runs, metric) else compare_all(values, metric.higher_is_better)
-    tell("drawing")
+    log("drawing")
     return Report(
         title=title,
         command=command,
@@ -75,7 +75,7 @@ def build(
 def _drawings(
     configurations: Sequence["Configuration"], metric: "Metric"
 ) -> dict[str, "list[Drawing] | Drawing | Skipped"]:
-    """Title of a section to what it shows."""
+    """Return the drawings by the title of their section."""
     from dtl.reports.canvas import style
     from dtl.reports.curves import loss_curves
     from dtl.reports.parameters import importance, parallel_coordinates
@@ -93,16 +93,16 @@ def _drawings(
 
 
 def _check_metric(key: str, runs: Sequence["Run"]) -> None:
-    known = sorted({name for run in runs for name in run.figures})
+    known = sorted({name for run in runs for name in run.metrics})
     if key != "value" and key not in known:
         raise ConfigError(
             f"metric={key}: no run has it in its result.json.{did_you_mean(key, known)} "
-            f"There {'are' if known else 'is nothing at all.'} {', '.join(known)}"
+            f"{'Known: ' + ', '.join(known) if known else 'None has any metric.'}"
         )
 
 
 def write(report: "Report", folder: Path) -> list[Path]:
-    """report.html and a PNG for each drawing; the paths, the page first. Raises OSError when the folder refuses."""
+    """Write report.html and a PNG for each drawing; return the paths, the page first. Raises OSError."""
     from dtl.reports.page import render
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,5 +115,5 @@ def write(report: "Report", folder: Path) -> list[Path]:
         if folder / f"{name}.png" not in written:
             with suppress(FileNotFoundError):
                 (folder / f"{name}.png").unlink()
-    write_atomically(folder / PAGE, page)  # last: a page never names a picture that is not there
+    write_atomically(folder / PAGE, page)  # last: the page never names a missing picture
     return [folder / PAGE, *written]

@@ -6,25 +6,25 @@ from pathlib import Path
 
 from dtl.errors import ConfigError
 
-# A score is better when it is higher, or lower, by the last part of its name before the split.
+# Metrics that are better when higher, or lower, by any part of their name between slashes.
 HIGHER = ("exact_match", "f1", "auc", "accuracy", "coverage", "refused", "tokens_per_second")
 LOWER = ("value", "loss", "perplexity", "bits_per_byte", "gold_bits_per_byte")
 
 
 @dataclass
 class ReportConfig:
-    """Everything that `python -m dtl.report` can be told."""
+    """Settings of `python -m dtl.report`."""
 
     runs: str = "latest"  # folders of runs or sweeps, globs, latest; several as [outputs/a,outputs/b]
     metric: str | None = None  # key of result.json to compare; null = best loss, bits per byte where tokenizers differ
     higher_is_better: bool | None = None  # of the metric; null = by its name
-    out: str | None = None  # folder to write into; null = report/ in the run or sweep, outputs/reports/ for several
-    record: bool = False  # also add finished runs of recipes to experiments/, and write its README.md anew
-    plugins: list[str] = field(default_factory=list)  # modules of your own; a report needs none
+    out: str | None = None  # output folder; null = report/ in the run or sweep, outputs/reports/ for several
+    record: bool = False  # also add finished runs of recipes to experiments/, and rewrite its README.md
+    plugins: list[str] = field(default_factory=list)  # your own modules; a report needs none
     debug: bool = False  # show tracebacks
 
     def validate(self) -> None:
-        """Raises ConfigError, naming key, value, rule and remedy, for values that cannot be."""
+        """Raises ConfigError, naming key, value, rule and remedy, for invalid values."""
         if not self.wanted():
             raise ConfigError(f"runs={self.runs}: names nothing. Give a run, a sweep, a glob or latest.")
         self.prefers_higher()
@@ -32,7 +32,7 @@ class ReportConfig:
             raise ConfigError(f"out={self.out}: is a file. Give a folder.")
 
     def wanted(self) -> list[str]:
-        """What `runs` names, one by one. A folder may have a comma in its name: it is then no list."""
+        """Return the parts of `runs`. An existing folder whose name contains a comma is one part."""
         text = self.runs.strip()
         if text and (Path(text).expanduser().exists() or glob.glob(text)):
             return [text]
@@ -40,11 +40,11 @@ class ReportConfig:
         return [part.strip().strip("'\"") for part in inside.split(",") if part.strip()]
 
     def metric_key(self) -> str:
-        """The key of result.json."""
+        """Return the key of result.json."""
         return self.metric or "value"
 
     def prefers_higher(self) -> bool:
-        """Whether a higher value of the metric is better. Raises ConfigError when its name does not tell."""
+        """Return True if a higher value of the metric is better. Raises ConfigError if its name does not show it."""
         if self.higher_is_better is not None:
             return self.higher_is_better
         parts = set(self.metric_key().split("/"))
@@ -53,5 +53,5 @@ class ReportConfig:
         if parts.intersection(LOWER):
             return False
         raise ConfigError(
-            f"metric={self.metric}: is higher better? Its name does not tell. Say higher_is_better=true or false."
+            f"metric={self.metric}: its name does not show which way is better. Add higher_is_better=true or false."
         )

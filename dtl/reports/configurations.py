@@ -1,4 +1,4 @@
-"""Runs that differ only in the seed are one configuration with n; what tells configurations apart names them."""
+"""Groups runs into configurations, which differ in more than the seed, and labels them by those differences."""
 
 import math
 from collections import Counter
@@ -9,47 +9,47 @@ from statistics import fmean, stdev
 
 from dtl.reports.reading import Run
 
-# Settings that change nothing of what is learnt: runs that differ in these alone are the same configuration.
+# Settings that do not affect training: runs that differ only in these are the same configuration.
 _UNIMPORTANT = ("seed", "name", "debug", "resume", "plugins", "data.cache_dir", "data.verify", "data.tasks")
 _UNIMPORTANT_PARTS = ("tracker.", "sweep.", "sampling.")
-_OF_BOOKKEEPING = ("keep", "profile", "save_every_steps", "save_every_epochs", "log_every_steps", "stop_after_steps")
-UNIMPORTANT = {*_UNIMPORTANT, *(f"trainer.{key}" for key in (*_OF_BOOKKEEPING, "sample_every_evals"))}
+_BOOKKEEPING = ("keep", "profile", "save_every_steps", "save_every_epochs", "log_every_steps", "stop_after_steps")
+UNIMPORTANT = {*_UNIMPORTANT, *(f"trainer.{key}" for key in (*_BOOKKEEPING, "sample_every_evals"))}
 MAX_IN_A_LABEL = 5
 ABSENT = "-"
-EXPERIMENT = "experiment"  # the config group of recipes: a name that says more than the keys that a recipe sets
+EXPERIMENT = "experiment"  # config group of recipes: its name is a better label than the keys that it sets
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """What several runs have in common but for the seed."""
+    """Runs whose settings are equal except for the seed."""
 
-    label: str  # unique, short: what tells it from the others
+    label: str  # short and unique: the settings that distinguish it
     settings: dict[str, str]  # the keys in which configurations differ
     runs: list[Run]
 
     @property
     def finished(self) -> list[Run]:
-        """Runs that went to their end."""
+        """Runs that ended by themselves."""
         return [run for run in self.runs if run.finished]
 
     def values(self, metric: str) -> dict[Hashable, float]:
-        """The metric of each seed. A seed that ran twice counts once, the last of them.
+        """Return the metric by seed; of several runs with one seed the last counts.
 
-        The run that made this configuration the winner of a search was chosen for its value: where others confirm it
-        with fresh seeds, it does not count.
+        The run that won a search was selected for its value, which biases it: it does not count if other runs
+        confirm it with fresh seeds.
         """
-        measured = [run for run in self.finished if metric in run.figures]
+        measured = [run for run in self.finished if metric in run.metrics]
         if any(run.confirms for run in measured):
             measured = [run for run in measured if run.confirms]
-        return {run.folder if run.seed is None else run.seed: run.figures[metric] for run in measured}
+        return {run.folder if run.seed is None else run.seed: run.metrics[metric] for run in measured}
 
 
-def configurations_of(runs: Sequence[Run]) -> list[Configuration]:
-    """The runs in groups. A run without a config (refused before it began) belongs to none."""
+def group_runs(runs: Sequence[Run]) -> list[Configuration]:
+    """Group the runs. A run without a config (rejected before it began) belongs to no group."""
     groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run in runs:
         if run.config:
-            groups.setdefault(tuple(sorted(_what_matters(run).items())), []).append(run)
+            groups.setdefault(tuple(sorted(_relevant_settings(run).items())), []).append(run)
     keys = _keys_that_differ([group[0] for group in groups.values()])
     labels = short_labels(
         [_settings(group[0], keys) for group in groups.values()], [group[0].name for group in groups.values()]
@@ -60,8 +60,8 @@ def configurations_of(runs: Sequence[Run]) -> list[Configuration]:
     ]
 
 
-def by_mean(configurations: Iterable[Configuration], metric: str, higher: bool) -> list[Configuration]:
-    """Sorted by the mean of the metric, those without a value last. The order alone says nothing of noise."""
+def sort_by_mean(configurations: Iterable[Configuration], metric: str, higher: bool) -> list[Configuration]:
+    """Sort by the mean of the metric, configurations without a value last. The order ignores the noise."""
 
     def place(configuration: Configuration) -> tuple[bool, float]:
         values = configuration.values(metric).values()
@@ -71,13 +71,13 @@ def by_mean(configurations: Iterable[Configuration], metric: str, higher: bool) 
 
 
 def mean_and_spread(values: Iterable[float]) -> tuple[float | None, float | None]:
-    """Mean and sample standard deviation; None where there are too few."""
+    """Return mean and sample standard deviation; None if there are too few values."""
     values = list(values)
     return (fmean(values) if values else None), (stdev(values) if len(values) > 1 else None)
 
 
 def as_number(value: str | None) -> float | None:
-    """A setting as a number; None where it is none, or not finite."""
+    """Return a setting as a number; None if it is not a finite number."""
     try:
         number = float(value or ABSENT)
     except ValueError:
@@ -85,7 +85,7 @@ def as_number(value: str | None) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _what_matters(run: Run) -> dict[str, str]:
+def _relevant_settings(run: Run) -> dict[str, str]:
     return {
         key: value
         for key, value in run.config.items()
@@ -94,8 +94,8 @@ def _what_matters(run: Run) -> dict[str, str]:
 
 
 def _keys_that_differ(firsts: Sequence[Run]) -> list[str]:
-    """Keys, and config groups in place of the keys that they decide: `model` for its width, depth and heads."""
-    configs = [_what_matters(run) for run in firsts]
+    """Return the differing keys, with config groups in place of the keys that they set: `model` for width and depth."""
+    configs = [_relevant_settings(run) for run in firsts]
     everything = dict.fromkeys(key for config in configs for key in config)
     differing = [key for key in everything if len({config.get(key) for config in configs}) > 1]
     typed = {_key_of(word) for run in firsts for word in run.overrides}
@@ -126,29 +126,29 @@ def _settings(run: Run, keys: Sequence[str]) -> dict[str, str]:
 
 
 def short_labels(settings: Sequence[dict[str, str]], names: Sequence[str]) -> list[str]:
-    """`model=small lr=0.001`: as few keys as tell all `settings` apart, by their last parts where these are
-    unambiguous; numbered where that is not enough. `names` where nothing differs."""
-    keys = _telling(settings)
+    """Return labels such as `model=small lr=0.001`: the fewest keys that distinguish all `settings`, shortened to
+    their last parts where unambiguous; numbered if still equal. `names` are the labels if nothing differs."""
+    keys = _distinguishing_keys(settings)
     ends = [key.rpartition(".")[2] for key in keys]
     short = {key: end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)}
-    made: list[str] = []
-    for one, name in zip(settings, names, strict=True):
-        words = [f"{short[key]}={_brief(one[key])}" for key in keys]
-        if EXPERIMENT in keys and one[EXPERIMENT] != ABSENT:
-            words[keys.index(EXPERIMENT)] = _brief(one[EXPERIMENT])
+    labels: list[str] = []
+    for values, name in zip(settings, names, strict=True):
+        words = [f"{short[key]}={_brief(values[key])}" for key in keys]
+        if EXPERIMENT in keys and values[EXPERIMENT] != ABSENT:
+            words[keys.index(EXPERIMENT)] = _brief(values[EXPERIMENT])
         label = " ".join(words) or name
-        made.append(label if label not in made else f"{label} ({len(made) + 1})")
-    return made
+        labels.append(label if label not in labels else f"{label} ({len(labels) + 1})")
+    return labels
 
 
-def _telling(settings: Sequence[dict[str, str]]) -> list[str]:
-    """Keys by which configurations can be told apart: those that split them most, until all are alone. First of the
-    recipe, then of the config groups (`model`), which people think in, then of the rest."""
+def _distinguishing_keys(settings: Sequence[dict[str, str]]) -> list[str]:
+    """Return keys that distinguish the configurations: greedily those that split them most, until each is alone. The
+    recipe comes first, then config groups (`model`), which readers know by name, then the other keys."""
     keys = list(settings[0]) if settings else []
     chosen: list[str] = []
 
     def n_parts(*more: str) -> int:
-        return len({tuple(_brief(one[name]) for name in (*chosen, *more)) for one in settings})
+        return len({tuple(_brief(values[name]) for name in (*chosen, *more)) for values in settings})
 
     for candidates in ([key for key in keys if key == EXPERIMENT], [key for key in keys if "." not in key], keys):
         while candidates and len(chosen) < MAX_IN_A_LABEL:
@@ -165,39 +165,37 @@ def _brief(value: str) -> str:
 
 
 # --- samples side by side -----------------------------------------------------------------------------------------
-# Texts of several configurations after the same prompts, side by side.
-
 
 MAX_COLUMNS, MAX_PROMPTS = 4, 5
 
 
 @dataclass(frozen=True)
 class Samples:
-    """`rows` of a prompt and one text for each of `columns`; None where a run was not asked that."""
+    """Rows of a prompt and one text per column; None if a run had another prompt."""
 
     columns: list[str]
-    seed: int | None  # of the runs, when it is one
+    seed: int | None  # of the runs, if they share one
     rows: list[tuple[str, list[str | None]]]
 
 
 def side_by_side(configurations: Sequence[Configuration]) -> Samples | None:
-    """The last samples of one run of each of the first configurations; None when there are none.
+    """Return the last samples of one run of each of the first configurations; None if there are none.
 
-    Prompts come from the held-out part, which goes by the seed: runs of the commonest seed are taken.
+    Prompts come from the held-out text, which depends on the seed: runs with the most frequent seed are taken.
     """
-    candidates = [(one.label, runs) for one in configurations if (runs := [run for run in one.runs if run.samples])]
+    candidates = [(each.label, runs) for each in configurations if (runs := [run for run in each.runs if run.samples])]
     candidates = candidates[:MAX_COLUMNS]
     if not candidates:
         return None
     counts = Counter(run.seed for _, runs in candidates for run in {run.seed: run for run in runs}.values())
-    commonest = counts.most_common(1)[0][0]
+    most_frequent = counts.most_common(1)[0][0]
     chosen: list[tuple[str, Run]] = [
-        (label, next((run for run in runs if run.seed == commonest), runs[0])) for label, runs in candidates
+        (label, next((run for run in runs if run.seed == most_frequent), runs[0])) for label, runs in candidates
     ]
-    asked = Counter(prompt for _, run in chosen for prompt in run.samples)
+    prompts = Counter(prompt for _, run in chosen for prompt in run.samples)
     rows = [
         (prompt, [text.strip() if (text := run.samples.get(prompt)) is not None else None for _, run in chosen])
-        for prompt, _ in asked.most_common(MAX_PROMPTS)
+        for prompt, _ in prompts.most_common(MAX_PROMPTS)
     ]
     same = len({run.seed for _, run in chosen}) == 1
-    return Samples([label for label, _ in chosen], commonest if same else None, rows)
+    return Samples([label for label, _ in chosen], most_frequent if same else None, rows)

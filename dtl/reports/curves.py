@@ -1,4 +1,4 @@
-"""Loss against steps, tokens and training time: means over the seeds, and their range."""
+"""Loss curves against steps, tokens and training time: means over the seeds, and their range."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ import numpy as np
 
 from dtl.reports.canvas import DASHES, GREY, INK, MARKERS, SERIES, WIDTH, Drawing, Skipped, finish, new_figure
 from dtl.reports.configurations import Configuration
-from dtl.reports.metric import NATS, cut_alike, in_bits_per_byte
+from dtl.reports.metric import NATS, same_tokenizer, to_bits_per_byte
 from dtl.reports.reading import Curve, Run
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ class Band:
 
 
 def band(curves: Sequence[tuple[np.ndarray, np.ndarray]], points: int = MAX_POINTS) -> Band | None:
-    """Mean and range of curves (x, y), x rising, where all of them are; None when that is nowhere.
+    """Return mean and range of curves (x, y), x rising, where all of them overlap; None if they do not.
 
-    The places are those of the longest curve, at most `points` of them; other curves are read off between theirs.
+    The result has the x of the longest curve, at most `points` of them; other curves are interpolated linearly.
     """
     curves = [(x[np.isfinite(x)], y[np.isfinite(x)]) for x, y in curves]
     curves = [(x, y) for x, y in curves if len(x)]
@@ -51,7 +51,7 @@ def band(curves: Sequence[tuple[np.ndarray, np.ndarray]], points: int = MAX_POIN
 
 
 def smoothed(values: np.ndarray, window: int) -> np.ndarray:
-    """A running mean that is narrower at both ends."""
+    """Return a running mean whose window shrinks at both ends."""
     if window < 2 or len(values) < 3:
         return values
     sums = np.concatenate([[0.0], np.cumsum(values)])
@@ -72,21 +72,21 @@ _STEPS = _Axis("step", "Loss against optimizer steps", "optimizer steps")
 
 
 def loss_curves(configurations: Sequence[Configuration]) -> list[Drawing] | Skipped:
-    """A drawing for each of steps, tokens and time. `configurations` in the order of the table."""
-    measured = [one for one in configurations if any(len(run.training.loss) for run in one.runs)]
+    """Draw the loss against steps, tokens and time. `configurations` are in the order of the table."""
+    measured = [each for each in configurations if any(len(run.training.loss) for run in each.runs)]
     if not measured:
-        return Skipped("No run measured it.")
+        return Skipped("No run has a training loss.")
     unit, note = NATS, ""
-    runs = [run for one in measured for run in one.runs]
-    if not cut_alike(runs):
-        scaled = in_bits_per_byte(runs)
+    runs = [run for each in measured for run in each.runs]
+    if not same_tokenizer(runs):
+        scaled = to_bits_per_byte(runs)
         if scaled is None:
-            note = "The tokenizers differ: losses per token do not compare. "
+            note = "The tokenizers differ: losses per token cannot be compared. "
         else:
             unit = "bits per byte"
             note = "Bits per byte since the tokenizers differ, by the bytes per token of the validation text. "
             left = iter(scaled)
-            measured = [replace(one, runs=[next(left) for _ in one.runs]) for one in measured]
+            measured = [replace(each, runs=[next(left) for _ in each.runs]) for each in measured]
     return [_loss_against(axis, measured, unit, note) for axis in _axes(measured)]
 
 
@@ -133,14 +133,14 @@ def _loss_against(axis: _Axis, measured: Sequence[Configuration], unit: str, not
 
 
 def name_series(figure: "Figure", configurations: Sequence[Configuration]) -> None:
-    """A legend below the plots: colour, dash, marker and n of each configuration."""
+    """Add a legend below the plots: colour, dash, marker and n of each configuration."""
     from matplotlib.lines import Line2D
 
     handles = [
         Line2D([], [], color=SERIES[number][0], linestyle=DASHES[number], marker=MARKERS[number], markersize=4)
         for number in range(len(configurations))
     ]
-    labels = [f"{one.label} ({_runs(len(one.finished))})" for one in configurations]
+    labels = [f"{each.label} ({_runs(len(each.finished))})" for each in configurations]
     columns = 1 if max(map(len, labels)) > 70 or len(labels) == 1 else 2
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9)
 
@@ -165,39 +165,39 @@ def _xy(axis: _Axis, which: str, run: Run) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _over_seeds(axis: _Axis, which: str, runs: Sequence[Run], points: int) -> Band | None:
-    """Mean and range at equal steps, each step placed where the median of the seeds stands on the axis.
+    """Return mean and range at equal steps; on the other axes each step is placed at the median of the seeds.
 
-    Means at equal times would end with the fastest seed, and a machine that was busy for one of them would bend all.
+    Means at equal times would end with the fastest seed, and one run on a busy machine would distort all.
     """
-    found = band([_xy(_STEPS, which, run) for run in runs], points)
-    if found is None or axis.name == _STEPS.name:
-        return found
+    mean_band = band([_xy(_STEPS, which, run) for run in runs], points)
+    if mean_band is None or axis.name == _STEPS.name:
+        return mean_band
     curves = [_curve(run, which) for run in runs]
-    places = [np.interp(found.x, curve.step, curve.axis(axis.name)) for curve in curves if len(curve.step)]
+    places = [np.interp(mean_band.x, curve.step, curve.axis(axis.name)) for curve in curves if len(curve.step)]
     places = [place for place in places if np.isfinite(place).all()]
-    return replace(found, x=np.median(places, axis=0) * axis.factor) if places else None
+    return replace(mean_band, x=np.median(places, axis=0) * axis.factor) if places else None
 
 
 def _draw_mean(
-    panel: "Axes", axis: _Axis, which: str, one: Configuration, look: dict[str, Any], points: int
+    panel: "Axes", axis: _Axis, which: str, group: Configuration, look: dict[str, Any], points: int
 ) -> Band | None:
-    found = _over_seeds(axis, which, one.finished, points)
-    if found is not None:
-        panel.plot(found.x, found.mean, **look)
-    return found
+    drawn = _over_seeds(axis, which, group.finished, points)
+    if drawn is not None:
+        panel.plot(drawn.x, drawn.mean, **look)
+    return drawn
 
 
 def _draw(panel: "Axes", axis: _Axis, which: str, configuration: Configuration, number: int) -> None:
-    """One configuration in its colour: mean, band, and its runs that did not finish."""
+    """Draw one configuration in its colour: mean, band, and its unfinished runs."""
     colour = SERIES[number][0]
     look: dict[str, Any] = {"color": colour, "linestyle": DASHES[number]}
     if which == "validation":
         look |= {"marker": MARKERS[number], "markersize": 4}
-    found = _draw_mean(panel, axis, which, configuration, look, MAX_POINTS)
-    if found is not None and which == "validation" and len(found.x) > 25:
-        panel.lines[-1].set_markevery(len(found.x) // 12)
-    if found is not None and len(configuration.finished) > 1:
-        panel.fill_between(found.x, found.low, found.high, color=colour, alpha=0.18, linewidth=0)
+    drawn = _draw_mean(panel, axis, which, configuration, look, MAX_POINTS)
+    if drawn is not None and which == "validation" and len(drawn.x) > 25:
+        panel.lines[-1].set_markevery(len(drawn.x) // 12)
+    if drawn is not None and len(configuration.finished) > 1:
+        panel.fill_between(drawn.x, drawn.low, drawn.high, color=colour, alpha=0.18, linewidth=0)
     for run in configuration.runs:
         x, y = _xy(axis, which, run)
         if not run.finished and len(x):
@@ -211,8 +211,8 @@ def _dress(panel: "Axes", axis: _Axis, which: str, unit: str) -> None:
     panel.set_title(f"{which} loss")
     panel.set_xlabel(axis.label)
     panel.set_ylabel(f"loss ({unit})")
-    drawn = [np.asarray(line.get_ydata(), dtype=float) for line in panel.lines]
-    values = np.concatenate(drawn) if drawn else np.array([])
+    curves = [np.asarray(line.get_ydata(), dtype=float) for line in panel.lines]
+    values = np.concatenate(curves) if curves else np.array([])
     if not values.size:
         panel.text(0.5, 0.5, "nothing was measured", transform=panel.transAxes, ha="center", color=INK[0])
     elif values.min() > 0 and values.max() > 4 * values.min():

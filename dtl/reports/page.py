@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else: no network, no script, no second file."""
+"""Renders the report as one self-contained HTML file, without scripts or network."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -10,40 +10,40 @@ from typing import Any
 from dtl.base.display import shown
 from dtl.reports.canvas import FAINT, GREY, GROUND, INK, SERIES, VARIABLES, Drawing, Skipped
 from dtl.reports.configurations import Configuration, Samples, mean_and_spread
-from dtl.reports.findings import METHOD, Findings, shown_p, unfinished
-from dtl.reports.metric import Metric, shown_number
+from dtl.reports.findings import METHOD, Findings, format_p, unfinished
+from dtl.reports.metric import Metric, format_number
 from dtl.reports.reading import Run
 from dtl.reports.speed import peaks, speeds
 from dtl.reports.statistics import Comparison
 
-MAX_ROWS = 300  # of a table; the rest is counted
+MAX_ROWS = 300  # of a table; the others are only counted
 MAX_SENTENCES = 8
 PAIRS = (INK, FAINT, GREY, GROUND, *SERIES)
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that the page and the terminal show."""
+    """Content of the page and of the terminal's summary."""
 
     title: str
-    command: str  # that makes this report again
+    command: str  # that reproduces this report
     made: datetime
     runs: list[Run]
     configurations: list[Configuration]  # in the order of the table
     metric: Metric
     comparisons: list[Comparison]
     findings: Findings
-    drawings: dict[str, list[Drawing] | Drawing | Skipped] = field(default_factory=dict)  # section to what it shows
+    drawings: dict[str, list[Drawing] | Drawing | Skipped] = field(default_factory=dict)  # by section
     samples: Samples | None = None
 
     def all_drawings(self) -> list[Drawing]:
-        """In the order of the page."""
-        found = [one for shown in self.drawings.values() for one in (shown if isinstance(shown, list) else [shown])]
-        return [one for one in found if isinstance(one, Drawing)]
+        """Return the drawings in the order of the page."""
+        sections = (section if isinstance(section, list) else [section] for section in self.drawings.values())
+        return [drawing for section in sections for drawing in section if isinstance(drawing, Drawing)]
 
 
 def render(report: Report) -> str:
-    """The page. What comes from runs is escaped; only the drawings, made here, are markup."""
+    """Return the page. Text from runs is escaped; only the drawings, made by DTL, are markup."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
@@ -52,10 +52,10 @@ def render(report: Report) -> str:
         report=report,
         facts=facts(report),
         sections={title: _shown_in(drawings) for title, drawings in report.drawings.items()},
-        rows=[configuration_row(one, report.metric) for one in report.configurations[:MAX_ROWS]],
+        rows=[configuration_row(group, report.metric) for group in report.configurations[:MAX_ROWS]],
         keys=list(report.configurations[0].settings) if report.configurations else [],
         sentences=_sentences(report),
-        comparisons=[_comparison_row(one) for one in report.comparisons[:MAX_ROWS]],
+        comparisons=[_comparison_row(comparison) for comparison in report.comparisons[:MAX_ROWS]],
         failures=[_failure_row(run) for run in unfinished(report.runs)[:MAX_ROWS]],
         method=METHOD,
         most=MAX_ROWS,
@@ -64,9 +64,9 @@ def render(report: Report) -> str:
 
 
 def facts(report: Report) -> list[tuple[str, str]]:
-    """What was looked at, in a few words."""
+    """Return the facts at the head of the report, as (name, value)."""
     finished = sum(run.finished for run in report.runs)
-    n_seeds = sorted({len(one.finished) for one in report.configurations}) or [0]
+    n_seeds = sorted({len(group.finished) for group in report.configurations}) or [0]
     seeds = str(n_seeds[0]) if len(n_seeds) == 1 else f"{n_seeds[0]} to {n_seeds[-1]}"
     return [
         ("runs", f"{len(report.runs)}, {finished} finished"),
@@ -77,22 +77,20 @@ def facts(report: Report) -> list[tuple[str, str]]:
     ]
 
 
-def configuration_row(one: Configuration, metric: Metric) -> dict[str, Any]:
-    """A row of the table of configurations, as texts."""
-    values = one.values(metric.key)
+def configuration_row(group: Configuration, metric: Metric) -> dict[str, Any]:
+    """Return a row of the table of configurations, as texts."""
+    values = group.values(metric.key)
     mean, spread = mean_and_spread(values.values())
     return {
-        "label": one.label,
-        "settings": list(one.settings.values()),
-        "mean": shown_number(mean),
-        "spread": shown_number(spread, 2),
-        "range": f"{shown_number(min(values.values()))} to {shown_number(max(values.values()))}"
-        if len(values) > 1
-        else "-",
+        "label": group.label,
+        "settings": list(group.settings.values()),
+        "mean": format_number(mean),
+        "spread": format_number(spread, 2),
+        "range": " to ".join(format_number(end(values.values())) for end in (min, max)) if len(values) > 1 else "-",
         "n": str(len(values)),
-        "runs": f"{len(one.finished)} of {len(one.runs)}",
-        "speed": f"{median(speeds(one)):,.0f}" if speeds(one) else "-",
-        "memory": f"{max(peaks(one)):.2f}" if peaks(one) else "-",
+        "runs": f"{len(group.finished)} of {len(group.runs)}",
+        "speed": f"{median(speeds(group)):,.0f}" if speeds(group) else "-",
+        "memory": f"{max(peaks(group)):.2f}" if peaks(group) else "-",
     }
 
 
@@ -103,22 +101,22 @@ def _shown_in(drawings: list[Drawing] | Drawing | Skipped) -> dict[str, Any]:
 
 
 def _sentences(report: Report) -> list[tuple[str, bool]]:
-    """Those that name a better one first; each with whether it does."""
-    told = list(zip(report.findings.sentences, (one.better is not None for one in report.comparisons), strict=True))
-    return sorted(told, key=lambda pair: not pair[1])[:MAX_SENTENCES]
+    """Return (sentence, whether it names a better configuration), those that do first."""
+    pairs = list(zip(report.findings.sentences, (each.better is not None for each in report.comparisons), strict=True))
+    return sorted(pairs, key=lambda pair: not pair[1])[:MAX_SENTENCES]
 
 
-def _comparison_row(one: Comparison) -> list[str]:
+def _comparison_row(comparison: Comparison) -> list[str]:
     return [
-        one.first,
-        one.second,
-        f"{one.difference:+.3g}",
-        f"{one.interval[0]:+.3g} to {one.interval[1]:+.3g}" if one.interval else "-",
-        shown_p(one.p)[2:].removeprefix("= ") if one.p is not None else "-",
-        shown_p(one.corrected)[2:].removeprefix("= ") if one.corrected is not None else "-",
-        f"{one.n} {'pairs' if one.paired else 'unpaired'}",
-        shown_number(one.detectable, 3),
-        one.better or "not shown",
+        comparison.first,
+        comparison.second,
+        f"{comparison.difference:+.3g}",
+        f"{comparison.interval[0]:+.3g} to {comparison.interval[1]:+.3g}" if comparison.interval else "-",
+        format_p(comparison.p)[2:].removeprefix("= ") if comparison.p is not None else "-",
+        format_p(comparison.corrected)[2:].removeprefix("= ") if comparison.corrected is not None else "-",
+        f"{comparison.n} {'pairs' if comparison.paired else 'unpaired'}",
+        format_number(comparison.detectable, 3),
+        comparison.better or "not shown",
     ]
 
 
@@ -128,14 +126,14 @@ def _failure_row(run: Run) -> dict[str, str]:
         "overrides": " ".join(run.overrides),
         "state": run.state,
         "step": "-" if run.step is None else str(run.step),
-        "reason": run.reason or "its files do not say",
+        "reason": run.reason or "not recorded",
         "traceback": run.traceback[1] if run.traceback else "",
         "traceback_place": place(run.traceback[0]) if run.traceback else "",
     }
 
 
 def place(folder: Path) -> str:
-    """A folder as a person types it from here."""
+    """Return a path as the user types it from the current folder."""
     return shown(folder.absolute())
 
 

@@ -1,4 +1,4 @@
-"""Learning rates against the metric: a panel for each rate that varies, a line for each combination of the rest."""
+"""Plot of learning rates against the metric: a panel per rate that varies, a line per combination of the rest."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dtl.reports.canvas import DASHES, INK, MARKERS, SERIES, WIDTH, Drawing, Skipped, finish, new_figure
 from dtl.reports.configurations import Configuration, as_number, short_labels
-from dtl.reports.metric import Metric, shown_number
+from dtl.reports.metric import Metric, format_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,33 +18,33 @@ RATES = {
     "optimizer.matrix_lr": "learning rate of the matrices",
     "optimizer.embedding_lr": "learning rate of the embeddings",
 }
-ANY = "*"  # in a label: this is what varies along the line
-CHARACTERS = 110  # of numbers side by side below the whole width of the page
-MAX_TOLD = 20  # means in the text for who cannot see the plot
+ANY = "*"  # in a label: the setting that varies along the line
+CHARACTERS = 110  # of tick labels side by side on the full width of the page
+MAX_IN_TEXT = 20  # means in the text for screen readers
 
 
 @dataclass(frozen=True)
 class Line:
-    """Configurations by one rate, that differ in nothing else; or in a search by chance, all that have the rate."""
+    """Configurations that differ only in one rate; or, in a random search, all configurations with that rate."""
 
     rate: str  # its key
-    others: dict[str, str] | None  # the keys in which any differ, the rate's own as ANY; None: these vary too, no line
+    others: dict[str, str] | None  # the other settings, the rate's as ANY; None: they vary too, no line is drawn
     members: list[Configuration]
 
     def at(self, member: Configuration) -> float:
-        """The rate of one of the members."""
+        """Return the rate of a member."""
         return rate_of(member, self.rate) or math.nan
 
 
 def rates_against_metric(configurations: Sequence[Configuration], metric: Metric) -> Drawing | Skipped:
-    """Mean over the seeds, a dot for each run; dots alone where the other settings vary with the rate.
+    """Draw means over the seeds and a dot per run; only dots if the other settings vary with the rate.
 
-    A combination that was tried at one rate only is left out where others were tried at several.
+    A combination with a single rate is left out if others have several.
     """
     lines = [line for rate in RATES for line in _lines(configurations, rate)]
     if not lines:
         return Skipped("No learning rate varies.")
-    if not any(one.values(metric.key) for line in lines for one in line.members):
+    if not any(group.values(metric.key) for line in lines for group in line.members):
         return Skipped("No finished run has the metric.")
     shown = lines[: len(SERIES)]
     rates = list(dict.fromkeys(line.rate for line in shown))
@@ -55,7 +55,7 @@ def rates_against_metric(configurations: Sequence[Configuration], metric: Metric
         _draw_line(panels[line.rate], number, label, line, metric)
         unfinished |= _draw_unfinished(panels[line.rate], line)
     for rate, panel in panels.items():
-        tried = sorted({line.at(one) for line in shown if line.rate == rate for one in line.members})
+        tried = sorted({line.at(group) for line in shown if line.rate == rate for group in line.members})
         _scale(panel, tried, CHARACTERS // max(2, len(rates)))
         panel.set_xlabel(f"{RATES[rate]} ({rate})")
     panels[rates[0]].set_ylabel(metric.label)
@@ -66,34 +66,34 @@ def rates_against_metric(configurations: Sequence[Configuration], metric: Metric
     if any(line.others is None for line in shown):
         caption += " Dots without a line: the other settings vary too."
     if unfinished:
-        caption += " Crosses at the edge: runs at that rate which did not finish."
+        caption += " Crosses at the edge: unfinished runs at that rate."
     if len(lines) > len(shown):
         caption += f" The first {len(shown)} of {len(lines)} combinations of the other settings."
-    return finish(figure, "learning_rate", title, caption, f"{title}. {_told(shown, metric)}.")
+    return finish(figure, "learning_rate", title, caption, f"{title}. {_alternative_text(shown, metric)}.")
 
 
 def rate_of(configuration: Configuration, rate: str) -> float | None:
-    """The learning rate under this key; None where the optimizer has no such rate, or none above zero."""
+    """Return the learning rate under this key; None if the optimizer has no such rate above zero."""
     number = as_number(configuration.runs[0].config.get(rate))
     return number if number is not None and number > 0 else None
 
 
 def _lines(configurations: Sequence[Configuration], rate: str) -> list[Line]:
-    rated = [one for one in configurations if rate_of(one, rate) is not None and rate in one.settings]
-    rated.sort(key=lambda one: rate_of(one, rate) or math.nan)
+    rated = [group for group in configurations if rate_of(group, rate) is not None and rate in group.settings]
+    rated.sort(key=lambda group: rate_of(group, rate) or math.nan)
     series: dict[tuple[tuple[str, str], ...], list[Configuration]] = {}
-    for one in rated:
-        series.setdefault(tuple((one.settings | {rate: ANY}).items()), []).append(one)
+    for group in rated:
+        series.setdefault(tuple((group.settings | {rate: ANY}).items()), []).append(group)
 
     def vary(members: Sequence[Configuration]) -> bool:
-        return len({rate_of(one, rate) for one in members}) > 1
+        return len({rate_of(group, rate) for group in members}) > 1
 
     lines = [Line(rate, dict(others), members) for others, members in series.items() if vary(members)]
     return lines if lines or not vary(rated) else [Line(rate, None, rated)]
 
 
 def _labels(lines: Sequence[Line]) -> list[str]:
-    """What tells the lines apart, by their rates only where nothing else does; nothing for a single one."""
+    """Return labels that distinguish the lines, by other rates only if nothing else differs; empty for one line."""
     joined = [dict(sorted(line.others.items(), key=lambda item: item[0] in RATES)) for line in lines if line.others]
     labels = iter(short_labels(joined, [""] * len(joined)))
     return [next(labels) if line.others else "" for line in lines]
@@ -101,8 +101,8 @@ def _labels(lines: Sequence[Line]) -> list[str]:
 
 def _draw_line(panel: "Axes", number: int, label: str, line: Line, metric: Metric) -> None:
     colour = SERIES[number][0]
-    means = [(line.at(one), mean) for one in line.members if (mean := _mean(one, metric)) is not None]
-    dots = [(line.at(one), value) for one in line.members for value in one.values(metric.key).values()]
+    means = [(line.at(group), mean) for group in line.members if (mean := _mean(group, metric)) is not None]
+    dots = [(line.at(group), value) for group in line.members for value in group.values(metric.key).values()]
     if means:
         look = {"color": colour, "marker": MARKERS[number], "linestyle": DASHES[number] if line.others else "none"}
         panel.plot(*zip(*means, strict=True), label=label or None, **look)
@@ -110,19 +110,19 @@ def _draw_line(panel: "Axes", number: int, label: str, line: Line, metric: Metri
 
 
 def _draw_unfinished(panel: "Axes", line: Line) -> bool:
-    places = [line.at(one) for one in line.members for run in one.runs if not run.finished]
+    places = [line.at(group) for group in line.members for run in group.runs if not run.finished]
     panel.plot(places, [0.98] * len(places), transform=panel.get_xaxis_transform(), color=INK[0], marker="x", ls="none")
     return bool(places)
 
 
 def _scale(panel: "Axes", rates: Sequence[float], width: int) -> None:
-    """Logarithmic, and each rate a tick of its own where the numbers fit side by side in `width` characters."""
+    """Set a logarithmic axis, with a tick for each rate if the numbers fit side by side in `width` characters."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     panel.set_xscale("log")
     if rates[-1] < 50 * rates[0]:
         panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # the usual one writes powers as mathematics
+    panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # the default writes powers as mathematics
     panel.xaxis.set_minor_formatter(NullFormatter())
     decades = math.log(rates[-1] / rates[0])
     gaps = [math.log(after / before) / decades * width for before, after in pairwise(rates)]
@@ -131,11 +131,13 @@ def _scale(panel: "Axes", rates: Sequence[float], width: int) -> None:
         panel.minorticks_off()
 
 
-def _told(lines: Sequence[Line], metric: Metric) -> str:
+def _alternative_text(lines: Sequence[Line], metric: Metric) -> str:
     means = [
-        f"{line.rate} {line.at(one):g}: {shown_number(_mean(one, metric))}" for line in lines for one in line.members
+        f"{line.rate} {line.at(group):g}: {format_number(_mean(group, metric))}"
+        for line in lines
+        for group in line.members
     ]
-    return f"Means by rate: {'; '.join(means[:MAX_TOLD])}"
+    return f"Means by rate: {'; '.join(means[:MAX_IN_TEXT])}"
 
 
 def _mean(configuration: Configuration, metric: Metric) -> float | None:

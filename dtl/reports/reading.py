@@ -1,4 +1,4 @@
-"""One run as a report needs it, read from its folder. What is missing or damaged is left out, never an error."""
+"""Reads a run from its folder as a report needs it. Missing or damaged files are skipped, never an error."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -11,24 +11,24 @@ import numpy as np
 
 from dtl.base.json_files import as_list, as_number, as_object, json_object, json_object_or_empty, read_json_or_empty
 from dtl.base.safe_text import in_one_line, visible
-from dtl.evaluation.config import FIGURES
+from dtl.evaluation.config import EVALUATION_FILE
 from dtl.run_dir.provenance import RECORD, RESULT
 from dtl.run_dir.state import dotted, read_config, read_run_state
 from dtl.run_dir.sweep_records import TRACEBACK, TRIAL
 from dtl.tracking.metrics import METRICS
 
-MAX_POINTS = 400  # of a curve: more than a screen shows, and a run of a week stays small
+MAX_POINTS = 400  # of a curve: more than a screen shows, and it bounds the page for a run of a week
 MAX_SAMPLES, MAX_CHARACTERS = 8, 1500
 MAX_TRACEBACK_BYTES = 4000
 AXES = ("step", "tokens", "seconds")
 TRAINING, VALIDATION = "train/loss", "val/loss"
-STOPPED = ("pruned", "interrupted")  # on purpose: where in the code that was says nothing
+STOPPED = ("pruned", "interrupted")  # on purpose: their traceback is no information
 SPEED, PEAK = "speed/tokens_per_second", "memory/peak_bytes"
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A loss against each axis; arrays of one length, steps rising."""
+    """Loss against each axis; arrays of one length, steps rising."""
 
     step: np.ndarray
     tokens: np.ndarray
@@ -36,28 +36,28 @@ class Curve:
     loss: np.ndarray  # nats per target token
 
     def axis(self, name: str) -> np.ndarray:
-        """The values of one of AXES."""
+        """Return the values of one of AXES."""
         return {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}[name]
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run: what it was, how it ended, what it measured."""
+    """A run: its settings, how it ended, and what it measured."""
 
     folder: Path
     name: str
-    state: str  # finished, or how it stands otherwise
+    state: str  # as `dtl.runs` shows it
     reason: str
-    traceback: tuple[Path, str] | None  # where it lies, and its end
+    traceback: tuple[Path, str] | None  # the file, and its last lines
     step: int | None
     seed: int | None
     overrides: list[str]
     config: dict[str, str]  # dotted keys, values as they are shown
     choices: dict[str, str]  # config group to the name of its file
     commit: str | None
-    data: str | None  # fingerprint of the tokens that it saw, where an evaluation wrote it down
-    confirms: bool  # the winner of a search, run again with a seed that did not choose it
-    figures: dict[str, float]  # of result.json; `value` is the best validation loss
+    data: str | None  # fingerprint of its tokens, if an evaluation recorded it
+    confirms: bool  # run of a search's winner with a fresh seed
+    metrics: dict[str, float]  # of result.json; `value` is the best validation loss
     training: Curve
     validation: Curve
     tokens_per_second: float | None  # median of what was logged
@@ -66,12 +66,12 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Only such runs are compared: the others had less training."""
+        """True for a run that ended by itself: only these are compared, the others had less training."""
         return self.state == "finished"
 
 
 def read_run(folder: Path) -> Run:
-    """What lies in the folder of a run or of a sweep's trial."""
+    """Read the folder of a run or of a sweep's trial."""
     state, trial, record = read_run_state(folder), *map(read_json_or_empty, (folder / TRIAL, folder / RECORD))
     overrides = state.overrides or [in_one_line(str(word), 1000) for word in as_list(trial.get("overrides"))]
     rows = list(_rows(folder / METRICS))
@@ -90,9 +90,9 @@ def read_run(folder: Path) -> Run:
         config={key: in_one_line(_shown(value), 300) for key, value in dotted(read_config(folder))},
         choices={str(group): in_one_line(str(name), 40) for group, name in as_object(record.get("choices")).items()},
         commit=in_one_line(str(git.get("commit") or ""), 40) if isinstance(git, dict) else None,
-        data=str(read_json_or_empty(folder / FIGURES).get("data_fingerprint") or "") or None,
+        data=str(read_json_or_empty(folder / EVALUATION_FILE).get("data_fingerprint") or "") or None,
         confirms=trial.get("role") == "confirm",
-        figures=_figures(folder, state.best_loss),
+        metrics=_metrics(folder, state.best_loss),
         training=training,
         validation=validation,
         tokens_per_second=float(np.median(speeds)) if speeds else None,
@@ -101,15 +101,15 @@ def read_run(folder: Path) -> Run:
     )
 
 
-def _figures(folder: Path, best_loss: float | None) -> dict[str, float]:
-    """The numbers of result.json by their keys."""
+def _metrics(folder: Path, best_loss: float | None) -> dict[str, float]:
+    """Return the numbers of result.json by key."""
     result = read_json_or_empty(folder / RESULT)
-    found = {str(key): float(value) for key, value in result.items() if as_number(value) is not None and key != "step"}
-    return {"value": best_loss, **found} if best_loss is not None else found
+    metrics = {key: float(value) for key, value in result.items() if as_number(value) is not None and key != "step"}
+    return {"value": best_loss, **metrics} if best_loss is not None else metrics
 
 
 def _curves(rows: list[dict[str, float]]) -> tuple[Curve, Curve]:
-    """Training loss, in bins, and validation loss, placed at the tokens and seconds of its step."""
+    """Return the binned training loss, and the validation loss at the tokens and seconds of its steps."""
     stepped = [row for row in rows if "tokens" in row and "seconds" in row]
     trained = [row for row in stepped if TRAINING in row]
     measured = [row for row in rows if VALIDATION in row]
@@ -128,7 +128,7 @@ def _column(rows: list[dict[str, float]], key: str) -> np.ndarray:
 
 
 def _in_bins(values: np.ndarray) -> np.ndarray:
-    """Means over neighbours, at most MAX_POINTS of them."""
+    """Return means over neighbours, at most MAX_POINTS of them."""
     if len(values) <= MAX_POINTS:
         return values
     edges = np.linspace(0, len(values), MAX_POINTS + 1).astype(int)
@@ -136,7 +136,7 @@ def _in_bins(values: np.ndarray) -> np.ndarray:
 
 
 def _rows(file: Path) -> Iterator[dict[str, float]]:
-    """What a report needs of metrics.jsonl, steps rising; a torn line is left out, and so is what is no number."""
+    """Yield the needed columns of metrics.jsonl, steps rising, without torn lines and values that are no numbers."""
     wanted, last = (*AXES, TRAINING, VALIDATION, SPEED, PEAK), -math.inf
     with suppress(OSError), file.open("rb") as lines:
         for line in lines:
@@ -147,18 +147,18 @@ def _rows(file: Path) -> Iterator[dict[str, float]]:
 
 
 def _samples(folder: Path) -> dict[str, str]:
-    """The texts of the last evaluation."""
-    found: dict[str, str] = {}
+    """Return prompt and text of the samples of the last evaluation."""
+    samples: dict[str, str] = {}
     files = sorted(folder.glob("step-*.jsonl"))
     with suppress(OSError, ValueError, LookupError, TypeError):
         for line in files[-1].read_text(encoding="utf-8").splitlines()[:MAX_SAMPLES] if files else []:
             row = json_object(line)
-            found[visible(str(row["prompt"]))[-MAX_CHARACTERS:]] = visible(str(row["text"]))[:MAX_CHARACTERS]
-    return found
+            samples[visible(str(row["prompt"]))[-MAX_CHARACTERS:]] = visible(str(row["text"]))[:MAX_CHARACTERS]
+    return samples
 
 
 def _traceback(folder: Path, trial: Mapping[str, Any]) -> tuple[Path, str] | None:
-    """The file that the trial names, when it lies in the trial's own folder, and its end."""
+    """Return the traceback file that the trial names, if it is inside the trial's folder, and its last bytes."""
     name = trial.get("traceback") or TRACEBACK
     with suppress(OSError, ValueError):
         file = (folder / str(name)).resolve()

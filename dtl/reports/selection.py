@@ -1,4 +1,4 @@
-"""Which run folders `runs=` names, and where their report belongs. Imports no torch."""
+"""Selects the run folders that `runs=` names, and the folder of their report. Imports no torch."""
 
 import glob
 import os
@@ -14,40 +14,40 @@ from dtl.run_dir.sweep_records import TRIAL, is_sweep
 
 @dataclass(frozen=True)
 class Selection:
-    """Run folders in the order in which they are shown, and the folder that they were named by, if it was one."""
+    """Run folders in the order shown, and the one folder of a run or sweep that named them, if any."""
 
     folders: list[Path]
     home: Path | None
 
     def report_folder(self, outputs: Path) -> Path:
-        """Inside the one run or sweep, else a new folder of its own."""
+        """Return report/ inside the one run or sweep, else a new folder under outputs/reports."""
         return self.home / "report" if self.home else outputs / "reports" / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
 
 
 def select(wanted: Sequence[str], outputs: Path) -> Selection:
-    """Every run that `wanted` names: folders, globs, `latest`.
+    """Return every run that `wanted` names: folders, globs, `latest`.
 
-    Raises ConfigError for what does not exist, DataError for folders without any run.
+    Raises ConfigError for a folder that does not exist, DataError if the folders have no run.
     """
     named = [folder for word in wanted for folder in _folders(word, outputs)]
-    found: dict[Path, Path] = {}
+    runs: dict[Path, Path] = {}
     for folder in named:
         for run in runs_in(folder):
-            found.setdefault(run.resolve(), run)
-    if not found:
+            runs.setdefault(run.resolve(), run)
+    if not runs:
         looked = ", ".join(map(str, named[:5]))
-        raise DataError(f"{looked}: no run in there (a folder with run.json, metrics.jsonl or result.json).")
-    whole = named[0] if len(named) == 1 and (is_run(named[0]) or is_sweep(named[0])) else None
-    return Selection(list(found.values()), whole)
+        raise DataError(f"{looked}: no run in it (a folder with run.json, metrics.jsonl or result.json).")
+    home = named[0] if len(named) == 1 and (is_run(named[0]) or is_sweep(named[0])) else None
+    return Selection(list(runs.values()), home)
 
 
 def is_run(folder: Path) -> bool:
-    """Whether the folder is of one run, or of a trial that never became one."""
+    """Return True for the folder of a run, or of a trial that never started one."""
     return any((folder / name).exists() for name in (TRIAL, *RUN_FILES))
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """The run itself, or all runs and trials below, numbered ones by number."""
+    """Return the run itself, or all runs and trials below the folder, numbered ones by number."""
     # Hydra keeps a .hydra folder in a sweep whose sub-folders are its trials: a sweep is never a run.
     if is_run(folder) and not is_sweep(folder):
         return [folder]
@@ -77,7 +77,7 @@ def _folders(word: str, outputs: Path) -> list[Path]:
 
 
 def _latest(outputs: Path) -> Path:
-    """The run that began last; the whole sweep when it is a trial of one."""
+    """Return the newest run, or its sweep if it is a trial."""
     runs = find_runs(outputs)
     if not runs:
         raise DataError(f"runs=latest: there is no run under {outputs}/ yet. Train one with python -m dtl.train.")

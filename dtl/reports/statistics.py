@@ -1,7 +1,7 @@
-"""Comparisons with error bars: is a difference between two configurations more than the noise of their seeds?
+"""Statistical comparisons: whether two configurations differ by more than the noise of their seeds.
 
 Student's paired t test over equal seeds; Welch's test where the seeds do not pair; Holm's step-down correction over
-all pairs of a table, which keeps the chance of even one false announcement at 5 % whatever is true (Holm 1979).
+all pairs of a table, which keeps the chance of even one false winner at most 5 % (Holm 1979).
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -12,13 +12,13 @@ import numpy as np
 
 ALPHA = 0.05
 POWER = 0.8
-ENOUGH = 5  # seeds below which no winner is named: a t test on fewer leans on its assumption of normal noise alone
-_NO_SPREAD = 1e-12  # a standard error below this share of the values is rounding, not noise
+MIN_SEEDS = 5  # to name a winner: with fewer, a t test rests on its assumption of normal noise alone
+_NO_SPREAD = 1e-12  # a standard error below this fraction of the values is rounding, not noise
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The first configuration minus the second. What could not be computed is None."""
+    """Difference first minus second, with its test. Values that could not be computed are None."""
 
     first: str
     second: str
@@ -33,62 +33,61 @@ class Comparison:
 
     @property
     def better(self) -> str | None:
-        """The configuration that may be called better; None where the noise could have made the difference."""
-        if self.n < ENOUGH or self.corrected is None or self.corrected >= ALPHA:
+        """The configuration that may be called better; None if noise could explain the difference."""
+        if self.n < MIN_SEEDS or self.corrected is None or self.corrected >= ALPHA:
             return None
         return self.first if (self.difference > 0) == self.higher_is_better else self.second
 
 
 def compare_all(values: Mapping[str, Mapping[Hashable, float]], higher_is_better: bool) -> list[Comparison]:
-    """Every pair of configurations that can be compared, Holm-corrected over what is returned.
+    """Compare every pair of configurations, Holm-corrected over the returned comparisons.
 
     `values` holds for each configuration the metric by seed. A pair needs two values on either side.
     """
-    found = [
+    comparisons = [
         compare(first, values[first], second, values[second], higher_is_better)
         for first, second in combinations(values, 2)
         if min(len(values[first]), len(values[second])) >= 2
     ]
-    corrected = holm([np.nan if one.p is None else one.p for one in found])
-    return [
-        replace(one, corrected=None if one.p is None else float(p)) for one, p in zip(found, corrected, strict=True)
-    ]
+    corrected = holm([np.nan if each.p is None else each.p for each in comparisons])
+    pairs = zip(comparisons, corrected, strict=True)
+    return [replace(each, corrected=None if each.p is None else float(p)) for each, p in pairs]
 
 
 def compare(
     first: str, of_first: Mapping[Hashable, float], second: str, of_second: Mapping[Hashable, float], higher: bool
 ) -> Comparison:
-    """Two configurations with at least two values each, not yet corrected."""
+    """Compare two configurations with at least two values each, without correction."""
     common = [seed for seed in of_first if seed in of_second]
-    # Decided by which seeds there are, never by what they scored.
-    if len(common) >= ENOUGH or (len(common) >= 2 and len(common) == min(len(of_first), len(of_second))):
+    # The test is chosen by the seeds alone, never by their scores: a choice by result would bias p.
+    if len(common) >= MIN_SEEDS or (len(common) >= 2 and len(common) == min(len(of_first), len(of_second))):
         differences = np.array([of_first[seed] - of_second[seed] for seed in common])
         scale = max(abs(of_first[seed]) for seed in common)
         error, freedom = standard_error(differences), len(common) - 1
-        one = Comparison(first, second, len(common), True, higher, float(differences.mean()))
+        comparison = Comparison(first, second, len(common), True, higher, float(differences.mean()))
     else:
         a, b = np.array(list(of_first.values())), np.array(list(of_second.values()))
         scale = float(np.abs(a).max())
         error, freedom = welch(a, b)
-        one = Comparison(first, second, min(len(a), len(b)), False, higher, float(a.mean() - b.mean()))
+        comparison = Comparison(first, second, min(len(a), len(b)), False, higher, float(a.mean() - b.mean()))
     if not error > _NO_SPREAD * scale:
-        return one
+        return comparison
     half = error * _t_quantile(1 - ALPHA / 2, freedom)
     return replace(
-        one,
-        interval=(one.difference - half, one.difference + half),
-        p=float(two_sided_p(one.difference / error, freedom)),
+        comparison,
+        interval=(comparison.difference - half, comparison.difference + half),
+        p=float(two_sided_p(comparison.difference / error, freedom)),
         detectable=error * detectable_in_errors(freedom),
     )
 
 
 def standard_error(samples: np.ndarray) -> np.ndarray:
-    """Of the mean over the last axis."""
+    """Return the standard error of the mean over the last axis: (..., n) to (...)."""
     return samples.std(axis=-1, ddof=1) / np.sqrt(samples.shape[-1])
 
 
 def welch(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """Standard error of the difference of two means, and Welch-Satterthwaite's degrees of freedom."""
+    """Return the standard error of the difference of two means, and Welch-Satterthwaite's degrees of freedom."""
     of_a, of_b = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
     if of_a + of_b == 0:
         return 0.0, float(len(a) + len(b) - 2)
@@ -97,19 +96,14 @@ def welch(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
 
 
 def two_sided_p(t: np.ndarray | float, freedom: float) -> np.ndarray | float:
-    """The chance of a t statistic at least as far from 0 when there is no difference."""
+    """Return the probability of a t statistic at least as far from 0 if there is no difference."""
     from scipy import stats
 
     return 2 * stats.t.sf(np.abs(t), freedom)
 
 
-def paired_p(differences: np.ndarray) -> np.ndarray:
-    """p of the paired t test over the last axis: (..., n) to (...). What `compare` does, for many tables at once."""
-    return np.asarray(two_sided_p(differences.mean(axis=-1) / standard_error(differences), differences.shape[-1] - 1))
-
-
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Corrected p-values, (..., m) to (..., m): the k-th smallest times m - k + 1, never falling, at most 1.
+    """Return corrected p-values, (..., m) to (..., m): the k-th smallest times m - k + 1, non-decreasing, at most 1.
 
     NaN stands for a comparison that could not be made: it stays NaN and is not counted in m.
     """
@@ -124,29 +118,29 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def detectable_in_errors(freedom: float) -> float:
-    """The smallest true difference that a two-sided t test at 5 % finds in 80 % of repetitions, in standard errors."""
+    """Return the smallest true difference, in standard errors, that a two-sided t test at 5 % finds with power 0.8."""
     from scipy import optimize
 
     critical = _t_quantile(1 - ALPHA / 2, freedom)
 
-    def lacking(effect: float) -> float:
+    def missing_power(effect: float) -> float:
         return power(effect, critical, freedom) - POWER
 
     largest = critical
-    while lacking(largest) < 0:
+    while missing_power(largest) < 0:
         largest *= 2
-    return float(optimize.root_scalar(lacking, bracket=(0.0, largest)).root)
+    return float(optimize.root_scalar(missing_power, bracket=(0.0, largest)).root)
 
 
 def power(effect: float, critical: float, freedom: float) -> float:
-    """The chance that |t| exceeds `critical` when the true difference is `effect` standard errors."""
+    """Return the probability that |t| exceeds `critical` if the true difference is `effect` standard errors."""
     from scipy import stats
 
-    other_side = stats.nct.cdf(-critical, freedom, effect)  # scipy has NaN for some of the smallest of these
+    other_side = stats.nct.cdf(-critical, freedom, effect)  # scipy returns NaN for some tiny values
     return float(stats.nct.sf(critical, freedom, effect) + np.nan_to_num(other_side))
 
 
-def _t_quantile(share: float, freedom: float) -> float:
+def _t_quantile(probability: float, freedom: float) -> float:
     from scipy import stats
 
-    return float(stats.t.ppf(share, freedom))
+    return float(stats.t.ppf(probability, freedom))

@@ -1,4 +1,4 @@
-"""The report in a terminal: the same table, the same sentences, and what was written."""
+"""Summary of a report for the terminal: its table, its sentences, and the files that were written."""
 
 import sys
 from collections.abc import Sequence
@@ -16,26 +16,27 @@ MAX_ROWS, MAX_SENTENCES, MAX_FAILURES = 20, 6, 12
 
 
 def wide_display() -> Display:
-    """A display whose tables fit where there is no terminal to ask for its width."""
+    """Return a display whose tables do not wrap when the output is not a terminal."""
     return Display(table_console(soft_wrap=not sys.stdout.isatty()))
 
 
 def show(report: Report, display: Display) -> None:
-    """Facts, table, sentences, failures. Everything from runs was made safe to print when it was read."""
+    """Print facts, table, sentences and failures. Texts from runs were made safe to print when they were read."""
     display.screen(report.title, facts(report)[:3])
     if report.configurations:
         display.console.print(_table(report))
         _rest(display, len(report.configurations) - MAX_ROWS, "configurations")
-    display.say(report.findings.verdict)
-    told = sorted(zip(report.comparisons, report.findings.sentences, strict=True), key=lambda pair: not pair[0].better)
-    for _, sentence in told[:MAX_SENTENCES]:
-        display.say(f"- {sentence}")
-    _rest(display, len(told) - MAX_SENTENCES, "comparisons")
+    display.print(report.findings.verdict)
+    pairs = zip(report.comparisons, report.findings.sentences, strict=True)
+    ranked = sorted(pairs, key=lambda pair: not pair[0].better)
+    for _, sentence in ranked[:MAX_SENTENCES]:
+        display.print(f"- {sentence}")
+    _rest(display, len(ranked) - MAX_SENTENCES, "comparisons")
     for notice in report.findings.notices:
         display.note(notice)
     failed = unfinished(report.runs)
     for run in failed[:MAX_FAILURES]:
-        display.say(f"{run.state}: {place(run.folder)}: {run.reason or 'its files do not say why'}")
+        display.print(f"{run.state}: {place(run.folder)}: {run.reason or 'no reason recorded'}")
         if run.traceback:
             display.note(f"  {place(run.traceback[0])}")
     _rest(display, len(failed) - MAX_FAILURES, "runs that did not finish")
@@ -45,17 +46,17 @@ def show(report: Report, display: Display) -> None:
 
 
 def show_paths(written: Sequence[Path], display: Display) -> None:
-    """Where everything lies."""
+    """Print the paths of the written files."""
     page, *pictures = (path.absolute() for path in written)
-    display.say(f"Report: {shown(page)} ({in_mib(page.stat().st_size)})")
+    display.print(f"Report: {shown(page)} ({in_mib(page.stat().st_size)})")
     if pictures:
-        display.note(f"PNGs beside it: {', '.join(path.name for path in pictures)}")
+        display.note(f"PNGs next to it: {', '.join(path.name for path in pictures)}")
 
 
 def _table(report: Report) -> Table:
     names = {"label": "configuration", "mean": report.metric.title, "spread": "s.d."}
     names |= {"n": "n", "runs": "finished", "speed": "tok/s", "memory": "GiB"}
-    rows = (configuration_row(one, report.metric) for one in report.configurations[:MAX_ROWS])
+    rows = (configuration_row(group, report.metric) for group in report.configurations[:MAX_ROWS])
     cells = ([row[name] for name in names] for row in rows)
     first, *right = headers = list(names.values())
     return table(headers, cells, right, columns={first: {"overflow": "fold"}}, header_style="bold", padding=(0, 1))
@@ -63,4 +64,4 @@ def _table(report: Report) -> Table:
 
 def _rest(display: Display, count: int, what: str) -> None:
     if count > 0:
-        display.note(f"... {count} more {what} in the page.")
+        display.note(f"... {count} more {what} on the page.")

@@ -1,6 +1,6 @@
-"""What a run was, written into its folder: config.yaml, run.json, git.diff, packages.txt.
+"""Provenance and result of a run, written into its folder: config.yaml, run.json, git.diff, packages.txt, result.json.
 
-Enough to run it again and to say in a year what it was; no secret of the environment. Imports no torch.
+Enough to run it again and to identify it years later; no secret of the environment. Imports no torch.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 RECORD, DIFF, PACKAGES, CONFIG = "run.json", "git.diff", "packages.txt", "config.yaml"
 MAIN_PACKAGES = "torch numpy hydra-core omegaconf transformers tokenizers safetensors datasets pyarrow wandb einops"
-SHOWN_VARIABLES = ("CUDA_", "NCCL_", "TORCH_", "PYTORCH_", "OMP_", "SLURM_JOB", "DTL_")  # all others stay unwritten
+SHOWN_VARIABLES = ("CUDA_", "NCCL_", "TORCH_", "PYTORCH_", "OMP_", "SLURM_JOB", "DTL_")  # all others are not recorded
 MAX_DIFF_BYTES = 20 * 2**20
 MAX_UNTRACKED = 100
 GIT_SECONDS = 10.0
@@ -38,7 +38,7 @@ PACKAGE = Path(dtl.__file__).resolve().parent
 
 
 def config_hash(config_yaml: str) -> str:
-    """A short name for a resolved config: 16 hexadecimal digits of its SHA-256."""
+    """A short identifier of a resolved config: 16 hexadecimal digits of its SHA-256."""
     return hashlib.sha256(config_yaml.encode()).hexdigest()[:16]
 
 
@@ -56,13 +56,14 @@ def write_run_record(
 ) -> None:
     """Write config.yaml, run.json, packages.txt and, when the checkout has changes, git.diff.
 
-    `overrides` are those of this one job, `choices` the files chosen in each config group. `extra` is
-    anything else worth keeping, such as the lineage of `init=`. Raises DTLError when the folder refuses.
+    `overrides` are those of this job, `choices` the files chosen in each config group. `extra` is anything else to
+    record, such as the lineage of `init=`. Raises DTLError when the folder cannot be written.
     """
     git, diff = git_state(PACKAGE)
+    quote = subprocess.list2cmdline if os.name == "nt" else shlex.join
     record = {
         "dtl": dtl.__version__,
-        "rerun": redact(_shell_line(["python", "-m", module, *overrides])),
+        "rerun": redact(quote(["python", "-m", module, *overrides])),
         "cwd": str(Path.cwd()),
         "overrides": overrides,
         "choices": choices,
@@ -81,23 +82,23 @@ def write_run_record(
         _write(run_dir, record)
     except OSError as error:
         raise DTLError(
-            f"{run_dir}: cannot be written ({error.strerror}). Choose another folder or make room."
+            f"{run_dir}: cannot be written ({error.strerror}). Choose another folder or free disk space."
         ) from error
 
 
 def update_run_record(run_dir: Path, **changes: Any) -> None:
-    """Set keys of run.json, such as `wandb_id`. A file that is missing or refuses costs a warning."""
+    """Set keys of run.json, such as `wandb_id`. Logs a warning when the file is missing or cannot be written."""
     _change(run_dir, lambda record: record.update(changes))
 
 
 def add_session(run_dir: Path, overrides: list[str], device: str = "") -> None:
-    """Note in run.json that the run goes on: when, where, by which words of the command line, with which versions."""
+    """Add a session of a resumed run to run.json: time, machine, command line, versions."""
     git, diff = git_state(PACKAGE)
 
     def add(record: dict[str, Any]) -> None:
         sessions = record.setdefault("sessions", [])
         if diff:
-            git["diff"] = f"git.{len(sessions) + 1}.diff"  # the code may have changed since the run began
+            git["diff"] = f"git.{len(sessions) + 1}.diff"  # the code may have changed since the run started
             write_atomically(run_dir / git["diff"], diff)
         sessions.append({**_session(device), "overrides": overrides, "git": git})
 
@@ -107,8 +108,8 @@ def add_session(run_dir: Path, overrides: list[str], device: str = "") -> None:
 def git_state(package: Path) -> tuple[dict[str, Any], bytes]:
     """The commit of the checkout that `package` belongs to, and its difference from that commit.
 
-    Without one - no git, an installed wheel, somebody else's repository around it - the first has a `note`
-    that says so. Files that git does not know are named, not kept.
+    Without a checkout (no git, an installed wheel, a different repository around it) the state has a `note` with the
+    reason. Untracked files are listed, not saved.
     """
     try:
         return _git_state(package)
@@ -121,7 +122,7 @@ def git_state(package: Path) -> tuple[dict[str, Any], bytes]:
 
 
 def _git_state(package: Path) -> tuple[dict[str, Any], bytes]:
-    # A virtual environment inside a repository lies in a checkout, too, yet its files are not tracked there.
+    # A virtual environment inside a repository is in a checkout, too, but its files are not tracked there.
     if not _git(package, "ls-files", "--error-unmatch", "__init__.py"):
         return {"commit": None, "note": "dtl is not part of a git checkout, see its version in packages.txt"}, b""
     root = Path(os.fsdecode(_git(package, "rev-parse", "--show-toplevel").strip()))
@@ -133,15 +134,16 @@ def _git_state(package: Path) -> tuple[dict[str, Any], bytes]:
     diff = _git(root, "diff", "--binary", "--no-ext-diff", "--no-textconv", "HEAD")
     state: dict[str, Any] = {"commit": commit, "dirty": bool(diff), "untracked": untracked[:MAX_UNTRACKED]}
     if len(diff) > MAX_DIFF_BYTES:
-        return {**state, "note": f"the difference of {len(diff):,} bytes was too large to keep"}, b""
+        return {**state, "note": f"the diff of {len(diff):,} bytes was too large to save"}, b""
     if diff:
         state["diff"] = DIFF
     return state, redact(diff.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
 
 
 def _git(folder: Path, *arguments: str) -> bytes:
-    """What git prints, nothing when it fails. Takes no lock and runs no program of the repository."""
+    """The output of git, empty when it fails. Takes no lock and runs no program of the repository."""
     command = ["git", "-C", str(folder), "-c", "core.fsmonitor=false", "-c", "core.quotePath=false", *arguments]
+    # `git status` would otherwise take the index lock to refresh it, and could block a commit in another terminal.
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
     done = subprocess.run(
         command, capture_output=True, stdin=subprocess.DEVNULL, timeout=GIT_SECONDS, env=environment, check=False
@@ -168,11 +170,11 @@ def _session(device: str) -> dict[str, Any]:
 
 
 def processor_name() -> str:
-    """The model of the processor, as far as the system tells without a library."""
-    found = None
+    """The model of the processor, as far as the system reports it without a library."""
     with suppress(OSError):
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return found[1].strip() if found else platform.processor() or platform.machine()
+        if match := re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return match[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:
@@ -184,13 +186,10 @@ def _version(package: str) -> str | None:
 
 def _packages() -> str:
     """Every installed package as `name==version`, sorted."""
-    read = (item.metadata for item in importlib.metadata.distributions())  # parsed anew for each attribute of item
-    found = {f"{one['Name']}=={one['Version']}" for one in read if one["Name"]}
-    return "\n".join(sorted(found, key=str.lower)) + "\n"
-
-
-def _shell_line(words: list[str]) -> str:
-    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+    # item.metadata parses its file at each access: read it once.
+    metadata = (item.metadata for item in importlib.metadata.distributions())
+    packages = {f"{fields['Name']}=={fields['Version']}" for fields in metadata if fields["Name"]}
+    return "\n".join(sorted(packages, key=str.lower)) + "\n"
 
 
 def _change(run_dir: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -200,7 +199,7 @@ def _change(run_dir: Path, change: Callable[[dict[str, Any]], None]) -> None:
         change(record)
         _write(run_dir, record)
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        log.warning("%s: cannot be brought up to date (%s).", path, error)
+        log.warning("%s: cannot be updated (%s).", path, error)
 
 
 def _write(run_dir: Path, record: dict[str, Any]) -> None:
@@ -209,14 +208,13 @@ def _write(run_dir: Path, record: dict[str, Any]) -> None:
 
 # --- result.json --------------------------------------------------------------------------------------------------
 
-
-RESULT = "result.json"  # how a run ended, for sweeps and reports
+RESULT = "result.json"  # the outcome of a run, for sweeps and reports
 
 
 def write_result(run_dir: Path, state: State, value: float | None, step: int, config_hash: str, **extra: Any) -> None:
-    """Write result.json: how the run stands, for sweeps and reports. `value` is the best validation loss.
+    """Write result.json, the state of the run for sweeps and reports. `value` is the best validation loss.
 
-    Whole or not at all; a disk that refuses costs a warning. A value that is not finite is written as null.
+    Atomic; a write error is logged as a warning. A value that is not finite is written as null.
     """
     result = {"state": state, "value": value, "step": step, "config_hash": config_hash, **extra}
     path = run_dir / RESULT

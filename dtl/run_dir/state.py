@@ -1,7 +1,7 @@
-"""How a run stands, read from the files in its folder alone: its process is not asked, and nothing is changed.
+"""The state of a run, read from the files in its folder only, without changing them.
 
-The one place that does this; lists of runs, diagnoses, sweeps and reports build on it. A file that is missing, cut
-short or damaged is as one that says nothing. What comes from a file is made safe to print. Imports no torch.
+The single source for lists of runs, diagnoses, sweeps and reports. A missing, truncated or damaged file counts as
+empty. Text from a file is made safe to print. Imports no torch.
 """
 
 import os
@@ -19,56 +19,54 @@ from dtl.base.json_files import as_list, as_number, as_object, as_whole, read_js
 from dtl.base.safe_text import in_one_line, visible
 from dtl.checkpoints.find import list_runs, start_of
 from dtl.checkpoints.listing import step_folders
-from dtl.checkpoints.store import HOLDER, LOCK
+from dtl.checkpoints.store import LOCK, LOCK_OWNER
 from dtl.run_dir.provenance import CONFIG, RECORD, RESULT, config_hash
 from dtl.run_dir.sweep_records import ERROR, TRIAL
 from dtl.tracking.metrics import METRICS, parse_row
 
-RUN_FILES = (RECORD, METRICS, RESULT, "checkpoints", ".hydra")  # a folder with one of these is a run's
+RUN_FILES = (RECORD, METRICS, RESULT, "checkpoints", ".hydra")  # a folder with one of these is a run folder
 MAX_CONFIG_BYTES = 2**20
-# What a sweep knows of its trials better than their own files do: that it ended them, and why.
+# States for which the sweep's record overrides the trial's own files: the sweep ended the trial and knows why.
 ENDED_BY_A_SWEEP = ("waiting", "failed", "refused", "timed out", "hung", "pruned")
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where PyYAML was built so: ten times as fast
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where PyYAML has it: ten times as fast
 
 
 @dataclass(frozen=True)
 class RunState:
-    """What is known of a run; None, or empty, where its files do not say."""
+    """Everything known about a run; None or empty where its files do not contain it."""
 
     folder: Path
     name: str
-    # running | finished | stopped (paused by stop_after_steps) | interrupted | failed | killed | unfinished (its files
-    # do not say), of a sweep's trial also ENDED_BY_A_SWEEP, or what else result.json has
+    # running | finished | stopped (paused by stop_after_steps) | interrupted | failed | killed | unfinished (not
+    # recorded), for a sweep's trial also ENDED_BY_A_SWEEP, or any other text in result.json
     state: str
     step: int | None = None  # the last optimizer step that was recorded
-    last_step: int | None = None  # where the run ends
+    last_step: int | None = None  # the last step of the whole run
     best_loss: float | None = None  # lowest validation loss so far, nats per target token
-    reason: str = ""  # why it ended otherwise than it should: the first line
+    reason: str = ""  # first line of the error or other reason for ending early
     started: datetime | None = None  # of its first session, with a time zone
     seconds: float | None = None  # of training, without evaluation and saving
-    tokens_per_second: float | None = None  # over the last steps that were logged
+    tokens_per_second: float | None = None  # over the most recently logged steps
     overrides: list[str] = field(default_factory=list)
     seed: int | None = None
     config_hash: str | None = None
-    rerun: str = ""  # the command that starts it anew
-    pid: int | None = None  # of the process at work
-    host: str = ""  # where that process runs
+    rerun: str = ""  # the command that starts it again
+    pid: int | None = None  # of the running process
+    host: str = ""  # machine of that process
 
 
 def find_runs(outputs: Path) -> list[Path]:
-    """The folder of every run and every trial of a sweep under `outputs`, last started first; those that were ended
-    before they saved anything, too."""
+    """The folders of all runs and trials of sweeps under `outputs`, last started first, including those that ended
+    before they saved anything."""
     return list_runs(outputs, RUN_FILES)
 
 
 def read_run_state(folder: Path) -> RunState:
-    """How the run in `folder` stands now. Raises nothing, whatever lies there."""
+    """Read the current state of the run in `folder`. Never raises, whatever the folder contains."""
     record, config, rows = read_json_or_empty(folder / RECORD), read_config(folder), last_metrics(folder)
-    holder = _holder(folder)
-    if holder:
-        state, outcome = ("running" if is_held(folder) else "killed"), {}  # an earlier result is of an earlier session
-    else:
-        state, outcome = _outcome(folder)
+    owner = _lock_owner(folder)
+    # With a lock owner, a result is one of an earlier session.
+    state, outcome = ("running" if is_locked(folder) else "killed", {}) if owner else _outcome(folder)
     sessions, ended_at = sessions_of(folder), as_whole(outcome.get("step"))
     return RunState(
         folder=folder,
@@ -85,19 +83,19 @@ def read_run_state(folder: Path) -> RunState:
         seed=as_whole(record.get("seed")) if record.get("seed") is not None else as_whole(config.get("seed")),
         config_hash=_hash(folder, outcome),
         rerun=visible(str(record.get("rerun") or "")),
-        pid=as_whole(holder.get("pid")) if state == "running" else None,
-        host=in_one_line(str(holder.get("host") or ""), 80) if state == "running" else "",
+        pid=as_whole(owner.get("pid")) if state == "running" else None,
+        host=in_one_line(str(owner.get("host") or ""), 80) if state == "running" else "",
     )
 
 
-def _holder(folder: Path) -> dict[str, Any]:
-    """What the process that works here, or was killed at work, has written of itself."""
-    # The file is removed when a session ends. Is it older than the result, only that removal was cut off.
-    return {} if _written(folder / RESULT) >= _written(folder / HOLDER) else read_json_or_empty(folder / HOLDER)
+def _lock_owner(folder: Path) -> dict[str, Any]:
+    """The lock owner file of the process that runs here, or was killed; empty when there is none."""
+    # The file is removed when a session ends. When it is older than the result, only that removal was interrupted.
+    return {} if _mtime(folder / RESULT) >= _mtime(folder / LOCK_OWNER) else read_json_or_empty(folder / LOCK_OWNER)
 
 
 def _outcome(folder: Path) -> tuple[str, dict[str, Any]]:
-    """The state that the last session ended in, and what it wrote of that."""
+    """The final state of the last session, and its result."""
     result, error, trial = (read_json_or_empty(folder / name) for name in (RESULT, ERROR, TRIAL))
     if trial.get("state") in ENDED_BY_A_SWEEP:
         return str(trial["state"]), {**result, "error": trial.get("reason") or result.get("error")}
@@ -108,23 +106,23 @@ def _outcome(folder: Path) -> tuple[str, dict[str, Any]]:
 
 
 def sessions_of(folder: Path) -> list[datetime]:
-    """When each session of a run began, with time zones: by its run.json, else by its folder's name, else by the time
-    of the folder. Empty only where there is no folder."""
-    found = []
+    """The start of each session of a run, with time zones: from its run.json, else from its folder's name, else the
+    time of the folder. Empty only when there is no folder."""
+    starts = []
     for session in as_list(read_json_or_empty(folder / RECORD).get("sessions")):
         with suppress(LookupError, TypeError, ValueError, OverflowError):
-            found.append(datetime.fromisoformat(session["started"]).astimezone())
+            starts.append(datetime.fromisoformat(session["started"]).astimezone())
     with suppress(OSError, ValueError, OverflowError):
-        if not found and (begun := start_of(folder)) != datetime.min:
-            found = [begun.astimezone()]
-        return found or [datetime.fromtimestamp(folder.stat().st_mtime).astimezone()]
-    return found
+        if not starts and (named := start_of(folder)) != datetime.min:
+            starts = [named.astimezone()]
+        return starts or [datetime.fromtimestamp(folder.stat().st_mtime).astimezone()]
+    return starts
 
 
-def is_held(folder: Path) -> bool:
-    """Whether a process works in the folder of a run or of a sweep: asked by taking its lock for a moment.
+def is_locked(folder: Path) -> bool:
+    """Return True when a process runs in the folder of a run or sweep, by trying to take its lock for a moment.
 
-    Nothing is written, and a folder that this user may not write to counts as free.
+    Nothing is written, and a folder that this user may not write to counts as unlocked.
     """
     lock = folder / LOCK
     if not lock.exists() or not os.access(lock, os.W_OK):
@@ -139,9 +137,9 @@ def is_held(folder: Path) -> bool:
 
 
 def last_metrics(folder: Path, n_bytes: int = 2**16) -> list[dict[str, Any]]:
-    """The whole rows among the last `n_bytes` of metrics.jsonl, in the order of writing.
+    """The complete rows among the last `n_bytes` of metrics.jsonl, in the order of writing.
 
-    Read from the end: the file of a long run has megabytes. A row that is cut off at either end is left out.
+    Read from the end: the file of a long run has megabytes. Rows truncated at either end are left out.
     """
     with suppress(OSError), (folder / METRICS).open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - n_bytes))
@@ -150,7 +148,7 @@ def last_metrics(folder: Path, n_bytes: int = 2**16) -> list[dict[str, Any]]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config.yaml of a run or a checkpoint as plain values; empty when it is missing or is none."""
+    """The config.yaml of a run or a checkpoint as plain values; empty when it is missing or invalid."""
     with suppress(OSError, yaml.YAMLError, RecursionError, UnicodeDecodeError, ValueError):
         contents = yaml.load(_config_text(folder), Loader=_LOADER)
         return contents if isinstance(contents, dict) else {}
@@ -158,7 +156,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The keys of a nested config as they are written on the command line, `optimizer.lr`, each with its value."""
+    """The keys of a nested config as on the command line, `optimizer.lr`, each with its value."""
     for key, value in values.items():
         if isinstance(value, dict) and value:
             yield from dotted(value, f"{prefix}{key}.")
@@ -180,7 +178,7 @@ def _hash(folder: Path, outcome: dict[str, Any]) -> str | None:
 
 
 def _end(record: dict[str, Any], config: dict[str, Any]) -> int | None:
-    """The last step as the run wrote it down when it began; of older runs, where the number of steps is set."""
+    """The last step of the whole run as recorded at its start; for older runs from its config, where that sets it."""
     limits = config.get("trainer")
     if record.get("last_step") is not None or not isinstance(limits, dict):
         return as_whole(record.get("last_step"))
@@ -193,7 +191,7 @@ def _last_step(folder: Path, rows: list[dict[str, Any]]) -> int | None:
 
 
 def _best_loss(folder: Path, rows: list[dict[str, Any]]) -> float | None:
-    """Of a run that has not written its result: what its best checkpoint knows, else the last evaluations."""
+    """The best loss of a run without a result: from its best checkpoint, else from the last evaluations."""
     trained = read_json_or_empty(folder / "checkpoints" / "best" / "state.json").get("train")
     best = as_number(as_object(trained).get("best_loss"))
     losses = (as_number(row.get("val/loss")) for row in rows)
@@ -204,7 +202,7 @@ def _last_number(rows: list[dict[str, Any]], key: str) -> float | None:
     return next((as_number(row[key]) for row in reversed(rows) if key in row), None)
 
 
-def _written(file: Path) -> float:
+def _mtime(file: Path) -> float:
     with suppress(OSError):
         return file.stat().st_mtime
     return -1.0

@@ -1,17 +1,17 @@
-"""What a sweep keeps on the disk, so that it can be read by another terminal and continued after a kill.
+"""The files of a sweep on disk, for reading from another terminal and for resuming after a kill.
 
 outputs/multirun/<date>/<time>-<pid>/
-  sweep.json        what was asked, since when, how it stands
-  .lock             held while the sweep runs
+  sweep.json        command line, start, state
+  .lock             locked while the sweep runs
   <number>/         a trial: the folder of an ordinary run, and
-    trial.json      its overrides, how it stands and why
-    trial.log       what it wrote to the terminal, of every attempt
-    error.json      what ended it, when that was an error
-    traceback.txt   where in the code
+    trial.json      its overrides, state and reason
+    trial.log       its terminal output, of every attempt
+    error.json      the error that ended it
+    traceback.txt   the traceback of that error
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
@@ -25,27 +25,27 @@ from dtl.base.json_files import read_json_or_empty
 from dtl.sweeps.config import asks_for_more
 
 SWEEP, TRIAL = "sweep.json", "trial.json"
-MULTIRUN = "multirun.yaml"  # what Hydra itself keeps of a sweep
+MULTIRUN = "multirun.yaml"  # Hydra's own record of a sweep
 LOG, ERROR, TRACEBACK = "trial.log", "error.json", "traceback.txt"
 
 TrialState = Literal[
     "waiting", "running", "finished", "stopped", "failed", "refused", "timed out", "hung", "pruned",
     "interrupted", "killed",
 ]  # fmt: skip
-# Went through: the loss counts.
-WELL: tuple[TrialState, ...] = ("finished", "stopped")
-# Would end in the same way once more: done, unless somebody wants failures again.
+# Completed: the loss counts.
+SUCCEEDED: tuple[TrialState, ...] = ("finished", "stopped")
+# Would fail again in the same way: done, unless sweep.retry_failed=true.
 FAILED: tuple[TrialState, ...] = ("failed", "refused", "timed out", "hung")
-DONE: tuple[TrialState, ...] = (*WELL, "pruned", *FAILED)
+DONE: tuple[TrialState, ...] = (*SUCCEEDED, "pruned", *FAILED)
 
 
 @dataclass
 class Trial:
-    """One configuration of a sweep, and how it stands."""
+    """One configuration of a sweep, and its state."""
 
     number: int
     overrides: list[str]
-    hash: str  # of its whole configuration: equal for equal trials
+    hash: str  # of its complete configuration: equal for equal trials
     state: TrialState = "waiting"
     reason: str = ""  # why it is not finished, in one line
     value: float | None = None  # best validation loss
@@ -57,20 +57,20 @@ class Trial:
 
     @property
     def done(self) -> bool:
-        """Nothing is left to run."""
+        """True when nothing is left to run."""
         return self.state in DONE
 
     @property
-    def went_wrong(self) -> bool:
-        """It ended, and neither well nor because somebody stopped it."""
+    def has_failed(self) -> bool:
+        """True when it ended neither successfully nor because it was stopped."""
         return self.state in (*FAILED, "killed")
 
-    def is_left(self, retry_failed: bool) -> bool:
-        """Whether a session that runs failures again, or one that does not, has this trial to run."""
+    def is_pending(self, retry_failed: bool) -> bool:
+        """Return True when a session with this `retry_failed` has to run this trial."""
         return not self.done or (retry_failed and self.state in FAILED)
 
     def seconds(self) -> float | None:
-        """How long the last attempt took or takes."""
+        """Duration of the last attempt so far, in seconds."""
         if self.started is None:
             return None
         ended = datetime.fromisoformat(self.ended) if self.ended else datetime.now().astimezone()
@@ -79,19 +79,19 @@ class Trial:
 
 @dataclass
 class SweepRecord:
-    """sweep.json: what the command line asked for."""
+    """The contents of sweep.json: the command line of a sweep and its state."""
 
-    arguments: list[str]  # overrides as they were typed, with their commas; what decides whether a sweep is the same
+    arguments: list[str]  # overrides as typed, with their commas; they identify the sweep
     kind: str = "grid"  # grid | search
     state: str = "running"  # running | finished | interrupted
     started: str = ""
     sessions: int = 0
-    planned: int | None = None  # trials in all, as far as it is known
-    extra: dict[str, Any] = field(default_factory=dict)  # of a search: study, winner
+    planned: int | None = None  # total number of trials, when known
+    extra: dict[str, Any] = field(default_factory=dict)  # for a search: study, winner
 
 
 def now() -> str:
-    """This moment, ISO 8601 with the offset of the local clock."""
+    """The current time, ISO 8601 with the local offset."""
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
@@ -102,7 +102,7 @@ class SweepFolder:
         self.path = path
 
     def read(self) -> SweepRecord | None:
-        """The record; None where there is none that can be read."""
+        """Read sweep.json; None when it is missing or cannot be read."""
         return _read(self.path / SWEEP, SweepRecord)
 
     def write(self, record: SweepRecord) -> None:
@@ -113,13 +113,9 @@ class SweepFolder:
 
     def trials(self) -> list[Trial]:
         """Every trial that has a record, by number."""
-        return sorted(self._trials(), key=lambda trial: trial.number)
-
-    def _trials(self) -> Iterator[Trial]:
-        for file in self.path.glob(f"*/{TRIAL}"):
-            trial = _read(file, Trial)
-            if trial is not None and file.parent.name == str(trial.number):
-                yield trial
+        read = {file.parent.name: _read(file, Trial) for file in self.path.glob(f"*/{TRIAL}")}
+        trials = [trial for name, trial in read.items() if trial is not None and name == str(trial.number)]
+        return sorted(trials, key=lambda trial: trial.number)
 
     def keep(self, trial: Trial) -> None:
         """Write the trial's record."""
@@ -133,17 +129,17 @@ class SweepFolder:
 
 
 def is_sweep(folder: Path) -> bool:
-    """Whether the folder holds the trials of a sweep, whichever launcher runs them."""
+    """Return True when the folder holds the trials of a sweep, whichever launcher runs them."""
     return any((folder / name).is_file() for name in (SWEEP, MULTIRUN))
 
 
 def find_sweeps(outputs: Path) -> list[SweepFolder]:
-    """The sweeps under `outputs`, the one begun last first."""
+    """The sweeps under `outputs`, last started first."""
     folders = [SweepFolder(file.parent) for file in outputs.glob(f"multirun/*/*/{SWEEP}")]
-    return sorted(folders, key=lambda folder: (_began(folder), folder.path), reverse=True)
+    return sorted(folders, key=lambda folder: (_started(folder), folder.path), reverse=True)
 
 
-def _began(folder: SweepFolder) -> str:
+def _started(folder: SweepFolder) -> str:
     record = folder.read()
     return record.started if record else ""
 
@@ -153,51 +149,46 @@ def _write(file: Path, record: Any) -> None:
 
 
 def _read(file: Path, kind: type) -> Any:
-    known = {one.name for one in fields(kind)}
-    with suppress(TypeError):  # no record where one of its keys is missing
+    known = {field.name for field in fields(kind)}
+    with suppress(TypeError):  # a required key is missing
         return kind(**{key: value for key, value in read_json_or_empty(file).items() if key in known})
     return None
 
 
-# --- going on with a sweep ----------------------------------------------------------------------------------------
+# --- resuming a sweep ---------------------------------------------------------------------------------------------
 
 
 def sweep_to_continue(arguments: Sequence[str], outputs: Path) -> Path | None:
-    """The newest sweep under `outputs` that was asked for with the same overrides and has something left to run.
+    """The newest sweep under `outputs` that has the same overrides and something left to run.
 
-    None where there is none, where the command line names a folder, and with sweep.new=true.
+    None when there is none, when the command line names a folder, and with sweep.new=true.
     """
-    if _is_set(arguments, "sweep.new") or any(one.startswith("hydra.sweep.dir=") for one in arguments):
+    if _is_set(arguments, "sweep.new") or any(word.startswith("hydra.sweep.dir=") for word in arguments):
         return None
-    asked, again = asked_for(arguments), _is_set(arguments, "sweep.retry_failed")
+    identity, retry_failed = sweep_identity(arguments), _is_set(arguments, "sweep.retry_failed")
     for sweep in find_sweeps(outputs):
         record = sweep.read()
-        if record is None or asked_for(record.arguments) != asked:
+        if record is None or sweep_identity(record.arguments) != identity:
             continue
-        if _has_more(sweep, record, again) or (record.kind == "search" and asks_for_more(arguments, record.extra)):
+        # A sweep that was killed still has the state `running`, so it has more to do.
+        has_more = record.state != "finished" or any(trial.is_pending(retry_failed) for trial in sweep.trials())
+        if has_more or (record.kind == "search" and asks_for_more(arguments, record.extra)):
             return sweep.path
     return None
 
 
 def as_typed(config: DictConfig) -> list[str]:
-    """The overrides of a command line, Hydra's own among them: what sweep.json keeps."""
-    own = [one for one in config.hydra.overrides.hydra if not one.startswith("hydra.mode=")]
+    """The overrides of a command line including Hydra's own, as recorded in sweep.json."""
+    own = [override for override in config.hydra.overrides.hydra if not override.startswith("hydra.mode=")]
     return [*own, *config.hydra.overrides.task]
 
 
-def asked_for(arguments: Sequence[str]) -> list[str]:
-    """What makes two sweeps the same: their overrides in any order, but not how they are run."""
-    words = (one.lstrip("+") for one in arguments if ("=" in one and not one.startswith("-")) or one.startswith("~"))
+def sweep_identity(arguments: Sequence[str]) -> list[str]:
+    """The overrides that identify a sweep, sorted, without those of how it is run."""
+    overrides = (word for word in arguments if ("=" in word and not word.startswith("-")) or word.startswith("~"))
     own = ("sweep.", "hydra.launcher.", "hydra.sweep.", "hydra.sweeper.n_trials", "hydra.sweeper.hours")
-    return sorted(word for word in words if not word.startswith(own))
-
-
-def _has_more(sweep: SweepFolder, record: SweepRecord, again: bool) -> bool:
-    """Whether something is left. A sweep that was killed while it said `running` has more to do."""
-    if record.state != "finished":
-        return True
-    return any(trial.is_left(again) for trial in sweep.trials())
+    return sorted(word.lstrip("+") for word in overrides if not word.lstrip("+").startswith(own))
 
 
 def _is_set(arguments: Sequence[str], key: str) -> bool:
-    return any(one.partition("=")[0] == key and one.partition("=")[2].lower() == "true" for one in arguments)
+    return any(word.partition("=")[0] == key and word.partition("=")[2].lower() == "true" for word in arguments)

@@ -1,7 +1,7 @@
-"""A trial's own process: an ordinary `python -m dtl.train` that knows of the sweep above it.
+"""The process of a trial: an ordinary `python -m dtl.train` that belongs to a sweep.
 
-The sweep holds the other end of standard input. When that end closes, because the sweep stops the trial or because
-it was killed, the trial saves its state and ends: no trial outlives its sweep, on any system.
+The sweep has the other end of its standard input. When that end closes, because the sweep stops the trial or was
+killed, the trial saves its state and ends: no trial outlives its sweep, on any operating system.
 """
 
 import _thread
@@ -20,20 +20,20 @@ from dtl.base.files import write_atomically
 from dtl.run_dir.sweep_records import ERROR, TRACEBACK
 
 # Environment variables that make a process a trial.
-FOLDER = "DTL_TRIAL_FOLDER"  # where it says what ended it
-SWEEP, NUMBER = "DTL_SWEEP", "DTL_TRIAL"  # its names in the tracker
-SECONDS_TO_SAVE = 120.0  # what a trial has to save its state in after it was told to stop
-SECONDS_TO_END = 10.0  # what it has after that, before it is killed
+FOLDER = "DTL_TRIAL_FOLDER"  # folder for its error.json and traceback.txt
+SWEEP, NUMBER = "DTL_SWEEP", "DTL_TRIAL"  # its group and number in the tracker
+SECONDS_TO_SAVE = 120.0  # time for a trial to save its state after it is stopped
+SECONDS_TO_END = 10.0  # additional time before it exits without saving
 
 
-def trial_of() -> tuple[str, int] | None:
-    """Name of the sweep and number of the trial that this process is; None where it is none."""
+def current_trial() -> tuple[str, int] | None:
+    """The sweep's name and the trial's number of this process; None when it is not a trial."""
     return (os.environ[SWEEP], int(os.environ[NUMBER])) if FOLDER in os.environ else None
 
 
 @contextmanager
 def as_trial() -> Iterator[None]:
-    """Around a command's work: where this process is a trial, end with its sweep and leave a note of an error."""
+    """Wrap a command: in a trial's process, end it with its sweep and write down its error."""
     if FOLDER not in os.environ:
         yield
         return
@@ -42,17 +42,17 @@ def as_trial() -> Iterator[None]:
         yield
     except SystemExit as stop:
         if stop.code not in (None, 0) and not (Path(os.environ[FOLDER]) / ERROR).exists():
-            note_error(stop, f"sys.exit({stop.code!r}), without saying why")
+            note_error(stop, f"sys.exit({stop.code!r}), without a message")
         raise
 
 
 def note_error(error: BaseException, message: str) -> None:
-    """error.json and traceback.txt of the trial that this process is; nothing where it is none."""
+    """Write error.json and traceback.txt of this process's trial; does nothing when it is not a trial."""
     if FOLDER not in os.environ:
         return
     folder = Path(os.environ[FOLDER])
     note = {"type": type(error).__name__, "message": message}
-    with suppress(OSError):  # the disk may be what failed
+    with suppress(OSError):  # the error may be a full disk
         write_atomically(folder / TRACEBACK, "".join(traceback.format_exception(error)))
         write_atomically(folder / ERROR, json.dumps(note) + "\n")
 
@@ -68,7 +68,7 @@ def _end_with_the_sweep() -> None:
 
 
 def _interrupt() -> None:
-    # To the main thread, so that it wakes even from a sleep.
+    # To the main thread, so that it wakes from a sleep, too.
     if hasattr(signal, "pthread_kill"):
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
     else:

@@ -1,4 +1,4 @@
-"""Builds the parts of a run from its config: device, data, model, optimizers, trainer. Nothing runs yet."""
+"""The parts of a run, built from its config: device, data, model, optimizers, trainer. Takes no step."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ from dtl.data.sources import SourcePlan
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.errors import CheckpointError, ConfigError
 from dtl.model.config import ModelConfig
-from dtl.model.kernel_choice import Circumstances, KernelChoice, choose_kernel
+from dtl.model.kernel_choice import KernelChoice, KernelContext, choose_kernel
 from dtl.model.transformer import TransformerLM
 from dtl.training.optimizer import build_optimizers, load_optimizer_tensors
 from dtl.training.schedule import warmup_steps
@@ -34,16 +34,16 @@ from dtl.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class RunLength:
-    """How long a run is, in optimizer steps."""
+    """Length of a run in optimizer steps."""
 
     steps_per_epoch: int
-    horizon: int  # where the schedule ends
-    last_step: int  # the first limit reached
+    horizon: int  # end of the schedule
+    last_step: int  # end of the run: the first limit reached
     warmup: int
 
     @classmethod
     def of(cls, config: RunConfig, steps_per_epoch: int) -> "RunLength":
-        """The horizon is `total_steps` if set, else epochs x steps per epoch; the first limit ends the run."""
+        """Return the length: the horizon is `total_steps` if set, else all epochs; the first limit ends the run."""
         epochs, total = config.max_epochs, config.trainer.total_steps
         by_epochs = epochs * steps_per_epoch if epochs is not None else None
         horizon = total if total is not None else by_epochs
@@ -52,8 +52,8 @@ class RunLength:
         return cls(steps_per_epoch, horizon, last_step, warmup_steps(config.schedule, horizon))
 
     def warnings(self, config: RunConfig) -> list[str]:
-        """What would make this run learn little, and the setting that mends it."""
-        found = []
+        """Return warnings about a length with which the model learns little, each with the setting that fixes it."""
+        warnings = []
         if self.last_step < 200:
             if self.last_step == config.trainer.total_steps:
                 fix = "Raise trainer.total_steps to 200"
@@ -61,20 +61,20 @@ class RunLength:
                 fix = f"Raise trainer.max_epochs to {math.ceil(200 / self.steps_per_epoch)}"
             if config.grad_accum_steps > 1:
                 fix += f", or lower trainer.grad_accum_steps={config.grad_accum_steps}"
-            found.append(
+            warnings.append(
                 f"only {self.last_step} optimizer steps: most models need more than 200 to learn anything. {fix}."
             )
         if self.warmup > 0.1 * self.last_step:
-            found.append(
+            warnings.append(
                 f"warm-up takes {self.warmup} of {self.last_step} steps, over 10 %. "
                 f"Set schedule.warmup_steps={self.last_step // 20}."
             )
-        return found
+        return warnings
 
 
 @dataclass
 class Parts:
-    """Everything that a run is made of."""
+    """All parts of a run."""
 
     config: RunConfig
     device: torch.device
@@ -93,33 +93,33 @@ class Parts:
     tracker_run_id: str | None = None
 
 
-def assemble(
+def build_run(
     config: RunConfig,
     plans: Sequence[SourcePlan],
     resume_from: Path | None,
     init_from: Path | None,
     progress: Callable[[str], None],
 ) -> Parts:
-    """Build all parts. `resume_from` is a checkpoint of this very run, `init_from` one to start new from.
+    """Build all parts. `resume_from` is a checkpoint of this run, `init_from` one to start a new run from.
 
-    Raises ConfigError, DataError or CheckpointError for what cannot be.
+    Raises ConfigError, DataError or CheckpointError for parts that cannot be built.
     """
     device, device_reason = choose_device(config.device)
     precision, precision_reason = choose_precision(config.trainer.precision, device)
     seed_everything(config.seed)
     start_from = resume_from or init_from
     tokenizer = load_tokenizer(start_from) if start_from else None
-    found, vocab_size = read_model_config(start_from) if start_from else (config.model, 0)
+    saved_model, vocab_size = read_model_config(start_from) if start_from else (config.model, 0)
     if init_from:
-        config = with_init(config, init_from, found)
+        config = with_init(config, init_from, saved_model)
     data = prepare_data(config.data, tokenizer or config.tokenizer, config.seq_len, config.seed, progress, plans)
-    seed_everything(config.seed)
+    seed_everything(config.seed)  # again: the first weights must not depend on what preparing the data drew
     model = _build_model(config, data.tokenizer, start_from, vocab_size).to(device)
     model.activation_checkpointing = config.trainer.activation_checkpointing
     saved = load_training_state(resume_from) if resume_from else None
     attention = _choose_attention(config, model, data, precision, saved[0] if saved else {})
     model.document_kernel = attention.name
-    length = RunLength.of(config, data.train.steps_per_epoch(config.rows_per_step))
+    length = RunLength.of(config, data.train.steps_per_epoch(config.global_batch_size))
     trainer = Trainer(
         model,
         build_optimizers(model, config.optimizer),
@@ -155,20 +155,20 @@ def assemble(
     return parts
 
 
-def with_init(config: RunConfig, init_from: Path, found: ModelConfig) -> RunConfig:
-    """The config with the size and architecture `found` at `init_from`; dropouts and kernel stay yours."""
-    yours = config.model
-    own = replace(found, dropout=yours.dropout, token_dropout=yours.token_dropout, attention=yours.attention)
-    if config.seq_len > own.max_seq_len:
+def with_init(config: RunConfig, init_from: Path, saved: ModelConfig) -> RunConfig:
+    """Return the config with the saved model's size and architecture, and its own dropouts and kernel."""
+    asked = config.model
+    model = replace(saved, dropout=asked.dropout, token_dropout=asked.token_dropout, attention=asked.attention)
+    if config.seq_len > model.max_seq_len:
         raise ConfigError(
-            f"data.seq_len={config.seq_len}: init={init_from} has a context of {own.max_seq_len} tokens. "
+            f"data.seq_len={config.seq_len}: init={init_from} has a context of {model.max_seq_len} tokens. "
             "Lower data.seq_len."
         )
-    return replace(config, model=own)
+    return replace(config, model=model)
 
 
 def _build_model(config: RunConfig, tokenizer: Tokenizer, start_from: Path | None, vocab_size: int) -> TransformerLM:
-    """The model with first weights, or with those at `start_from`, which have `vocab_size` rows."""
+    """Build the model with first weights, or with those of `start_from`, whose embedding has `vocab_size` rows."""
     if start_from is None:
         return TransformerLM(config.model, tokenizer.vocab_size)
     if tokenizer.vocab_size > vocab_size:
@@ -184,10 +184,10 @@ def _build_model(config: RunConfig, tokenizer: Tokenizer, start_from: Path | Non
 def _choose_attention(
     config: RunConfig, model: TransformerLM, data: PreparedData, precision: str, saved: dict[str, Any]
 ) -> KernelChoice:
-    """The kernel for the document borders of the run's first rows; a resumed run's own, where it still can be had."""
+    """Choose the kernel for the documents of the run's first batch; a resumed run keeps its own, if still available."""
     device = next(model.parameters()).device
-    first_rows = data.train.batch_rows(config.seed, 0, 0, config.micro_batch_size)
-    given = Circumstances(
+    first_rows = data.train.batch_sequences(config.seed, 0, 0, config.micro_batch_size)
+    given = KernelContext(
         documents_bt=data.train.batch(first_rows).to(device).documents,
         dtype=DTYPES[precision],
         deterministic=config.trainer.deterministic,
@@ -198,14 +198,14 @@ def _choose_attention(
 
 
 def _restore(parts: Parts, checkpoint: Path, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-    """Put trainer, optimizers and random states where they were; say what keeps the rest from being exact."""
+    """Restore trainer, optimizers and random states; note the reasons why the resume may not be exact."""
     if values["data_fingerprint"] != parts.data.fingerprint:
         sources = parts.config.data.resolved_sources().items()
         read = ", ".join(f"{name} ({source.path or 'as it comes'})" for name, source in sources)
         raise CheckpointError(
             f"{checkpoint}: the data has changed since this run began: {read}.\n"
             f"  then {values['data_fingerprint']}\n  now  {parts.data.fingerprint}\n"
-            "Nothing of the run was changed. Put the data back as it was, or start a new run from these weights with "
+            "The run was not changed. Restore the data, or start a new run from these weights with "
             f"init={checkpoint}."
         )
     parts.trainer.load_state_values(values)
@@ -223,7 +223,7 @@ def _restore(parts: Parts, checkpoint: Path, values: dict[str, Any], tensors: di
 
 
 def model_line(config: ModelConfig, model: TransformerLM) -> str:
-    """One line about the model, for the start screen."""
+    """Line of the start screen about the model."""
     total, without = model.n_parameters(), model.n_parameters(embeddings=False)
     return (
         f"{config.arch.block}, width {config.dim}, {config.n_heads} heads, {config.n_layers} layers, "

@@ -1,4 +1,4 @@
-"""The listener of a training loop: drains its steps and asks what is due - log, evaluate, sample, save, stop."""
+"""A session of a run: takes the steps of the training loop and does what is due - log, evaluate, sample, save, stop."""
 
 import math
 import time
@@ -27,17 +27,17 @@ from dtl.training.optimizer import optimizer_tensors
 from dtl.training.trainer import StepReport
 
 N_SAMPLES = 3
-LOG_EVERY_SECONDS = 10.0  # a slow machine shows a sign of life before trainer.log_every_steps
+LOG_EVERY_SECONDS = 10.0  # log at least this often, for slow steps
 SAMPLE_PROMPT_TOKENS = 16
 
 
 def due(step: int, every: int | None) -> bool:
-    """Whether something that happens every `every` steps (None = never) happens at this one."""
+    """Return True when something that happens every `every` steps (None = never) happens at this one."""
     return every is not None and step % every == 0
 
 
 class Session:
-    """A run from its start, or from a resume, to its next stop. The methods after `drain` are what can be due."""
+    """Run from its start, or from a resume, to its next stop; the methods from `log` on are what can be due."""
 
     def __init__(self, parts: Parts, run_dir: Path, tracker: Tracker, display: Display) -> None:
         self.parts = parts
@@ -50,21 +50,21 @@ class Session:
         self.unlogged: list[StepReport] = []
         self.logged_at = time.monotonic()
         state = parts.trainer.state
-        self.saved: Path | None = parts.resumed_from  # the checkpoint that holds the present state
+        self.saved: Path | None = parts.resumed_from  # the checkpoint of the current state; None: not saved yet
         self._tokens_before, self._seconds_before = state.tokens, state.seconds
         every = self.config.trainer
         self.eval_every = every.eval_every_steps or parts.length.steps_per_epoch
         self.save_every_by_epochs = every.save_every_epochs and every.save_every_epochs * parts.length.steps_per_epoch
 
     def drain(self, signals: StopSignals) -> State:
-        """Train to the end or to the first reason to stop; returns the state for result.json.
+        """Train until the first reason to stop; return the state for result.json.
 
-        Raises InterruptedRun after a signal, when everything is saved.
+        Raises InterruptedRun after a signal, once everything is saved.
         """
         limits = self.config.trainer
         profiler = self._profiler() if limits.profile else None
         steps = self.trainer.steps()
-        # Asked before the first step too: what is resumed may have been stopped at its very end.
+        # Checked before the first step too: a resumed run may have been stopped after its last step.
         while (reason := self.reason_to_stop(signals)) == "running":
             report = next(steps)
             self.unlogged.append(report)
@@ -74,27 +74,28 @@ class Session:
             self.display.advance(report.step)
             if due(report.step, limits.log_every_steps) or time.monotonic() - self.logged_at > LOG_EVERY_SECONDS:
                 self.log()
+            # Evaluate before saving: one checkpoint then has the step's validation loss in its state.
             if due(report.step, self.eval_every):
                 self.evaluate()
             if due(report.step, limits.save_every_steps) or due(report.step, self.save_every_by_epochs):
                 self.save()
         if profiler:
             profiler.stop()
-        # A pause leaves no trace: the run that goes on is the run that never stopped.
+        # Not for a pause: a resumed run must equal one that never stopped, which would not evaluate here.
         if reason == "finished" and self.trainer.state.evaluated_step != self.trainer.state.step:
             self.evaluate()
         self.save()
         if reason == "interrupted":
             assert signals.received is not None
             raise InterruptedRun(
-                f"Stopped at step {self.trainer.state.step} and saved. Go on with: "
+                f"Stopped at step {self.trainer.state.step} and saved. Resume with: "
                 f"python -m dtl.train resume={shown(self.run_dir)}",
                 signals.received,
             )
         return reason
 
     def reason_to_stop(self, signals: StopSignals) -> State:
-        """Asked between steps: a signal, the last step, the clock, patience at its end, a pause, or `running`."""
+        """Return the reason to stop before the next step: signal, last step, time, patience, pause; or `running`."""
         state, limits = self.trainer.state, self.config.trainer
         patience = limits.early_stopping_patience
         if signals.received is not None:
@@ -106,7 +107,7 @@ class Session:
             return "finished"
         if patience is not None and state.evaluations_since_best >= patience:
             self.display.note(
-                f"Stopped early: {patience} evaluations without a better one "
+                f"Stopped early: {patience} evaluations without improvement "
                 f"(trainer.early_stopping_patience={patience})."
             )
             return "finished"
@@ -116,7 +117,7 @@ class Session:
         return "running"
 
     def _profiler(self) -> torch.profiler.profile:
-        """Steps 3 to 5 of this session as a trace for chrome://tracing or perfetto; the first two warm up."""
+        """Start a profiler of steps 3 to 5 of this session, for chrome://tracing or Perfetto; the first two warm up."""
 
         def write(finished: torch.profiler.profile) -> None:
             finished.export_chrome_trace(str(self.run_dir / "profile.json"))
@@ -130,7 +131,7 @@ class Session:
     # --- what can be due ------------------------------------------------------------------------------------------
 
     def log(self) -> None:
-        """Write the steps since the last time; the one place where the losses come from the device."""
+        """Write the steps since the last log; the one place that copies losses from the device."""
         if not self.unlogged:
             return
         reports, self.unlogged = self.unlogged, []
@@ -164,14 +165,14 @@ class Session:
         )
 
     def _tokens_per_second(self, reports: list[StepReport]) -> float:
-        """Over the steps of `reports`: tokens of the steps divided by their own time, not by the clock's."""
+        """Tokens per second over the steps of `reports`; time between steps, as for evaluation, does not count."""
         tokens = reports[-1].tokens - self._tokens_before
         seconds = reports[-1].seconds - self._seconds_before
         self._tokens_before, self._seconds_before = reports[-1].tokens, reports[-1].seconds
         return tokens / seconds if seconds > 0 else 0.0
 
     def evaluate(self) -> None:
-        """Validation loss; when it is the best so far, the checkpoint of this step becomes `best`."""
+        """Measure the validation loss; when it is the best so far, the checkpoint of this step becomes `best`."""
         self.log()
         state = self.trainer.state
         result = evaluate(
@@ -187,7 +188,7 @@ class Session:
         better = math.isfinite(result.loss) and (state.best_loss is None or result.loss < state.best_loss)
         state.evaluations_since_best = 0 if better else state.evaluations_since_best + 1
         self.tracker.log(state.step, {"val/loss": result.loss, "val/targets": result.n_targets})
-        self.display.say(f"step {state.step:>7}  validation loss {result.loss:.4f}{'  best so far' if better else ''}")
+        self.display.print(f"step {state.step:>7}  validation loss {result.loss:.4f}{'  best so far' * better}")
         if due(state.evaluations, self.config.trainer.sample_every_evals or None):
             self.tracker.log_samples(state.step, self.sample())
         if better:
@@ -195,7 +196,7 @@ class Session:
             publish_best(self.run_dir, self.save())
 
     def sample(self) -> list[dict[str, str]]:
-        """A few texts by the model as it is. Draws from a generator of its own: training is left as it was."""
+        """Generate a few texts with the current model, from a generator of their own: training is not affected."""
         data, tokenizer = self.parts.data, self.parts.tokenizer
         prompts = [data.prompt(pair.question, pair.context) for pair in data.pairs.get("validation", [])[:N_SAMPLES]]
         if not prompts:
@@ -206,7 +207,7 @@ class Session:
         return [{"prompt": begin, "text": text} for begin, text in zip(prompts, texts, strict=True)]
 
     def save(self) -> Path:
-        """The complete state as checkpoints/step-<step>/, older ones rotated away."""
+        """Save the complete state as checkpoints/step-<step>/ and remove older ones, unless it is saved already."""
         self.log()
         trainer = self.trainer
         if self.saved is not None:
@@ -219,37 +220,27 @@ class Session:
             "data_fingerprint": self.parts.data.fingerprint,
             "tracker_run_id": self.tracker.run_id,
         }
-        self.saved = save_checkpoint(
-            self.run_dir,
-            self.parts.model,
-            self.parts.tokenizer,
-            self.config_yaml,
-            values,
-            optimizer_tensors(self.parts.model, trainer.optimizers),
-        )
+        model, tensors = self.parts.model, optimizer_tensors(self.parts.model, trainer.optimizers)
+        self.saved = save_checkpoint(self.run_dir, model, self.parts.tokenizer, self.config_yaml, values, tensors)
         for warning in rotate(self.run_dir, self.config.trainer.keep):
             self.display.warn(warning)
         return self.saved
 
     def final_report(self) -> Report | None:
-        """What the best checkpoint can do, if there is one: its figures go to the tracker and to evaluation.json."""
+        """Evaluate the best checkpoint, if there is one; its metrics go to the tracker and to evaluation.json."""
         parts, state = self.parts, self.trainer.state
         if state.best_step is None:
             return None
         self.display.note("Evaluation of the best checkpoint")
-        report = evaluate_best(
-            self.config, parts.data, self.run_dir, parts.device, parts.precision, state.tokens, self._say_measuring
-        )
-        figures = report.figures()
-        # A run that was killed after this, or that is resumed at its very end, has written them before.
-        if not any(row["step"] == state.step and figures.keys() <= row.keys() for row in read_metrics(self.run_dir)):
-            self.tracker.log(state.step, figures)
+        run = (self.config, parts.data, self.run_dir, parts.device, parts.precision, state.tokens)
+        report = evaluate_best(*run, lambda what: self.display.note(f"... {what}"))
+        metrics = report.metrics()
+        # A run that was killed after this, or is resumed after its last step, has them in its metrics already.
+        if not any(row["step"] == state.step and metrics.keys() <= row.keys() for row in read_metrics(self.run_dir)):
+            self.tracker.log(state.step, metrics)
         return report
-
-    def _say_measuring(self, what: str) -> None:
-        self.display.note(f"... {what}")
 
 
 def _to_floats(tensors: list[Tensor]) -> list[float]:
-    """One wait for the device, however many numbers."""
+    """Copy numbers from the device with a single sync."""
     return torch.stack(tensors).double().tolist() if tensors[0].device.type != "mps" else torch.stack(tensors).tolist()

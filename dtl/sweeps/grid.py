@@ -1,4 +1,7 @@
-"""`python -m dtl.train -m` with lists of values: which trials there are, which of them are left to run."""
+"""The trials of `python -m dtl.train -m` with lists of values: composed, matched with the folder, checked.
+
+Combinations that compose to the same configuration are one trial, and a sweep without any valid trial is rejected.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,21 +11,21 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict, read_write
 
 from dtl.base.safe_text import in_one_line
-from dtl.commandline.cli import understood
+from dtl.commandline.cli import to_dtl_error
 from dtl.commandline.command import Command
 from dtl.config import to_yaml, typed
 from dtl.errors import ConfigError
 from dtl.run_dir.provenance import config_hash
 from dtl.run_dir.sweep_records import SweepFolder, Trial
 from dtl.sweeps.process import REASON_WIDTH
-from dtl.sweeps.table import varied
+from dtl.sweeps.table import varying_overrides
 
-# Overrides of Hydra's that are the sweep's own affair.
-_OF_THE_SWEEP = ("hydra.launcher", "hydra.sweeper", "hydra.sweep.", "hydra.mode", "hydra/launcher", "hydra/sweeper")
+# Hydra's own overrides that configure the sweep, not a trial.
+_SWEEP_KEYS = ("hydra.launcher", "hydra.sweeper", "hydra.sweep.", "hydra.mode", "hydra/launcher", "hydra/sweeper")
 
 
 class Composer:
-    """Overrides to a configuration and its hash, as Hydra would compose them for a trial."""
+    """Composes overrides to a configuration and its hash, as Hydra does for a trial."""
 
     def __init__(self, context: HydraContext, config: DictConfig, command: Command) -> None:
         self._loader = context.config_loader
@@ -30,10 +33,10 @@ class Composer:
         self._command = command
 
     def hash_of(self, overrides: Sequence[str]) -> str:
-        """Raises what composing and checking raise: Hydra's and OmegaConf's errors, ConfigError."""
+        """Return the hash of the composed configuration. Raises Hydra's and OmegaConf's errors, ConfigError."""
         composed = self._loader.load_sweep_config(self._config, list(overrides))
         before = HydraConfig.instance().cfg
-        HydraConfig.instance().set_config(composed)  # names take their parts from Hydra's choices
+        HydraConfig.instance().set_config(composed)  # resolvers of run names read Hydra's choices
         try:
             with read_write(composed), open_dict(composed):
                 del composed["hydra"]
@@ -42,14 +45,14 @@ class Composer:
             HydraConfig.instance().cfg = before
 
     def explain(self, error: Exception, overrides: list[str]) -> str:
-        """Why it cannot be composed, in one line."""
-        known = understood(error, overrides, self._command)
+        """Return why composing failed, in one line."""
+        known = to_dtl_error(error, overrides, self._command)
         return in_one_line(str(known or f"{type(error).__name__}: {error}").partition("\n")[0], REASON_WIDTH)
 
 
-def for_a_trial(overrides: Sequence[str]) -> list[str]:
-    """Overrides without those that speak to the sweep."""
-    return [one for one in overrides if not one.lstrip("+~").startswith(("sweep.", *_OF_THE_SWEEP))]
+def trial_overrides(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides without those that configure the sweep."""
+    return [override for override in overrides if not override.lstrip("+~").startswith(("sweep.", *_SWEEP_KEYS))]
 
 
 @dataclass(frozen=True)
@@ -57,89 +60,88 @@ class Combination:
     """One combination of a grid's values, composed."""
 
     overrides: list[str]
-    hash: str  # of its whole configuration; of its words where it is refused
-    refused: str = ""  # why it cannot be composed, in one line
+    hash: str  # of the composed configuration; of the overrides if it is rejected
+    refused: str = ""  # why it cannot be composed, in one line; empty if it can
 
 
-def combined(wanted: Sequence[Sequence[str]], composer: Composer) -> list[Combination]:
-    """The `wanted` overrides, in order, each with what it means. Writes nothing."""
-    found = []
+def compose_all(wanted: Sequence[Sequence[str]], composer: Composer) -> list[Combination]:
+    """Compose each of the `wanted` overrides, in order. Writes nothing."""
+    combinations = []
     for given in wanted:
-        overrides = for_a_trial(given)
+        overrides = trial_overrides(given)
         try:
-            found.append(Combination(overrides, composer.hash_of(overrides)))
+            combinations.append(Combination(overrides, composer.hash_of(overrides)))
         except Exception as error:
             words = config_hash("\n".join(sorted(overrides)))
-            found.append(Combination(overrides, words, composer.explain(error, overrides)))
-    return found
+            combinations.append(Combination(overrides, words, composer.explain(error, overrides)))
+    return combinations
 
 
-def lay_out(sweep: SweepFolder, combinations: Sequence[Combination]) -> list[Trial]:
-    """The trials of the combinations, in order, each with the record that it has in the sweep's folder already.
+def create_trials(sweep: SweepFolder, combinations: Sequence[Combination]) -> list[Trial]:
+    """Return the trials of the combinations, in order, reusing the records that the sweep's folder has already.
 
-    A configuration has one trial, however often and under whatever number it is asked for. What cannot be composed
-    is refused, with its reason; the others stay. One that never ran keeps its place when its words mean something else
-    than in an earlier session: what was refused then can be composed now, or the other way round.
+    Equal configurations share one trial. A combination that cannot be composed becomes a trial in the state
+    "refused", with the reason. A trial that never ran keeps its number when its overrides compose differently than in
+    an earlier session, for example because an error in a config file was fixed.
     """
     trials = sweep.trials()
     known = {trial.hash: trial for trial in trials}
     unrun = {tuple(sorted(trial.overrides)): trial for trial in trials if trial.state in ("waiting", "refused")}
     number = max((trial.number for trial in trials), default=-1) + 1
     chosen: dict[str, Trial] = {}
-    for one in combinations:
-        before = unrun.pop(tuple(sorted(one.overrides)), None)
-        trial = chosen.get(one.hash) or known.get(one.hash) or before
+    for combination in combinations:
+        before = unrun.pop(tuple(sorted(combination.overrides)), None)
+        trial = chosen.get(combination.hash) or known.get(combination.hash) or before
         if trial is None:
-            trial = Trial(number, one.overrides, one.hash)
+            trial = Trial(number, combination.overrides, combination.hash)
             number += 1
         elif before is not None and before is not trial:
-            sweep.remove(before)  # it means the same as another one
-        trial.hash = one.hash
-        if one.refused:
-            trial.state, trial.reason = "refused", one.refused
+            sweep.remove(before)  # it composes to the same configuration as another trial
+        trial.hash = combination.hash
+        if combination.refused:
+            trial.state, trial.reason = "refused", combination.refused
         elif trial.state == "refused":
             trial.state, trial.reason = "waiting", ""
         sweep.keep(trial)
-        chosen[one.hash] = trial
+        chosen[combination.hash] = trial
     return list(chosen.values())
 
 
-def repeated(combinations: Sequence[Combination]) -> str:
-    """A line about combinations that mean the same as an earlier one; empty where there is none."""
+def describe_duplicates(combinations: Sequence[Combination]) -> str:
+    """Return a line about combinations equal to an earlier one; empty if there are none."""
     first: dict[str, Combination] = {}
-    again = [one for one in combinations if first.setdefault(one.hash, one) is not one]
-    if not again:
+    duplicates = [each for each in combinations if first.setdefault(each.hash, each) is not each]
+    if not duplicates:
         return ""
-    one, other = again[0], first[again[0].hash]
-    own, others = varied([one.overrides, other.overrides])
-    of_grid = varied([each.overrides for each in combinations])[combinations.index(one)]
-    twice = f"{' '.join(of_grid or one.overrides)}, given twice"
+    duplicate, other = duplicates[0], first[duplicates[0].hash]
+    own, others = varying_overrides([duplicate.overrides, other.overrides])
+    in_grid = varying_overrides([each.overrides for each in combinations])[combinations.index(duplicate)]
+    twice = f"{' '.join(in_grid or duplicate.overrides)}, given twice"
     example = f"{' '.join(own)} as {' '.join(others)}" if own else twice
-    are = "is" if len(again) == 1 else "are"
+    are = "is" if len(duplicates) == 1 else "are"
     return (
-        f"{len(again)} of {len(combinations)} combinations {are} the same configuration as another: run once "
+        f"{len(duplicates)} of {len(combinations)} combinations {are} the same configuration as another: run once "
         f"({in_one_line(example, REASON_WIDTH)})"
     )
 
 
-# --- no trial can be ----------------------------------------------------------------------------------------------
-# A sweep of which no trial can be: refused as a whole, as a single run is.
-
+# --- a sweep without a valid trial --------------------------------------------------------------------------------
+# Rejected as a whole, with the error message of a single run.
 
 MAX_REASONS = 3
 
 
 class NoTrialError(ConfigError):
-    """Every trial of a sweep is refused."""
+    """Raised when every trial of a sweep is rejected."""
 
     def __init__(self, refused: Iterable[tuple[Sequence[str], str]]) -> None:
-        """`refused`: the overrides of each trial, and why it cannot be."""
+        """`refused`: for each trial its overrides and why it is rejected."""
         overrides, reasons = zip(*refused, strict=True)
         if len(reasons) == 1:
             super().__init__(reasons[0])
             return
         trials: dict[str, list[str]] = {}
-        for words, reason in zip(varied(overrides), reasons, strict=True):
+        for words, reason in zip(varying_overrides(overrides), reasons, strict=True):
             trials.setdefault(reason, []).append(" ".join(words))
         lines = [_line(reason, names) for reason, names in trials.items()]
         if len(lines) > MAX_REASONS:

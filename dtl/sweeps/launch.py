@@ -1,4 +1,4 @@
-"""A grid of trials, run or continued in its folder, and told on the terminal."""
+"""The launch of a grid: runs or resumes its trials in the sweep's folder, under a lock, and shows them."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,13 +10,13 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from dtl.base.display import shown
-from dtl.checkpoints.store import LOCK, SECONDS_OF_A_LOOK
-from dtl.commandline.cli import JobFailedError, take_back
+from dtl.checkpoints.store import LOCK, LOCK_PROBE_SECONDS
+from dtl.commandline.cli import JobFailedError, remove_empty_run_dir
 from dtl.commandline.command import Command
 from dtl.errors import ConfigError, InterruptedRun
 from dtl.run_dir.sweep_records import MULTIRUN, SWEEP, SweepFolder, SweepRecord, Trial, as_typed, now
 from dtl.sweeps.config import LauncherConfig
-from dtl.sweeps.grid import Composer, NoTrialError, combined, for_a_trial, lay_out, repeated
+from dtl.sweeps.grid import Composer, NoTrialError, compose_all, create_trials, describe_duplicates, trial_overrides
 from dtl.sweeps.pool import ListSource, run_trials
 from dtl.sweeps.screen import SweepScreen
 
@@ -28,17 +28,17 @@ def launch_grid(
     config: DictConfig,
     command: Command,
 ) -> list[JobReturn]:
-    """Run what is left of a grid; one JobReturn for each trial.
+    """Run the trials of a grid that are left; return one JobReturn per trial.
 
-    Raises InterruptedRun after Ctrl-C, JobFailedError at the end when trials failed, ConfigError for a sweep that
-    another process runs, NoTrialError for a new one of which every trial is refused: its folder is gone then.
+    Raises InterruptedRun after Ctrl-C, JobFailedError at the end if trials failed, ConfigError for a sweep that
+    another process runs, NoTrialError for a new one of which every trial is rejected (its folder is removed).
     """
     sweep = SweepFolder(Path(config.hydra.sweep.dir))
     try:
-        with held(sweep.path):
+        with locked_sweep(sweep.path):
             return _run(sweep, job_overrides, settings, config, Composer(context, config, command))
     except NoTrialError:
-        take_back(sweep.path, (MULTIRUN, SWEEP, LOCK))
+        remove_empty_run_dir(sweep.path, (MULTIRUN, SWEEP, LOCK))
         raise
 
 
@@ -51,24 +51,24 @@ def _run(
 ) -> list[JobReturn]:
     arguments = as_typed(config)
     record = sweep.read() or SweepRecord(arguments, started=now())
-    record.arguments = arguments  # in a folder that was named there may be more values than at first
+    record.arguments = arguments  # hydra.sweep.dir= may add values to the sweep of that folder
     record.state, record.sessions = "running", record.sessions + 1
     sweep.write(record)
     screen = SweepScreen(sweep)
     screen.checking(len(job_overrides))
-    combinations = combined(job_overrides, composer)  # takes a while: a sweep that is killed now goes on, too
-    if not sweep.trials() and all(one.refused for one in combinations):
-        raise NoTrialError((one.overrides, one.refused) for one in combinations)
-    trials = lay_out(sweep, combinations)
+    combinations = compose_all(job_overrides, composer)  # 5 to 10 a second: sweep.json is written before, for a resume
+    if not sweep.trials() and all(combination.refused for combination in combinations):
+        raise NoTrialError((combination.overrides, combination.refused) for combination in combinations)
+    trials = create_trials(sweep, combinations)
     record.planned = len(sweep.trials())
     sweep.write(record)
     with screen:
-        # What is refused here would be refused in its process, too.
-        left = [trial for trial in trials if trial.state != "refused" and trial.is_left(config.sweep.retry_failed)]
-        screen.begin(trials, left, record.sessions > 1, repeated(combinations))
+        # A configuration that is rejected here would be rejected in its own process too.
+        left = [trial for trial in trials if trial.state != "refused" and trial.is_pending(config.sweep.retry_failed)]
+        screen.begin(trials, left, record.sessions > 1, describe_duplicates(combinations))
         try:
-            beside = for_a_trial(config.hydra.overrides.hydra)
-            run_trials(sweep, ListSource(left, screen.ended), settings, beside, screen.started, screen.idle)
+            extra_overrides = trial_overrides(config.hydra.overrides.hydra)
+            run_trials(sweep, ListSource(left, screen.ended), settings, extra_overrides, screen.started, screen.idle)
         except (InterruptedRun, KeyboardInterrupt):
             record.state = "interrupted"
             sweep.write(record)
@@ -77,33 +77,29 @@ def _run(
         record.state = "finished"
         sweep.write(record)
         screen.end(trials)
-    bad = [trial for trial in trials if trial.went_wrong]
-    if bad:
-        raise JobFailedError(f"{len(bad)} of {len(trials)} trials did not finish")
+    failed = sum(trial.has_failed for trial in trials)
+    if failed:
+        raise JobFailedError(f"{failed} of {len(trials)} trials did not finish")
     return [_job_return(trial) for trial in trials]
 
 
 def _job_return(trial: Trial) -> JobReturn:
-    """A trial as Hydra's sweepers know them."""
+    """Convert a trial to the JobReturn that Hydra's sweepers expect."""
     done = JobReturn(overrides=trial.overrides, task_name="train", status=JobStatus.COMPLETED)
     done.return_value = trial.value
     return done
 
 
-# --- one process at a time ----------------------------------------------------------------------------------------
-# One process at a time works on a sweep.
-
-
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Hold the sweep in `folder`, which is made. Raises ConfigError where another process holds it."""
+def locked_sweep(folder: Path) -> Iterator[None]:
+    """Lock the sweep in `folder`, which is created. Raises ConfigError if another process has locked it."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(timeout=SECONDS_OF_A_LOOK)
+        lock.acquire(timeout=LOCK_PROBE_SECONDS)
     except Timeout:
         raise ConfigError(
-            f"{shown(folder)}: this sweep is running already. Look at it with python -m dtl.sweep "
+            f"{shown(folder)}: this sweep is already running. Show it with python -m dtl.sweep "
             f"status={shown(folder)}, or start another one with sweep.new=true."
         ) from None
     try:

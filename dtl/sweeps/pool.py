@@ -1,4 +1,4 @@
-"""The loop of a sweep: trials into processes, as many at a time as asked, until none is left or somebody says stop."""
+"""The loop of a sweep: runs trials in processes, n_jobs at a time, until none is left or a signal stops it."""
 
 import signal
 import time
@@ -7,18 +7,17 @@ from typing import Protocol
 
 from dtl.base.signals import StopSignals
 from dtl.errors import InterruptedRun
-from dtl.run_dir.sweep_records import WELL, SweepFolder, Trial
+from dtl.run_dir.sweep_records import SUCCEEDED, SweepFolder, Trial
 from dtl.sweeps.config import LauncherConfig
 from dtl.sweeps.process import TrialProcess
 
 # --- the hours of a sweep -----------------------------------------------------------------------------------------
-# The hours of a sweep: whether one more trial can end in time, by how long the slowest one took so far.
 
 
 class Budget:
-    """`hours` for all sessions of a sweep, of which `used` seconds are gone already; None = no limit.
+    """Time limit of `hours` for all sessions of a sweep, of which `used` seconds are spent already; None = no limit.
 
-    `after` is how many trials, one after the other, must still fit behind the next one.
+    One more trial is allowed if it would end in time even if it took as long as the slowest one so far.
     """
 
     def __init__(
@@ -31,18 +30,18 @@ class Budget:
             self.learn(trial)
 
     def learn(self, trial: Trial) -> None:
-        """A trial has ended: one that went through says how long a trial takes."""
-        if trial.state in WELL:
+        """Learn from a trial that has ended how long a trial takes."""
+        if trial.state in SUCCEEDED:  # a pruned or failed trial is too short to go by
             self._slowest = max(self._slowest, trial.seconds() or 0.0)
 
     @property
     def used(self) -> float:
-        """Seconds, of all sessions."""
+        """Seconds used by all sessions."""
         return self._before + self._clock() - self._began
 
     def allows(self, after: int = 0) -> bool:
-        """Whether a trial that starts now, and `after` rounds of others behind it, end in time. Before the first
-        trial is through nobody knows how long one takes: then as long as there is time at all."""
+        """Return True if a trial that starts now, followed by `after` rounds of trials, would end in time. Until the
+        first trial has finished its duration is unknown: then True as long as any time is left."""
         if self._limit is None:
             return True
         left = self._limit - self.used
@@ -51,32 +50,31 @@ class Budget:
 
 # --- the pool -----------------------------------------------------------------------------------------------------
 
-
-SECONDS_BETWEEN_LOOKS = 0.1
+SECONDS_BETWEEN_POLLS = 0.1
 
 
 class Source(Protocol):
-    """Where trials come from: a list, or a search that learns from those that ended."""
+    """Source of trials: a list, or a search that learns from the trials that ended."""
 
     def next(self, running: int) -> Trial | None:
-        """The next trial to run, given how many are running; None: none now, and none at all if none is running."""
+        """Return the next trial, given how many are running; None: none now, and none at all if none is running."""
         ...
 
     def look(self, trial: Trial) -> str | None:
-        """Asked again and again while a trial runs: why it should be pruned, or None."""
+        """Return why a running trial should be pruned, or None. Called at each poll."""
         ...
 
     def ended(self, trial: Trial) -> None:
-        """A trial has ended; its record says how."""
+        """Take note of a trial that has ended; its record has the outcome."""
         ...
 
 
 class ListSource:
-    """Trials that are known beforehand, in their order, as many as fit the hours; each runs to its own end."""
+    """Trials that are known beforehand, in order, as many as fit the budget; none is pruned."""
 
-    def __init__(self, trials: list[Trial], tell: Callable[[Trial], None], budget: Budget | None = None) -> None:
-        """`tell` is told of each trial that has ended. Without a `budget` there is time for all of them."""
-        self._waiting, self._tell = list(trials), tell
+    def __init__(self, trials: list[Trial], on_end: Callable[[Trial], None], budget: Budget | None = None) -> None:
+        """`on_end` is called with each trial that has ended. Without a `budget` there is no time limit."""
+        self._waiting, self._on_end = list(trials), on_end
         self._budget = budget or Budget(None, 0.0, [])
 
     def next(self, running: int) -> Trial | None:
@@ -84,26 +82,26 @@ class ListSource:
         return self._waiting.pop(0) if self._waiting and self._budget.allows() else None
 
     def look(self, trial: Trial) -> str | None:
-        """None is pruned."""
+        """Return None: no trial of a list is pruned."""
         return None
 
     def ended(self, trial: Trial) -> None:
         """See `Source`."""
         self._budget.learn(trial)
-        self._tell(trial)
+        self._on_end(trial)
 
 
 def run_trials(
     sweep: SweepFolder,
     source: Source,
     settings: LauncherConfig,
-    beside: list[str],
+    extra_overrides: list[str],
     started: Callable[[Trial], None],
     idle: Callable[[list[Trial]], None],
 ) -> None:
-    """Run what `source` gives. `started` is told of each start; `idle` is called between looks with what runs.
+    """Run the trials of `source`. `started` is called at each start, `idle` with the running trials after each poll.
 
-    Raises InterruptedRun after Ctrl-C or SIGTERM, when every running trial has saved and ended.
+    Raises InterruptedRun after Ctrl-C or SIGTERM, once every running trial has saved and ended.
     """
     running: list[TrialProcess] = []
     with StopSignals() as signals:
@@ -113,11 +111,11 @@ def run_trials(
                     trial = source.next(len(running))
                     if trial is None:
                         break
-                    running.append(TrialProcess(sweep, trial, settings, beside))
+                    running.append(TrialProcess(sweep, trial, settings, extra_overrides))
                     started(trial)
                 if not running:
                     break
-                time.sleep(SECONDS_BETWEEN_LOOKS)
+                time.sleep(SECONDS_BETWEEN_POLLS)
                 for process in list(running):
                     if process.poll():
                         running.remove(process)
@@ -128,7 +126,7 @@ def run_trials(
                         process.stop("pruned", why)
                 idle([process.trial for process in running])
         except BaseException:
-            # A second Ctrl-C, or an error of the sweep itself: nothing may be left running.
+            # A second Ctrl-C, or an error of the sweep itself: no process may be left running.
             for process in running:
                 process.kill()
             raise

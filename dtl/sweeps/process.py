@@ -1,4 +1,4 @@
-"""A running trial, seen from its sweep: starts it, stops it, says how it ended."""
+"""A trial's process as its sweep sees it: start, stop, time limits, outcome."""
 
 import os
 import shlex
@@ -14,35 +14,35 @@ from dtl.base.files import discard_directory
 from dtl.base.json_files import read_json, read_json_or_empty
 from dtl.base.safe_text import in_one_line
 from dtl.checkpoints.listing import newest_valid, step_folders
-from dtl.checkpoints.store import HOLDER
+from dtl.checkpoints.store import LOCK_OWNER
 from dtl.commandline.cli import quoted
 from dtl.errors import CheckpointError, ConfigError
 from dtl.run_dir.provenance import RESULT
-from dtl.run_dir.state import is_held
+from dtl.run_dir.state import is_locked
 from dtl.run_dir.sweep_records import ERROR, LOG, TRACEBACK, SweepFolder, Trial, TrialState, now
 from dtl.run_dir.trial import FOLDER, NUMBER, SECONDS_TO_END, SECONDS_TO_SAVE, SWEEP
 from dtl.sweeps.config import LauncherConfig
 from dtl.tracking.metrics import METRICS
 
 TRAIN = (sys.executable, "-m", "dtl.train")
-SECONDS_FOR_AN_ORPHAN = 30.0  # what the trial of a sweep that was killed has to end by itself
-REASON_WIDTH = 160
+SECONDS_FOR_AN_ORPHAN = 30.0  # for the trial of a killed sweep to notice, save and end
+REASON_WIDTH = 160  # characters of a reason
 
 
 class TrialProcess:
-    """One attempt at a trial. `stop` asks it to save and end; `poll` looks whether it has ended."""
+    """One attempt at a trial. `stop` asks it to save and end; `poll` checks whether it has ended."""
 
-    def __init__(self, sweep: SweepFolder, trial: Trial, settings: LauncherConfig, beside: list[str]) -> None:
-        """Start it: from its newest checkpoint where it has one, else anew. `beside` are overrides that a trial is
-        given, too, such as Hydra's search path. Raises OSError when no process can be started."""
+    def __init__(self, sweep: SweepFolder, trial: Trial, settings: LauncherConfig, extra_overrides: list[str]) -> None:
+        """Start the process: from the newest checkpoint if there is one, else from scratch. `extra_overrides` are
+        given to every trial, such as Hydra's search path. Raises OSError if no process can be started."""
         self.trial = trial
         self._settings = settings
         self._folder = sweep.trial_folder(trial.number)
         self._began = time.monotonic()
-        self._asked: TrialState | None = None  # the state to end in, once it was told to stop
+        self._asked: TrialState | None = None  # the state to end in, once it was asked to stop
         self._asked_at = 0.0
         end_orphan(self._folder)
-        arguments = self._arguments(beside)
+        arguments = self._arguments(extra_overrides)
         trial.state, trial.reason, trial.exit_code = "running", "", None
         trial.started, trial.ended = now(), None
         trial.attempts += 1
@@ -57,10 +57,10 @@ class TrialProcess:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self._environment(),
-                start_new_session=True,  # Ctrl-C in the terminal reaches the sweep alone, which then stops its trials
+                start_new_session=True,  # Ctrl-C reaches only the sweep, which then stops its trials
             )
 
-    def _arguments(self, beside: list[str]) -> list[str]:
+    def _arguments(self, extra_overrides: list[str]) -> list[str]:
         for name in (ERROR, TRACEBACK):
             (self._folder / name).unlink(missing_ok=True)
         if step_folders(self._folder):
@@ -68,11 +68,11 @@ class TrialProcess:
                 newest_valid(self._folder)
                 plugins = [override for override in self.trial.overrides if override.startswith("plugins=")]
                 return [f"resume={quoted(str(self._folder))}", *plugins]
-        self._begin_anew()
-        return [*self.trial.overrides, *beside, f"hydra.run.dir={quoted(str(self._folder))}"]
+        self._clear_folder()
+        return [*self.trial.overrides, *extra_overrides, f"hydra.run.dir={quoted(str(self._folder))}"]
 
-    def _begin_anew(self) -> None:
-        """What an attempt left that saved nothing would stand in the way; its log is kept."""
+    def _clear_folder(self) -> None:
+        """Remove what an attempt without a checkpoint left behind, except its log, before a start from scratch."""
         if not self._folder.exists():
             return
         log = self._folder / LOG
@@ -84,47 +84,50 @@ class TrialProcess:
     def _environment(self) -> dict[str, str]:
         environment = dict(os.environ)
         environment |= {FOLDER: str(self._folder), SWEEP: self._sweep.path.name, NUMBER: str(self.trial.number)}
-        environment["PYTHONUNBUFFERED"] = "1"  # what it says stands in its log at once
+        environment["PYTHONUNBUFFERED"] = "1"  # its output is in the log at once, which hang_minutes relies on
         if self._settings.n_jobs > 1:
-            # Threads of several trials on the same cores wait for each other.
-            share = max(1, (os.cpu_count() or 1) // self._settings.n_jobs)
-            environment.setdefault("OMP_NUM_THREADS", str(share))
+            # Threads of several trials on the same cores wait for each other: a run with two threads took one minute
+            # alone and four with other load (experiments/experiment/demo.md).
+            threads = max(1, (os.cpu_count() or 1) // self._settings.n_jobs)
+            environment.setdefault("OMP_NUM_THREADS", str(threads))
         return environment
 
     def stop(self, state: TrialState, reason: str) -> None:
-        """Ask it to save and end, which it does after its step; the trial will then stand as `state`."""
+        """Ask the trial to save and end, which it does after its step; its record then gets `state`."""
         if self._asked is not None:
             return
         self._asked, self._asked_at = state, time.monotonic()
         self.trial.reason = reason
-        self._let_go()
+        self._close_stdin()
 
     def kill(self) -> None:
-        """End it now; what it saved stays."""
+        """End the process now; its checkpoints stay."""
         self._process.kill()
-        self._let_go()
+        self._close_stdin()
 
-    def _let_go(self) -> None:
+    def _close_stdin(self) -> None:
         assert self._process.stdin is not None
         with suppress(OSError):  # it may have ended by itself
             self._process.stdin.close()
 
     def poll(self) -> bool:
-        """Whether it has ended; then the trial's record says how. Stops it when its time is over."""
+        """Return True once it has ended, with the outcome in the trial's record. Stops it after its time limits."""
         code = self._process.poll()
         if code is None:
-            self._look_at_the_clock()
+            self._enforce_time_limits()
             return False
-        self._let_go()
+        self._close_stdin()
         self.trial.exit_code, self.trial.ended = code, now()
         self.trial.state, self.trial.reason = self._outcome(code)
-        self.trial.value = self._best_loss()
+        value = self._result().get("value")
+        self.trial.value = float(value) if isinstance(value, int | float) else None
         self._sweep.keep(self.trial)
         return True
 
-    def _look_at_the_clock(self) -> None:
+    def _enforce_time_limits(self) -> None:
         if self._asked is not None:
             waited = time.monotonic() - self._asked_at
+            # A hung trial will not save: it gets the shorter time.
             to_save = SECONDS_TO_END if self._asked == "hung" else SECONDS_TO_SAVE
             if waited > to_save + SECONDS_TO_END:
                 self.kill()
@@ -151,7 +154,7 @@ class TrialProcess:
             return ("stopped" if result.get("state") == "stopped" else "finished"), ""
         if self._asked is not None:
             return self._asked, self.trial.reason
-        if code < 0:
+        if code < 0:  # POSIX: ended by signal -code
             name = signal.Signals(-code).name
             if name in ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT"):
                 hint = ": by hand, or by the system when memory ran out" if name == "SIGKILL" else ""
@@ -167,22 +170,18 @@ class TrialProcess:
             return in_one_line(first, REASON_WIDTH)
         return f"exit code {code}, see {LOG}"
 
-    def _best_loss(self) -> float | None:
-        value = self._result().get("value")
-        return float(value) if isinstance(value, int | float) else None
-
     def _result(self) -> dict[str, object]:
         return read_json_or_empty(self._folder / RESULT)
 
 
 def end_orphan(folder: Path) -> None:
-    """Wait until nobody works in a trial's folder. A trial notices that its sweep was killed, saves and ends; one that
-    hangs is killed, when it runs on this machine."""
+    """Wait until no process has locked a trial's folder. The trial of a killed sweep notices, saves and ends; one that
+    hangs is killed if it runs on this machine."""
     waited_until = time.monotonic() + SECONDS_FOR_AN_ORPHAN
-    while is_held(folder):
+    while is_locked(folder):
         if time.monotonic() > waited_until:
             with suppress(OSError, CheckpointError, KeyError):
-                holder = read_json(folder / HOLDER)
+                holder = read_json(folder / LOCK_OWNER)
                 if holder["host"] == socket.gethostname():
                     os.kill(int(holder["pid"]), getattr(signal, "SIGKILL", signal.SIGTERM))
             waited_until = time.monotonic() + SECONDS_FOR_AN_ORPHAN

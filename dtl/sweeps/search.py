@@ -1,6 +1,6 @@
-"""A search: Optuna proposes, trials run in processes of their own, their files tell how they do.
+"""The search: Optuna proposes trials, and the losses in their metrics.jsonl are reported back to it.
 
-Knows no process and no Hydra: `lay` turns overrides into the trial that has a folder for them.
+Independent of processes and of Hydra: `create_trial` turns overrides into a trial with a folder.
 """
 
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtl.run_dir.state import read_run_state
-from dtl.run_dir.sweep_records import FAILED, WELL, SweepFolder, Trial, now
+from dtl.run_dir.sweep_records import FAILED, SUCCEEDED, SweepFolder, Trial, now
 from dtl.sweeps.config import SearchConfig
 from dtl.sweeps.pool import Budget
 from dtl.sweeps.search_study import NUMBER, PRUNED, Study, report
@@ -19,14 +19,13 @@ if TYPE_CHECKING:
 
 
 # --- the losses of a running trial --------------------------------------------------------------------------------
-# The validation losses of a run while it writes them, from metrics.jsonl alone.
 
 
 class Losses:
-    """Follows metrics.jsonl of a run: each call of `new` gives what was written since the last one.
+    """Validation losses of a run, followed in its metrics.jsonl: `new` returns those written since its last call.
 
-    A run that goes on from a checkpoint writes its file anew, without the rows beyond it: then all come again, with
-    the same numbers.
+    A run that resumes from a checkpoint rewrites the file without the rows after it: then all losses are returned
+    again, with the same numbers.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,7 +34,7 @@ class Losses:
         self._read = self._evaluations = 0
 
     def new(self) -> list[tuple[int, float | None]]:
-        """(number of the evaluation, counted from 1; validation loss, None for one that is not finite), in order."""
+        """Return (evaluation, counted from 1; validation loss, None if not finite), in order."""
         try:
             with self._file.open("rb") as file:
                 state = self._file.stat()
@@ -47,28 +46,27 @@ class Losses:
                 data = file.read()
         except OSError:
             return []
-        whole = data[: data.rfind(b"\n") + 1]  # the rest of the last line is still to come
-        self._read += len(whole)
-        found: list[tuple[int, float | None]] = []
-        for row in map(parse_row, whole.splitlines()):
+        complete = data[: data.rfind(b"\n") + 1]  # the rest of the last line is still being written
+        self._read += len(complete)
+        losses: list[tuple[int, float | None]] = []
+        for row in map(parse_row, complete.splitlines()):
             if row is not None and "val/loss" in row:
                 self._evaluations += 1
                 loss = row["val/loss"]
-                found.append((self._evaluations, float(loss) if isinstance(loss, int | float) else None))
-        return found
+                losses.append((self._evaluations, float(loss) if isinstance(loss, int | float) else None))
+        return losses
 
 
 # --- the search ---------------------------------------------------------------------------------------------------
 
-
-MAX_REPEATS = 100  # proposals in a row that were tried already: the search is at its end
+MAX_REPEATS = 100  # proposals in a row that were tried already: the space counts as exhausted
 
 
 class Search:
-    """Where the trials of a search come from: a source for `dtl.sweeps.pool.run_trials`.
+    """Source of trials for `dtl.sweeps.pool.run_trials`: asks Optuna for each and tells it the outcome.
 
-    A trial that was asked for is told once, whatever happens in between; one that was interrupted or killed stays
-    open and goes on with the next session of the sweep.
+    Each trial is told exactly once, also after a crash; one that was interrupted or killed stays open and resumes
+    with the next session of the sweep.
     """
 
     def __init__(
@@ -77,23 +75,23 @@ class Search:
         study: Study,
         settings: SearchConfig,
         budget: Budget,
-        lay: Callable[[list[str]], Trial],
-        tell: Callable[[Trial], None],
+        create_trial: Callable[[list[str]], Trial],
+        on_end: Callable[[Trial], None],
         *,
         retry_failed: bool = False,
         rounds_after: int = 0,
     ) -> None:
-        """`tell` is told of each trial that has ended. `rounds_after` trials, one after the other, follow the search:
-        its hours leave room for them."""
+        """`on_end` is called with each trial that has ended. The budget reserves time for `rounds_after` trials, one
+        after the other, that follow the search."""
         self._sweep, self._study, self._settings, self._budget = sweep, study, settings, budget
-        self._lay, self._tell, self._rounds_after = lay, tell, rounds_after
+        self._create_trial, self._on_end, self._rounds_after = create_trial, on_end, rounds_after
         self._open: dict[int, optuna.Trial] = {}  # by the number of its folder
         self._losses: dict[int, Losses] = {}
-        self._waiting: list[Trial] = []  # to go on, or to be run again
-        self._again: set[int] = set()  # numbers of failed trials that run once more
-        self._must_wait = False  # what was proposed is running already
-        self.why_ended = ""  # where neither the number of trials nor Ctrl-C ended it
-        self._bring_back()
+        self._waiting: list[Trial] = []  # to be resumed
+        self._again: set[int] = set()  # numbers of failed trials to run again
+        self._must_wait = False  # the proposed configuration is running already: wait for its loss
+        self.why_ended = ""  # empty if the number of trials or Ctrl-C ended it
+        self._restore()
         if retry_failed:
             self._retry()
 
@@ -103,10 +101,10 @@ class Search:
         return {trial.number: trial for trial in self._sweep.trials() if trial.role == "trial"}
 
     def left(self) -> int:
-        """Trials that are still to run, as far as their number decides."""
+        """Return how many trials are still to run, by `n_trials` alone."""
         return len(self._waiting) + len(self._again) + max(0, self._settings.n_trials - len(self.tried))
 
-    # --- as a source of trials --------------------------------------------------------------------------------------
+    # --- the interface of dtl.sweeps.pool.Source --------------------------------------------------------------------
 
     def next(self, running: int) -> Trial | None:
         """See `dtl.sweeps.pool.Source`."""
@@ -127,19 +125,19 @@ class Search:
         return None
 
     def look(self, trial: Trial) -> str | None:
-        """See `dtl.sweeps.pool.Source`. Every evaluation is reported, in order; after the last step there is nothing
-        left to save, and the trial counts as one that went through."""
+        """See `dtl.sweeps.pool.Source`. Reports every evaluation, in order. After its last step a trial is not pruned:
+        nothing is left to save, and it counts as finished."""
         asked = self._open[trial.number]
         if PRUNED in asked.user_attrs:
             return asked.user_attrs[PRUNED]
         for evaluation, loss in self._losses[trial.number].new():
-            if report(asked, evaluation, loss) and not self._is_through(trial):
+            if report(asked, evaluation, loss) and not self._is_at_last_step(trial):
                 why = f"by {self._settings.pruner}: validation loss {loss:.4f} at its evaluation {evaluation}"
                 asked.set_user_attr(PRUNED, why)
                 return why
         return None
 
-    def _is_through(self, trial: Trial) -> bool:
+    def _is_at_last_step(self, trial: Trial) -> bool:
         run = read_run_state(self._sweep.trial_folder(trial.number))
         return run.last_step is not None and run.step == run.last_step
 
@@ -150,17 +148,17 @@ class Search:
         asked, losses = self._open.pop(trial.number), self._losses.pop(trial.number)
         if trial.state != "pruned":
             for evaluation, loss in losses.new():
-                report(asked, evaluation, loss)  # it was through before anybody looked
+                report(asked, evaluation, loss)  # it ended between two polls
         self._tell_study(asked, trial)
-        self._tell(trial)
+        self._on_end(trial)
 
-    # --- what is proposed -------------------------------------------------------------------------------------------
+    # --- proposals --------------------------------------------------------------------------------------------------
 
     def _propose(self) -> Trial | None:
-        """A new trial to run; None for a configuration that was told at once, or that runs already."""
+        """Return a new trial to run; None for a configuration whose loss is known already, or that is running."""
         asked = self._study.ask()
         known = self.tried
-        trial = self._lay(self._study.space.overrides(asked.params))
+        trial = self._create_trial(self._study.space.overrides(asked.params))
         asked.set_user_attr(NUMBER, trial.number)
         if trial.number in self._again:
             self._again.remove(trial.number)
@@ -170,8 +168,8 @@ class Search:
             return None
         elif trial.done or trial.attempts:
             self._tell_again(asked, trial)
-            if trial.number not in known:  # refused
-                self._tell(trial)
+            if trial.number not in known:  # rejected when it was composed
+                self._on_end(trial)
             return None
         self._open[trial.number] = asked
         return self._opened(trial)
@@ -181,8 +179,8 @@ class Search:
         return trial
 
     def _tell_study(self, asked: "optuna.Trial", trial: Trial) -> None:
-        """How `trial` ended. One that is not done stays open, for the next session."""
-        if trial.state in WELL and trial.value is not None:
+        """Tell Optuna how `trial` ended. One that is not done stays open, for the next session."""
+        if trial.state in SUCCEEDED and trial.value is not None:
             self._study.finish(asked, trial.value)
         elif trial.state == "pruned":
             self._study.prune(asked)
@@ -190,7 +188,7 @@ class Search:
             self._study.fail(asked, trial.reason or f"{trial.state}, without a validation loss")
 
     def _tell_again(self, asked: "optuna.Trial", trial: Trial) -> None:
-        """The same configuration once more: its losses are known."""
+        """Tell Optuna the known losses of a configuration that was proposed again."""
         if trial.done:
             self._report_all(asked, trial)
             self._tell_study(asked, trial)
@@ -201,16 +199,16 @@ class Search:
         for evaluation, loss in Losses(self._sweep.trial_folder(trial.number)).new():
             report(asked, evaluation, loss)
 
-    # --- a search that goes on --------------------------------------------------------------------------------------
+    # --- resuming ---------------------------------------------------------------------------------------------------
 
-    def _bring_back(self) -> None:
-        """What was asked for and not told, and what a damaged journal has lost."""
+    def _restore(self) -> None:
+        """Restore the trials that Optuna was not told of, and those that a damaged journal has lost."""
         for asked in self._study.unfinished():
-            if NUMBER not in asked.user_attrs:  # killed between the proposal and its folder
-                asked.set_user_attr(NUMBER, self._lay(self._study.space.overrides(asked.params)).number)
-        told = self._study.numbers()
+            if NUMBER not in asked.user_attrs:  # killed between the proposal and the creation of its folder
+                asked.set_user_attr(NUMBER, self._create_trial(self._study.space.overrides(asked.params)).number)
+        in_study = self._study.numbers()
         for number, trial in self.tried.items():
-            if number not in told:
+            if number not in in_study:
                 self._study.restore(trial)
         known = self.tried
         for asked in self._study.unfinished():
@@ -220,9 +218,9 @@ class Search:
             elif trial.number in self._open:
                 self._study.fail(asked, f"the same as trial {trial.number}, which is running")
             else:
-                self._bring_back_one(asked, trial)
+                self._restore_trial(asked, trial)
 
-    def _bring_back_one(self, asked: "optuna.Trial", trial: Trial) -> None:
+    def _restore_trial(self, asked: "optuna.Trial", trial: Trial) -> None:
         if PRUNED in asked.user_attrs and not trial.done:  # killed while it was being stopped
             trial.state, trial.reason, trial.ended = "pruned", asked.user_attrs[PRUNED], now()
             self._sweep.keep(trial)
@@ -237,7 +235,7 @@ class Search:
         for trial in self.tried.values():
             params = self._study.space.params(trial.overrides) if trial.state in FAILED else None
             if params is not None:
-                again = self._lay(trial.overrides)
+                again = self._create_trial(trial.overrides)
                 if again.number == trial.number and again.state != "refused":
                     self._again.add(trial.number)
                     self._study.ask_again(params)

@@ -1,4 +1,4 @@
-"""Hydra's sweep syntax as a space for Optuna: intervals, ranges and choices become what a search may propose."""
+"""Search space of Optuna from Hydra's sweep syntax: intervals, ranges and choices."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ _SEEDS = (
     "hydra/sweeper=dtl_optuna."
 )
 _PER_TOKEN = (
-    "A search compares losses per token of the validation text, which do not compare when the tokens or the text are "
-    "others. A grid without hydra/sweeper=dtl_optuna runs them all; dtl.report compares tokenizers by bits per byte."
+    "A search compares losses per token of the validation text, which cannot be compared when tokens or text "
+    "differ. A grid without hydra/sweeper=dtl_optuna runs them all; dtl.report compares tokenizers by bits per byte."
 )
-FORBIDDEN = {  # keys that a search does not choose, and why
+FORBIDDEN = {  # keys that a search must not choose, and why
     **dict.fromkeys(("seed", "resume", "init"), _SEEDS),
     **dict.fromkeys(("tokenizer", "tokenizer.kind", "tokenizer.vocab_size", "tokenizer.path"), _PER_TOKEN),
     **dict.fromkeys(("data", "data.path"), _PER_TOKEN),
@@ -31,29 +31,29 @@ FORBIDDEN = {  # keys that a search does not choose, and why
 
 @dataclass(frozen=True)
 class Space:
-    """What stays the same in all trials, and what a search may choose."""
+    """Fixed overrides of all trials, and the distributions of the searched keys."""
 
-    fixed: list[str]  # overrides
-    searched: dict[str, "BaseDistribution"]  # key of an override, with its mark, to what it may be
+    fixed: list[str]  # overrides that all trials share
+    searched: dict[str, "BaseDistribution"]  # key of an override, with Hydra's + mark, to its distribution
 
     def overrides(self, params: Mapping[str, Any]) -> list[str]:
-        """The overrides of the trial with these parameters. Numbers get six digits, so that a table can be read."""
+        """Return the overrides of the trial with these parameters. Floats get six digits, for readable tables."""
         return [*self.fixed, *(f"{key}={_as_text(params[key], self.searched[key])}" for key in self.searched)]
 
     def params(self, overrides: Sequence[str]) -> dict[str, Any] | None:
-        """The parameters behind the overrides of a trial; None where they are not of this space."""
+        """Return the parameters behind the overrides of a trial; None if they are not of this space."""
         given = {key: value for key, _, value in (override.partition("=") for override in overrides)}
-        found: dict[str, Any] = {
+        params: dict[str, Any] = {
             key: _from_text(given[key], kind) for key, kind in self.searched.items() if key in given
         }
-        whole = len(found) == len(self.searched) and None not in found.values()
-        return found if whole and self.overrides(found) == list(overrides) else None
+        complete = len(params) == len(self.searched) and None not in params.values()
+        return params if complete and self.overrides(params) == list(overrides) else None
 
 
 def parse_space(overrides: Sequence[str], loader: ConfigLoader | None = None) -> Space:
-    """The space that overrides in Hydra's syntax ask for. `loader` finds the files of glob(...).
+    """Parse overrides in Hydra's syntax to a search space. `loader` finds the files of glob(...).
 
-    Raises ConfigError for a sweep that no search can make, or where nothing is swept; Hydra's errors for what is no
+    Raises ConfigError for a sweep that cannot be searched, or if nothing is swept; Hydra's errors for a malformed
     override.
     """
     fixed: dict[str, str] = {}
@@ -69,7 +69,7 @@ def parse_space(overrides: Sequence[str], loader: ConfigLoader | None = None) ->
         else:
             searched[key] = _distribution(override, line)
     if not searched:
-        raise ConfigError(f"hydra/sweeper=dtl_optuna: there is nothing to search. Give what may vary: {EXAMPLE}")
+        raise ConfigError(f"hydra/sweeper=dtl_optuna: there is nothing to search. Give the keys to search: {EXAMPLE}")
     return Space(list(fixed.values()), searched)
 
 
@@ -83,19 +83,19 @@ def _distribution(override: Override, line: str) -> "BaseDistribution":
         raise ConfigError(f"{line}: the tag {sorted(unknown)[0]} is not known. Known: log.")
     try:
         if isinstance(sweep, IntervalSweep):
-            return _of_interval(sweep, is_log)
+            return _from_interval(sweep, is_log)
         if isinstance(sweep, RangeSweep):
-            return _of_range(sweep, is_log)
+            return _from_range(sweep, is_log)
     except ValueError as error:
         raise ConfigError(f"{line}: {error}. For example: {EXAMPLE}") from None
     if is_log:
         raise ConfigError(f"{line}: choices have no logarithm. Use tag(log,interval(low,high)), or leave out the tag.")
     if isinstance(sweep, ChoiceSweep):
-        sweep.shuffle = False  # the order means nothing here, and a search that goes on must find the same one
+        sweep.shuffle = False  # the order has no meaning for Optuna, and a search that resumes must find the same one
     return CategoricalDistribution(tuple(dict.fromkeys(override.sweep_string_iterator())))
 
 
-def _of_interval(sweep: IntervalSweep, is_log: bool) -> "BaseDistribution":
+def _from_interval(sweep: IntervalSweep, is_log: bool) -> "BaseDistribution":
     from optuna.distributions import FloatDistribution, IntDistribution
 
     assert sweep.start is not None and sweep.end is not None
@@ -105,8 +105,8 @@ def _of_interval(sweep: IntervalSweep, is_log: bool) -> "BaseDistribution":
     return FloatDistribution(float(sweep.start), float(sweep.end), log=is_log)
 
 
-def _of_range(sweep: RangeSweep, is_log: bool) -> "BaseDistribution":
-    """As in Python and in Hydra's own grids, the end is not part of a range."""
+def _from_range(sweep: RangeSweep, is_log: bool) -> "BaseDistribution":
+    """Return the distribution of a range, whose end is excluded as in Python and in Hydra's grids."""
     from optuna.distributions import FloatDistribution, IntDistribution
 
     values = list(sweep.range())
@@ -119,7 +119,7 @@ def _of_range(sweep: RangeSweep, is_log: bool) -> "BaseDistribution":
     if all(isinstance(value, int) for value in values):
         return IntDistribution(int(low), int(high), log=is_log, step=int(step))
     if is_log:
-        raise ValueError("a range with the tag log has whole numbers; use an interval")
+        raise ValueError("a range with the tag log takes only integers; use an interval")
     return FloatDistribution(float(low), float(high), step=float(step))
 
 
@@ -134,7 +134,7 @@ def _as_text(value: Any, kind: "BaseDistribution") -> str:
     if not isinstance(value, float):
         return str(value)
     short = f"{value:.6g}"
-    return short if kind._contains(float(short)) else repr(value)  # rounding may leave an interval
+    return short if kind._contains(float(short)) else repr(value)  # rounding may step outside an interval
 
 
 def _from_text(text: str, kind: "BaseDistribution") -> Any:

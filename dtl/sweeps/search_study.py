@@ -1,7 +1,7 @@
-"""The Optuna study of a search, kept in one file of the sweep's folder: asked, told and brought back after a kill.
+"""The Optuna study of a search, in one journal file of the sweep's folder: ask, tell, and restore after a kill.
 
-A journal only grows by whole lines, so that a kill can cut off its last line alone; that line is removed before the
-study goes on. What was in it, the trials' own folders still know.
+A journal grows by complete lines, so that a kill can damage only its last line, which is cut off when the study is
+opened. Its content is restored from the trials' folders.
 """
 
 import json
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 JOURNAL = "study.journal"
 NAME = "search"
-# What the study keeps of a trial beside Optuna's own.
-NUMBER, REASON, PRUNED = "number", "reason", "pruned"  # its folder; why it failed; why it is to be pruned
+# User attributes of a trial in the study: its folder, why it failed, why it is to be pruned.
+NUMBER, REASON, PRUNED = "number", "reason", "pruned"
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Study:
     """Optuna's study with the sampler and the pruner of the settings.
 
-    What is proposed depends on the seed, on how many trials were proposed before and on what was told of them: with
-    one trial at a time, a search that was killed goes on with what it would have proposed otherwise.
+    A proposal depends on the seed, on the number of earlier proposals and on the reported losses: with one trial at
+    a time, a killed search resumes with the proposals that it would have made otherwise.
     """
 
     def __init__(self, folder: Path, settings: SearchConfig, space: Space) -> None:
@@ -40,51 +40,50 @@ class Study:
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
 
-        optuna.logging.set_verbosity(optuna.logging.ERROR)  # the sweep's own screen says it
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # the sweep's screen logs the trials
         self.space = space
         self._settings = settings
         file = folder / JOURNAL
-        mend(file)
-        storage = JournalStorage(JournalFileBackend(str(file), lock_obj=_held_by_the_sweep()))
+        truncate_journal(file)
+        storage = JournalStorage(JournalFileBackend(str(file), lock_obj=_no_lock()))
         pruner = _pruner(settings)
         self._study = optuna.create_study(storage=storage, study_name=NAME, pruner=pruner, load_if_exists=True)
 
     def ask(self) -> "optuna.Trial":
-        """A new trial, with parameters. Raises ConfigError for a study of another space."""
+        """Return a new trial with its parameters. Raises ConfigError if the study was made with another space."""
         self._study.sampler = _sampler(self._settings, len(self._study.get_trials(deepcopy=False)))
         try:
             return self._study.ask(self.space.searched)
         except ValueError as error:
             raise ConfigError(
-                f"{JOURNAL}: its search had other choices ({error}). Start another one with sweep.new=true."
+                f"{JOURNAL}: its search had other choices ({error}). Start another sweep with sweep.new=true."
             ) from None
 
     def unfinished(self) -> list["optuna.Trial"]:
-        """Trials that were asked for and of which nothing was told: their sweep was ended. Those that had not even
-        got all their parameters are told as failed."""
+        """Return the trials without an outcome, whose sweep ended before them. Those that were killed before they had
+        all their parameters are told as failed."""
         import optuna
 
-        found = []
+        trials = []
         for frozen in self._study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
             trial = optuna.trial.Trial(self._study, frozen._trial_id)
             if frozen.params.keys() == self.space.searched.keys():
-                found.append(trial)
+                trials.append(trial)
             else:
                 self.fail(trial, "the sweep was killed while it was proposed")
-        return found
+        return trials
 
     def numbers(self) -> dict[int, "optuna.trial.FrozenTrial"]:
-        """The trials that have a folder, by its number; of several, the last one."""
+        """Return the trials that have a folder, by its number; of several, the last one."""
         trials = self._study.get_trials(deepcopy=False)
         return {trial.user_attrs[NUMBER]: trial for trial in trials if NUMBER in trial.user_attrs}
 
     def ask_again(self, params: Mapping[str, Any]) -> None:
-        """Propose these parameters once more, before anything else."""
+        """Propose these parameters again, before any others."""
         self._study.enqueue_trial(dict(params))
 
     def restore(self, trial: Trial) -> None:
-        """Take a trial back into a study that lost it, as one that nothing was told of. One of another space is left
-        out."""
+        """Add a trial that the study has lost, without an outcome. A trial of another space is skipped."""
         import optuna
 
         params = self.space.params(trial.overrides)
@@ -100,57 +99,57 @@ class Study:
         )
 
     def finish(self, trial: "optuna.Trial", loss: float) -> None:
-        """The best validation loss of a trial that ended well."""
+        """Tell the best validation loss of a trial that finished."""
         self._study.tell(trial, loss)
 
     def prune(self, trial: "optuna.Trial") -> None:
-        """A trial that was stopped; its last validation loss counts."""
+        """Tell that a trial was pruned; its last validation loss counts."""
         import optuna
 
         self._study.tell(trial, state=optuna.trial.TrialState.PRUNED)
 
     def fail(self, trial: "optuna.Trial", reason: str) -> None:
-        """A trial without a loss: NaN, an error, a configuration that cannot be."""
+        """Tell that a trial has no loss: NaN, an error, a rejected configuration."""
         import optuna
 
         trial.set_user_attr(REASON, reason)
         self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
 
     def trials(self) -> list["optuna.trial.FrozenTrial"]:
-        """All that was asked, as Optuna knows it."""
+        """Return all trials of the study."""
         return self._study.get_trials(deepcopy=False)
 
 
 def report(trial: "optuna.Trial", evaluation: int, loss: float | None) -> bool:
-    """Tell the study the validation loss of a trial's `evaluation`, counted from 1; whether it should be pruned.
+    """Report the loss of a trial's `evaluation`, counted from 1; return True if the trial should be pruned.
 
-    A loss that was told before, or that is none, changes nothing.
+    A loss that was reported before, is None or is not finite changes nothing.
     """
-    told = trial.storage.get_trial(trial._trial_id).intermediate_values
-    if loss is None or not math.isfinite(loss) or evaluation in told:
+    reported = trial.storage.get_trial(trial._trial_id).intermediate_values
+    if loss is None or not math.isfinite(loss) or evaluation in reported:
         return False
     trial.report(loss, evaluation)
     return trial.should_prune()
 
 
-def mend(file: Path) -> None:
-    """Cut a journal off behind its last whole line; what follows a damaged line is kept in `<name>.damaged`."""
+def truncate_journal(file: Path) -> None:
+    """Truncate a journal after its last valid line; what follows a damaged line is kept in `<name>.damaged`."""
     if not file.exists():
         return
     data = file.read_bytes()
-    whole = 0
+    valid = 0
     for line in data.splitlines(keepends=True):
         if not line.endswith(b"\n") or not _is_entry(line):
             break
-        whole += len(line)
-    if whole == len(data):
+        valid += len(line)
+    if valid == len(data):
         return
-    rest = data[whole:]
+    rest = data[valid:]
     if b"\n" in rest.rstrip(b"\n"):
         aside = file.with_name(f"{file.name}.damaged")
         write_atomically(aside, rest)
-        log.warning("%s: damaged from byte %d on; that part is now %s.", file, whole, aside.name)
-    write_atomically(file, data[:whole])
+        logger.warning("%s: damaged from byte %d on; that part is now %s.", file, valid, aside.name)
+    write_atomically(file, data[:valid])
 
 
 def _is_entry(line: bytes) -> bool:
@@ -160,25 +159,27 @@ def _is_entry(line: bytes) -> bool:
         return False
 
 
-def _held_by_the_sweep() -> Any:
-    """No lock of Optuna's own: the sweep's lock is held, and Optuna's would outlive a kill by half a minute."""
+def _no_lock() -> Any:
+    """Return a lock that does nothing: the sweep is locked already, and Optuna's own outlives a kill by 30 s."""
     from optuna.storages.journal._file import BaseJournalFileLock
 
-    class HeldAlready(BaseJournalFileLock):
+    class NoLock(BaseJournalFileLock):
         def acquire(self) -> bool:
             return True
 
         def release(self) -> None:
             pass
 
-    return HeldAlready()
+    return NoLock()
 
 
 def _sampler(settings: SearchConfig, asked: int) -> "optuna.samplers.BaseSampler":
     import numpy as np
     from optuna.samplers import RandomSampler, TPESampler
 
+    # A new sampler for each proposal: its random state need not survive a kill.
     seed = int(np.random.SeedSequence([settings.seed, asked]).generate_state(1)[0])
+    # TPE: Bergstra et al. 2011, Algorithms for Hyper-Parameter Optimization.
     return TPESampler(seed=seed) if settings.sampler == "tpe" else RandomSampler(seed=seed)
 
 
@@ -186,8 +187,8 @@ def _pruner(settings: SearchConfig) -> "optuna.pruners.BasePruner":
     from optuna.pruners import MedianPruner, NopPruner, SuccessiveHalvingPruner
 
     if settings.pruner == "median":
-        # Optuna judges from step n_warmup_steps on; ours count from 1.
+        # Optuna prunes from step n_warmup_steps on; evaluations count from 1.
         return MedianPruner(n_startup_trials=settings.startup_trials, n_warmup_steps=settings.warmup + 1)
-    if settings.pruner == "asha":
+    if settings.pruner == "asha":  # Li et al. 2018, arXiv:1810.05934
         return SuccessiveHalvingPruner(settings.min_resource, settings.reduction_factor)
     return NopPruner()

@@ -1,4 +1,4 @@
-"""The trials of a sweep as a table, from files alone: another terminal sees the same, also after a crash."""
+"""Table and status of a sweep, read from its files alone: the same in another terminal, also after a crash."""
 
 import os
 from collections import Counter
@@ -14,7 +14,7 @@ from dtl.base.display import shown, table
 from dtl.base.safe_text import in_one_line
 from dtl.base.units import in_time, in_units
 from dtl.errors import ConfigError
-from dtl.run_dir.state import RUN_FILES, RunState, is_held, read_run_state
+from dtl.run_dir.state import RUN_FILES, RunState, is_locked, read_run_state
 from dtl.run_dir.sweep_records import LOG, SWEEP, TRACEBACK, SweepFolder, SweepRecord, Trial, find_sweeps, is_sweep
 
 RIGHT = ("trial", "step", "best loss", "tokens/s", "time")
@@ -27,7 +27,7 @@ STYLES = {
 
 @dataclass(frozen=True)
 class Row:
-    """A trial and how its run stands."""
+    """A trial and the state of its run."""
 
     trial: Trial
     run: RunState
@@ -37,7 +37,7 @@ class Row:
         return self.run.best_loss if self.trial.value is None else self.trial.value
 
     def seconds_left(self) -> float | None:
-        """Of training, by the speed so far; None where it is not known."""
+        """Return the training seconds left, by the speed so far; None if unknown."""
         step, last, seconds = self.run.step, self.run.last_step, self.run.seconds
         if self.trial.state != "running" or not step or not last or not seconds:
             return None
@@ -45,11 +45,11 @@ class Row:
 
 
 def rows_of(sweep: SweepFolder, trials: Iterable[Trial] | None = None) -> list[Row]:
-    """The trials of a sweep (None: all) with what the files of their runs say.
+    """Return the trials of a sweep (None: all) with the state of their runs.
 
-    A trial that says that it is running although nobody holds the sweep was killed with it.
+    A trial recorded as running in a sweep that no process has locked was killed with it.
     """
-    alive = is_held(sweep.path)
+    alive = is_locked(sweep.path)
     rows = []
     for trial in sweep.trials() if trials is None else trials:
         if trial.state == "running" and not alive:
@@ -58,16 +58,16 @@ def rows_of(sweep: SweepFolder, trials: Iterable[Trial] | None = None) -> list[R
     return rows
 
 
-def varied(overrides: Sequence[Sequence[str]]) -> list[list[str]]:
-    """The overrides of each trial without those that all of them share, and without Hydra's marks of new keys."""
+def varying_overrides(overrides: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return the overrides of each trial without those that all trials share, and without Hydra's + marks."""
     common = set.intersection(*map(set, overrides)) if len(overrides) > 1 else set()
-    return [[one.lstrip("+") for one in of_trial if one not in common] for of_trial in overrides]
+    return [[word.lstrip("+") for word in words if word not in common] for words in overrides]
 
 
 def trial_table(rows: Sequence[Row]) -> Table:
-    """Number, overrides, state, step, best loss, speed, time, reason: a line for each trial."""
+    """Return a table with a row per trial: number, overrides, state, step, best loss, speed, time, reason."""
     wide = {name: {"no_wrap": False, "overflow": "fold", "ratio": n} for name, n in (("overrides", 3), ("why", 2))}
-    cells = map(_cells, rows, varied([row.trial.overrides for row in rows]))
+    cells = map(_cells, rows, varying_overrides([row.trial.overrides for row in rows]))
     look = {"header_style": "bold", "padding": (0, 1), "pad_edge": True}
     return table(HEADERS, cells, RIGHT, every={"no_wrap": True}, columns=wide, **look)
 
@@ -100,16 +100,16 @@ def _time(row: Row) -> str:
 
 
 def counted(trials: Iterable[Trial]) -> str:
-    """`3 finished, 1 failed`: the commonest first."""
+    """Return the counts by state, the most frequent first: `3 finished, 1 failed`."""
     counts = Counter(trial.state for trial in trials)
     return ", ".join(f"{number} {state}" for state, number in counts.most_common())
 
 
 def failures(sweep: SweepFolder, trials: Iterable[Trial]) -> list[str]:
-    """A line for each trial that went wrong: the file to look into, or why where it has left none."""
+    """Return a line for each trial that went wrong: the file with its traceback or log, else the reason."""
     lines = []
     for trial in trials:
-        if trial.went_wrong:
+        if trial.has_failed:
             files = [sweep.trial_folder(trial.number) / name for name in (TRACEBACK, LOG)]
             where = next((shown(file) for file in files if file.exists()), in_one_line(trial.reason))
             lines.append(f"trial {trial.number} {trial.state}: {where}")
@@ -117,54 +117,53 @@ def failures(sweep: SweepFolder, trials: Iterable[Trial]) -> list[str]:
 
 
 def comparing(sweep: SweepFolder, trials: Iterable[Trial]) -> list[str]:
-    """How to compare what went through, in one line; none where there are not two of them."""
-    through = sum(trial.value is not None for trial in trials)
-    return [f"compare them: python -m dtl.report runs={shown(sweep.path)}"] if through > 1 else []
+    """Return the line with the command that compares the finished trials; none if fewer than two."""
+    finished = sum(trial.value is not None for trial in trials)
+    return [f"compare them: python -m dtl.report runs={shown(sweep.path)}"] if finished > 1 else []
 
 
 # --- the status of a sweep ----------------------------------------------------------------------------------------
-# How a sweep stands, from the files in its folder alone.
 
 
 @dataclass(frozen=True)
 class Status:
-    """The picture of a moment."""
+    """Status of a sweep at one moment."""
 
     is_running: bool
     renderable: RenderableType
 
 
 def find_sweep(spec: str, outputs: Path) -> SweepFolder:
-    """The sweep that `status=spec` means: a folder, or the one begun last. Raises ConfigError where there is none."""
+    """Return the sweep of `status=spec`: a folder, or the newest for `latest`. Raises ConfigError if there is none."""
     if spec == "latest":
-        found = find_sweeps(outputs)
-        if not found:
+        sweeps = find_sweeps(outputs)
+        if not sweeps:
             raise ConfigError(
                 f"status=latest: there is no sweep under {outputs} yet. Start one: "
                 "python -m dtl.train -m optimizer.lr=1e-3,3e-3"
             )
-        return found[0]
+        return sweeps[0]
     folder = Path(os.path.expanduser(spec))
     if (folder / SWEEP).is_file():
         return SweepFolder(folder)
     known = "".join(f"\n  {_listed(sweep)}" for sweep in find_sweeps(outputs)[:5])
     raise ConfigError(
-        f"status={spec}: {_what_it_is(folder)}"
+        f"status={spec}: {_describe(folder)}"
         + (f" The last sweeps:{known}" if known else f" There is no sweep under {outputs} yet.")
     )
 
 
-def _what_it_is(folder: Path) -> str:
-    """What a folder that no sweep of DTL's was run in is instead."""
+def _describe(folder: Path) -> str:
+    """Describe a folder that is no sweep of DTL's, with the command that shows it."""
     if not folder.exists():
         return "there is no such folder."
     if (folder.parent / SWEEP).is_file():
-        return f"is inside a sweep. How that one stands: status={shown(folder.parent)}."
+        return f"is inside a sweep. Show it with status={shown(folder.parent)}."
     if is_sweep(folder):
-        return f"its trials had a launcher of Hydra's own. What came out: python -m dtl.report runs={shown(folder)}."
+        return f"its trials ran under Hydra's own launcher. Show them with python -m dtl.report runs={shown(folder)}."
     if any((folder / name).exists() for name in RUN_FILES):
-        return "is a run, not a sweep. How it stands: python -m dtl.runs."
-    return f"no folder of a sweep (it would hold a {SWEEP})."
+        return "is a run, not a sweep. Show it with python -m dtl.runs."
+    return f"is not the folder of a sweep (it has no {SWEEP})."
 
 
 def _listed(sweep: SweepFolder) -> str:
@@ -174,15 +173,15 @@ def _listed(sweep: SweepFolder) -> str:
 
 
 def _read(sweep: SweepFolder) -> tuple[SweepRecord | None, str, bool]:
-    """The record, the state, and whether somebody holds the sweep: one that says `running` was killed otherwise."""
-    alive = is_held(sweep.path)  # asked first: a sweep that ends just now has written its state before it lets go
+    """Return record, state and whether the sweep is locked. One recorded as `running` but not locked was killed."""
+    alive = is_locked(sweep.path)  # checked first: a sweep writes its last state before it releases its lock
     record = sweep.read()
     state = record.state if record else "unknown"
     return record, "killed" if state == "running" and not alive else state, alive
 
 
 def status_of(sweep: SweepFolder) -> Status:
-    """The table of its trials, with what a person does next."""
+    """Return the table of the trials, with the failures and the command to run next."""
     record, state, alive = _read(sweep)
     rows = rows_of(sweep)
     trials = [row.trial for row in rows]
@@ -195,5 +194,5 @@ def status_of(sweep: SweepFolder) -> Status:
     lines += [Text(line, style="dim") for line in failures(sweep, trials)]
     lines += [Text(line, style="dim") for line in comparing(sweep, trials)]
     if state in ("killed", "interrupted"):
-        lines.append(Text("The same command goes on with what is left.", style="yellow"))
+        lines.append(Text("The same command resumes it.", style="yellow"))
     return Status(alive, Group(*lines))

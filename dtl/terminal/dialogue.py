@@ -1,4 +1,4 @@
-"""What chat and generate do alike: introduce the model, then take line after line. Imports no torch."""
+"""The dialogue that chat and generate share: Ctrl-C, the source of lines, the loop over them. Imports no torch."""
 
 import contextlib
 import signal
@@ -16,18 +16,17 @@ if TYPE_CHECKING:
     from dtl.terminal.loading import LoadedModel
 
 # --- Ctrl-C -------------------------------------------------------------------------------------------------------
-# Ctrl-C while a model writes: stops the text, not the program.
 
 
 class Leaving(KeyboardInterrupt):
-    """Ctrl-C for the second time within one text."""
+    """Raised by the second Ctrl-C within one text: the program ends."""
 
 
 class StopOnInterrupt:
-    """A context manager around one text: Ctrl-C sets `asked`, which the loop over its pieces reads.
+    """Context manager around one text: Ctrl-C sets `asked`, which the loop over the text's pieces reads.
 
-    An exception would surface somewhere inside torch. The second Ctrl-C is one all the same, `Leaving`: it is for
-    a model that takes too long to come to its next piece. Outside the main thread nothing is caught.
+    An exception at the first Ctrl-C would surface inside a call of torch. The second raises `Leaving`, for a model
+    that takes too long to reach its next piece. Outside the main thread Python allows no signal handler.
     """
 
     def __init__(self) -> None:
@@ -43,7 +42,7 @@ class StopOnInterrupt:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._is_main:
-            # None: a handler that was not set by Python, and that Python cannot set again.
+            # None: the former handler was not set by Python, which cannot restore it.
             signal.signal(signal.SIGINT, signal.SIG_DFL if self._before is None else self._before)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -55,19 +54,19 @@ class StopOnInterrupt:
 # --- lines of a terminal or a pipe --------------------------------------------------------------------------------
 
 
-def open_input(label: str, most_characters: int, history: Path | None = None) -> InputLine:
-    """Lines of a terminal, shown after `label` and remembered in the file `history` (None: nowhere), or of a pipe.
+def open_input(label: str, max_characters: int, history: Path | None = None) -> InputLine:
+    """Return the lines of a terminal, after the prompt `label` and with the history file `history`, or of a pipe.
 
-    `most_characters` bounds a line: more of it is never kept in memory.
+    `max_characters` bounds a line: no more of it is held in memory. Raises EOFError when standard input is closed.
     """
     if is_interactive():
-        from dtl.terminal.typed_input import TerminalInput  # prompt_toolkit: a pipe needs none of it
+        from dtl.terminal.typed_input import TerminalInput  # imports prompt_toolkit, which a pipe does not need
 
-        return TerminalInput(label, most_characters, history)
-    if sys.stdin is None:  # closed, as some services start programs
+        return TerminalInput(label, max_characters, history)
+    if sys.stdin is None:  # closed, as when some service managers start a program
         raise EOFError
-    is_typed = sys.stdin.isatty() and sys.stderr.isatty()  # and standard output goes to a file
-    return PipedInput(sys.stdin.buffer, most_characters, (lambda: _show(label)) if is_typed else None)
+    is_typed = sys.stdin.isatty() and sys.stderr.isatty()  # standard output is a file: prompts go to stderr
+    return PipedInput(sys.stdin.buffer, max_characters, (lambda: _show(label)) if is_typed else None)
 
 
 def _show(label: str) -> None:
@@ -80,16 +79,19 @@ def _show(label: str) -> None:
 
 
 def introduce(model: "LoadedModel", screen: Screen) -> None:
-    """The model's name and run."""
+    """Show the model's name and run."""
     name, *more = model.lines()
-    screen.say(f"DTL {name}", "bold")
+    screen.print(f"DTL {name}", "bold")
     for text in more:
         screen.note(text)
 
 
 def take_lines(line: InputLine, screen: Screen, take: Callable[[str | TooLong], None]) -> None:
-    """Give each line to `take`, until the input ends or `take` raises EOFError. Ctrl-C where somebody types is for
-    the line alone; elsewhere, and twice within one answer (`Leaving`), it is KeyboardInterrupt."""
+    """Pass each line to `take`, until the input ends or `take` raises EOFError.
+
+    Ctrl-C at the prompt of a terminal discards the line. Raises KeyboardInterrupt for Ctrl-C elsewhere, `Leaving` for
+    the second Ctrl-C within one answer.
+    """
     while True:
         try:
             if note := line.take_note():
@@ -102,4 +104,4 @@ def take_lines(line: InputLine, screen: Screen, take: Callable[[str | TooLong], 
         except KeyboardInterrupt:
             if not line.is_terminal:
                 raise
-            screen.note("Ctrl-D or quit leaves.")
+            screen.note("To quit: Ctrl-D or quit.")

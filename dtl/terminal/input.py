@@ -1,4 +1,4 @@
-"""What a person asks, line by line: typed in a terminal with history and editing, or piped in."""
+"""Lines of input: the protocol, the lines of a pipe, and the terminal's keyboard while a model generates."""
 
 import codecs
 import contextlib
@@ -14,68 +14,69 @@ from typing import BinaryIO, Protocol
 
 import platformdirs
 
-CHUNK = 2**20  # bytes read at once of a line that is dropped
+CHUNK = 2**20  # bytes per read of a line that is dropped
 
 
 @dataclass(frozen=True)
 class TooLong:
-    """A line of so many characters was dropped: more than can be of use."""
+    """Stands for a line that was dropped because no text of `n_characters` fits."""
 
     n_characters: int
 
 
 class InputLine(Protocol):
-    """Lines of text, as long as there are any."""
+    """A source of lines of text."""
 
-    is_terminal: bool  # whether it is typed: Ctrl-C at the prompt is for the line, not for the program
+    is_terminal: bool  # typed lines: Ctrl-C at the prompt discards the line, not the program
 
     def read(self) -> str | TooLong:
-        """The next line, without its end. Raises EOFError at the end of input, KeyboardInterrupt for Ctrl-C."""
+        """Return the next line, without its line end. Raises EOFError at the end, KeyboardInterrupt for Ctrl-C."""
         ...
 
     def take_note(self) -> str | None:
-        """What is to be told about the input itself, once."""
+        """Return a message about the input itself, such as a history that cannot be written, once."""
         ...
 
 
 def is_interactive() -> bool:
-    """Whether a person types and looks."""
+    """Return True when standard input and output are both a terminal."""
     return sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def history_file(given: str | None, command: str) -> Path:
-    """Where a command remembers what was typed: the file given, or one in the user's own folder for such things."""
+    """Return the history file of a command: the given one, or one in the user's state folder (platformdirs)."""
     if given is not None:
         return Path(os.path.expanduser(given))
     return platformdirs.user_state_path("dtl", appauthor=False) / f"{command}_history"
 
 
 class PipedInput:
-    """Lines of UTF-8 from a stream of bytes; what is no UTF-8 becomes U+FFFD."""
+    """Lines of UTF-8 from a stream of bytes; invalid bytes become U+FFFD."""
 
     is_terminal = False
 
-    def __init__(self, stream: BinaryIO, most_characters: int, before_each: Callable[[], None] | None = None) -> None:
+    def __init__(self, stream: BinaryIO, max_characters: int, before_each: Callable[[], None] | None = None) -> None:
         self._stream = stream
-        self._most = most_characters
+        self._max_characters = max_characters
         self._before_each = before_each or (lambda: None)
 
     def read(self) -> str | TooLong:
         """See `InputLine.read`."""
         self._before_each()
-        most_bytes = 4 * self._most + 2  # a character takes up to four, the line's end up to two
-        raw = self._stream.readline(most_bytes)
+        max_bytes = 4 * self._max_characters + 2  # UTF-8 has up to four bytes a character; a line end has up to two
+        raw = self._stream.readline(max_bytes)
         if not raw:
             raise EOFError
-        if raw.endswith(b"\n") or len(raw) < most_bytes:
+        if raw.endswith(b"\n") or len(raw) < max_bytes:
+            # U+FEFF: the byte order mark with which Windows programs begin a text.
             line = raw.decode("utf-8", "replace").removeprefix("\ufeff").rstrip("\r\n")
-            return line if len(line) <= self._most else TooLong(len(line))
+            return line if len(line) <= self._max_characters else TooLong(len(line))
         return TooLong(self._drop_rest(raw))
 
     def _drop_rest(self, raw: bytes) -> int:
-        """Characters in a line that begins with `raw`, and goes on."""
+        """Read the rest of a line that begins with `raw`, and return its number of characters."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        n_characters = n_ends = 0  # carriage returns count when more of the line follows them
+        n_characters = n_ends = 0  # carriage returns count only when more of the line follows them
         while raw:
             body = raw.rstrip(b"\r\n")
             if body:
@@ -90,22 +91,21 @@ class PipedInput:
         return None
 
 
-# --- the keyboard while a model writes ----------------------------------------------------------------------------
-# The terminal's keyboard while a program has it: nothing that is typed ahead is echoed into an answer, or lost.
+# --- the keyboard while a model generates -------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def quiet_keyboard() -> Iterator[None]:
-    """Keys wait, unseen, until somebody reads them; Ctrl-C still signals. The terminal is left as it was found, also
-    when the program is told to end (SIGTERM, SIGHUP: SystemExit). Does nothing where nobody types and looks, and on
-    Windows.
+    """Context manager in which typed keys are neither echoed into an answer nor lost; Ctrl-C still signals.
 
-    In the usual mode the kernel would keep 4,095 characters of what is typed, and turn Ctrl-D into a NUL.
+    The terminal's mode is restored at the end, also after SIGTERM and SIGHUP, which raise SystemExit here. Does nothing
+    without a terminal, and on Windows. In canonical mode the kernel would keep only 4,095 characters of what is typed
+    ahead, and a Ctrl-D among them would arrive as a NUL.
     """
     if os.name == "nt" or not is_interactive():
         yield
         return
-    import termios  # Windows has none
+    import termios  # does not exist on Windows
 
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
@@ -113,19 +113,20 @@ def quiet_keyboard() -> Iterator[None]:
     quiet[3] &= ~(termios.ECHO | termios.ICANON)
     with _ending_by_exception():
         try:
-            termios.tcsetattr(descriptor, termios.TCSANOW, quiet)
+            termios.tcsetattr(descriptor, termios.TCSANOW, quiet)  # TCSAFLUSH would discard what was typed ahead
             yield
         finally:
-            with contextlib.suppress(termios.error):  # the terminal was closed
+            with contextlib.suppress(termios.error):  # the terminal has been closed
                 termios.tcsetattr(descriptor, termios.TCSANOW, before)
 
 
 @contextlib.contextmanager
 def _ending_by_exception() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise SystemExit, where they would end the process on the spot."""
+    """Context manager in which SIGTERM and SIGHUP raise SystemExit, so that `finally` clauses still run."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    # A handler that someone else has set stays in place, and so does an ignored SIGHUP (nohup).
     numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
     for number in numbers:
         signal.signal(number, _exit)
@@ -137,4 +138,4 @@ def _ending_by_exception() -> Iterator[None]:
 
 
 def _exit(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
+    raise SystemExit(128 + number)  # the exit code that a shell reports for a signal

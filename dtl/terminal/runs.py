@@ -1,4 +1,4 @@
-"""Which checkpoint a person means; the runs to choose from when none is named. Imports no torch."""
+"""The checkpoint that `ckpt=` names, or the list of runs to choose from when it names none. Imports no torch."""
 
 import shlex
 from collections.abc import Iterator
@@ -13,22 +13,22 @@ from dtl.run_dir.state import RunState, read_run_state
 
 MAX_RUNS = 10
 TO_MAKE_ONE = """\
-  python -m dtl.train model=qa data=qa   questions and answers that ship with DTL
-  make demo                              a small one: trains, then answers five questions"""
+  python -m dtl.train model=qa data=qa   on the questions and answers that ship with DTL
+  make demo                              a small model: trains, then answers five questions"""
 
 
 def checkpoint_to_use(spec: str | None, outputs: Path, command: str) -> Path:
-    """The checkpoint that `ckpt=spec` means, for `python -m dtl.<command>`.
+    """Return the checkpoint that `ckpt=spec` names, for `python -m dtl.<command>`.
 
-    Raises ConfigError with the list of runs and the lines to type when nothing is named, or `latest` where there is no
-    run at all; CheckpointError as `find_checkpoint` does.
+    Raises ConfigError with the list of runs and the commands to type when `spec` is None, or `latest` without any run;
+    CheckpointError as `find_checkpoint` does.
     """
     if spec is None or (spec == "latest" and not list_runs(outputs)):
-        raise ConfigError(_what_to_type(spec, outputs, command))
+        raise ConfigError(_choices_message(spec, outputs, command))
     return find_checkpoint(spec, outputs)
 
 
-def _what_to_type(spec: str | None, outputs: Path, command: str) -> str:
+def _choices_message(spec: str | None, outputs: Path, command: str) -> str:
     given = f"ckpt={spec or 'null'}: "
     folders = list_runs(outputs)
     if not folders:
@@ -39,9 +39,9 @@ def _what_to_type(spec: str | None, outputs: Path, command: str) -> str:
     shown = f"the last {len(runs)} of {len(folders)}, " if len(folders) > len(runs) else ""
     return "\n".join(
         [
-            f"{given}say which model. Runs under {outputs} ({shown}newest first):",
+            f"{given}choose a model. Runs under {outputs} ({shown}newest first):",
             *_table(runs),
-            "Type the folder of one, or latest:",
+            "Give the folder of one, or latest:",
             f"  {begin}{in_one_line(shlex.quote(str(example)))}",
             f"  {begin}latest",
             f"To train another:\n{TO_MAKE_ONE}",

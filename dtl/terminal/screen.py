@@ -1,6 +1,6 @@
-"""Where a conversation is shown: answers on one stream, all that is said about them on another.
+"""The screen of a conversation: answers on one stream, notes and warnings on another.
 
-In a terminal both are the same. In a pipe the answers alone go to standard output.
+In a terminal both are standard output. In a pipe only the answers go to standard output.
 """
 
 import contextlib
@@ -17,53 +17,54 @@ from dtl.base.safe_text import visible
 
 
 class Screen:
-    """Everything that is written here is made safe first. A character that a stream cannot encode becomes `?`."""
+    """Two streams, made safe to print: control characters are shown, characters that cannot be encoded become `?`."""
 
     def __init__(self, answers: TextIO, notes: TextIO, labelled: bool) -> None:
-        """`labelled` writes who speaks before each answer."""
+        """With `labelled`, the speaker's name is written before each line."""
         for stream in (answers, notes):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
         self.answers = answers
         self.labelled = labelled
+        # No markup: a model's text may contain [red] or :smile:. No wrapping in a pipe: a note is one line.
         self.console = Console(file=notes, highlight=False, markup=False, emoji=False, soft_wrap=not notes.isatty())
 
     @property
     def is_terminal(self) -> bool:
-        """Whether a person looks at it."""
+        """Return True when the stream of notes is a terminal."""
         return self.console.is_terminal
 
     def label(self, who: str, style: str) -> None:
-        """The beginning of a line that somebody says."""
+        """Begin a line with its speaker."""
         if self.labelled:
             self.console.print(Text(f"{visible(who)}: ", style=style), end="")
             self.console.file.flush()
 
     def piece(self, text: str) -> None:
-        """More of an answer, at once."""
-        # Not by rich: it would fill each piece into lines as if it stood alone.
+        """Write a piece of an answer, unbuffered."""
+        # Not through rich, which would wrap each piece as if it began at the left margin.
         self.answers.write(visible(text))
         self.answers.flush()
 
     def note(self, text: str) -> None:
-        """A line about what happens, not to be noticed much."""
+        """Write a dimmed line about progress."""
         self._line(text, "dim")
 
-    def say(self, text: str, style: str = "") -> None:
-        """A plain line, or several."""
+    def print(self, text: str, style: str = "") -> None:
+        """Write a plain line, or several."""
         self._line(text, style)
 
-    def complain(self, text: str) -> None:
-        """A line about what was not done, and why."""
+    def warn(self, text: str) -> None:
+        """Write a yellow line: what was not done, and why."""
         self._line(text, "yellow")
 
     def clear(self) -> None:
-        """An empty screen, if it is one."""
+        """Clear the screen of a terminal."""
         self.console.clear()
 
     @contextlib.contextmanager
     def waiting(self, text: str) -> Iterator[None]:
-        """A line that is there while something takes long; only in a terminal."""
+        """Context manager that shows a line while something takes long; only in a terminal."""
         if not self.is_terminal:
             yield
             return
@@ -74,7 +75,7 @@ class Screen:
             self.console.control(Control((ControlType.ERASE_IN_LINE, 2)))
 
     def can_show(self, text: str) -> bool:
-        """Whether the stream of notes can encode it."""
+        """Return True when the stream of notes can encode the text."""
         try:
             text.encode(getattr(self.console.file, "encoding", None) or "utf-8")
         except UnicodeEncodeError:
@@ -86,5 +87,5 @@ class Screen:
 
 
 def open_screen(all_in_one: bool) -> Screen:
-    """All of a conversation on standard output, or (in a pipe) the answers there and the rest on standard error."""
+    """Return a screen on standard output, or (in a pipe) with the notes on standard error."""
     return Screen(sys.stdout, sys.stdout if all_in_one else sys.stderr, labelled=all_in_one)

@@ -1,4 +1,4 @@
-"""What was asked and answered: kept while a chat lasts, saved when a person asks for it."""
+"""The turns of a chat, and their file: Markdown, or .jsonl that data=qa reads."""
 
 import json
 import math
@@ -30,18 +30,18 @@ class Turn:
     mean_logprob: float  # natural logarithm, a token; nan for an empty answer
     n_tokens: int
     seconds: float
-    ended: "Ending | None"  # None: a person stopped it
+    ended: "Ending | None"  # None: stopped by Ctrl-C
 
 
 def save_transcript(turns: Sequence[Turn], checkpoint: Path, path: Path) -> None:
-    """Write the turns to a file that is not there yet: a .jsonl that `data.qa.path` can name, or else Markdown.
+    """Write the turns to a new file: a .jsonl that `data.qa.path` can name, or else Markdown.
 
-    Raises DTLError when there is such a file already, or it cannot be written.
+    Raises DTLError when the file exists already or cannot be written.
     """
     text = _as_json_lines(turns, checkpoint) if path.suffix == ".jsonl" else _as_markdown(turns, checkpoint)
     try:
         if path.exists():
-            raise DTLError(f"{path}: is there already, and nothing is overwritten. Give another name.")
+            raise DTLError(f"{path}: exists already and is not overwritten. Give another name.")
         write_atomically(path, text)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         why = error.strerror if isinstance(error, OSError) else error
@@ -49,7 +49,7 @@ def save_transcript(turns: Sequence[Turn], checkpoint: Path, path: Path) -> None
 
 
 def default_path(now: datetime) -> Path:
-    """Where a transcript goes without a name."""
+    """Return the default file name of a transcript."""
     return Path(f"chat-{now:%Y-%m-%d-%H%M%S}.md")
 
 

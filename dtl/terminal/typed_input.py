@@ -1,4 +1,4 @@
-"""Lines that a person types: editing, a history that is kept in a file, pastes of any size."""
+"""Typed lines, with editing, a history file and pastes of any size (prompt_toolkit)."""
 
 import os
 import re
@@ -29,25 +29,23 @@ if TYPE_CHECKING:
 
 
 # --- pastes of any size -------------------------------------------------------------------------------------------
-# Keys of a terminal in which a paste may be as large as it likes: what exceeds a bound is counted and dropped.
-#
-# prompt_toolkit's own parser searches the whole of a paste again with each kilobyte that comes.
-
+# prompt_toolkit's own parser searches the whole paste again after each kilobyte: quadratic in its size. With this one
+# 10 MB take 0.5 s until they are rejected (docs/results.md).
 
 END = "\x1b[201~"  # what a terminal sends after a paste
-BURST = 64  # characters that come at once: nobody types them
+BURST = 64  # characters that arrive at once: more than anyone types, so they are a paste
 _LINE_ENDS = re.compile("[\r\n\x03]")
 
 
 class BoundedParser(Vt100Parser):
-    """Calls `feed_key_callback` with at most `most_characters` of a paste; `sizes` has what each one really had.
+    """Parser that calls `feed_key_callback` with at most `max_characters` of a paste; `sizes` has their true lengths.
 
-    A terminal may not mark its pastes. Text that comes in a burst is taken for a part of one, up to the next Enter.
+    Some terminals do not mark pastes. Text that arrives in a burst is treated as a paste, up to the next Enter.
     """
 
-    def __init__(self, feed_key_callback: Callable[[KeyPress], None], most_characters: int) -> None:
-        self.sizes: deque[int] = deque()  # a number for each Keys.BracketedPaste
-        self._most = most_characters
+    def __init__(self, feed_key_callback: Callable[[KeyPress], None], max_characters: int) -> None:
+        self.sizes: deque[int] = deque()  # one for each Keys.BracketedPaste
+        self._max_characters = max_characters
         self._kept: list[str] = []
         self._n_kept = self._n_characters = self._n_burst = self._n_dropped = 0
         super().__init__(feed_key_callback)
@@ -66,7 +64,7 @@ class BoundedParser(Vt100Parser):
             super().feed(data)
 
     def _feed_paste(self, data: str) -> None:
-        text = self._paste_buffer + data  # the buffer holds what may be the beginning of the end mark
+        text = self._paste_buffer + data  # the buffer holds a possible beginning of the end mark
         end = text.find(END)
         self._take(text[: -len(END)] if end < 0 else text[:end])
         self._paste_buffer = text[-len(END) :]
@@ -80,25 +78,25 @@ class BoundedParser(Vt100Parser):
 
     def _take(self, text: str) -> None:
         self._n_characters += len(text)
-        if self._n_kept < self._most:
-            self._kept.append(text[: self._most - self._n_kept])
+        if self._n_kept < self._max_characters:
+            self._kept.append(text[: self._max_characters - self._n_kept])
             self._n_kept += len(self._kept[-1])
 
     def _feed_burst(self, data: str) -> None:
         self._n_burst += len(data)
-        if self._n_burst > self._most:
+        if self._n_burst > self._max_characters:
             self._n_dropped += len(data)
         else:
             self.flush()
             self._pass_on(data, len(data))
 
     def _end_burst(self, data: str) -> None:
-        """A burst of which something was dropped: what follows is too, up to the next Enter or Ctrl-C."""
+        """Drop what follows a burst that was cut, up to the next Enter or Ctrl-C."""
         before, *after = _LINE_ENDS.split(data, maxsplit=1)
         self._n_dropped += len(before)
         if after:
             size, self._n_dropped, self._n_burst = self._n_dropped, 0, 0
-            self._pass_on("", max(size, self._most + 1))
+            self._pass_on("", max(size, self._max_characters + 1))
             self.feed(after[0])
 
     def _pass_on(self, text: str, size: int) -> None:
@@ -108,14 +106,13 @@ class BoundedParser(Vt100Parser):
 
 # --- lines --------------------------------------------------------------------------------------------------------
 
-
-READ_BYTES = 2**16
+READ_BYTES = 2**16  # prompt_toolkit reads 1,024, with which a paste of 10 MB takes seconds
 
 
 class TerminalInput:
-    """An `InputLine` for a terminal. A paste is part of the line whatever is in it; Enter ends the line.
+    """An `InputLine` for a terminal. A paste becomes part of the line, also one with line ends; Enter ends the line.
 
-    `source` and `sink` are prompt_toolkit's ends of the terminal (None: the process's own).
+    `source` and `sink` are prompt_toolkit's input and output (None: the process's own terminal).
     """
 
     is_terminal = True
@@ -123,30 +120,31 @@ class TerminalInput:
     def __init__(
         self,
         label: str,
-        most_characters: int,
+        max_characters: int,
         history: Path | None = None,
         source: Input | None = None,
         sink: Output | None = None,
     ) -> None:
-        self._most = most_characters
-        self._refused_beside = ""  # what stood in the line beside a paste that was dropped
+        self._max_characters = max_characters
+        self._kept_line = ""  # the text in the line when a paste was dropped
         self._history, self._note = open_history(history)
         source = source or create_input()
-        self._parser = _bound_pastes(source, most_characters)
+        self._parser = _bound_pastes(source, max_characters)
         self._session: PromptSession[str | TooLong] = PromptSession(
             [("bold ansigreen", f"{label}: ")],
             history=self._history,
             key_bindings=self._bindings(),
-            enable_suspend=True,
+            enable_suspend=True,  # Ctrl-Z
             input=source,
-            output=sink or _plain_output(),
+            # prompt_toolkit would send escape sequences to a terminal that has none (TERM=dumb).
+            output=sink or (PlainTextOutput(sys.stdout) if is_dumb_terminal() else None),
         )
 
     def read(self) -> str | TooLong:
         """See `InputLine.read`."""
-        beside, self._refused_beside = self._refused_beside, ""
-        line = self._session.prompt(default=beside)
-        return TooLong(len(line)) if isinstance(line, str) and len(line) > self._most else line
+        default, self._kept_line = self._kept_line, ""
+        line = self._session.prompt(default=default)
+        return TooLong(len(line)) if isinstance(line, str) and len(line) > self._max_characters else line
 
     def take_note(self) -> str | None:
         """See `InputLine.take_note`."""
@@ -161,42 +159,37 @@ class TerminalInput:
         def paste(event: KeyPressEvent) -> None:
             buffer = event.current_buffer
             size = self._parser.sizes.popleft() if self._parser is not None else len(event.data)
-            if size + len(buffer.text) <= self._most:
+            if size + len(buffer.text) <= self._max_characters:
                 buffer.insert_text(_on_one_line(event.data))
                 return
-            self._refused_beside = buffer.text if len(buffer.text) <= self._most // 2 else ""
+            self._kept_line = buffer.text if len(buffer.text) <= self._max_characters // 2 else ""
             event.app.exit(result=TooLong(size + len(buffer.text)))
 
         return bindings
 
 
-def _plain_output() -> Output | None:
-    """For a terminal that knows no escape sequences: prompt_toolkit would send it one to show the cursor."""
-    return PlainTextOutput(sys.stdout) if is_dumb_terminal() else None
-
-
 def _on_one_line(pasted: str) -> str:
-    """Ends of lines become spaces: a question is one line, and its answer follows the next."""
+    """Join the lines of a paste with spaces: a question is one line."""
     lines = [line.strip() for line in pasted.replace("\r", "\n").replace("\t", " ").split("\n")]
     first, *more = lines
     return visible(" ".join([first, *(line for line in more if line)]))
 
 
-def _bound_pastes(source: Input, most_characters: int) -> BoundedParser | None:
-    """Give a terminal's input our parser. Windows has another kind of input, with bounds of its own."""
+def _bound_pastes(source: Input, max_characters: int) -> BoundedParser | None:
+    """Give a terminal's input the bounded parser. Windows has another kind of input, with bounds of its own."""
     if sys.platform == "win32":
         return None
     from prompt_toolkit.input.vt100 import Vt100Input
 
     if not isinstance(source, Vt100Input):
         return None
-    bounded = source.vt100_parser = BoundedParser(source.vt100_parser.feed_key_callback, most_characters)
+    bounded = source.vt100_parser = BoundedParser(source.vt100_parser.feed_key_callback, max_characters)
     source.stdin_reader = _eager_reader(source)
     return bounded
 
 
 def _eager_reader(source: "Vt100Input") -> "PosixStdinReader":
-    """A kilobyte at a time, as prompt_toolkit reads, a paste of 10 MB takes seconds."""
+    """Return a reader of READ_BYTES at a time."""
     from prompt_toolkit.input.posix_utils import PosixStdinReader
 
     class EagerReader(PosixStdinReader):
@@ -207,7 +200,7 @@ def _eager_reader(source: "Vt100Input") -> "PosixStdinReader":
 
 
 class KeptHistory(FileHistory):
-    """A history whose file may stop being writable: then it goes on without it, and says so once."""
+    """A history file that may become unwritable: the session then continues without it, with one warning."""
 
     _problem: str | None = None
 
@@ -219,22 +212,25 @@ class KeptHistory(FileHistory):
             self._problem = self._problem or _not_kept(Path(os.fsdecode(self.filename)), error.strerror)
 
     def take_problem(self) -> str | None:
-        """What went wrong since the last time."""
+        """Return the problem since the last call, if any."""
         problem, self._problem = self._problem, None
         return problem
 
 
 def open_history(path: Path | None) -> tuple[History, str | None]:
-    """The history in this file, which only its owner may read; with a note, and kept in memory alone, when the file
-    is none or refuses. Without a path nothing is kept."""
+    """Return the history in this file, which only its owner may read (mode 0600), and a warning.
+
+    It stays in memory, with a warning, when the path is no regular file or not writable; without a path, silently.
+    """
     if path is None:
         return InMemoryHistory(), None
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Opened as FileHistory will, so that a file that cannot be used is known before the first line.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             mode = os.fstat(descriptor).st_mode
-            if not stat.S_ISREG(mode):  # /dev/null, say, whose mode is nobody's to change
+            if not stat.S_ISREG(mode):  # such as /dev/null, whose mode must not change
                 return InMemoryHistory(), _not_kept(path, "no regular file")
             if os.name != "nt" and stat.S_IMODE(mode) != 0o600:
                 os.fchmod(descriptor, 0o600)
@@ -246,4 +242,4 @@ def open_history(path: Path | None) -> tuple[History, str | None]:
 
 
 def _not_kept(path: Path, why: str | None) -> str:
-    return f"history={path}: {why}. What you type is not remembered."
+    return f"history={path}: {why}. Typed lines are not saved."

@@ -1,4 +1,4 @@
-"""Texts continued one after the other, as they are typed or piped in. Imports no torch."""
+"""Continuations of texts: one beginning with several samplings, one beginning after another. Imports no torch."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -25,15 +25,13 @@ if TYPE_CHECKING:
 
 
 # --- side by side -------------------------------------------------------------------------------------------------
-# One beginning continued in several ways: as columns that grow in a terminal, one below the other elsewhere.
 
-
-NARROWEST = 30  # characters of a column that is still read with pleasure
+MIN_COLUMN_WIDTH = 30  # characters; narrower columns are hard to read, so the texts are shown one below the other
 
 
 @dataclass
 class _Column:
-    """What one way of sampling has written so far."""
+    """The text that one sampling has generated so far."""
 
     name: str
     sampling: SamplingConfig
@@ -53,18 +51,20 @@ def write_side_by_side(
     continue_text: "Callable[[SamplingConfig], Continuation]",
     stopped: Callable[[], bool],
 ) -> None:
-    """Continue `beginning` in each of the `ways`, showing the texts while they are written.
+    """Continue `beginning` with each of the samplings in `ways`, showing the texts while they are generated.
 
-    `stopped` is asked after each piece: once it is true, nothing more is written.
+    Columns that grow in a terminal that is wide enough, one text below the other elsewhere. `stopped` is called after
+    each piece: once it returns True, generation ends.
     """
     columns = [_Column(name, sampling, continue_text(sampling)) for name, sampling in ways.items()]
-    if screen.is_terminal and len(columns) > 1 and screen.console.width // len(columns) >= NARROWEST:
+    if screen.is_terminal and len(columns) > 1 and screen.console.width // len(columns) >= MIN_COLUMN_WIDTH:
         _in_columns(screen, beginning, columns, stopped)
     else:
         _one_below_the_other(screen, beginning, columns, stopped)
 
 
 def _in_columns(screen: Screen, beginning: str, columns: list[_Column], stopped: Callable[[], bool]) -> None:
+    # rich cannot erase a live table that is taller than the window: it is cropped, and printed in full at the end.
     with Live(console=screen.console, transient=True, refresh_per_second=8, vertical_overflow="crop") as live:
         for column in columns:
             for piece in column.writing:
@@ -104,29 +104,28 @@ def _table(beginning: str, columns: list[_Column]) -> Table:
 
 
 def facts(writing: "Continuation") -> str:
-    """What is to be said of a text when it has ended."""
-    found = [n_tokens(len(writing.ids))]
+    """Summarise a finished text: tokens, mean log p, what was cut."""
+    parts = [n_tokens(len(writing.ids))]
     if math.isfinite(writing.mean_logprob):
-        found.append(f"log p {writing.mean_logprob:.2f} a token")
+        parts.append(f"log p {writing.mean_logprob:.2f} per token")
     if writing.prompt_cut:
-        found.append(f"the first {writing.prompt_cut:,} tokens of the prompt do not fit the context and were not read")
-    if writing.slid:
-        found.append("past the context: the end was written from the last part of the text alone")
+        parts.append(f"the first {writing.prompt_cut:,} tokens of the prompt do not fit the context and were dropped")
+    if writing.context_shifted:
+        parts.append("longer than the context: the end was generated from the last part of the text only")
     if writing.ended == "length":
-        found.append("cut off by sampling.max_new_tokens")
-    return "; ".join(found)
+        parts.append("cut off by sampling.max_new_tokens")
+    return "; ".join(parts)
 
 
 # --- one after the other ------------------------------------------------------------------------------------------
 
-
-HELP_LINE = "Type the beginning of a text. Ctrl-C stops a text, Ctrl-D or quit leaves."
-MAX_CHARACTERS = 2**20  # of a beginning; what does not fit the context is cut at its start, and said
+HELP_LINE = "Type the beginning of a text. Ctrl-C stops a text, Ctrl-D or quit ends the program."
+MAX_CHARACTERS = 2**20  # of a beginning; what exceeds the context is cut at its start and reported
 N_SEEDS = 2**63
 
 
 class Writer:
-    """A model, the ways in which it writes, and the seed of the next text."""
+    """A model, its samplings by name (`ways`), and the seed of the next text."""
 
     def __init__(self, model: "LoadedModel", screen: Screen, ways: Mapping[str, SamplingConfig], seed: int) -> None:
         self.model = model
@@ -135,7 +134,7 @@ class Writer:
         self.seed = seed
 
     def write(self, beginning: str) -> None:
-        """Continue one text in all ways. Raises KeyboardInterrupt for a second Ctrl-C."""
+        """Continue one text with each sampling. Raises KeyboardInterrupt for a second Ctrl-C."""
         seed, self.seed = self.seed, (self.seed + 1) % N_SEEDS
         self.screen.note(f"seed {seed}")
         with StopOnInterrupt() as interrupt:
@@ -150,13 +149,13 @@ class Writer:
             self.screen.note("(stopped)")
 
     def write_each(self, line: InputLine) -> None:
-        """Continue what is typed or piped in, until there is no more, or a person leaves."""
+        """Continue each typed or piped line, until the input ends or the user quits."""
         take_lines(line, self.screen, self._take)
 
     def _take(self, beginning: str | TooLong) -> None:
-        """Raises EOFError for what means the same."""
+        """Take one line. Raises EOFError for `quit` and `exit`."""
         if isinstance(beginning, TooLong):
-            self.screen.complain(f"That has {beginning.n_characters:,} characters; at most {MAX_CHARACTERS:,}.")
+            self.screen.warn(f"{beginning.n_characters:,} characters are too many: at most {MAX_CHARACTERS:,}.")
         elif beginning.strip().lower() in ("quit", "exit"):
             raise EOFError
         elif beginning.strip().lower() == "help":

@@ -1,8 +1,4 @@
-"""What a run measures, kept: metrics.jsonl always, W&B on top when it can be had.
-
-metrics.jsonl is the truth. W&B lives in a thread of its own (dtl/tracking/wandb_sink.py), so that training
-never waits for it nor dies of it. Imports no torch, and wandb only when a run uses it.
-"""
+"""Settings of the tracker."""
 
 from dataclasses import dataclass, field
 
@@ -15,9 +11,9 @@ MODES = ("auto", "online", "offline")
 
 @dataclass
 class TrackerConfig:
-    """Who is told how the run goes, beside metrics.jsonl in its folder."""
+    """Trackers of a run in addition to metrics.jsonl in its folder."""
 
-    kind: str = "wandb"  # wandb (metrics.jsonl and Weights & Biases) | local (metrics.jsonl alone)
+    kind: str = "wandb"  # wandb (metrics.jsonl and Weights & Biases) | local (metrics.jsonl only)
     project: str = "dtl"  # W&B project
     entity: str | None = None  # W&B user or team; null = your default
     mode: str = "auto"  # auto (WANDB_MODE, else online with a key and a network, else offline) | online | offline
@@ -25,7 +21,7 @@ class TrackerConfig:
     tags: list[str] = field(default_factory=list)  # W&B tags
 
     def validate(self) -> None:
-        """Raises ConfigError for what W&B would refuse only after the model is built."""
+        """Raise ConfigError for values that W&B would reject only after the model is built."""
         check_choices(self, "tracker", kind=KINDS, mode=MODES)
         if not 1 <= len(self.project) <= 128 or set(self.project) & set("/\\#?%:"):
             raise ConfigError(f"tracker.project={self.project}: 1 to 128 characters, none of / \\ # ? % :")

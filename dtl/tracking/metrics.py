@@ -1,8 +1,4 @@
-"""What a run measures, kept: metrics.jsonl always, W&B on top when it can be had.
-
-metrics.jsonl is the truth. W&B lives in a thread of its own (dtl/tracking/wandb_sink.py), so that training
-never waits for it nor dies of it. Imports no torch, and wandb only when a run uses it.
-"""
+"""Reading and truncating metrics.jsonl, the complete record of a run's metrics. Imports no torch."""
 
 import logging
 from pathlib import Path
@@ -19,7 +15,7 @@ METRICS, LOST = "metrics.jsonl", "metrics.lost.jsonl"
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl in the order of writing, `[]` without the file.
 
-    A last line that a kill cut short is left out. Raises OSError when the file cannot be read.
+    A last line truncated by a kill is left out. Raises OSError when the file cannot be read.
     """
     path = run_dir / METRICS
     lines = path.read_bytes().splitlines() if path.exists() else []
@@ -29,9 +25,9 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 def truncate_metrics(run_dir: Path, step: int) -> int:
     """Move the rows beyond `step` from metrics.jsonl to metrics.lost.jsonl; returns how many.
 
-    For a run that goes on from an older checkpoint. Rows of evaluations follow the same rule. A last line
-    that was cut short goes; nothing else does. A crash in between loses nothing and doubles nothing.
-    A disk that refuses costs a warning: the rows then stay where they are.
+    For a run that resumes from an older checkpoint. Rows of evaluations are treated the same. Only a truncated last
+    line is dropped. A crash in between neither loses nor duplicates rows. A write error is logged as a warning, and
+    the rows stay where they are.
     """
     path = run_dir / METRICS
     if not path.exists():
@@ -55,7 +51,7 @@ def truncate_metrics(run_dir: Path, step: int) -> int:
 
 def _keep_lost(path: Path, lost: bytes) -> None:
     before = path.read_bytes() if path.exists() else b""
-    if not before.endswith(lost):  # they are there already when a crash came before metrics.jsonl was replaced
+    if not before.endswith(lost):  # they are already there when a crash preceded the replacement of metrics.jsonl
         write_atomically(path, before + lost)
 
 
@@ -64,6 +60,6 @@ def _joined(lines: list[bytes]) -> bytes:
 
 
 def parse_row(line: bytes) -> dict[str, Any] | None:
-    """The row in a line of metrics.jsonl, or None when the line is no row: cut short, or anybody's."""
+    """Parse a line of metrics.jsonl; None when it is not a row with a step, or truncated."""
     row = json_object_or_empty(line)
     return row if as_whole(row.get("step")) is not None else None

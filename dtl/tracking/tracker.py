@@ -1,7 +1,7 @@
-"""What a run measures, kept: metrics.jsonl always, W&B on top when it can be had.
+"""The tracker of a run: metrics.jsonl always, W&B in addition when it is available.
 
-metrics.jsonl is the truth. W&B lives in a thread of its own (dtl/tracking/wandb_sink.py), so that training
-never waits for it nor dies of it. Imports no torch, and wandb only when a run uses it.
+metrics.jsonl is the complete record. W&B runs in its own thread (dtl/tracking/wandb_sink.py), so that training
+neither waits for it nor fails with it. Imports no torch, and wandb only when a run uses it.
 """
 
 import logging
@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 
 from dtl.base.files import write_atomically
 from dtl.base.json_files import LineFile, json_line
-from dtl.base.redaction import redact_all, refuse_secrets
+from dtl.base.redaction import check_no_secrets, redact_all
 from dtl.errors import InterruptedRun
 from dtl.tracking.config import TrackerConfig
 from dtl.tracking.metrics import METRICS, truncate_metrics
@@ -36,16 +36,16 @@ def open_tracker(
     overrides: list[str] | None = None,
     group: str | None = None,
     job_number: int | None = None,
-    patience: float = 12.0,
+    patience: float = 12.0,  # with OFFLINE_SECONDS, 8 s, at most 20 s in total
 ) -> "Tracker":
-    """Start tracking a run. Never prompts; returns within 20 seconds whatever the network does.
+    """Start tracking a run. Never prompts; returns within 20 seconds in any state of the network.
 
     `run_config` is the resolved config, nested. `run_id` is the W&B id of the run that is resumed at
-    `resumed_step`. `job_number`, `overrides` and `group` name a job of a multirun. `patience` is how many
-    seconds a W&B server may take to answer before the run goes offline.
+    `resumed_step`. `job_number`, `overrides` and `group` name a job of a multirun. `patience` is the time
+    in seconds for a W&B server to answer before the run goes offline.
     Raises ConfigError when an override looks like a secret.
     """
-    refuse_secrets(overrides or [])
+    check_no_secrets(overrides or [])
     if resumed_step is not None:
         truncate_metrics(run_dir, resumed_step)
     mode, reason = choose_mode(config.mode) if config.kind == "wandb" else ("local", "")
@@ -68,11 +68,11 @@ def open_tracker(
 
 
 class Tracker:
-    """One run's measurements. A context manager: leaving it by an exception marks the run as failed."""
+    """Writes the metrics and samples of a run. A context manager: an exception marks the run as failed."""
 
     def __init__(self, run_dir: Path, sink: WandbSink | None, run_id: str | None, status: str | None) -> None:
         self.run_dir = run_dir
-        self.run_id = run_id  # W&B's id of this run, kept in the checkpoint; None when there never was one
+        self.run_id = run_id  # W&B's id, saved in the checkpoint; None when there never was one
         self._sink = sink
         self._status = status or ""
         self._lines = LineFile(run_dir / METRICS)
@@ -80,13 +80,13 @@ class Tracker:
 
     @property
     def status(self) -> str:
-        """One line for people: where the measurements go, and why."""
+        """One line for the user: where the metrics go, and why."""
         return self._status if self._sink is None else self._sink.status
 
     def log_steps(self, rows: list[dict[str, Any]]) -> None:
         """Append a row per optimizer step to metrics.jsonl and send the last one to W&B.
 
-        Rows hold `step`, `tokens`, `seconds`, `train/loss` and whatever else was measured at that step.
+        Rows hold `step`, `tokens`, `seconds`, `train/loss` and any other metrics of that step.
         """
         if not rows:
             return
@@ -100,22 +100,22 @@ class Tracker:
         self._send(step, dict(metrics))
 
     def log_samples(self, step: int, rows: list[dict[str, str]]) -> None:
-        """Write texts of the model to samples/step-00001000.jsonl, a JSON object a line, and as a W&B table."""
+        """Write generated texts to samples/step-00001000.jsonl, a JSON object a line, and as a W&B table."""
         path = self.run_dir / "samples" / f"step-{step:08d}.jsonl"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, "".join(map(json_line, rows)))
         except OSError as error:
-            log.warning("%s: cannot be written (%s). Training goes on.", path, error.strerror)
+            log.warning("%s: cannot be written (%s). Training continues.", path, error.strerror)
         if self._sink is not None and rows:
             self._sink.log_table("samples", rows, step)
 
     def finish(self, state: State, summary: Mapping[str, Any] | None = None) -> None:
-        """Close the run; W&B shows it as finished for `finished` and `stopped`, else as failed. Twice is once."""
+        """Close the run, once; W&B shows it as finished for `finished` and `stopped`, else as failed."""
         if self._finished:
             return
         self._finished = True
-        self._lines.append([])  # a last try for rows that a full disk refused
+        self._lines.append([])  # last attempt for rows that a full disk has delayed
         if self._sink is not None:
             self._sink.finish(0 if state in ("finished", "stopped") else 1, dict(summary or {}))
 

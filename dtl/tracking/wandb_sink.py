@@ -1,7 +1,7 @@
-"""The W&B side of a run, in a thread of its own: the training loop only ever puts work into a queue.
+"""The W&B part of the tracker, in its own thread: the training loop only puts work into a queue.
 
-Whatever wandb does - hang, raise, lose its server - the loop goes on. Only opening and finishing wait,
-and both have a limit. Imports wandb when a run is opened.
+Training continues when wandb hangs, raises or loses its server. Only opening and finishing wait, both with a
+timeout. Imports wandb when a run is opened.
 """
 
 import http.client
@@ -24,14 +24,14 @@ from dtl.base.redaction import redact
 log = logging.getLogger(__name__)
 
 OFFLINE_SECONDS = 8.0  # to open an offline run: a process to start and a file, no network
-PROBE_SECONDS = 3.0  # for the first sign of life of a W&B server
-FINISH_SECONDS = 30.0  # to upload what is left at the end of a run
+PROBE_SECONDS = 3.0  # for any answer of a W&B server
+FINISH_SECONDS = 30.0  # for the remaining uploads at the end of a run
 MAX_WAITING = 1000  # entries in the queue before W&B counts as hanging
 
 
 @dataclass(frozen=True)
 class WandbRun:
-    """What W&B is told about a run."""
+    """The settings of a W&B run."""
 
     run_id: str
     run_dir: Path
@@ -44,11 +44,11 @@ class WandbRun:
 
 
 class _StayOffline(Exception):
-    """The reason why this run does not go online."""
+    """Raised with the reason why this run does not go online."""
 
 
 def choose_mode(wanted: str) -> tuple[str, str]:
-    """`tracker.mode` and WANDB_MODE as (online | offline | disabled, reason). The former wins unless it is auto."""
+    """Return (online | offline | disabled, reason) from `tracker.mode`, or from WANDB_MODE where that is auto."""
     if wanted != "auto":
         return wanted, f"tracker.mode={wanted}"
     asked = os.environ.get("WANDB_MODE", "").lower()
@@ -57,15 +57,15 @@ def choose_mode(wanted: str) -> tuple[str, str]:
 
 
 class WandbSink:
-    """One W&B run. After any trouble it is switched off with one warning; no method raises."""
+    """One W&B run. After any error it is switched off with one warning; no method raises."""
 
     def __init__(self, request: WandbRun, mode: str, reason: str, patience: float) -> None:
-        """Opens the run: online within `patience` seconds, else offline within `OFFLINE_SECONDS`, else not at all."""
+        """Open the run: online within `patience` seconds, else offline within `OFFLINE_SECONDS`, else not at all."""
         self._request = request
         self._queue: queue.Queue[Callable[[Any], Any] | None] = queue.Queue(MAX_WAITING)
         self._off = ""  # why W&B is switched off
         self._run: Any = None
-        # wandb's reports about itself go to the same server and may hold up the end of the process for 30 s.
+        # wandb's error reports about itself go to the same server and may delay the end of the process by 30 s.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         self._where = ""
         if mode == "online":
@@ -78,11 +78,11 @@ class WandbSink:
 
     @property
     def status(self) -> str:
-        """One line for people."""
+        """One line for the user."""
         return f"W&B off: {self._off}; metrics.jsonl has everything" if self._off else self._where
 
     def log(self, metrics: dict[str, Any], step: int) -> None:
-        """Queue one row. `step` is given explicitly: rows that a resumed run repeats do not count twice."""
+        """Queue one row. With an explicit `step`, rows that a resumed run repeats do not count twice."""
         self._submit(lambda run: run.log(metrics, step=step))
 
     def log_table(self, key: str, rows: list[dict[str, str]], step: int) -> None:
@@ -93,7 +93,7 @@ class WandbSink:
 
             columns: list[Any] = list(rows[0])
             table = wandb.Table(columns=columns, data=[[row.get(column, "") for column in columns] for row in rows])
-            # A table is kept a second time as an artifact; without this it would lie in the home folder.
+            # wandb stages a second copy of a table as an artifact; without this it would be in the home folder.
             with _variable("WANDB_DATA_DIR", str(self._request.run_dir / "wandb")):
                 run.log({key: table}, step=step)
 
@@ -107,14 +107,14 @@ class WandbSink:
         self._exit_code = exit_code
         with suppress(queue.Full):
             self._queue.put_nowait(None)
-            self._thread.join(FINISH_SECONDS + 2.0)
+            self._thread.join(FINISH_SECONDS + 2.0)  # longer than wandb's own finish_timeout
         if self._thread.is_alive():
             self._switch_off(self._unfinished())
 
     # --- opening ------------------------------------------------------------------------------------------------
 
     def _open_online(self, patience: float) -> str:
-        """Try to go online. Returns why it was not possible, or an empty text."""
+        """Try to go online. Returns the reason when it is not possible, else an empty text."""
         try:
             self._run = _opened(patience, lambda: self._connect(patience))
         except _StayOffline as reason:
@@ -130,7 +130,7 @@ class WandbSink:
         import wandb
 
         setup = wandb.setup(settings=wandb.Settings(silent=True, mode="online"))
-        if not wandb.login(prompt=False, verify=False):  # looks into the environment and netrc; asks no server
+        if not wandb.login(prompt=False, verify=False):  # reads the environment and netrc; sends no request
             raise _StayOffline("no key; run `wandb login` to send runs to a server")
         if not _answers(setup.settings.base_url, min(PROBE_SECONDS, patience / 2)):
             raise _StayOffline(f"no answer from {redact(setup.settings.base_url)}")
@@ -143,7 +143,7 @@ class WandbSink:
             try:
                 return self._init("offline", OFFLINE_SECONDS)
             except Exception:
-                # Its process died in an earlier run, or it keeps the id of a run that could not go online.
+                # wandb's process died in an earlier run, or still has the id of a run that could not go online.
                 with suppress(Exception):
                     wandb.teardown()
                 return self._init("offline", OFFLINE_SECONDS)
@@ -159,7 +159,7 @@ class WandbSink:
         import wandb
 
         request = self._request
-        # Meta data, code and console would carry the command line, the git remote and whatever was printed.
+        # Metadata, code and console would upload the command line, the git remote and all printed text.
         settings = wandb.Settings(
             x_disable_meta=True,
             disable_git=True,
@@ -174,7 +174,7 @@ class WandbSink:
             mode=mode,  # type: ignore[arg-type]
             dir=str(request.run_dir),
             id=request.run_id,
-            resume="allow",
+            resume="allow",  # continues the run of this id if W&B has it, else starts one
             project=request.project,
             entity=request.entity,
             name=request.name,
@@ -182,7 +182,7 @@ class WandbSink:
             tags=list(request.tags),
             job_type="train",
             config=request.config,
-            reinit="create_new",  # never the run of another job, whatever became of that
+            reinit="create_new",  # never the run of another job in this process
             settings=settings,
         )
 
@@ -207,7 +207,7 @@ class WandbSink:
             work(self._run)
         except TimeoutError:  # of run.finish
             self._switch_off(self._unfinished())
-        except BaseException as error:  # a thread has nobody to raise to
+        except BaseException as error:  # an exception would end in the thread
             self._switch_off(_in_short(error))
 
     def _switch_off(self, why: str) -> None:
@@ -216,7 +216,7 @@ class WandbSink:
             log.warning("%s.", self.status)
 
     def _unfinished(self) -> str:
-        return f"not all was uploaded within {FINISH_SECONDS:.0f} s, send it later with {self._sync_command()}"
+        return f"not everything was uploaded within {FINISH_SECONDS:.0f} s, upload it later with {self._sync_command()}"
 
     def _sync_command(self) -> str:
         folder = Path(self._run.dir).parent
@@ -226,21 +226,21 @@ class WandbSink:
 
 
 def _opened(seconds: float, connect: Callable[[], Any]) -> Any:
-    """The run of `connect`. Raises TimeoutError after `seconds`, and ends a run that comes later."""
+    """Return the run that `connect` opens. Raises TimeoutError after `seconds`, and closes a run opened later."""
 
     def do() -> Any:
         try:
             return connect()
         except Exception:
             raise
-        except BaseException as error:  # wandb's own way out must not become the run's
+        except BaseException as error:  # wandb may call sys.exit, which must not end the run
             raise RuntimeError(f"{type(error).__name__} {error}") from error
 
     return within(seconds, do, too_late=lambda run: run.finish(exit_code=1))
 
 
 def _answers(url: str, seconds: float) -> bool:
-    """Whether an HTTP server answers at `url`, through the proxy if there is one. Any answer counts."""
+    """Return True when an HTTP server answers at `url`, through the proxy if there is one. Any answer counts."""
     try:
         urllib.request.urlopen(url, timeout=seconds).close()
     except urllib.error.HTTPError:
@@ -257,7 +257,7 @@ def _in_short(error: BaseException) -> str:
 
 @contextmanager
 def _variable(name: str, value: str) -> Iterator[None]:
-    """An environment variable for the time of a `with`, unless the user has set it."""
+    """Set an environment variable inside the context, unless the user has set it."""
     if name in os.environ:
         yield
         return

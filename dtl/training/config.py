@@ -1,4 +1,4 @@
-"""Settings of the optimizer, of its learning rate over time, and of the training loop. Imports no torch."""
+"""Settings of the optimizer, the learning-rate schedule and the training loop. Imports no torch."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,10 +12,12 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 @dataclass(frozen=True)
 class OptimizerTraits:
-    """Answers to what the rest of DTL asks of an optimizer. The first values hold for one of your own that says nothing
-    else: `@OPTIMIZERS.register("mine", OptimizerTraits(needs_bf16=True))`."""
+    """Properties of an optimizer that the rest of DTL needs; these defaults are those of a user-defined one.
 
-    needs_bf16: bool = False  # computes in bf16 whatever the precision: some 50 times as slow without units for it
+    To change them: `@OPTIMIZERS.register("mine", OptimizerTraits(needs_bf16=True))`.
+    """
+
+    needs_bf16: bool = False  # computes in bf16 at any precision: some 50 times slower on a CPU without bf16 units
 
 
 OPTIMIZERS.describe("muon", OptimizerTraits(needs_bf16=True))
@@ -23,7 +25,7 @@ OPTIMIZERS.describe("muon", OptimizerTraits(needs_bf16=True))
 
 @dataclass
 class OptimizerConfig:
-    """How gradients change the weights."""
+    """Settings of the weight update: algorithm, learning rates, decay."""
 
     name: str = "adamw"  # registered name: adamw | muon | your own
     lr: float = 1e-3  # peak learning rate (muon: of norms, biases and an untied head)
@@ -33,7 +35,7 @@ class OptimizerConfig:
     weight_decay: float = 0.1  # decoupled; on matrices only, never on norms, biases
     matrix_lr: float = 0.03  # muon: peak learning rate of the matrices inside the blocks
     momentum: float = 0.95  # muon: decay of its momentum
-    options: dict[str, Any] = field(default_factory=dict)  # settings of an optimizer of your own
+    options: dict[str, Any] = field(default_factory=dict)  # settings of a user-defined optimizer
 
     @property
     def traits(self) -> OptimizerTraits:
@@ -50,13 +52,13 @@ class OptimizerConfig:
 
 @dataclass
 class ScheduleConfig:
-    """The learning rate over the run: warm-up, then decay to a share of the peak."""
+    """Learning rate over the run: warm-up, then decay to a fraction of the peak."""
 
     name: str = "cosine"  # registered name: cosine | linear | wsd | your own
-    warmup_fraction: float = 0.05  # share of all optimizer steps in which the rate rises from 0
-    warmup_steps: int | None = None  # the same in optimizer steps; wins over the fraction when set
-    min_lr_fraction: float = 0.1  # where the decay ends, as a share of the peak
-    decay_fraction: float = 0.2  # wsd: share of the steps after warm-up that decay; before them the rate holds
+    warmup_fraction: float = 0.05  # fraction of all optimizer steps in which the learning rate rises from 0
+    warmup_steps: int | None = None  # the same in optimizer steps; overrides the fraction when set
+    min_lr_fraction: float = 0.1  # end of the decay, as a fraction of the peak learning rate
+    decay_fraction: float = 0.2  # wsd: fraction of the steps after warm-up that decay; before them it is constant
 
     def validate(self) -> None:
         SCHEDULES.check(self.name)
@@ -66,26 +68,26 @@ class ScheduleConfig:
 
 @dataclass
 class TrainerConfig:
-    """Batch, precision, length and rhythm of a run."""
+    """Batch, precision, length and intervals of a run."""
 
-    micro_batch_size: int | None = None  # rows in one forward pass; None = the data's recommendation
+    micro_batch_size: int | None = None  # sequences in one forward pass; None = the data's recommendation
     grad_accum_steps: int | None = None  # forward passes in one optimizer step; None = the data's recommendation
     precision: str = "auto"  # auto (bf16 where the device has it, else fp32) | fp32 | bf16 | fp16
     compile: bool = False  # torch.compile: faster steps after minutes of compiling; resume is then not bit-exact
     activation_checkpointing: bool = False  # recompute activations in the backward pass: less memory, slower
-    deterministic: bool = False  # torch's deterministic algorithms; same bits from run to run where they exist
+    deterministic: bool = False  # torch's deterministic algorithms: bit-identical runs where torch has them
     max_grad_norm: float | None = 1.0  # gradients are scaled down to this norm; null = no clipping
-    total_steps: int | None = None  # stop after so many optimizer steps; also the schedule's horizon
-    max_epochs: int | None = None  # stop after so many passes over the data; None = the data's recommendation
-    hours: float | None = None  # stop after so many hours of training
-    stop_after_steps: int | None = None  # pause at this step, counted from 0; holds for this session alone
+    total_steps: int | None = None  # stop after this many optimizer steps; also the end of the schedule
+    max_epochs: int | None = None  # stop after this many epochs; None = the data's recommendation
+    hours: float | None = None  # stop after this many hours of training
+    stop_after_steps: int | None = None  # pause at this step, counted from 0; applies to this session only
     eval_every_steps: int | None = None  # optimizer steps between evaluations; None = once an epoch
-    eval_max_batches: int | None = 50  # micro-batches of one evaluation; null = the whole validation set
-    early_stopping_patience: int | None = 5  # evaluations without a better one before the run ends; null = never
-    save_every_steps: int | None = None  # optimizer steps between checkpoints; null = by epochs alone
-    save_every_epochs: int | None = 5  # epochs between checkpoints; null = by steps alone
-    keep: int = 3  # newest step checkpoints that stay on disk; best and last always stay
-    log_every_steps: int = 10  # optimizer steps between lines of progress and tracker rows
+    eval_max_batches: int | None = 50  # micro-batches of one evaluation; null = the complete validation set
+    early_stopping_patience: int | None = 5  # evaluations without improvement before the run ends; null = never
+    save_every_steps: int | None = None  # optimizer steps between checkpoints; null = only by epochs
+    save_every_epochs: int | None = 5  # epochs between checkpoints; null = only by steps
+    keep: int = 3  # newest step checkpoints to keep on disk; best and last are always kept
+    log_every_steps: int = 10  # optimizer steps between progress lines and tracker rows
     sample_every_evals: int = 1  # evaluations between sampled texts; 0 = none
     profile: bool = False  # write a torch profiler trace of steps 3 to 5 to profile.json
 

@@ -1,4 +1,4 @@
-"""Next-token cross-entropy, summed over target tokens; the trainer divides by their number in the whole step.
+"""Next-token cross-entropy, summed over target tokens; the trainer divides by their number in all of the step.
 
 Letters: b batch, t time, d model width, n positions with a target, v vocabulary.
 """
@@ -12,16 +12,16 @@ from dtl.data.batches import IGNORE
 
 
 def summed_cross_entropy(head: nn.Module, x_btd: Tensor, targets_bt: Tensor, n_targets: int) -> Tensor:
-    """Sum over target tokens of -log p(target), in nats, fp32, shape ().
+    """Return the sum over target tokens of -log p(target), in nats, fp32, shape ().
 
-    The head is the largest part of a small model, so that positions without a target (questions, padding)
-    never reach it: same loss, same gradient. `n_targets` is the number of targets, known without asking the
-    device.
+    `n_targets` is the number of targets, counted on the CPU beforehand.
     """
     x_nd = rearrange(x_btd, "b t d -> (b t) d")
     targets_n = rearrange(targets_bt, "b t -> (b t)")
     if n_targets < len(targets_n):
-        # nonzero_static knows its size beforehand, so that a GPU is not made to wait.
+        # The head is the largest part of a small model (with GPT-2's vocabulary three quarters of the arithmetic of
+        # model=small), so positions without a target (questions, padding) skip it: same loss, same gradient.
+        # nonzero_static gets its size as an argument: `nonzero` would wait for the GPU to know it.
         with_target = torch.nonzero_static(targets_n != IGNORE, size=n_targets)
         at_n = rearrange(with_target, "n 1 -> n")
         x_nd, targets_n = x_nd[at_n], targets_n[at_n]

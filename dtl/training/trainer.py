@@ -1,7 +1,8 @@
-"""The training loop: batch, loss, backward, clip, check, step. It yields a report a step; others listen.
+"""The training loop: learning rate, batches, loss, backward, check, clip, step. Yields one report per optimizer step.
 
-`TrainState` holds what exact resume needs beside weights, optimizer and random states. Data order is a pure
-function of (seed, epoch, step in epoch), so that its place is two integers.
+Logging, evaluation and saving belong to the caller (dtl/runner/session.py). `TrainState` holds what exact resume needs
+besides weights, optimizer and random states. Data order is a pure function of (seed, epoch, step in epoch), so the
+position in the data is two integers.
 """
 
 import time
@@ -25,24 +26,24 @@ MAX_SKIPPED_IN_A_ROW = 50
 
 @dataclass
 class TrainState:
-    """Where the run is. All plain numbers: it goes into state.json as it is."""
+    """Progress of a run in plain numbers, as stored in state.json."""
 
     step: int = 0  # optimizer steps taken, fp16's skipped ones included
-    epoch: int = 0  # passes finished
-    step_in_epoch: int = 0  # optimizer steps into the present pass
-    tokens: int = 0  # tokens shown to the model
+    epoch: int = 0  # epochs finished
+    step_in_epoch: int = 0  # optimizer steps taken in the current epoch
+    tokens: int = 0  # tokens trained on
     seconds: float = 0.0  # training time over all sessions, evaluation and saving excluded
     best_loss: float | None = None  # best validation loss so far
-    best_step: int | None = None  # the step it belongs to
+    best_step: int | None = None  # its step
     evaluations: int = 0  # so far
-    evaluated_step: int | None = None  # the step of the newest of them
+    evaluated_step: int | None = None  # step of the newest evaluation
     evaluations_since_best: int = 0  # for early stopping
     skipped_in_a_row: int = 0  # fp16 steps skipped since the last good one
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """One optimizer step. Tensors are still on the device: who reads them decides when to wait for it."""
+    """Results of one optimizer step. Tensors stay on the device: the reader decides when to wait for it."""
 
     step: int
     loss: Tensor  # mean over target tokens, nats, shape ()
@@ -54,7 +55,7 @@ class StepReport:
 
 
 class NonFiniteError(TrainingError):
-    """A loss or gradient that is not a number; `record` says where and with what, for the run folder."""
+    """Loss or gradient that is NaN or infinite; `record` has step, batch and norms, for the run folder."""
 
     def __init__(self, message: str, record: dict[str, Any]) -> None:
         super().__init__(message)
@@ -62,7 +63,7 @@ class NonFiniteError(TrainingError):
 
 
 class Trainer:
-    """One model on its way. `steps()` is the algorithm; the methods below are its verbs, in order."""
+    """Training of one model. `steps()` is the algorithm; the methods below it are its parts, in order."""
 
     def __init__(
         self,
@@ -98,30 +99,33 @@ class Trainer:
 
     @property
     def done(self) -> bool:
-        """Whether the last step has been taken."""
+        """True after the last step."""
         return self.state.step >= self.last_step
 
     def steps(self) -> Iterator[StepReport]:
-        """Train until the last step, one report for each optimizer step. Stop asking, and it has stopped."""
+        """Train until the last step, one report per optimizer step. A caller pauses by not asking for the next."""
         while not self.done:
             began = time.monotonic()
             lr = self.set_learning_rate()
             batches = self.next_batches()
             loss = self.accumulate_gradients(batches)
-            grad_norm = self.gradient_norm()
-            self.refuse_non_finite(loss, grad_norm, batches)
+            grad_norm = self.gradient_norm()  # unscales fp16's gradients: the check and the clipping need true ones
+            # Before clipping and step: a NaN norm as clipping factor spreads to every gradient, and one such step
+            # spoils all weights. So one device sync per step, here for loss and norm together (fp16's scaler has more).
+            self.raise_if_non_finite(loss, grad_norm, batches)
             self.clip_gradients(grad_norm)
             skipped = self.update_weights(grad_norm)
+            # After the step, so that a checkpoint saved at the yield counts exactly the steps that are in its weights.
             self.advance(batches, time.monotonic() - began)
             yield StepReport(self.state.step, loss, grad_norm, lr, self.state.tokens, self.state.seconds, skipped)
 
     @property
     def learning_rate(self) -> float:
-        """The present rate of what `optimizer.lr` sets; matrices (muon) and embeddings may have one of their own."""
+        """Current value of what `optimizer.lr` sets; matrices (muon) and embeddings may have another one."""
         return self.optimizers[-1].param_groups[0]["lr"]
 
     def set_learning_rate(self) -> float:
-        """Scale every group's peak by the schedule; returns the rate that `optimizer.lr` sets."""
+        """Scale every group's peak by the schedule; return the current value of what `optimizer.lr` sets."""
         factor = learning_rate_factor(self.schedule, self.state.step, self.horizon)
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         for group in groups:
@@ -129,14 +133,15 @@ class Trainer:
         return self.learning_rate
 
     def next_batches(self) -> list[Batch]:
-        """The micro-batches of this step, still on the CPU, where counting them costs no waiting."""
+        """Return the micro-batches of this step, on the CPU, where their targets are counted without a sync."""
         return self.data.micro_batches(
             self.seed, self.state.epoch, self.state.step_in_epoch, self.micro_batch_size, self.grad_accum_steps
         )
 
     def accumulate_gradients(self, batches: list[Batch]) -> Tensor:
-        """Gradients of the mean loss over all target tokens of the step, however they are spread over batches."""
+        """Accumulate the gradient of the mean loss over all target tokens of the step; return that loss, shape ()."""
         self.model.train()
+        # Divided by the targets of the step and not of a micro-batch: 1 x 8 and 4 x 2 sequences have the same gradient.
         n_targets = max(1, sum(batch.n_targets for batch in batches))
         total = torch.zeros((), device=self.device)
         for batch in batches:
@@ -149,17 +154,14 @@ class Trainer:
         return total
 
     def gradient_norm(self) -> Tensor:
-        """Norm of all gradients together, fp16's scale taken out of them."""
+        """Return the norm of all gradients together, after removing fp16's scale from them."""
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         return torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
 
-    def refuse_non_finite(self, loss: Tensor, grad_norm: Tensor, batches: list[Batch]) -> None:
-        """Stop before a number that is not finite reaches the weights.
-
-        With fp16 a gradient that overflows is the scaler's business, a loss that does is not. This is the one
-        place in a step that waits for the device: weights spoilt without notice would cost more.
-        """
+    def raise_if_non_finite(self, loss: Tensor, grad_norm: Tensor, batches: list[Batch]) -> None:
+        """Raises NonFiniteError before a NaN or an infinity reaches the weights."""
+        # fp16's scaler skips steps whose gradients overflow, but does not look at the loss.
         checked = loss if self.precision == "fp16" else loss + grad_norm
         if torch.isfinite(checked).item():
             return
@@ -183,16 +185,16 @@ class Trainer:
         )
 
     def clip_gradients(self, grad_norm: Tensor) -> None:
-        """Scale gradients down to `max_grad_norm`. After the check: a norm that is not finite would spread to all."""
+        """Scale gradients down to a norm of `max_grad_norm`, if it is set."""
         if self.config.max_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.max_grad_norm, grad_norm)
 
     def update_weights(self, grad_norm: Tensor) -> bool:
-        """The optimizer's step. Returns True when fp16's gradients overflowed and the step was skipped.
+        """Take the optimizers' step; return True when fp16's gradients overflowed and the step was skipped.
 
-        Raises TrainingError after 50 skips in a row or when the scale falls below 1: it would never recover.
+        Raises TrainingError after 50 skips in a row or when the scale falls below 1, which does not recover.
         """
-        # The scaler asks each optimizer's gradients alone; half a step, of one optimizer, must not be taken.
+        # The scaler decides for each optimizer from its own gradients; of two optimizers both must step, or none.
         skipped = self.precision == "fp16" and not torch.isfinite(grad_norm).item()
         for optimizer in self.optimizers:
             if not skipped:
@@ -209,7 +211,7 @@ class Trainer:
         return skipped
 
     def advance(self, batches: list[Batch], seconds: float) -> None:
-        """Count the step just taken."""
+        """Count the step in `state`."""
         state = self.state
         state.step += 1
         state.step_in_epoch += 1
@@ -219,11 +221,11 @@ class Trainer:
             state.epoch, state.step_in_epoch = state.epoch + 1, 0
 
     def state_values(self) -> dict[str, Any]:
-        """Everything but tensors that resume needs, as plain JSON."""
+        """Return everything that resume needs except tensors, as plain JSON."""
         return {"train": asdict(self.state), "scaler": self.scaler.state_dict()}
 
     def load_state_values(self, values: dict[str, Any]) -> None:
-        """Undo `state_values`."""
+        """Restore what `state_values` returned."""
         self.state = TrainState(**values["train"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(values["scaler"])

@@ -1,1 +1,1 @@
-"""What DTL adds to Hydra: thin classes, since Hydra accepts plugins here alone."""
+"""DTL's Hydra plugins: thin classes, since Hydra only discovers plugins in this package."""

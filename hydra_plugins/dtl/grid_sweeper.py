@@ -1,4 +1,4 @@
-"""hydra/sweeper=dtl_grid, where Hydra looks for plugins and nowhere else: Hydra's own grid, trial by trial."""
+"""hydra/sweeper=dtl_grid: Hydra's own grid, trial by trial. Hydra only discovers plugins in this package."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from dtl.errors import ConfigError
 
 @dataclass
 class GridSweeperConfig(BasicSweeperConf):
-    """As Hydra's own."""
+    """Settings of Hydra's basic sweeper."""
 
     _target_: str = "hydra_plugins.dtl.grid_sweeper.GridSweeper"
 
@@ -22,20 +22,20 @@ ConfigStore.instance().store(group="hydra/sweeper", name="dtl_grid", node=GridSw
 
 
 class GridSweeper(BasicSweeper):
-    """All combinations. One that cannot be composed is refused by its own launcher, instead of ending the sweep."""
+    """All combinations. The launcher rejects one that cannot be composed, instead of ending the sweep."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
-        if self._refuses_trials() and self.max_batch_size is not None:
+        if self._rejects_trials() and self.max_batch_size is not None:
             raise ConfigError(
-                f"hydra.sweeper.max_batch_size={self.max_batch_size}: hydra/launcher=dtl_process takes the whole grid. "
+                f"hydra.sweeper.max_batch_size={self.max_batch_size}: hydra/launcher=dtl_process runs the whole grid. "
                 "Leave it out; hydra.launcher.n_jobs=2 runs two trials at a time."
             )
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        if not self._refuses_trials():
+        if not self._rejects_trials():
             super().validate_batch_is_legal(batch)
 
-    def _refuses_trials(self) -> bool:
-        # Not isinstance: Hydra loads each plugin file apart, so that its classes are others than those imported here.
-        return getattr(self.launcher, "refuses_trials", False)
+    def _rejects_trials(self) -> bool:
+        # Not isinstance: Hydra loads each plugin file as a separate module, so its classes differ from imported ones.
+        return getattr(self.launcher, "rejects_trials", False)

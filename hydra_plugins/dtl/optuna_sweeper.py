@@ -1,4 +1,4 @@
-"""hydra/sweeper=dtl_optuna, where Hydra looks for plugins and nowhere else. What it does is in dtl/sweeps."""
+"""hydra/sweeper=dtl_optuna, implemented in dtl/sweeps. Hydra only discovers plugins in this package."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ ConfigStore.instance().store(group="hydra/sweeper", name="dtl_optuna", node=Sear
 
 
 class OptunaSweeper(Sweeper):
-    """A search instead of all combinations: see dtl.sweeps.search_launch."""
+    """Runs a search instead of all combinations: see dtl.sweeps.search_launch."""
 
     def __init__(self, **settings: Any) -> None:
         self.settings = SearchConfig(**settings)
@@ -26,7 +26,7 @@ class OptunaSweeper(Sweeper):
         chosen = config.hydra.runtime.choices["hydra/launcher"]
         if chosen != "dtl_process":
             raise ConfigError(
-                f"hydra/launcher={chosen}: a search runs its trials with hydra/launcher=dtl_process alone. Leave it "
+                f"hydra/launcher={chosen}: a search runs its trials with hydra/launcher=dtl_process only. Leave it "
                 "out; hydra.launcher.n_jobs=2 runs two trials at a time."
             )
         self.context, self.config = hydra_context, config

@@ -1,4 +1,4 @@
-"""hydra/launcher=dtl_process, where Hydra looks for plugins and nowhere else. What it does is in dtl/sweeps."""
+"""hydra/launcher=dtl_process, implemented in dtl/sweeps. Hydra only discovers plugins in this package."""
 
 from collections.abc import Sequence
 
@@ -14,9 +14,9 @@ ConfigStore.instance().store(group="hydra/launcher", name="dtl_process", node=La
 
 
 class ProcessLauncher(Launcher):
-    """Each trial in a process of its own: see dtl.sweeps.launch."""
+    """Runs each trial in its own process: see dtl.sweeps.launch."""
 
-    refuses_trials = True  # what cannot be composed is a row of the table
+    rejects_trials = True  # a trial that cannot be composed is a row of the table
 
     def __init__(self, n_jobs: int, timeout_minutes: float | None, hang_minutes: float | None) -> None:
         self.settings = LauncherConfig(n_jobs=n_jobs, timeout_minutes=timeout_minutes, hang_minutes=hang_minutes)

@@ -1,4 +1,4 @@
-"""Range checks: the words of a refusal, the ends of a range, null and NaN."""
+"""Range checks: messages, the ends of a range, null and NaN."""
 
 from types import SimpleNamespace
 
@@ -71,7 +71,7 @@ def test_fractions(interval):
         None: True,
     }.items():
         said = refusal(check_fractions, SimpleNamespace(fine=0.5, p=value), "s", "fine", "p", interval=interval)
-        assert said == (None if passes else f"s.p={value}: a share in {interval}.")
+        assert said == (None if passes else f"s.p={value}: a fraction in {interval}.")
 
 
 def test_fractions_in_other_words():
@@ -92,7 +92,7 @@ def test_choices():
 
 @pytest.mark.parametrize(("seed", "passes"), [(0, True), (2**63 - 1, True), (2**63, False), (-1, False), (NAN, False)])
 def test_seed(seed, passes):
-    assert refusal(check_seed, seed) == (None if passes else f"seed={seed}: must lie in [0, 2^63).")
+    assert refusal(check_seed, seed) == (None if passes else f"seed={seed}: must be in [0, 2^63).")
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "mps", "cuda", "cuda:17"])

@@ -1,4 +1,4 @@
-"""Files and folders are whole or not there, and a manifest finds what changed later."""
+"""Files and folders are complete or absent, and a manifest detects later changes."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def names(folder: Path) -> list[str]:
 
 
 def record_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """The order of flushes and renames, by the name of what is flushed or becomes visible."""
+    """The order of flushes and renames, by the names of the files."""
     calls: list[tuple[str, str]] = []
     fsync, replace = os.fsync, os.replace
 
@@ -161,7 +161,7 @@ def test_equal_folders_have_equal_digests(tmp_path: Path) -> None:
     ("file", "text", "message"),
     [
         ("a.txt", "onf", r"a\.txt: damaged"),
-        ("a.txt", "on", r"a\.txt: has 2 bytes where 3"),
+        ("a.txt", "on", r"a\.txt: has 2 bytes, 3 were written"),
         ("a.txt", None, r"a\.txt: missing"),
         ("manifest.json", None, "never finished"),
         ("manifest.json", "{", r"manifest\.json: damaged"),

@@ -1,4 +1,4 @@
-"""JSON that may be anything: an object, or a refusal in known words."""
+"""Untrusted JSON: an object, or an error of a known kind."""
 
 from pathlib import Path
 

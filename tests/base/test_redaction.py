@@ -1,10 +1,10 @@
-"""No secret is taken on the command line, and none of the environment gets through `redact`."""
+"""No secret is accepted on the command line, and none of the environment passes `redact`."""
 
 from pathlib import Path
 
 import pytest
 
-from dtl.base.redaction import HIDDEN, redact, redact_all, refuse_secrets
+from dtl.base.redaction import HIDDEN, check_no_secrets, redact, redact_all
 from dtl.errors import ConfigError
 
 CANARY = "c4nary-0f-a-s3cret"
@@ -40,7 +40,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )
 def test_a_secret_on_the_command_line_is_refused_and_not_repeated(override: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        refuse_secrets(["model=small", override])
+        check_no_secrets(["model=small", override])
     assert CANARY not in str(caught.value)
     assert "WANDB_API_KEY" in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 6
@@ -49,7 +49,7 @@ def test_a_secret_on_the_command_line_is_refused_and_not_repeated(override: str)
 def test_the_value_of_a_secret_variable_is_refused_under_any_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", CANARY)
     with pytest.raises(ConfigError, match=r"^name=\.\.\.") as caught:
-        refuse_secrets([f"name={CANARY}"])
+        check_no_secrets([f"name={CANARY}"])
     assert CANARY not in str(caught.value)
 
 
@@ -71,7 +71,7 @@ def test_the_value_of_a_secret_variable_is_refused_under_any_name(monkeypatch: p
     ],
 )
 def test_settings_that_only_sound_like_secrets_pass(override: str) -> None:
-    refuse_secrets([override])
+    check_no_secrets([override])
 
 
 @pytest.mark.parametrize("name", ["WANDB_API_KEY", "HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "DB_PASS"])

@@ -1,4 +1,4 @@
-"""Laws of what differs from machine to machine: random states return, refusals say what to do."""
+"""Laws of the machine-dependent parts: random states are restored, errors name a remedy."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def test_auto_takes_the_cpu_where_there_is_nothing_else() -> None:
 
 
 def test_a_device_that_was_asked_for() -> None:
-    assert choose_device("cpu") == (CPU, "asked for")
+    assert choose_device("cpu") == (CPU, "as requested")
 
 
 @no_gpu
@@ -84,7 +84,7 @@ def test_an_nvidia_card_with_a_cpu_torch_is_noticed(cpu_torch: None, nvidia_smi:
     sentence = nvidia_without_cuda()
     assert sentence is not None
     assert "pip install" in sentence and "download.pytorch.org/whl/cu" in sentence
-    with pytest.raises(ConfigError, match=r"device=cuda: not available here\. An NVIDIA card is here.*pip install"):
+    with pytest.raises(ConfigError, match=r"device=cuda: not available here\. This machine has an NVIDIA.*pip install"):
         choose_device("cuda")
 
 
@@ -116,7 +116,7 @@ def test_auto_precision_is_bf16_where_the_device_has_it(
 
 @pytest.mark.parametrize("name", ["fp32", "bf16", "fp16"])
 def test_a_precision_that_was_asked_for(name: str) -> None:
-    assert choose_precision(name, CPU) == (name, "asked for")
+    assert choose_precision(name, CPU) == (name, "as requested")
 
 
 def test_precisions_that_the_device_lacks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

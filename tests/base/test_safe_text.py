@@ -1,4 +1,4 @@
-"""No stream of a model moves more of a terminal than its text: seen by a terminal emulator."""
+"""Generated text controls no terminal, checked with a terminal emulator."""
 
 import io
 import json
@@ -42,7 +42,7 @@ ATTACKS = [
 
 
 def hostile_bytes(chance: random.Random) -> bytes:
-    """Attacks, whole and broken, between words and random bytes."""
+    """Attacks, complete and truncated, between words and random bytes."""
     parts: list[bytes] = []
     for _ in range(chance.randint(1, 5)):
         kind = chance.randrange(4)
@@ -59,7 +59,7 @@ def hostile_bytes(chance: random.Random) -> bytes:
 
 
 def streamed(data: bytes) -> str:
-    """What a model says with one token a byte, as it goes to the terminal in pieces."""
+    """The pieces of a model's text with one token per byte, as they are written to the terminal."""
     out, decoder = io.StringIO(), TokenDecoder(TOKENIZER)
     screen = Screen(out, io.StringIO(), labelled=False)
     for byte in data:
@@ -92,7 +92,7 @@ def test_a_hostile_stream_only_writes_text():
 
 
 def test_the_emulator_would_notice():
-    """The attacks do something to a terminal, when nothing is in between."""
+    """The attacks change a terminal when nothing filters them."""
     for attack in ATTACKS[:1] + ATTACKS[5:6] + ATTACKS[7:8] + ATTACKS[9:10]:
         screen = pyte.Screen(24, 6)
         pyte.Stream(screen).feed("text" + attack + "x")

@@ -1,4 +1,4 @@
-"""Laws of the signals that stop a run: the first sets a flag, the second stops, and nothing stays behind."""
+"""Laws of the signals that stop a run: the first sets a flag, the second stops, and handlers are restored."""
 
 import io
 import signal
@@ -23,14 +23,14 @@ def test_the_first_signal_sets_a_flag_the_second_stops(number: int, capfd: pytes
         assert signals.received is None
         signal.raise_signal(number)
         assert signals.received == number
-        assert "once more to stop at once" in capfd.readouterr().err
+        assert "press again to stop at once" in capfd.readouterr().err
         signal.raise_signal(signal.SIGINT)
     assert handlers() == before
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGUSR2")
 def test_the_warning_of_a_batch_system_is_taken_and_left_to_its_handler_afterwards() -> None:
-    """With SIGTERM before or after it, which is then no second Ctrl-C."""
+    """With SIGTERM before or after it, which does not count as a second Ctrl-C."""
     heard: list[int] = []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: heard.append(number))
     try:
@@ -55,7 +55,7 @@ def test_handlers_are_restored_after_an_error_and_usable_again() -> None:
 
 
 def test_a_handler_set_by_no_python_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program that embeds Python may have one of its own; Python calls it None, and does not take None back."""
+    """A program that embeds Python may have its own handler; Python reports it as None, and does not accept None."""
     set_handler: Callable[..., Any] = signal.signal
     before = handlers()
     monkeypatch.setattr(signal, "signal", lambda number, new: (set_handler(number, new), None)[1])
@@ -82,7 +82,7 @@ def test_outside_the_main_thread_no_handlers_are_set() -> None:
 
 
 def test_a_signal_in_the_middle_of_a_line_of_output(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python's streams refuse to be entered twice: a handler that printed would raise RuntimeError here."""
+    """Python's streams are not reentrant: a handler that prints would raise RuntimeError here."""
 
     class Interrupting(io.RawIOBase):
         def writable(self) -> bool:

@@ -1,4 +1,4 @@
-"""The command `python -m dtl.bench`: what all suites have in common, with a suite of one's own."""
+"""The command `python -m dtl.bench` with a suite of a plugin."""
 
 import sys
 

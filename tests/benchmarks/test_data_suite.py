@@ -1,4 +1,4 @@
-"""suite=data: each measurement gives its rows, and what it measures is what it says. No test asks for speed."""
+"""suite=data: each measurement yields its rows, of what their names say. No test requires a speed."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from dtl.benchmarks import data as tokenising
 from dtl.benchmarks import data as waste_rows
 from dtl.benchmarks import dump as dump_reading
 from dtl.benchmarks.config import SUITES, BenchConfig
-from dtl.benchmarks.data import loading, made_rows, waste
+from dtl.benchmarks.data import loading, made_sequences, waste
 from dtl.benchmarks.dump import dump_memory
 from dtl.benchmarks.made_text import made_articles, write_made_dump
 from dtl.benchmarks.measuring import MissingPeerError, Row
@@ -39,7 +39,7 @@ def test_the_suite_is_found_by_its_name():
     assert "dump_memory" in suite.chosen(BenchConfig(full=True))
 
 
-# --- made text ----------------------------------------------------------------------------------------------------
+# --- synthetic text -------------------------------------------------------------------------------------------------
 
 
 def test_made_text_is_the_same_for_the_same_seed_and_looks_like_prose():
@@ -69,10 +69,10 @@ def test_a_made_dump_is_read_whole_and_leaves_no_markup(tmp_path):
 
 
 def test_other_ids_are_refused():
-    tokenising.refuse_other_ids(np.array([3, 5, 7]), np.array([3, 5, 7]))
+    tokenising.check_same_ids(np.array([3, 5, 7]), np.array([3, 5, 7]))
     for theirs, first in (([3, 5, 8], 3), ([3, 5], 3), ([4, 5, 7], 1), ([3, 5, 7, 9], 4)):
         with pytest.raises(DTLError, match=f"different ids from token {first} on"):
-            tokenising.refuse_other_ids(np.array([3, 5, 7]), np.array(theirs))
+            tokenising.check_same_ids(np.array([3, 5, 7]), np.array(theirs))
 
 
 @pytest.mark.slow  # imports transformers
@@ -123,7 +123,7 @@ def test_the_loader_is_timed_within_its_step(tmp_path):
 
 
 def test_rows_of_the_loader_are_what_the_row_says():
-    articles, questions = made_rows(701, False, 257, 5), made_rows(23, True, 257, 5)
+    articles, questions = made_sequences(701, False, 257, 5), made_sequences(23, True, 257, 5)
     assert len(articles) > 500 and len(questions) > 500
     assert articles.batch([0, 1]).documents is None
     documents = questions.batch([len(questions) - 1]).documents
@@ -161,7 +161,7 @@ def test_the_command_shows_and_writes_every_row(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     names = [row["name"] for row in json.loads(out.read_text())["rows"]]
     assert names == [
-        "tokenising", "dump", "dump_gensim", "loader_wiki", "loader_qa", "opening", "opening_mask", "waste_wiki",
+        "tokenising", "dump", "dump_gensim", "loader_wiki", "loader_qa", "waste_wiki",
         "waste_qa",
     ]  # fmt: skip
     assert "cores usable" in done.stdout and "too little input" in done.stdout

@@ -1,4 +1,4 @@
-"""suite=generation: both sides write the same tokens, or there is no figure. No test asks for speed."""
+"""suite=generation: both sides generate the same tokens, or there is no result. No test requires a speed."""
 
 import json
 import os
@@ -61,9 +61,7 @@ def test_two_rows_for_the_same_tokens(tmp_path, sides):
     sides(counting(3), counting(3))
     speed, first = generation.continuing(place(tmp_path), "modern")
     assert (speed.name, speed.unit, first.name, first.unit) == ("modern", "tokens/s", "modern_first", "s")
-    assert speed.note == (
-        "1.7 million parameters, fp32, 3 x 7 tokens continued by 11; the same 33 tokens, 13 different ones"
-    )
+    assert speed.note == ("1.7 million parameters, fp32, 3 x 7 tokens continued by 11; the same 33 tokens, 13 distinct")
     assert speed.goal is not None and first.goal is None and speed.rounds == first.rounds == 2
 
 
@@ -74,14 +72,14 @@ def test_other_tokens_give_no_figure(tmp_path, sides):
 
 
 def test_where_texts_begin_to_differ():
-    generation.refuse_other_tokens("a", [[3, 5], [7]], [[3, 5], [7]])
+    generation.check_same_tokens("a", [[3, 5], [7]], [[3, 5], [7]])
     for theirs, where in (
         ([[3, 5], [8]], "prompt 2, from new token 1 on"),
         ([[3], [7]], "prompt 1, from new token 2 on"),
         ([[3, 5, 7], [7]], "prompt 1, from new token 3 on"),
     ):
         with pytest.raises(DTLError, match=where):
-            generation.refuse_other_tokens("a", [[3, 5], [7]], theirs)
+            generation.check_same_tokens("a", [[3, 5], [7]], theirs)
 
 
 def test_a_missing_peer_is_two_skipped_rows(tmp_path, monkeypatch):

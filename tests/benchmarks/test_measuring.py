@@ -1,4 +1,4 @@
-"""Rows of a benchmark: turns, ratios, goals, and what is shown of them. Times are made up: no test asks for speed."""
+"""Rows of a benchmark: turns, ratios, goals, the table. Times are invented: no test requires a speed."""
 
 import io
 import json
@@ -80,13 +80,13 @@ def test_a_missing_peer_says_how_to_get_it():
 
 ROWS = [
     Row(
-        "fast", "text to GPT-2's tokens, made text", "tokens/s", 1_534_567, 612_345,
+        "fast", "text to GPT-2's tokens, synthetic text", "tokens/s", 1_534_567, 612_345,
         "GPT2TokenizerFast, text by text, one process", Ratio(2.5, 2.25, 2.75), 3, at_least(3), "the same 123,457 ids",
     ),
     Row("share", "making the batches of a step", "s", 0.00025, 1.08, "a step", Ratio(0.0002, 0.0001, 0.0003, PERCENT),
         3, at_most(0.01, PERCENT, "ratio")),
     Row("waste", "padding", PERCENT, 0.00000123, 0.93, "padded", goal=at_most(0.001, PERCENT)),
-    skipped(Row("gone", "made dump to prose", "articles/s", peer_name="gensim", goal=at_least(2), note="x"),
+    skipped(Row("gone", "synthetic dump to prose", "articles/s", peer_name="gensim", goal=at_least(2), note="x"),
             "install gensim: pip install 'dtl[bench]'"),
 ]  # fmt: skip
 
@@ -173,7 +173,7 @@ def test_an_unknown_measurement_is_refused():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"suite": "dtaa"}, "suite=dtaa: no part of this name"),
+        ({"suite": "dtaa"}, "suite=dtaa: there is no part of this name"),
         ({"rounds": 0}, "rounds=0: must be at least 1"),
         ({"seed": -1}, "seed=-1"),
         ({"wiki": "nowhere"}, "wiki=nowhere: there is no such file"),

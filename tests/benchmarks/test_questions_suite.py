@@ -1,4 +1,4 @@
-"""suite=questions: both sides learn the same pairs for the same time; what is shown is what they answered."""
+"""suite=questions: both sides train on the same pairs for the same time, and their answers are counted."""
 
 from contextlib import nullcontext
 
@@ -80,5 +80,5 @@ def test_both_sides_are_measured(tmp_path):
     ]
     assert (train.rounds, test.rounds) == (2, 2)
     assert test.goal is not None and test.reached is False  # six steps teach nobody
-    assert "look-up (BM25) " in test.note and "6 steps against" in test.note
+    assert "retrieval baseline (BM25) " in test.note and "6 steps against" in test.note
     assert sorted(folder.name for folder in tmp_path.iterdir()) == ["seed-7", "seed-8"]

@@ -1,4 +1,4 @@
-"""suite=startup: both sides really come to their first step, and the parts of the time are those of a real run."""
+"""suite=startup: both sides reach their first step, and the parts of the time are those of a real run."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""Saving and loading: nothing is lost, nothing is believed, and Hugging Face reads it."""
+"""Saving and loading: lossless, safe for untrusted files, and readable by Hugging Face."""
 
 import json
 import os
@@ -176,7 +176,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, bad: float) -
 
 
 def test_a_tokenizer_that_the_model_has_no_rows_for_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="258 tokens and the model rows for 257"):
+    with pytest.raises(CheckpointError, match="258 tokens and the model embeds 257"):
         save_checkpoint(tmp_path, tiny_model(vocab_size=257), tiny_tokenizer(), "", {"step": 4, "epoch": 0}, {})
 
 
@@ -251,7 +251,7 @@ def test_a_model_directory_has_no_state_to_resume(tmp_path: Path) -> None:
 
 
 def model_directory(folder: Path) -> Path:
-    """The Hugging Face files of a checkpoint, without the manifest that would find any change."""
+    """The Hugging Face files of a checkpoint, without the manifest that would detect any change."""
     source = save(folder.parent / "run", 1)
     folder.mkdir()
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
@@ -299,7 +299,7 @@ def test_a_config_that_claims_more_than_the_weights_hold_allocates_nothing(
     folder = model_directory(tmp_path / "hf")
     set_config(folder, **changes)
     monkeypatch.setattr(checkpoint, "TransformerLM", lambda *_: pytest.fail("a model was built"))
-    with pytest.raises(CheckpointError, match="not of the same model"):
+    with pytest.raises(CheckpointError, match="of different models"):
         load_model(folder)
 
 
@@ -375,7 +375,7 @@ def test_an_index_names_safetensors_files_beside_it(tmp_path: Path, name: str) -
     (folder / "part.bin").touch()
     (folder / "model.safetensors").unlink()
     (folder / weights.INDEX).write_text(json.dumps({"weight_map": {"a": name.replace("{0}", str(tmp_path))}}))
-    message = "gone.safetensors: missing" if name.startswith("gone") else "not a safetensors file beside it"
+    message = "gone.safetensors: missing" if name.startswith("gone") else "not a safetensors file next to it"
     with pytest.raises(CheckpointError, match=message):
         load_model(folder)
 
@@ -385,7 +385,7 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
     (folder / "model.safetensors").rename(folder / "a.safetensors")
     save_file({"model.norm.weight": torch.zeros(16)}, folder / "b.safetensors")
     (folder / weights.INDEX).write_text(json.dumps({"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}))
-    with pytest.raises(CheckpointError, match=r"model\.norm\.weight is in another shard"):
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight is also in another shard"):
         load_model(folder)
 
 
@@ -407,7 +407,7 @@ def test_a_manifest_that_leaves_files_out_is_not_a_checkpoint(tmp_path: Path) ->
 
 
 def test_nothing_runs_or_connects_while_a_checkpoint_loads(tmp_path: Path) -> None:
-    """An audit hook in a process of its own: it cannot be taken away again."""
+    """An audit hook, in its own process: it cannot be removed."""
     folder = save(tmp_path, 1)
     code = (
         "import sys\nfrom dtl.checkpoints.load import load_model, load_tokenizer, load_training_state\n"
@@ -429,5 +429,5 @@ def test_damage_is_told_with_the_way_on(tmp_path: Path) -> None:
         verify(folder)
     message = str(caught.value)
     assert name in message
-    assert f"{tmp_path}: its newest whole checkpoint is used" in message
+    assert f"{tmp_path}: its newest valid checkpoint is used" in message
     assert len(message.splitlines()) <= 6

@@ -1,4 +1,4 @@
-"""Kills, damage and full disks: a whole checkpoint is always there, and nothing damaged loads without a word."""
+"""Kills, damage and full disks: a valid checkpoint always exists, and nothing damaged loads silently."""
 
 import errno
 import json
@@ -21,7 +21,7 @@ from dtl.checkpoints import store as checkpoint_store
 from dtl.checkpoints.listing import list_checkpoints, newest_valid, verify
 from dtl.checkpoints.load import load_model, load_tokenizer, load_training_state
 from dtl.checkpoints.save import save_checkpoint
-from dtl.checkpoints.store import publish_best, set_aside_later, sweep_leftovers
+from dtl.checkpoints.store import publish_best, remove_leftovers, set_aside_later
 from dtl.errors import CheckpointError
 
 N_DAMAGES = 200
@@ -63,7 +63,7 @@ def two_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 def test_no_damage_loads_without_a_word(two_checkpoints: Path, tmp_path: Path, damage: Damage) -> None:
-    """Some 200 times in all: everything that reads the damaged part refuses and names it, and the older one is used."""
+    """About 200 cases: everything that reads the damaged part raises and names it, and the older checkpoint is used."""
     names_read: dict[Callable[[Path], Any], set[str]] = {
         load_model: {"config.json", "model.safetensors"},
         load_tokenizer: {"tokenizer.json", "tokenizer_config.json"},
@@ -91,10 +91,10 @@ def test_a_run_without_a_whole_checkpoint_says_so_and_deletes_nothing(tmp_path: 
     folders = [save(tmp_path, step) for step in (10, 20)]
     for folder in folders:
         (folder / "model.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"none of its 2 checkpoints is whole[\s\S]*20/model\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"none of its 2 checkpoints is valid[\s\S]*20/model\.safetensors"):
         newest_valid(tmp_path)
     assert all(folder.exists() for folder in folders)
-    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+    with pytest.raises(CheckpointError, match="has no checkpoint"):
         newest_valid(tmp_path / "elsewhere")
 
 
@@ -128,7 +128,7 @@ def test_a_file_that_may_not_grow_leaves_the_older_checkpoint_alone(
         save(tmp_path, 20)
     file_size_limit(resource.RLIM_INFINITY)
     message = str(caught.value)
-    assert "step-00000020: larger than a file may be here. Needed: 0.1 MiB, free: " in message
+    assert "step-00000020: larger than the maximum file size here. Needed: 0.1 MiB, free: " in message
     assert "Kept: 1 earlier, the newest of step 10." in message
     assert f"resume={tmp_path}" in message
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000010"]
@@ -159,7 +159,7 @@ def test_an_error_of_the_disk_is_translated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str, call: str
 ) -> None:
     monkeypatch.setattr(f"dtl.checkpoints.save.{call}", raising(error))
-    with pytest.raises(CheckpointError, match=rf"step-00000010: {message}[\s\S]*No earlier one is there"):
+    with pytest.raises(CheckpointError, match=rf"step-00000010: {message}[\s\S]*No earlier one exists"):
         save(tmp_path, 10)
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
@@ -189,6 +189,6 @@ def test_a_disk_that_refuses_best_keeps_the_old_best(tmp_path: Path, monkeypatch
         publish_best(tmp_path, newer)
     monkeypatch.undo()
     assert load_training_state(best)[0]["step"] == 10
-    assert sweep_leftovers(tmp_path) == []
+    assert remove_leftovers(tmp_path) == []
     assert sorted(path.name for path in best.parent.iterdir()) == ["best", "step-00000010", "step-00000020"]
     assert [entry.step for entry in list_checkpoints(tmp_path)] == [20, 10]

@@ -1,4 +1,4 @@
-"""What a person may write for a checkpoint, and what is said when nothing is there."""
+"""Values of `ckpt=`: the checkpoints they resolve to, and the messages when there is none."""
 
 import json
 import logging
@@ -39,7 +39,7 @@ def damage(folder: Path, file: str = "model.safetensors") -> None:
 
 
 def touch_in_order(*folders: Path) -> None:
-    """Make times of files say the opposite of everything else."""
+    """Set file times in the opposite order."""
     for age, folder in enumerate(folders):
         for path in (folder, *folder.rglob("*")):
             os.utime(path, (time.time() - 1000 * age, time.time() - 1000 * age))
@@ -64,7 +64,7 @@ def test_run_json_knows_better_than_a_name(tmp_path: Path) -> None:
 
 
 def test_a_renamed_run_stays_the_newest(tmp_path: Path) -> None:
-    """By what the run itself wrote, not by an imitation of it."""
+    """With files written by a real run, not by an imitation."""
     run(tmp_path, "2026-01-02/10-00-00-1_a", 5)
     renamed = run(tmp_path, "my-favourite", 5)
     write_run_record(renamed, "name: a\n", [], {}, "cpu")
@@ -128,16 +128,16 @@ def test_any_model_directory_is_found(tmp_path: Path) -> None:
     ("spec", "message"),
     [
         ("latest", "no run with checkpoints under .*/empty"),
-        ("{0}/a/checkpoints/step-00000008", "no such folder.\nNear it: .*step-00000007"),
-        ("{0}/a/checkpoints/newest", "Near it: .*step-00000005, .*step-00000007"),
-        ("{0}/aa", "no such folder.\nNear it: .*/a"),
+        ("{0}/a/checkpoints/step-00000008", "no such folder.\nSimilar: .*step-00000007"),
+        ("{0}/a/checkpoints/newest", "Similar: .*step-00000005, .*step-00000007"),
+        ("{0}/aa", "no such folder.\nSimilar: .*/a"),
         ("gpt2", "no such folder.*\n.*on this disk"),
-        ("{0}/a/checkpoints/step-00000007/model.safetensors", "a file. Give the folder that it lies in"),
+        ("{0}/a/checkpoints/step-00000007/model.safetensors", "a file. Give its folder"),
         ("{0}/model.pt", "pickled weights"),
         ("{0}/pickles", "pytorch_model.bin: pickled weights"),
-        ("{0}", "holds runs, and is none itself.*\n.*/a"),
+        ("{0}", "contains runs, but is not a run.*\n.*/a"),
         ("{0}/nothing", "neither a run .* nor a model directory"),
-        ("", "holds runs|neither a run"),
+        ("", "contains runs|neither a run"),
         ("{0}/a\0b", "no such folder"),
         ("{0}/" + "a" * 5000, "cannot be read"),
     ],

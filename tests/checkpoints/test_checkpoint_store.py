@@ -1,4 +1,4 @@
-"""Rotation, best, leftovers and the lock: the newest whole checkpoint and the best one always survive."""
+"""Rotation, best, leftovers and the lock: the newest valid checkpoint and the best one always survive."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from checkpoint_examples import DAMAGES, imitate
 
 from dtl.base import files as durable
 from dtl.checkpoints.listing import best_checkpoint, inspect, list_checkpoints, newest_valid, step_folder
-from dtl.checkpoints.store import lock_run, publish_best, rotate, set_damaged_aside, sweep_leftovers
+from dtl.checkpoints.store import lock_run, publish_best, remove_leftovers, rotate, set_damaged_aside
 from dtl.errors import CheckpointError, TrainingError
 
 
@@ -98,7 +98,7 @@ def test_a_delete_that_fails_is_a_warning(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(warnings) == 2 and "step-00000002: could not be deleted (Permission denied)" in warnings[0]
     monkeypatch.undo()
     assert steps(tmp_path) == [3]
-    assert sweep_leftovers(tmp_path) == []
+    assert remove_leftovers(tmp_path) == []
     assert names(tmp_path) == ["step-00000003"]
 
 
@@ -106,7 +106,7 @@ def test_a_delete_that_fails_is_a_warning(tmp_path: Path, monkeypatch: pytest.Mo
 def test_whatever_happens_the_newest_and_the_best_survive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    """Random lives of a run: saves, new bests, damage, kills in the middle of a delete, restarts."""
+    """Random histories of a run: saves, new bests, damage, kills during a delete, restarts."""
     rng = random.Random(seed)
     step = 0
 
@@ -139,7 +139,7 @@ def test_whatever_happens_the_newest_and_the_best_survive(
             rng.choice(DAMAGES)(victim, step_folder(tmp_path, other), rng)
             whole = steps(tmp_path)
         elif event == "sweep":
-            sweep_leftovers(tmp_path)
+            remove_leftovers(tmp_path)
         if whole:
             assert max(whole) in steps(tmp_path), f"{event} lost the newest"
             assert newest_valid(tmp_path)[0].step >= max(whole)
@@ -208,7 +208,7 @@ def test_a_cut_off_replacement_is_ended(tmp_path: Path, there: list[str], expect
         folder.rename(folder.with_name(name))
     found = best_checkpoint(tmp_path)
     assert found is not None and (found.problem is None) == (expected["best"] != "?")
-    assert sweep_leftovers(tmp_path) == []
+    assert remove_leftovers(tmp_path) == []
     after = {path.name: path.joinpath("model.safetensors").read_text().split()[-1] for path in list_folders(tmp_path)}
     assert after == expected
 
@@ -225,10 +225,10 @@ def test_the_sweep_takes_what_is_unfinished_and_nothing_else(tmp_path: Path) -> 
     for name in (".tmp-run.json-1-ab", "notes.txt"):
         (tmp_path / name).touch()
     set_damaged_aside(imitate(tmp_path, 3))
-    assert sweep_leftovers(tmp_path) == []
+    assert remove_leftovers(tmp_path) == []
     assert names(tmp_path) == [".tidy", "mine", "step-00000001", "step-00000003.damaged"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "notes.txt"]
-    assert sweep_leftovers(tmp_path / "nowhere") == []
+    assert remove_leftovers(tmp_path / "nowhere") == []
 
 
 # --- one writer -------------------------------------------------------------------------------------------------
@@ -260,5 +260,5 @@ def test_a_sample_that_was_never_finished_is_swept(tmp_path: Path) -> None:
     whole, unfinished_one = (tmp_path / "samples" / name for name in ("step-00000007.jsonl", ".tmp-step-7.jsonl-1-ab"))
     whole.write_text("{}")
     unfinished_one.write_text("{")
-    assert sweep_leftovers(tmp_path) == []
+    assert remove_leftovers(tmp_path) == []
     assert list((tmp_path / "samples").iterdir()) == [whole]

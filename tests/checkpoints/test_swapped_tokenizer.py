@@ -12,7 +12,7 @@ from dtl.errors import CheckpointError
 
 
 def test_another_tokenizer_of_the_same_size_is_refused(tmp_path: Path) -> None:
-    """With one that numbers its entries otherwise, every answer would be gibberish and nothing would say why."""
+    """With a tokenizer that numbers its entries differently, every answer would be gibberish without any error."""
     model, tokenizer = tiny_model(vocab_size=258, max_seq_len=31), tiny_tokenizer()
     folder = save_checkpoint(tmp_path / "run", model, tokenizer, "seed: 7\n", {"step": 7, "epoch": 1}, moments(model))
     assert load_tokenizer(folder).fingerprint == tokenizer.fingerprint

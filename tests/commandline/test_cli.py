@@ -1,4 +1,4 @@
-"""The door: what a wrong command line is answered with, what --help teaches, and what neither may leave behind."""
+"""The command line: messages for errors, --help, and no folders left by either."""
 
 import random
 import re
@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 import dtl.train
 from dtl.commandline.cli import quoted
 from dtl.commandline.command import ENTRY
-from dtl.commandline.translate import explained
+from dtl.commandline.translate import translate_error
 from dtl.config import RunConfig
 from dtl.errors import DataError
 from dtl.train import COMMAND
@@ -23,12 +23,12 @@ from dtl.train import COMMAND
 
 @pytest.fixture(autouse=True)
 def outside_the_checkout(elsewhere: Path) -> None:
-    """No run of the checkout's outputs/ may be found, and none made there."""
+    """A working directory without the checkout's outputs/."""
 
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """Call `python -m dtl.train` with some arguments in this process; its exit code and standard error."""
+    """Call `python -m dtl.train` with arguments in this process; returns its exit code and standard error."""
 
     def call(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["dtl-train", *arguments])
@@ -90,8 +90,8 @@ REFUSED = {
     "model/arch=moderm": "model/arch=moderm: there is no such choice. Known: classic, modern. Did you mean 'modern'?",
     "+experiment=x": "experiment=x: there is no such choice.",
     "trainer=null": "trainer=null: must be the name of a choice. Known: amp4060, cpu, debug.",
-    "+model=small": "+model=small: this group has its choice already. To choose another, leave out the +.",
-    "optimizer.name=lion": "optimizer.name=lion: no part of this name. Known: adamw, muon. A part of your own needs",
+    "+model=small": "+model=small: this group already has a choice. To choose another one, leave out the +.",
+    "optimizer.name=lion": "optimizer.name=lion: there is no part of this name. Known: adamw, muon. A part of your own",
     "data.tasks=[exact_mach]": "Did you mean 'exact_match'?",
     "model.arch=classic": "model.arch=classic: the architecture is a config group. Write model/arch=modern or",
     "plugins=[no_such_module]": "plugins=[no_such_module]: cannot be imported (No module named 'no_such_module').",
@@ -102,7 +102,7 @@ REFUSED = {
     "model.dropout=3": "model.dropout=3.0: a probability in [0, 1).",
     "trainer.precision=fp8": "trainer.precision=fp8: one of auto, fp32, bf16, fp16.",
     "tracker.mode=never": "tracker.mode=never: one of auto, online, offline.",
-    "seed=-1": "seed=-1: must lie in [0, 2^63).",
+    "seed=-1": "seed=-1: must be in [0, 2^63).",
     "device=gpu": "device=gpu: one of auto, cpu, cuda, cuda:0, mps.",
     "name=../x": "name=../x: it becomes a folder's name.",
     "name='a b'": "name=a b: it becomes a folder's name.",
@@ -118,7 +118,7 @@ REFUSED = {
     "=3": "=3: cannot be read as key=value.",
     "name=[a": "name=[a: cannot be read as key=value.",
     "optimizer.lr=1e-3,3e-3": "several values need -m (one run each): python -m dtl.train -m optimizer.lr=1e-3,3e-3",
-    "-m resume=latest": "resume=latest: goes on with one run; leave out -m.",
+    "-m resume=latest": "resume=latest: resumes one run; leave out -m.",
     # sweeps
     "-m model.n_heads=7,9 seed=1,2": "Error: none of the 4 trials can be run:\n  model.n_heads=7 seed=1: "
     "model.n_heads=7: must divide model.dim=256. Choose another number of heads, or set model.head_dim. "
@@ -128,14 +128,14 @@ REFUSED = {
     "-m optimizer.lrr=1": "Error: optimizer.lrr=1: there is no such key. Did you mean 'optimizer.lr'?",
     "data=qa -m model.n_heads=7": "Error: model.n_heads=7: must divide",
     "-m seed=1,2 hydra.sweep.dir=a/b/c model.n_heads=7": "Error: none of the 2 trials can be run:",
-    "hydra.launcher.n_jobs=x": "n_jobs=x: must be an integer (trials at a time). Default: hydra.launcher.n_jobs=1",
+    "hydra.launcher.n_jobs=x": "n_jobs=x: must be an integer (trials that run at the same time). Default",
     "hydra.launcher.n_job=2": "n_job=2: there is no such key. Did you mean 'hydra.launcher.n_jobs'? Keys here: hydra",
-    "hydra/sweeper=dtl_optuna hydra.sweeper.n_trials=x": "n_trials=x: must be an integer (configurations in all",
-    "hydra.sweeper.n_trials=3": "hydra.sweeper.n_trials=3: is for hydra/sweeper=dtl_optuna alone, which is not chosen.",
-    "hydra/launcher=joblib hydra.launcher.hang_minutes=3": "is for hydra/launcher=dtl_process alone",
+    "hydra/sweeper=dtl_optuna hydra.sweeper.n_trials=x": "n_trials=x: must be an integer (configurations in total",
+    "hydra.sweeper.n_trials=3": "hydra.sweeper.n_trials=3: only valid with hydra/sweeper=dtl_optuna, which",
+    "hydra/launcher=joblib hydra.launcher.hang_minutes=3": "only valid with hydra/launcher=dtl_process",
     "hydra/launcher=joblib hydra.launcher.n_jobs=x": "hydra.launcher.n_jobs=x: Value 'x' of type 'str' could not be",
-    "hydra.sweeper=dtl_optuna": "It is chosen with a slash, for example hydra/sweeper=dtl_optuna.",
-    "-m seed=1,2 hydra.sweeper.max_batch_size=1": "hydra.sweeper.max_batch_size=1: hydra/launcher=dtl_process takes",
+    "hydra.sweeper=dtl_optuna": "Choose it with a slash, for example hydra/sweeper=dtl_optuna.",
+    "-m seed=1,2 hydra.sweeper.max_batch_size=1": "hydra.sweeper.max_batch_size=1: hydra/launcher=dtl_process runs",
     "wandb.key=0123456789": "wandb.key=...: this looks like a key or a password",
 }
 
@@ -161,18 +161,18 @@ def test_resuming_needs_a_run(command, elsewhere):
 
 
 def test_a_run_whose_data_is_missing_leaves_nothing(command, elsewhere):
-    """Found only when the data is looked for, after the run has locked its folder."""
+    """Detected only when the data is read, after the run has locked its folder."""
     code, shown = command("data=text", "data.path=nowhere", "tokenizer=byte", "tracker=local")
     assert code == 1 and "nowhere" in shown and "Traceback" not in shown
     assert left_behind(elsewhere) == []
 
 
 def test_resume_does_not_pretend_to_go_back(command, elsewhere):
-    """A checkpoint that is not the run's newest is refused by name, not passed over."""
+    """A checkpoint that is not the run's newest is rejected by name, not replaced by the newest."""
     run_dir = elsewhere / "outputs" / "2031-01-02" / "03-04-05-6_small_qa"
     older, _ = imitate(run_dir, 7), imitate(run_dir, 13)
     code, shown = command(f"resume={older}")
-    assert code == 2 and "goes on from its newest checkpoint, step-00000013" in shown and f"init={older}" in shown
+    assert code == 2 and "resumes from its newest checkpoint, step-00000013" in shown and f"init={older}" in shown
 
 
 def test_a_folder_with_a_quote_in_its_name_can_be_resumed(elsewhere):
@@ -190,7 +190,7 @@ def test_a_resumed_run_keeps_its_config(command, elsewhere, argument):
     imitate(elsewhere / "outputs" / "2026-01-31" / "10-00-00-1_run", step=7)
     before = left_behind(elsewhere)
     code, shown = command("resume=latest", argument)
-    assert code == 2 and shown.startswith(f"Error: {argument}: a resumed run keeps its config. Beside resume= only")
+    assert code == 2 and shown.startswith(f"Error: {argument}: a resumed run keeps its config. With resume= only")
     assert len(shown.splitlines()) == 1 and left_behind(elsewhere) == before
 
 
@@ -213,7 +213,8 @@ def test_entries_of_a_mapping_need_no_plus(command, trained, elsewhere):
     new = ("data.sources.mine.kind=text", "data.sources.mine.path=x.txt", "data.sources.qa.weight=0.5")
     assert command(*new, "optimizer.options={a: 1}", "model.arch.options.b=[c]", "model.arch.block=modern") == (
         2,
-        "Error: model.arch.options={'b': ['c']}: model.arch.block=modern has none. They are for a block of your own.\n",
+        "Error: model.arch.options={'b': ['c']}: model.arch.block=modern has none. "
+        "They are for a user-defined block.\n",
     )
     assert command(*new, "optimizer.options={a: 1}")[0] == 0
     (config,) = trained
@@ -238,7 +239,7 @@ WRONG_RECIPES = {
     "trainer: {total_steps: soon}": "trainer.total_steps=soon in experiment/mine.yaml: must be an integer or null",
     "foo: 1": "foo in experiment/mine.yaml: there is no such key.",
     "defaults: [{override /model: smol}]": "model=smol: there is no such choice.",
-    "trainer: [": "mine.yaml, line 2: this is no YAML",
+    "trainer: [": "mine.yaml, line 2: not valid YAML",
     "model: {n_heads: 7}": "model.n_heads=7: must divide model.dim=256.",
 }
 
@@ -265,7 +266,7 @@ def test_a_run_gets_a_folder_of_its_own(command, trained, elsewhere):
 
 
 def misspelt(word: str, chance: random.Random) -> str:
-    """A word with one letter left out, put in, replaced, or changed places with the next."""
+    """A word with one letter deleted, inserted, replaced, or swapped with the next."""
     i, letter = chance.randrange(len(word) - 1), chance.choice(string.ascii_lowercase)
     before, at, after = word[:i], word[i], word[i + 1 :]
     swapped = before + after[0] + at + after[1:]
@@ -284,7 +285,7 @@ def test_a_misspelt_key_finds_its_right_spelling():
             continue
         with pytest.raises(OmegaConfBaseException) as caught:
             OmegaConf.merge(schema, OmegaConf.from_dotlist([f"{typed}=1"]))
-        found = f"Did you mean '{name}'?" in str(explained(caught.value, [f"{typed}=1"], COMMAND))
+        found = f"Did you mean '{name}'?" in str(translate_error(caught.value, [f"{typed}=1"], COMMAND))
         right, wrong = right + found, wrong + (not found)
     assert right / (right + wrong) >= 0.95
 
@@ -305,11 +306,11 @@ def test_help_names_every_group_every_choice_and_every_key(monkeypatch, capsys):
             rf"^    {re.escape(f'{key.name}={key.default}  ({key.type})')}\n        \S", page, re.MULTILINE
         )
     sweeps = page.partition("\nSweeps: ")[2]
-    assert [key.name for keys in COMMAND.of_sweeps.values() for key in keys] == re.findall(
+    assert [key.name for keys in COMMAND.sweep_settings.values() for key in keys] == re.findall(
         r"^    (hydra\S+)=", sweeps, re.M
     )
-    assert "    hydra.launcher.n_jobs=1  (integer)\n        trials at a time\n" in sweeps
-    assert "    hydra.sweeper.hours=null  (number or null)\n        for the whole sweep" in sweeps
+    assert "    hydra.launcher.n_jobs=1  (integer)\n        trials that run at the same time\n" in sweeps
+    assert "    hydra.sweeper.hours=null  (number or null)\n        for all sessions of the sweep" in sweeps
     assert len(re.findall(r"^  python -m dtl\.train ", page, re.MULTILINE)) == 5
     assert max(map(len, page.splitlines())) <= 140
 
@@ -317,7 +318,7 @@ def test_help_names_every_group_every_choice_and_every_key(monkeypatch, capsys):
 def test_the_command_as_it_is_typed(elsewhere):
     process = [sys.executable, "-m", "dtl.train"]
     helped = subprocess.run([*process, "-h"], capture_output=True, text=True)
-    assert (helped.returncode, helped.stderr) == (0, "") and "The commonest commands" in helped.stdout
+    assert (helped.returncode, helped.stderr) == (0, "") and "The most frequent commands" in helped.stdout
     refused = subprocess.run([*process, "trainer.hours=soon"], capture_output=True, text=True)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr.startswith("Error: trainer.hours=soon: must be a number or null")

@@ -1,4 +1,4 @@
-"""What all commands have in common: their help, their refusals, and texts that arrive as they were typed."""
+"""Common to all commands: help, error messages, and text that arrives as it was typed."""
 
 import importlib
 import subprocess
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from dtl.base.paths import conf_dir
-from dtl.commandline.cli import _as_hydra_reads_it, quoted, unquoted
+from dtl.commandline.cli import _to_hydra_syntax, quoted, unquoted
 from dtl.commandline.command import Command
 from dtl.config import typed_as
 from dtl.terminal.config import GenerateConfig
@@ -22,11 +22,11 @@ NAMES = sorted(file.stem for file in conf_dir().glob("*.yaml"))
 
 @pytest.fixture(autouse=True)
 def outside_the_checkout(elsewhere: Path) -> None:
-    """No run of the checkout's outputs/ may be found, and none made there."""
+    """A working directory without the checkout's outputs/."""
 
 
 def call(name: str, *arguments: str) -> tuple[int, str, str]:
-    """`python -m dtl.<name>` with arguments, in another process; exit code and both outputs."""
+    """Run `python -m dtl.<name>` with arguments in another process; returns exit code and both outputs."""
     program = [sys.executable, "-m", f"dtl.{name}", *arguments]
     done = subprocess.run(program, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     return done.returncode, done.stdout, done.stderr
@@ -74,18 +74,18 @@ def test_wrong_settings_are_refused_and_leave_nothing(name, monkeypatch, capsys,
 @pytest.mark.parametrize("name", ["chat", "generate"])
 def test_sampling_is_refused_before_a_model_is_looked_for(name):
     code, out, shown = call(name, "ckpt=nowhere", "sampling.top_p=2")
-    assert (code, out, shown) == (2, "", "Error: sampling.top_p=2.0: a share in (0, 1].\n")
+    assert (code, out, shown) == (2, "", "Error: sampling.top_p=2.0: a fraction in (0, 1].\n")
 
 
 # --- texts --------------------------------------------------------------------------------------------------------
 
 ODD = st.sampled_from("'\"\\${}[](), =:~+-#1an\n\t")
-TALK = Command("generate", GenerateConfig, page="", free_text=("prompt",))
+TALK = Command("generate", GenerateConfig, usage="", free_text=("prompt",))
 
 
 def read_by_hydra(argument: str) -> object:
-    """The value that a command gets for what was typed."""
-    override = OverridesParser.create().parse_override(_as_hydra_reads_it(argument, TALK))
+    """The value that a command gets for the typed text."""
+    override = OverridesParser.create().parse_override(_to_hydra_syntax(argument, TALK))
     value = override.value()
     config = OmegaConf.structured(GenerateConfig)
     config.merge_with({"prompt": getattr(value, "text", value)})
@@ -95,7 +95,7 @@ def read_by_hydra(argument: str) -> object:
 @settings(max_examples=500)
 @given(st.text(alphabet=ODD | st.characters(exclude_categories=["Cs"])))
 def test_a_text_arrives_as_it_was_typed(text):
-    """Also what Hydra would take for a list, a sweep or a quote, and OmegaConf for a reference."""
+    """Also text that Hydra would read as a list, a sweep or a quote, and OmegaConf as an interpolation."""
     if text != "null" and not (len(text) > 1 and text[0] == text[-1] and text[0] in "'\""):
         assert read_by_hydra(f"prompt={text}") == text
 

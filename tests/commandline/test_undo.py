@@ -1,8 +1,8 @@
-"""What a refused command line takes back, and what it leaves alone."""
+"""A rejected command line removes the folders it created, and nothing else."""
 
 import pytest
 
-from dtl.commandline.cli import take_back
+from dtl.commandline.cli import remove_empty_run_dir
 
 
 @pytest.fixture
@@ -15,23 +15,23 @@ def made(elsewhere):
 
 
 def test_what_was_made_goes_with_the_empty_folders_above(made, elsewhere):
-    take_back(made, (".hydra", ".lock"))
+    remove_empty_run_dir(made, (".hydra", ".lock"))
     assert [path.name for path in elsewhere.rglob("*")] == ["outputs"]
 
 
 def test_a_folder_with_anything_else_stays_whole(made):
     before = sorted(made.rglob("*"))
-    take_back(made, (".hydra",))
+    remove_empty_run_dir(made, (".hydra",))
     assert sorted(made.rglob("*")) == before
 
 
 def test_a_folder_above_that_holds_something_stays(made):
     (made.parent / "another run").touch()
-    take_back(made, (".hydra", ".lock"))
+    remove_empty_run_dir(made, (".hydra", ".lock"))
     assert [path.name for path in made.parent.iterdir()] == ["another run"]
 
 
 def test_the_folder_one_stands_in_stays(made, monkeypatch):
     monkeypatch.chdir(made.parent)
-    take_back(made.relative_to(made.parent), (".hydra", ".lock"))
+    remove_empty_run_dir(made.relative_to(made.parent), (".hydra", ".lock"))
     assert list(made.parent.iterdir()) == []

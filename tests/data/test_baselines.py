@@ -1,7 +1,7 @@
 """Answers without a model: looked up, and always the same."""
 
 from dtl.data.documents import QuestionAnswer
-from dtl.data.tasks import look_up, lookup, majority
+from dtl.data.tasks import bm25_baseline, lookup, majority
 from dtl.registry import TASKS
 
 
@@ -19,11 +19,11 @@ TRAINING = [
 
 
 def test_look_up_knows_every_training_question():
-    assert look_up(TRAINING)(TRAINING) == [pair.answer for pair in TRAINING]
+    assert bm25_baseline(TRAINING)(TRAINING) == [pair.answer for pair in TRAINING]
 
 
 def test_look_up_takes_the_nearest_question():
-    nearest = look_up(TRAINING)
+    nearest = bm25_baseline(TRAINING)
     assert nearest(asked("PERU'S capital? the capital of peru!", "spider legs", "starry night")) == [
         "Lima",
         "Eight",
@@ -33,13 +33,13 @@ def test_look_up_takes_the_nearest_question():
 
 def test_a_rare_word_counts_more_than_common_ones():
     common = [QuestionAnswer(f"What is the capital of country{n}?", f"city{n}") for n in range(7)]
-    assert look_up([*common, *TRAINING])(asked("What is the spider")) == ["Eight"]
+    assert bm25_baseline([*common, *TRAINING])(asked("What is the spider")) == ["Eight"]
 
 
 def test_look_up_of_words_never_seen_says_nothing():
-    assert look_up(TRAINING)(asked("Zebra?", "", "the")) == ["", "", ""]
-    assert look_up([])(asked("Peru")) == [""]
-    assert look_up([QuestionAnswer("the", "x")])(asked("Peru")) == [""]
+    assert bm25_baseline(TRAINING)(asked("Zebra?", "", "the")) == ["", "", ""]
+    assert bm25_baseline([])(asked("Peru")) == [""]
+    assert bm25_baseline([QuestionAnswer("the", "x")])(asked("Peru")) == [""]
 
 
 def test_majority_counts_after_normalisation():

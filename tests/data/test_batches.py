@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dtl.data.batches import IGNORE, Rows, TrainingData, epoch_order
+from dtl.data.batches import IGNORE, PackedSequences, TrainingData, epoch_order
 from dtl.data.pack import pack_documents, pack_stream, pad_documents
 
 # Three documents of 4, 3 and 6 tokens, each ended by 0; the pad id is the end token's, as GPT-2's is.
@@ -17,7 +17,7 @@ N = IGNORE
 
 
 def test_stream_rows_run_on_across_documents():
-    rows = Rows(TOKENS, pack_stream(13, 5), pad_id=0)
+    rows = PackedSequences(TOKENS, pack_stream(13, 5), pad_id=0)
     batch = rows.batch([0, 2, 1])
     assert batch.inputs.tolist() == [[11, 12, 13, 0, 21], [34, 35, 0, 0, 0], [22, 0, 31, 32, 33]]
     assert batch.targets.tolist() == [[12, 13, 0, 21, 22], [35, 0, N, N, N], [0, 31, 32, 33, 34]]
@@ -28,7 +28,7 @@ def test_stream_rows_run_on_across_documents():
 
 
 def test_packed_documents_restart_and_are_told_apart():
-    rows = Rows(TOKENS, pack_documents(OFFSETS, 7), pad_id=0, document_mask=True)
+    rows = PackedSequences(TOKENS, pack_documents(OFFSETS, 7), pad_id=0, document_mask=True)
     batch = rows.batch([0, 1])  # the longest document and the shortest fill one
     assert batch.inputs.tolist() == [[21, 22, 31, 32, 33, 34, 35], [11, 12, 13, 0, 0, 0, 0]]
     assert batch.targets.tolist() == [[22, 0, 32, 33, 34, 35, 0], [12, 13, 0, N, N, N, N]]
@@ -38,7 +38,7 @@ def test_packed_documents_restart_and_are_told_apart():
 
 
 def test_padded_rows_learn_the_end_token_though_it_is_the_pad_token():
-    rows = Rows(TOKENS, pad_documents(OFFSETS, 4), pad_id=0)
+    rows = PackedSequences(TOKENS, pad_documents(OFFSETS, 4), pad_id=0)
     batch = rows.batch([0, 1, 2])
     assert batch.inputs.tolist() == [[11, 12, 13, 0], [21, 22, 0, 0], [31, 32, 33, 34]]
     assert batch.targets.tolist() == [[12, 13, 0, N], [22, 0, N, N], [32, 33, 34, 35]]
@@ -47,8 +47,8 @@ def test_padded_rows_learn_the_end_token_though_it_is_the_pad_token():
 
 def test_a_loss_mask_leaves_the_inputs_alone():
     mask = np.array([0, 0, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1, 1], bool)
-    plain = Rows(TOKENS, pack_stream(13, 5), pad_id=0).batch([0, 1, 2])
-    rows = Rows(TOKENS, pack_stream(13, 5), pad_id=0, loss_mask=mask)
+    plain = PackedSequences(TOKENS, pack_stream(13, 5), pad_id=0).batch([0, 1, 2])
+    rows = PackedSequences(TOKENS, pack_stream(13, 5), pad_id=0, loss_mask=mask)
     batch = rows.batch([0, 1, 2])
     assert batch.inputs.equal(plain.inputs)
     assert batch.targets.tolist() == [[N, 13, 0, N, 22], [0, 31, 32, 33, 34], [35, 0, N, N, N]]
@@ -56,7 +56,7 @@ def test_a_loss_mask_leaves_the_inputs_alone():
 
 
 def test_a_row_that_is_not_there_is_an_error():
-    rows = Rows(TOKENS, pack_stream(13, 5), pad_id=0)
+    rows = PackedSequences(TOKENS, pack_stream(13, 5), pad_id=0)
     for index in (3, -1):
         with pytest.raises(IndexError, match="of 3"):
             rows.batch([index])
@@ -67,7 +67,7 @@ def test_a_row_that_is_not_there_is_an_error():
 
 
 def test_a_batch_goes_to_a_device_whole():
-    batch = Rows(TOKENS, pack_documents(OFFSETS, 7), pad_id=0, document_mask=True).batch([1]).to("meta")
+    batch = PackedSequences(TOKENS, pack_documents(OFFSETS, 7), pad_id=0, document_mask=True).batch([1]).to("meta")
     for tensor in (batch.inputs, batch.targets, batch.positions, batch.documents):
         assert tensor is not None and tensor.device.type == "meta"
     assert batch.rows == (1,)
@@ -90,7 +90,7 @@ def test_orders_are_permutations_that_differ():
 def training_data(n_rows: dict[str, int], weights: dict[str, float], seq_len: int = 3) -> TrainingData:
     """Sources whose tokens say where they are from: 1000 times the source's number, plus the token's place."""
     rows = {
-        name: Rows(
+        name: PackedSequences(
             np.arange(n * seq_len + 1, dtype=np.int32) + 1000 * k, pack_stream(n * seq_len + 1, seq_len), pad_id=0
         )
         for k, (name, n) in enumerate(n_rows.items())
@@ -100,15 +100,15 @@ def training_data(n_rows: dict[str, int], weights: dict[str, float], seq_len: in
 
 def test_an_epoch_shows_every_row_once():
     data = training_data({"a": 23}, {"a": 0.7})
-    assert data.rows_per_epoch == 23 and data.n_tokens == data.n_targets == 69
+    assert data.sequences_per_epoch == 23 and data.n_tokens == data.n_targets == 69
     assert data.steps_per_epoch(5) == 5 and data.steps_per_epoch(23) == 1 and data.steps_per_epoch(24) == 1
     for epoch in range(3):
-        seen = [row for step in range(5) for row in data.batch_rows(3, epoch, step, 5)]
+        seen = [row for step in range(5) for row in data.batch_sequences(3, epoch, step, 5)]
         assert sorted(seen) == list(range(23)) and seen != sorted(seen)
-    assert data.batch_rows(3, 0, 0, 5) != data.batch_rows(3, 1, 0, 5) != data.batch_rows(4, 1, 0, 5)
+    assert data.batch_sequences(3, 0, 0, 5) != data.batch_sequences(3, 1, 0, 5) != data.batch_sequences(4, 1, 0, 5)
     for step in (5, -1):
         with pytest.raises(IndexError):
-            data.batch_rows(3, 0, step, 5)
+            data.batch_sequences(3, 0, step, 5)
 
 
 def test_the_last_step_of_an_epoch_takes_what_is_left():
@@ -130,16 +130,16 @@ def test_rows_do_not_depend_on_how_a_step_is_cut_or_on_what_came_before():
     assert one.equal(four)
     for epoch in (0, 4, 1, 0):  # jumping about, as resuming does
         fresh = training_data({"a": 23, "b": 11}, {"a": 1.0, "b": 0.5})
-        assert fresh.batch_rows(3, epoch, 1, 8) == data.batch_rows(3, epoch, 1, 8)
+        assert fresh.batch_sequences(3, epoch, 1, 8) == data.batch_sequences(3, epoch, 1, 8)
 
 
 @pytest.mark.parametrize(("weight", "per_epoch"), [(0.5, 10), (1.0, 20), (2.0, 40), (1e-6, 1)])
 def test_a_further_source_comes_by_its_weight_and_in_turn(weight, per_epoch):
     data = training_data({"a": 20, "b": 13}, {"a": 2.0, "b": 2 * weight})
-    assert data.rows_of == {"a": 20, "b": per_epoch} and data.rows_per_epoch == 20 + per_epoch
+    assert data.sequences_per_source == {"a": 20, "b": per_epoch} and data.sequences_per_epoch == 20 + per_epoch
     seen = Counter()
     for epoch in range(13):
-        rows = data.epoch_rows(7, epoch).tolist()
+        rows = data.epoch_sequences(7, epoch).tolist()
         of_first, of_second = [row for row in rows if row < 20], [row - 20 for row in rows if row >= 20]
         assert sorted(of_first) == list(range(20)) and len(of_second) == per_epoch
         assert rows != of_first + [row + 20 for row in of_second]  # shuffled together
@@ -155,7 +155,7 @@ def test_what_was_seen_counts_the_rows_of_whole_epochs_and_of_the_one_begun(step
     per_epoch = data.steps_per_epoch(6)
     counted = Counter()
     for step in range(steps):
-        for row in data.batch_rows(3, step // per_epoch, step % per_epoch, 6):
+        for row in data.batch_sequences(3, step // per_epoch, step % per_epoch, 6):
             counted["a" if row < 20 else "b" if row < 27 else "c"] += 3
     seen = data.seen_after(3, steps // per_epoch, steps % per_epoch * 6)
     assert seen == {name: counted[name] for name in "abc"}
@@ -171,8 +171,10 @@ def test_batches_mix_sources():
 def test_making_a_batch_is_quick():
     tokens = np.zeros(500_001, np.uint16)
     offsets = np.arange(0, 500_001, 20)
-    data = TrainingData({"a": Rows(tokens, pack_documents(offsets, 256), pad_id=0, document_mask=True)}, {"a": 1.0})
-    data.batch_rows(0, 0, 0, 8)
+    data = TrainingData(
+        {"a": PackedSequences(tokens, pack_documents(offsets, 256), pad_id=0, document_mask=True)}, {"a": 1.0}
+    )
+    data.batch_sequences(0, 0, 0, 8)
     start = time.perf_counter()
     for step in range(25):
         data.micro_batches(0, 0, step, 8, 1)

@@ -160,7 +160,7 @@ def test_a_damaged_entry_is_named_and_made_again(tmp_path, damage):
     mended = again.get("thing", build)
     assert mended is not None and (mended.folder / "data.bin").read_bytes() == b"0123456789"
     (note,) = again.notes
-    assert str(file) in note and "made again" in note
+    assert str(file) in note and "built again" in note
     whole = Cache(tmp_path)
     assert whole.get("thing", lambda folder: pytest.fail("built again")) and not whole.notes
 
@@ -492,7 +492,7 @@ def test_damage_is_told_and_mended(counting):
     contents[-3] ^= 1
     file.write_bytes(contents)
     mended = prepare(counting)
-    (note,) = [note for note in mended.notes if "made again" in note]
+    (note,) = [note for note in mended.notes if "built again" in note]
     assert str(file) in note
     mended.notes.remove(note)
     assert everything(mended) == built and Counting.read == 1

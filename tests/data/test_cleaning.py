@@ -1,4 +1,4 @@
-"""What cleaning takes out of a text, and what it must leave alone."""
+"""Cleaning: what it removes from a text, and what must stay."""
 
 import pytest
 from hypothesis import given

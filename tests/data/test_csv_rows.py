@@ -5,7 +5,7 @@ import re
 import pytest
 
 from dtl.data.local.files import LocalFiles
-from dtl.data.local.readers import MAX_ODD_ROWS, ROWS_BEFORE_JUDGING
+from dtl.data.local.readers import MAX_MISMATCHED, ROWS_BEFORE_JUDGING
 from dtl.errors import DataError
 
 
@@ -47,7 +47,7 @@ def test_line_numbers_count_lines_inside_quotes(tmp_path):
 @pytest.mark.parametrize("n_rows", [29, ROWS_BEFORE_JUDGING * 3])
 def test_more_than_a_share_of_them_is_the_wrong_file(tmp_path, n_rows):
     """Just up to the share is none; one more is, with the first place, the count and what to do."""
-    most = int(n_rows * MAX_ODD_ROWS)
+    most = int(n_rows * MAX_MISMATCHED)
     odd = {n_rows - 1 - n for n in range(most)}
     assert read_of(tmp_path, n_rows, odd) == n_rows - most
     with pytest.raises(DataError) as refused:

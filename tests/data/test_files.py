@@ -76,7 +76,7 @@ def test_every_kind_says_the_same_packed_or_not(tmp_path, suffix, packing):
     file = tmp_path / f"a{suffix}{packing and '.'}{packing}"
     file.write_bytes(PACK[packing](raw) if packing else raw)
     if suffix == ".parquet" and packing:
-        assert "packed with" in refusal(file) and file.name in refusal(file)
+        assert "compressed with" in refusal(file) and file.name in refusal(file)
     else:
         assert read(file) == (TEXTS, [])
 
@@ -109,8 +109,8 @@ def test_what_stands_in_a_file_counts_more_than_its_name(tmp_path):
         ("a.txt", b"PK\x03\x04\x14\x00", ["zip archive"]),
         ("a.jsonl.zst", b"\x28\xb5\x2f\xfd\x00", ["zstd", ".bz2"]),
         ("a.xml", b'<mediawiki xmlns="x">', ["MediaWiki dump", "data=wiki"]),
-        ("a.html", b"<html>", ["'.html' is not read"]),
-        ("a.bin", b"\x00\x01\x02", ["'.bin' is not read"]),
+        ("a.html", b"<html>", ["'.html' is not supported"]),
+        ("a.bin", b"\x00\x01\x02", ["'.bin' is not supported"]),
         ("a.txt.gz", b"\x00\x01\x02", ["neither a gz file nor text"]),
         ("a.csv", b"id,text,text\n1,2,3\n", ["a.csv:1", "two columns", "'text'"]),
         ("a.csv", b"id,text\n1,b\n2,c, d\n", ["a.csv:3", "3 fields", "byte 12", "id, text", "Read before it: 1"]),
@@ -147,7 +147,7 @@ SAME_FOLDER = [HealthCheck.function_scoped_fixture]
 
 
 def undecodable(raw: bytes) -> Iterator[int]:
-    """Where `raw` is not UTF-8, found by decoding what is left again and again."""
+    """Offsets at which `raw` is not UTF-8, found by decoding the rest again and again."""
     position = 0
     while True:
         try:
@@ -339,7 +339,7 @@ def test_what_was_read_before_the_cut_is_told(tmp_path, packing):
     raw = bz2.compress(jsonl(texts), 1) if packing == "bz2" else gzip.compress(jsonl(texts))
     (tmp_path / f"a.jsonl.{packing}").write_bytes(raw[: len(raw) * 2 // 3])
     message = refusal(tmp_path / f"a.jsonl.{packing}")
-    found = re.search(r"after unpacked byte ([\d,]+) .* Read before it: (\d+) records", message)
+    found = re.search(r"after decompressed byte ([\d,]+) .* Read before it: (\d+) records", message)
     assert found, message
     n_read = int(found[2])
     assert n_read > 300 and int(found[1].replace(",", "")) == len(jsonl(texts[:n_read]))

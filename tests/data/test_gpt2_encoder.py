@@ -45,7 +45,7 @@ def test_every_character():
 
 
 def test_repetitions():
-    """Where merges overlap, the order in which they are made shows."""
+    """Overlapping merges show the order in which they are made."""
     odd = ["ab", "aab", "- ", "=-", "..,", "\n ", "  \n", " '", "ha", "é", "漢", "\u00a0"]
     counts = (*range(1, 40), 64, 127, 128, 129, 257)
     same_ids([part * n for part in (*odd, *map(chr, range(33, 127))) for n in counts])

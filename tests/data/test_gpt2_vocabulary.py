@@ -132,8 +132,8 @@ def test_what_is_not_gpt2_is_refused(damage, message: str, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "holds no vocabulary"),
-        ({"vocab.json": "{}"}, "holds no vocabulary"),
+        ({}, "contains no vocabulary"),
+        ({"vocab.json": "{}"}, "contains no vocabulary"),
         ({"vocab.json": "[", "merges.txt": ""}, "vocab.json: cannot be read as JSON"),
         ({"vocab.json": "[]", "merges.txt": ""}, "vocab.json: holds a list"),
         ({"vocab.json": '{"a": "b"}', "merges.txt": ""}, "do not fit"),

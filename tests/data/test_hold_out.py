@@ -28,8 +28,8 @@ def hold_out(
     holder = HoldOut(for_validation, for_test)
     splits: dict[str, list[Document]] = {"train": [], "validation": []}
     for document in documents:
-        splits.setdefault(holder.side(document), []).append(document)
-    changed, note = holder.settle(splits)
+        splits.setdefault(holder.split_for(document), []).append(document)
+    changed, note = holder.finalize(splits)
     splits |= {name: list(of_split) for name, of_split in (changed or {}).items()}
     # Training and validation are always there; a test that got nothing is none.
     return {name: of_split for name, of_split in splits.items() if of_split or name != "test"}, note

@@ -139,7 +139,7 @@ def test_offline_switches_ask_nothing(serve, monkeypatch, switch: str) -> None:
     port, asked = serve(200)
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{port}")
     monkeypatch.setenv(switch, "1")
-    assert f"is not asked because {switch}=1" in refused()
+    assert f"is not used because {switch}=1" in refused()
     monkeypatch.setenv(switch, "0")
     hub.require_hub("Wikipedia", "")
     assert len(asked) == 1

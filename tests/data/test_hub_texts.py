@@ -173,7 +173,7 @@ def test_more_than_the_cache_holds_needs_the_hub_and_is_refused_before_torch_is_
     code = "import sys, dtl.train\ntry: dtl.train.main()\nfinally: print('torch' in sys.modules)"
     arguments = ["data=hub", "data.path=me/more", f"data.cache_dir={tmp_path / 'cache'}", "tracker=local"]
     done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1 and "is not asked because HF_HUB_OFFLINE=1" in done.stderr
+    assert done.returncode == 1 and "is not used because HF_HUB_OFFLINE=1" in done.stderr
     assert done.stdout == "False\n"
 
 
@@ -370,7 +370,7 @@ def test_a_name_that_cannot_be_a_datasets_is_refused(path, tmp_path):
         (SourceConfig("wiki", "x", revision="main"), r"data.sources.s.revision=main"),
         (SourceConfig("hub", "a/b", rows="lines"), r"data.sources.s.rows=lines: one of text, article, wikitext"),
         (SourceConfig("hub", "a/b", splits={"training": "a"}), r"splits.training: one of train, validation, test"),
-        (SourceConfig("hub", "a/b", splits={"test": "a"}), r"name the one to train on too"),
+        (SourceConfig("hub", "a/b", splits={"test": "a"}), r"name the training split too"),
     ],
 )
 def test_settings_of_a_source_that_cannot_be_are_refused(source, said):

@@ -35,7 +35,10 @@ def targets_of(packing: Packing) -> list[int]:
 
 
 def tokens_in_rows(packing: Packing) -> list[int]:
-    return [int(packing.lengths[a:b].sum()) for a, b in zip(packing.row_offsets, packing.row_offsets[1:], strict=False)]
+    return [
+        int(packing.lengths[a:b].sum())
+        for a, b in zip(packing.sequence_offsets, packing.sequence_offsets[1:], strict=False)
+    ]
 
 
 @given(n_tokens=st.integers(0, 200), seq_len=st.integers(1, 23))
@@ -73,7 +76,7 @@ def test_padded_rows_are_the_beginnings_of_documents(lengths, seq_len):
         for place in range(start + 1, start + min(n - 1, seq_len) + 1)
     ]
     assert targets_of(packing) == expected
-    assert len(np.unique(np.diff(packing.row_offsets))) <= 1
+    assert len(np.unique(np.diff(packing.sequence_offsets))) <= 1
     covered = [min(n - 1, seq_len) == n - 1 > 0 for n in lengths]
     assert fully_covered(packing, offsets).tolist() == covered
 
@@ -97,13 +100,13 @@ def test_select_keeps_whole_rows_in_the_order_given():
     packing = pack_documents(offsets_of([4, 3, 6, 2, 9, 5, 3]), 7)
     chosen = np.array([2, 0])
     selected = packing.select(chosen)
-    assert selected.n_rows == 2
+    assert selected.n_sequences == 2
     for row, original in enumerate(chosen):
-        of_row = slice(*selected.row_offsets[row : row + 2])
-        of_original = slice(*packing.row_offsets[original : original + 2])
+        of_row = slice(*selected.sequence_offsets[row : row + 2])
+        of_original = slice(*packing.sequence_offsets[original : original + 2])
         assert selected.starts[of_row].tolist() == packing.starts[of_original].tolist()
         assert selected.lengths[of_row].tolist() == packing.lengths[of_original].tolist()
-    assert packing.select(np.arange(0)).n_rows == 0
+    assert packing.select(np.arange(0)).n_sequences == 0
 
 
 def answered(lengths: list[int], answer_starts: list[int]) -> TokenDocuments:
@@ -131,7 +134,7 @@ def test_runs_and_rows_without_a_target_are_left_out():
     assert stream.starts.tolist() == [8, 12]
     padded = with_targets(pad_documents(documents.offsets, 4), mask)
     assert padded.starts.tolist() == [12]
-    assert with_targets(pack_stream(0, 4), mask).n_rows == 0
+    assert with_targets(pack_stream(0, 4), mask).n_sequences == 0
 
 
 def test_wasted_positions_are_counted():

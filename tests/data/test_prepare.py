@@ -66,7 +66,7 @@ def facts(monkeypatch) -> None:
 
 def learnt_text(prepared: PreparedData, epoch: int = 0) -> list[str]:
     """The targets of every row of an epoch, as text."""
-    batch = prepared.train.batch(tuple(prepared.train.epoch_rows(0, epoch).tolist()))
+    batch = prepared.train.batch(tuple(prepared.train.epoch_sequences(0, epoch).tolist()))
     return [prepared.tokenizer.decode([t for t in row if t != IGNORE]) for row in batch.targets.tolist()]
 
 
@@ -75,7 +75,7 @@ def test_training_text_becomes_rows_and_held_out_text_does_not(texts):
     train, validation = (prepared.report["text"][split] for split in ("train", "validation"))
     assert train.documents + validation.documents == 200 and 5 <= validation.documents <= 40
     assert train.tokens == train.targets == prepared.train.n_tokens
-    assert train.rows == prepared.train.rows_per_epoch == -(-train.tokens // 16)
+    assert train.rows == prepared.train.sequences_per_epoch == -(-train.tokens // 16)
     assert len(prepared.validation) == validation.rows
     assert prepared.test is None and prepared.pairs == {"train": [], "validation": []}
     assert train.wasted < 0.01
@@ -174,7 +174,7 @@ def test_the_hub_is_read_only_as_far_as_needed(facts, monkeypatch, tmp_path, wei
     prepared = prepare(data, seq_len=64)
     assert 5 < Articles.taken < most
     if weight is None:
-        assert prepared.train.rows_per_epoch == 50
+        assert prepared.train.sequences_per_epoch == 50
         assert prepared.report["wiki"]["validation"].documents >= 1
 
 
@@ -200,7 +200,7 @@ def test_padding_is_reported_beside_packing(texts):
     packed = prepare(config(texts), seq_len=64)
     assert padded.report["text"]["train"].wasted > 0.5 > 0.01 > packed.report["text"]["train"].wasted
     cut = prepare(config(texts, layout="padded"), seq_len=16)
-    assert any("longer than a row of 16 tokens" in note for note in cut.notes)
+    assert any("longer than a sequence of 16 tokens" in note for note in cut.notes)
     assert not any("longer than" in note for note in padded.notes + packed.notes)
 
 
@@ -240,7 +240,7 @@ def test_a_text_shorter_than_a_row_is_enough(tmp_path):
         ({"a.jsonl": '{"text": "x"}\n' * 3}, ["no document is left for validation", "of 3 read"]),
         (
             {"train.txt": "text", "validation.txt": " "},
-            ["own validation split", "1 documents, all empty", "take it away"],
+            ["own validation split", "1 documents, all empty", "remove it"],
         ),
     ],
 )
@@ -254,7 +254,7 @@ def test_too_little_text_is_named(tmp_path, files, words):
 
 
 def test_questions_that_leave_no_room_for_their_answer_are_named(facts):
-    with pytest.raises(DataError, match=r"tokens of train text make no row.*data.loss_on=answer, data.seq_len=4"):
+    with pytest.raises(DataError, match=r"tokens of train text make no sequence.*data.loss_on=answer, data.seq_len=4"):
         prepare(config(kind="qa", layout="padded", loss_on="answer"), seq_len=4)
 
 

@@ -88,7 +88,7 @@ def test_named_splits_are_used_when_there_is_one_to_train_on(tmp_path):
     [
         (lambda p: p / "none", ["data.path=", "no such file", "Found in"]),
         (lambda p: p, ["no .txt, .jsonl", "a.pdf"]),
-        (lambda p: p / "a.pdf", ["'.pdf' is not read", "a PDF", ".jsonl"]),
+        (lambda p: p / "a.pdf", ["'.pdf' is not supported", "a PDF", ".jsonl"]),
         (lambda p: write_jsonl(p / "q.jsonl", {"question": "?", "body": 3}), ["q.jsonl:1", "'text'", "question, body"]),
         (lambda p: write_parquet(p / "q.parquet", [{"title": "t", "content": "c"}]), ["'text'", "title, content"]),
         (lambda p: write_jsonl(p / "n.jsonl", {"text": "a"}, {"text": ["a"]}), ["n.jsonl:2", "list"]),
@@ -183,8 +183,8 @@ def hold_out(documents: Iterable[Document], fraction: float) -> tuple[list[Docum
     holder = HoldOut(fraction)
     sides: dict[str, list[Document]] = {"train": [], "validation": []}
     for document in documents:
-        sides[holder.side(document)].append(document)
-    changed, note = holder.settle(sides)
+        sides[holder.split_for(document)].append(document)
+    changed, note = holder.finalize(sides)
     train, validation = (list((changed or sides)[side]) for side in ("train", "validation"))
     return train, validation, note
 

@@ -135,7 +135,7 @@ def test_missing_files_are_named(foreign: Path, tmp_path: Path) -> None:
     (tmp_path / "copy" / "tokenizer_config.json").unlink()
     assert Tokenizer.load(tmp_path / "copy").eos_id == 8  # <|endoftext|> is an end whatever the files say
     (tmp_path / "copy" / "tokenizer.json").unlink()
-    with pytest.raises(CheckpointError, match="copy: holds no tokenizer"):
+    with pytest.raises(CheckpointError, match="copy: contains no tokenizer"):
         Tokenizer.load(tmp_path / "copy")
 
 

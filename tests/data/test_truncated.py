@@ -56,7 +56,7 @@ def test_what_comes_before_the_cut_is_kept_and_counted(tmp_path, suffix, packing
             assert str(file) in str(refused) and "byte" in str(refused)
             assert "none is kept" in str(refused) or "Read before" not in str(refused)
             assert "keep what comes before with data.allow_truncated=true" in str(refused)
-            said = re.search(r"keeps what comes before (?:unpacked )?byte [\d,]+: (\d+) record", notes[0])
+            said = re.search(r"keeps what comes before (?:decompressed )?byte [\d,]+: (\d+) record", notes[0])
             assert said and int(said[1]) == len(texts) and str(file) in notes[0]
     assert kept_of == sorted(kept_of)
     if packing != "bz2":  # which gives nothing of a block before the whole of it

@@ -171,7 +171,7 @@ def test_a_cut_dump_names_the_place_and_keeps_what_came_before(tmp_path, kind, s
     message = str(error.value)
     assert message.startswith(str(path))
     assert "byte" in message
-    assert f"Read before this place: {len(kept)} whole articles, of which none is kept" in message
+    assert f"Read before this place: {len(kept)} complete articles, of which none is kept" in message
     if kept:
         assert f"after page {len(kept)} ('Page {len(kept) - 1}')" in message
     if kind == "xml" and share > 0.5:

@@ -1,4 +1,4 @@
-"""python -m dtl.diagnose: one screen whatever breaks, the verdict, the exit code, and how long it may take."""
+"""python -m dtl.diagnose: one screen whatever fails, the verdict, the exit code, the time limits."""
 
 import os
 import socket
@@ -18,7 +18,7 @@ from dtl.base.paths import conf_dir
 from dtl.diagnose import DiagnoseConfig
 from dtl.diagnostics import report
 from dtl.diagnostics.findings import Finding
-from dtl.diagnostics.graphics import Card, TorchFacts, profiled
+from dtl.diagnostics.graphics import Card, TorchFacts, profile_config
 from dtl.diagnostics.report import examine, first_run, verdict
 from dtl.training.config import TrainerConfig
 
@@ -78,16 +78,16 @@ def test_a_machine_on_which_all_is_well(diagnosed):
     title, *rows, last = out.splitlines()
     assert title == f"DTL {dtl.__version__}"
     assert [row[:17].strip() for row in rows if not row.startswith("Warning")] == ROWS
-    assert last == "All well: python -m dtl.train model=small tokenizer=bpe data=qa"
+    assert last == "No problems found. To begin: python -m dtl.train model=small tokenizer=bpe data=qa"
     assert list(Path.cwd().iterdir()) == [], "looking leaves nothing behind"
 
 
 def test_something_in_the_way(diagnosed):
     code, out, err = diagnosed("plugins=[diagnosed_nowhere]")
     assert code == 1
-    assert "All well" not in out and "last run" in out
+    assert "No problems found" not in out and "last run" in out
     assert "Traceback" not in err and "executing job" not in err
-    assert err.startswith("Error: One thing stands in the way of a run here:\n  1. plugins=[diagnosed_nowhere]:")
+    assert err.startswith("Error: One problem prevents a good run here:\n  1. plugins=[diagnosed_nowhere]:")
 
 
 @pytest.mark.parametrize("argument", ["+nonsense=1", "nonsense=1", "plugins=3", "-m"])
@@ -174,8 +174,8 @@ def test_a_torch_that_does_not_work(monkeypatch, error):
 
 
 def test_the_verdict_counts():
-    assert verdict(["one\nmore"]) == "One thing stands in the way of a run here:\n  1. one\n     more"
-    assert verdict(["a", "b"]) == "2 things stand in the way of a run here:\n  1. a\n  2. b"
+    assert verdict(["one\nmore"]) == "One problem prevents a good run here:\n  1. one\n     more"
+    assert verdict(["a", "b"]) == "2 problems prevent a good run here:\n  1. a\n  2. b"
 
 
 def test_the_first_run_is_one_that_this_machine_can_do():
@@ -187,7 +187,7 @@ def test_the_first_run_is_one_that_this_machine_can_do():
 
 def test_the_profile_is_what_a_run_would_get():
     """As Hydra composes it: see `batch` in test_configs.py."""
-    qa, wiki = profiled("qa"), profiled("wiki")
+    qa, wiki = profile_config("qa"), profile_config("wiki")
     assert (qa.micro_batch_size, qa.grad_accum_steps) == (4, 1)
     assert (wiki.micro_batch_size, wiki.grad_accum_steps) == (8, 4)
     given = OmegaConf.load(conf_dir() / "trainer" / "amp4060.yaml")
@@ -199,7 +199,7 @@ def test_the_profile_is_what_a_run_would_get():
 
 @pytest.mark.slow
 def test_a_network_that_swallows_everything(tmp_path):
-    """Servers that accept and never answer: both are asked at once, and neither holds the process back."""
+    """Servers that accept and never answer: both are called at once, and neither delays the process."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         silent = f"http://127.0.0.1:{server.getsockname()[1]}"
         environment = os.environ | {
@@ -217,7 +217,7 @@ def test_a_network_that_swallows_everything(tmp_path):
         )
         seconds = time.monotonic() - began
     assert seconds < 30, "some six seconds on two idle cores"
-    assert done.stdout.count("cannot be reached") == 2 and "a key is here, runs go offline" in done.stdout
+    assert done.stdout.count("cannot be reached") == 2 and "an API key exists, runs go offline" in done.stdout
     assert KEY not in done.stdout + done.stderr and "\x1b" not in done.stdout
     assert list(tmp_path.iterdir()) == []
     assert done.returncode == 0, done.stderr
@@ -239,7 +239,7 @@ dtl.diagnose.main()
 
 
 def test_packages_that_are_missing_cost_their_rows_alone(tmp_path):
-    """What cannot be done without: hydra, omegaconf, yaml, rich, packaging."""
+    """Only these are required: hydra, omegaconf, yaml, rich, packaging."""
     missing = "torch numpy tokenizers safetensors huggingface_hub filelock wandb einops transformers datasets pyarrow"
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT.replace("sys.argv[1].split()", repr(missing.split()))],
@@ -282,5 +282,5 @@ def test_one_screen(tmp_path, columns):
     screen = pyte.Screen(columns, 30)
     pyte.ByteStream(screen).feed(shown)
     lines = [line.rstrip() for line in screen.display if line.strip()]
-    assert lines[0].startswith("DTL ") and lines[-1].startswith("All well: ")
+    assert lines[0].startswith("DTL ") and lines[-1].startswith("No problems found. ")
     assert 17 <= len(lines) <= 29, "it has not scrolled"

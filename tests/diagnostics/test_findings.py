@@ -1,4 +1,4 @@
-"""A look that breaks, hangs or wants to end the process costs its own row, and nothing else."""
+"""A check that fails, hangs or exits affects only its own row."""
 
 import sys
 import threading

@@ -1,4 +1,4 @@
-"""Rows and problems for torch builds and cards that are written down here, and torch's own facts of this machine."""
+"""Rows and problems of imitated torch builds and GPUs, and the facts of torch on this machine."""
 
 import shutil
 import warnings
@@ -10,14 +10,16 @@ import torch
 
 from dtl.diagnostics import graphics
 from dtl.diagnostics.findings import Finding
-from dtl.diagnostics.graphics import Card, TorchFacts, has_kernels, judge, torch_facts
+from dtl.diagnostics.graphics import Card, TorchFacts, judge, supports_card, torch_facts
 
 KERNELS = ("sm_75", "sm_80", "sm_90", "sm_120")
 LAPTOP_CARD = Card("NVIDIA GeForce RTX 4060 Laptop GPU", (8, 9), 8 * 2**30, 7 * 2**30)
-CUDA = TorchFacts("2.13.0+cu130", 7, cuda="13.0", cards=(LAPTOP_CARD,), kernels=KERNELS, in_units="bf16")
+CUDA = TorchFacts("2.13.0+cu130", 7, cuda="13.0", cards=(LAPTOP_CARD,), kernels=KERNELS, native_precision="bf16")
 CPU = TorchFacts("2.13.0+cpu", 7)
-NO_DRIVER = replace(CUDA, cards=(), kernels=(), refusal="Found no NVIDIA driver on your system.", in_units="fp32")
-OLD_DRIVER = replace(NO_DRIVER, refusal="The NVIDIA driver on your system is too old (found version 11040).")
+NO_DRIVER = replace(
+    CUDA, cards=(), kernels=(), cuda_error="Found no NVIDIA driver on your system.", native_precision="fp32"
+)
+OLD_DRIVER = replace(NO_DRIVER, cuda_error="The NVIDIA driver on your system is too old (found version 11040).")
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +69,7 @@ def test_a_card_that_others_use_and_one_that_does_not_tell():
 
 
 def test_a_card_that_this_torch_was_not_built_for():
-    pascal = replace(CUDA, cards=(replace(LAPTOP_CARD, name="GTX 1060", capability=(6, 1)),), in_units="fp32")
+    pascal = replace(CUDA, cards=(replace(LAPTOP_CARD, name="GTX 1060", capability=(6, 1)),), native_precision="fp32")
     finding = judge(pascal, 7, frozenset())
     assert "compute capability 6.1" in finding.problems[0] and "pip install" in finding.problems[0]
     assert row(finding, "precisions") == "fp32, bf16 only emulated, slow, fp16 without units"
@@ -89,13 +91,13 @@ def test_a_card_that_this_torch_was_not_built_for():
     ],
 )
 def test_which_cards_a_build_computes_on(capability, kernels, works):
-    assert has_kernels(capability, kernels) is works
+    assert supports_card(capability, kernels) is works
 
 
 def test_a_card_beside_a_cpu_build(machine):
-    mend = "An NVIDIA card is here, but this torch is a CPU build. Mend it with: pip install ..."
-    finding = judge(replace(CPU, without_cuda=mend), 7, frozenset(), machine(card=True, driver=True))
-    assert finding.problems == [mend]
+    remedy = "An NVIDIA card exists, but this torch is a CPU build. Fix it with: pip install ..."
+    finding = judge(replace(CPU, without_cuda=remedy), 7, frozenset(), machine(card=True, driver=True))
+    assert finding.problems == [remedy]
     assert "NVIDIA card" in row(finding, "GPU")
 
 
@@ -121,7 +123,7 @@ def test_a_card_without_a_driver(machine):
     (problem,) = judge(NO_DRIVER, 7, frozenset(), root).problems
     assert "no driver" in problem and "nvidia.com/drivers" in problem
     finding = judge(CPU, 7, frozenset(), root)
-    assert not finding.problems and "without a driver" in finding.warnings[0]
+    assert not finding.problems and "has no driver" in finding.warnings[0]
 
 
 @pytest.mark.parametrize("facts", [CPU, NO_DRIVER])
@@ -133,7 +135,7 @@ def test_no_card_is_no_problem(machine, facts):
 
 def test_cards_that_somebody_has_hidden(machine, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    hidden = replace(NO_DRIVER, refusal="No CUDA GPUs are available")
+    hidden = replace(NO_DRIVER, cuda_error="No CUDA GPUs are available")
     finding = judge(hidden, 7, frozenset(), machine(card=True, driver=True))
     assert row(finding, "GPU") == "none in use: CUDA_VISIBLE_DEVICES='' leaves none visible"
     assert not finding.problems
@@ -152,7 +154,7 @@ def test_other_makers():
 
 def test_precisions_of_a_processor():
     assert row(judge(CPU, 7, frozenset()), "precisions") == "fp32, bf16 only emulated, slow, fp16 only emulated, slow"
-    newest = judge(replace(CPU, in_units="bf16"), 7, frozenset({"amx_fp16"}))
+    newest = judge(replace(CPU, native_precision="bf16"), 7, frozenset({"amx_fp16"}))
     assert row(newest, "precisions") == "fp32, bf16 in units, fp16 in units"
 
 
@@ -179,7 +181,7 @@ def test_a_cuda_build_that_finds_nothing_says_why_and_warns_nobody(monkeypatch):
     monkeypatch.setattr(torch.cuda, "init", init)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     facts = torch_facts()
-    assert (facts.cards, facts.refusal) == ((), "Found no NVIDIA driver on your system.")
+    assert (facts.cards, facts.cuda_error) == ((), "Found no NVIDIA driver on your system.")
 
 
 def test_the_facts_of_cards(monkeypatch):
@@ -206,5 +208,5 @@ def test_the_facts_of_cards(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, stand_in)
     facts = torch_facts()
     assert [card.free for card in facts.cards] == [5 * 2**30, None]
-    assert (facts.kernels, facts.in_units, facts.cards[0].capability) == (("sm_89",), "bf16", (8, 9))
+    assert (facts.kernels, facts.native_precision, facts.cards[0].capability) == (("sm_89",), "bf16", (8, 9))
     assert graphics.precisions(facts, frozenset()) == "fp32, bf16 in units, fp16 in units"

@@ -1,4 +1,4 @@
-"""The state of the last run, told from its folder: what a real run leaves, and what is written down here."""
+"""The state of the last run, read from its folder: of real runs, and of runs that this file writes."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 from checkpoint_examples import imitate
 
 from dtl.checkpoints.store import lock_run
-from dtl.diagnostics.runs import last_run, look_at_last_run, state_of
+from dtl.diagnostics.runs import describe_state, last_run, look_at_last_run
 from dtl.run_dir.provenance import write_result
 from dtl.run_dir.state import RunState
 
@@ -39,11 +39,11 @@ def in_a_folder_of_its_own(elsewhere):
 
 
 RUN = "2026-11-23/05-07-11-17_small_qa"
-GO_ON = f"go on with: python -m dtl.train resume=outputs/{RUN}"
+RESUME = f"resume: python -m dtl.train resume=outputs/{RUN}"
 
 
-def told() -> tuple[str, str]:
-    """State and way on of the last run, as the screen has them."""
+def reported() -> tuple[str, str]:
+    """Return the state of the last run and the command that continues it, as shown."""
     finding = look_at_last_run(OUTPUTS)
     assert not finding.problems, "how a run ended keeps no other from going well"
     (_, state), *rest = finding.rows
@@ -55,39 +55,39 @@ def test_no_run_yet():
 
 
 @pytest.mark.parametrize(
-    ("state", "more", "words", "way_on"),
+    ("state", "more", "words", "next_command"),
     [
         ("finished", {}, "finished at step 23, best validation loss 1.2346; newest checkpoint: step 20", ""),
-        ("stopped", {}, "paused at step 23; newest checkpoint: step 20", GO_ON),
-        ("interrupted", {}, "interrupted by Ctrl-C or SIGTERM at step 23; newest checkpoint: step 20", GO_ON),
+        ("stopped", {}, "paused at step 23; newest checkpoint: step 20", RESUME),
+        ("interrupted", {}, "interrupted by Ctrl-C or SIGTERM at step 23; newest checkpoint: step 20", RESUME),
         (
             "failed",
             {"error": "Out of memory.\nNext to try"},
             "failed at step 23 (Out of memory.); newest checkpoint: step 20",
-            GO_ON,
+            RESUME,
         ),
     ],
 )
-def test_runs_that_said_how_they_ended(state, more, words, way_on):
+def test_runs_that_said_how_they_ended(state, more, words, next_command):
     write_result(make_run(RUN), state, 1.23456, 23, "hash", **more)
-    assert told() == (words, way_on)
+    assert reported() == (words, next_command)
 
 
 def test_a_run_that_failed_before_it_saved_anything():
     write_result(make_run(RUN, steps=()), "failed", None, 3, "hash", error="loss is nan")
-    assert told() == (
+    assert reported() == (
         "failed at step 3 (loss is nan); nothing saved",
-        "start it anew: python -m dtl.train data=qa",
+        "start again: python -m dtl.train data=qa",
     )
 
 
 def test_a_run_at_work():
     run_dir = make_run(RUN)
     with lock_run(run_dir):
-        state, way_on = told()
+        state, next_command = reported()
     assert state.startswith(f"running at step 23 (process {os.getpid()} on ")
-    assert way_on == "", "a second process must not go on with it"
-    assert told()[0].startswith("ended without saying how"), "this one left in order, without a result"
+    assert next_command == "", "a second process must not go on with it"
+    assert reported()[0].startswith("ended without a recorded result"), "this one left in order, without a result"
 
 
 def test_a_run_that_was_killed():
@@ -100,17 +100,17 @@ def test_a_run_that_was_killed():
     )
     assert subprocess.run([sys.executable, "-c", program, str(run_dir)], check=False).returncode == 9
     before = sorted(path.name for path in run_dir.iterdir())
-    assert told() == ("was killed at about step 23; newest checkpoint: step 20", GO_ON)
-    assert told() == told() and sorted(path.name for path in run_dir.iterdir()) == before, "looking changes nothing"
+    assert reported() == ("was killed at about step 23; newest checkpoint: step 20", RESUME)
+    assert sorted(path.name for path in run_dir.iterdir()) == before, "reading changes nothing"
     write_result(run_dir, "finished", 2.0, 23, "hash")
-    assert told()[0].startswith("finished"), "killed only after it had said how it ended"
+    assert reported()[0].startswith("finished"), "killed only after it had said how it ended"
 
 
 def test_damaged_checkpoints_are_counted():
     run_dir = make_run(RUN, steps=(10, 20, 30))
     (run_dir / "checkpoints/step-00000030/model.safetensors").unlink()
     write_result(run_dir, "stopped", 2.0, 31, "hash")
-    assert told() == ("paused at step 31; newest checkpoint: step 20, 1 damaged", GO_ON)
+    assert reported() == ("paused at step 31; newest checkpoint: step 20, 1 damaged", RESUME)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"state": 3}', b'{"state": null, "error": 7}', b"\xff" * 9])
@@ -118,7 +118,7 @@ def test_files_that_hold_nonsense(content):
     run_dir = make_run(RUN)
     for name in ("result.json", "run.json", "metrics.jsonl"):
         (run_dir / name).write_bytes(content)
-    assert "newest checkpoint: step 20" in told()[0]
+    assert "newest checkpoint: step 20" in reported()[0]
 
 
 # --- which run is the last ------------------------------------------------------------------------------------------
@@ -154,5 +154,5 @@ def test_a_run_without_a_record_goes_by_its_folders_name_or_time():
 
 def test_a_run_with_nothing_to_go_on_with():
     run = RunState(OUTPUTS / "x", "x", "unfinished")
-    assert state_of(run, []) == ("ended without saying how; nothing saved", "")
-    assert state_of(replace(run, state="finished", step=3), [])[0] == "finished at step 3; nothing saved"
+    assert describe_state(run, []) == ("ended without a recorded result; nothing saved", "")
+    assert describe_state(replace(run, state="finished", step=3), [])[0] == "finished at step 3; nothing saved"

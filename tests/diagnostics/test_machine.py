@@ -1,4 +1,4 @@
-"""Processor, memory and disks of machines that are written down here."""
+"""Processor, memory and disks of imitated machines."""
 
 import errno
 import os
@@ -143,16 +143,16 @@ def test_a_cache_on_another_disk(elsewhere, free, monkeypatch):
     free({Path("/"): 71e9, cache: 2e9})
     finding = look_at_disk(Path("outputs"), cache)
     assert finding.rows == [("disk", f"71.0 GB free at outputs/, 2.0 GB at {cache}")]
-    assert "where downloads go" in finding.warnings[0]
+    assert "where downloads are stored" in finding.warnings[0]
 
 
 @pytest.mark.parametrize(("number", "reason"), [(errno.EACCES, "Permission denied"), (errno.EROFS, "Read-only")])
 def test_a_folder_that_cannot_be_written(elsewhere, monkeypatch, number, reason):
-    def refuse(dir: Path) -> None:
+    def fail(dir: Path) -> None:
         assert dir == elsewhere
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(tempfile, "TemporaryFile", fail)
     (problem,) = look_at_disk(Path("outputs"), elsewhere).problems
     assert problem.startswith("outputs/: runs cannot be written there") and reason in problem
 

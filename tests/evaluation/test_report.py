@@ -16,7 +16,7 @@ from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.evaluation.answers import likelihoods
 from dtl.evaluation.detection import detect, unanswerable_questions
 from dtl.evaluation.report import Plan, chosen_questions, measure
-from dtl.evaluation.text import text_scores, token_bytes
+from dtl.evaluation.text import count_token_bytes, text_scores
 from dtl.generation.config import SamplingConfig
 from dtl.generation.conversation import GreedyAnswer, answer_greedily, continue_text
 
@@ -70,7 +70,7 @@ def test_a_uniform_model_pays_the_same_bits_for_each_token(file, tmp_path, kind)
     data, model = data_of(file, tokenizer, tmp_path), model_for(tokenizer)
     with torch.no_grad():
         model.head.weight.zero_()
-    scores = text_scores(model, data.rows, token_bytes(tokenizer), 5, None, nullcontext)
+    scores = text_scores(model, data.rows, count_token_bytes(tokenizer), 5, None, nullcontext)
     assert [score.split for score in scores] == ["validation", "test"]
     for score in scores:
         assert score.perplexity == pytest.approx(tokenizer.vocab_size, rel=1e-4)
@@ -83,9 +83,9 @@ def test_a_uniform_model_pays_the_same_bits_for_each_token(file, tmp_path, kind)
 
 def test_rows_and_questions_agree_on_the_expected_answers(byte_data):
     """The loss of packed rows whose answers count is the likelihood of the answers, asked for one by one."""
-    model, of_token = model_for(byte_data.tokenizer), token_bytes(byte_data.tokenizer)
-    (validation, _) = text_scores(model, byte_data.rows, of_token, 3, None, nullcontext)
-    gold = likelihoods(model, byte_data.tokenizer, byte_data.pairs["validation"], of_token, 7)
+    model, token_bytes = model_for(byte_data.tokenizer), count_token_bytes(byte_data.tokenizer)
+    (validation, _) = text_scores(model, byte_data.rows, token_bytes, 3, None, nullcontext)
+    gold = likelihoods(model, byte_data.tokenizer, byte_data.pairs["validation"], token_bytes, 7)
     assert sum(one.n_bytes for one in gold) == validation.bytes
     assert sum(one.nats for one in gold) == pytest.approx(validation.loss * validation.targets, rel=1e-5)
 
@@ -104,7 +104,7 @@ def test_no_figure_depends_on_the_batch_size(byte_data):
     assert first.answers and first.detection and len(first.worst) == 3 and first.question_leakage
     assert len(first.answers) == 3 * (1 + 2)  # three splits; all topics, and two of them
     for other in others:
-        assert untimed(other.figures()) == pytest.approx(untimed(first.figures()), rel=1e-4)
+        assert untimed(other.metrics()) == pytest.approx(untimed(first.metrics()), rel=1e-4)
         assert other.detection is not None
         assert other.detection.threshold == pytest.approx(first.detection.threshold, rel=1e-4)
         assert [wrong.question for wrong in other.worst] == [wrong.question for wrong in first.worst]

@@ -65,7 +65,7 @@ def test_an_empty_prompt_begins_a_text(model: TransformerLM, tokenizer: Tokenize
 def seen_prompts(
     monkeypatch: pytest.MonkeyPatch, model: TransformerLM, tokenizer: Tokenizer, text: str, max_new_tokens: int
 ) -> list[int]:
-    """What the engine is given for a text."""
+    """Return what the engine gets for a text."""
     seen: list[list[int]] = []
 
     def remembering(model: TransformerLM, prompts: list[list[int]], *rest: object) -> list[list[int]]:
@@ -140,7 +140,7 @@ def test_its_fields_grow_with_its_pieces(model: TransformerLM, tokenizer: Tokeni
     steps = list(stream(model, [tokenizer.encode("Once")], WARM, tokenizer.eos_id, seed=1))
     continuation = continue_text(model, tokenizer, "Once", WARM, seed=1)
     assert (continuation.ids, continuation.logprobs, continuation.ended) == ([], [], None)
-    assert (continuation.slid, continuation.prompt_cut) == (False, 0)
+    assert (continuation.context_shifted, continuation.prompt_cut) == (False, 0)
     assert math.isnan(continuation.mean_logprob)
     for _ in continuation:
         n = len(continuation.ids)
@@ -201,7 +201,7 @@ def test_it_ends_at_a_stop_text(model: TransformerLM, tokenizer: Tokenizer) -> N
 
 
 def test_it_ends_at_max_new_tokens(model: TransformerLM, tokenizer: Tokenizer) -> None:
-    """What was held back as the possible beginning of a stop text is shown at the end."""
+    """Text held back as the possible beginning of a stop text is shown at the end."""
     free = continue_text(model, tokenizer, "Once", WARM, seed=1)
     text = read(free)
     assert free.ended == "length"
@@ -269,12 +269,12 @@ def test_it_says_when_it_slides(model: TransformerLM, tokenizer: Tokenizer, monk
     monkeypatch.setattr(tokenizer, "eos_id", -1)
     continuation = continue_text(model, tokenizer, "a" * 50, replace(WARM, max_new_tokens=131), seed=0)
     for _ in continuation:
-        assert continuation.slid == (len(continuation.ids) > 52)
-    assert continuation.slid
+        assert continuation.context_shifted == (len(continuation.ids) > 52)
+    assert continuation.context_shifted
     assert len(continuation.ids) == 131
     short = continue_text(model, tokenizer, "a" * 50, replace(WARM, max_new_tokens=51), seed=0)
     read(short)
-    assert not short.slid
+    assert not short.context_shifted
 
 
 @pytest.mark.parametrize("n_read", [1, 3])

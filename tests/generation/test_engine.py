@@ -183,7 +183,7 @@ def test_the_steps_together_are_what_generate_writes(
     assert len(steps) == max(len(text) for text in texts)
     for row, text in enumerate(texts):
         assert [step.ids[row] for step in steps] == text + [None] * (len(steps) - len(text))
-    assert all(len(step.ids) == len(step.logprobs) == len(step.slid) == len(prompts) for step in steps)
+    assert all(len(step.ids) == len(step.logprobs) == len(step.context_shifted) == len(prompts) for step in steps)
 
 
 @pytest.mark.parametrize(

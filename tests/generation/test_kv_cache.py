@@ -98,7 +98,7 @@ def test_only_one_token_a_row_after_the_prompts(random_model: Callable[..., Tran
     model = random_model()
     cache = StaticKeyValueCache(model.config, [3], 9, torch.float32, CPU)
     model(torch.tensor([[1, 2, 3]]), cache=cache)
-    with pytest.raises(ValueError, match="one token a row"):
+    with pytest.raises(ValueError, match="one token per sequence"):
         model(torch.tensor([[1, 2]]), cache=cache)
 
 
@@ -135,7 +135,7 @@ def test_a_full_row_leaves_the_others_alone(random_model: Callable[..., Transfor
 
 @torch.no_grad()
 def test_full_rows_of_one_length_go_on_too(random_model: Callable[..., TransformerLM]) -> None:
-    """What they say means nothing, and is no error."""
+    """Their tokens are meaningless, and no error."""
     model = random_model()
     cache = StaticKeyValueCache(model.config, [3, 3], 5, torch.float32, CPU)
     model(torch.tensor([[1, 2, 3], [4, 5, 6]]), cache=cache)

@@ -7,7 +7,7 @@ import torch
 from naive_loop import NEVER, random_prompts, written_naively
 
 from dtl.generation.config import SamplingConfig
-from dtl.generation.engine import generate, lay_out_for_decoding
+from dtl.generation.engine import generate, transpose_for_decoding
 from dtl.model.transformer import TransformerLM
 
 KINDS = ("modern", "grouped", "classic")
@@ -23,7 +23,7 @@ def test_weights_logits_and_texts_stay(random_model: Callable[..., TransformerLM
     ids_bt = torch.randint(0, 211, (3, 19))
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
     logits_btv, texts = model(ids_bt), [written_naively(model, prompt, 13) for prompt in prompts]
-    lay_out_for_decoding(model)
+    transpose_for_decoding(model)
     assert not model.head.weight.is_contiguous()
     assert (model.head.weight is model.embedding.weight) == tied
     for name, weight in model.state_dict().items():
@@ -34,9 +34,9 @@ def test_weights_logits_and_texts_stay(random_model: Callable[..., TransformerLM
 
 def test_a_second_time_moves_nothing(random_model: Callable[..., TransformerLM]) -> None:
     model = random_model(vocab_size=211)
-    lay_out_for_decoding(model)
+    transpose_for_decoding(model)
     places = [parameter.data_ptr() for parameter in model.parameters()]
-    lay_out_for_decoding(model)
+    transpose_for_decoding(model)
     assert [parameter.data_ptr() for parameter in model.parameters()] == places
 
 
@@ -45,7 +45,7 @@ def test_matrices_that_gain_nothing_stay(random_model: Callable[..., Transformer
     model = random_model("classic", ffn_dim=67)
     down = model.get_parameter("blocks.0.mlp.down.weight")
     place = down.data_ptr()
-    lay_out_for_decoding(model)
+    transpose_for_decoding(model)
     assert down.is_contiguous()
     assert down.data_ptr() == place
     assert not model.get_parameter("blocks.0.mlp.up.weight").is_contiguous()

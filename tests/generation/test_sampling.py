@@ -31,14 +31,14 @@ def everything(**changes: float | int | None) -> SamplingConfig:
 
 
 def draw(logits_v: list[float], config: SamplingConfig, n: int = 4000) -> Tensor:
-    """How often each token was drawn, (v,)."""
+    """Return the number of draws of each token, (v,)."""
     generator = torch.Generator().manual_seed(SEED)
     ids = sample_next(torch.tensor(logits_v).expand(n, -1), config, generator)
     return torch.bincount(ids, minlength=len(logits_v))
 
 
 def assert_kept_are_the_likeliest(before_bv: Tensor, after_bv: Tensor) -> Tensor:
-    """What is kept, (b, v) bool, after a check that it is unchanged, not empty, and outranks the rest."""
+    """Return the kept tokens, (b, v) bool, after a check that it is unchanged, not empty, and outranks the rest."""
     kept_bv = after_bv > float("-inf")
     assert torch.equal(after_bv[kept_bv], before_bv[kept_bv])
     for before, kept in zip(before_bv, kept_bv, strict=True):

@@ -40,7 +40,7 @@ def test_greedy_texts_slide_as_a_naive_loop_does(
     for row, prompt in enumerate(prompts):
         expected = list(naive_steps(model, prompt, 59, penalty=PENALTY))
         assert [step.ids[row] for step in steps] == [token for token, _, _ in expected]
-        assert [step.slid[row] for step in steps] == [slid for _, _, slid in expected]
+        assert [step.context_shifted[row] for step in steps] == [context_shifted for _, _, context_shifted in expected]
         assert [step.logprobs[row] for step in steps] == pytest.approx([p for _, p, _ in expected], abs=1e-3)
     assert len({token for step in steps for token in step.ids}) > 23
 
@@ -50,7 +50,7 @@ def test_the_flag_comes_with_the_first_token_that_is_drawn_without_the_beginning
     small_model: Callable[..., TransformerLM], length: int
 ) -> None:
     """The whole context is used: 17 tokens are seen before the 18th is written."""
-    flags = [step.slid[0] for step in stream(small_model(), random_prompts(length), LONG, NEVER)]
+    flags = [step.context_shifted[0] for step in stream(small_model(), random_prompts(length), LONG, NEVER)]
     n_whole = CONTEXT - length + 1
     assert flags == [False] * n_whole + [True] * (59 - n_whole)
 
@@ -83,10 +83,10 @@ def test_a_row_that_has_ended_does_not_make_the_others_slide(
     steps = list(stream(model, prompts, replace(LONG, max_new_tokens=23), stop_id))
     for row, prompt in enumerate(prompts):
         expected = list(naive_steps(model, prompt, 23, stop_id, PENALTY))
-        found = [(step.ids[row], step.slid[row]) for step in steps if step.ids[row] is not None]
-        assert found == [(token, slid) for token, _, slid in expected]
+        found = [(step.ids[row], step.context_shifted[row]) for step in steps if step.ids[row] is not None]
+        assert found == [(token, context_shifted) for token, _, context_shifted in expected]
     assert steps[-1].ids[0] is None
-    assert steps[-1].slid == [False, True, True]
+    assert steps[-1].context_shifted == [False, True, True]
 
 
 @pytest.mark.parametrize("lengths", [(5,), (16, 3)])

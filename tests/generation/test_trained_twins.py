@@ -1,4 +1,4 @@
-"""What a trained model writes is what Hugging Face writes from the same checkpoint directory, token for token.
+"""A trained model generates what Hugging Face generates from the same checkpoint directory, token for token.
 
 Random weights could hide what training makes large; so both architectures are trained here for some seconds.
 """

@@ -1,4 +1,4 @@
-"""python -m dtl.runs: what it lists, what it deletes, and all that it must leave alone."""
+"""python -m dtl.runs: its list, its deletions, and everything that it must not change."""
 
 import builtins
 import json
@@ -19,7 +19,7 @@ from dtl.base.units import in_age, in_bytes
 from dtl.checkpoints.store import lock_run, publish_best, superseded
 from dtl.housekeeping.config import RunsConfig
 from dtl.housekeeping.disk_runs import freed_by, leftovers, read_runs
-from dtl.housekeeping.removal import Removal, carry_out, clear_leftover, removals
+from dtl.housekeeping.removal import Removal, clear_leftover, delete_removal, removals
 from dtl.run_dir.provenance import write_result
 
 OUTPUTS = Path("outputs")
@@ -57,7 +57,7 @@ def make_run(
 
 
 class Command:
-    """`python -m dtl.runs` within this process; `typed` is what a person answers (None: there is no terminal)."""
+    """`python -m dtl.runs` within this process; `typed` are the user's answers (None: no terminal)."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self._monkeypatch, self._capsys = monkeypatch, capsys
@@ -146,7 +146,7 @@ def test_trials_that_their_sweep_ended_are_found_by_it(three, runs, ended):
     assert listed(runs(f"state={ended},failed", "sort=name")) == [BIG, TRIAL]
 
 
-def test_a_line_says_how_a_run_stands(three, runs):
+def test_a_line_has_the_state_of_a_run(three, runs):
     lines = [line.split() for line in runs("name=good").splitlines()]
     size = in_bytes(freed_by([OUTPUTS / GOOD]))
     assert lines[2] == [GOOD, "good", "finished", "31", "0.2500", *size.split(), "2", "days"]
@@ -167,24 +167,24 @@ def test_names_of_folders_cannot_harm(runs):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
-        (["state=faild"], "state=faild: one or more of"),
+        (["state=faild"], "state=faild: give one or more of"),
         (["sort=colour"], "sort=colour: one of age, size, loss, name."),
         (["delete=all"], "delete=all: one of checkpoints, empty, runs."),
-        (["delete=runs"], "delete=runs: say which"),
-        (["delete=runs", "yes=true"], "delete=runs: say which"),
-        (["delete=empty", "best_of=[a]"], "it goes with delete=runs alone"),
+        (["delete=runs"], "delete=runs: select runs by"),
+        (["delete=runs", "yes=true"], "delete=runs: select runs by"),
+        (["delete=empty", "best_of=[a]"], "it needs delete=runs"),
         (["limit=0"], "limit=0: must be at least 1"),
         (["older_than_days=-1"], "older_than_days=-1.0: must be at least 0."),
         (["outputs=none"], "outputs=none: there is no such folder."),
-        ([f"outputs=outputs/{GOOD}"], "is a run itself"),
+        ([f"outputs=outputs/{GOOD}"], "is itself a run"),
         (["delete=runs", "best_of=[nobody]"], "best_of=[nobody]: is none of the runs to delete"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(three, runs, arguments, told):
+def test_invalid_settings_are_rejected(three, runs, arguments, message):
     before = everything()
-    assert told in runs(*arguments, code=2)
+    assert message in runs(*arguments, code=2)
     assert everything() == before
 
 
@@ -205,14 +205,14 @@ def test_what_is_shown_is_what_goes_and_the_best_the_newest_and_the_damaged_stay
         if (folder := run_dir / "checkpoints" / name).exists():
             (folder / "config.json").unlink()
     before = {folder.name for folder in (run_dir / "checkpoints").iterdir()}
-    foretold = {folder.name for folder in superseded(run_dir)}
+    expected = {folder.name for folder in superseded(run_dir)}
     found = removals(read_runs(OUTPUTS), RunsConfig(delete="checkpoints"))
-    if foretold:
+    if expected:
         size = freed_by([run_dir])
-        assert carry_out(found[0], OUTPUTS) == []
+        assert delete_removal(found[0], OUTPUTS) == []
         assert size - freed_by([run_dir]) == found[0].n_bytes > 0
     after = {folder.name for folder in (run_dir / "checkpoints").iterdir()}
-    assert before - after == foretold
+    assert before - after == expected
     newest = max(step for step in (10, 20, 30, 40) if step not in damaged)
     damaged_names = {f"step-{which:08d}" for which in damaged if which != "best"}
     assert {f"step-{newest:08d}", *damaged_names} <= after
@@ -239,7 +239,7 @@ def test_a_person_is_asked_after_the_list_was_shown(three, runs, typed, goes):
     shown = runs("delete=checkpoints", typed=typed)
     assert f"  {GOOD}  step-00000010  " in shown and "1 checkpoints of 1 run" in shown
     assert (OUTPUTS / GOOD / "checkpoints" / "step-00000010").exists() is not goes
-    assert ("came free" in shown, "Nothing was deleted." in shown) == (goes, not goes)
+    assert (" freed." in shown, "Nothing was deleted." in shown) == (goes, not goes)
 
 
 def test_without_a_terminal_nothing_goes_unless_the_command_says_yes(three, runs):
@@ -282,7 +282,7 @@ def test_no_best_checkpoint_goes_without_its_name(runs):
     made = guarded()
     shown = runs("delete=runs", "name=a", "yes=true")
     assert [run.exists() for run in made] == [True, True, True, False]
-    assert "3 runs stay, because they hold a best checkpoint" in shown
+    assert "3 runs are kept because they hold a best checkpoint" in shown
     runs("delete=runs", "name=a", typed=["a", "2026-11-21", "y", ""])
     runs("delete=runs", "name=a", typed=[made[0].name, "*", "all", ""])
     assert [run.exists() for run in made] == [True, True, True, False]
@@ -313,7 +313,7 @@ def test_the_folder_of_a_day_goes_with_its_last_run_and_a_sweeps_stays(runs):
     assert not (OUTPUTS / "2026-11-21").exists() and trial.parent.exists() and not trial.exists()
 
 
-# --- what is at work ------------------------------------------------------------------------------------------------
+# --- running runs ---------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -343,7 +343,7 @@ def test_what_is_at_work_is_never_touched(runs, whom, hold, what):
     if whom is None:
         assert everything() != before
     else:
-        assert "1 of these runs are at work" in shown and everything() == before
+        assert "1 of these runs are running" in shown and everything() == before
 
 
 @pytest.mark.parametrize("settings", [{"delete": "checkpoints"}, {"delete": "runs", "name": "*"}])
@@ -354,20 +354,20 @@ def test_what_begins_while_a_person_thinks_stays(settings, whom):
     [item] = removals(read_runs(OUTPUTS), RunsConfig(**settings))
     before = everything()
     with held(trial if whom == "the trial" else trial.parent):
-        assert carry_out(item, OUTPUTS) == [f"{trial}: is at work by now, and stays as it is."]
+        assert delete_removal(item, OUTPUTS) == [f"{trial}: has started running meanwhile and was not deleted."]
     assert everything() == before
-    assert carry_out(item, OUTPUTS) == [] and everything() != before
+    assert delete_removal(item, OUTPUTS) == [] and everything() != before
 
 
 # --- faults ---------------------------------------------------------------------------------------------------------
 
 
 class Killed(BaseException):
-    """Stands for a kill: nothing of ours catches it."""
+    """Stands for a kill: DTL never catches it."""
 
 
 def killed_at(change: int, item: Removal, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Carry out a removal up to its n-th change of the disk; whether it came so far."""
+    """Run a removal up to its n-th change of the disk, and return whether it got that far."""
     n_changes = 0
 
     def counting(call):
@@ -384,7 +384,7 @@ def killed_at(change: int, item: Removal, monkeypatch: pytest.MonkeyPatch) -> bo
         for name in ("replace", "rename", "unlink", "rmdir"):
             patched.setattr(os, name, counting(getattr(os, name)))
         try:
-            carry_out(item, OUTPUTS)
+            delete_removal(item, OUTPUTS)
         except Killed:
             return True
     return False
@@ -413,12 +413,12 @@ def test_a_kill_at_any_change_leaves_a_run_whole_or_gone_and_what_it_leaves_can_
     assert list(OUTPUTS.iterdir()) == []
 
 
-def test_what_a_killed_deletion_left_is_told_and_goes_with_the_next(runs, monkeypatch):
+def test_leftovers_of_a_killed_deletion_are_listed_and_deleted_by_the_next(runs, monkeypatch):
     make_run("2026-11-21/05-00-00-2_a", "finished", (10, 20), best=20)
     [item] = removals(read_runs(OUTPUTS), RunsConfig(delete="runs", name="*"))
     assert killed_at(3, item, monkeypatch)
-    assert "Left by a deletion that was cut off" in runs()
-    assert "came free: left by a deletion that was cut off" in runs("delete=empty")
+    assert "Left by an interrupted deletion" in runs()
+    assert "freed: left over from an interrupted deletion" in runs("delete=empty")
     assert list(OUTPUTS.iterdir()) == []
 
 
@@ -429,7 +429,7 @@ def test_what_a_run_at_work_is_deleting_is_no_leftover():
     assert [path.parent.name for path in leftovers(OUTPUTS)] == ["2026-11-21"]
 
 
-def test_a_folder_that_refuses_is_told_and_the_others_go(runs, monkeypatch):
+def test_a_folder_that_cannot_be_deleted_is_reported_and_the_others_are_deleted(runs, monkeypatch):
     first, second = (make_run(f"2026-11-2{n}/05-00-00-2_a", "failed") for n in (1, 2))
     replace = os.replace
 

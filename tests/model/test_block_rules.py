@@ -116,6 +116,13 @@ def test_a_block_of_ones_own_may_have_options_and_those_of_dtl_have_none():
 @pytest.mark.parametrize("block", ["modern", "classic"])
 def test_a_model_has_the_least_parameters_of_its_block(block):
     config = ModelConfig(arch=ArchConfig(block), dim=48, n_layers=2, n_heads=3)
-    least = config.block_rules.least_parameters(config)
+    least = config.block_rules.min_parameters(config)
     assert 0.6 * (n := TransformerLM(config, 23).n_parameters() - 23 * 48) < least <= n
-    assert config_of(SquaredBlock).block_rules.least_parameters(config) == BlockRules.least_parameters(config) == 0
+    assert config_of(SquaredBlock).block_rules.min_parameters(config) == BlockRules.min_parameters(config) == 0
+
+
+@pytest.mark.parametrize("block", [nn.Linear, lambda config, layer: nn.Identity()])
+def test_a_block_of_another_kind_is_rejected_by_name(block):
+    BLOCKS.register("bare")(block)
+    with pytest.raises(ConfigError, match=r"model\.arch\.block=bare: must be a subclass of TransformerBlock"):
+        ModelConfig(arch=ArchConfig("bare")).validate()

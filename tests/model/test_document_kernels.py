@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from dtl.data.batches import IGNORE, Batch, Rows
+from dtl.data.batches import IGNORE, Batch, PackedSequences
 from dtl.data.pack import pack_documents
 from dtl.model.attention import (
     FLEX_SHARED_BYTES,
@@ -29,7 +29,7 @@ no_fused_flex = pytest.mark.filterwarnings("ignore:flex_attention called without
 
 
 def varlen_by_hand(q, k, v, bounds_q, bounds_k, max_q, max_k, *, window_size, enable_gqa):
-    """What torch's varlen_attn promises, document by document: it has no kernel for a CPU."""
+    """Stand-in for torch's varlen_attn, document by document: it has no kernel for a CPU."""
     assert window_size == (-1, 0) and enable_gqa == (q.shape[1] != k.shape[1])
     assert bounds_q.dtype == torch.int32 and torch.equal(bounds_q, bounds_k)
     lengths = bounds_q.diff().tolist()
@@ -53,7 +53,9 @@ def documents() -> list[np.ndarray]:
 def packed() -> Batch:
     """Ten documents of one to thirteen positions in rows of thirteen."""
     offsets = np.concatenate([[0], np.cumsum(LENGTHS)])
-    rows = Rows(np.concatenate(documents()), pack_documents(offsets, SEQ_LEN), pad_id=PAD, document_mask=True)
+    rows = PackedSequences(
+        np.concatenate(documents()), pack_documents(offsets, SEQ_LEN), pad_id=PAD, document_mask=True
+    )
     batch = rows.batch(range(len(rows)))
     assert batch.documents is not None
     counts = {int(numbers.max()) + 1 for numbers in batch.documents}
@@ -173,7 +175,7 @@ def test_documents_are_found_where_their_numbers_change_and_where_rows_begin():
 @pytest.mark.parametrize("kernel", [varlen_documents, flex_documents])
 def test_a_kernel_that_cannot_drop_weights_says_so(kernel):
     q_bhtk = torch.randn(1, 2, 7, 10)
-    with pytest.raises(ValueError, match=r"drops no attention weights: dropout=0\.1"):
+    with pytest.raises(ValueError, match=r"supports no attention dropout: dropout=0\.1"):
         kernel(torch.zeros(1, 7, dtype=torch.int64))(q_bhtk, q_bhtk, q_bhtk, dropout=0.1)
 
 
@@ -195,10 +197,10 @@ def test_flex_blocks_fit_a_small_card(head_dim, element_size):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_kernels_of_a_card_are_exact(monkeypatch, tiny_config, name, dtype):
     from dtl.model.attention import DOCUMENT_KERNELS
-    from dtl.model.kernel_choice import Trial
+    from dtl.model.kernel_choice import KernelProbe
 
     monkeypatch.undo()  # torch's own varlen_attn
     numbers = torch.randint(0, 2, (3, 257), device="cuda").cumsum(dim=1)
-    trial = Trial.of(tiny_config(head_dim=32), numbers, dtype)
+    trial = KernelProbe.of(tiny_config(head_dim=32), numbers, dtype)
     assert trial.problem(reference_documents) is None
     assert trial.problem(DOCUMENT_KERNELS[name]) is None

@@ -136,7 +136,7 @@ REFUSED = [
     ("modern", {"hidden_size": "wide"}, "model.dim: .*'wide'"),
     ("modern", {"num_key_value_heads": 4}, "must divide model.n_heads"),
     ("modern", {"vocab_size": None}, "vocab_size=None"),
-    ("modern", {"dtl": {"attention": "${oc.env:HOME}"}}, "holds '"),
+    ("modern", {"dtl": {"attention": "${oc.env:HOME}"}}, "contains '"),
     ("modern", {"dtl": {"colour": "red"}}, "model.colour"),
     ("classic", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
     ("classic", {"scale_attn_weights": False}, "scale_attn_weights=False"),
@@ -184,7 +184,7 @@ def damaged(tensors: dict[str, torch.Tensor], kind: str) -> dict[str, torch.Tens
         tensors[name] = tensors[name].T.contiguous()
     elif kind == "not floating-point":
         tensors[name] = tensors[name].to(torch.int8)
-    elif kind == "there twice":
+    elif kind == "occur twice":
         tensors[name.removeprefix("transformer.")] = tensors[name]
     elif kind == "differs from the token embedding":
         tensors["lm_head.weight"] = tensors["transformer.wte.weight"] + 1
@@ -196,7 +196,7 @@ DAMAGE = [
     "not expected",
     "has shape",
     "not floating-point",
-    "there twice",
+    "occur twice",
     "differs from the token embedding",
 ]
 

@@ -1,4 +1,4 @@
-"""The choice of a kernel: an exact one, the quickest by a margin, the one asked for or a reason why not."""
+"""The choice of a kernel: an exact one, the fastest by a margin, the one asked for or a reason why not."""
 
 import time
 from dataclasses import replace
@@ -13,40 +13,40 @@ from dtl.errors import ConfigError
 from dtl.model import kernel_choice
 from dtl.model.attention import (
     DOCUMENT_KERNELS,
-    Attend,
+    AttentionFn,
     document_mask,
     reference_documents,
     sdpa_attention,
     sdpa_documents,
 )
-from dtl.model.kernel_choice import Circumstances, KernelChoice, Trial, choose_kernel, quickest
+from dtl.model.kernel_choice import KernelChoice, KernelContext, KernelProbe, choose_kernel, fastest
 
 DOCUMENTS = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 4], [0] * 9 + [1] * 2, [0] * 11])
 CUDA: Any = SimpleNamespace(is_cuda=True, device=torch.device("cuda"))  # rows on a card, as far as a choice looks
-GIVEN = Circumstances(DOCUMENTS, torch.float32, deterministic=False, compiled=False)
+GIVEN = KernelContext(DOCUMENTS, torch.float32, deterministic=False, compiled=False)
 
 
 @pytest.fixture
-def trial(tiny_config) -> Trial:
-    return Trial.of(tiny_config(), DOCUMENTS, torch.float32)
+def trial(tiny_config) -> KernelProbe:
+    return KernelProbe.of(tiny_config(), DOCUMENTS, torch.float32)
 
 
 def changed(change) -> Any:
     """A kernel whose result is the right one, changed."""
 
-    def kernel(documents_bt: torch.Tensor) -> Attend:
+    def kernel(documents_bt: torch.Tensor) -> AttentionFn:
         attend = reference_documents(documents_bt)
         return lambda q, k, v, dropout=0.0: change(attend(q, k, v, dropout=dropout))
 
     return kernel
 
 
-def causal(documents_bt: torch.Tensor) -> Attend:
+def causal(documents_bt: torch.Tensor) -> AttentionFn:
     """Looks into other documents."""
     return sdpa_documents(torch.zeros_like(documents_bt))
 
 
-def sees_the_last_token_of_the_document_before(documents_bt: torch.Tensor) -> Attend:
+def sees_the_last_token_of_the_document_before(documents_bt: torch.Tensor) -> AttentionFn:
     """Wrong in one pair for each border: the kind of slip that averages would hide."""
     mask_bts = document_mask(documents_bt)
     mask_bts[:, 3, 2] = True
@@ -65,7 +65,7 @@ class HalfGradient(torch.autograd.Function):
         return gradients[0] / 2
 
 
-def raising(documents_bt: torch.Tensor) -> Attend:
+def raising(documents_bt: torch.Tensor) -> AttentionFn:
     raise RuntimeError("no kernel image\n  is available for this card")
 
 
@@ -74,7 +74,7 @@ def raising(documents_bt: torch.Tensor) -> Attend:
 
 @pytest.mark.parametrize("dtype", kernel_choice.TOLERANCE)
 def test_the_fall_back_and_the_formula_are_exact_in_every_dtype(tiny_config, dtype):
-    trial = Trial.of(tiny_config(), DOCUMENTS, dtype)
+    trial = KernelProbe.of(tiny_config(), DOCUMENTS, dtype)
     assert trial.q_bhtk.shape == (3, 6, 11, 10) and trial.k_bgtk.shape == (3, 2, 11, 10)
     assert trial.problem(sdpa_documents) is None and trial.problem(reference_documents) is None
 
@@ -91,7 +91,7 @@ def test_the_fall_back_and_the_formula_are_exact_in_every_dtype(tiny_config, dty
     ],
 )
 def test_a_kernel_that_is_not_exact_is_out(tiny_config, kernel, dtype):
-    assert "not exact, off by" in str(Trial.of(tiny_config(), DOCUMENTS, dtype).problem(kernel))
+    assert "not exact, off by" in str(KernelProbe.of(tiny_config(), DOCUMENTS, dtype).problem(kernel))
 
 
 def test_a_kernel_that_raises_is_out_with_what_it_said(trial):
@@ -102,10 +102,10 @@ def test_a_kernel_that_raises_is_out_with_what_it_said(trial):
 
 def test_a_trial_leaves_the_runs_random_state_alone(tiny_config):
     before = torch.get_rng_state()
-    trial = Trial.of(tiny_config(), DOCUMENTS, torch.float32)
-    quickest({"sdpa": sdpa_documents, "other": reference_documents}, trial, {})
+    trial = KernelProbe.of(tiny_config(), DOCUMENTS, torch.float32)
+    fastest({"sdpa": sdpa_documents, "other": reference_documents}, trial, {})
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(trial.q_bhtk, Trial.of(tiny_config(), DOCUMENTS, torch.float32).q_bhtk)
+    assert torch.equal(trial.q_bhtk, KernelProbe.of(tiny_config(), DOCUMENTS, torch.float32).q_bhtk)
 
 
 # --- speed --------------------------------------------------------------------------------------------------------
@@ -115,11 +115,11 @@ def timed(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> list[str]:
     """Have kernels take the time given; returns the list of those that are going to be timed."""
     asked: list[str] = []
 
-    def fake(self: Trial, kernels: Any) -> dict[str, float]:
+    def fake(self: KernelProbe, kernels: Any) -> dict[str, float]:
         asked.extend(kernels)
         return {name: seconds[name] for name in kernels}
 
-    monkeypatch.setattr(Trial, "seconds", fake)
+    monkeypatch.setattr(KernelProbe, "seconds", fake)
     return asked
 
 
@@ -130,7 +130,7 @@ def timed(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> list[str]:
 def test_another_kernel_must_be_clearly_quicker(monkeypatch, trial, other, third, winner):
     timed(monkeypatch, sdpa=1.0, other=other, third=third)
     kernels = {"sdpa": sdpa_documents, "other": reference_documents, "third": reference_documents}
-    choice = quickest(kernels, trial, {})
+    choice = fastest(kernels, trial, {})
     assert choice.name == winner
     assert f"other {1000 * other:.2f} ms" in choice.reason and "sdpa 1000.00 ms" in choice.reason
 
@@ -138,7 +138,7 @@ def test_another_kernel_must_be_clearly_quicker(monkeypatch, trial, other, third
 def test_the_quickest_of_all_does_not_win_when_it_is_wrong(monkeypatch, trial):
     asked = timed(monkeypatch, sdpa=1.0, right=0.6, wrong=0.1, broken=0.1)
     kernels = {"sdpa": sdpa_documents, "right": reference_documents, "wrong": causal, "broken": raising}
-    choice = quickest(kernels, trial, {"known": "needs another card"})
+    choice = fastest(kernels, trial, {"known": "needs another card"})
     assert choice.name == "right" and asked == ["sdpa", "right"]
     assert choice.reason.startswith(
         "auto: right 600.00 ms, sdpa 1000.00 ms; known: needs another card; wrong: not exact"
@@ -148,16 +148,16 @@ def test_the_quickest_of_all_does_not_win_when_it_is_wrong(monkeypatch, trial):
 
 def test_one_kernel_alone_is_not_timed(monkeypatch, trial):
     asked = timed(monkeypatch)
-    choice = quickest({"sdpa": sdpa_documents, "wrong": causal}, trial, {})
+    choice = fastest({"sdpa": sdpa_documents, "wrong": causal}, trial, {})
     assert choice.name == "sdpa" and asked == []
-    monkeypatch.setattr(Trial, "results", None)  # nothing is computed either
-    assert quickest({"sdpa": sdpa_documents}, trial, {"x": "why"}) == KernelChoice("sdpa", "auto: x: why")
+    monkeypatch.setattr(KernelProbe, "results", None)  # nothing is computed either
+    assert fastest({"sdpa": sdpa_documents}, trial, {"x": "why"}) == KernelChoice("sdpa", "auto: x: why")
 
 
 def test_time_is_measured_over_all_layers_without_the_first_round(trial):
     n_calls = []
 
-    def slow(documents_bt: torch.Tensor) -> Attend:
+    def slow(documents_bt: torch.Tensor) -> AttentionFn:
         n_calls.append("prepared")
         time.sleep(0.2 if len(n_calls) == 1 else 0.02)
         return sdpa_documents(documents_bt)
@@ -172,7 +172,7 @@ def test_time_is_measured_over_all_layers_without_the_first_round(trial):
 
 @pytest.fixture
 def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel_choice, "Trial", None)
+    monkeypatch.setattr(kernel_choice, "KernelProbe", None)
 
 
 @pytest.mark.usefixtures("no_probe")
@@ -183,9 +183,9 @@ def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
         ("auto", {"documents_bt": None}, "sdpa", "auto: causal, no document mask"),
         ("auto", {"documents_bt": CUDA, "deterministic": True}, "sdpa", "trainer.deterministic=true"),
         ("auto", {"documents_bt": CUDA, "earlier": "sdpa"}, "sdpa", "auto: as before"),
-        ("sdpa", {"documents_bt": CUDA, "earlier": "varlen"}, "sdpa", "asked for"),
-        ("reference", {}, "reference", "asked for"),
-        ("reference", {"documents_bt": None}, "reference", "asked for"),
+        ("sdpa", {"documents_bt": CUDA, "earlier": "varlen"}, "sdpa", "as requested"),
+        ("reference", {}, "reference", "as requested"),
+        ("reference", {"documents_bt": None}, "reference", "as requested"),
     ],
 )
 def test_what_needs_no_probe_costs_none(tiny_config, asked, given, name, reason):
@@ -200,7 +200,7 @@ def test_what_needs_no_probe_costs_none(tiny_config, asked, given, name, reason)
     [
         ({}, 0.0, "needs a CUDA device, this is cpu"),
         ({"documents_bt": None}, 0.0, r"document mask, which this run does not use.*data\.document_mask=true"),
-        ({"documents_bt": CUDA}, 0.1, r"drops no attention weights, and model\.dropout=0\.1"),
+        ({"documents_bt": CUDA}, 0.1, r"supports no attention dropout, and model\.dropout=0\.1"),
     ],
 )
 def test_a_kernel_asked_for_that_cannot_be_had_is_an_error(tiny_config, asked, given, dropout, message):
@@ -212,7 +212,7 @@ def test_a_kernel_asked_for_that_cannot_be_had_is_an_error(tiny_config, asked, g
 def test_a_cpu_with_dropout_lays_documents_side_by_side(tiny_config):
     dropping = tiny_config(dropout=0.1)
     choice = choose_kernel(dropping, GIVEN)
-    assert choice == KernelChoice("padded", "auto: no fused kernel drops weights on cpu, model.dropout=0.1")
+    assert choice == KernelChoice("padded", "auto: no fused kernel has dropout on cpu, model.dropout=0.1")
     assert choose_kernel(dropping, replace(GIVEN, deterministic=True)).name == "sdpa"
     assert choose_kernel(dropping, replace(GIVEN, documents_bt=None)).name == "sdpa"
     assert choose_kernel(dropping, replace(GIVEN, earlier="sdpa")).name == "sdpa"
@@ -227,7 +227,7 @@ class OnACard:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **problems: str) -> None:
         self.tried: list[str] = []
         self.problems = problems
-        monkeypatch.setattr(Trial, "of", lambda *_: self)
+        monkeypatch.setattr(KernelProbe, "of", lambda *_: self)
         self.times = {"sdpa": 1.0, "varlen": 0.3, "flex": 0.2}
 
     def problem(self, kernel: Any) -> str | None:
@@ -248,14 +248,14 @@ def test_a_card_takes_the_quickest(monkeypatch, tiny_config):
         "flex: compiles for a while, so only with trainer.compile=true or by name"
     )
     assert choose_kernel(tiny_config(), replace(GIVEN, documents_bt=CUDA, compiled=True)).name == "flex"
-    assert choose_kernel(tiny_config(attention="flex"), replace(GIVEN, documents_bt=CUDA)).reason == "asked for"
+    assert choose_kernel(tiny_config(attention="flex"), replace(GIVEN, documents_bt=CUDA)).reason == "as requested"
 
 
 def test_dropout_leaves_a_card_with_the_fall_back_untried(monkeypatch, tiny_config):
     card = OnACard(monkeypatch)
     choice = choose_kernel(tiny_config(dropout=0.1), replace(GIVEN, documents_bt=CUDA, compiled=True))
     assert choice.name == "sdpa" and card.tried == []
-    assert "varlen: drops no attention weights, and model.dropout=0.1" in choice.reason and "flex:" in choice.reason
+    assert "varlen: supports no attention dropout, and model.dropout=0.1" in choice.reason and "flex:" in choice.reason
 
 
 def test_a_card_that_cannot_says_why(monkeypatch, tiny_config):
@@ -276,5 +276,5 @@ def test_a_resumed_run_keeps_its_kernel_where_it_can(monkeypatch, tiny_config):
     assert card.tried == ["flex"]
     OnACard(monkeypatch, flex="out of shared memory")
     other_card = choose_kernel(tiny_config(), resumed)
-    assert other_card == KernelChoice("sdpa", "auto: flex, used before, is out: out of shared memory")
+    assert other_card == KernelChoice("sdpa", "auto: flex, used before, is not available: out of shared memory")
     assert choose_kernel(tiny_config(), replace(resumed, documents_bt=DOCUMENTS)).name == "sdpa"

@@ -45,7 +45,7 @@ def test_seeds_become_one_row_with_their_spread(tmp_path):
     on = "2031-01-02, Made Up 7, 3 threads, `0123456`"
     assert rows(page) == [
         ["`bread-rye oven.heat=5`", "1", "2.5000", "7", "4", on],
-        ["as it stands", "3", "2.5000 ± 0.5000", "7", "4", on],
+        ["the recipe", "3", "2.5000 ± 0.5000", "7", "4", on],
     ]
     assert "## [`bread`](experiment/bread.md): Does bread rise?" in page
     assert "**Asked.** Whether\nit rises." in page and "**Verdict.** It does." in page and "A loaf" not in page
@@ -78,8 +78,8 @@ def test_by_hand_newest_first_and_not_too_many(tmp_path):
     results_file(notebook, "bread").write_text("".join(json.dumps(line) + "\n" for line in lines))
     page = notebook_page(notebook)
     first = next(line for line in page.splitlines() if "try" in line)
-    assert first == f"| try {MAX_ROWS + 2}; a \\| b | 1 |  | 87.5 % |  |  | 2030-01-14, not known (by hand) |"
-    assert "try 3;" in page and "try 2;" not in page and "2 older ones are in" in page
+    assert first == f"| try {MAX_ROWS + 2}; a \\| b | 1 |  | 87.5 % |  |  | 2030-01-14, unknown device (by hand) |"
+    assert "try 3;" in page and "try 2;" not in page and "2 older configurations are in" in page
 
 
 def test_pages_with_the_newest_records_come_first_and_a_picture_is_shown(tmp_path):

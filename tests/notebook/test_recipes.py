@@ -1,4 +1,4 @@
-"""What the recipes promise: variants differ in what their question is about, and in nothing else."""
+"""The recipes: variants differ in the subject of their question and in nothing else."""
 
 import re
 from itertools import pairwise
@@ -23,7 +23,7 @@ def test_shakespeare_char_is_nanogpts_configuration():
     model, optimizer, schedule = run.model, run.optimizer, run.schedule
     assert (model.arch.block, model.n_layers, model.n_heads, model.dim) == ("classic", 4, 4, 128)
     assert (model.dropout, model.tie_embeddings, run.tokenizer.kind) == (0, True, "char")
-    assert (run.seq_len, run.rows_per_step, run.trainer.total_steps, run.trainer.hours) == (64, 12, 2000, None)
+    assert (run.seq_len, run.global_batch_size, run.trainer.total_steps, run.trainer.hours) == (64, 12, 2000, None)
     assert (optimizer.name, optimizer.lr, optimizer.embedding_lr) == ("adamw", 1e-3, None)
     assert (optimizer.betas, optimizer.weight_decay, run.trainer.max_grad_norm) == ([0.9, 0.99], 0.1, 1.0)
     assert (schedule.name, schedule.warmup_steps, schedule.min_lr_fraction) == ("cosine", 100, 0.1)

@@ -28,7 +28,7 @@ def report(monkeypatch, capsys, *words: str) -> str:
 
 
 def test_runs_are_recorded_when_it_is_asked_for(notebook, monkeypatch, capsys):
-    assert "bread.results.jsonl: 2 new, 2 records in all." in report(monkeypatch, capsys, "record=true")
+    assert "bread.results.jsonl: 2 new, 2 records in total." in report(monkeypatch, capsys, "record=true")
     assert [one["seed"] for one in read_records(results_file(notebook, "bread"))] == [1, 2]
     assert "2.5000 ± 0.0000" in (notebook / "README.md").read_text()
 

@@ -23,11 +23,11 @@ def everything(notebook: Path) -> dict[Path, bytes]:
 def test_the_same_run_twice_is_one_record(tmp_path):
     notebook = make_notebook(tmp_path / "notebook", "bread", "bread-rye")
     runs = [make_run(tmp_path / str(seed), seed=seed) for seed in (1, 2, 3)]
-    assert record(runs[:2], notebook) == ["bread.results.jsonl: 2 new, 2 records in all."]
+    assert record(runs[:2], notebook) == ["bread.results.jsonl: 2 new, 2 records in total."]
     once = everything(notebook)
-    assert record(runs[:2], notebook) == ["bread.results.jsonl: 0 new, 2 records in all."]
+    assert record(runs[:2], notebook) == ["bread.results.jsonl: 0 new, 2 records in total."]
     assert everything(notebook) == once
-    assert record(runs, notebook) == ["bread.results.jsonl: 1 new, 3 records in all."]
+    assert record(runs, notebook) == ["bread.results.jsonl: 1 new, 3 records in total."]
     assert [one["seed"] for one in read_records(notebook / RESULTS)] == [1, 2, 3]
     assert (notebook / "README.md").read_text() == notebook_page(notebook)
 
@@ -71,10 +71,10 @@ def test_who_is_left_out_is_told(tmp_path):
     ]
     (tmp_path / "cake.yaml").write_text("name: x\n")
     assert record(runs, notebook) == [
-        "2 left out: not started with experiment=.",
-        "1 left out: not finished.",
-        "1 left out: experiment=cake is no recipe of experiments/.",
-        "1 left out: experiment=../../cake is no recipe of experiments/.",
+        "2 skipped: not started with experiment=.",
+        "1 skipped: not finished.",
+        "1 skipped: experiment=cake is not a recipe in experiments/.",
+        "1 skipped: experiment=../../cake is not a recipe in experiments/.",
     ]
     assert not (notebook / RESULTS).exists()
 
@@ -83,7 +83,7 @@ def test_a_damaged_line_is_named_and_nothing_is_changed(tmp_path):
     notebook = make_notebook(tmp_path / "notebook", "bread")
     (notebook / RESULTS).write_text('{"date": "2030-05-06", "recipe": "bread"}\n{"date": "2030\n')
     before = (notebook / RESULTS).read_bytes()
-    with pytest.raises(DTLError, match=r"bread\.results\.jsonl:2: no JSON"):
+    with pytest.raises(DTLError, match=r"bread\.results\.jsonl:2: not JSON"):
         record([make_run(tmp_path / "run")], notebook)
     assert (notebook / RESULTS).read_bytes() == before
 

@@ -1,4 +1,4 @@
-"""What a record says of a run, and what it must never say."""
+"""Records of runs: their fields, and the paths and names that must never be in them."""
 
 import json
 
@@ -7,7 +7,7 @@ from recorded_runs import make_run
 
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.errors import DataError
-from dtl.notebook.records import name_of, record_of, shown_overrides
+from dtl.notebook.records import record_of, shown_overrides, source_name
 
 
 def test_a_record_says_what_was_asked_with_what_and_what_came_out(tmp_path):
@@ -47,11 +47,11 @@ def test_a_dataset_of_the_hub_keeps_its_name_and_commit():
     commit = "5" * 40
     hub = DataConfig(sources={"tales": SourceConfig(kind="hub", path="ann/tales", subset="short")})
     hub.commits = {"tales": f"ann/tales@{commit}"}
-    assert name_of("tales", hub) == "ann/tales short @555555555555"
-    assert name_of("wiki", DataConfig(sources={"wiki": SourceConfig(kind="wiki")})) == (
+    assert source_name("tales", hub) == "ann/tales short @555555555555"
+    assert source_name("wiki", DataConfig(sources={"wiki": SourceConfig(kind="wiki")})) == (
         "wikimedia/wikipedia 20231101.en"
     )
-    assert name_of("qa", DataConfig(sources={"qa": SourceConfig(kind="qa")})) == "as it ships with DTL"
+    assert source_name("qa", DataConfig(sources={"qa": SourceConfig(kind="qa")})) == "as it ships with DTL"
     assert shown_overrides(["data=hub", "data.path=ann/tales", "model=small"], hub) == ["data=hub", "model=small"]
 
 
@@ -74,8 +74,8 @@ def test_runs_that_differ_in_seed_place_and_bookkeeping_are_one_configuration(tm
     [
         ({"recipe": None}, "not started with experiment="),
         ({"state": "interrupted"}, "not finished"),
-        ({"sessions": []}, "does not say when it began"),
-        ({"data_fingerprint": None}, "what data it saw"),
+        ({"sessions": []}, "has no start time"),
+        ({"data_fingerprint": None}, "no data fingerprint"),
         ({"data": {"sources": {}, "colour": "red"}}, "another version of DTL"),
     ],
 )

@@ -77,14 +77,14 @@ def rows(value: float, steps: int, seed: int, dim: int = 256) -> Iterable[dict[s
 
 
 def make_trial(folder: Path, number: int, state: str, reason: str = "", **more: Any) -> None:
-    """What a sweep knows of a trial, beside its run."""
+    """Write the record that a sweep keeps of a trial, in addition to its run."""
     folder.mkdir(parents=True, exist_ok=True)
     trial = {"number": number, "overrides": [f"seed={number}"], "hash": "0", "state": state, "reason": reason, **more}
     (folder / "trial.json").write_text(json.dumps(trial))
 
 
 def make_sweep(sweep: Path, steps: int = 400) -> Path:
-    """24 trials: four learning rates, two models, three seeds; two diverged, one ran out of memory, one was refused."""
+    """24 trials: four learning rates, two models, three seeds; 2 diverged, one ran out of memory, one is rejected."""
     sweep.mkdir(parents=True)
     (sweep / "sweep.json").write_text(json.dumps({"arguments": ["optimizer.lr=3e-4,1e-3,3e-3,1e-2"], "kind": "grid"}))
     noise = np.random.default_rng(7)

@@ -1,4 +1,4 @@
-"""What plots and names hold to: time is no worse for one slow seed, a single evaluation is seen, recipes are named."""
+"""Plots and labels: one slow seed does not distort time, a single evaluation is visible, recipes are named."""
 
 import json
 from itertools import pairwise
@@ -10,7 +10,7 @@ from made_runs import make_run
 
 from dtl.reports import curves
 from dtl.reports.canvas import Drawing, style
-from dtl.reports.configurations import configurations_of
+from dtl.reports.configurations import group_runs
 from dtl.reports.curves import Band, _axes, _over_seeds
 from dtl.reports.metric import Metric
 from dtl.reports.rates import rates_against_metric
@@ -27,7 +27,7 @@ def slowed(folder: Path, factor: float) -> Path:
 
 
 def over_time(runs: list[Run], which: str) -> Band:
-    (one,) = configurations_of(runs)
+    (one,) = group_runs(runs)
     axis = next(axis for axis in _axes([one]) if axis.name == "seconds")
     found = _over_seeds(axis, which, one.finished, 1000)
     assert found is not None
@@ -66,9 +66,9 @@ def recipe(folder: Path, name: str, **made: float) -> Run:
 
 def test_recipes_are_called_by_their_names(tmp_path):
     runs = [recipe(tmp_path / "0", "words-large", planned=97), recipe(tmp_path / "1", "words-small", planned=89)]
-    assert [one.label for one in configurations_of(runs)] == ["words-large", "words-small"]
+    assert [one.label for one in group_runs(runs)] == ["words-large", "words-small"]
     runs.append(recipe(tmp_path / "2", "words-small", planned=83))
-    labels = [one.label for one in configurations_of(runs)]
+    labels = [one.label for one in group_runs(runs)]
     assert labels == ["words-large total_steps=97", "words-small total_steps=89", "words-small total_steps=83"]
 
 
@@ -85,7 +85,7 @@ def test_many_rates_are_written_as_numbers(tmp_path, monkeypatch):
 
     monkeypatch.setattr("dtl.reports.rates.finish", keep)
     with style():
-        rates_against_metric(configurations_of(runs), Metric())
+        rates_against_metric(group_runs(runs), Metric())
     assert {"0.0001", "0.001"} <= set(written) and not any("$" in label for label in written)
 
 
@@ -111,7 +111,7 @@ def test_the_ticks_of_the_rates_do_not_overlap(tmp_path, monkeypatch, rates, tic
 
     monkeypatch.setattr("dtl.reports.rates.finish", keep)
     with style():
-        rates_against_metric(configurations_of(runs), Metric())
+        rates_against_metric(group_runs(runs), Metric())
     assert written == ticks and all(left.x1 < right.x0 for left, right in pairwise(boxes))
 
 
@@ -141,7 +141,7 @@ def panels(monkeypatch):
 
         monkeypatch.setattr("dtl.reports.rates.finish", keep)
         with style():
-            drawing = rates_against_metric(configurations_of(runs), Metric())
+            drawing = rates_against_metric(group_runs(runs), Metric())
         assert isinstance(drawing, Drawing)
         return seen
 
@@ -188,5 +188,5 @@ def test_both_panels_share_the_axis(tmp_path, monkeypatch):
     limits = []
     monkeypatch.setattr(curves, "finish", lambda figure, *_: limits.append([a.get_xlim() for a in figure.axes]))
     with style():
-        curves.loss_curves(configurations_of([read_run(make_run(tmp_path / "0"))]))
+        curves.loss_curves(group_runs([read_run(make_run(tmp_path / "0"))]))
     assert limits and all(left == right for left, right in limits)

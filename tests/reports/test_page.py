@@ -17,7 +17,7 @@ pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip insta
 from dtl.reports.build import PAGE, PICTURES, build, write
 from dtl.reports.canvas import GROUND, SERIES, Skipped
 from dtl.reports.config import ReportConfig
-from dtl.reports.configurations import configurations_of
+from dtl.reports.configurations import group_runs
 from dtl.reports.curves import band, smoothed
 from dtl.reports.metric import Metric
 from dtl.reports.page import Report
@@ -160,7 +160,7 @@ def test_one_run_alone(elsewhere):
     make_run(Path("run"))
     _, page = report_of("run", Path("out"))
     assert "There is one configuration: nothing to compare." in Elements(page).text
-    assert "No learning rate varies" in page and "It needs 20 finished runs" in page
+    assert "No learning rate varies" in page and "This plot needs 20 finished runs" in page
 
 
 def test_runs_that_never_began(elsewhere):
@@ -241,7 +241,7 @@ def test_importance_finds_the_setting_that_matters(elsewhere):
 
 
 def test_importance_is_of_the_better_end(elsewhere):
-    """Which of 2 x 5 is best goes by `a` alone; which is worst, mostly by `b`."""
+    """Of 2 x 5 runs `a` alone decides the best, and mostly `b` the worst."""
     pytest.importorskip("optuna", reason="optuna is not installed: pip install optuna")
     from dtl.reports.parameters import importances
 
@@ -261,7 +261,7 @@ def test_without_optuna_importance_says_so(elsewhere, monkeypatch):
     for seed in range(10):
         for lr in (1e-3, 1e-2):
             make_run(Path(f"in/{lr}-{seed}"), lr=lr, seed=seed, value=2 + lr + 0.01 * seed)
-    found = configurations_of([read_run(folder) for folder in Path("in").iterdir()])
+    found = group_runs([read_run(folder) for folder in Path("in").iterdir()])
     assert not isinstance(importance(found, Metric()), Skipped)
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert importance(found, Metric()) == Skipped("Optuna is not installed: pip install optuna")

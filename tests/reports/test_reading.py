@@ -1,4 +1,4 @@
-"""What a report takes from the folders of runs: which ones, what they measured, which belong together."""
+"""Selecting run folders, reading them, and grouping runs into configurations."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from made_runs import make_run, make_sweep, make_trial
 
 from dtl.errors import ConfigError, DataError
 from dtl.reports.config import ReportConfig
-from dtl.reports.configurations import by_mean, configurations_of, short_labels, side_by_side
+from dtl.reports.configurations import group_runs, short_labels, side_by_side, sort_by_mean
 from dtl.reports.reading import MAX_POINTS, read_run
 from dtl.reports.selection import select
 
@@ -75,7 +75,7 @@ def test_what_is_not_there_is_said():
     with pytest.raises(ConfigError, match=r"runs=nowhere: no such folder(.|\n)*03-04-05-7_a"):
         chosen("nowhere")
     Path("empty").mkdir()
-    with pytest.raises(DataError, match="empty: no run in there"):
+    with pytest.raises(DataError, match="empty: no run in it"):
         chosen("empty")
 
 
@@ -84,7 +84,7 @@ def test_what_is_not_there_is_said():
     [
         ({"runs": " "}, "runs= : names nothing"),
         ({"runs": "[]"}, "names nothing"),
-        ({"metric": "abstention/threshold"}, "metric=abstention/threshold: is higher better"),
+        ({"metric": "abstention/threshold"}, "metric=abstention/threshold: its name does not show"),
         ({"out": "file"}, "out=file: is a file"),
     ],
 )
@@ -109,7 +109,7 @@ def test_a_metrics_name_tells_which_way_is_better(metric, higher):
 def test_a_run_is_read_whole():
     text = [("Q", "first"), ("R", "\x1b[31mred")]
     run = read_run(make_run(Path("run"), steps=40, value=1.5, seed=3, figures={"f1/test": 0.5}, samples=text))
-    assert (run.state, run.seed, run.figures) == ("finished", 3, {"value": 1.5, "f1/test": 0.5})
+    assert (run.state, run.seed, run.metrics) == ("finished", 3, {"value": 1.5, "f1/test": 0.5})
     assert (run.config["optimizer.lr"], run.config["model.dim"]) == ("0.001", "256")
     assert len(run.training.loss) == 40 and run.validation.step.tolist() == [4 * k for k in range(1, 11)]
     assert run.validation.tokens.tolist() == [4 * 1024 * k for k in range(1, 11)]
@@ -133,7 +133,7 @@ def test_damage_is_never_an_error(file, contents):
     (folder / file).write_bytes(contents)
     (folder / "samples" / "step-00000099.jsonl").write_bytes(contents)
     run = read_run(folder)
-    assert configurations_of([run]) or file == "config.yaml"
+    assert group_runs([run]) or file == "config.yaml"
 
 
 def test_rows_that_are_torn_or_no_numbers_are_left_out():
@@ -159,7 +159,7 @@ def test_the_sweep_knows_better_why_a_trial_ended():
 
 
 def configurations(*folders: Path):
-    return configurations_of([read_run(folder) for folder in folders])
+    return group_runs([read_run(folder) for folder in folders])
 
 
 def test_runs_that_differ_only_in_the_seed_are_one_configuration():
@@ -237,7 +237,7 @@ def test_order_is_by_the_mean_and_what_has_none_comes_last(higher, order):
         make_run(Path("b"), lr=0.2, value=2.0),
         make_run(Path("c"), lr=0.1, value=1.0),
     )
-    assert [one.label for one in by_mean(found, "value", higher)] == order
+    assert [one.label for one in sort_by_mean(found, "value", higher)] == order
 
 
 def test_samples_stand_beside_those_after_the_same_prompt():

@@ -72,7 +72,7 @@ def test_several_runs_by_a_list_and_another_metric(monkeypatch, capsys):
     ("words", "code", "message"),
     [
         (["runs=nowhere"], 2, "Error: runs=nowhere: no such folder. Give a run, a sweep"),
-        (["runs=outputs", "metric=exact_macht/test"], 2, "metric=exact_macht/test: is higher better?"),
+        (["runs=outputs", "metric=exact_macht/test"], 2, "metric=exact_macht/test: its name does not show"),
         (["runs=outputs", "metric=f1/tset"], 2, "no run has it in its result.json. Did you mean 'f1/test'?"),
         (["runs=outputs", "out=outputs/a/run.json"], 2, "out=outputs/a/run.json: is a file. Give a folder."),
     ],
@@ -94,7 +94,7 @@ def test_what_is_not_installed_is_named(monkeypatch, capsys):
 
 
 def test_nothing_heavy_is_imported_before_a_refusal():
-    """What is missing or wrong is said within a second: matplotlib alone takes one."""
+    """Errors are reported within a second: importing matplotlib alone takes one."""
     program = """
 import sys
 import dtl.report

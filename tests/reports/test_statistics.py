@@ -7,13 +7,14 @@ from scipy import stats
 from dtl.reports.metric import Metric
 from dtl.reports.statistics import (
     ALPHA,
-    ENOUGH,
+    MIN_SEEDS,
     compare,
     compare_all,
     detectable_in_errors,
     holm,
-    paired_p,
     power,
+    standard_error,
+    two_sided_p,
     welch,
 )
 
@@ -23,6 +24,11 @@ LOSS = Metric()
 def table(*columns: np.ndarray) -> dict[str, dict[int, float]]:
     """Configurations c0, c1, ... with values for the seeds 0, 1, ..."""
     return {f"c{k}": dict(enumerate(map(float, column))) for k, column in enumerate(columns)}
+
+
+def paired_p(differences: np.ndarray) -> np.ndarray:
+    """Return p of the paired t test over the last axis, as in `compare`, for many tables: (..., n) to (...)."""
+    return np.asarray(two_sided_p(differences.mean(axis=-1) / standard_error(differences), differences.shape[-1] - 1))
 
 
 @pytest.mark.parametrize("n", [2, 3, 7, 13])
@@ -86,8 +92,8 @@ def test_noise_makes_no_winner(spread):
     """Of tables of noise alone at most 5 % may name any winner; seeds are shared, so that pairs depend."""
     n_tables, n_configurations = 4000, len(spread)
     noise = np.random.default_rng(13)
-    values = noise.normal(size=(n_tables, n_configurations, ENOUGH)) * np.array(spread)[:, None]
-    values += 3 * noise.normal(size=(n_tables, 1, ENOUGH))  # what a seed does to all of them
+    values = noise.normal(size=(n_tables, n_configurations, MIN_SEEDS)) * np.array(spread)[:, None]
+    values += 3 * noise.normal(size=(n_tables, 1, MIN_SEEDS))  # what a seed does to all of them
     firsts, seconds = np.triu_indices(n_configurations, 1)
     corrected = holm(paired_p(values[:, firsts] - values[:, seconds]))
     announced = (corrected < ALPHA).any(axis=1)

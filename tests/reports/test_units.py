@@ -10,8 +10,8 @@ from dtl.reports import curves
 from dtl.reports.build import build
 from dtl.reports.canvas import style
 from dtl.reports.config import ReportConfig
-from dtl.reports.configurations import configurations_of
-from dtl.reports.metric import BITS, Metric, cut_alike, in_bits_per_byte, metric_for, not_comparable
+from dtl.reports.configurations import group_runs
+from dtl.reports.metric import BITS, Metric, metric_for, not_comparable, same_tokenizer, to_bits_per_byte
 from dtl.reports.page import Report
 from dtl.reports.reading import read_run
 
@@ -59,7 +59,7 @@ def test_the_vocabulary_of_a_tokenizer_that_is_trained_counts_and_that_of_the_ot
         sizes = [{"tokenizer": {"kind": kind, "vocab_size": size}} for size in (1009, 4099)]
         return [read_run(make_run(tmp_path / f"{kind}{n}", settings=one)) for n, one in enumerate(sizes)]
 
-    assert cut_alike(runs("byte")) and not cut_alike(runs("bpe"))
+    assert same_tokenizer(runs("byte")) and not same_tokenizer(runs("bpe"))
     assert metric_for(runs_of := [read_run(path) for path in tmp_path.glob("byte*")], None) == Metric()
     assert not_comparable(runs_of, Metric()) == ""
 
@@ -74,16 +74,16 @@ def test_curves_of_different_tokenizers_are_drawn_in_bits_per_byte(tmp_path, mon
     runs = [read_run(folder) for folder in folders(tmp_path)]
     stopped = read_run(make_run(tmp_path / "x", state=None, value=2.0, settings={"tokenizer": {"kind": "byte"}}))
     with style():
-        curves.loss_curves(configurations_of([*runs, stopped]))
+        curves.loss_curves(group_runs([*runs, stopped]))
     for panels in drawn:
         (_, _), (label, ends) = panels
         assert label == "loss (bits per byte)"
         for loss, bits in KINDS.values():
             assert any(end == pytest.approx(bits * (loss + 0.03)) for end in ends), "the mean over five seeds"
-    scaled = in_bits_per_byte([*runs, stopped])
+    scaled = to_bits_per_byte([*runs, stopped])
     assert scaled is not None
     np.testing.assert_allclose(scaled[-1].validation.loss, 1.41 * stopped.validation.loss)  # it measured none itself
-    assert in_bits_per_byte([stopped]) is None
+    assert to_bits_per_byte([stopped]) is None
 
 
 def test_other_data_are_told(tmp_path):

@@ -1,4 +1,4 @@
-"""What a run was is in its folder: the commit it had, the command that repeats it, and no secret."""
+"""A run's folder records its commit and the command that repeats it, and no secret."""
 
 import json
 import logging
@@ -35,7 +35,7 @@ SECRETS = {
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home folder without git settings of the person who runs the tests."""
+    """A home folder without the user's git settings."""
     folder = tmp_path / "home"
     folder.mkdir()
     for name in ("HOME", "USERPROFILE"):

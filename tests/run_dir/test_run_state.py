@@ -1,4 +1,4 @@
-"""How a run stands, told from its files: right when they are whole, silent where they are not, and changing nothing."""
+"""The state of a run from its files: correct for valid files, empty for damaged ones, without changing any."""
 
 import json
 import os
@@ -33,7 +33,7 @@ CONFIG = "name: demo\nseed: 5\ntrainer:\n  total_steps: 29\n  max_epochs: null\n
 
 
 def make_run(folder: Path, **record: Any) -> Path:
-    """A run with 23 steps behind it that has not said how it ended."""
+    """A run after 23 steps without a result."""
     folder.mkdir(parents=True)
     sessions = [{"started": "2026-11-23T05:07:11+00:00"}, {"started": "2026-11-24T05:07:11+00:00"}]
     record = {"overrides": ["name=demo"], "seed": 7, "rerun": "python -m dtl.train name=demo"} | record
@@ -56,7 +56,7 @@ def kill_at_work(run_dir: Path) -> None:
 
 @pytest.mark.parametrize("ended", ["pruned", "timed out", "hung"])
 def test_a_trial_that_its_sweep_ended_says_so(run_dir, ended):
-    """To its own files a signal ended it, as Ctrl-C does."""
+    """By its own files a signal ended it, as Ctrl-C does."""
     write_result(run_dir, "interrupted", 0.5, 23, "abc")
     (run_dir / "trial.json").write_text(json.dumps({"state": ended, "reason": "by median"}))
     state = read_run_state(run_dir)

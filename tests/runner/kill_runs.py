@@ -44,7 +44,7 @@ def forked(config: RunConfig, run_dir: Path) -> int:
 
 
 def ended(child: int) -> bool:
-    """Whether the child has ended by itself. Raises RuntimeError when it failed."""
+    """Return True when the child has ended by itself. Raises RuntimeError when it failed."""
     pid, status = os.waitpid(child, os.WNOHANG)
     if pid and status:
         raise RuntimeError(f"A run failed, see error.txt: {status}")
@@ -52,7 +52,7 @@ def ended(child: int) -> bool:
 
 
 def unfinished(run_dir: Path) -> set[str]:
-    """What a save that is under way has written so far, or a killed one left."""
+    """Return the files of a save in progress, or of a killed one."""
     return {path.name for path in (run_dir / "checkpoints").glob(".t*")}
 
 

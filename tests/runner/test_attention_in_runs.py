@@ -8,12 +8,12 @@ import pytest
 from tiny_runs import go_on, start, tiny_config
 
 from dtl.errors import ConfigError
-from dtl.model.kernel_choice import Circumstances, KernelChoice
+from dtl.model.kernel_choice import KernelChoice, KernelContext
 
 
 def test_the_kernel_is_printed_and_kept(pairs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     start(tiny_config(pairs, total_steps=2), tmp_path)
-    assert "padded (auto: no fused kernel drops weights on cpu" in " ".join(capfd.readouterr().out.split())
+    assert "padded (auto: no fused kernel has dropout on cpu" in " ".join(capfd.readouterr().out.split())
     for state in (tmp_path / "checkpoints").glob("*/state.json"):
         assert json.loads(state.read_text())["fingerprint"]["attention"] == "padded"
 
@@ -23,7 +23,7 @@ def test_a_resumed_run_asks_for_its_kernel_and_says_when_it_is_another(
 ) -> None:
     asked: list[str | None] = []
 
-    def choose(_: object, given: Circumstances) -> KernelChoice:
+    def choose(_: object, given: KernelContext) -> KernelChoice:
         asked.append(given.earlier)
         assert given.documents_bt is not None and given.documents_bt.shape == (2, 73)
         return KernelChoice("reference" if given.earlier is None else "sdpa", "by a test")

@@ -1,4 +1,4 @@
-"""How long a run is, and what is said of a length that will teach little."""
+"""The length of a run, and the warnings about a length that is too short."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""How a run ends: by patience, by the clock, by a number that is not finite, for want of memory. What is said then,
+"""The ends of a run: by patience, by time, by a number that is not finite, for want of memory. What is said then,
 and what is kept."""
 
 import json

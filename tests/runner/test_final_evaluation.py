@@ -38,7 +38,7 @@ def test_the_figures_are_in_the_result_in_the_rows_and_on_the_screen(
     assert written["checkpoint"].endswith("checkpoints/best") and written["worst"] == []
     assert written["text"][0]["loss"] == found["validation/loss"] and written["questions"] >= 16
     told = capsys.readouterr().out
-    assert told.index("bits/byte") < told.index("look-up") < told.index("Finished")
+    assert told.index("bits/byte") < told.index("BM25") < told.index("Finished")
 
 
 def test_the_tracker_is_told_at_its_end(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +57,7 @@ def test_the_chat_knows_its_threshold_right_after_training(
     questions = [f"Who is number {n}?" for n in range(7)]
     monkeypatch.setattr("dtl.evaluation.evaluate.unanswerable_questions", lambda path, data: questions)
     start(tiny_config(pairs), tmp_path)
-    threshold = read_facts(tmp_path / "checkpoints" / "best").least_logprob
+    threshold = read_facts(tmp_path / "checkpoints" / "best").abstention_threshold
     assert threshold is not None and threshold == result(tmp_path)["abstention/threshold"]
     assert 0 <= result(tmp_path)["auc/validation"] <= 1
 
@@ -91,7 +91,9 @@ def test_a_failing_evaluation_is_a_warning_of_a_finished_run(
     loss = start(tiny_config(pairs), tmp_path)
     assert result(tmp_path) == result(tmp_path) | {"state": "finished", "value": loss, "step": 12}
     told = capsys.readouterr().out
-    assert said in told and f"By hand: python -m dtl.evaluate ckpt={shown(tmp_path)}" in told and "Finished" in told
+    assert (
+        said in told and f"To repeat it: python -m dtl.evaluate ckpt={shown(tmp_path)}" in told and "Finished" in told
+    )
 
 
 def test_ctrl_c_while_evaluating_leaves_a_finished_run(

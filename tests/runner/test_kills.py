@@ -95,7 +95,7 @@ def test_a_signal_ends_the_command_with_a_checkpoint_and_its_own_code(running: A
     assert result(run_dir)["state"] == "interrupted"
     assert steps_kept(run_dir) == [step]
     assert read_metrics(run_dir)[-1]["step"] == step
-    assert f"Stopped at step {step} and saved. Go on with: python -m dtl.train resume=" in shown
+    assert f"Stopped at step {step} and saved. Resume with: python -m dtl.train resume=" in shown
     assert "Traceback" not in shown
 
     ran = subprocess.run(

@@ -26,7 +26,7 @@ ALWAYS = (
 
 @pytest.fixture
 def counts(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often something was called since the last `clear()`."""
+    """Count the calls of something since the last `clear()`."""
     write_pairs(elsewhere / "pairs.jsonl")
     counted: Counter[str] = Counter()
 

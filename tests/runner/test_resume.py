@@ -229,7 +229,7 @@ def test_other_data_is_refused(pairs: Path, tmp_path: Path) -> None:
         go_on(changed, tmp_path / "run")
     message = str(refused.value)
     assert then != now and f"then {then}" in message and f"now  {now}" in message and "init=" in message
-    assert str(own) in message and "Nothing of the run was changed" in message
+    assert str(own) in message and "The run was not changed" in message
     assert sorted(file.name for file in (tmp_path / "run").rglob("*")) == before
     own.write_bytes(pairs.read_bytes())
     go_on(tiny_config(own), tmp_path / "run")
@@ -239,7 +239,7 @@ def test_other_data_is_refused(pairs: Path, tmp_path: Path) -> None:
 def test_a_new_run_in_the_folder_of_another_is_refused(pairs: Path, tmp_path: Path) -> None:
     """Its older checkpoints, of later steps, would pass for the new run's."""
     start(tiny_config(pairs, stop_after_steps=2), tmp_path)
-    with pytest.raises(ConfigError, match=r"holds a run.*resume="):
+    with pytest.raises(ConfigError, match=r"contains a run.*resume="):
         start(tiny_config(pairs), tmp_path)
 
 

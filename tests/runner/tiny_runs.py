@@ -73,7 +73,7 @@ def start(config: RunConfig, run_dir: Path) -> float:
 
 
 def go_on(config: RunConfig, run_dir: Path, **limits: Any) -> float:
-    """What `resume=<run_dir>` does, with limits beside it."""
+    """Do what `resume=<run_dir>` does, with other limits."""
     torch.set_num_threads(1)
     trainer = replace(config.trainer, **({"stop_after_steps": None} | limits))
     config = replace(config, resume=str(run_dir), trainer=trainer)
@@ -81,7 +81,7 @@ def go_on(config: RunConfig, run_dir: Path, **limits: Any) -> float:
 
 
 def start_or_go_on(config: RunConfig, run_dir: Path) -> None:
-    """What a person does after a crash: resume, or begin again where nothing was saved yet."""
+    """Do what a user does after a crash: resume, or begin again where nothing was saved yet."""
     if list_checkpoints(run_dir, contents=False):
         go_on(config, run_dir)
     else:
@@ -112,7 +112,7 @@ def untimed(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def result(run_dir: Path) -> dict[str, Any]:
-    """What result.json says."""
+    """Return the content of result.json."""
     return json.loads((run_dir / "result.json").read_text())
 
 

@@ -19,7 +19,7 @@ def planted(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optim
 
     class Planted(torch.optim.SGD):
         def step(self, closure=None):
-            # In the state, which a checkpoint keeps: a run that goes on fails at the same step as before.
+            # In the state, which a checkpoint keeps: a resumed run fails at the same step as before.
             state = self.state[self.param_groups[0]["params"][0]]
             steps = state.setdefault("steps", torch.zeros(()))
             if steps >= 2 and failure_of(case):

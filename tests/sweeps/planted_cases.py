@@ -1,4 +1,4 @@
-"""Which of the cases of a whole sweep fail, and how."""
+"""Cases of a whole sweep that fail, and how."""
 
 FAILURES = ("raise", "exit", "nan", "memory", "hang", "kill")
 N_CASES = 40

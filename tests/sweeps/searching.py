@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dtl.run_dir.sweep_records import SweepFolder, Trial
 from dtl.sweeps.config import SearchConfig
-from dtl.sweeps.grid import combined, lay_out
+from dtl.sweeps.grid import compose_all, create_trials
 from dtl.sweeps.pool import Budget
 from dtl.sweeps.search import Search
 from dtl.sweeps.search_space import parse_space
@@ -24,7 +24,7 @@ class Killed(BaseException):
 
 
 class Overrides:
-    """Stands for Hydra's composing: refuses what it is told to."""
+    """Stands for Hydra's composing: rejects the overrides that `refused` names."""
 
     def __init__(self, refused=lambda overrides: False):
         self.refused = refused
@@ -46,7 +46,7 @@ def loss_of(overrides: list[str], evaluation: int) -> float:
 
 
 class Stage:
-    """Plays a search in `folder`, an evaluation of each running trial at a time. `time` goes on by `seconds`."""
+    """Plays a search in `folder`, one evaluation per running trial at a time; a trial takes `seconds`."""
 
     def __init__(self, folder: Path, space=SPACE, composer=None, curve=loss_of, outcome=None, seconds=60.0, **settings):
         self.sweep, self.curve, self.seconds = SweepFolder(folder), curve, seconds
@@ -64,8 +64,8 @@ class Stage:
         self.folder.mkdir(exist_ok=True)
         self.study = Study(self.folder, self.settings, self.space)
         self.budget = Budget(self.settings.hours, self.used, self.sweep.trials(), clock=lambda: self.time)
-        lay = lambda overrides: lay_out(self.sweep, combined([overrides], self.composer))[0]  # noqa: E731
-        self.search = Search(self.sweep, self.study, self.settings, self.budget, lay, self.told.append, **more)
+        create = lambda overrides: create_trials(self.sweep, compose_all([overrides], self.composer))[0]  # noqa: E731
+        self.search = Search(self.sweep, self.study, self.settings, self.budget, create, self.told.append, **more)
         return self.search
 
     @property
@@ -92,14 +92,14 @@ class Stage:
 
     def _start(self, trial: Trial) -> None:
         self.started.append(trial.number)
-        if self.evaluations(trial) >= EVALUATIONS:  # begins anew
+        if self.evaluations(trial) >= EVALUATIONS:  # starts from scratch
             (self.sweep.trial_folder(trial.number) / METRICS).unlink()
         trial.state, trial.attempts = "running", trial.attempts + 1
         trial.started = self._stamp()
         self.sweep.keep(trial)
 
     def _advance(self, trial: Trial, source) -> bool:
-        """One evaluation more; whether the trial has ended."""
+        """Write one more evaluation; return True if the trial has ended."""
         for _ in range(self.looks_at_every):
             n = self.evaluations(trial) + 1
             self.time += self.seconds / EVALUATIONS
@@ -127,7 +127,7 @@ class Stage:
         return file.read_text().count("val/loss") if file.exists() else 0
 
     def table(self) -> list[tuple]:
-        """What a person would see at the end."""
+        """Return the trials as the final table shows them."""
         return [(t.number, t.overrides, t.state, t.value, t.reason) for t in self.sweep.trials()]
 
 

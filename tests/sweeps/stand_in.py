@@ -1,6 +1,6 @@
 """A stand-in for `python -m dtl.train` in a trial: the same files and exit codes, in a tenth of a second.
 
-What it does says `plan=` among its overrides; when it is resumed, the plan that it kept in its folder.
+`plan=` among its overrides selects the behaviour; a resumed one follows the plan that is stored in its folder.
 """
 
 import json
@@ -20,7 +20,7 @@ plan, wanted = state["plan"], float(words.get("lr", state.get("lr", 0.5)))
 state |= {"lr": wanted, "arguments": [*state["arguments"], sys.argv[1:]]}
 
 
-def say(outcome: str, **more: object) -> None:
+def write_result(outcome: str, **more: object) -> None:
     result = {"state": outcome, "value": wanted, "step": state["step"], "config_hash": "x", **more}
     (folder / "result.json").write_text(json.dumps(result))
 
@@ -32,7 +32,7 @@ def save() -> None:
 
 def stop(number: int, frame: object) -> None:
     save()
-    say("interrupted")
+    write_result("interrupted")
     sys.exit(128 + number)
 
 
@@ -54,7 +54,7 @@ watch()
 if plan == "crash":
     (folder / "error.json").write_text(json.dumps({"type": "ValueError", "message": "ValueError: planted\nmore"}))
     (folder / "traceback.txt").write_text("Traceback ... planted")
-    say("failed", error="ValueError: planted")
+    write_result("failed", error="ValueError: planted")
     sys.exit(1)
 if plan == "exit":
     sys.exit(7)
@@ -66,7 +66,7 @@ if plan in ("kill", "killed once"):
 if plan == "segv":
     os.kill(os.getpid(), signal.SIGSEGV)
 if plan == "paused":
-    say("stopped")
+    write_result("stopped")
     sys.exit(0)
 while plan == "wait":
     time.sleep(0.02)
@@ -79,4 +79,4 @@ if plan == "wait once":
         time.sleep(0.02)
 state["step"] += 5
 save()
-say("finished")
+write_result("finished")

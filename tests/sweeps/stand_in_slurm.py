@@ -36,7 +36,7 @@ def sbatch(script: str) -> None:
 
 
 def node(task: str) -> None:
-    """Run one job of the array until nobody has put it into the queue again."""
+    """Run one job of the array until it is no longer requeued."""
     asked = HERE / f"requeue-{JOB}_{task}"
     of_job = {"SLURM_JOB_ID": f"{int(JOB) + int(task)}", "SLURM_ARRAY_JOB_ID": JOB, "SLURM_ARRAY_TASK_ID": task}
     of_task = {"SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}

@@ -1,4 +1,4 @@
-"""Which trials a command line means, which are left, and which sweep it goes on with."""
+"""Trials that a command line means, those that are left, and the sweep that it resumes."""
 
 import io
 import json
@@ -16,12 +16,12 @@ from dtl.run_dir.sweep_records import (
     SweepRecord,
     Trial,
     TrialState,
-    asked_for,
+    sweep_identity,
     sweep_to_continue,
 )
-from dtl.sweeps.grid import combined, for_a_trial, lay_out, repeated
+from dtl.sweeps.grid import compose_all, create_trials, describe_duplicates, trial_overrides
 from dtl.sweeps.screen import SweepScreen
-from dtl.sweeps.table import Status, failures, find_sweep, status_of, varied
+from dtl.sweeps.table import Status, failures, find_sweep, status_of, varying_overrides
 
 STATES = get_args(TrialState)
 
@@ -39,7 +39,7 @@ class Composer:
 
 
 def laid_out(sweep: SweepFolder, wanted: list[list[str]], composer: Composer | None = None) -> list[Trial]:
-    return lay_out(sweep, combined(wanted, composer or Composer()))
+    return create_trials(sweep, compose_all(wanted, composer or Composer()))
 
 
 def made(folder: Path, *trials: Trial, arguments: list[str], state: str = "running", started: str = "1") -> SweepFolder:
@@ -67,8 +67,8 @@ def test_a_configuration_has_one_trial_however_often_it_is_asked_for(tmp_path):
     assert [(trial.number, trial.state) for trial in later] == [(2, "waiting"), (1, "waiting"), (0, "finished")]
 
 
-class Mended(Composer):
-    """What was bad means something now: a plugin was missing."""
+class Fixed(Composer):
+    """Composes overrides that failed before: a missing plugin is installed now."""
 
     def hash_of(self, overrides):
         return "/".join(sorted(overrides)).replace("bad", "3")
@@ -78,16 +78,16 @@ def test_a_trial_that_was_refused_and_now_composes_is_run_in_its_place(tmp_path)
     sweep = SweepFolder(tmp_path)
     _, bad = laid_out(sweep, [["a=1", "b=2"], ["a=bad", "b=2"]])
     assert (bad.number, bad.state) == (1, "refused")
-    later = laid_out(sweep, [["b=2", "a=bad"], ["b=2", "a=1"]], Mended())  # the same command in another order
+    later = laid_out(sweep, [["b=2", "a=bad"], ["b=2", "a=1"]], Fixed())  # the same command in another order
     assert [(trial.number, trial.state, trial.reason) for trial in later] == [(1, "waiting", ""), (0, "waiting", "")]
     assert sweep.trials() == later[::-1]
-    assert laid_out(sweep, [["a=1", "b=2"], ["a=bad", "b=2"]], Mended()) == sweep.trials()
+    assert laid_out(sweep, [["a=1", "b=2"], ["a=bad", "b=2"]], Fixed()) == sweep.trials()
 
 
 def test_a_refused_trial_that_turns_out_to_be_another_one_goes(tmp_path):
     sweep = SweepFolder(tmp_path)
     laid_out(sweep, [["a=bad"], ["a=3"], ["a=1"]])
-    later = laid_out(sweep, [["a=bad"], ["a=3"], ["a=1"]], Mended())
+    later = laid_out(sweep, [["a=bad"], ["a=3"], ["a=1"]], Fixed())
     assert [trial.number for trial in later] == [1, 2]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
 
@@ -101,7 +101,7 @@ def test_a_trial_that_is_refused_again_keeps_its_row(tmp_path):
 
 def test_a_waiting_trial_that_cannot_be_composed_any_more_is_refused_in_its_place(tmp_path):
     sweep = SweepFolder(tmp_path)
-    laid_out(sweep, [["a=1"], ["a=bad"]], Mended())
+    laid_out(sweep, [["a=1"], ["a=bad"]], Fixed())
     assert [trial.state for trial in sweep.trials()] == ["waiting", "waiting"]
     laid_out(sweep, [["a=1"], ["a=bad"]])
     assert [(trial.number, trial.state) for trial in sweep.trials()] == [(0, "waiting"), (1, "refused")]
@@ -109,7 +109,7 @@ def test_a_waiting_trial_that_cannot_be_composed_any_more_is_refused_in_its_plac
 
 def test_combinations_that_mean_the_same_are_named():
     def said(*values: str) -> str:
-        return repeated(combined([[f"a={value}", "b=2"] for value in values], Mended()))
+        return describe_duplicates(compose_all([[f"a={value}", "b=2"] for value in values], Fixed()))
 
     assert said("1", "3", "7") == ""
     assert said("1", "1") == (
@@ -123,7 +123,8 @@ def test_combinations_that_mean_the_same_are_named():
 
 def test_what_is_left_to_run():
     left = {
-        state: (Trial(0, [], "h", state).is_left(False), Trial(0, [], "h", state).is_left(True)) for state in STATES
+        state: (Trial(0, [], "h", state).is_pending(False), Trial(0, [], "h", state).is_pending(True))
+        for state in STATES
     }
     assert {state for state, (plain, _) in left.items() if plain} == {"waiting", "running", "interrupted", "killed"}
     again = {state for state, (plain, retried) in left.items() if retried and not plain}
@@ -132,7 +133,7 @@ def test_what_is_left_to_run():
 
 def test_what_speaks_to_the_sweep_is_not_passed_on():
     given = ["optimizer.lr=1", "sweep.new=true", "hydra.launcher.n_jobs=2", "hydra/launcher=dtl_process"]
-    assert for_a_trial([*given, "hydra.searchpath=[x]", "hydra.sweep.dir=x"]) == [
+    assert trial_overrides([*given, "hydra.searchpath=[x]", "hydra.sweep.dir=x"]) == [
         "optimizer.lr=1",
         "hydra.searchpath=[x]",
     ]
@@ -176,7 +177,7 @@ def test_of_several_unfinished_sweeps_the_newest_goes_on(tmp_path):
 
 
 def test_words_that_are_no_overrides_do_not_count():
-    assert asked_for(["-m", "--multirun", "+a=1", "b=2"]) == ["a=1", "b=2"]
+    assert sweep_identity(["-m", "--multirun", "+a=1", "b=2"]) == ["a=1", "b=2"]
 
 
 def test_a_record_that_is_damaged_is_as_none(tmp_path):
@@ -189,8 +190,8 @@ def test_a_record_that_is_damaged_is_as_none(tmp_path):
 
 
 def test_overrides_that_all_share_are_left_out():
-    assert varied([["m=1", "a=1"], ["m=1", "a=2"]]) == [["a=1"], ["a=2"]]
-    assert varied([["m=1", "a=1"]]) == [["m=1", "a=1"]]
+    assert varying_overrides([["m=1", "a=1"], ["m=1", "a=2"]]) == [["a=1"], ["a=2"]]
+    assert varying_overrides([["m=1", "a=1"]]) == [["m=1", "a=1"]]
 
 
 def test_status_tells_what_died_with_its_sweep(tmp_path):
@@ -200,7 +201,7 @@ def test_status_tells_what_died_with_its_sweep(tmp_path):
     shown = _text_of(status)
     assert not status.is_running
     assert "killed; 1 finished, 1 killed" in shown and "0.2500" in shown and "with its sweep" in shown
-    assert "The same command goes on" in shown
+    assert "The same command resumes it" in shown
 
 
 @pytest.mark.parametrize(("values", "told"), [((0.25, 0.5), True), ((0.25, None), False)])
@@ -251,12 +252,12 @@ def test_a_sweep_that_is_not_there_is_said_so(tmp_path):
         file.parent.mkdir(parents=True)
         file.touch()
     for other, words in {
-        outputs: "no folder of a sweep",
-        folder / "0": f"is inside a sweep. How that one stands: status={folder}.",
+        outputs: "is not the folder of a sweep",
+        folder / "0": f"is inside a sweep. Show it with status={folder}.",
         of_hydra: f"python -m dtl.report runs={of_hydra}.",
         run: "is a run, not a sweep",
     }.items():
         with pytest.raises(ConfigError) as refused:
             find_sweep(str(other), outputs)
         assert str(refused.value).startswith(f"status={other}: ") and words in str(refused.value)
-        assert f"The last sweeps:\n  {folder}  killed  a=1,2" in str(refused.value)  # nobody holds it
+        assert f"The last sweeps:\n  {folder}  killed  a=1,2" in str(refused.value)  # no process has locked it

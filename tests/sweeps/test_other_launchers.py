@@ -14,7 +14,7 @@ from dtl.tracking.metrics import read_metrics
 sys.path.insert(0, str(Path(__file__).parent))
 import stand_in_slurm
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "run"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "runner"))
 from tiny_runs import write_pairs
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="signals")]
@@ -26,7 +26,7 @@ def needs(package: str) -> pytest.MarkDecorator:
 
 
 def sweep(folder: Path, *words: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """`python -m dtl.train -m` with tiny runs; `path` is where a person's commands lie beside the system's."""
+    """`python -m dtl.train -m` with tiny runs; `path` is a folder with extra commands, in front of the system's."""
     if not (pairs := folder / "pairs.jsonl").exists():
         write_pairs(pairs)
     tiny = [
@@ -43,7 +43,7 @@ def sweep(folder: Path, *words: str, path: Path | None = None) -> subprocess.Com
 
 
 def trial(folder: Path, number: int) -> tuple[str, float, list[tuple[int, float]]]:
-    """How a trial ended, with which best loss, and the loss of each of its steps."""
+    """Return the state of a trial, its best loss, and the loss of each step."""
     run_dir = folder / "outputs" / "night" / f"{number}"
     result = json.loads((run_dir / "result.json").read_text())
     losses = [(row["step"], row["train/loss"]) for row in read_metrics(run_dir) if "train/loss" in row]
@@ -56,7 +56,7 @@ def sessions(folder: Path, number: int) -> int:
 
 def all_but_the_failed_ended_alike(folder: Path, done: subprocess.CompletedProcess[str], n_alike: int) -> None:
     """The last trial raises; the first was left alone, and those between are to end with its bits."""
-    assert done.returncode == 1 and "The sweep is through, but job" in done.stderr, done.stdout + done.stderr
+    assert done.returncode == 1 and "The sweep has ended, but job" in done.stderr, done.stdout + done.stderr
     state, _, losses = trial(folder, 0)
     assert state == "finished" and [step for step, _ in losses] == [*range(1, 12)]
     assert [trial(folder, number) for number in range(1, n_alike)] == [trial(folder, 0)] * (n_alike - 1)
@@ -79,7 +79,7 @@ def test_a_folder_with_another_run_is_refused(elsewhere):
     assert sweep(elsewhere, *words, "optimizer.options.how=nothing", "seed=2").returncode == 0
     before = trial(elsewhere, 0)
     other = sweep(elsewhere, *words, "optimizer.options.how=nothing", "seed=3")
-    assert other.returncode == 1 and "holds a run" in other.stderr
+    assert other.returncode == 1 and "contains a run" in other.stderr
     assert trial(elsewhere, 0) == before
 
 

@@ -147,7 +147,7 @@ import time; time.sleep(60)
 
 
 def test_an_orphan_that_hangs_is_killed_before_its_trial_goes_on(tmp_path, monkeypatch):
-    """What a killed sweep left running holds the run's lock; two processes in one folder would spoil it."""
+    """The trial of a killed sweep keeps the lock of its run; two processes in one folder would corrupt it."""
     monkeypatch.setattr(process, "SECONDS_FOR_AN_ORPHAN", 0.3)
     program = f"""
 import time; from pathlib import Path

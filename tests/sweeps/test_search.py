@@ -21,7 +21,7 @@ from searching import EVALUATIONS, SPACE, Killed, Overrides, Stage, loss_of, wri
 
 @pytest.fixture(autouse=True)
 def a_fast_disk(monkeypatch):
-    """What is killed here is a process, not the machine."""
+    """Kills end a process here, not the machine."""
     monkeypatch.setattr("os.fsync", lambda file: None)
 
 

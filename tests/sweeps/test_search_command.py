@@ -11,7 +11,7 @@ import pytest
 
 from dtl.run_dir.sweep_records import SweepFolder
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "run"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "runner"))
 from tiny_runs import write_pairs
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")]
@@ -47,7 +47,7 @@ def test_a_search_is_killed_continued_confirmed_and_extended(tmp_path):
     again = subprocess.run(command(pairs, 3), cwd=tmp_path, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     (folder,) = tmp_path.glob("outputs/multirun/*/*")
-    assert "goes on" in again.stdout and "with fresh seeds" in again.stdout and "n=2" in again.stdout
+    assert "resumes" in again.stdout and "with fresh seeds" in again.stdout and "n=2" in again.stdout
     sweep = SweepFolder(folder)
     trials = sweep.trials()
     own = [trial for trial in trials if trial.role == "trial"]

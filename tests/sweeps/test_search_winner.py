@@ -1,4 +1,4 @@
-"""What is announced of a search, and which settings are refused before it begins."""
+"""The announcement of a search's winner, and the settings that are rejected before a search begins."""
 
 import statistics
 import subprocess
@@ -89,7 +89,7 @@ def test_what_a_finished_search_can_still_be_asked_for():
     ("arguments", "words"),
     [
         (["optimizer.lr=1e-3"], "nothing to search"),
-        (["optimizer.lr=1e-3,1e-2", "hydra/launcher=basic"], "hydra/launcher=dtl_process alone"),
+        (["optimizer.lr=1e-3,1e-2", "hydra/launcher=basic"], "hydra/launcher=dtl_process only"),
         (["optimizer.lr=1e-3,1e-2", "hydra.sweeper.pruner=ash"], "Did you mean 'asha'"),
     ],
 )

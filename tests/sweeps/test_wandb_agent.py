@@ -20,7 +20,7 @@ TINY_MODEL = "model.dim=12 model.n_heads=2 data.seq_len=31 tokenizer.vocab_size=
 
 
 class Server:
-    """What an agent asks of W&B: the sweep, a name for itself, and again and again what to do."""
+    """Stand-in for the W&B API that an agent calls: the sweep, a name for the agent, and repeated requests for work."""
 
     def __init__(self, sweep: dict[str, Any], proposals: dict[str, dict[str, Any]]) -> None:
         self.sweep = sweep
@@ -44,7 +44,7 @@ class Server:
 
 @pytest.fixture
 def at_home(elsewhere: Path) -> Iterator[Path]:
-    """A folder and an environment as for a person who types `wandb agent`; whatever the agent sets is forgotten."""
+    """Folder and environment of a user who runs `wandb agent`; what the agent sets is undone afterwards."""
     rows = [{"question": f"What is {n} times {n}?", "answer": f"{n * n}"} for n in range(23)]
     (elsewhere / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -53,7 +53,7 @@ def at_home(elsewhere: Path) -> Iterator[Path]:
 
 
 def kept_by_wandb(run_dir: Path) -> dict[str, Any]:
-    """What W&B itself reads of an offline run."""
+    """Records of an offline run, read with W&B's own reader."""
     (file,) = run_dir.glob("wandb/offline-run-*/*.wandb")
     command = [get_core_path(), "leet", "inspect", "--json", f"--run-file={file}", str(file.parent)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -17,7 +17,7 @@ from dtl.config import typed
 from dtl.run_dir.sweep_records import SweepFolder, Trial
 from dtl.runner.run import train
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "run"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "runner"))
 from tiny_runs import write_pairs
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reas
 KILLS = 5
 REASONS = {
     "raise": "RuntimeError: planted",
-    "exit": "sys.exit(9), without saying why",
+    "exit": "sys.exit(9), without a message",
     "nan": "not finite",
     "memory": "Out of memory",
     "hang": "wrote nothing for",

@@ -1,4 +1,4 @@
-"""A chat without a model and without a terminal: answers by rote, lines from a list, a screen in memory."""
+"""A chat without a model or terminal: fixed answers, lines from a list, a screen in memory."""
 
 import io
 import math
@@ -17,12 +17,14 @@ Line = str | TooLong | type[BaseException]
 class RoteContinuation:
     """A `Continuation` whose pieces are known before, one token each."""
 
-    def __init__(self, pieces: list[str], logprob: float = -0.25, ended: str = "end", slid: bool = False) -> None:
-        self._pieces, self._logprob, self._ending, self._slides = pieces, logprob, ended, slid
+    def __init__(
+        self, pieces: list[str], logprob: float = -0.25, ended: str = "end", context_shifted: bool = False
+    ) -> None:
+        self._pieces, self._logprob, self._ending, self._slides = pieces, logprob, ended, context_shifted
         self.prompt_cut = 0
         self.ids: list[int] = []
         self.logprobs: list[float] = []
-        self.slid = False
+        self.context_shifted = False
         self.ended: str | None = None
 
     @property
@@ -33,13 +35,13 @@ class RoteContinuation:
         for number, piece in enumerate(self._pieces):
             self.ids.append(number)
             self.logprobs.append(self._logprob)
-            self.slid = self._slides
+            self.context_shifted = self._slides
             yield piece
         self.ended = self._ending
 
 
 class Asked(list[tuple[str, SamplingConfig, int]]):
-    """What a model was asked to continue: text, sampling, seed."""
+    """A call of the model: text, sampling, seed."""
 
 
 class RoteModel(LoadedModel):
@@ -49,7 +51,7 @@ class RoteModel(LoadedModel):
         self.n_parameters = 1_234_567
         self.context = context
         self.device = "cpu"
-        self.most_characters = 7 * context
+        self.max_characters = 7 * context
         self.asked = Asked()
         self._answer = answer
 
@@ -91,7 +93,7 @@ class ScriptedInput:
 
 
 class Talk:
-    """A chat that was held from its greeting to its end: what was shown where."""
+    """A chat from its greeting to its end, with the output by stream."""
 
     def __init__(
         self, *lines: Line, is_terminal: bool = True, sampling: SamplingConfig | None = None, **model: object

@@ -1,4 +1,4 @@
-"""A command in a terminal of its own: a pty, and pyte as the screen that a person would see."""
+"""A command in a terminal of its own: a pty, with pyte as its screen."""
 
 import fcntl
 import os
@@ -40,7 +40,7 @@ class PtyProcess:
         answers: int | None = None,
         patience: float = PATIENCE,
     ) -> None:
-        """`answers` is where standard output goes instead."""
+        """`answers` replaces the terminal as standard output."""
         self._patience = patience
         self.screen = Screen(columns, rows)
         # A terminal answers when it is asked for its cursor.
@@ -71,13 +71,13 @@ class PtyProcess:
         self.process.wait()
 
     def close(self) -> None:
-        """The window is closed."""
+        """Close the window."""
         if self._master >= 0:
             os.close(self._master)
             self._master = -1
 
     def send(self, text: str) -> None:
-        """Type, or paste; reads what comes meanwhile."""
+        """Type or paste, reading the output meanwhile."""
         data = text.encode()
         while data:
             readable, writable, _ = select.select([self._master], [self._master], [], self._patience)
@@ -93,7 +93,7 @@ class PtyProcess:
         return self._master
 
     def resize(self, columns: int, rows: int) -> None:
-        """The window becomes another size; the kernel tells the process."""
+        """Resize the window; the kernel signals the process."""
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         self.screen.resize(rows, columns)
 
@@ -112,7 +112,7 @@ class PtyProcess:
         return found + len(what.encode()) if found >= 0 else None
 
     def wait(self) -> int:
-        """Read to the end; the exit code."""
+        """Read to the end, and return the exit code."""
         until = time.monotonic() + self._patience
         while self.process.poll() is None:
             self._read(0.1)
@@ -123,7 +123,7 @@ class PtyProcess:
 
     @property
     def lines(self) -> list[str]:
-        """What the screen shows, without the empty rest of each line."""
+        """The lines of the screen, without trailing spaces."""
         return [line.rstrip() for line in self.screen.display]
 
     def _read(self, seconds: float = 0.0) -> bool:

@@ -1,4 +1,4 @@
-"""Questions whose answers are known: read as data=qa reads them, asked greedily, compared, counted."""
+"""Questions with known answers: read as data=qa reads them, asked greedily, compared, counted."""
 
 import io
 import json
@@ -23,7 +23,7 @@ def in_a_folder_of_its_own(elsewhere: Path) -> None:
 
 
 def asked(pairs: list[QuestionAnswer], answers: dict[str, str]) -> tuple[str, list]:
-    """What was shown, and what the model was asked, of questions that are answered so."""
+    """The screen and the model's prompts after questions with these answers."""
     by_prompt = {prompt(question): answer for question, answer in answers.items()}
     model, calls = rote_model(lambda text, *_: RoteContinuation([f" {by_prompt[text]}"]))
     out = io.StringIO()
@@ -70,7 +70,7 @@ def test_pairs_are_read_as_data_qa_reads_them():
     [
         (None, "ask=pairs.jsonl: there is no such file"),
         ("", "ask=pairs.jsonl: an empty file (0 bytes)"),
-        ('{"question": "", "answer": "x"}\n', "ask=pairs.jsonl: holds no question with an answer."),
+        ('{"question": "", "answer": "x"}\n', "ask=pairs.jsonl: contains no question with an answer."),
         ('{"question": "x"}\n', "pairs.jsonl:1: no field 'answer or output"),
         ("{", "pairs.jsonl:1: not JSON"),
     ],
@@ -78,6 +78,6 @@ def test_pairs_are_read_as_data_qa_reads_them():
 def test_a_file_without_pairs_is_an_error(contents, message):
     if contents is not None:
         Path("pairs.jsonl").write_text(contents)
-    with pytest.raises(DataError) as refused:
+    with pytest.raises(DataError) as rejected:
         read_pairs("pairs.jsonl")
-    assert message in str(refused.value)
+    assert message in str(rejected.value)

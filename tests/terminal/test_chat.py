@@ -1,4 +1,4 @@
-"""`python -m dtl.chat` from its command line: what it refuses, what a pipe gets, how it ends."""
+"""`python -m dtl.chat` from its command line: rejected settings, output of a pipe, exit codes."""
 
 import io
 import json
@@ -52,7 +52,7 @@ def test_each_line_of_a_pipe_is_answered(chat, run_dir):
     assert len(answers) == 5 and answers[2] == "" and answers[4] == ""
     assert err.startswith("DTL tiny, step 7, best validation loss 1.2500\n21.2 k parameters, context 1,511 tokens, cpu")
     assert NOTE.findall(err) == ["1337", "1338", "1339"]
-    assert "That has 10,485,760 characters" in err
+    assert "10,485,760 characters, of which" in err
     assert "\x1b" not in out + err and "loading" not in out + err
 
 
@@ -81,7 +81,7 @@ def test_a_folder_may_have_any_name(chat, tmp_path):
 
 
 def test_a_question_is_put_as_in_training(chat, tmp_path):
-    """A model that learnt lower case questions answers the same whatever case is typed; another one does not."""
+    """A model trained on lower-cased questions gives the same answer in any case; another one does not."""
     lower = make_checkpoint(tmp_path / "lower", more="  lower_case_questions: true\n")
     typed = make_checkpoint(tmp_path / "typed")
     for run_dir, same in ((lower, True), (typed, False)):
@@ -115,7 +115,7 @@ def test_ctrl_c_twice_within_an_answer_ends_with_130(chat, run_dir, monkeypatch)
     assert code == 130 and err.endswith("Stopped.\n")
 
 
-REFUSED = {
+REJECTED = {
     "": "ckpt=null: there is no run under outputs yet.",
     "ckpt=latest": "ckpt=latest: there is no run under outputs yet.",
     "ckpt=no/such": "no/such: no such folder.",
@@ -123,17 +123,17 @@ REFUSED = {
     "chkpt=x": "chkpt=x: there is no such key. Did you mean 'ckpt'?",
     "sampling=creativ": "sampling=creativ: there is no such choice. Known: conservative, creative, standard.",
     "sampling.temperature=-1": "sampling.temperature=-1.0: must be at least 0",
-    "seed=-1": "seed=-1: must lie in [0, 2^63).",
+    "seed=-1": "seed=-1: must be in [0, 2^63).",
     "device=gpu": "device=gpu: one of auto, cpu,",
     "-m ckpt=a,b": "-m: dtl.chat runs once",
 }
 
 
-@pytest.mark.parametrize("arguments", REFUSED)
+@pytest.mark.parametrize("arguments", REJECTED)
 def test_what_is_wrong_is_said(chat, arguments):
     code, out, err = chat(*arguments.split())
     assert code in (1, 2) and out == ""
-    assert f"Error: {REFUSED[arguments]}" in err
+    assert f"Error: {REJECTED[arguments]}" in err
     assert [path.name for path in Path().iterdir()] == []
 
 

@@ -1,4 +1,4 @@
-"""What is typed in a chat beside questions: what it changes, what it says, what it refuses."""
+"""The commands of a chat: their effects, their messages, the input that they reject."""
 
 import json
 from dataclasses import replace
@@ -43,7 +43,7 @@ def test_help_lists_every_command():
     assert chat.asked == []
     for command in COMMANDS.values():
         assert command.usage in chat.shown
-    assert "stands alone" in words(chat)
+    assert "answered independently" in words(chat)
 
 
 def test_an_unknown_command_finds_its_neighbour():
@@ -55,7 +55,7 @@ def test_an_unknown_command_finds_its_neighbour():
 
 def test_clear_forgets_the_transcript():
     chat = talk("One?", "clear", "/retry")
-    assert chat.chat.turns == [] and "/retry: nothing was asked yet." in words(chat)
+    assert chat.chat.turns == [] and "/retry: there is no question yet." in words(chat)
 
 
 # --- /params --------------------------------------------------------------------------------------------------------
@@ -76,7 +76,7 @@ def test_sampling_changes_as_typed(typed):
     assert changed_sampling(BASE, typed) == CHANGES[typed]
 
 
-REFUSED = {
+REJECTED = {
     "temprature=0.7": "temprature=0.7: there is no such key. Did you mean 'temperature'? Keys here: temperature,",
     "temperature=warm": "temperature=warm: must be a number (0 = greedy",
     "top_k=2.5": "top_k=2.5: must be an integer or null",
@@ -85,18 +85,18 @@ REFUSED = {
     "stop=x": "stop=x: must be a list",
     "stop=[x": "stop=[x: cannot be read as key=value",
     "temperature.x=3": "temperature.x=3: must be a number",
-    "creatve": "creatve: there is no such choice. Known: conservative, creative, standard. Did you mean 'creative'?",
-    "temperature": "/params temperature: there is no such choice.",
-    "creative 0.7": "/params creative 0.7: there is no such choice.",
+    "creatve": "creatve: there is no such preset. Known: conservative, creative, standard. Did you mean 'creative'?",
+    "temperature": "/params temperature: there is no such preset.",
+    "creative 0.7": "/params creative 0.7: there is no such preset.",
     "temperature=${oc.env:HOME}": "cannot be read as key=value",
     "creative top_k=0": "sampling.top_k=0: must be at least 1",
 }
 
 
-@pytest.mark.parametrize("typed", REFUSED)
+@pytest.mark.parametrize("typed", REJECTED)
 def test_a_wrong_setting_is_answered_and_changes_nothing(typed):
     chat = talk(f"/params {typed}", "One?", sampling=BASE)
-    assert REFUSED[typed] in words(chat)
+    assert REJECTED[typed] in words(chat)
     assert "Nothing was changed." in words(chat)
     assert chat.asked[0][1] == BASE
     with pytest.raises(ConfigError):
@@ -123,12 +123,12 @@ def test_the_same_seed_asks_the_same():
 @pytest.mark.parametrize("typed", ["x", "-1", "1.5", str(2**63), "9" * 99, "\u0663", "1 2"])
 def test_a_seed_is_a_whole_number(typed):
     chat = talk(f"/seed {typed}", "One?")
-    assert "a whole number from 0, below 2^63." in words(chat)
+    assert "must be an integer from 0, below 2^63." in words(chat)
     assert chat.asked[0][2] == 11
 
 
 def test_seed_alone_shows_the_next():
-    assert "seed 12 draws the next answer" in words(talk("One?", "/seed"))
+    assert "The next answer uses seed 12;" in words(talk("One?", "/seed"))
 
 
 def test_retry_asks_again_with_another_seed():
@@ -183,7 +183,7 @@ def test_a_name_may_have_spaces():
 def test_nothing_is_overwritten():
     Path("mine.md").write_text("precious")
     chat = talk("One?", "/save mine.md", "Two?")
-    assert "mine.md: is there already, and nothing is overwritten." in words(chat)
+    assert "mine.md: exists already and is not overwritten." in words(chat)
     assert Path("mine.md").read_text() == "precious" and len(chat.asked) == 2
 
 
@@ -196,12 +196,12 @@ def test_a_place_that_cannot_be_written_costs_nothing(path):
 
 def test_a_pipe_writes_no_files():
     chat = talk("One?", "/save x.md", is_terminal=False)
-    assert "/save: only in a terminal." in words(chat)
+    assert "/save: works only in a terminal." in words(chat)
     assert list(Path().iterdir()) == []
 
 
 def test_nothing_asked_nothing_saved():
-    assert "/save: nothing was asked yet." in words(talk("/save x.md"))
+    assert "/save: there is no question yet." in words(talk("/save x.md"))
     assert list(Path().iterdir()) == []
 
 

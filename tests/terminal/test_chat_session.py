@@ -1,4 +1,4 @@
-"""A chat from its greeting to its end: what is asked of the model, what is shown where, how it is stopped and left."""
+"""A chat from its greeting to its end: calls of the model, output by stream, Ctrl-C and the end."""
 
 import io
 import os
@@ -12,7 +12,7 @@ from chat_fakes import RoteContinuation, ScriptedInput, rote_model, talk
 from pyte import Screen as Terminal
 from pyte import Stream
 
-from dtl.base.display import quiet_when_gone
+from dtl.base.display import exit_when_output_closes
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.chat import Chat, stream_answer
 from dtl.terminal.dialogue import Leaving, StopOnInterrupt
@@ -58,7 +58,7 @@ def test_the_greeting_names_the_model():
 
 
 def test_a_model_of_plain_text_says_so():
-    assert "python -m dtl.generate" in " ".join(greeting(is_of_plain_text=True).split())
+    assert "python -m dtl.generate" in " ".join(greeting(learned_plain_text=True).split())
 
 
 @pytest.mark.parametrize(
@@ -71,8 +71,8 @@ def test_dots_are_filled_by_the_mean_probability(logprob, mark):
 
 @pytest.mark.parametrize(("least", "says_so"), [(None, False), (-0.75, False), (-0.25, True)])
 def test_an_answer_below_the_threshold_is_not_known(least, says_so):
-    chat = talk("One?", answer=lambda *_: RoteContinuation([" a", " b", " c"], -0.5), least_logprob=least)
-    assert ("rather does not know" in chat.shown) is says_so
+    chat = talk("One?", answer=lambda *_: RoteContinuation([" a", " b", " c"], -0.5), abstention_threshold=least)
+    assert ("The model does not know" in chat.shown) is says_so
 
 
 def test_an_empty_answer_has_no_confidence():
@@ -102,12 +102,12 @@ def test_an_answer_that_was_cut_off_says_how_to_get_more():
         sampling=SamplingConfig(max_new_tokens=3),
         answer=lambda *_: RoteContinuation([" a", "b", "c"], ended="length"),
     )
-    assert "Cut off at 3 tokens: /params max_new_tokens=6" in chat.shown
+    assert "Cut off at 3 tokens. Longer: /params max_new_tokens=6" in chat.shown
 
 
 def test_a_text_that_slides_says_what_the_model_sees():
-    chat = talk("One?", answer=lambda *_: RoteContinuation([" a"], slid=True))
-    assert "the model now sees only the last 50 tokens" in chat.shown
+    chat = talk("One?", answer=lambda *_: RoteContinuation([" a"], context_shifted=True))
+    assert "the model now sees only its last 50" in chat.shown
 
 
 # --- what fits ------------------------------------------------------------------------------------------------------
@@ -134,19 +134,19 @@ def test_an_answer_cut_by_the_context_blames_the_question():
         sampling=SamplingConfig(max_new_tokens=64),
         answer=lambda *_: RoteContinuation([" a", "b"], ended="length"),
     )
-    assert "the question takes 99 of the context's 101 tokens" in chat.shown
+    assert "the question uses 99 of the context's 101 tokens" in chat.shown
 
 
-def test_a_question_of_too_many_tokens_is_refused_with_numbers():
+def test_a_question_of_too_many_tokens_is_rejected_with_numbers():
     chat = talk("w " * 99, "One?")
-    assert "That is 101 tokens, 197 characters, and does not fit the model's context of 101 tokens." in one_line(chat)
+    assert "101 tokens (197 characters) do not fit into the model's context of 101 tokens." in one_line(chat)
     assert len(chat.asked) == 1 == len(chat.chat.turns)
 
 
 def test_a_question_of_too_many_characters_is_never_counted():
     chat = talk(TooLong(10_485_760), "y" * 708, "One?")
-    assert "That has 10,485,760 characters; at most 707 could fit the model's context of 101 tokens." in one_line(chat)
-    assert "That has 708 characters" in chat.shown
+    assert "10,485,760 characters, of which 707 can fit, exceed the model's context of 101 tokens." in one_line(chat)
+    assert "708 characters, of which" in chat.shown
     assert len(chat.asked) == 1
 
 
@@ -163,7 +163,7 @@ def test_a_pipe_gets_the_answers_alone():
     assert "DTL parrot" in chat.notes.getvalue() and "●" in chat.notes.getvalue()
 
 
-def test_a_refused_line_of_a_pipe_keeps_answers_in_step():
+def test_a_rejected_line_of_a_pipe_keeps_answers_in_step():
     chat = talk("One?", TooLong(9999), "Three?", is_terminal=False)
     assert chat.answers.getvalue() == "seed 11\n\nseed 12\n"
 
@@ -224,7 +224,7 @@ def test_ctrl_c_twice_within_an_answer_leaves():
 
 def test_ctrl_c_at_the_prompt_is_for_the_line():
     chat = talk(KeyboardInterrupt, "One?")
-    assert "Ctrl-D or quit leaves." in chat.shown
+    assert "To quit: Ctrl-D or quit." in chat.shown
     assert len(chat.asked) == 1
 
 
@@ -256,9 +256,9 @@ def test_a_stream_can_be_watched_by_others():
 def test_nobody_reads_any_more():
     """As in `... | head -1`: no traceback, and Python's last flush has nothing to complain about."""
     program = """
-from dtl.base.display import quiet_when_gone
+from dtl.base.display import exit_when_output_closes
 from dtl.terminal.screen import open_screen
-with quiet_when_gone():
+with exit_when_output_closes():
     while True:
         open_screen(all_in_one=False).piece("a line" + chr(10))
 """
@@ -274,5 +274,5 @@ with quiet_when_gone():
 
 
 def test_another_error_of_a_stream_is_told():
-    with pytest.raises(FileNotFoundError), quiet_when_gone():
+    with pytest.raises(FileNotFoundError), exit_when_output_closes():
         Path("no/such/file").read_text()

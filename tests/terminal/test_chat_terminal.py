@@ -1,4 +1,4 @@
-"""A chat in a terminal of its own, with keys, a window that changes, and somebody who looks at the screen."""
+"""A chat in a pseudo-terminal: keys, changes of the window, the screen."""
 
 import signal
 import stat
@@ -26,7 +26,7 @@ def run_dir(tmp_path_factory) -> Path:
 
 
 def chat(run_dir: Path, *arguments: str, state: Path, **environment: str) -> PtyProcess:
-    """`python -m dtl.chat ckpt=latest` beside the outputs/ of this run, its history in `state`."""
+    """`python -m dtl.chat ckpt=latest` next to the outputs/ of this run, with its history in `state`."""
     command = ["dtl.chat", "ckpt=latest", "device=cpu", *arguments]
     return PtyProcess(command, run_dir.parents[2], {"XDG_STATE_HOME": str(state), **environment})
 
@@ -50,7 +50,7 @@ def test_a_chat_from_its_start_to_its_end(run_dir, tmp_path):
         assert b"unseen" not in terminal.output[at:]
         terminal.send("\x03/seed 77\r")
         at = terminal.wait_for("(stopped)", at)
-        at = terminal.wait_for(READY, terminal.wait_for("drawn with seed 77", at))
+        at = terminal.wait_for(READY, terminal.wait_for("uses seed 77", at))
         assert b"unseen" not in terminal.output
 
         # A narrow window: the prompt is drawn again when it changes, and wraps what is typed.
@@ -62,16 +62,16 @@ def test_a_chat_from_its_start_to_its_end(run_dir, tmp_path):
 
         # Ctrl-C at the prompt clears the line.
         terminal.send("\x03")
-        at = terminal.wait_for("Ctrl-D or quit leaves.", at)
+        at = terminal.wait_for("To quit: Ctrl-D or quit.", at)
         at = terminal.wait_for(READY, at)
 
-        # A question of 1,000 characters fits, one that does not is refused.
+        # A question of 1,000 characters fits, one that does not is rejected.
         terminal.send("/params max_new_tokens=7\r")
         at = terminal.wait_for(READY, terminal.wait_for("max_new_tokens=7", at))
         terminal.send("x" * 1000 + "\r")
         at = terminal.wait_for(READY, terminal.wait_for("seed 77", at))
         terminal.send("y" * CONTEXT + "\r")
-        at = terminal.wait_for(READY, terminal.wait_for("and does not fit the model's context", at))
+        at = terminal.wait_for(READY, terminal.wait_for("do not fit into the model's context", at))
 
         terminal.send("\x04")
         assert terminal.wait() == 0
@@ -80,7 +80,7 @@ def test_a_chat_from_its_start_to_its_end(run_dir, tmp_path):
 
 
 def until(holds, terminal: PtyProcess) -> None:
-    """Read until the screen is as it should be."""
+    """Read until the condition holds for the screen."""
     terminal.wait_for(lambda _: holds())
 
 
@@ -102,7 +102,7 @@ def test_history_and_a_paste_of_10_mb(run_dir, tmp_path):
 
         started = time.monotonic()
         terminal.send("\x1b[200~" + "paste\r" * (10 * 2**20 // 6) + "\x1b[201~")
-        at = terminal.wait_for("That has 10,485,7", at)
+        at = terminal.wait_for("10,485,7", at)
         assert time.monotonic() - started < 10  # 0.5 s by itself; other tests share the machine
         at = terminal.wait_for(READY, at)
         until(lambda: terminal.lines.count("You: What was first?") == 2, terminal)

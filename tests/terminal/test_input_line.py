@@ -1,4 +1,4 @@
-"""Lines that are piped in or typed: what counts as one, how large one may be, what is remembered of them."""
+"""Piped and typed lines: their ends, their maximum length, their history."""
 
 import io
 import os
@@ -45,7 +45,7 @@ def test_what_is_no_utf_8_does_not_stop_a_pipe():
     assert piped(b"\xef\xbb\xbfOne\xff?\nna\xc3\xafve\n\xc3") == ["One\ufffd?", "naïve", "\ufffd"]
 
 
-def test_10_mb_in_a_pipe_are_refused_and_the_next_line_is_read():
+def test_10_mb_in_a_pipe_are_rejected_and_the_next_line_is_read():
     started = time.perf_counter()
     assert piped(b"x" * TEN_MB + b"\nTwo?\n" + "é".encode() * TEN_MB + b"\r\nThree?\n" + b"z" * TEN_MB) == [
         TooLong(TEN_MB),
@@ -136,7 +136,7 @@ def test_a_paste_of_10_mb_costs_no_time():
     assert list(parser.sizes) == [TEN_MB]
 
 
-def test_what_stood_beside_a_paste_that_was_refused_stays():
+def test_the_text_next_to_a_paste_that_was_rejected_stays():
     with terminal(most=20) as (line, keyboard):
         keyboard.send_text(f"What is {BEGIN}{'x' * 21}{END}")
         assert line.read() == TooLong(29)
@@ -144,7 +144,7 @@ def test_what_stood_beside_a_paste_that_was_refused_stays():
         assert line.read() == "What is that?"
 
 
-def test_a_line_that_was_typed_too_long_is_refused():
+def test_a_line_that_was_typed_too_long_is_rejected():
     with terminal(most=20) as (line, keyboard):
         keyboard.send_text("y" * 21 + "\r")
         assert line.read() == TooLong(21)

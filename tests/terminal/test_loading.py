@@ -1,4 +1,4 @@
-"""A checkpoint made ready to talk: what is read of its small files, whoever wrote them."""
+"""A checkpoint loaded for chat and generate: the facts read from its small files, also damaged ones."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def test_a_loaded_model_writes_and_counts(checkpoint):
     model = load(checkpoint, ChatConfig(device="cpu"))
     assert (model.context, model.device) == (CONTEXT, "cpu")
     assert model.facts.name == "tiny" and model.facts.step == 7 and model.facts.best_loss == 1.25
-    assert not model.facts.is_of_plain_text
+    assert not model.facts.learned_plain_text
     assert model.count_tokens("naïve") == 6
     sampling = SamplingConfig(max_new_tokens=13)
     texts = [list(model.continue_text("Question: x\nAnswer:", sampling, seed)) for seed in (3, 3, 4)]
@@ -31,16 +31,16 @@ def test_a_loaded_model_writes_and_counts(checkpoint):
 
 def test_nothing_that_fits_is_longer_than_the_bound(checkpoint, tmp_path):
     model = load(checkpoint, ChatConfig(device="cpu"))
-    assert CONTEXT <= model.most_characters < 100 * CONTEXT
-    assert model.count_tokens("x" * (model.most_characters + 1)) > CONTEXT
+    assert CONTEXT <= model.max_characters < 100 * CONTEXT
+    assert model.count_tokens("x" * (model.max_characters + 1)) > CONTEXT
     of_words = load(
         find_checkpoint(str(make_checkpoint(tmp_path / "run", tokenizer_kind="bpe")), tmp_path), ChatConfig()
     )
     text = "Question: What is the capital of France?\nAnswer: Paris." * (CONTEXT // 25)
-    assert of_words.count_tokens(text) <= CONTEXT < len(text) <= of_words.most_characters
+    assert of_words.count_tokens(text) <= CONTEXT < len(text) <= of_words.max_characters
 
 
-def test_a_device_that_is_not_here_is_refused(checkpoint):
+def test_a_device_that_is_not_here_is_rejected(checkpoint):
     with pytest.raises(ConfigError, match="device=cuda:77"):
         load(checkpoint, ChatConfig(device="cuda:77"))
 
@@ -49,7 +49,7 @@ QA, TEXT, WIKI = "{kind: qa}", "{kind: text, path: x}", "{kind: wiki}"
 
 
 @pytest.mark.parametrize(
-    ("data", "is_of_plain_text"),
+    ("data", "learned_plain_text"),
     [
         (f"{{sources: {{a: {QA}}}}}", False),
         (f"{{sources: {{a: {TEXT}}}}}", True),
@@ -63,10 +63,10 @@ QA, TEXT, WIKI = "{kind: qa}", "{kind: text, path: x}", "{kind: wiki}"
         ("{sources: {}}", False),
     ],
 )
-def test_plain_text_is_known_by_its_sources(tmp_path, data, is_of_plain_text):
+def test_plain_text_is_known_by_its_sources(tmp_path, data, learned_plain_text):
     folder = imitate(tmp_path / "run", 7)
     (folder / "config.yaml").write_text(f"name: x\ndata: {data}\n")
-    assert read_facts(folder).is_of_plain_text is is_of_plain_text
+    assert read_facts(folder).learned_plain_text is learned_plain_text
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_small_files_that_are_damaged_leave_gaps(tmp_path, contents):
     (folder / "config.yaml").write_text(contents)
     (folder / "state.json").write_text(contents)
     facts = read_facts(folder)
-    assert (facts.name, facts.best_loss, facts.is_of_plain_text) == ("a␛[2Jrun", None, False)
+    assert (facts.name, facts.best_loss, facts.learned_plain_text) == ("a␛[2Jrun", None, False)
     assert facts.step in (None, 7)
 
 
@@ -94,7 +94,7 @@ def test_small_files_that_are_damaged_leave_gaps(tmp_path, contents):
 def test_the_threshold_is_that_of_this_checkpoint(tmp_path, contents, threshold):
     folder = imitate(tmp_path / "run", 7)
     (tmp_path / "run" / "evaluation.json").write_text(contents)
-    assert folder.name == "step-00000007" and read_facts(folder).least_logprob == threshold
+    assert folder.name == "step-00000007" and read_facts(folder).abstention_threshold == threshold
 
 
 def test_a_model_of_somebody_else_has_the_name_of_its_folder(tmp_path):

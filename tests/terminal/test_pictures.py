@@ -23,7 +23,7 @@ def pictures() -> ModuleType:
 
 
 def texts(svg: str) -> str:
-    """What is written in a picture, line by line."""
+    """Return the text of a picture, line by line."""
     pieces = re.findall(r'<text class="dtl[^>]*y="([\d.]+)"[^>]*>(.*?)</text>', svg)
     lines: dict[str, str] = {}
     for y, piece in pieces:

@@ -1,4 +1,4 @@
-"""Which checkpoint is meant, and what a person who names none is told: before torch, and whatever lies about."""
+"""The checkpoint that ckpt= names, and the message without one: before torch, and with damaged runs."""
 
 import json
 import subprocess
@@ -31,16 +31,16 @@ def make_run(day: int, name: str, saved: int | None = 7, **result: object) -> Pa
     return run_dir
 
 
-def told(spec: str | None = None) -> str:
-    with pytest.raises(ConfigError) as refused:
+def message_of(spec: str | None = None) -> str:
+    with pytest.raises(ConfigError) as rejected:
         checkpoint_to_use(spec, OUTPUTS, "chat")
-    assert refused.value.exit_code == 2
-    return str(refused.value)
+    assert rejected.value.exit_code == 2
+    return str(rejected.value)
 
 
 @pytest.mark.parametrize("spec", [None, "latest"])
 def test_without_any_run_one_is_made(spec):
-    message = told(spec)
+    message = message_of(spec)
     assert message.startswith(f"ckpt={spec or 'null'}: there is no run under outputs yet.")
     assert "python -m dtl.train model=qa data=qa" in message and "make demo" in message
 
@@ -49,7 +49,7 @@ def test_runs_are_listed_newest_first_with_the_lines_to_type():
     make_run(1, "old", 120, state="finished", value=1.57468, step=300)
     make_run(2, "cut", 40)
     make_run(3, "new", None, state="failed", value=None, step=0)
-    lines = told().splitlines()
+    lines = message_of().splitlines()
     assert [line.split() for line in lines[1:4]] == [
         ["outputs/2026-01-03/03-04-05-6_new", "new", "failed", "step", "0"],
         ["outputs/2026-01-02/03-04-05-6_cut", "cut", "unfinished", "step", "40"],
@@ -64,7 +64,7 @@ def test_runs_are_listed_newest_first_with_the_lines_to_type():
 def test_of_many_runs_ten_are_listed():
     for day in range(1, 14):
         make_run(day, f"run{day}")
-    message = told()
+    message = message_of()
     assert "(the last 10 of 13, newest first)" in message
     assert message.count("unfinished") == 10 and "run13" in message and "run3 " not in message
 
@@ -73,7 +73,7 @@ def test_names_from_a_folder_cannot_harm():
     run_dir = make_run(1, "x")
     (run_dir / "config.yaml").write_text('name: "a\\e[2Jb\\nc"\n')
     (run_dir / "result.json").write_text(json.dumps({"state": "\u202eevil\x9b", "step": "many", "value": [1]}))
-    line = told().splitlines()[1]
+    line = message_of().splitlines()[1]
     assert "a␛[2Jb c" in line and "\ufffdevil\ufffd" in line and "step 7" in line
 
 
@@ -131,5 +131,5 @@ finally:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "ckpt=null: say which model" in done.stderr and "here" in done.stderr
+    assert "ckpt=null: choose a model" in done.stderr and "here" in done.stderr
     assert done.stdout.split() == []

@@ -1,4 +1,4 @@
-"""Laws of dtl.generate: every way of sampling writes its own text from the same seed, and shows what happened."""
+"""Laws of dtl.generate: each sampling generates its own text from the same seed, and reports its end."""
 
 import io
 import sys
@@ -28,7 +28,7 @@ WAYS = {
 
 
 class FakeTerminal(io.StringIO):
-    """A stream that says that somebody looks at it."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -98,7 +98,7 @@ def test_each_text_has_the_next_seed(model, pipe):
     ]
 
 
-def test_a_beginning_that_is_too_long_is_refused_and_the_next_one_written(model, pipe):
+def test_a_beginning_that_is_too_long_is_rejected_and_the_next_one_written(model, pipe):
     screen, answers, notes = pipe
     Writer(model, screen, {"calm": WAYS["calm"]}, seed=5).write_each(PipedInput(io.BytesIO(b"a" * 101 + b"\nb\n"), 97))
     assert "101 characters" in notes.getvalue() and answers.getvalue().startswith("b")
@@ -111,9 +111,9 @@ def test_what_happened_is_said(network, tokenizer):
         assert writing.ended == "length"
         return facts(writing)
 
-    assert "do not fit" not in after("abc", 5) and "past the context" not in after("abc", 5)
-    assert "the first 39 tokens of the prompt do not fit the context and were not read" in after("a" * 57, 5)
-    assert "past the context: " in after("abc", 31)
+    assert "do not fit" not in after("abc", 5) and "longer than the context" not in after("abc", 5)
+    assert "the first 39 tokens of the prompt do not fit the context and were dropped" in after("a" * 57, 5)
+    assert "longer than the context: " in after("abc", 31)
     assert after("abc", 5).startswith("5 tokens; log p -") and after("abc", 1).startswith("1 token;")
     assert "cut off by sampling.max_new_tokens" in after("abc", 5)
 
@@ -179,7 +179,7 @@ def test_refusals_come_before_a_model_is_loaded(generate, monkeypatch):
     for arguments, expected in (
         (["ckpt=nowhere"], "nowhere"),
         ([], "outputs/2031-01-02/03-04-05-6_mine"),
-        (["ckpt=latest", "sampling.min_p=7"], "sampling.min_p=7.0: a share in [0, 1]."),
+        (["ckpt=latest", "sampling.min_p=7"], "sampling.min_p=7.0: a fraction in [0, 1]."),
         (["ckpt=latest", "sampling=crazy"], "sampling=crazy: there is no such choice. Known: conservative, creative,"),
     ):
         code, out, shown_error = generate(*arguments)

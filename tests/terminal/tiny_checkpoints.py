@@ -1,4 +1,4 @@
-"""Checkpoints to talk to: random weights, one token a byte, answers that go on and on."""
+"""Checkpoints for chats: random weights, one token per byte, answers that never end by themselves."""
 
 from pathlib import Path
 

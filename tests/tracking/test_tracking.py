@@ -1,4 +1,4 @@
-"""metrics.jsonl, samples and result.json: whole rows in, the same rows out, and never a stop of the run."""
+"""metrics.jsonl, samples and result.json: rows are read as written, and write errors never stop the run."""
 
 import json
 import logging

@@ -111,7 +111,7 @@ class FakeServer(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def scenarios(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What each scenario reported, the folder of all, and what the terminal showed."""
+    """The report of each scenario, their folder, and the terminal output."""
     import pty
 
     folder = tmp_path_factory.mktemp("scenarios")
@@ -198,7 +198,7 @@ def test_wandb_reports_nothing_about_itself(scenarios: dict[str, Any]) -> None:
 
 def test_wandb_itself_says_nothing(scenarios: dict[str, Any]) -> None:
     foreign = [line for line in scenarios["shown"].splitlines() if line and not line.startswith("{")]
-    assert [line for line in foreign if not line.startswith("W&B off: not all was uploaded")] == []
+    assert [line for line in foreign if not line.startswith("W&B off: not everything was uploaded")] == []
 
 
 def test_no_secret_is_in_any_file(scenarios: dict[str, Any]) -> None:

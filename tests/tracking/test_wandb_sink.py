@@ -1,4 +1,4 @@
-"""W&B on top: real offline runs, and a wandb that raises, hangs or comes too late."""
+"""The W&B sink: real offline runs, and a wandb that raises, hangs or is too slow."""
 
 import json
 import os
@@ -62,7 +62,7 @@ def offline_folders(run_dir: Path) -> list[Path]:
 
 
 def inspect(folder: Path, *options: str) -> str:
-    """What wandb itself reads from the log of an offline run."""
+    """The records that wandb itself reads from the log of an offline run."""
     from wandb.util import get_core_path
 
     (file,) = folder.glob("*.wandb")
@@ -165,7 +165,7 @@ def test_a_wandb_whose_process_dies_is_missed_by_that_run_alone(tmp_path: Path) 
 
 
 class FakeRun:
-    """Stands where a run of wandb's would."""
+    """A fake wandb run."""
 
     url = "https://wandb.example.org/run"
     dir = "/somewhere/wandb/run-1/files"

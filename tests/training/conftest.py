@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dtl.data.batches import Rows, TrainingData
+from dtl.data.batches import PackedSequences, TrainingData
 from dtl.data.pack import pad_documents, with_targets
 from dtl.model.config import ArchConfig, ModelConfig
 from dtl.model.transformer import TransformerLM
@@ -41,11 +41,11 @@ def tiny_model() -> Callable[..., TransformerLM]:
 
 
 @pytest.fixture
-def random_rows() -> Callable[..., Rows]:
+def random_rows() -> Callable[..., PackedSequences]:
     """Rows of random tokens with uneven numbers of targets: documents of any length, padded; with `answers` only
     the end of each document counts."""
 
-    def make(n_rows: int = N_ROWS, seed: int = 5, answers: bool = True) -> Rows:
+    def make(n_rows: int = N_ROWS, seed: int = 5, answers: bool = True) -> PackedSequences:
         generator = np.random.default_rng(seed)
         lengths = generator.integers(2, SEQ_LEN + 2, n_rows)
         lengths[0], lengths[-1] = 2, SEQ_LEN + 1  # one target against a full row
@@ -55,14 +55,14 @@ def random_rows() -> Callable[..., Rows]:
         if answers:
             loss_mask = np.concatenate([np.arange(n) >= generator.integers(0, n) for n in lengths])
         packing = with_targets(pad_documents(offsets, SEQ_LEN), loss_mask)
-        assert packing.n_rows == n_rows
-        return Rows(tokens, packing, pad_id=0, loss_mask=loss_mask)
+        assert packing.n_sequences == n_rows
+        return PackedSequences(tokens, packing, pad_id=0, loss_mask=loss_mask)
 
     return make
 
 
 @pytest.fixture
-def training_data(random_rows: Callable[..., Rows]) -> TrainingData:
+def training_data(random_rows: Callable[..., PackedSequences]) -> TrainingData:
     return TrainingData({"random": random_rows()}, {"random": 1.0})
 
 

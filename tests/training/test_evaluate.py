@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from dtl.base.runtime import autocast
-from dtl.data.batches import IGNORE, Batch, Rows
+from dtl.data.batches import IGNORE, Batch, PackedSequences
 from dtl.model.transformer import TransformerLM
 from dtl.training.evaluate import evaluate
 from dtl.training.loss import summed_cross_entropy
 
 
-def mean_by_hand(model: TransformerLM, rows: Rows, n_rows: int) -> tuple[float, int]:
+def mean_by_hand(model: TransformerLM, rows: PackedSequences, n_rows: int) -> tuple[float, int]:
     """Token by token, one row at a time."""
     losses: list[float] = []
     model.eval()
@@ -32,7 +32,7 @@ def mean_by_hand(model: TransformerLM, rows: Rows, n_rows: int) -> tuple[float, 
 @pytest.mark.parametrize("batch_size", [1, 3, 11, 50])
 @pytest.mark.parametrize("block", ["modern", "classic"])
 def test_is_the_mean_over_all_targets(
-    tiny_model: Callable[..., TransformerLM], random_rows: Callable[..., Rows], block: str, batch_size: int
+    tiny_model: Callable[..., TransformerLM], random_rows: Callable[..., PackedSequences], block: str, batch_size: int
 ) -> None:
     model, rows = tiny_model(block, randomised=True, dropout=0.5), random_rows()
     expected, n_targets = mean_by_hand(model, rows, len(rows))
@@ -42,7 +42,7 @@ def test_is_the_mean_over_all_targets(
 
 
 def test_max_batches_takes_the_first_rows(
-    tiny_model: Callable[..., TransformerLM], random_rows: Callable[..., Rows]
+    tiny_model: Callable[..., TransformerLM], random_rows: Callable[..., PackedSequences]
 ) -> None:
     model, rows = tiny_model(randomised=True), random_rows()
     expected, n_targets = mean_by_hand(model, rows, 6)
@@ -54,7 +54,7 @@ def test_max_batches_takes_the_first_rows(
 @pytest.mark.parametrize("training", [True, False])
 def test_the_models_mode_is_restored_even_by_an_error(
     tiny_model: Callable[..., TransformerLM],
-    random_rows: Callable[..., Rows],
+    random_rows: Callable[..., PackedSequences],
     monkeypatch: pytest.MonkeyPatch,
     training: bool,
 ) -> None:
@@ -72,7 +72,7 @@ def test_the_models_mode_is_restored_even_by_an_error(
 
 
 def test_draws_no_random_numbers_and_leaves_no_gradients(
-    tiny_model: Callable[..., TransformerLM], random_rows: Callable[..., Rows]
+    tiny_model: Callable[..., TransformerLM], random_rows: Callable[..., PackedSequences]
 ) -> None:
     model, before = tiny_model(dropout=0.5).train(), torch.get_rng_state()
     evaluate(model, random_rows(), batch_size=3)
@@ -81,7 +81,7 @@ def test_draws_no_random_numbers_and_leaves_no_gradients(
 
 
 def test_mixed_precision_computes_in_it(
-    tiny_model: Callable[..., TransformerLM], random_rows: Callable[..., Rows]
+    tiny_model: Callable[..., TransformerLM], random_rows: Callable[..., PackedSequences]
 ) -> None:
     model, rows = tiny_model(randomised=True), random_rows()
     full = evaluate(model, rows, batch_size=3)
@@ -96,7 +96,7 @@ def test_mixed_precision_computes_in_it(
 @pytest.mark.parametrize("fits", [1, 2, 4])
 def test_out_of_memory_halves_the_batch_and_gives_the_same_loss(
     tiny_model: Callable[..., TransformerLM],
-    random_rows: Callable[..., Rows],
+    random_rows: Callable[..., PackedSequences],
     monkeypatch: pytest.MonkeyPatch,
     fits: int,
     error: Exception,
@@ -120,7 +120,9 @@ def test_out_of_memory_halves_the_batch_and_gives_the_same_loss(
 
 
 def test_out_of_memory_with_one_row_is_told(
-    tiny_model: Callable[..., TransformerLM], random_rows: Callable[..., Rows], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Callable[..., TransformerLM],
+    random_rows: Callable[..., PackedSequences],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*_: Any) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -132,7 +134,9 @@ def test_out_of_memory_with_one_row_is_told(
 
 
 def test_keeps_no_logits(
-    tiny_model: Callable[..., TransformerLM], random_rows: Callable[..., Rows], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Callable[..., TransformerLM],
+    random_rows: Callable[..., PackedSequences],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As many tensors are alive at the hundredth batch as at the tenth."""
     rows = random_rows(n_rows=101)
@@ -158,7 +162,7 @@ def test_keeps_no_logits(
 class Cached:
     """The same batch under other row numbers, so that making it is no part of the count."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: PackedSequences) -> None:
         self.first = rows.batch([0])
 
     def batch(self, indices: Sequence[int]) -> Batch:

@@ -94,7 +94,7 @@ def test_any_split_into_micro_batches_gives_the_same_gradient(make_trainer: Call
 def test_the_mean_of_means_is_another_gradient(
     make_trainer: Callable[..., Trainer], training_data: TrainingData
 ) -> None:
-    """What the law above would not notice, were the rows to hold equal numbers of targets."""
+    """Check the premise of the law above: it needs sequences with different numbers of targets."""
     trainer = make_trainer(micro_batch_size=2, grad_accum_steps=4, randomised=True)
     batches = trainer.next_batches()
     assert len({batch.n_targets for batch in batches}) > 1

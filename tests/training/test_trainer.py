@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from trainer_states import snapshot
 
-from dtl.data.batches import Rows, TrainingData
+from dtl.data.batches import PackedSequences, TrainingData
 from dtl.training.config import OptimizerConfig, ScheduleConfig, TrainerConfig
 from dtl.training.schedule import learning_rate_factor
 from dtl.training.trainer import Trainer
@@ -24,7 +24,7 @@ MakeTrainer = Callable[..., Trainer]
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("block", ["modern", "classic"])
 def test_overfits_one_batch(
-    make_trainer: MakeTrainer, random_rows: Callable[..., Rows], block: str, precision: str
+    make_trainer: MakeTrainer, random_rows: Callable[..., PackedSequences], block: str, precision: str
 ) -> None:
     data = TrainingData({"random": random_rows(n_rows=2, answers=False)}, {"random": 1.0})
     trainer = make_trainer(
@@ -39,7 +39,7 @@ def test_overfits_one_batch(
     assert losses[-1] < 0.1
 
 
-def test_muon_learns_too(make_trainer: MakeTrainer, random_rows: Callable[..., Rows]) -> None:
+def test_muon_learns_too(make_trainer: MakeTrainer, random_rows: Callable[..., PackedSequences]) -> None:
     data = TrainingData({"random": random_rows(n_rows=2, answers=False)}, {"random": 1.0})
     trainer = make_trainer(data=data, optimizer=OptimizerConfig(name="muon", lr=0.03), last_step=60)
     losses = [report.loss.item() for report in trainer.steps()]

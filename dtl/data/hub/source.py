@@ -1,29 +1,20 @@
-"""Sources: where documents come from. A source gives its documents by split; what has no validation split
-of its own gets one in `dtl.data.prepare`, held out by a hash of the text.
-
-A source of your own is a class with the three methods of `Source` under a name of its own:
-`@SOURCES.register("poems")`, used by `data.sources.poems.kind=poems plugins=[my_module]`.
-"""
+"""The source `hub`: any dataset of the Hugging Face hub with a column of text."""
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from dtl.data.cache import cache_folder
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import Document
-from dtl.data.hub.texts import HubTexts, HubWish
+from dtl.data.hub.texts import HubDatasetSpec, HubTexts
 from dtl.data.sources import is_sampled, path_key
 from dtl.errors import DataError
 from dtl.registry import SOURCES
 
-if TYPE_CHECKING:
-    pass
-
 
 @SOURCES.register("hub")
 class HubSource:
-    """Any dataset of the Hugging Face hub with a column of text: `path` is its name, owner/name."""
+    """Documents of a dataset of the hub; `path` is its name, owner/name."""
 
     def __init__(self, name: str, source: SourceConfig, data: DataConfig, seed: int) -> None:
         key = path_key(data, name)
@@ -32,8 +23,9 @@ class HubSource:
                 f"{key}={source.path}: kind=hub needs the name of a dataset of the Hugging Face hub, for example "
                 f"{key}=roneneldan/TinyStories. Files of your own: data=text data.path=FILE_OR_FOLDER."
             )
-        ways_on = "Without the hub: the dataset's files from elsewhere, read with data=text data.path=FOLDER"
-        self._texts = HubTexts(_wish(type(self), name, source, source.path, source.subset, data, seed, ways_on))
+        alternatives = "Without the hub: the dataset's files from elsewhere, read with data=text data.path=FOLDER"
+        spec = hub_dataset_spec(type(self), name, source, source.path, source.subset, data, seed, alternatives)
+        self._texts = HubTexts(spec)
         self.origin = self._texts.origin
         self.commit = self._texts.commit
 
@@ -45,14 +37,14 @@ class HubSource:
         self._texts.require_hub()
 
     def fingerprint(self) -> str:
-        """Dataset, commit, and what is taken of it."""
+        """Return the dataset, its commit, and the parts that are read."""
         return self._texts.fingerprint()
 
     def notes(self) -> list[str]:
         return self._texts.notes()
 
 
-def _wish(
+def hub_dataset_spec(
     reader: type,
     name: str,
     source: SourceConfig,
@@ -60,16 +52,17 @@ def _wish(
     subset: str | None,
     data: DataConfig,
     seed: int,
-    ways_on: str,
-) -> HubWish:
-    return HubWish(
+    alternatives: str,
+) -> HubDatasetSpec:
+    """Return the spec of a source's dataset of the hub; for the arguments see `HubDatasetSpec`."""
+    return HubDatasetSpec(
         dataset=dataset,
         subset=subset,
         source=source,
         reader=reader,
         key=path_key(data, name),
         settings=f"data.sources.{name}",
-        ways_on=ways_on,
+        alternatives=alternatives,
         cache=cache_folder(data.cache_dir),
         commit=data.commits.get(name),
         order_seed=seed if is_sampled(data, name) else None,

@@ -1,4 +1,4 @@
-"""The rows of a hub's dataset, streamed: in flat memory, only as far as they are asked for, and never for ever."""
+"""Streaming of the rows of a hub dataset: in constant memory, only as far as needed, with a limit on silence."""
 
 import json
 import queue
@@ -15,11 +15,12 @@ from dtl.base.network import without_password
 from dtl.errors import DataError
 
 CHILD = Path(__file__).with_name("child.py")
-STALL_S = 120.0  # nothing at all for so long: given up. A first row may need some megabytes of each of ten files
-READ_AHEAD = 64  # rows held ready
-# Of each read, by the library, within each several requests. Its own 20 are half an hour where packets are swallowed.
+STALL_S = 120.0  # silence after which reading fails; a first row may need some megabytes of each of ten files
+READ_AHEAD = 64  # rows buffered
+# Attempts of the library at each read, each of several requests. Its default of 20 takes half an hour in a network
+# that drops packets.
 READ_ATTEMPTS = 3
-PAUSE_S = 5.0  # between them
+PAUSE_S = 5.0  # between attempts
 
 
 class HubStream:
@@ -29,8 +30,8 @@ class HubStream:
     """
 
     def __init__(self, dataset: str, subset: str | None, sha: str, origin: str, settings: str) -> None:
-        """`origin` and `settings` (the setting that its subset stands under) are for messages."""
-        self._asked = {"dataset": dataset, "subset": subset, "sha": sha, "attempts": READ_ATTEMPTS, "pause_s": PAUSE_S}
+        """`origin` and `settings` (the prefix of the setting `subset`) are for messages."""
+        self._query = {"dataset": dataset, "subset": subset, "sha": sha, "attempts": READ_ATTEMPTS, "pause_s": PAUSE_S}
         self._origin = origin
         self._settings = settings
         self._child: _Child | None = None
@@ -39,7 +40,7 @@ class HubStream:
     def _started(self) -> "_Child":
         child = _Child()
         weakref.finalize(self, child.end)
-        child.ask(self._asked)
+        child.ask(self._query)
         answer = child.answer()
         if "splits" not in answer:
             child.end()
@@ -49,12 +50,12 @@ class HubStream:
         return child
 
     def rows(self, split: str, columns: Sequence[str], seed: int | None, buffer_size: int) -> Iterator[list[Any]]:
-        """The values of `columns` of each row, None where a row lacks one; in an order that the seed draws.
+        """Yield the values of `columns` of each row, None where a row lacks one; in an order drawn by the seed.
 
-        Whoever stops asking ends the download. Raises DataError when the first of the columns is missing.
+        Closing the iterator ends the download. Raises DataError when the first of the columns is missing.
         """
         child = self._child
-        if child is None or child.over or child.busy:  # busy: an earlier split was not read to its end
+        if child is None or child.ended or child.busy:  # busy: an earlier split was not read to its end
             self.end()
             child = self._started()
         child.busy = True
@@ -72,46 +73,46 @@ class HubStream:
                 child.end()
 
     def end(self) -> None:
-        """Everything wanted has been read."""
+        """End the process once everything needed has been read."""
         if self._child is not None:
             self._child.end()
 
-    def no_column(self, column: str, found: Sequence[str]) -> DataError:
-        """What is said when the column is not among those that were found."""
+    def no_column(self, column: str, names: Sequence[str]) -> DataError:
+        """Return the error for a column that is not among `names`."""
         return DataError(
-            f"{self._origin}: has no column '{column}'. Its columns: {', '.join(found)}. "
-            f"Say which holds the text: {self._settings}.column=NAME"
+            f"{self._origin}: has no column '{column}'. Its columns: {', '.join(names)}. "
+            f"Name the one with the text: {self._settings}.column=NAME"
         )
 
     def _error(self, answer: dict[str, Any]) -> DataError:
-        """What a person is told of an error of the library: it raises whatever its network and parsers raise."""
-        said = without_password(str(answer.get("said"))).strip()
-        if answer.get("error") == "ValueError" and "onfig" in said and "[" in said and "]" in said:
-            # Its words hold the subsets: "BuilderConfig 'x' not found. Available: ['a', 'b']".
-            subset = self._asked["subset"]
+        """Return a readable error for any error of the library, which passes on those of its network and parsers."""
+        message = without_password(str(answer.get("message"))).strip()
+        if answer.get("error") == "ValueError" and "onfig" in message and "[" in message and "]" in message:
+            # The message lists the subsets: "BuilderConfig 'x' not found. Available: ['a', 'b']".
+            subset = self._query["subset"]
             given = f"has no subset '{subset}'" if subset else "has several subsets"
-            known = said[said.index("[") : said.index("]") + 1]
+            known = message[message.index("[") : message.index("]") + 1]
             return DataError(f"{self._origin}: {given}. Give one of {known}: {self._settings}.subset=NAME")
-        said = said.replace("\n", " ")[:300]
-        if "gated" in said.lower():
+        message = message.replace("\n", " ")[:300]
+        if "gated" in message.lower():
             return DataError(
                 f"{self._origin}: is a gated dataset. Accept its conditions on its page of the hub, then "
-                f"`hf auth login` ({said})."
+                f"`hf auth login` ({message})."
             )
         return DataError(
-            f"{self._origin}: reading from the hub failed ({answer.get('error')}: {said}). Nothing of it was kept. "
+            f"{self._origin}: reading from the hub failed ({answer.get('error')}: {message}). Nothing of it was kept. "
             "Try again."
         )
 
 
 class _Child:
-    """The process that reads, and a thread that waits for what it says."""
+    """The process that reads, and a thread that receives its answers."""
 
     def __init__(self) -> None:
         self.columns: dict[str, list[str] | None] = {}
-        self.over = False
+        self.ended = False
         self.busy = False
-        # -P: the folder of the script must not hide other people's modules.
+        # -P: the folder of the script must not shadow installed modules.
         command = [sys.executable, "-P", str(CHILD)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
@@ -124,37 +125,37 @@ class _Child:
         with self._process.stdout as lines:
             for line in lines:
                 self._pass_on(line)
-                if self.over:
+                if self.ended:
                     return
         self._pass_on("")
 
     def _pass_on(self, line: str) -> None:
-        while not self.over:
+        while not self.ended:
             with suppress(queue.Full):
-                return self._lines.put(line, timeout=0.2)
+                return self._lines.put(line, timeout=0.2)  # returns now and then, to check `ended`
 
     def ask(self, request: dict[str, Any]) -> None:
         assert self._process.stdin is not None
-        with suppress(OSError):  # it is gone, which the answer says
+        with suppress(OSError):  # the process is gone, which `answer` reports
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
 
     def answer(self) -> dict[str, Any]:
-        """The next line; an error where none comes, or where the process is gone."""
+        """Return the next answer; an error when none arrives, or when the process is gone."""
         try:
             line = self._lines.get(timeout=STALL_S)
         except queue.Empty:
-            return {"error": "Stalled", "said": f"nothing arrived for {STALL_S:.0f} seconds"}
+            return {"error": "Stalled", "message": f"nothing arrived for {STALL_S:.0f} seconds"}
         if line:
             return json.loads(line)
         code = self._process.wait()
-        return {"error": "HubProcess", "said": f"the process that downloads ended with exit code {code}"}
+        return {"error": "HubProcess", "message": f"the process that downloads ended with exit code {code}"}
 
     def end(self) -> None:
-        """Kill it, whatever it does: it writes nothing that could be left half done."""
-        self.over = True
+        """Kill the process, at any time: it writes no file that could be left incomplete."""
+        self.ended = True
         self._process.kill()
         self._process.wait()
         if self._process.stdin is not None:
-            with suppress(OSError):  # what was to be sent has no reader
+            with suppress(OSError):  # unsent requests have no reader
                 self._process.stdin.close()

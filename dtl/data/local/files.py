@@ -1,8 +1,8 @@
-"""Local files as records: which files a path holds, to which split each belongs, and what stands in them.
+"""Reading of local files as records: the files of a path, their splits, and their contents.
 
-Reads .txt (the file is one record), .jsonl (a line is one), .json (an element of its list is one), .csv, .tsv and
-.parquet (a row is one); all but parquet may be packed (.gz, .bz2). A wrong encoding never stops a run: what cannot
-be read is replaced by U+FFFD, counted, and told in a note.
+Reads .txt (one record per file), .jsonl (one per line), .json (one per element of its list), .csv, .tsv and .parquet
+(one per row); all but parquet may be compressed (.gz, .bz2). A wrong encoding never stops a run: undecodable bytes
+become U+FFFD, are counted, and reported in a note.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from dtl.data.local.formats import READ, Format, has_known_suffix, recognise
 from dtl.data.local.readers import TEXT_READERS, Record, open_parquet, read_parquet
-from dtl.data.local.reading import Oddities, OpenText, describe
+from dtl.data.local.reading import Anomalies, OpenText, describe
 from dtl.data.local.unpacking import DAMAGE
 from dtl.errors import DataError
 
@@ -23,11 +23,11 @@ SPLIT_WORDS = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-FILES_IN_NOTES = 5  # of which oddities are told; of the others only how many they are
+FILES_IN_NOTES = 5  # whose anomalies are listed; the others are only counted
 
 
 class _Unit(NamedTuple):
-    """A stretch of a file that is read in one go: the whole file, or one row group of a parquet file."""
+    """A part of a file that is read at once: the whole file, or one row group of a parquet file."""
 
     file: Path
     format: Format
@@ -35,9 +35,9 @@ class _Unit(NamedTuple):
 
 
 def split_of(relative: Path) -> str | None:
-    """The split that a file's place says, much as the Hugging Face hub reads it.
+    """Return the split that a file's path names, by rules much like those of the Hugging Face hub.
 
-    First a folder of exactly such a name (`test/a.txt`), then a word in the file's name that stands alone:
+    First a folder of exactly such a name (`test/a.txt`), then a separate word in the file's name:
     `train.txt`, `train-00000-of-00008.parquet`, `wiki.valid.txt`, but not `trainers.txt`.
     """
     words = [part.lower() for part in relative.parts[:-1]] + re.split(r"[^a-z]+", relative.name.lower())
@@ -45,13 +45,12 @@ def split_of(relative: Path) -> str | None:
 
 
 class LocalFiles:
-    """The readable files under a path, by split, and what was noticed while they were read.
+    """The readable files under a path, by split, and the anomalies found while reading them.
 
-    `key` is the setting that gave the path, for messages. With `allow_truncated` what can be read of a file that is
-    cut off or damaged is kept, and told. A folder is searched with its subfolders, in
-    sorted order, without hidden and empty files, for files of a known suffix; a single file may have any.
-    Names count as splits when at least one of them says `train` (then files that name no split are left
-    out); otherwise every file is training text.
+    `key` is the setting that gave the path, for messages. With `allow_truncated` the readable part of a truncated or
+    damaged file is kept, and a note reports it. A folder is searched with its subfolders, in sorted order, without
+    hidden and empty files, for files of a known suffix; a single file may have any. Names count as splits when at
+    least one of them is `train` (then files that name no split are left out); otherwise every file is training text.
 
     Raises DataError when there is nothing to read at the path.
     """
@@ -62,14 +61,14 @@ class LocalFiles:
         self.root = Path(os.path.expanduser(path))  # Path.expanduser raises for ~nobody
         if not path.strip():
             raise DataError(f"{key}='': an empty path. Give a file or a folder.")
-        self._oddities: dict[_Unit, Oddities] = {}
+        self._anomalies: dict[_Unit, Anomalies] = {}
         self._left_out: list[Path] = []
         self._empty: list[Path] = []
         self.by_split = self._find()
 
     def paths(self) -> list[Path]:
-        """All files, whatever their split."""
-        return [file for of_split in self.by_split.values() for file in of_split]
+        """Return the files of all splits."""
+        return [file for files in self.by_split.values() for file in files]
 
     def _find(self) -> dict[str, list[Path]]:
         try:
@@ -91,8 +90,8 @@ class LocalFiles:
     def _missing(self) -> str:
         nearest = next((parent for parent in self.root.absolute().parents if parent.is_dir()), Path("/"))
         names = sorted(child.name for child in nearest.iterdir() if not child.name.startswith("."))
-        found = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "") if names else "nothing"
-        return f"{self.origin}: there is no such file or folder. Found in {nearest}: {found}."
+        listing = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "") if names else "nothing"
+        return f"{self.origin}: there is no such file or folder. Found in {nearest}: {listing}."
 
     def _find_in_folder(self) -> dict[str, list[Path]]:
         visible = [
@@ -120,38 +119,38 @@ class LocalFiles:
         return by_split
 
     def records(self, split: str, columns: Sequence[str] = (), order_seed: int | None = None) -> Iterator[Record]:
-        """Every record of a split. Raises DataError that names the file and the place of what is unreadable.
+        """Yield every record of a split. Raises DataError with the file and place of unreadable data.
 
-        `columns` (lower case) are all that a parquet file is asked for, where it has them; none means all. With
-        `order_seed`, files and the row groups of parquet files come in a random order, so that whoever stops
-        early has read a sample and not the beginning.
+        Of a parquet file only `columns` (lower case) are read, where it has them; none means all. With `order_seed`,
+        files and the row groups of parquet files come in a random order, so that a reader that stops early has a
+        sample and not the beginning.
         """
         units = [unit for file in self.by_split[split] for unit in _units(file)]
         if order_seed is not None:
             random.Random(order_seed).shuffle(units)
         for unit in units:
-            oddities = self._oddities[unit] = Oddities()  # anew: who reads twice has not seen twice as many
+            anomalies = self._anomalies[unit] = Anomalies()  # replaced: a second read must not count twice
             if unit.format.kind == "parquet":
-                yield from read_parquet(unit.file, unit.row_group, columns, oddities)
+                yield from read_parquet(unit.file, unit.row_group, columns, anomalies)
             else:
-                yield from _text_records(unit, oddities, self._allow_truncated)
+                yield from _text_records(unit, anomalies, self._allow_truncated)
 
     def notes(self) -> list[str]:
-        """One line for each thing worth knowing about what has been read so far."""
-        by_file: dict[Path, list[Oddities]] = {}
-        for unit in sorted(self._oddities):
-            by_file.setdefault(unit.file, []).append(self._oddities[unit])
-        # What is missing is said first.
+        """Return messages for the user on what has been read so far, one line each."""
+        by_file: dict[Path, list[Anomalies]] = {}
+        for unit in sorted(self._anomalies):
+            by_file.setdefault(unit.file, []).append(self._anomalies[unit])
+        # Truncated files first.
         by_weight = sorted(by_file.items(), key=lambda item: not any(part.end for part in item[1]))
-        odd = [line for file, parts in by_weight if (line := describe(file, parts))]
-        notes = odd[:FILES_IN_NOTES]
-        if len(odd) > FILES_IN_NOTES:
-            notes.append(f"{self.origin}: {len(odd) - FILES_IN_NOTES} more files are odd in such ways.")
+        lines = [line for file, parts in by_weight if (line := describe(file, parts))]
+        notes = lines[:FILES_IN_NOTES]
+        if len(lines) > FILES_IN_NOTES:
+            notes.append(f"{self.origin}: {len(lines) - FILES_IN_NOTES} more files have such anomalies.")
         if self._empty:
             notes.append(f"{self.origin}: empty files (0 bytes) left out: {_listed(self._empty)}.")
         if self._left_out:
             names = _listed(self._left_out)
-            notes.append(f"{self.origin}: not used, since the name says no split and others' names do: {names}.")
+            notes.append(f"{self.origin}: not used, since only other files' names name a split: {names}.")
         return notes
 
 
@@ -162,38 +161,38 @@ def _listed(files: Sequence[Path]) -> str:
 
 def _units(file: Path) -> list[_Unit]:
     try:
-        found = recognise(file)
+        format = recognise(file)
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error}).") from error
-    if found.kind != "parquet":
-        return [_Unit(file, found)]
-    return [_Unit(file, found, group) for group in range(open_parquet(file).num_row_groups)]
+    if format.kind != "parquet":
+        return [_Unit(file, format)]
+    return [_Unit(file, format, group) for group in range(open_parquet(file).num_row_groups)]
 
 
-def _text_records(unit: _Unit, oddities: Oddities, allow_truncated: bool) -> Iterator[Record]:
+def _text_records(unit: _Unit, anomalies: Anomalies, allow_truncated: bool) -> Iterator[Record]:
     n_read = position = 0
-    packing = unit.format.packing
+    compression = unit.format.compression
     try:
-        with OpenText(unit.file, packing, oddities, allow_truncated) as text:
+        with OpenText(unit.file, compression, anomalies, allow_truncated) as text:
             for record in TEXT_READERS[unit.format.kind](text):
                 yield record
                 n_read += 1
                 position = text.position
-            oddities.end = text.end(n_read)
+            anomalies.end = text.end(n_read)
     except DAMAGE as error:
-        if not packing:
+        if not compression:
             raise DataError(f"{unit.file}: cannot be read ({error}).") from error
         raise DataError(
-            f"{unit.file}: a {packing} file that is cut off or damaged after unpacked byte {position:,} "
-            f"({error}); {unit.file.stat().st_size:,} bytes packed. Read before it: {n_read:,} records, of which "
+            f"{unit.file}: a {compression} file that is cut off or damaged after decompressed byte {position:,} "
+            f"({error}); {unit.file.stat().st_size:,} bytes compressed. Read before it: {n_read:,} records, of which "
             "none is kept. Copy or download it again, or keep what comes before with data.allow_truncated=true."
         ) from error
 
 
 def field(record: Record, *names: str) -> Any:
-    """The value of the first of `names` (lower case) that the record has, in any case and with any space around it.
+    """Return the value of the first of `names` (lower case) that the record has, ignoring case and surrounding space.
 
-    Raises DataError that names the fields found, when the record has none of them.
+    Raises DataError with the names of its fields when the record has none of them.
     """
     for name in names:
         if name in record.fields:
@@ -202,22 +201,22 @@ def field(record: Record, *names: str) -> Any:
     for name in names:
         if name in named:
             return named[name]
-    found = ", ".join(record.fields) or "none"
-    raise DataError(f"{record.place}: no field '{' or '.join(names)}'. Found: {found}.")
+    present = ", ".join(record.fields) or "none"
+    raise DataError(f"{record.place}: no field '{' or '.join(names)}'. Found: {present}.")
 
 
 def text_of(value: Any, place: str) -> str:
-    """The value as text with line ends as `\\n`; a missing value is empty, and a number is its digits.
+    """Return the value as text with line ends as `\\n`; a missing value is empty, and a number is its digits.
 
     Line ends of Windows (`\\r\\n`) are normalised, since a model would otherwise learn two kinds; half
     surrogate pairs, which JSON can spell but no encoding can write, become U+FFFD.
 
-    Raises DataError for a list, an object or a truth value.
+    Raises DataError for a list, an object or a boolean.
     """
     if value is None:
         return ""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise DataError(f"{place}: a text is needed. Found: {str(value)[:60]!r} ({type(value).__name__}).")
+        raise DataError(f"{place}: text is needed. Found: {str(value)[:60]!r} ({type(value).__name__}).")
     text = str(value).replace("\r\n", "\n")
     try:
         text.encode()

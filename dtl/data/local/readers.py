@@ -1,8 +1,8 @@
-"""Files as records: a .txt is one, a line of JSON is one, a row of CSV or parquet is one.
+"""Readers of files as records: a whole .txt, a line of JSON, a row of CSV or parquet.
 
-What is cut off in the middle of a record, or is no record, is a DataError that names file, line and byte, and says
-how much was read before. Nothing is silently left out. Of a text that may be cut off (`data.allow_truncated`) the
-last, unfinished record is left out; a list in a .json and a parquet file can only be read as a whole.
+A truncated or invalid record raises a DataError with file, line and byte, and the number of records before it.
+Nothing is left out silently. With `data.allow_truncated` the last, unfinished record of a text is left out; a list in
+a .json and a parquet file can only be read as a whole.
 """
 
 import csv
@@ -12,28 +12,27 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dtl.data.local.reading import CUT_OFF, KEEP_BEGINNING, NOT_UTF8, UNENDED, Oddities, OpenText, read_before
+from dtl.data.local.reading import CUT_OFF, KEEP_BEGINNING, NOT_UTF8, UNENDED, Anomalies, OpenText, read_before
 from dtl.errors import DataError
 
 # --- CSV ----------------------------------------------------------------------------------------------------------
-# CSV and TSV as rows. A row with another number of fields than the header is left out, counted and told; where many
-# rows are so, it is the delimiter or the file that is wrong, and that is an error.
+# A row with another number of fields than the header is left out, counted and reported; many such rows mean a wrong
+# delimiter or file, which is an error.
 
-
-DELIMITERS = ",\t;|"  # the commonest in the header is taken
-MAX_ODD_ROWS = 0.1  # share of rows of another length: more are not slips of whoever wrote the file
-ROWS_BEFORE_JUDGING = 1000  # a wrong file is not read to its end
+DELIMITERS = ",\t;|"  # the most frequent in the header is used
+MAX_MISMATCHED = 0.1  # fraction of rows of another length: more are no mere slips in the file
+ROWS_BEFORE_JUDGING = 1000  # so that a wrong file is not read to its end
 
 
 class CsvRows:
-    """The rows of a file, each with its line, as fields by name. A quoted field may hold line ends (RFC 4180).
+    """The rows of a CSV or TSV file as fields by name, each with its line. A quoted field may span lines (RFC 4180).
 
-    The first row names the columns. Iterating raises DataError for what is no CSV, and for a file that ends inside a
-    row, unless the text may be cut off.
+    The first row names the columns. Iterating raises DataError for invalid CSV, and for a file that ends inside a
+    row, unless the text may be truncated.
     """
 
     def __init__(self, text: OpenText) -> None:
-        csv.field_size_limit(2**31 - 1)  # the module's own limit of 128 KiB is none of a text's
+        csv.field_size_limit(2**31 - 1)  # the module's default of 128 KiB is too small for texts
         self._text = text
         self._lines = _Lines(text)
         header = next(self._lines, "")
@@ -42,8 +41,8 @@ class CsvRows:
         self._rows = csv.reader(self._lines, delimiter=max(DELIMITERS, key=outside_quotes.count))
         self._names: list[str] = []
         self._n_read = 0
-        self._n_odd = 0
-        self._first_odd = ""  # place of the first row that is left out, and what is wrong with it
+        self._n_mismatched = 0
+        self._first_mismatch = ""  # message on the first row that is left out
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, str]]]:
         while True:
@@ -68,10 +67,10 @@ class CsvRows:
                 self._leave_out(row, start, number)
             else:
                 if not self._lines.last.endswith(("\n", '"')):
-                    self._text.oddities.add(UNENDED, 1, self._text.at(start))
+                    self._text.anomalies.add(UNENDED, 1, self._text.at(start))
                 if any("\r\n" in value for value in row):
                     values = [value.replace("\x00", "") for value in row]
-                    self._text.oddities.inspect(values, f"the row from {self._text.at(start)} on")
+                    self._text.anomalies.inspect(values, f"the row from {self._text.at(start)} on")
                 self._n_read += 1
                 yield place, dict(zip(self._names, row, strict=True))
         self._judge()
@@ -83,7 +82,7 @@ class CsvRows:
             raise DataError(f"{place}: two columns are named '{min(twice)}'. Found: {', '.join(self._names)}.")
 
     def _unfinished(self, row: list[str], start: int) -> str | None:
-        """What shows that the file ends inside this row, with the advice for it; None where nothing does."""
+        """Return why the file seems to end inside this row, with advice; None where nothing suggests it."""
         if self._lines.at_end:  # the reader wanted more lines than there are
             return (
                 f"a quoted field that never ends, in the row from {self._text.at(start)} on. Found: {_excerpt(row)!r}\n"
@@ -108,19 +107,19 @@ class CsvRows:
         )
 
     def _leave_out(self, row: list[str], start: int, number: int) -> None:
-        self._text.oddities.leave_out_row(number)
-        self._n_odd += 1
-        self._first_odd = self._first_odd or f"{self._text.file}:{number}: {self._another_length(row, start)}"
-        if self._n_odd + self._n_read >= ROWS_BEFORE_JUDGING:
+        self._text.anomalies.leave_out_row(number)
+        self._n_mismatched += 1
+        self._first_mismatch = self._first_mismatch or f"{self._text.file}:{number}: {self._another_length(row, start)}"
+        if self._n_mismatched + self._n_read >= ROWS_BEFORE_JUDGING:
             self._judge()
 
     def _judge(self) -> None:
-        n_rows = self._n_odd + self._n_read
-        if self._n_odd > MAX_ODD_ROWS * n_rows:
+        n_rows = self._n_mismatched + self._n_read
+        if self._n_mismatched > MAX_MISMATCHED * n_rows:
             raise DataError(
-                f"{self._first_odd}\n{self._n_odd:,} of the first {n_rows:,} rows have another number of fields than "
-                'the header. A field that holds the delimiter needs quotes: "one, two"; one delimiter separates all '
-                f"fields.{read_before(self._n_read)}"
+                f"{self._first_mismatch}\n{self._n_mismatched:,} of the first {n_rows:,} rows have another number of "
+                'fields than the header. A field that holds the delimiter needs quotes: "one, two"; one delimiter '
+                f"separates all fields.{read_before(self._n_read)}"
             )
 
 
@@ -129,7 +128,7 @@ def _excerpt(row: list[str]) -> str:
 
 
 class _Lines:
-    """Lines for `csv.reader`, which takes what a cut-off file left of a quoted field for a field: `at_end` tells."""
+    """Lines for `csv.reader`, which accepts an unclosed quoted field at the end of a file: `at_end` detects that."""
 
     def __init__(self, text: OpenText) -> None:
         self._lines = text.lines()
@@ -155,11 +154,10 @@ class _Lines:
 
 # --- every kind of file -------------------------------------------------------------------------------------------
 
-
 ROWS_AT_ONCE = 256  # parquet rows turned into Python objects at a time
-_JSON = json.JSONDecoder(strict=False)  # a NUL or a tab inside a string is odd, but no reason to stop
-# What may be odd in a string of a line of JSON can only be there when one of these escapes is.
-_ODD_ESCAPE = re.compile(r"\\(u[dD][89a-fA-F]|u0000|u000[dD]|r)")
+_JSON = json.JSONDecoder(strict=False)  # accepts a NUL or a tab inside a string
+# A string in a line of JSON can only have an anomaly if one of these escapes is present.
+_ANOMALOUS_ESCAPE = re.compile(r"\\(u[dD][89a-fA-F]|u0000|u000[dD]|r)")
 
 
 class Record(NamedTuple):
@@ -184,45 +182,45 @@ def read_jsonl(text: OpenText) -> Iterator[Record]:
                 if text.allow_truncated and not line.endswith("\n"):  # the last one
                     text.leave_out_end(start)
                     return
-                way_on = CUT_OFF if line.endswith("\n") else CUT_OFF + KEEP_BEGINNING
+                hint = CUT_OFF if line.endswith("\n") else CUT_OFF + KEEP_BEGINNING
                 why = f"not JSON ({error}) in the line from {text.at(start)} on"
                 raise DataError(
                     f"{place}: {why}. Found: {line.strip()[:60]!r}\n"
-                    f'Each line must be one JSON object, such as {{"text": "..."}}; {way_on}.{read_before(n_read)}'
+                    f'Each line must be one JSON object, such as {{"text": "..."}}; {hint}.{read_before(n_read)}'
                 ) from error
-            if _ODD_ESCAPE.search(line):
-                text.oddities.inspect(value, f"the line from {text.at(start)} on")
+            if _ANOMALOUS_ESCAPE.search(line):
+                text.anomalies.inspect(value, f"the line from {text.at(start)} on")
             yield _json_record(value, place)
             n_read += 1
 
 
 def read_json(text: OpenText) -> Iterator[Record]:
-    """One JSON value, or several one after the other. A list is its elements. Held in memory as a whole."""
-    whole = text.read()
-    position = _end_of_space(whole, 0)
+    """Read one JSON value, or several one after the other; of a list its elements. The file is read into memory."""
+    content = text.read()
+    position = _end_of_space(content, 0)
     number = 0
-    while position < len(whole):
+    while position < len(content):
         try:
-            value, position = _JSON.raw_decode(whole, position)
+            value, position = _JSON.raw_decode(content, position)
         except (ValueError, RecursionError) as error:
             at = getattr(error, "pos", position)
-            line = whole.count("\n", 0, at) + 1
-            byte = len(whole[:at].encode(errors="surrogatepass"))
+            line = content.count("\n", 0, at) + 1
+            byte = len(content[:at].encode(errors="surrogatepass"))
             raise DataError(
                 f"{text.file}:{line}: not JSON ({error}) at {text.at(byte)} of "
-                f"{text.position:,}. Found: {whole[at : at + 60]!r}\n"
+                f"{text.position:,}. Found: {content[at : at + 60]!r}\n"
                 f"The file must be a list of JSON objects; {CUT_OFF}.{read_before(number)}"
             ) from error
         for element in value if isinstance(value, list) else [value]:
             number += 1
-            text.oddities.inspect(element, f"record {number}")
+            text.anomalies.inspect(element, f"record {number}")
             yield _json_record(element, f"{text.file} (record {number})")
-        position = _end_of_space(whole, position)
+        position = _end_of_space(content, position)
 
 
 def _end_of_space(text: str, start: int) -> int:
-    found = re.compile(r"\S").search(text, start)
-    return found.start() if found else len(text)
+    match = re.compile(r"\S").search(text, start)
+    return match.start() if match else len(text)
 
 
 def _json_record(value: Any, place: str) -> Record:
@@ -234,7 +232,7 @@ def _json_record(value: Any, place: str) -> Record:
 
 
 def read_csv(text: OpenText) -> Iterator[Record]:
-    """Rows of a CSV or TSV, whose first line names the columns."""
+    """Read the rows of a CSV or TSV, whose first line names the columns."""
     for place, fields in CsvRows(text):
         yield Record(place, fields)
 
@@ -248,7 +246,7 @@ TEXT_READERS: dict[str, Callable[[OpenText], Iterator[Record]]] = {
 
 
 def open_parquet(file: Path) -> Any:
-    import pyarrow.parquet  # here, since its import takes a tenth of a second and .txt needs none of it
+    import pyarrow.parquet  # imported here: it takes a tenth of a second, and .txt does not need it
 
     try:
         return pyarrow.parquet.ParquetFile(file)
@@ -256,19 +254,19 @@ def open_parquet(file: Path) -> Any:
         raise DataError(f"{file}: not a readable parquet file ({error}). Copy or download it again.") from error
 
 
-def read_parquet(file: Path, row_group: int, columns: Sequence[str], oddities: Oddities) -> Iterator[Record]:
-    """The rows of a row group. Of `columns` (in any case) no more is read when the file has them all."""
+def read_parquet(file: Path, row_group: int, columns: Sequence[str], anomalies: Anomalies) -> Iterator[Record]:
+    """Yield the rows of a row group, with only `columns` (case ignored) when the file has them all."""
     parquet = open_parquet(file)
-    asked = [name for name in parquet.schema_arrow.names if name.strip().casefold() in columns]
+    selected = [name for name in parquet.schema_arrow.names if name.strip().casefold() in columns]
     row = 0
     try:
-        # When a column is missing, all are read: the complaint about it can then name what was found.
-        enough = columns and len(asked) == len(columns)
-        for batch in parquet.iter_batches(ROWS_AT_ONCE, row_groups=[row_group], columns=asked if enough else None):
-            for fields in _rows(batch, row, oddities):
+        # When a column is missing, all are read, so that the error can list the columns that exist.
+        enough = columns and len(selected) == len(columns)
+        for batch in parquet.iter_batches(ROWS_AT_ONCE, row_groups=[row_group], columns=selected if enough else None):
+            for fields in _rows(batch, row, anomalies):
                 row += 1
                 place = f"row {row} of row group {row_group}"
-                oddities.inspect(fields, place)
+                anomalies.inspect(fields, place)
                 yield Record(f"{file} ({place})", fields)
     except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
         raise DataError(
@@ -277,8 +275,8 @@ def read_parquet(file: Path, row_group: int, columns: Sequence[str], oddities: O
         ) from error
 
 
-def _rows(batch: Any, row: int, oddities: Oddities) -> list[dict[str, Any]]:
-    """A batch as dictionaries. Strings that are not UTF-8, which parquet does not check, are counted."""
+def _rows(batch: Any, row: int, anomalies: Anomalies) -> list[dict[str, Any]]:
+    """Return a batch as dictionaries. Strings that are not UTF-8, which parquet does not check, are counted."""
     try:
         return batch.to_pylist()
     except UnicodeDecodeError:
@@ -289,15 +287,15 @@ def _rows(batch: Any, row: int, oddities: Oddities) -> list[dict[str, Any]]:
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
             raw = column.cast(pyarrow.large_binary()).to_pylist()
-            columns[name] = [_decoded(value, f"row {row + n} or later", oddities) for n, value in enumerate(raw, 1)]
+            columns[name] = [_decoded(value, f"row {row + n} or later", anomalies) for n, value in enumerate(raw, 1)]
         else:
             columns[name] = column.to_pylist()
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def _decoded(raw: bytes | None, place: str, oddities: Oddities) -> str | None:
+def _decoded(raw: bytes | None, place: str, anomalies: Anomalies) -> str | None:
     if raw is None:
         return None
     text = raw.decode("utf-8", "replace")
-    oddities.add(NOT_UTF8, text.count("\ufffd") - raw.decode("utf-8", "ignore").count("\ufffd"), place)
+    anomalies.add(NOT_UTF8, text.count("\ufffd") - raw.decode("utf-8", "ignore").count("\ufffd"), place)
     return text

@@ -1,6 +1,6 @@
-"""The bytes of one file as text: which encoding they are in, and what is odd about them, counted with its place.
+"""Decoding of one file to text; anomalies (wrong encoding, NUL, ...) are counted, with the place of the first.
 
-Nothing odd stops a run. What cannot be read becomes U+FFFD; the counts and the first place go into a note.
+No anomaly stops a run. Undecodable bytes become U+FFFD; a note reports the counts and first places.
 """
 
 import io
@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from dtl.data.local.formats import encoding_of
-from dtl.data.local.unpacking import UpToDamage, open_unpacked
+from dtl.data.local.unpacking import UpToDamage, open_decompressed
 
-# What may be odd, and what is done about it.
+# Kinds of anomalies, and what is done about each.
 NOT_UTF8 = "not UTF-8"
 NUL = "NUL"
 CRLF = "Windows line end"
@@ -31,19 +31,19 @@ DONE = {
 
 CUT_OFF = "the file may have been cut off: copy or download it again"
 KEEP_BEGINNING = ", or keep what comes before with data.allow_truncated=true"
-LINES_IN_NOTES = 3  # of rows that were left out; of the others only how many they are
+LINES_IN_NOTES = 3  # listed of the rows that were left out; the others are only counted
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 @dataclass
-class Oddities:
-    """What was odd in one file, or in one row group of a parquet file."""
+class Anomalies:
+    """The anomalies of one file, or of one row group of a parquet file."""
 
     counts: dict[str, tuple[int, str]] = field(default_factory=dict)  # kind -> how often, place of the first
     rows_left_out: int = 0  # of CSV, with another number of fields than the header
     lines_left_out: list[int] = field(default_factory=list)  # where the first of them begin
-    end: str = ""  # why what follows was not read, and what was kept
+    end: str = ""  # why the rest was not read, and how much is kept
 
     def leave_out_row(self, line: int) -> None:
         self.rows_left_out += 1
@@ -56,7 +56,7 @@ class Oddities:
             self.counts[kind] = (before + count, first)
 
     def inspect(self, value: Any, place: str) -> None:
-        """Count what is odd in the strings of a value that was parsed out of a file."""
+        """Count the anomalies in the strings of a value that was parsed from a file."""
         if isinstance(value, str):
             self.add(NUL, value.count("\x00"), place)
             self.add(CRLF, value.count("\r\n"), place)
@@ -67,26 +67,26 @@ class Oddities:
                 self.inspect(child, place)
 
 
-def describe(file: Path, parts: list[Oddities]) -> str | None:
-    """One line about a file: `a.txt: 2 x not UTF-8 (first at byte 15), read as ...; 3 x NUL ...`."""
-    whole = Oddities()
+def describe(file: Path, parts: list[Anomalies]) -> str | None:
+    """Return one line about a file: `a.txt: 2 x not UTF-8 (first at byte 15), read as ...; 3 x NUL ...`."""
+    total = Anomalies()
     for part in parts:
         for kind, (count, place) in part.counts.items():
-            whole.add(kind, count, place)
-    said = [f"{count:,} x {kind} (first at {place}), {_done(kind)}" for kind, (count, place) in whole.counts.items()]
+            total.add(kind, count, place)
+    notes = [f"{count:,} x {kind} (first at {place}), {_done(kind)}" for kind, (count, place) in total.counts.items()]
     for part in parts:
         if part.rows_left_out:
             lines = ", ".join(map(str, part.lines_left_out)) + (", ..." if part.rows_left_out > LINES_IN_NOTES else "")
-            said.append(
+            notes.append(
                 f"{part.rows_left_out:,} x row with another number of fields than the header (line {lines}), left out"
             )
         if part.end:
-            said.insert(0, part.end)
-    return f"{file}: {'; '.join(said)}." if said else None
+            notes.insert(0, part.end)
+    return f"{file}: {'; '.join(notes)}." if notes else None
 
 
 def read_before(n_records: int) -> str:
-    """How an error ends that comes after so many records."""
+    """Return the end of an error message after so many records."""
     return f" Read before it: {n_records:,} records, of which none is kept." if n_records else ""
 
 
@@ -95,20 +95,20 @@ def _done(kind: str) -> str:
 
 
 class OpenText:
-    """A text file while it is read. `position` counts the bytes read, unpacked ones where it was packed.
+    """A text file that is being read. `position` counts the bytes read, decompressed ones of a compressed file.
 
-    Raises OSError, EOFError or zlib.error when it cannot be read to its end; with `allow_truncated` a packed file
+    Raises OSError, EOFError or zlib.error when it cannot be read to its end; with `allow_truncated` a compressed file
     ends where its damage begins.
     """
 
-    def __init__(self, file: Path, packing: str, oddities: Oddities, allow_truncated: bool = False) -> None:
+    def __init__(self, file: Path, compression: str, anomalies: Anomalies, allow_truncated: bool = False) -> None:
         self.file = file
-        self.oddities = oddities
+        self.anomalies = anomalies
         self.allow_truncated = allow_truncated
         self._end_left_out_at: int | None = None
-        self._unit = "unpacked byte" if packing else "byte"
-        self._readable = UpToDamage(file, packing) if packing and allow_truncated else None
-        self._stream = io.BufferedReader(self._readable) if self._readable else open_unpacked(file, packing)
+        self._unit = "decompressed byte" if compression else "byte"
+        self._readable = UpToDamage(file, compression) if compression and allow_truncated else None
+        self._stream = io.BufferedReader(self._readable) if self._readable else open_decompressed(file, compression)
         self.encoding, self.position = "utf-8", 0
 
     def __enter__(self) -> "OpenText":
@@ -120,7 +120,7 @@ class OpenText:
             raise
         if mark:
             kind = MARK if self.encoding == "utf-8" else f"byte order mark of {self.encoding.upper()}"
-            self.oddities.add(kind, 1, self.at(0))
+            self.anomalies.add(kind, 1, self.at(0))
         self.position = mark
         return self
 
@@ -129,15 +129,15 @@ class OpenText:
 
     @property
     def damage(self) -> BaseException | None:
-        """What ended a packed file before its end, where that is allowed."""
+        """The error that ended a compressed file early, where that is allowed."""
         return self._readable.damage if self._readable else None
 
     def leave_out_end(self, start: int) -> None:
-        """The record that begins at byte `start` is not whole: it is not among those that are read."""
+        """Note that the record that begins at byte `start` is incomplete and left out."""
         self._end_left_out_at = start
 
     def end(self, n_read: int) -> str:
-        """Why and where less than the whole file was read, and how much is kept; empty for a whole file."""
+        """Return why and where reading ended early, and how much is kept; empty for a complete file."""
         if self._end_left_out_at is None and self.damage is None:
             return ""
         kept = self.position if self._end_left_out_at is None else self._end_left_out_at
@@ -151,7 +151,7 @@ class OpenText:
         return f"{self._unit} {byte:,}"
 
     def read(self, note_line_ends: bool = False) -> str:
-        """All that is left."""
+        """Return the rest of the file."""
         start, raw = self.position, self._stream.read()
         text = self._decode(raw)
         if note_line_ends:
@@ -159,13 +159,13 @@ class OpenText:
         return text
 
     def lines(self) -> Iterator[tuple[int, str]]:
-        """Each line with the byte it starts at, its `\\n` included. A line is as long as it is: memory must hold it."""
+        """Yield each line with the byte it starts at, its `\\n` included. Lines of any length are read into memory."""
         for raw in self._stream if self.encoding == "utf-8" else self._wide_lines():
             start = self.position
             yield start, self._decode(raw)
 
     def _wide_lines(self) -> Iterator[bytes]:
-        """Lines of UTF-16 or UTF-32. Held whole: they come from spreadsheets and editors, not by the gigabyte."""
+        """Yield lines of UTF-16 or UTF-32, read into memory: they come from spreadsheets and editors, so are small."""
         raw = self._stream.read()
         newline = "\n".encode(self.encoding)
         start = at = 0
@@ -186,9 +186,9 @@ class OpenText:
             text = raw.decode(self.encoding)
         except UnicodeDecodeError as error:
             text = raw.decode(self.encoding, "replace")
-            meant = raw.decode(self.encoding, "ignore").count("\ufffd")  # those that the text itself holds
+            meant = raw.decode(self.encoding, "ignore").count("\ufffd")  # U+FFFD that the file itself contains
             kind = NOT_UTF8 if self.encoding == "utf-8" else f"not {self.encoding.upper()}"
-            self.oddities.add(kind, text.count("\ufffd") - meant, self.at(start + error.start))
+            self.anomalies.add(kind, text.count("\ufffd") - meant, self.at(start + error.start))
         self._note(NUL, "\x00", text, raw, start)
         return text
 
@@ -198,4 +198,4 @@ class OpenText:
                 first = raw.index(what.encode())
             else:
                 first = len(text[: text.index(what)].encode(self.encoding, "surrogatepass"))
-            self.oddities.add(kind, text.count(what), self.at(start + first))
+            self.anomalies.add(kind, text.count(what), self.at(start + first))

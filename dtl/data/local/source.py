@@ -1,13 +1,7 @@
-"""Sources: where documents come from. A source gives its documents by split; what has no validation split
-of its own gets one in `dtl.data.prepare`, held out by a hash of the text.
-
-A source of your own is a class with the three methods of `Source` under a name of its own:
-`@SOURCES.register("poems")`, used by `data.sources.poems.kind=poems plugins=[my_module]`.
-"""
+"""The source `text`: local files of text."""
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import Document
@@ -16,13 +10,10 @@ from dtl.data.sources import is_sampled, path_key
 from dtl.errors import DataError
 from dtl.registry import SOURCES
 
-if TYPE_CHECKING:
-    pass
-
 
 @SOURCES.register("text")
 class TextSource:
-    """Files with text: a .txt is one document; a line of .jsonl and a row of .parquet with a `text` are one."""
+    """Documents of local files: a whole .txt, or the field `text` of a line of .jsonl or a row of .csv or .parquet."""
 
     def __init__(self, name: str, source: SourceConfig, data: DataConfig, seed: int) -> None:
         if source.path is None:
@@ -39,7 +30,7 @@ class TextSource:
             yield Document(text_of(field(record, "text"), record.place))
 
     def fingerprint(self) -> list[Path]:
-        """The files that the text is read from."""
+        """Return the files that the text is read from."""
         return self.files.paths()
 
     def notes(self) -> list[str]:

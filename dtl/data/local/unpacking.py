@@ -1,4 +1,4 @@
-"""Files packed with gzip or bzip2, unpacked as they are read. Standard library, no more memory than a block."""
+"""Decompression of gzip and bzip2 files as they are read, with the memory of a block. Standard library only."""
 
 import bz2
 import gzip
@@ -7,22 +7,22 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO
 
-MAGIC = {"gz": b"\x1f\x8b\x08", "bz2": b"BZh"}  # what such a file begins with
-DAMAGE = (EOFError, OSError, zlib.error)  # what reading a packed file that is cut off or damaged raises
-BLOCK = 1 << 16  # packed bytes read at a time
+MAGIC = {"gz": b"\x1f\x8b\x08", "bz2": b"BZh"}  # the first bytes of such files
+DAMAGE = (EOFError, OSError, zlib.error)  # raised by reading a truncated or damaged compressed file
+BLOCK = 1 << 16  # compressed bytes read at a time
 
 
-class _UnpackedBzip2(io.RawIOBase):
-    """The streams of a bzip2 file, one after the other.
+class _DecompressedBzip2(io.RawIOBase):
+    """The decompressed streams of a bzip2 file, one after the other.
 
-    Not `bz2.open`: that takes a damaged beginning of a second stream for the end of the file, and says nothing.
+    Not `bz2.open`, which silently takes a damaged beginning of a second stream for the end of the file.
     """
 
-    def __init__(self, packed: BinaryIO) -> None:
-        self._packed = packed
+    def __init__(self, compressed: BinaryIO) -> None:
+        self._compressed = compressed
         self._stream = bz2.BZ2Decompressor()
-        self._inside = False  # whether the present stream has begun
-        self._ahead = b""  # read with the stream before, but part of the next
+        self._inside = False  # True once the current stream has begun
+        self._ahead = b""  # read with the previous stream, but part of the next
 
     def readable(self) -> bool:
         return True
@@ -34,7 +34,7 @@ class _UnpackedBzip2(io.RawIOBase):
                 self._ahead = self._stream.unused_data
                 self._stream = bz2.BZ2Decompressor()
                 self._inside = False
-            block = self._packed.read(BLOCK) if self._stream.needs_input and not self._ahead else self._ahead
+            block = self._compressed.read(BLOCK) if self._stream.needs_input and not self._ahead else self._ahead
             self._ahead = b""
             if block:
                 self._inside = True
@@ -42,21 +42,21 @@ class _UnpackedBzip2(io.RawIOBase):
                 if self._inside:
                     raise EOFError("the file ends before its last stream does")
                 return 0
-            unpacked = self._stream.decompress(block, len(room))
-            if unpacked:
-                room[: len(unpacked)] = unpacked
-                return len(unpacked)
+            decompressed = self._stream.decompress(block, len(room))
+            if decompressed:
+                room[: len(decompressed)] = decompressed
+                return len(decompressed)
 
     def close(self) -> None:
-        self._packed.close()
+        self._compressed.close()
         super().close()
 
 
 class UpToDamage(io.RawIOBase):
-    """A packed file, unpacked up to where it is cut off or damaged; `damage` then says how."""
+    """A compressed file up to the place where it is truncated or damaged; `damage` is then the error."""
 
-    def __init__(self, file: Path, packing: str) -> None:
-        self._unpacked = open_unpacked(file, packing)
+    def __init__(self, file: Path, compression: str) -> None:
+        self._decompressed = open_decompressed(file, compression)
         self.damage: BaseException | None = None
 
     def readable(self) -> bool:
@@ -66,26 +66,26 @@ class UpToDamage(io.RawIOBase):
         if self.damage is not None:
             return 0
         try:
-            # One read of the packed file at a time: a longer one would lose what it had before the damage.
-            return self._unpacked.readinto1(buffer)
+            # One read of the compressed file at a time: a longer one would lose the bytes before the damage.
+            return self._decompressed.readinto1(buffer)
         except DAMAGE as error:
-            if isinstance(error, OSError) and error.errno is not None:  # the disk's trouble, not the content's
+            if isinstance(error, OSError) and error.errno is not None:  # a fault of the disk, not of the contents
                 raise
             self.damage = error
             return 0
 
     def close(self) -> None:
-        self._unpacked.close()
+        self._decompressed.close()
         super().close()
 
 
-Unpacked = io.BufferedReader | gzip.GzipFile  # both can be read, looked ahead in and walked through by lines
+Decompressed = io.BufferedReader | gzip.GzipFile  # both support read, peek and iteration over lines
 
 
-def open_unpacked(file: Path, packing: str) -> Unpacked:
-    """The bytes of a file, unpacked when `packing` is gz or bz2. Reading raises one of DAMAGE when it is cut off."""
-    if packing == "gz":
+def open_decompressed(file: Path, compression: str) -> Decompressed:
+    """Open a file, decompressed when `compression` is gz or bz2. Reading a truncated file raises one of DAMAGE."""
+    if compression == "gz":
         return gzip.GzipFile(file, "rb")
-    if packing == "bz2":
-        return io.BufferedReader(_UnpackedBzip2(file.open("rb")), BLOCK)
+    if compression == "bz2":
+        return io.BufferedReader(_DecompressedBzip2(file.open("rb")), BLOCK)
     return file.open("rb")

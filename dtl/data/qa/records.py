@@ -1,9 +1,9 @@
-"""Records as questions with answers: the names and shapes under which people keep them.
+"""Parsing of records into questions with answers, under their common names and shapes.
 
-Understood are one question a record (question/answer, instruction/input/output as Alpaca has them, prompt/response,
-prompt/completion, each with a context where there is one), SQuAD as it is published (articles of paragraphs of
-questions) and as the Hugging Face hub has it, and DTL's own facts: one answer, and wordings by split. Names count in
-any case and with any space around them.
+Supported are one question per record (question/answer, Alpaca's instruction/input/output, prompt/response,
+prompt/completion, each with an optional context), SQuAD as published (articles of paragraphs of questions) and as on
+the Hugging Face hub, and DTL's own facts: one answer, and paraphrases by split. Case and surrounding space of names
+are ignored.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,8 +19,8 @@ QUESTION = ("question", "instruction", "prompt", "input")
 ANSWER = ("answer", "output", "response", "completion", "answers")
 CONTEXT = ("context", "input")
 TOPIC = ("topic", "category")
-NESTED = ("data", "paragraphs", "qas")  # SQuAD's lists, from the outside in
-PLACES_NAMED = 3  # of the records left out for one reason
+NESTED = ("data", "paragraphs", "qas")  # SQuAD's lists, outermost first
+MAX_PLACES = 3  # named of the records left out for one reason
 
 EMPTY_QUESTION = "an empty question"
 EMPTY_ANSWER = "an empty answer"
@@ -30,17 +30,17 @@ IMPOSSIBLE = "marked as unanswerable"
 
 
 class PairReader:
-    """Turns records into pairs by split, and remembers which gave none, and why."""
+    """Turns records into pairs by split, and counts the records without a pair by reason."""
 
     def __init__(self) -> None:
         self.n_pairs = 0
         self._skipped: dict[str, tuple[int, list[str]]] = {}  # reason -> how many, the first places
-        self._lacking: str | None = None  # what the first record without a needed field lacks, and has
+        self._lacking: str | None = None  # message on the first record without a needed field
 
     def pairs(self, record: Record) -> dict[str, list[QuestionAnswer]]:
-        """The pairs in a record, by split; a record that names none is for training.
+        """Return the pairs in a record, by split; a record that names no split is for training.
 
-        Raises DataError for a question or an answer that is no text.
+        Raises DataError for a question or an answer that is not text.
         """
         by_split: dict[str, list[QuestionAnswer]] = {}
         for place, fields in _innermost(record.place, _by_plain_name(record.fields), {}):
@@ -50,10 +50,10 @@ class PairReader:
         return by_split
 
     def _read(self, place: str, fields: dict[str, Any]) -> Iterator[tuple[str, QuestionAnswer]]:
-        if str(fields.get("is_impossible")).lower() == "true":  # a text in CSV
+        if str(fields.get("is_impossible")).lower() == "true":  # a string in CSV
             return self._skip(IMPOSSIBLE, place)
-        asked = _wordings(fields, place)
-        if asked is None:
+        questions = _questions(fields, place)
+        if questions is None:
             self._lacks(QUESTION, place, fields)
             return self._skip(NO_QUESTION, place)
         answer_name = _first_name(fields, ANSWER)
@@ -62,8 +62,8 @@ class PairReader:
             return self._skip(NO_ANSWER, place)
         answers = _answers(fields, answer_name, place)
         if not answers:
-            squads_way = isinstance(fields[answer_name], dict | list)  # of saying that there is none
-            return self._skip(IMPOSSIBLE if squads_way else EMPTY_ANSWER, place)
+            is_squad = isinstance(fields[answer_name], dict | list)  # which marks a question without answer so
+            return self._skip(IMPOSSIBLE if is_squad else EMPTY_ANSWER, place)
         accepted = tuple(answers) if len(answers) > 1 else ()
         context_name = _first_name(fields, CONTEXT)
         is_context = context_name and context_name != _question_name(fields)
@@ -71,7 +71,7 @@ class PairReader:
         topic_name = _first_name(fields, TOPIC)
         topic = text_of(fields[topic_name], place) if topic_name else ""
         fact = text_of(fields.get("id"), place) or None
-        for split, question in asked:
+        for split, question in questions:
             if question.strip():
                 yield split, QuestionAnswer(question.strip(), answers[0], topic, fact, context, accepted)
             else:
@@ -79,14 +79,14 @@ class PairReader:
 
     def _skip(self, reason: str, place: str) -> None:
         count, places = self._skipped.get(reason, (0, []))
-        self._skipped[reason] = (count + 1, [*places, place][:PLACES_NAMED])
+        self._skipped[reason] = (count + 1, [*places, place][:MAX_PLACES])
 
     def _lacks(self, names: Sequence[str], place: str, fields: dict[str, Any]) -> None:
-        found = ", ".join(fields) or "none"
-        self._lacking = self._lacking or f"{place}: no field '{' or '.join(names)}'. Found the fields: {found}."
+        present = ", ".join(fields) or "none"
+        self._lacking = self._lacking or f"{place}: no field '{' or '.join(names)}'. Found the fields: {present}."
 
     def notes(self, origin: str) -> list[str]:
-        """A line for each reason for which records were left out, and what the first without a field has instead."""
+        """Return a line per reason for which records were left out, and one on the first record without a field."""
         notes = [
             f"{origin}: {count:,} x {reason}, left out: {', '.join(places)}"
             + (f" and {count - len(places):,} more." if count > len(places) else ".")
@@ -95,7 +95,7 @@ class PairReader:
         return notes + ([self._lacking] if self._lacking else [])
 
     def require_some(self, origin: str) -> None:
-        """Raises DataError when there was no pair, and a field under another name may be why."""
+        """Raises DataError when there was no pair and a needed field was missing, perhaps under another name."""
         if self._lacking and not self.n_pairs:
             n_records = sum(count for count, _ in self._skipped.values())
             raise DataError(
@@ -108,7 +108,7 @@ def _by_plain_name(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _innermost(place: str, fields: dict[str, Any], outside: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The questions in SQuAD's nesting, each with the context that stands around it; else the record itself."""
+    """Yield the questions in SQuAD's nesting, each with its paragraph's context; else the record itself."""
     if "context" in fields:
         outside = {**outside, "context": fields["context"]}
     for name in NESTED:
@@ -121,19 +121,19 @@ def _innermost(place: str, fields: dict[str, Any], outside: dict[str, Any]) -> I
 
 
 def _first_name(fields: dict[str, Any], names: Sequence[str]) -> str:
-    """The first of the names under which there is something; else the first that is there at all; else nothing."""
-    there = [name for name in names if name in fields]
-    return next((name for name in there if fields[name] not in (None, "", [])), there[0] if there else "")
+    """Return the first of the names with a value; else the first that is present; else an empty text."""
+    present = [name for name in names if name in fields]
+    return next((name for name in present if fields[name] not in (None, "", [])), present[0] if present else "")
 
 
-def _wordings(fields: dict[str, Any], place: str) -> list[tuple[str, str]] | None:
-    """Questions with their splits: of DTL's facts several, of other records one; None when no field has one."""
+def _questions(fields: dict[str, Any], place: str) -> list[tuple[str, str]] | None:
+    """Return questions with their splits: several for a fact of DTL's, else one; None when no field has one."""
     by_split = {split: fields[split] for split in SPLITS if isinstance(fields.get(split), str | list)}
     if by_split:
         return [
-            (split, text_of(wording, place))
+            (split, text_of(question, place))
             for split, value in by_split.items()
-            for wording in (value if isinstance(value, list) else [value])
+            for question in (value if isinstance(value, list) else [value])
         ]
     name = _question_name(fields)
     return [("train", text_of(fields[name], place))] if name else None
@@ -144,7 +144,7 @@ def _question_name(fields: dict[str, Any]) -> str:
 
 
 def _answers(fields: dict[str, Any], name: str, place: str) -> list[str]:
-    """The answer to learn, and after it all others that are accepted; each once, none empty."""
+    """Return the answer to learn, followed by the other accepted ones; each once, none empty."""
     values = _texts(fields[name])
     if "answers" in fields and name != "answers":
         values += _texts(fields["answers"])
@@ -153,7 +153,7 @@ def _answers(fields: dict[str, Any], name: str, place: str) -> list[str]:
 
 
 def _texts(value: Any) -> list[Any]:
-    """An answer as people write it: a text, a list of them, or SQuAD's `text` beside `answer_start`."""
+    """Return the values of an answer field: one value, a list of them, or SQuAD's `text` next to `answer_start`."""
     if isinstance(value, dict) and "text" in value:
         value = value["text"]
     if not isinstance(value, list):

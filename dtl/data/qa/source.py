@@ -1,7 +1,7 @@
-"""Questions and answers: how a pair is written, the facts that ship with DTL, and files of one's own.
+"""The source `qa`: questions with answers, from the facts that ship with DTL or from local files.
 
-A pair is one document, `Question: ...\\nAnswer: ...`, after its context where it has one. Its prompt and its answer
-become tokens apart from each other, so that the prompt's ids in training are the prompt's ids in chat.
+A pair is one document, `Question: ...\\nAnswer: ...`, after its context where it has one. Prompt and answer are
+encoded separately, so that the prompt's ids in training are its ids in chat.
 """
 
 import importlib.resources
@@ -22,10 +22,10 @@ from dtl.registry import SOURCES
 
 @SOURCES.register("qa")
 class QuestionSource:
-    """Pairs from the facts that ship with DTL (path=None), or from one's own files.
+    """Pairs from the facts that ship with DTL (path=None), or from local files.
 
     A record is a pair under one of the common names (question/answer, instruction/input/output, ...), an article
-    of SQuAD's, or a fact in several wordings as DTL's own are: `dtl.data.qa.records`.
+    of SQuAD, or a fact with several paraphrases, like DTL's own: `dtl.data.qa.records`.
     """
 
     def __init__(self, name: str, source: SourceConfig, data: DataConfig, seed: int) -> None:
@@ -38,7 +38,7 @@ class QuestionSource:
         self._reader = PairReader()
 
     def splits(self) -> Mapping[str, Iterable[Document]]:
-        """Documents by split. Raises DataError, here or while they are read, when there is no pair in a file."""
+        """Return documents by split. Raises DataError, here or while they are read, when there is no pair in a file."""
         self._reader = PairReader()
         if self.files is None:
             return self._by_split(shipped_facts())
@@ -47,18 +47,18 @@ class QuestionSource:
         return {split: self._from_named_file(self.files, split) for split in self.files.by_split}
 
     def fingerprint(self) -> list[Path] | None:
-        """The files that the pairs are read from; None for those that ship with DTL, which are quickly read."""
+        """Return the files that the pairs are read from; None for DTL's own facts, which are not cached."""
         return self.files.paths() if self.files else None
 
     def _from_named_file(self, files: LocalFiles, split: str) -> Iterator[Document]:
-        """Files whose names say the split: every wording in them belongs to it."""
+        """Yield the documents of files whose names give the split: every question in them belongs to it."""
         for record in files.records(split, (), self._order_seed):
             for pairs in self._reader.pairs(record).values():
                 yield from map(self._document, pairs)
         self._reader.require_some(self.origin)
 
     def _by_split(self, records: Iterable[Record]) -> dict[str, list[Document]]:
-        """Records that say their splits themselves. Read at once: pairs are short."""
+        """Return documents of records that name their splits; read into memory, since pairs are short."""
         by_split: dict[str, list[Document]] = {"train": []}
         for record in records:
             for split, pairs in self._reader.pairs(record).items():
@@ -71,7 +71,7 @@ class QuestionSource:
 
 
 def shipped_facts() -> list[Record]:
-    """The facts in dtl/data/facts, a file a topic. Raises DataError when the package lacks them."""
+    """Return the facts in dtl/data/facts, one file per topic. Raises DataError when the package lacks them."""
     folder = importlib.resources.files("dtl.data").joinpath("facts")
     files = sorted((file for file in folder.iterdir() if file.name.endswith(".jsonl")), key=lambda file: file.name)
     if not files:

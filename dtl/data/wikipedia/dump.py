@@ -1,4 +1,4 @@
-"""MediaWiki's XML dumps as articles: read page by page in flat memory, turned into prose by several processes.
+"""Articles from MediaWiki's XML dumps: read page by page in constant memory, converted to prose by several processes.
 
     counts = DumpCounts()
     for article in read_dump(Path("enwiki-latest-pages-articles-multistream.xml.bz2"), counts=counts):
@@ -9,10 +9,11 @@ Reads export-0.10 and 0.11, with and without their XML namespace, plain or bz2, 
 """
 
 import bz2
+import itertools
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -24,20 +25,20 @@ from dtl.data.wikipedia.wikitext import to_prose
 from dtl.errors import DataError
 
 SUFFIXES = (".xml", ".xml.bz2")
-BZ2_BLOCK = 1_000_000  # bytes; bz2 gives nothing before a whole block of up to 900 kB is there
-EXAMPLE_CHARACTERS = 100  # of prose; twice as many of the wikitext, which has marks and links
-UNREADABLE_KEPT = 5  # titles of unreadable pages that a report names
+BZ2_BLOCK = 1_000_000  # bytes; bz2 decompresses nothing before a whole block of up to 900 kB is read
+EXAMPLE_CHARACTERS = 100  # of prose, and twice as many of wikitext, which has markup and links
+UNREADABLE_KEPT = 5  # titles of unreadable pages in the report
 
 
 class Article(NamedTuple):
-    """A page of the encyclopedia as prose."""
+    """An article as prose."""
 
     title: str
     text: str
 
 
 def is_dump(path: Path) -> bool:
-    """Whether a file is a MediaWiki dump: by its first bytes, or by its name where nothing can be read of it.
+    """Return True for a MediaWiki dump, by its first bytes, or by its name where these cannot be decompressed.
 
     Raises OSError when the file cannot be opened.
     """
@@ -46,7 +47,7 @@ def is_dump(path: Path) -> bool:
         if head.startswith(b"BZh"):
             try:
                 head = bz2.BZ2Decompressor().decompress(head + raw.read(BZ2_BLOCK), 4096)
-            except OSError:  # bz2 by its first three letters alone
+            except OSError:  # not bz2 after its first three letters
                 head = b""
     if not head.strip():
         return path.name.lower().endswith(SUFFIXES)
@@ -54,9 +55,9 @@ def is_dump(path: Path) -> bool:
 
 
 def dumps_at(path: Path) -> list[Path]:
-    """The dumps that a path gives: the file itself, or those in a folder and its subfolders, by name.
+    """Return the dumps at a path: the file itself, or those in a folder and its subfolders, by name.
 
-    Raises OSError when the path cannot be read; gives nothing when there is no dump.
+    Raises OSError when the path cannot be read; empty when there is no dump.
     """
     if path.is_dir():
         named = (file for file in path.rglob("*") if ".xml" in file.name.lower() and not file.name.startswith("."))
@@ -67,14 +68,14 @@ def dumps_at(path: Path) -> list[Path]:
 def read_dump(
     path: Path, *, processes: int | None = None, counts: DumpCounts | None = None, allow_truncated: bool = False
 ) -> Iterator[Article]:
-    """The articles of a dump in its order: main namespace only, no redirects, no disambiguation pages.
+    """Yield the articles of a dump in its order: main namespace only, no redirects, no disambiguation pages.
 
-    `processes` turn wikitext into prose (None: as many as there are processors); the result does not depend
-    on them. Small dumps are done in this process, since starting others takes longer. `counts` is filled
-    while articles are taken. A script that calls this needs `if __name__ == "__main__":` around its start.
+    `processes` convert wikitext to prose (None: one per processor); the result does not depend on their number.
+    Small dumps are read in this process, since starting others takes longer. `counts` is filled while articles are
+    read. A script that calls this needs `if __name__ == "__main__":`, since the processes import it again.
 
-    Raises DataError, after the last whole article, where a dump is cut off or damaged; with `allow_truncated` it ends
-    there, and `counts` say so.
+    Raises DataError, after the last complete article, where a dump is truncated or damaged; with `allow_truncated` it
+    ends there, and `counts` record it.
     """
     counts = DumpCounts() if counts is None else counts
     workers = _processors() if processes is None else processes
@@ -100,7 +101,7 @@ def read_dump(
     if reader.failure is not None and allow_truncated and reader.is_damaged:
         counts.truncated = reader.where
     elif reader.failure is not None:
-        read = f"Read before this place: {counts.kept:,} whole articles, of which none is kept."
+        read = f"Read before this place: {counts.kept:,} complete articles, of which none is kept."
         raise DataError(f"{reader.failure} {read}") from reader.cause
 
 
@@ -111,12 +112,12 @@ def _processors() -> int:
 
 
 def _lead(wikitext: str) -> str:
-    """The first words of an article as they were written: its subject, in bold, behind the boxes and marks."""
+    """Return the first words of an article's wikitext: its subject, in bold, after the boxes."""
     begins = max(0, wikitext.find("'''"))
     return wikitext[begins : begins + 2 * EXAMPLE_CHARACTERS]
 
 
-_Result = tuple[str, str, str]  # title, prose, what went wrong
+_Result = tuple[str, str, str]  # title, prose, error
 
 
 def _parse_chunk(chunk: list[Page], names: frozenset[str]) -> list[_Result]:
@@ -124,13 +125,13 @@ def _parse_chunk(chunk: list[Page], names: frozenset[str]) -> list[_Result]:
     for title, wikitext in chunk:
         try:
             results.append((title, to_prose(wikitext, names), ""))
-        except Exception as error:  # whatever a parser does with one page of millions, the others are kept
+        except Exception as error:  # one bad page must not lose the others
             results.append((title, "", f"{type(error).__name__}: {str(error)[:80]}"))
     return results
 
 
 def _in_order(reader: Pages, workers: int) -> Iterator[list[_Result]]:
-    """Chunks' results in the dump's order, with a few chunks a worker under way and no more."""
+    """Yield the results of chunks in the dump's order, with at most a few pending chunks per worker."""
     chunks = reader.chunks()
     first = next(chunks, None)
     if first is None:
@@ -144,40 +145,34 @@ def _in_order(reader: Pages, workers: int) -> Iterator[list[_Result]]:
     with _pool(workers) as pool:
         pending: deque[Future[list[_Result]]] = deque()
         try:
-            for chunk in _chain(first, second, chunks):
+            for chunk in itertools.chain((first, second), chunks):
                 pending.append(pool.submit(_parse_chunk, chunk, reader.names))
-                if len(pending) > 2 * workers:
+                if len(pending) > 2 * workers:  # one chunk in work and one waiting per worker: bounded memory
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
         except BrokenProcessPool as error:
             raise DataError(
-                f"{reader.path}: a process that parses pages has died, about page {reader.counts.pages:,}. "
-                "Most often memory was not enough: close other programs, or ask for fewer processes. "
-                f"Read before: {reader.counts.kept:,} whole articles, of which none is kept."
+                f"{reader.path}: a process that parses pages has died, near page {reader.counts.pages:,}. "
+                "The most frequent cause is too little memory: close other programs, or use fewer processes. "
+                f"Read before: {reader.counts.kept:,} complete articles, of which none is kept."
             ) from error
-
-
-def _chain(first: list[Page], second: list[Page], rest: Iterable[list[Page]]) -> Iterator[list[Page]]:
-    yield first
-    yield second
-    yield from rest
 
 
 @contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Fresh processes (spawn): a fork of a process with threads, as every one with torch is, can hang."""
+    """Start fresh processes (spawn): a fork of a process with threads, as every one with torch has, can hang."""
     import multiprocessing
 
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin_worker)
     try:
         yield pool
-    finally:  # also when whoever takes the articles stops early
+    finally:  # also when the caller stops early
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _begin_worker() -> None:
-    """Leave Ctrl-C to the parent, and do not outlive it when it is killed."""
+    """Leave Ctrl-C to the parent, and exit when the parent is killed."""
     import multiprocessing
     import signal
     import threading

@@ -1,7 +1,7 @@
-"""What MediaWiki's own words are called in its languages: files and categories, pages of homonyms, appendices.
+"""Names in the languages of the larger Wikipedias: namespaces of files and categories, templates, appendices.
 
-A dump lists its namespaces, but neither their aliases (`Image:`, `Bild:`) nor its templates, so the larger
-Wikipedias' names are kept here; files of every other language are known by their names' endings.
+A dump lists its namespaces, but neither their aliases (`Image:`, `Bild:`) nor its templates, so they are listed
+here; files in any other language are recognised by the endings of their names.
 """
 
 # ruff: noqa: RUF001  (letters of other scripts)
@@ -55,10 +55,10 @@ _REDIRECT = re.compile(r"\s*[#＃][^\W\d_][\w -]{0,40}:?\s*\[\[[^\[\]\n]+\]\]") 
 
 
 def is_disambiguation(title: str, wikitext: str) -> bool:
-    """Whether a page only lists what else its name means."""
+    """Return True for a disambiguation page."""
     return title.endswith("(disambiguation)") or _DISAMBIGUATION.search(wikitext) is not None
 
 
 def is_redirect(wikitext: str) -> bool:
-    """Whether a page only sends its reader to another, in any language."""
+    """Return True for a redirect, in any language."""
     return _REDIRECT.match(wikitext) is not None

@@ -1,4 +1,4 @@
-"""The pages of a MediaWiki dump that are worth parsing, and what became of the others; flat in memory."""
+"""The pages of a MediaWiki dump that are worth parsing, in constant memory, and counts of all pages."""
 
 import bz2
 import io
@@ -13,15 +13,15 @@ from dtl.data.documents import in_chunks
 from dtl.data.wikipedia.names import is_disambiguation, is_redirect
 from dtl.errors import DataError
 
-EXAMPLES = 3  # articles of which the wikitext is kept, to show what became of it
+EXAMPLES = 3  # articles whose wikitext is kept, to show it next to the prose
 BLOCK = 1 << 16  # bytes
-CHUNK_CHARACTERS = 400_000  # wikitext that travels to a worker at a time: a tenth of a second of work
-MAX_CHARACTERS = 4_000_000  # twice the longest page that MediaWiki stores; more is no article
+CHUNK_CHARACTERS = 400_000  # wikitext sent to a worker at a time: a tenth of a second of work
+MAX_CHARACTERS = 4_000_000  # twice MediaWiki's limit for a page; a longer one is no article
 FILE, CATEGORY, MAIN = 6, 14, 0  # keys of namespaces, the same in every language
 
 
 class Page(NamedTuple):
-    """A page of the main namespace as it was written."""
+    """A page of the main namespace, as wikitext."""
 
     title: str
     wikitext: str
@@ -29,25 +29,25 @@ class Page(NamedTuple):
 
 @dataclass
 class DumpCounts:
-    """What has been read of a dump so far, and what became of it."""
+    """Counts of the pages of a dump that have been read so far."""
 
     pages: int = 0
     kept: int = 0
     dropped: Counter[str] = field(default_factory=Counter)  # reason -> pages
-    unreadable: list[str] = field(default_factory=list)  # the first titles, with what the parser said
+    unreadable: list[str] = field(default_factory=list)  # the first titles, with the parser's error
     bytes_read: int = 0  # of the file, compressed
     bytes_in_file: int = 0
     examples: list[tuple[str, str]] = field(default_factory=list)  # from the first articles: wikitext, its prose
-    truncated: str = ""  # where and why what follows was not read, where that is allowed
-    seconds: float = 0.0  # from the first page asked for, the reader's own time included
+    truncated: str = ""  # where and why reading ended early, where that is allowed
+    seconds: float = 0.0  # since the first page was requested, the consumer's time included
 
     @property
     def pages_per_second(self) -> float:
-        """Pages read, kept or not, in a second."""
+        """Pages read per second, kept or not."""
         return self.pages / self.seconds if self.seconds else 0.0
 
     def lines(self) -> list[str]:
-        """The counts for people, a line each."""
+        """Return the counts as messages for the user, one line each."""
         reasons = ", ".join(f"{reason} {number:,}" for reason, number in self.dropped.most_common())
         lines = [
             f"{self.pages:,} pages read ({self.pages_per_second:,.0f}/s), {self.kept:,} kept, "
@@ -59,28 +59,28 @@ class DumpCounts:
 
 
 class _Counting:
-    """A file's decompressed bytes for the XML parser, which asks for a few kilobytes at a time."""
+    """A file's decompressed bytes and their position, for the XML parser, which reads a few kilobytes at a time."""
 
     def __init__(self, stream: bz2.BZ2File | io.BufferedReader) -> None:
         self._stream = stream
         self.position = 0
 
     def read(self, size: int = -1) -> bytes:
-        # A piece at a time: where the file is cut off, a longer read would lose what it had before.
+        # read1: where the file is truncated, a longer read would lose the bytes before.
         data = self._stream.read1(size)
         self.position += len(data)
         return data
 
 
 class Pages:
-    """Chunks of pages worth parsing. What stops it is kept in `failure`, so that earlier chunks are finished first."""
+    """Chunks of pages worth parsing. An error is stored in `failure`, so that earlier chunks are finished first."""
 
     def __init__(self, path: Path, counts: DumpCounts) -> None:
         self.path = path
         self.counts = counts
-        self.names: frozenset[str] = frozenset()  # the wiki's own words for files and categories
+        self.names: frozenset[str] = frozenset()  # the wiki's own namespaces of files and categories
         self.failure: str | None = None
-        self.is_damaged = False  # the file ends too early, or from a place on its bytes are not what was written
+        self.is_damaged = False  # the file is truncated, or its bytes are damaged
         self.where = ""  # the same, without the file and the advice
         self.cause: BaseException | None = None
         self.beginnings: dict[str, str] = {}  # title -> wikitext of the first articles, for examples
@@ -111,26 +111,26 @@ class Pages:
                         if len(self.beginnings) + len(self.counts.examples) < EXAMPLES:
                             self.beginnings[page.title] = revision.text
                         yield Page(page.title, revision.text)
-                while source.read(BLOCK):  # to the file's end: a sum that does not fit is damage, too
+                while source.read(BLOCK):  # to the file's end: a wrong checksum is damage, too
                     pass
                 self.counts.bytes_read = raw.tell()
         except EOFError as error:  # BZ2File: the file ends inside a stream
             self._stop("the bz2 file is cut off", source, error, is_damaged=True)
         except ParseError as error:
             ended = "no element found" in str(error) or "unclosed" in str(error)
-            # What is no XML from its beginning is no damaged dump.
+            # A file that is no XML from the start is not a damaged dump.
             is_damaged = self._last_title is not None
             self._stop(f"the XML is {'cut off' if ended else 'damaged'} ({error})", source, error, is_damaged)
         except OSError as error:
-            if error.errno is not None:  # the disk's trouble, not the content's
+            if error.errno is not None:  # a fault of the disk, not of the contents
                 raise DataError(f"{self.path}: cannot be read ({error.strerror}).") from error
             self._stop(f"the bz2 data is damaged ({error})", source, error, is_damaged=True)
         except (MalformedXML, AssertionError, AttributeError, TypeError, ValueError, KeyError) as error:
-            # mwxml takes a record's fields for granted: whatever it stumbles on is a record that is no record
+            # mwxml assumes that all fields exist: any of these errors means a malformed record
             self._stop(f"not MediaWiki's format ({type(error).__name__}: {error})", source, error)
 
     def _pages(self, source: _Counting) -> Iterator[tuple[Any, Any]]:
-        """Every page with its last revision."""
+        """Yield every page with its last revision."""
         import mwxml
         from mwxml.element_iterator import ElementIterator
 
@@ -141,9 +141,9 @@ class Pages:
         spaces = dump.site_info.namespaces or ()
         self.names = frozenset(space.name.lower() for space in spaces if space.id in (FILE, CATEGORY) and space.name)
         for page in dump.pages:
-            last = deque(page, maxlen=1)  # a dump of histories has them all, oldest first
+            last = deque(page, maxlen=1)  # a dump with histories has all of them, oldest first
             yield page, last[0] if last else None
-            del root.element[:]  # mwxml empties a page that it has read but leaves it in the tree: 20 million of them
+            del root.element[:]  # mwxml clears a page after reading but keeps it in the tree, up to 20 million of them
 
     def _stop(self, what: str, source: _Counting | None, error: BaseException, is_damaged: bool = False) -> None:
         place = f"byte {source.position:,} of the XML" if source else "the beginning"
@@ -156,7 +156,7 @@ class Pages:
         )
         self.failure = (
             f"{self.path}: {self.where}. "
-            "Download or copy it again, and compare its checksum with the one published beside it"
+            "Download or copy it again, and compare its checksum with the published one"
             f"{', or keep what comes before with data.allow_truncated=true' if is_damaged else ''}."
         )
         self.is_damaged = is_damaged
@@ -164,7 +164,7 @@ class Pages:
 
 
 def _unwanted(page: Any, revision: Any) -> str | None:
-    """Why a page is no article, seen before it costs a parse."""
+    """Return why a page is no article, before the cost of parsing it; None for an article."""
     if page.namespace != MAIN:
         return "other namespace"
     if page.redirect is not None:

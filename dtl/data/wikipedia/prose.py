@@ -1,4 +1,4 @@
-"""The last steps from wikitext to prose: lines to headings, lists and paragraphs; leftovers of what was cut."""
+"""The last steps from wikitext to prose: lines to headings, lists and paragraphs; removal of traces of cuts."""
 
 # ruff: noqa: RUF001  (dashes, primes and letters of other scripts are what this file is about)
 import html
@@ -6,7 +6,7 @@ import re
 
 from dtl.data.wikipedia.names import APPENDICES
 
-CUT = "\x01"  # where something was cut; XML cannot hold it, so that no page does
+CUT = "\x01"  # marks a cut; XML cannot contain it, so no page does
 HARD_BREAK = "\u2028"  # a line end that stays one: <br>, <poem>
 _HEADING = re.compile(r"(={1,6})\s*(.+?)\s*\1\s*$")
 _ITEM = re.compile(r"[*#:;]+")
@@ -17,7 +17,7 @@ _EMPTY = re.compile(rf"[ ]?(?:\({_IN_BRACKETS}*\)|（[\s、，；：]*）|\[{_IN
 _OPENING = re.compile(r"([(（])(?: ?(?:[、，；]|[,;:](?=[\s)]|$))){1,6} ?|([(（]) (?=\S)")
 _CLOSING = re.compile(r"(?: ?[,;:、，；]){1,6} ?([)）])| (\))")
 _DOUBLED = re.compile(r"([,;、，])(?: ?[,;、，])+")
-_NESTED = 6  # brackets within brackets that are looked into
+_NESTED = 6  # depth of brackets that is cleaned
 _BEFORE_END = re.compile(r"\s*[,;]\s*(?=\.(?:\s|$))")
 _SPACE_BEFORE = re.compile(r" +(?=[,.、。，](?:\s|$)|[、。，])")
 _WIDE = re.compile(r"[\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef]")
@@ -28,7 +28,7 @@ _ORPHAN = re.compile(r"^\s*[,;.、，。]\s+(?=\S)")
 
 
 def lines_to_prose(text: str) -> str:
-    """Text without tags, links and templates to prose; sections that are left empty go with their headings."""
+    """Convert text without tags, links and templates to prose; empty sections are dropped with their headings."""
     sections: list[tuple[int, str, list[str]]] = [(0, "", [])]
     for line in text.split("\n"):
         if line.startswith("=") and (heading := _HEADING.match(line)):
@@ -42,7 +42,7 @@ def lines_to_prose(text: str) -> str:
 
 
 def _worth_reading(sections: list[tuple[int, str, str]]) -> list[tuple[str, str]]:
-    """The sections that say something themselves or in a part of theirs, without references and lists of links."""
+    """Return the sections with text of their own or in a subsection, without references and lists of links."""
     without_appendices = []
     inside: int | None = None
     for level, title, body in sections:
@@ -61,7 +61,7 @@ def _worth_reading(sections: list[tuple[int, str, str]]) -> list[tuple[str, str]
 
 
 def _body(lines: list[str]) -> str:
-    """Lines of one section: joined to paragraphs as MediaWiki joins them, items of lists apart."""
+    """Join the lines of one section to paragraphs as MediaWiki does, with items of lists on separate lines."""
     parts: list[str] = []  # paragraphs, and lists whose items are lines
     paragraph: list[str] = []
     items: list[str] = []
@@ -95,7 +95,7 @@ def _body(lines: list[str]) -> str:
 
 
 def _item(marker: str, words: str, counters: list[int]) -> str:
-    """`* a` as `- a`, `# a` as `1. a`, deeper ones indented; indented text and terms without a sign."""
+    """Return `* a` as `- a`, `# a` as `1. a`, deeper ones indented; indented text and terms without a sign."""
     depth = len(marker)
     del counters[depth:]
     counters.extend([0] * (depth - len(counters)))
@@ -120,7 +120,7 @@ def _joined(lines: list[str]) -> str:
 
 
 def clean_line(line: str) -> str:
-    """One line with its entities read and without the traces of what was cut; empty when nothing but signs is left."""
+    """Return a line with entities decoded and without traces of cuts; empty when no letter or digit is left."""
     if not line or line.isspace():
         return ""
     if "&" in line:

@@ -1,9 +1,4 @@
-"""Sources: where documents come from. A source gives its documents by split; what has no validation split
-of its own gets one in `dtl.data.prepare`, held out by a hash of the text.
-
-A source of your own is a class with the three methods of `Source` under a name of its own:
-`@SOURCES.register("poems")`, used by `data.sources.poems.kind=poems plugins=[my_module]`.
-"""
+"""The source `wiki`: articles of Wikipedia, from a dump, from local files, or from the hub."""
 
 import os
 from collections.abc import Iterator
@@ -13,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import Document, article
-from dtl.data.hub.source import _wish
+from dtl.data.hub.source import hub_dataset_spec
 from dtl.data.hub.texts import HubTexts
 from dtl.data.local.files import LocalFiles, field, text_of
 from dtl.data.sources import is_sampled, path_key
@@ -28,8 +23,8 @@ class WikiSource:
     """Wikipedia: a MediaWiki dump (.xml, .xml.bz2), files in the schema of `wikimedia/wikipedia` (title, text), or
     that dataset of the hub.
 
-    A document is the title, an empty line, and the text: a small model then knows what an article is
-    about from its first token, and writes one when given `Title\\n\\n`.
+    A document is the title, an empty line, and the text: a small model then knows an article's subject
+    from its first token, and writes an article when given `Title\\n\\n`.
     """
 
     def __init__(self, name: str, source: SourceConfig, data: DataConfig, seed: int) -> None:
@@ -45,13 +40,15 @@ class WikiSource:
             if not self.dumps:
                 self.files = LocalFiles(source.path, path_key(data, name), data.allow_truncated)
         else:
-            ways_on = (
+            alternatives = (
                 f"Without the hub: {path_key(data, name)}=FOLDER with the dataset's parquet or jsonl files (columns "
                 "title and text), or a MediaWiki dump"
             )
             articles = replace(source, rows=source.rows or "article")
             subset = source.subset or data.wiki_subset
-            self._hub = HubTexts(_wish(type(self), name, articles, data.wiki_dataset, subset, data, seed, ways_on))
+            self._hub = HubTexts(
+                hub_dataset_spec(type(self), name, articles, data.wiki_dataset, subset, data, seed, alternatives)
+            )
             self.origin = self._hub.origin
             self.commit = self._hub.commit
 
@@ -68,7 +65,7 @@ class WikiSource:
             yield article(text_of(record.fields.get("title"), record.place), text)
 
     def _from_dumps(self) -> Iterator[Document]:
-        """Articles in the order of the dump: a sample of it is its beginning."""
+        """Yield articles in the order of the dump: a sample of it is its beginning."""
         from dtl.data.wikipedia.dump import read_dump
         from dtl.data.wikipedia.pages import DumpCounts
 
@@ -84,27 +81,26 @@ class WikiSource:
             self._hub.require_hub()
 
     def fingerprint(self) -> list[Path] | str:
-        """The files that the articles are read from, or the hub's dataset and commit."""
+        """Return the files that the articles are read from, or the hub's dataset and commit."""
         if self._hub is not None:
             return self._hub.fingerprint()
         return self.dumps or (self.files.paths() if self.files else [])
 
     def examples(self) -> list[tuple[str, str]]:
-        """Wikitext and the prose that became of it."""
+        """Return pairs of wikitext and the prose made from it."""
         return [example for _, counts in self._dump_counts for example in counts.examples]
 
     def notes(self) -> list[str]:
-        of_dumps = [f"{dump}: {line}" for dump, counts in self._dump_counts for line in counts.lines()]
-        of_others = [*(self.files.notes() if self.files else []), *(self._hub.notes() if self._hub else [])]
-        return [*of_others, *of_dumps]
+        notes = [*(self.files.notes() if self.files else []), *(self._hub.notes() if self._hub else [])]
+        return notes + [f"{dump}: {line}" for dump, counts in self._dump_counts for line in counts.lines()]
 
 
 def _dumps(path: str | None) -> list[Path]:
     if path is None or not path.strip():
         return []
-    from dtl.data.wikipedia.dump import dumps_at  # reads what lies there, and needs a moment to be imported
+    from dtl.data.wikipedia.dump import dumps_at  # imported here: its import takes a moment
 
     try:
         return dumps_at(Path(os.path.expanduser(path)))
     except OSError:
-        return []  # what is wrong with the path is said where files are looked for
+        return []  # `LocalFiles` raises the error for this path

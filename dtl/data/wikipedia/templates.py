@@ -1,14 +1,13 @@
-"""The templates that stand for words of a sentence: without them it would have holes.
+"""Templates and formulas that are part of a sentence, as text.
 
-Every other template draws boxes, marks, references or navigation, and is cut.
+Every other template is a box, a mark, a reference or navigation, and is cut.
 """
 
 import re
 from collections.abc import Callable
 
 # --- formulas -----------------------------------------------------------------------------------------------------
-# Formulas of encyclopedias as plain text, where that is possible: `\frac{a}{2}` as `a/2`, `x^2` as `x²`.
-
+# TeX as plain text, where that is possible: `\frac{a}{2}` as `a/2`, `x^2` as `x²`.
 
 # ruff: noqa: RUF001  (dashes, primes and letters of other scripts are what this file is about)
 
@@ -43,7 +42,7 @@ _LONGEST_FORMULA = 80  # characters of a formula that still reads well inside a 
 
 
 def raised(text: str) -> str:
-    """An exponent: digits as superscripts, anything else after `^`."""
+    """Return an exponent: digits as superscripts, anything else after `^`."""
     text = text.strip()
     if text in ("°", "′", "*"):
         return text
@@ -53,7 +52,7 @@ def raised(text: str) -> str:
 
 
 def lowered(text: str) -> str:
-    """An index: digits and the commonest letters as subscripts, anything else after `_`."""
+    """Return an index: digits and letters that have a subscript form as subscripts, anything else after `_`."""
     text = text.strip()
     if text and all(ord(letter) in _SUBSCRIPTS for letter in text):
         return text.translate(_SUBSCRIPTS)
@@ -61,7 +60,7 @@ def lowered(text: str) -> str:
 
 
 def tex_to_text(tex: str) -> str:
-    """The formula on one line without TeX, or nothing where TeX would remain or a sentence could not hold it."""
+    """Return the formula on one line without TeX; empty where TeX would remain or it is too long for a sentence."""
     text = _NOTHING.sub(" ", tex.replace("\\{", "⦃").replace("\\}", "⦄").replace("\\%", "%"))
     text = _COMMAND.sub(lambda match: _SYMBOLS.get(match[1], match[0]), text)
     for _ in range(8):  # from the innermost braces outwards
@@ -79,17 +78,14 @@ def tex_to_text(tex: str) -> str:
 
 
 def _operand(text: str) -> str:
-    """Brackets around what is more than one number or name."""
+    """Return the text, in brackets when it is more than one number or name."""
     text = text.strip()
     return text if text.isalnum() else f"({text})"
 
 
 # --- templates ----------------------------------------------------------------------------------------------------
 
-
-# ruff: noqa: RUF001  (dashes, primes and letters of other scripts are what this file is about)
-
-_LONGEST = 2000  # characters; what is longer is a box
+_LONGEST = 2000  # characters; a longer template is a box
 _SEPARATOR = re.compile(r"\|(?![^\[\]]*\]\])")  # a bar that is not inside a link
 _NAMED = re.compile(r"\s*([\w -]+?)\s*=")
 _CENTURY = re.compile(r"[IVX]+(?:er|re|e) siècle(?: av\. J\.-C\.)?")  # French templates named after their text
@@ -111,16 +107,8 @@ def _first(values: list[str]) -> str:
     return values[0] if values else ""
 
 
-def _second(values: list[str]) -> str:
-    return values[1] if len(values) > 1 else ""
-
-
-def _last(values: list[str]) -> str:
-    return values[-1] if values else ""
-
-
 def _measure(values: list[str]) -> str:
-    """`{{convert|5|km|mi}}` and its ranges, in the unit that the author gave."""
+    """Return `{{convert|5|km|mi}}` and its ranges in the unit that the author gave."""
     if len(values) >= 4 and values[1] in _RANGES:
         return f"{values[0]}{_RANGES[values[1]]}{values[2]} {values[3]}"
     if len(values) >= 4 and (values[1], values[3]) in (("ft", "in"), ("lb", "oz"), ("st", "lb")):
@@ -138,11 +126,6 @@ def _circa(values: list[str]) -> str:
     return "c. " + " – ".join(values[:2]) if values else "c."
 
 
-def _day_and_year(values: list[str]) -> str:
-    """`{{OldStyleDate|February 2|1905|January 20}}`: the day of today's calendar, and the year."""
-    return " ".join(values[:2])
-
-
 def _constant(text: str) -> Callable[[list[str]], str]:
     return lambda values: text
 
@@ -152,7 +135,7 @@ def _joined(separator: str) -> Callable[[list[str]], str]:
 
 
 def _table() -> dict[str, Callable[[list[str]], str]]:
-    """Handlers by the templates' names, in lower case. English names are understood by most Wikipedias."""
+    """Return handlers by the templates' names, in lower case. Most Wikipedias accept the English names."""
     groups: list[tuple[str, Callable[[list[str]], str]]] = [
         ("nowrap nobr nobreak small smaller big larger abbr mvar math tt code mono em strong sic", _first),
         ("ill interlanguage_link illm lien wikt wikt-lang quote blockquote cquote as_of_text visible_anchor", _first),
@@ -160,11 +143,11 @@ def _table() -> dict[str, Callable[[list[str]], str]]:
         ("flag flagcountry flagu country pays drapeau2 drapeau unicode polytonic grec hebrew he-n", _first),
         ("angbr angle_bracket keypress key key_press vr grapheme nts bibleverse", _first),
         ("sc smallcaps small_caps sc1 sc2", lambda values: _first(values).upper()),
-        ("oldstyledate oldstyledatedy", _day_and_year),
+        ("oldstyledate oldstyledatedy", lambda values: " ".join(values[:2])),  # Gregorian day, year; then Julian day
         ("eqm", _constant("⇌")),
         ("simplenuclide simplenuclide2 nuclide", lambda values: "-".join(values[:2])),
-        ("lang langue audio-text font color colour tooltip_text lang2 angbr_text script", _second),
-        ("transl transliteration translit", _last),
+        ("lang langue audio-text font color colour tooltip_text lang2 angbr_text script", lambda v: "".join(v[1:2])),
+        ("transl transliteration translit", lambda values: "".join(values[-1:])),
         ("convert cvt unité unite unit", _measure),
         ("frac fraction sfrac", _fraction),
         ("circa ca.", _circa),
@@ -194,7 +177,7 @@ _HANDLERS = _table()
 
 
 def template_text(content: str) -> str:
-    """The words that a template stands for, given what is between its braces; most stand for none."""
+    """Return the words of a template, given the text between its braces; empty for most templates."""
     if len(content) > _LONGEST:
         return ""
     name, bar, rest = content.partition("|")

@@ -1,8 +1,8 @@
-"""Wikitext to plain prose: what a reader of the encyclopedia reads, without what only draws the page.
+"""Conversion of wikitext to plain prose: the sentences of an article, without layout.
 
-Templates, tables, files, references and tags are cut by scans that take time in proportion to the text;
-mwparserfromhell then reads what is left, a few links a paragraph, which is several times faster than giving it
-the whole page, and keeps its worst cases to one paragraph.
+Templates, tables, files, references and tags are cut by scans in linear time; mwparserfromhell then parses the rest,
+a few links per paragraph, which is several times faster than parsing the whole page, and limits its worst cases to
+one paragraph.
 """
 
 import re
@@ -55,10 +55,10 @@ _PARAGRAPHS = re.compile(r"\n(?:[ \t]*\n)+")
 
 
 def to_prose(wikitext: str, names: Iterable[str] = ()) -> str:
-    """The prose of a page: paragraphs and headings apart by an empty line, items of lists on lines of their own.
+    """Return the prose of a page: paragraphs and headings separated by empty lines, items of lists on their own lines.
 
-    `names` are the wiki's own namespaces for files and categories, beside those of `dtl.data.wikipedia.names`.
-    Raises ParserError or RecursionError where mwparserfromhell gives up.
+    `names` are the wiki's own namespaces for files and categories, in addition to those of
+    `dtl.data.wikipedia.names`. Raises ParserError or RecursionError where mwparserfromhell fails.
     """
     text = wikitext.replace("\r\n", "\n").replace(CUT, "")
     text = _COMMENT_OR_LITERAL.sub(_literal, text)
@@ -73,12 +73,12 @@ def to_prose(wikitext: str, names: Iterable[str] = ()) -> str:
 
 
 def _literal(match: re.Match[str]) -> str:
-    """Nothing for a comment; for <nowiki> its text, with markup spelt as entities until the last step."""
+    """Return an empty text for a comment; for <nowiki> its text, with markup as entities until the last step."""
     return _MARKUP.sub(lambda sign: f"&#{ord(sign[0])};", match[1] or "")
 
 
 def _without_tags_that_hide(text: str) -> str:
-    """References, galleries, code and what else is not prose go with their contents; formulas become text."""
+    """Cut references, galleries, code and other tags without prose, with their contents; formulas become text."""
     if "<" not in text:
         return text
     text = _UNCLOSED_REFERENCE.sub("", _without_pairs(text))
@@ -86,9 +86,9 @@ def _without_tags_that_hide(text: str) -> str:
 
 
 def _without_pairs(text: str) -> str:
-    """Cut each tag of `_GONE` up to the next end of its name; one that never ends is left."""
+    """Cut each tag of `_GONE` up to the next closing tag of its name; one that is never closed stays."""
     tags = list(_GONE_TAG.finditer(text))
-    ends = [0] * len(tags)  # where what each tag opens is over
+    ends = [0] * len(tags)  # end of the element that each tag opens
     nearest: dict[str, int] = {}
     for number in range(len(tags) - 1, -1, -1):
         closing, name, rest = tags[number].groups()
@@ -108,12 +108,12 @@ def _without_pairs(text: str) -> str:
 
 
 def _without_templates_and_tables(text: str) -> str:
-    """Cut `{{...}}` and `{|...|}`, however nested; keep the few templates that stand for words of the sentence.
+    """Cut `{{...}}` and `{|...|}`, at any nesting; keep the few templates that are words of a sentence.
 
-    What is never closed takes its paragraph (a template) or its section (a table) with it, not the page.
+    An unclosed template removes the rest of its paragraph, an unclosed table the rest of its section, not the page.
     """
     frames: list[tuple[str, list[str]]] = [("", [])]
-    templates = position = 0  # how many of the frames are templates
+    templates = position = 0  # `templates`: frames that are templates
     for match in _SCAN.finditer(text):
         frames[-1][1].append(text[position : match.start()])
         position = match.end()
@@ -129,7 +129,7 @@ def _without_templates_and_tables(text: str) -> str:
             frames[-1][1].append(template_text(content) or CUT)
         elif sign != "}}" and frames[-1][0] == "{|":
             frames.pop()
-        elif frames[-1][0] == "{{":  # the end of a table that a template began: its own affair
+        elif frames[-1][0] == "{{":  # the end of a table that the template began
             frames[-1][1].append(sign)
     frames[-1][1].append(text[position:])
     kept = "".join(frames[0][1])
@@ -163,7 +163,7 @@ def _without_files(text: str, names: frozenset[str]) -> str:
 
 
 def _end_of_link(text: str, start: int) -> int:
-    """Where the link that is open at `start` ends; at the end of its line if it is never closed."""
+    """Return the end of the link that is open at `start`; the end of its line if it is never closed."""
     depth = 1
     for match in _BRACKETS.finditer(text, start):
         depth += 1 if match[0] == "[[" else -1
@@ -182,11 +182,11 @@ def _without_tags(text: str) -> str:
     text = _RAISED.sub(lambda match: raised(match[1]), text)
     text = _ITEM.sub("\n* ", text)
     text = _INLINE_TAG.sub("", _BLOCK.sub("\n\n", text))
-    return _UNKNOWN_TAG.sub("", text).replace("<", "&lt;")  # what is left means "less than"
+    return _UNKNOWN_TAG.sub("", text).replace("<", "&lt;")  # any other < means "less than"
 
 
 def _without_quotes(line: str) -> str:
-    """Bold and italics gone, with the apostrophe in `l'''été''` found as MediaWiki's doQuotes finds it."""
+    """Remove bold and italics, keeping the apostrophe in `l'''été''` by the rule of MediaWiki's doQuotes."""
     lengths = [min(len(match[0]), 5) for match in _QUOTES.finditer(line)]
     bold = sum(length in (3, 4, 5) for length in lengths)
     italic = sum(length in (2, 5) for length in lengths)
@@ -201,7 +201,7 @@ def _without_quotes(line: str) -> str:
 
 
 def _plain_link(match: re.Match[str]) -> str:
-    """What `_wikilink` gives for a link without anything else in it: nine of ten, at a tenth of the time."""
+    """Return the result of `_wikilink` for a link without markup inside: nine of ten links, at a tenth of the time."""
     label = match[2]
     if label is None:
         return match[1].strip().replace("_", " ")
@@ -209,13 +209,13 @@ def _plain_link(match: re.Match[str]) -> str:
 
 
 def _read(block: str) -> str:
-    """A paragraph without its links and whatever other markup has got so far.
+    """Return a paragraph without links and other remaining markup.
 
-    In pieces: mwparserfromhell's time grows with the square of what is opened and never closed.
+    It is parsed in pieces: mwparserfromhell's time grows with the square of the unclosed markup.
     """
     if "[" not in block and "{{" not in block:
         return block
-    from mwparserfromhell.parser import Parser  # takes a fifth of a second, which only dumps need
+    from mwparserfromhell.parser import Parser  # imported here: it takes a fifth of a second, and only dumps need it
 
     pieces = [block] if len(block) <= LONGEST_PIECE else _PIECES.findall(block)
     text = "".join(_text_of(Parser().parse(piece, skip_style_tags=True)) for piece in pieces)
@@ -235,7 +235,7 @@ def _wikilink(node: Any) -> str:
 
 
 def _external_link(node: Any) -> str:
-    """Its words. An address in brackets without words is a numbered reference, and gone."""
+    """Return the link's words. An address in brackets without words is a numbered reference, and is cut."""
     if node.title is not None:
         return _text_of(node.title)
     return "" if node.brackets else str(node.url)
@@ -247,20 +247,12 @@ def _tag(node: Any) -> str:
     return _text_of(node.contents) if node.contents is not None else ""
 
 
-def _heading(node: Any) -> str:
-    return f"{'=' * node.level}{_text_of(node.title)}{'=' * node.level}"
-
-
-def _nothing(node: Any) -> str:
-    return ""
-
-
 _TEXTS: dict[str, Callable[[Any], str]] = {
     "Wikilink": _wikilink,
     "ExternalLink": _external_link,
     "Tag": _tag,
-    "Heading": _heading,
-    "Template": _nothing,
-    "Argument": _nothing,
-    "Comment": _nothing,
+    "Heading": lambda node: f"{'=' * node.level}{_text_of(node.title)}{'=' * node.level}",
+    "Template": lambda node: "",
+    "Argument": lambda node: "",
+    "Comment": lambda node: "",
 }
