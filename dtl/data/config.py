@@ -10,6 +10,7 @@ from typing import Literal
 
 from omegaconf import MISSING
 
+from dtl.base.checks import check_at_least, check_choices, check_fractions
 from dtl.errors import ConfigError
 from dtl.registry import SOURCES, TASKS, TOKENIZERS
 
@@ -107,10 +108,8 @@ class SourceConfig:
     def validate(self, name: str) -> None:
         """Raises ConfigError for invalid values; `name` is the source's."""
         key = f"data.sources.{name}"
-        if self.weight < 0:
-            raise ConfigError(f"{key}.weight={self.weight}: must be at least 0.")
-        if self.rows is not None and self.rows not in HUB_ROWS:
-            raise ConfigError(f"{key}.rows={self.rows}: one of {', '.join(HUB_ROWS)}.")
+        check_at_least(self, key, weight=0)
+        check_choices(self, key, rows=HUB_ROWS)
         for split in self.splits:
             if split not in SPLITS:
                 raise ConfigError(f"{key}.splits.{split}: one of {', '.join(SPLITS)}.")
@@ -214,23 +213,14 @@ class DataConfig:
         self._validate_layout()
 
     def _validate_layout(self) -> None:
-        if self.layout not in LAYOUTS:
-            raise ConfigError(f"data.layout={self.layout}: one of {', '.join(LAYOUTS)}.")
-        if self.loss_on not in LOSS_ON:
-            raise ConfigError(f"data.loss_on={self.loss_on}: one of {', '.join(LOSS_ON)}.")
-        if self.verify not in VERIFY:
-            raise ConfigError(f"data.verify={self.verify}: one of {', '.join(VERIFY)}.")
+        check_choices(self, "data", layout=LAYOUTS, loss_on=LOSS_ON, verify=VERIFY)
         if self.seq_len is not None and self.seq_len < 2:
             raise ConfigError(f"data.seq_len={self.seq_len}: a sequence needs at least 2 tokens.")
-        if self.max_samples is not None and self.max_samples < 1:
-            raise ConfigError(f"data.max_samples={self.max_samples}: must be at least 1, or null for all.")
-        if not 0 < self.validation_fraction < 1:
-            raise ConfigError(f"data.validation_fraction={self.validation_fraction}: a fraction in (0, 1).")
+        check_at_least(self, "data", ", or null for all", max_samples=1)
+        check_fractions(self, "data", "validation_fraction", interval="(0, 1)")
         if not 0 <= self.test_fraction < 1 - self.validation_fraction:
             raise ConfigError(
                 f"data.test_fraction={self.test_fraction}: a fraction in [0, 1); with data.validation_fraction="
                 f"{self.validation_fraction} it must leave some text for training."
             )
-        for key in ("micro_batch_size", "grad_accum_steps", "max_epochs"):
-            if getattr(self.recommended, key) < 1:
-                raise ConfigError(f"data.recommended.{key}={getattr(self.recommended, key)}: must be at least 1.")
+        check_at_least(self.recommended, "data.recommended", micro_batch_size=1, grad_accum_steps=1, max_epochs=1)
