@@ -58,7 +58,7 @@ def job(composed: DictConfig) -> None:
     settings = typed_as(BenchConfig, composed)
     chosen = SUITES.get(settings.suite).chosen(settings)
     with exit_when_output_closes(), Display() as display:
-        from dtl.benchmarks.report import as_json, busy_warning, heading, machine, notes, table_of, versions
+        from dtl.benchmarks.results import as_json, busy_warning, heading, machine, notes, table_of, versions
         from dtl.benchmarks.suite import measured
 
         began = time.perf_counter()

@@ -9,11 +9,11 @@ from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
 from dtl.config import typed_as
 from dtl.terminal.chat import YOU, Chat, ask_all, read_pairs
+from dtl.terminal.choose import checkpoint_to_use
 from dtl.terminal.config import ChatConfig
 from dtl.terminal.dialogue import open_input
 from dtl.terminal.input import history_file, is_interactive, quiet_keyboard
-from dtl.terminal.runs import checkpoint_to_use
-from dtl.terminal.screen import open_screen
+from dtl.terminal.streams import open_screen
 
 OUTPUTS = Path("outputs")
 COMMAND = Command(

@@ -49,7 +49,7 @@ def job(composed: DictConfig) -> None:
     settings = converted(DiagnoseConfig, composed)
     settings.validate()
 
-    from dtl.diagnostics.report import diagnose
+    from dtl.diagnostics.diagnosis import diagnose
 
     diagnose(settings, OUTPUTS)
 

@@ -15,7 +15,7 @@ from dtl.data.sources import plan_sources
 from dtl.errors import ConfigError
 from dtl.evaluation.config import EVALUATION_FILE, EvaluateConfig
 from dtl.run_dir.state import read_config
-from dtl.terminal.runs import checkpoint_to_use
+from dtl.terminal.choose import checkpoint_to_use
 
 OUTPUTS = Path("outputs")
 COMMAND = Command(
@@ -59,7 +59,7 @@ def job(composed: DictConfig) -> None:
     out = _metrics_file(settings.out, checkpoint, is_own)
 
     with exit_when_output_closes(), Display() as display:
-        from dtl.evaluation.evaluate import evaluate_checkpoint
+        from dtl.evaluation.evaluator import evaluate_checkpoint
 
         evaluate_checkpoint(checkpoint, run, plans, settings, out, display)
         if out is None:

@@ -19,7 +19,7 @@ from dtl.data.config import DataConfig, TokenizerConfig
 from dtl.data.sources import plan_sources
 from dtl.errors import ConfigError
 from dtl.model.config import ModelConfig
-from dtl.terminal.screen import open_screen
+from dtl.terminal.streams import open_screen
 
 if TYPE_CHECKING:
     from dtl.data.encode import EncodedSource
@@ -94,7 +94,7 @@ def job(composed: DictConfig) -> None:
         from dtl.data.cache import Cache, cache_folder
         from dtl.data.encode import encode_sources
         from dtl.data.prepare import pack_sequences
-        from dtl.data.report import report_lines
+        from dtl.data.text_report import report_lines
 
         cache = Cache(cache_folder(config.data.cache_dir), config.data.verify == "full", screen.note)
         tokenizer, sources = encode_sources(

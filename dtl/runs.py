@@ -13,7 +13,7 @@ from dtl.errors import ConfigError, DTLError
 from dtl.housekeeping.config import RunsConfig
 from dtl.housekeeping.disk_runs import chosen, freed_by, leftovers, may_start, read_runs, running_folders
 from dtl.housekeeping.removal import Removal, check_names, clear_leftover, delete_removal, is_named, removals
-from dtl.housekeeping.screen import (
+from dtl.housekeeping.show import (
     can_ask,
     confirm_by_typing,
     in_sum,

@@ -15,7 +15,7 @@ from dtl.base.json_files import read_json_or_empty
 from dtl.base.redaction import check_no_secrets
 from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.listing import newest_valid, step_folders
-from dtl.checkpoints.store import LOCK
+from dtl.checkpoints.upkeep import LOCK
 from dtl.commandline.cli import (
     MULTIRUN_FLAGS,
     JobFailedError,

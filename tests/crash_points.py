@@ -22,7 +22,7 @@ from checkpoint_examples import save
 from dtl.base.files import ASIDE, TEMPORARY, TRASH
 from dtl.checkpoints import save as checkpoint
 from dtl.checkpoints.listing import best_checkpoint, inspect, newest_valid
-from dtl.checkpoints.store import lock_run, publish_best, remove_leftovers, rotate, set_aside_later
+from dtl.checkpoints.upkeep import lock_run, publish_best, remove_leftovers, rotate, set_aside_later
 
 CHANGING = ("replace", "rename", "mkdir", "link", "unlink", "remove", "rmdir", "chmod")
 OTHERS = ("open", "scandir", "lstat", "stat", "fsync")  # a kill at one leaves what a kill at the next change leaves

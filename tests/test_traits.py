@@ -37,6 +37,8 @@ OTHER_KINDS = {"tracker.py"}  # of trackers, which are no parts
 @pytest.fixture(autouse=True)
 def forget_what_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     for registry in (OPTIMIZERS, SOURCES, TOKENIZERS):
+        for name in registry.names():
+            registry.get(name)  # a module registers its parts when it is imported, which happens once
         monkeypatch.setattr(registry, "_parts", dict(registry._parts))
         monkeypatch.setattr(registry, "_traits", dict(registry._traits))
 

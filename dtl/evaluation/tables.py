@@ -10,8 +10,8 @@ from dtl.base.safe_text import in_one_line
 from dtl.base.units import in_units
 from dtl.evaluation.answers import ALL_TOPICS, AnswerScores
 from dtl.evaluation.detection import Detection
+from dtl.evaluation.measure import Report
 from dtl.evaluation.metrics import Abstention
-from dtl.evaluation.report import Report
 
 MAX_CHARACTERS = 60  # of a text in a table
 MAX_COLUMNS = 1000

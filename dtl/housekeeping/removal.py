@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from dtl.base.files import TEMPORARY, TRASH, discard_directory
 from dtl.checkpoints.listing import best_checkpoint
-from dtl.checkpoints.store import LOCK, remove_leftovers, rotate, superseded
+from dtl.checkpoints.upkeep import LOCK, remove_leftovers, rotate, superseded
 from dtl.errors import ConfigError, did_you_mean
 from dtl.housekeeping.config import RunsConfig
 from dtl.housekeeping.disk_runs import DiskRun, freed_by, sweeps_above

@@ -21,7 +21,7 @@ from dtl.base.files import write_atomically
 from dtl.base.json_files import as_list, as_object, json_line, read_json_or_empty
 from dtl.base.paths import experiments_dir
 from dtl.base.safe_text import in_one_line
-from dtl.checkpoints.store import LOCK
+from dtl.checkpoints.upkeep import LOCK
 from dtl.data.config import DataConfig
 from dtl.errors import ConfigError, DataError, DTLError
 from dtl.evaluation.config import EVALUATION_FILE

@@ -19,7 +19,7 @@ from dtl.base.json_files import as_list, as_number, as_object, as_whole, read_js
 from dtl.base.safe_text import in_one_line, visible
 from dtl.checkpoints.find import list_runs, start_of
 from dtl.checkpoints.listing import step_folders
-from dtl.checkpoints.store import LOCK, LOCK_OWNER
+from dtl.checkpoints.upkeep import LOCK, LOCK_OWNER
 from dtl.run_dir.provenance import CONFIG, RECORD, RESULT, config_hash
 from dtl.run_dir.sweep_records import ERROR, TRIAL
 from dtl.tracking.metrics import METRICS, parse_row

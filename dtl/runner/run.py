@@ -18,12 +18,12 @@ from dtl.base.redaction import redact
 from dtl.base.runtime import deterministic_algorithms, is_out_of_memory
 from dtl.base.signals import StopSignals
 from dtl.checkpoints.listing import best_checkpoint, list_checkpoints, step_folders
-from dtl.checkpoints.store import lock_run, publish_best, remove_leftovers, set_aside_later
+from dtl.checkpoints.upkeep import lock_run, publish_best, remove_leftovers, set_aside_later
 from dtl.config import RunConfig, to_dict, to_yaml
 from dtl.data.collect import pinned
 from dtl.data.sources import SourcePlan, plan_sources
 from dtl.errors import ConfigError, DTLError, InterruptedRun, TrainingError
-from dtl.evaluation.report import Report
+from dtl.evaluation.measure import Report
 from dtl.run_dir.provenance import RECORD, add_session, config_hash, update_run_record, write_result, write_run_record
 from dtl.runner.build import Parts, build_run
 from dtl.runner.screens import show_end, show_start, tokens_seen

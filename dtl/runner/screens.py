@@ -14,7 +14,7 @@ from dtl.base.units import in_time, in_units
 from dtl.checkpoints.listing import list_checkpoints
 from dtl.data.prepare import PreparedData
 from dtl.evaluation.config import EVALUATION_FILE
-from dtl.evaluation.report import Report
+from dtl.evaluation.measure import Report
 from dtl.evaluation.tables import show_main_metrics
 from dtl.runner.build import Parts, model_line
 from dtl.tracking.tracker import State, Tracker

@@ -13,11 +13,11 @@ from dtl.base.runtime import autocast, peak_memory_bytes, random_state
 from dtl.base.signals import StopSignals
 from dtl.base.units import in_gib, in_time, in_units
 from dtl.checkpoints.save import save_checkpoint
-from dtl.checkpoints.store import publish_best, rotate
+from dtl.checkpoints.upkeep import publish_best, rotate
 from dtl.config import to_yaml
 from dtl.errors import InterruptedRun
-from dtl.evaluation.evaluate import evaluate_best
-from dtl.evaluation.report import Report
+from dtl.evaluation.evaluator import evaluate_best
+from dtl.evaluation.measure import Report
 from dtl.generation.conversation import continuations
 from dtl.runner.build import Parts
 from dtl.tracking.metrics import read_metrics

@@ -10,15 +10,15 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from dtl.base.display import shown
-from dtl.checkpoints.store import LOCK, LOCK_PROBE_SECONDS
+from dtl.checkpoints.upkeep import LOCK, LOCK_PROBE_SECONDS
 from dtl.commandline.cli import JobFailedError, remove_empty_run_dir
 from dtl.commandline.command import Command
 from dtl.errors import ConfigError, InterruptedRun
 from dtl.run_dir.sweep_records import MULTIRUN, SWEEP, SweepFolder, SweepRecord, Trial, as_typed, now
 from dtl.sweeps.config import LauncherConfig
 from dtl.sweeps.grid import Composer, NoTrialError, compose_all, create_trials, describe_duplicates, trial_overrides
+from dtl.sweeps.live import SweepScreen
 from dtl.sweeps.pool import ListSource, run_trials
-from dtl.sweeps.screen import SweepScreen
 
 
 def launch_grid(

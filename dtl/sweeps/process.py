@@ -14,7 +14,7 @@ from dtl.base.files import discard_directory
 from dtl.base.json_files import read_json, read_json_or_empty
 from dtl.base.safe_text import in_one_line
 from dtl.checkpoints.listing import newest_valid, step_folders
-from dtl.checkpoints.store import LOCK_OWNER
+from dtl.checkpoints.upkeep import LOCK_OWNER
 from dtl.commandline.cli import quoted
 from dtl.errors import CheckpointError, ConfigError
 from dtl.run_dir.provenance import RESULT

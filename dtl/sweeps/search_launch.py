@@ -10,7 +10,7 @@ from typing import Any
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
-from dtl.checkpoints.store import LOCK
+from dtl.checkpoints.upkeep import LOCK
 from dtl.commandline.cli import JobFailedError, remove_empty_run_dir
 from dtl.commandline.command import Command
 from dtl.errors import InterruptedRun
@@ -19,8 +19,8 @@ from dtl.run_dir.sweep_records import SUCCEEDED, SWEEP, SweepFolder, SweepRecord
 from dtl.sweeps.config import LauncherConfig, SearchConfig
 from dtl.sweeps.grid import Composer, NoTrialError, compose_all, create_trials, trial_overrides
 from dtl.sweeps.launch import locked_sweep
+from dtl.sweeps.live import SearchScreen
 from dtl.sweeps.pool import Budget, ListSource, run_trials
-from dtl.sweeps.screen import SearchScreen
 from dtl.sweeps.search import Search
 from dtl.sweeps.search_space import Space, parse_space
 from dtl.sweeps.search_study import JOURNAL, Study

@@ -33,7 +33,7 @@ from dtl.generation.config import SamplingConfig
 from dtl.terminal.dialogue import StopOnInterrupt, introduce, take_lines
 from dtl.terminal.input import InputLine, TooLong
 from dtl.terminal.presets import PRESETS, preset
-from dtl.terminal.screen import Screen
+from dtl.terminal.streams import Screen
 from dtl.terminal.transcript import Turn, default_path, save_transcript
 
 if TYPE_CHECKING:

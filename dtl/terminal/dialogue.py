@@ -10,7 +10,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Self
 
 from dtl.terminal.input import InputLine, PipedInput, TooLong, is_interactive
-from dtl.terminal.screen import Screen
+from dtl.terminal.streams import Screen
 
 if TYPE_CHECKING:
     from dtl.terminal.loading import LoadedModel

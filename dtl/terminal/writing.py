@@ -17,7 +17,7 @@ from dtl.generation.config import SamplingConfig
 from dtl.terminal.dialogue import StopOnInterrupt, take_lines
 from dtl.terminal.input import InputLine, TooLong
 from dtl.terminal.presets import in_words
-from dtl.terminal.screen import Screen
+from dtl.terminal.streams import Screen
 
 if TYPE_CHECKING:
     from dtl.generation.conversation import Continuation

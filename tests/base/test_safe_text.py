@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dtl.base.safe_text import escaped, in_one_line, visible
 from dtl.generation.conversation import TokenDecoder
-from dtl.terminal.screen import Screen
+from dtl.terminal.streams import Screen
 
 ESC, BEL, CSI, OSC, DCS, ST = "\x1b", "\x07", "\x9b", "\x9d", "\x90", "\x9c"
 ATTACKS = [

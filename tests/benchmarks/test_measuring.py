@@ -22,7 +22,7 @@ from dtl.benchmarks.measuring import (
     ratio_of,
     skipped,
 )
-from dtl.benchmarks.report import as_json, busy_warning, machine, notes, ratio_in_words, table_of, versions
+from dtl.benchmarks.results import as_json, busy_warning, machine, notes, ratio_in_words, table_of, versions
 from dtl.benchmarks.suite import Suite, Workplace, measured
 from dtl.errors import ConfigError
 

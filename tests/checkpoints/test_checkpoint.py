@@ -21,7 +21,7 @@ from dtl.checkpoints import weights
 from dtl.checkpoints.listing import FILES, list_checkpoints, verify
 from dtl.checkpoints.load import load_model, load_tokenizer, load_training_state
 from dtl.checkpoints.save import save_checkpoint
-from dtl.checkpoints.store import publish_best
+from dtl.checkpoints.upkeep import publish_best
 from dtl.errors import CheckpointError
 
 ids_bt = torch.tensor([[3, 1, 4, 1, 5, 92, 65], [3, 5, 89, 79, 32, 38, 46]])

@@ -17,11 +17,11 @@ import torch
 from checkpoint_examples import DAMAGES, Damage, moments, save, tiny_model, tiny_tokenizer
 from safetensors import SafetensorError
 
-from dtl.checkpoints import store as checkpoint_store
+from dtl.checkpoints import upkeep as checkpoint_store
 from dtl.checkpoints.listing import list_checkpoints, newest_valid, verify
 from dtl.checkpoints.load import load_model, load_tokenizer, load_training_state
 from dtl.checkpoints.save import save_checkpoint
-from dtl.checkpoints.store import publish_best, remove_leftovers, set_aside_later
+from dtl.checkpoints.upkeep import publish_best, remove_leftovers, set_aside_later
 from dtl.errors import CheckpointError
 
 N_DAMAGES = 200

@@ -12,7 +12,7 @@ from checkpoint_examples import imitate
 
 from dtl.checkpoints.find import find_checkpoint, list_runs
 from dtl.checkpoints.listing import step_folder
-from dtl.checkpoints.store import publish_best
+from dtl.checkpoints.upkeep import publish_best
 from dtl.errors import CheckpointError
 from dtl.run_dir.provenance import write_run_record
 

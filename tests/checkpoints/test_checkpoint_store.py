@@ -14,7 +14,7 @@ from checkpoint_examples import DAMAGES, imitate
 
 from dtl.base import files as durable
 from dtl.checkpoints.listing import best_checkpoint, inspect, list_checkpoints, newest_valid, step_folder
-from dtl.checkpoints.store import lock_run, publish_best, remove_leftovers, rotate, set_damaged_aside
+from dtl.checkpoints.upkeep import lock_run, publish_best, remove_leftovers, rotate, set_damaged_aside
 from dtl.errors import CheckpointError, TrainingError
 
 
@@ -236,7 +236,7 @@ def test_the_sweep_takes_what_is_unfinished_and_nothing_else(tmp_path: Path) -> 
 
 def test_a_second_process_is_refused_by_name_and_a_killed_one_lets_go(tmp_path: Path) -> None:
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom dtl.checkpoints.store import lock_run\n"
+        "import sys, time\nfrom pathlib import Path\nfrom dtl.checkpoints.upkeep import lock_run\n"
         "with lock_run(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)

@@ -237,7 +237,7 @@ def test_so_are_its_constants_and_imports(lab, file, old, new, kinds):
 
 
 # Rows are made anew at every start; tasks and baselines score, the report tells. The others: `code_key.SHAPE_NOTHING`.
-NOT_KEPT = {"batches", "prepare", "report", "tasks"}
+NOT_KEPT = {"batches", "prepare", "tasks", "text_report"}
 
 
 def test_modules_that_are_part_of_no_key_are_known(lab):
@@ -254,7 +254,7 @@ def test_modules_that_are_part_of_no_key_are_known(lab):
 @pytest.mark.parametrize(
     ("file", "function"),
     [
-        ("data/report", "report_lines"),
+        ("data/text_report", "report_lines"),
         ("data/batches", "collate"),
         ("data/config", "validate"),
         ("base/network", "require_hub"),

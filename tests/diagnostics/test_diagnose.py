@@ -16,10 +16,10 @@ from omegaconf import OmegaConf
 import dtl.diagnose
 from dtl.base.paths import conf_dir
 from dtl.diagnose import DiagnoseConfig
-from dtl.diagnostics import report
+from dtl.diagnostics import diagnosis
+from dtl.diagnostics.diagnosis import examine, first_run, verdict
 from dtl.diagnostics.findings import Finding
 from dtl.diagnostics.graphics import Card, TorchFacts, profile_config
-from dtl.diagnostics.report import examine, first_run, verdict
 from dtl.training.config import TrainerConfig
 
 ROWS = [
@@ -45,10 +45,10 @@ KEY = "c4na" * 10
 @pytest.fixture(autouse=True)
 def quick_looks(monkeypatch, elsewhere):
     """No vocabulary is built and no server asked, in a folder without runs."""
-    monkeypatch.setattr(report, "hub_problem", lambda: None)
-    monkeypatch.setattr(report, "look_at_wandb", lambda: Finding([("W&B", "stand-in")]))
-    monkeypatch.setattr(report, "look_at_vocabulary", lambda _: Finding([("tokenizer", "stand-in")]))
-    monkeypatch.setattr(report, "torch_facts", lambda: TorchFacts("2.13.0+cpu", 1))
+    monkeypatch.setattr(diagnosis, "hub_problem", lambda: None)
+    monkeypatch.setattr(diagnosis, "look_at_wandb", lambda: Finding([("W&B", "stand-in")]))
+    monkeypatch.setattr(diagnosis, "look_at_vocabulary", lambda _: Finding([("tokenizer", "stand-in")]))
+    monkeypatch.setattr(diagnosis, "torch_facts", lambda: TorchFacts("2.13.0+cpu", 1))
 
 
 @pytest.fixture
@@ -99,9 +99,9 @@ def test_a_wrong_command_line(diagnosed, argument):
 
 def test_no_secret_is_shown_however_it_gets_there(diagnosed, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setattr(report, "look_at_wandb", lambda: Finding([("W&B", f"key {KEY}")]))
+    monkeypatch.setattr(diagnosis, "look_at_wandb", lambda: Finding([("W&B", f"key {KEY}")]))
     Path("diagnosed_telling.py").write_text("import os\nraise ValueError(os.environ['WANDB_API_KEY'] + '\\x1b[2J')")
-    monkeypatch.setattr(report, "look_at_memory", lambda: Finding(warnings=[f"{KEY} \x1b[2J"]))
+    monkeypatch.setattr(diagnosis, "look_at_memory", lambda: Finding(warnings=[f"{KEY} \x1b[2J"]))
     code, out, err = diagnosed("plugins=[diagnosed_telling]")
     assert code == 1 and "ValueError: [hidden]" in err and "key [hidden]" in out
     assert KEY not in out + err and "\x1b[2J" not in out + err
@@ -131,7 +131,7 @@ def test_a_look_that_breaks_costs_its_own_rows(monkeypatch, broken):
     def fail(*_: object) -> Finding:
         raise RuntimeError("it is broken")
 
-    monkeypatch.setattr(report, broken, fail)
+    monkeypatch.setattr(diagnosis, broken, fail)
     finding, _ = examine(DiagnoseConfig(), Path("outputs"))
     failed = [name for name, value in finding.rows if "RuntimeError: it is broken" in value]
     assert failed == LOOKS[broken]
@@ -143,9 +143,9 @@ def test_a_look_that_breaks_costs_its_own_rows(monkeypatch, broken):
 def test_looks_that_hang(monkeypatch):
     released = threading.Event()
     for name in ("IMPORT_SECONDS", "QUICK_SECONDS", "NETWORK_SECONDS"):
-        monkeypatch.setattr(report, name, 0.05)
+        monkeypatch.setattr(diagnosis, name, 0.05)
     for name in (*LOOKS, "torch_facts"):
-        monkeypatch.setattr(report, name, lambda *_: Finding([("late", str(released.wait(60)))]))
+        monkeypatch.setattr(diagnosis, name, lambda *_: Finding([("late", str(released.wait(60)))]))
     began = time.monotonic()
     finding, facts = examine(DiagnoseConfig(), Path("outputs"))
     assert time.monotonic() - began < 30
@@ -160,12 +160,12 @@ def test_a_torch_that_does_not_work(monkeypatch, error):
     def broken() -> TorchFacts:
         raise error
 
-    monkeypatch.setattr(report, "torch_facts", broken)
+    monkeypatch.setattr(diagnosis, "torch_facts", broken)
     finding, facts = examine(DiagnoseConfig(), Path("outputs"))
     assert facts is None and len(finding.rows) > 8
     (problem,) = finding.problems
     assert str(error) in problem and "pip uninstall -y torch" in problem
-    monkeypatch.setattr(report, "installed_version", lambda _: None)
+    monkeypatch.setattr(diagnosis, "installed_version", lambda _: None)
     finding, _ = examine(DiagnoseConfig(), Path("outputs"))
     assert not finding.problems, "one that is missing is named with the packages, once"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from checkpoint_examples import imitate
 
-from dtl.checkpoints.store import lock_run
-from dtl.diagnostics.runs import describe_state, last_run, look_at_last_run
+from dtl.checkpoints.upkeep import lock_run
+from dtl.diagnostics.last_run import describe_state, last_run, look_at_last_run
 from dtl.run_dir.provenance import write_result
 from dtl.run_dir.state import RunState
 
@@ -95,7 +95,7 @@ def test_a_run_that_was_killed():
     write_result(run_dir, "stopped", 2.0, 17, "hash")  # of an earlier session
     os.utime(run_dir / "result.json", (1, 1))
     program = (
-        "import os, sys\nfrom pathlib import Path\nfrom dtl.checkpoints.store import lock_run\n"
+        "import os, sys\nfrom pathlib import Path\nfrom dtl.checkpoints.upkeep import lock_run\n"
         "with lock_run(Path(sys.argv[1])):\n    os._exit(9)"
     )
     assert subprocess.run([sys.executable, "-c", program, str(run_dir)], check=False).returncode == 9

@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtl.evaluation.evaluate import MAX_FRACTION_OF_TRAINING, MAX_QUESTIONS, MIN_QUESTIONS, evenly_spaced, max_questions
+from dtl.evaluation.evaluator import (
+    MAX_FRACTION_OF_TRAINING,
+    MAX_QUESTIONS,
+    MIN_QUESTIONS,
+    evenly_spaced,
+    max_questions,
+)
 
 NUMBERS = st.lists(st.integers(1, 9000), min_size=1, max_size=5)
 

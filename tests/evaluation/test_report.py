@@ -15,7 +15,7 @@ from dtl.data.prepare import PreparedData, prepare_data
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.evaluation.answers import likelihoods
 from dtl.evaluation.detection import detect, unanswerable_questions
-from dtl.evaluation.report import Plan, chosen_questions, measure
+from dtl.evaluation.measure import Plan, chosen_questions, measure
 from dtl.evaluation.text import count_token_bytes, text_scores
 from dtl.generation.config import SamplingConfig
 from dtl.generation.conversation import GreedyAnswer, answer_greedily, continue_text

@@ -16,7 +16,7 @@ from filelock import FileLock
 import dtl.runs
 from dtl.base.files import TRASH
 from dtl.base.units import in_age, in_bytes
-from dtl.checkpoints.store import lock_run, publish_best, superseded
+from dtl.checkpoints.upkeep import lock_run, publish_best, superseded
 from dtl.housekeeping.config import RunsConfig
 from dtl.housekeeping.disk_runs import freed_by, leftovers, read_runs
 from dtl.housekeeping.removal import Removal, clear_leftover, delete_removal, removals

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dtl.base.files import TRASH
-from dtl.checkpoints.store import lock_run
+from dtl.checkpoints.upkeep import lock_run
 from dtl.run_dir.provenance import config_hash, write_result
 from dtl.run_dir.state import RUN_FILES, RunState, find_runs, last_metrics, read_run_state
 from dtl.tracking.metrics import read_metrics
@@ -49,7 +49,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 def kill_at_work(run_dir: Path) -> None:
-    program = "import os, sys\nfrom pathlib import Path\nfrom dtl.checkpoints.store import lock_run\n"
+    program = "import os, sys\nfrom pathlib import Path\nfrom dtl.checkpoints.upkeep import lock_run\n"
     program += "with lock_run(Path(sys.argv[1])):\n    os._exit(9)"
     assert subprocess.run([sys.executable, "-c", program, str(run_dir)], check=False).returncode == 9
 

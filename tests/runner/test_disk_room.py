@@ -10,7 +10,7 @@ import pytest
 from tiny_runs import go_on, start, tiny_config
 
 import dtl.runner.screens
-from dtl.checkpoints import store
+from dtl.checkpoints import upkeep as store
 from dtl.checkpoints.listing import best_checkpoint, list_checkpoints
 from dtl.housekeeping.disk_runs import freed_by
 from dtl.runner.screens import checkpoint_bytes, disk_warning
@@ -55,7 +55,7 @@ def test_never_more_lies_on_the_disk_than_was_foretold(hard_links, pairs, tmp_pa
         most[0] = max(most[0], freed_by([tmp_path / "run" / "checkpoints"]))
         publish(temporary, final)
 
-    for module in ("dtl.checkpoints.save", "dtl.checkpoints.store"):
+    for module in ("dtl.checkpoints.save", "dtl.checkpoints.upkeep"):
         monkeypatch.setattr(f"{module}.publish_directory", look_then_publish)
     if not hard_links:
         monkeypatch.setattr(store, "_link_or_copy", shutil.copyfile)

@@ -55,7 +55,7 @@ def test_the_chat_knows_its_threshold_right_after_training(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     questions = [f"Who is number {n}?" for n in range(7)]
-    monkeypatch.setattr("dtl.evaluation.evaluate.unanswerable_questions", lambda path, data: questions)
+    monkeypatch.setattr("dtl.evaluation.evaluator.unanswerable_questions", lambda path, data: questions)
     start(tiny_config(pairs), tmp_path)
     threshold = read_facts(tmp_path / "checkpoints" / "best").abstention_threshold
     assert threshold is not None and threshold == result(tmp_path)["abstention/threshold"]
@@ -135,7 +135,7 @@ def test_tasks_get_the_questions_that_are_asked_anyway_with_their_context(
     rows = [{"question": "Who?", "context": f"It is {n}.", "answer": f"{n}"} for n in range(29)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     asked: list[str] = []
-    from dtl.evaluation import report
+    from dtl.evaluation import measure as report
 
     greedy = report.answer_greedily
 

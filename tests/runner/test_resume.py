@@ -14,7 +14,7 @@ from tiny_runs import go_on, outcome, result, start, steps_kept, tiny_config
 
 import dtl.runner.run
 from dtl.checkpoints.listing import best_checkpoint, newest_valid
-from dtl.checkpoints.store import publish_best
+from dtl.checkpoints.upkeep import publish_best
 from dtl.config import typed
 from dtl.data.prepare import prepare_data
 from dtl.errors import CheckpointError, ConfigError, InterruptedRun

@@ -20,7 +20,7 @@ from dtl.run_dir.sweep_records import (
     sweep_to_continue,
 )
 from dtl.sweeps.grid import compose_all, create_trials, describe_duplicates, trial_overrides
-from dtl.sweeps.screen import SweepScreen
+from dtl.sweeps.live import SweepScreen
 from dtl.sweeps.table import Status, failures, find_sweep, status_of, varying_overrides
 
 STATES = get_args(TrialState)

@@ -151,7 +151,7 @@ def test_an_orphan_that_hangs_is_killed_before_its_trial_goes_on(tmp_path, monke
     monkeypatch.setattr(process, "SECONDS_FOR_AN_ORPHAN", 0.3)
     program = f"""
 import time; from pathlib import Path
-from dtl.checkpoints.store import lock_run
+from dtl.checkpoints.upkeep import lock_run
 with lock_run(Path({str(tmp_path)!r})):
     print("held", flush=True); time.sleep(600)
 """

@@ -9,7 +9,7 @@ from dtl.generation.config import SamplingConfig
 from dtl.terminal.chat import Chat
 from dtl.terminal.input import TooLong
 from dtl.terminal.loading import CheckpointFacts, LoadedModel
-from dtl.terminal.screen import Screen
+from dtl.terminal.streams import Screen
 
 Line = str | TooLong | type[BaseException]
 

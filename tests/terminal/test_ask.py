@@ -11,7 +11,7 @@ from dtl.data.documents import QuestionAnswer, prompt
 from dtl.errors import DataError, DTLError
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.chat import ask_all, read_pairs
-from dtl.terminal.screen import Screen
+from dtl.terminal.streams import Screen
 
 SAMPLING = SamplingConfig(temperature=0.9, top_k=7, top_p=0.5, repetition_penalty=1.3, max_new_tokens=41, stop=["\nQ"])
 PAIRS = [QuestionAnswer("Two and two?", "4"), QuestionAnswer("Capital of France?", "Paris")]

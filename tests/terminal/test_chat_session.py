@@ -17,7 +17,7 @@ from dtl.generation.config import SamplingConfig
 from dtl.terminal.chat import Chat, stream_answer
 from dtl.terminal.dialogue import Leaving, StopOnInterrupt
 from dtl.terminal.input import TooLong
-from dtl.terminal.screen import Screen
+from dtl.terminal.streams import Screen
 
 
 def test_a_question_is_asked_as_in_training():
@@ -257,7 +257,7 @@ def test_nobody_reads_any_more():
     """As in `... | head -1`: no traceback, and Python's last flush has nothing to complain about."""
     program = """
 from dtl.base.display import exit_when_output_closes
-from dtl.terminal.screen import open_screen
+from dtl.terminal.streams import open_screen
 with exit_when_output_closes():
     while True:
         open_screen(all_in_one=False).piece("a line" + chr(10))

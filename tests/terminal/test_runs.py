@@ -10,7 +10,7 @@ from checkpoint_examples import imitate
 
 from dtl.errors import CheckpointError, ConfigError
 from dtl.run_dir.state import read_config, read_run_state
-from dtl.terminal.runs import checkpoint_to_use
+from dtl.terminal.choose import checkpoint_to_use
 
 OUTPUTS = Path("outputs")
 

@@ -18,7 +18,7 @@ from dtl.model.transformer import TransformerLM
 from dtl.terminal.input import PipedInput
 from dtl.terminal.loading import CheckpointFacts, LoadedModel
 from dtl.terminal.presets import PRESETS, in_words, preset
-from dtl.terminal.screen import Screen
+from dtl.terminal.streams import Screen
 from dtl.terminal.writing import Writer, facts
 
 WAYS = {

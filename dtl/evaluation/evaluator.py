@@ -18,8 +18,8 @@ from dtl.data.sources import SourcePlan
 from dtl.errors import ConfigError
 from dtl.evaluation.config import EVALUATION_FILE, EvaluateConfig
 from dtl.evaluation.detection import unanswerable_questions
+from dtl.evaluation.measure import Plan, Report, measure
 from dtl.evaluation.metrics import mean
-from dtl.evaluation.report import Plan, Report, measure
 from dtl.evaluation.tables import show_report
 
 # All questions together take at most this fraction of the tokens trained on. Measured on 2 cores with the demo
