@@ -9,11 +9,6 @@ def in_units(count: float) -> str:
     return f"{count:.0f}"
 
 
-def in_millions(count: float) -> str:
-    """A count in millions, `0.4` or `12.3`, without the unit."""
-    return f"{count / 1e6:.1f}"
-
-
 def n_tokens(count: int) -> str:
     """A number of tokens: `1 token`, `2 tokens`."""
     return f"{count:,} token{'' if count == 1 else 's'}"

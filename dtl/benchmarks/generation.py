@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dtl.base.units import in_millions
 from dtl.benchmarks.config import SUITES, GenerationSuiteConfig
 from dtl.benchmarks.measuring import MissingPeerError, Row, at_least, compared, in_turns, peer, skipped
 from dtl.benchmarks.suite import TINY_VOCABULARY, VOCABULARY, Suite, Workplace
@@ -43,7 +42,7 @@ def continuing(place: Workplace, arch: str) -> Iterator[Row]:
     n_tokens = settings.batch_size * n_new
     n_distinct = len({token for text in texts for token in text})
     note = (
-        f"{in_millions(n_parameters)} million parameters, fp32, {settings.batch_size} x {n_prompt} tokens continued by "
+        f"{n_parameters / 1e6:.1f} million parameters, fp32, {settings.batch_size} x {n_prompt} tokens continued by "
         f"{n_new}; the same {n_tokens} tokens, {n_distinct} distinct"
     )
     rounds = place.settings.rounds

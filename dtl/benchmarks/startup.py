@@ -54,7 +54,7 @@ def first_step(place: Workplace) -> Iterator[Row]:
 
     def ours() -> None:
         folder = place.folder / f"run-{next(numbers)}"
-        _until(lambda: _has_content(folder / METRICS), _into(folder, run), place.folder)
+        _until(lambda: any(file.stat().st_size for file in folder.glob(METRICS)), _into(folder, run), place.folder)
 
     def theirs() -> None:
         done = place.folder / f"peer-{next(numbers)}"
@@ -100,10 +100,6 @@ def _parts(place: Workplace, run: Sequence[str], total: float) -> str:
 
 def _into(folder: Path, run: Sequence[str]) -> list[str]:
     return train_command(*run, f"hydra.run.dir={quoted(str(folder))}")
-
-
-def _has_content(file: Path) -> bool:
-    return file.exists() and file.stat().st_size > 0
 
 
 def _until(done: Callable[[], bool], command: Sequence[str], folder: Path) -> None:

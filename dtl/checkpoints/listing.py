@@ -95,7 +95,14 @@ def list_checkpoints(run_dir: Path, contents: bool = True) -> list[Checkpoint]:
     """
     entries = [inspect(folder, contents=contents) for folder in step_folders(run_dir)]
     valid = {entry.path.name for entry in entries if entry.problem is None}
-    return sorted((entry for entry in entries if not _is_superseded(entry.path.name, valid)), key=_newest_first)
+    return sorted(
+        (
+            entry
+            for entry in entries
+            if not (entry.path.name.endswith(ASIDE) and entry.path.name.removesuffix(ASIDE) in valid)
+        ),
+        key=_newest_first,
+    )
 
 
 def step_folders(run_dir: Path) -> list[Path]:
@@ -110,10 +117,6 @@ def step_folders(run_dir: Path) -> list[Path]:
 def step_of(folder: Path) -> int:
     """The step in the name of one of `step_folders`; a valid manifest has the same step."""
     return int(folder.name.removesuffix(ASIDE).rpartition("-")[2])
-
-
-def _is_superseded(name: str, valid: set[str]) -> bool:
-    return name.endswith(ASIDE) and name.removesuffix(ASIDE) in valid
 
 
 def _newest_first(entry: Checkpoint) -> tuple[int, bool, str]:

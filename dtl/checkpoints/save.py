@@ -1,7 +1,7 @@
 """Saving of checkpoints: one Hugging Face model directory with everything to use the model and to resume the run.
 
 Saved atomically with a manifest, as safetensors and JSON only, which are loaded without executing anything.
-The checkpoints of a run are listed in checkpoints/listing.py and maintained in store.py.
+The checkpoints of a run are listed in checkpoints/listing.py and maintained in upkeep.py.
 """
 
 import json

@@ -50,7 +50,7 @@ def epoch_order(seed: int, epoch: int, n: int, stream: int = 0) -> np.ndarray:
 class PackedSequences:
     """The packed sequences of one split of one source, built on demand from the flat array of tokens.
 
-    `loss_mask` (n_tokens,) bool: True = the token counts as a target; None = all. With `document_mask` each run of
+    `loss_mask` (n_tokens,) bool: True = the token counts as a target; None = all. With `document_mask` each span of
     the packing is a document of its own: positions restart and attention stays inside it.
     """
 
@@ -102,9 +102,9 @@ def collate(picks: Sequence[tuple[PackedSequences, int]], ids: tuple[int, ...]) 
         if not 0 <= index < packing.n_sequences:
             raise IndexError(f"row {index} of {packing.n_sequences}")
         at = 0
-        runs = range(packing.sequence_offsets[index], packing.sequence_offsets[index + 1])
-        for number, run in enumerate(runs):
-            start, length = packing.starts[run], packing.lengths[run]
+        spans = range(packing.sequence_offsets[index], packing.sequence_offsets[index + 1])
+        for number, span in enumerate(spans):
+            start, length = packing.starts[span], packing.lengths[span]
             here = slice(at, at + length)
             inputs[b, here] = rows.tokens[start : start + length]
             targets[b, here] = rows.tokens[start + 1 : start + length + 1]
@@ -116,7 +116,7 @@ def collate(picks: Sequence[tuple[PackedSequences, int]], ids: tuple[int, ...]) 
             at += length
         if positions is not None and documents is not None:  # padding is a document of its own: no other attends to it
             positions[b, at:] = np.arange(first.seq_len - at)
-            documents[b, at:] = len(runs)
+            documents[b, at:] = len(spans)
     return Batch(
         torch.from_numpy(inputs),
         torch.from_numpy(targets),

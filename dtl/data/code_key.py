@@ -225,9 +225,7 @@ def _statements(tree: ast.Module) -> Iterator[ast.AST]:
         yield node
         for name in ("body", "orelse", "finalbody", "handlers", "cases"):
             statements = getattr(node, name, [])
-            statements[:] = [statement for statement in statements if not _does_nothing(statement)]
+            statements[:] = [
+                each for each in statements if not (isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant))
+            ]
             waiting += statements
-
-
-def _does_nothing(statement: ast.AST) -> bool:
-    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)

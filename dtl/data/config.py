@@ -162,7 +162,9 @@ class DataConfig:
     cache_dir: str | None = None  # folder for prepared text and tokens; null = the platform's cache folder
     verify: str = "quick"  # quick (files of unchanged size and time count as unchanged) | full (SHA-256 of all)
     commits: dict[str, str] = field(default_factory=dict)  # hub: {source: dataset@commit}; a run records it by itself
-    tasks: list[str] = field(default_factory=list)  # your own scores; exact_match, f1, lookup always
+    tasks: list[str] = field(
+        default_factory=list
+    )  # additional tasks to score; exact_match, f1 and lookup are always measured
     recommended: RecommendedConfig = field(default_factory=RecommendedConfig)
 
     def resolved_sources(self) -> dict[str, SourceConfig]:

@@ -1,4 +1,4 @@
-"""Documents, which every source yields: a text to learn, and the question and answer it may be made of."""
+"""Documents, which every source yields: a text to learn and, where it was made of one, its question and answer."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -23,17 +23,8 @@ from dtl.registry import TOKENIZERS
 CHUNK_CHARACTERS = 1_000_000  # text encoded at a time: its Python lists of ids are dropped before the next
 
 
-class Encoder(Protocol):
-    """The part of a tokenizer that encoding needs."""
-
-    vocab_size: int
-    eos_id: int
-
-    def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
-
-
 def encode_chunks(
-    documents: Iterable[Document], encoder: Encoder, max_tokens: int | None = None
+    documents: Iterable[Document], encoder: Tokenizer, max_tokens: int | None = None
 ) -> Iterator[EncodedChunk]:
     """Encode documents in chunks, stopping after the chunk in which `max_tokens` is reached.
 
@@ -60,7 +51,9 @@ def encode_chunks(
             break
 
 
-def encode_documents(documents: Iterable[Document], encoder: Encoder, max_tokens: int | None = None) -> TokenDocuments:
+def encode_documents(
+    documents: Iterable[Document], encoder: Tokenizer, max_tokens: int | None = None
+) -> TokenDocuments:
     """Encode documents into memory; see `encode_chunks`."""
     return joined(encode_chunks(documents, encoder, max_tokens), token_dtype(encoder.vocab_size))
 
@@ -116,7 +109,7 @@ def _tokenizer(config: TokenizerConfig, texts: dict[str, SourceTexts], cache: Ca
     """Build a tokenizer. One that is trained on cached text is cached too; others do not depend on the text alone."""
 
     def made() -> Tokenizer:
-        return build_tokenizer(config, lambda: _training_texts(texts))
+        return build_tokenizer(config, lambda: (text.text for each in texts.values() for text in each.splits["train"]))
 
     if not config.traits.learnt or any(source.key is None for source in texts.values()):
         return made()
@@ -148,10 +141,6 @@ def tokenizer_key(texts: Mapping[str, str | None], config: TokenizerConfig) -> s
 def tokenizer_settings(texts: Mapping[str, str | None], config: TokenizerConfig) -> dict[str, Any]:
     """Return the settings that shape a trained tokenizer in addition to the code."""
     return {"texts": list(texts.items()), "config": asdict(config)}
-
-
-def _training_texts(texts: dict[str, SourceTexts]) -> Iterator[str]:
-    return (document.text for source in texts.values() for document in source.splits["train"])
 
 
 def _encode(

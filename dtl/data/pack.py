@@ -1,7 +1,7 @@
 """Packing of documents into sequences of equal length, as pure functions of their lengths; and its fingerprint.
 
-No token is copied: a sequence is one or more runs of consecutive tokens. A run that starts at token s and is n long
-has the inputs tokens[s : s + n] and the targets tokens[s + 1 : s + n + 1], so that neighbouring runs of one text share
+No token is copied: a sequence is one or more spans of consecutive tokens. A span that starts at token s and is n long
+has the inputs tokens[s : s + n] and the targets tokens[s + 1 : s + n + 1], so that neighbouring spans of one text share
 a token and no target is lost between them.
 """
 
@@ -19,11 +19,11 @@ from dtl.data.stored import TokenDocuments
 
 @dataclass(frozen=True)
 class Packing:
-    """Sequences ("rows" in code) of `seq_len` positions, made of runs.
+    """Sequences ("rows" in code) of `seq_len` positions, made of spans.
 
-    starts       (n_runs,) int64: the run's first token
-    lengths      (n_runs,) int32: its positions
-    sequence_offsets  (n_sequences + 1,) int64: row r consists of the runs sequence_offsets[r] : sequence_offsets[r + 1]
+    starts       (n_spans,) int64: the span's first token
+    lengths      (n_spans,) int32: its positions
+    sequence_offsets  (n_sequences + 1,) int64: sequence i has the spans sequence_offsets[i] : sequence_offsets[i + 1]
     """
 
     seq_len: int
@@ -49,10 +49,10 @@ class Packing:
         """Return the packing of some rows only, in the given order."""
         counts = np.diff(self.sequence_offsets)[rows]
         sequence_offsets = _offsets(counts)
-        # Runs of these rows: each row's first run, plus 0, 1, 2, ... within the row.
+        # Runs of these rows: each row's first span, plus 0, 1, 2, ... within the row.
         within = np.arange(sequence_offsets[-1]) - np.repeat(sequence_offsets[:-1], counts)
-        runs = np.repeat(self.sequence_offsets[:-1][rows], counts) + within
-        return Packing(self.seq_len, self.starts[runs], self.lengths[runs], sequence_offsets)
+        spans = np.repeat(self.sequence_offsets[:-1][rows], counts) + within
+        return Packing(self.seq_len, self.starts[spans], self.lengths[spans], sequence_offsets)
 
 
 def pack_stream(n_tokens: int, seq_len: int) -> Packing:
@@ -61,21 +61,21 @@ def pack_stream(n_tokens: int, seq_len: int) -> Packing:
     Only the last sequence may be short; it is kept, padded.
     """
     starts = np.arange(0, max(n_tokens - 1, 0), seq_len, dtype=np.int64)
-    return _one_run_a_row(seq_len, starts, np.minimum(seq_len, n_tokens - 1 - starts))
+    return _one_span_each(seq_len, starts, np.minimum(seq_len, n_tokens - 1 - starts))
 
 
 def pack_documents(offsets: np.ndarray, seq_len: int, loss_mask: np.ndarray | None = None) -> Packing:
     """Pack complete documents into sequences by best fit, so that little is padding.
 
-    Only a document longer than a sequence is cut, into runs of `seq_len` and a rest. A run without any target under
+    Only a document longer than a sequence is cut, into spans of `seq_len` and a rest. A span without any target under
     `loss_mask` (the beginning of a very long question) has no loss and is left out.
     """
     positions = np.diff(offsets) - 1  # the end token is only a target: nothing follows it
-    n_runs = -(-positions // seq_len)
-    first_run = _offsets(n_runs)
-    within = np.arange(first_run[-1]) - np.repeat(first_run[:-1], n_runs)
-    starts = np.repeat(offsets[:-1], n_runs) + within * seq_len
-    lengths = np.minimum(seq_len, np.repeat(positions, n_runs) - within * seq_len)
+    n_spans = -(-positions // seq_len)
+    first_span = _offsets(n_spans)
+    within = np.arange(first_span[-1]) - np.repeat(first_span[:-1], n_spans)
+    starts = np.repeat(offsets[:-1], n_spans) + within * seq_len
+    lengths = np.minimum(seq_len, np.repeat(positions, n_spans) - within * seq_len)
     if loss_mask is not None:
         useful = count_targets(starts, lengths, loss_mask) > 0
         starts, lengths = starts[useful], lengths[useful]
@@ -89,7 +89,7 @@ def pad_documents(offsets: np.ndarray, seq_len: int) -> Packing:
     """Put one document into each sequence, cut at `seq_len` and padded to it (the classic layout)."""
     positions = np.diff(offsets) - 1
     kept = positions > 0
-    return _one_run_a_row(seq_len, offsets[:-1][kept], np.minimum(seq_len, positions[kept]))
+    return _one_span_each(seq_len, offsets[:-1][kept], np.minimum(seq_len, positions[kept]))
 
 
 def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
@@ -143,7 +143,7 @@ def answer_mask(documents: TokenDocuments) -> np.ndarray | None:
 
 
 def count_targets(starts: np.ndarray, lengths: np.ndarray, loss_mask: np.ndarray) -> np.ndarray:
-    """Return the number of targets in each run under the mask, (n_runs,)."""
+    """Return the number of targets in each span under the mask, (n_spans,)."""
     before = _offsets(loss_mask)
     return before[starts + lengths + 1] - before[starts + 1]
 
@@ -163,11 +163,11 @@ def fully_covered(packing: Packing, offsets: np.ndarray) -> np.ndarray:
     order = np.argsort(packing.starts, kind="stable")
     starts, ends = packing.starts[order], (packing.starts + packing.lengths)[order]
     end_tokens = offsets[1:] - 1
-    run = np.searchsorted(starts, end_tokens) - 1  # the last run that starts before the end token
-    return (run >= 0) & (end_tokens <= ends[run])
+    span = np.searchsorted(starts, end_tokens) - 1  # the last span that starts before the end token
+    return (span >= 0) & (end_tokens <= ends[span])
 
 
-def _one_run_a_row(seq_len: int, starts: np.ndarray, lengths: np.ndarray) -> Packing:
+def _one_span_each(seq_len: int, starts: np.ndarray, lengths: np.ndarray) -> Packing:
     return Packing(seq_len, starts, lengths.astype(np.int32), np.arange(len(starts) + 1, dtype=np.int64))
 
 

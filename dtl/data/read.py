@@ -114,7 +114,8 @@ class _Reader:
             if not document.text.strip():
                 counts["empty"] += 1
                 continue
-            digest = _digest(document)
+            # 16 bytes exclude collisions; the text of a pair holds question and answer.
+            digest = hashlib.blake2b(document.text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
             if digest in seen:
                 counts["duplicate"] += 1
                 counts["duplicate_characters"] += len(document.text)
@@ -141,11 +142,6 @@ class _Reader:
                 "text: scores on them measure memorization."
             )
         return notes
-
-
-def _digest(document: Document) -> bytes:
-    """Return 16 bytes of BLAKE2 over the text (question and answer of a pair): enough to exclude collisions."""
-    return hashlib.blake2b(document.text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _excerpts(before: str, after: str) -> tuple[str, str]:

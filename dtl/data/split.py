@@ -75,7 +75,11 @@ class HoldOut:
             return None, note
         # A test split that was begun but gets nothing now is emptied.
         wanted = [split for split in SPLITS if split != "test" or "test" in splits or thresholds.test_from < math.inf]
-        return {split: _documents_of(split, thresholds, splits) for split in wanted}, note
+
+        def documents(split: str) -> Iterator[Document]:
+            return (document for document in _all(splits) if thresholds.split_for(split_hash(document)) == split)
+
+        return {split: documents(split) for split in wanted}, note
 
     def _enough_for_each(self) -> tuple[SplitThresholds, list[str]]:
         if self.n_documents < 2:
@@ -100,12 +104,6 @@ class HoldOut:
 def _all(splits: Mapping[str, Sequence[Document]]) -> Iterator[Document]:
     for split in SPLITS:
         yield from splits.get(split, ())
-
-
-def _documents_of(
-    split: str, thresholds: SplitThresholds, splits: Mapping[str, Sequence[Document]]
-) -> Iterator[Document]:
-    return (document for document in _all(splits) if thresholds.split_for(split_hash(document)) == split)
 
 
 def _split_text(

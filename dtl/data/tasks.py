@@ -129,7 +129,7 @@ def bm25_baseline(training: Sequence[QuestionAnswer]) -> Answer:
 
 
 def majority(training: Sequence[QuestionAnswer]) -> Answer:
-    """Answer always with the most frequent training answer; of several, with the first."""
+    """Always answer with the most frequent training answer; of several, with the first."""
     counts = Counter(normalise(pair.answer) for pair in training)
     most_frequent = max(counts, key=lambda answer: counts[answer], default=None)
     answer = next((pair.answer for pair in training if normalise(pair.answer) == most_frequent), "")

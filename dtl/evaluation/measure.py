@@ -58,7 +58,7 @@ class Report:
     worst: list[WrongAnswer] = field(default_factory=list)
     question_leakage: list[QuestionLeakage] = field(default_factory=list)
     text_leakage: list[TextLeakage] = field(default_factory=list)
-    tasks: dict[str, float] = field(default_factory=dict)  # scores of plugins
+    tasks: dict[str, float] = field(default_factory=dict)  # scores of the additional tasks in data.tasks
 
     def metrics(self) -> dict[str, float]:
         """Return the main metrics by name for a tracker: `test/bits_per_byte`, `exact_match/test`, `lookup/f1/test`."""

@@ -210,11 +210,9 @@ def stream(
             running = [was and token != stop_id for was, token in zip(running, next_ids, strict=True)]
             if not any(running):
                 return
-            yield Step(
-                [token if runs else None for token, runs in zip(next_ids, running, strict=True)],
-                _logprobs(logits_bv, next_b).tolist(),
-                list(context_shifted),
-            )
+            logprobs_b1 = logits_bv.gather(1, rearrange(next_b, "b -> b 1")) - logits_bv.logsumexp(-1, keepdim=True)
+            written = [token if runs else None for token, runs in zip(next_ids, running, strict=True)]
+            yield Step(written, logprobs_b1[:, 0].tolist(), list(context_shifted))
             if n_left == 0:
                 return
             if penalised_bv is not None:
@@ -257,11 +255,6 @@ def _compute_dtype(model: TransformerLM) -> torch.dtype:
     weight = next(model.parameters())
     kind = weight.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-
-
-def _logprobs(logits_bv: Tensor, ids_b: Tensor) -> Tensor:
-    """Natural logarithm of the probability of each id, (b,)."""
-    return logits_bv.gather(1, rearrange(ids_b, "b -> b 1"))[:, 0] - logits_bv.logsumexp(dim=-1)
 
 
 def _occurring(texts: Sequence[Sequence[int]], vocab_size: int) -> Tensor:

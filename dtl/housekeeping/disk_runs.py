@@ -102,7 +102,7 @@ def leftovers(outputs: Path) -> list[Path]:
 
 def freed_by(folders: Iterable[Path]) -> int:
     """Return the bytes freed by deleting these folders; files with a hard link elsewhere count nothing."""
-    # The best checkpoint shares its files with that of its step, as hard links (checkpoints/store.py).
+    # The best checkpoint shares its files with that of its step, as hard links (checkpoints/upkeep.py).
     names: Counter[tuple[int, int]] = Counter()
     sizes: dict[tuple[int, int], tuple[int, int]] = {}
     for file in (file for folder in folders for file in _files(folder)):

@@ -1,7 +1,7 @@
 """A decoder-only transformer from its smallest part up: norm, mlps, positions, attention, block, language model.
 
 `model.arch.block` chooses the block class. It builds one layer and the parts around a stack of its kind: the final
-norm, the positions and the first weights. The attention kernels are in dtl/model/attention.py.
+norm, the positions and the initial weights. The attention kernels are in dtl/model/attention.py.
 Letters: b batch, t time, s key time, d model width, f mlp width, h query heads, g key/value heads, k head width,
 v vocabulary.
 """
@@ -47,9 +47,6 @@ class RMSNorm(nn.Module):
         # As in Qwen3, low precision is normalised in fp32 and rounded before the weight is applied. `F.rms_norm` with
         # the weight would round once, after it, and has no fused kernel for mixed dtypes.
         return self.weight * F.rms_norm(x, (self.dim,), eps=self.eps)
-
-    def extra_repr(self) -> str:
-        return f"{self.dim}, eps={self.eps}"
 
 
 # --- mlp ----------------------------------------------------------------------------------------------------------
@@ -112,9 +109,6 @@ class RotaryEmbedding(nn.Module):
         angles = rearrange(positions_bt.float(), "b t -> b t 1") * frequencies
         angles_btk = repeat(angles, "b t half -> b t (two half)", two=2)
         return x_btd, Rotation(angles_btk.cos().to(x_btd.dtype), angles_btk.sin().to(x_btd.dtype))
-
-    def extra_repr(self) -> str:
-        return f"{self.head_dim}, theta={self.theta}"
 
 
 class LearnedPositions(nn.Module):
@@ -238,7 +232,7 @@ class TransformerBlock(BlockRules, nn.Module):
 
     @classmethod
     def initialise(cls, model: "TransformerLM") -> None:
-        """Set the first weights: small normals, sharp attention, each block the identity, and logits near zero."""
+        """Set the initial weights: small normals, sharp attention, each block the identity, and logits near zero."""
         # Zero output projections and query/key norms at 1.2 learned fastest in small experiments. An untied head starts
         # at zero; a tied one cannot. After the final norm a token's logit for itself is dim x std, which at std = 0.02
         # grows with the width; limited to ln(v) / 2, the token's own probability stays near 1/sqrt(v).
@@ -280,7 +274,7 @@ class ClassicBlock(TransformerBlock):
 
     @classmethod
     def initialise(cls, model: "TransformerLM") -> None:
-        """Set GPT-2's first weights: N(0, 0.02), zero biases, and output projections scaled by 1/sqrt(2 layers)."""
+        """Set GPT-2's initial weights: N(0, 0.02), zero biases, and output projections scaled by 1/sqrt(2 layers)."""
         # Each layer adds two outputs to the residual stream: scaled so, its variance does not grow with depth.
         residual_std = 0.02 / math.sqrt(2 * model.config.n_layers)
         for module in model.modules():
@@ -390,7 +384,7 @@ class TransformerLM(nn.Module):
 
 
 def create_model(preset_or_config: str | ModelConfig, vocab_size: int = 50257, **overrides: Any) -> TransformerLM:
-    """Return a model with first weights: `create_model("small")`, `create_model("qa", vocab_size=4096, n_layers=3)`.
+    """Return a model with initial weights: `create_model("small")`, `create_model("qa", vocab_size=4096, n_layers=3)`.
 
     Takes a preset of conf/model or a ModelConfig; `overrides` are fields of ModelConfig, and `arch` may be a name
     under conf/model/arch. Raises ConfigError for an unknown preset or field and for a model that cannot be built.

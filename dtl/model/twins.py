@@ -7,7 +7,7 @@ Letters: o output width, i input width of a matrix, n matrices stacked into one.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from einops import rearrange
 from torch import Tensor
@@ -41,6 +41,7 @@ class Twin(ABC):
     model_type: str  # in its config.json
     prefix: str  # of its tensors' names; missing in some files
     embedding: str  # the tensor that a tied head shares
+    sizes: ClassVar[dict[str, str]]  # key of its config.json -> field of ModelConfig
     buffers: tuple[str, ...] = ()  # suffixes of tensors that files may contain and no model needs
 
     @abstractmethod
@@ -55,6 +56,10 @@ class Twin(ABC):
     def pairs(self, config: ModelConfig) -> list[Pair]:
         """Return all tensors but the head's."""
 
+    def written_sizes(self, config: ModelConfig) -> dict[str, int]:
+        """Return the keys of `sizes` with their values, defaults resolved."""
+        return {key: getattr(config, f"resolved_{name}", getattr(config, name)) for key, name in self.sizes.items()}
+
 
 class Qwen3(Twin):
     """Twin of `modern`."""
@@ -62,18 +67,17 @@ class Qwen3(Twin):
     model_type = "qwen3"
     prefix = "model."
     embedding = "model.embed_tokens.weight"
+    sizes: ClassVar[dict[str, str]] = {
+        "hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads",
+        "num_key_value_heads": "n_kv_heads", "head_dim": "head_dim", "intermediate_size": "ffn_dim",
+        "max_position_embeddings": "max_seq_len",
+    }  # fmt: skip
 
     def config(self, config: ModelConfig) -> dict[str, Any]:
         return {
             "architectures": ["Qwen3ForCausalLM"],
             "model_type": self.model_type,
-            "hidden_size": config.dim,
-            "num_hidden_layers": config.n_layers,
-            "num_attention_heads": config.n_heads,
-            "num_key_value_heads": config.resolved_n_kv_heads,
-            "head_dim": config.resolved_head_dim,
-            "intermediate_size": config.resolved_ffn_dim,
-            "max_position_embeddings": config.max_seq_len,
+            **self.written_sizes(config),
             "rms_norm_eps": config.arch.norm_eps,
             "rope_parameters": {"rope_type": "default", "rope_theta": config.arch.rope_theta},
             "rope_theta": config.arch.rope_theta,  # transformers 4 reads this key
@@ -103,13 +107,7 @@ class Qwen3(Twin):
                 "norm_eps": setting(hf, "rms_norm_eps", 1e-6),
                 "rope_theta": rope.get("rope_theta", setting(hf, "rope_theta", 10000.0)),
             },
-            "dim": setting(hf, "hidden_size"),
-            "n_layers": setting(hf, "num_hidden_layers"),
-            "n_heads": setting(hf, "num_attention_heads"),
-            "n_kv_heads": setting(hf, "num_key_value_heads"),
-            "head_dim": setting(hf, "head_dim"),
-            "ffn_dim": setting(hf, "intermediate_size"),
-            "max_seq_len": setting(hf, "max_position_embeddings"),
+            **{name: setting(hf, key) for key, name in self.sizes.items()},
             "dropout": setting(hf, "attention_dropout", 0.0),
             "tie_embeddings": setting(hf, "tie_word_embeddings", False),
         }
@@ -143,17 +141,16 @@ class GPT2(Twin):
     model_type = "gpt2"
     prefix = "transformer."
     embedding = "transformer.wte.weight"
+    sizes: ClassVar[dict[str, str]] = {
+        "n_embd": "dim", "n_layer": "n_layers", "n_head": "n_heads", "n_inner": "ffn_dim", "n_positions": "max_seq_len"
+    }  # fmt: skip
     buffers = (".attn.bias", ".attn.masked_bias")  # causal masks in files of older transformers
 
     def config(self, config: ModelConfig) -> dict[str, Any]:
         return {
             "architectures": ["GPT2LMHeadModel"],
             "model_type": self.model_type,
-            "n_embd": config.dim,
-            "n_layer": config.n_layers,
-            "n_head": config.n_heads,
-            "n_inner": config.resolved_ffn_dim,
-            "n_positions": config.max_seq_len,
+            **self.written_sizes(config),
             "activation_function": "gelu_new",
             "layer_norm_epsilon": config.arch.norm_eps,
             "embd_pdrop": config.dropout,
@@ -170,11 +167,8 @@ class GPT2(Twin):
         require(hf, "add_cross_attention", False)
         return {
             "arch": {"block": "classic", "norm_eps": setting(hf, "layer_norm_epsilon", 1e-5)},
-            "dim": setting(hf, "n_embd"),
-            "n_layers": setting(hf, "n_layer"),
-            "n_heads": setting(hf, "n_head"),
+            **{name: setting(hf, key) for key, name in self.sizes.items() if key != "n_inner"},
             "ffn_dim": hf.get("n_inner"),
-            "max_seq_len": setting(hf, "n_positions"),
             "dropout": setting(hf, "resid_pdrop", 0.1),
             "tie_embeddings": setting(hf, "tie_word_embeddings", True),
         }

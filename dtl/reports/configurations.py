@@ -98,7 +98,7 @@ def _keys_that_differ(firsts: Sequence[Run]) -> list[str]:
     configs = [_relevant_settings(run) for run in firsts]
     everything = dict.fromkeys(key for config in configs for key in config)
     differing = [key for key in everything if len({config.get(key) for config in configs}) > 1]
-    typed = {_key_of(word) for run in firsts for word in run.overrides}
+    typed = {word.partition("=")[0].lstrip("+~") for run in firsts for word in run.overrides}
     groups = []
     for group in dict.fromkeys(group for run in firsts for group in run.choices if group != EXPERIMENT):
         names = [run.choices.get(group, ABSENT) for run in firsts]
@@ -115,10 +115,6 @@ def _keys_that_differ(firsts: Sequence[Run]) -> list[str]:
             differing = [key for key in differing if key not in decided]
     recipes = [EXPERIMENT] if len({run.choices.get(EXPERIMENT, ABSENT) for run in firsts}) > 1 else []
     return [*recipes, *groups, *differing]
-
-
-def _key_of(override: str) -> str:
-    return override.partition("=")[0].lstrip("+~")
 
 
 def _settings(run: Run, keys: Sequence[str]) -> dict[str, str]:

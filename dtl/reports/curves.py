@@ -140,13 +140,9 @@ def name_series(figure: "Figure", configurations: Sequence[Configuration]) -> No
         Line2D([], [], color=SERIES[number][0], linestyle=DASHES[number], marker=MARKERS[number], markersize=4)
         for number in range(len(configurations))
     ]
-    labels = [f"{each.label} ({_runs(len(each.finished))})" for each in configurations]
+    labels = [f"{each.label} ({len(each.finished)} run{'s' * (len(each.finished) != 1)})" for each in configurations]
     columns = 1 if max(map(len, labels)) > 70 or len(labels) == 1 else 2
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9)
-
-
-def _runs(count: int) -> str:
-    return "1 run" if count == 1 else f"{count} runs"
 
 
 def _ending(configuration: Configuration) -> str:

@@ -151,7 +151,9 @@ def importances(keys: Sequence[str], runs: Sequence[tuple[dict[str, str], float]
         study = optuna.create_study(direction="maximize" if higher else "minimize")
         optuna.logging.set_verbosity(verbosity)
         for settings, value in runs:
-            chosen = {key: _as_trial(settings[key], distributions[key]) for key in keys}
+            chosen = {
+                key: settings[key] if hasattr(distributions[key], "choices") else float(settings[key]) for key in keys
+            }
             study.add_trial(optuna.create_trial(params=chosen, distributions=distributions, value=value))
         fraction = max(BEST_FRACTION, min(0.5, BEST_RUNS / len(runs)))
         evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=fraction)
@@ -165,7 +167,3 @@ def _distribution(values: Sequence[str]) -> Any:
     if len(numbers) < len(values):
         return CategoricalDistribution(sorted(set(values)))
     return FloatDistribution(min(numbers), max(numbers), log=min(numbers) > 0 and max(numbers) >= 10 * min(numbers))
-
-
-def _as_trial(value: str, distribution: Any) -> str | float:
-    return value if hasattr(distribution, "choices") else float(value)

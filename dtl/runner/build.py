@@ -17,7 +17,6 @@ from dtl.base.runtime import (
     restore_random_state,
     seed_everything,
 )
-from dtl.base.units import in_millions
 from dtl.checkpoints.load import load_tokenizer, load_training_state, load_weights, read_model_config
 from dtl.config import RunConfig
 from dtl.data.prepare import PreparedData, prepare_data
@@ -113,7 +112,7 @@ def build_run(
     if init_from:
         config = with_init(config, init_from, saved_model)
     data = prepare_data(config.data, tokenizer or config.tokenizer, config.seq_len, config.seed, progress, plans)
-    seed_everything(config.seed)  # again: the first weights must not depend on what preparing the data drew
+    seed_everything(config.seed)  # again: the initial weights must not depend on what preparing the data drew
     model = _build_model(config, data.tokenizer, start_from, vocab_size).to(device)
     model.activation_checkpointing = config.trainer.activation_checkpointing
     saved = load_training_state(resume_from) if resume_from else None
@@ -168,7 +167,7 @@ def with_init(config: RunConfig, init_from: Path, saved: ModelConfig) -> RunConf
 
 
 def _build_model(config: RunConfig, tokenizer: Tokenizer, start_from: Path | None, vocab_size: int) -> TransformerLM:
-    """Build the model with first weights, or with those of `start_from`, whose embedding has `vocab_size` rows."""
+    """Build the model with initial weights, or with those of `start_from`, whose embedding has `vocab_size` rows."""
     if start_from is None:
         return TransformerLM(config.model, tokenizer.vocab_size)
     if tokenizer.vocab_size > vocab_size:
@@ -227,5 +226,5 @@ def model_line(config: ModelConfig, model: TransformerLM) -> str:
     total, without = model.n_parameters(), model.n_parameters(embeddings=False)
     return (
         f"{config.arch.block}, width {config.dim}, {config.n_heads} heads, {config.n_layers} layers, "
-        f"context {config.max_seq_len}: {in_millions(total)} M parameters, {in_millions(without)} M without embeddings"
+        f"context {config.max_seq_len}: {total / 1e6:.1f} M parameters, {without / 1e6:.1f} M without embeddings"
     )

@@ -1,7 +1,6 @@
 """The screen of a running sweep: a line for each start and end, and below a live table of the running trials."""
 
 import time
-from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
@@ -36,9 +35,7 @@ class SweepScreen:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -92,7 +89,7 @@ class SweepScreen:
 
     def end(self, trials: list[Trial]) -> None:
         """Print the table of all trials, the failures, and the command that compares the trials."""
-        self.__exit__(None, None, None)
+        self.__exit__()
         self.console.print(trial_table(rows_of(self.sweep, trials)))
         self.log(counted(trials), "bold")
         for line in failures(self.sweep, trials):

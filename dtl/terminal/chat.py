@@ -3,6 +3,7 @@
 Each question is answered by itself, as in training: the model has seen single pairs only, never a dialogue.
 """
 
+import json
 import math
 import os
 import re
@@ -269,7 +270,7 @@ def _params(chat: "Chat", argument: str) -> None:
     except ConfigError as error:
         chat.screen.warn(f"{error} Nothing was changed.")
         return
-    settings = "  ".join(f"{key}={_as_typed(value)}" for key, value in asdict(chat.sampling).items())
+    settings = "  ".join(f"{key}={json.dumps(value)}" for key, value in asdict(chat.sampling).items())
     chat.screen.print(settings)
     if not argument:
         chat.screen.note(f"Change with /params temperature=0.7 top_k=null, or a preset: {', '.join(PRESETS)}")
@@ -304,10 +305,6 @@ def _preset(name: str, sampling: SamplingConfig) -> SamplingConfig:
         known = f"Known: {', '.join(PRESETS)}.{did_you_mean(name, PRESETS)}"
         raise ConfigError(f"/params {in_one_line(name)}: there is no such preset. {known} Or give key=value.")
     return replace(preset(name), max_new_tokens=sampling.max_new_tokens, stop=list(sampling.stop))
-
-
-def _as_typed(value: object) -> str:
-    return "null" if value is None else repr(value).replace("'", '"') if isinstance(value, list) else str(value)
 
 
 COMMANDS = {

@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import TYPE_CHECKING, Self
 
 from dtl.terminal.input import InputLine, PipedInput, TooLong, is_interactive
@@ -38,9 +38,7 @@ class StopOnInterrupt:
             self._before = signal.signal(signal.SIGINT, self._handle)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._is_main:
             # None: the former handler was not set by Python, which cannot restore it.
             signal.signal(signal.SIGINT, signal.SIG_DFL if self._before is None else self._before)

@@ -38,7 +38,8 @@ def save_transcript(turns: Sequence[Turn], checkpoint: Path, path: Path) -> None
 
     Raises DTLError when the file exists already or cannot be written.
     """
-    text = _as_json_lines(turns, checkpoint) if path.suffix == ".jsonl" else _as_markdown(turns, checkpoint)
+    lines = (escaped(json.dumps(_record(turn, checkpoint), ensure_ascii=False)) + "\n" for turn in turns)
+    text = "".join(lines) if path.suffix == ".jsonl" else _as_markdown(turns, checkpoint)
     try:
         if path.exists():
             raise DTLError(f"{path}: exists already and is not overwritten. Give another name.")
@@ -51,10 +52,6 @@ def save_transcript(turns: Sequence[Turn], checkpoint: Path, path: Path) -> None
 def default_path(now: datetime) -> Path:
     """Return the default file name of a transcript."""
     return Path(f"chat-{now:%Y-%m-%d-%H%M%S}.md")
-
-
-def _as_json_lines(turns: Sequence[Turn], checkpoint: Path) -> str:
-    return "".join(escaped(json.dumps(_record(turn, checkpoint), ensure_ascii=False)) + "\n" for turn in turns)
 
 
 def _record(turn: Turn, checkpoint: Path) -> dict[str, object]:

@@ -20,7 +20,7 @@ class Evaluation:
 
     loss: float
     n_targets: int
-    n_tokens: int = 0  # in the sequences, with those without a loss, without padding
+    n_tokens: int = 0  # in the sequences, padding excluded
     n_bytes: int = 0  # UTF-8 bytes of the targets' text; 0 without `token_bytes`
     seconds: float = field(default=0.0, compare=False)
 

@@ -1,4 +1,6 @@
-"""Next-token cross-entropy, summed over target tokens; the trainer divides by their number in all of the step.
+"""Next-token cross-entropy, summed over target tokens, for training and validation alike.
+
+The caller divides by the number of target tokens: in training by that of the whole optimizer step.
 
 Letters: b batch, t time, d model width, n positions with a target, v vocabulary.
 """

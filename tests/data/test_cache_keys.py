@@ -192,7 +192,7 @@ SHAPING: list[tuple[str, str, set[str]]] = [  # file in dtl/data: functions: the
     ("hub/stream", "rows", {"hub", "wiki"}),
     ("hub/child", "_load _read _plain", {"hub", "wiki"}),
     ("documents", "article", EVERY),
-    ("read", "read_source read _digest", ALL_TEXTS),
+    ("read", "read_source read", ALL_TEXTS),
     ("cleaning", "clean cleaned", ALL_TEXTS),
     ("split", "split_hash finalize _cut", ALL_TEXTS),
     ("stored", "_to_line _from_line sample write_tokens", EVERY),

@@ -1,11 +1,9 @@
 """The source `hub`: any dataset of the Hugging Face hub with a column of text."""
 
 import re
-from collections.abc import Iterator
 
 from dtl.data.cache import cache_folder
 from dtl.data.config import DataConfig, SourceConfig
-from dtl.data.documents import Document
 from dtl.data.hub.texts import HubDatasetSpec, HubTexts
 from dtl.data.sources import is_sampled, path_key
 from dtl.errors import DataError
@@ -13,7 +11,7 @@ from dtl.registry import SOURCES
 
 
 @SOURCES.register("hub")
-class HubSource:
+class HubSource(HubTexts):
     """Documents of a dataset of the hub; `path` is its name, owner/name."""
 
     def __init__(self, name: str, source: SourceConfig, data: DataConfig, seed: int) -> None:
@@ -24,24 +22,9 @@ class HubSource:
                 f"{key}=roneneldan/TinyStories. Files of your own: data=text data.path=FILE_OR_FOLDER."
             )
         alternatives = "Without the hub: the dataset's files from elsewhere, read with data=text data.path=FOLDER"
-        spec = hub_dataset_spec(type(self), name, source, source.path, source.subset, data, seed, alternatives)
-        self._texts = HubTexts(spec)
-        self.origin = self._texts.origin
-        self.commit = self._texts.commit
-
-    def splits(self) -> dict[str, Iterator[Document]]:
-        return self._texts.splits()
-
-    def require_hub(self) -> None:
-        """Raises DataError when the hub does not answer."""
-        self._texts.require_hub()
-
-    def fingerprint(self) -> str:
-        """Return the dataset, its commit, and the parts that are read."""
-        return self._texts.fingerprint()
-
-    def notes(self) -> list[str]:
-        return self._texts.notes()
+        super().__init__(
+            hub_dataset_spec(type(self), name, source, source.path, source.subset, data, seed, alternatives)
+        )
 
 
 def hub_dataset_spec(
