@@ -106,8 +106,7 @@ def _run_folder(spec: str) -> Path:
     if checkpoint.parent.name != "checkpoints":
         raise ConfigError(f"resume={spec}: not a run of DTL. To start a new run from these weights: init={spec}")
     run_dir = checkpoint.parent.parent
-    is_named = Path(spec).name == checkpoint.name
-    if is_named and checkpoint.name != (newest := newest_valid(run_dir)[0].path).name:
+    if Path(spec).name == checkpoint.name != (newest := newest_valid(run_dir)[0].path).name:
         raise ConfigError(
             f"resume={spec}: a run resumes from its newest checkpoint, {newest.name}. For that: resume={run_dir}. "
             f"To start a new run from this one: init={spec}"

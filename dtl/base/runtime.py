@@ -61,10 +61,10 @@ def nvidia_without_cuda() -> str | None:
 
 def choose_precision(requested: str, device: torch.device) -> tuple[str, str]:
     """Return `fp32`, `bf16` or `fp16` for this device and the reason. Raises ConfigError when it is not supported."""
-    has_bf16 = {
-        "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
-        "cpu": cpu_has_bf16,
-    }.get(device.type, lambda: False)()
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_bf16 = device.type == "cpu" and cpu_has_bf16()
     if requested == "auto":
         return ("bf16", "auto: the device computes in bf16") if has_bf16 else ("fp32", "auto: no bf16 units here")
     if requested == "bf16" and device.type == "cuda" and not has_bf16:

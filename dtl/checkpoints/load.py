@@ -29,10 +29,11 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> Transfor
     Half-precision and sharded weights are supported; pickles are not. Torch's random state is not changed.
     Raises CheckpointError naming the file that is missing, damaged, or of an unsupported model.
     """
-    config, vocab_size = read_model_config(path)
+    folder = _model_folder(path)  # once: while a run trains, its best checkpoint may change
+    config, vocab_size = read_model_config(folder)
     with torch.random.fork_rng(devices=[]):  # the initial weights draw random numbers, on the CPU
         model = TransformerLM(config, vocab_size)
-    load_weights(model, path)
+    load_weights(model, folder)
     return model.to(device).eval()
 
 

@@ -174,6 +174,11 @@ class _Reader:
             elif isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 self._names.add(node.name)
         code = self._without_scripts(ast.dump(tree))
+        for name in re.findall(
+            r"'(?:import_module|__import__)', ctx=Load\(\)\), args=\[Constant\(value='([\w.]+)'", code
+        ):
+            if self._is_own(name.partition(".")[0]):
+                self._add(*_packages(name))
         return _Module(_sha256(code), frozenset(self._names), self._imports, frozenset(self._libraries))
 
     def _absolute(self, node: ast.ImportFrom) -> str | None:

@@ -134,19 +134,20 @@ def pinned(data: DataConfig, plans: Sequence[SourcePlan]) -> DataConfig:
             commits[plan.name] = plan.source.commit
             if plan.name in sources:  # a revision given later takes precedence over the commit
                 sources[plan.name] = replace(sources[plan.name], revision=None)
-            if not _may_be_cached(plan, plans[0], data):
+            if not _may_be_cached(plan, plan.source, plans[0], data):
                 plan.source.require_hub()
     return replace(data, sources=sources, commits=commits)
 
 
-def _may_be_cached(plan: SourcePlan, first: SourcePlan, data: DataConfig) -> bool:
+def _may_be_cached(plan: SourcePlan, source: HubReader, first: SourcePlan, data: DataConfig) -> bool:
     """Return False when the cache certainly lacks the text that this run will ask for."""
     if plan is not first:
         return True  # how much is wanted depends on the text of the first source
     if data.max_samples is not None and data.seq_len is None:
         return True  # the length of a sequence depends on the model
-    fingerprint = plan.source.fingerprint()  # pyright: ignore[reportAttributeAccessIssue]
-    assert isinstance(fingerprint, str)  # a hub source gives a text, never files
+    fingerprint = source.fingerprint()
+    if not isinstance(fingerprint, str):
+        return True  # files: their hashes are taken when they are read
     key = text_key(plan, data, fingerprint, characters_read(characters_wanted(data, data.seq_len or 0)))
     return key is not None and (cache_folder(data.cache_dir) / entry_name(key)).exists()
 
@@ -178,7 +179,7 @@ def text_key(plan: SourcePlan, data: DataConfig, fingerprint: str, budget: float
 def text_code(kind: str, source: type) -> str | None:
     """Return the hash of the code that reads a source of this kind and class; None where it is not available."""
     # The registered part may be a function that returns instances of a class defined elsewhere.
-    return code_of(source, SOURCES.get(kind), read_source)
+    return code_of(source, SOURCES.get(kind), read_source, sample)
 
 
 def text_settings(plan: SourcePlan, data: DataConfig, fingerprint: str, budget: float) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def diagnose(settings: Settings, outputs: Path) -> None:
         display.warn(fit_to_show(warning))
     if finding.problems:
         raise DTLError(fit_to_show(verdict(finding.problems)))
-    display.print(f"No problems found. To begin: {first_run(facts)}")
+    display.print(f"No problems found. Next: {first_run(facts)}")
 
 
 def verdict(problems: list[str]) -> str:

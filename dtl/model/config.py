@@ -112,7 +112,7 @@ class ModelConfig:
     n_heads: int = 8  # query heads
     n_kv_heads: int | None = None  # key/value heads; None = n_heads, which classic requires
     head_dim: int | None = None  # width of one head; None = dim / n_heads
-    ffn_dim: int | None = None  # hidden width of the mlp; None = 4 x dim (classic) or its SwiGLU equal (modern)
+    ffn_dim: int | None = None  # hidden width of the mlp; None = the same size for any mlp: 4 x dim of two matrices
     max_seq_len: int = 512  # context, in tokens
     token_dropout: float = 0.0  # probability, in training only, that a token's complete embedding is zeroed
     dropout: float = 0.1  # probability, in training only: embeddings, attention weights, outputs of attention and mlp

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -134,12 +135,7 @@ class MultiHeadAttention(nn.Module):
     """
 
     def __init__(
-        self,
-        config: ModelConfig,
-        layer: int,
-        *,
-        bias: bool = False,
-        qk_norm: Callable[[int], nn.Module] = nn.Identity,
+        self, config: ModelConfig, layer: int, *, bias: bool = False, qk_norm: Callable[[int], nn.Module] = nn.Identity
     ) -> None:
         super().__init__()
         self.layer = layer
@@ -205,8 +201,11 @@ class TransformerBlock(BlockRules, nn.Module):
         Counts them from two mlps on the meta device, and leaves torch's random state unchanged.
         """
         widths = 4 * config.dim, 8 * config.dim
+        # Written as a plain method, as a block of your own may do, it is called without a block: there is none yet.
+        make_mlp: Any = cls.make_mlp
+        make_mlp = make_mlp if isinstance(make_mlp, MethodType) else partial(make_mlp, None)
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            narrow, wide = (cls.make_mlp(replace(config, ffn_dim=width)) for width in widths)
+            narrow, wide = (make_mlp(replace(config, ffn_dim=width)) for width in widths)
         in_matrices = [sum(p.numel() for p in mlp.parameters() if p.ndim > 1) for mlp in (narrow, wide)]
         return equal_ffn_dim((in_matrices[1] - in_matrices[0]) / (widths[1] - widths[0]) / config.dim, config.dim)
 

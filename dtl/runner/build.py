@@ -219,12 +219,3 @@ def _restore(parts: Parts, checkpoint: Path, values: dict[str, Any], tensors: di
         parts.notes.append(f"Resumed at step {step}; bit-exactness is untested on this device or with compile.")
     else:
         parts.notes.append(f"Resumed at step {step}, bit for bit.")
-
-
-def model_line(config: ModelConfig, model: TransformerLM) -> str:
-    """Line of the start screen about the model."""
-    total, without = model.n_parameters(), model.n_parameters(embeddings=False)
-    return (
-        f"{config.arch.block}, width {config.dim}, {config.n_heads} heads, {config.n_layers} layers, "
-        f"context {config.max_seq_len}: {total / 1e6:.1f} M parameters, {without / 1e6:.1f} M without embeddings"
-    )

@@ -16,7 +16,9 @@ from dtl.data.prepare import PreparedData
 from dtl.evaluation.config import EVALUATION_FILE
 from dtl.evaluation.measure import Report
 from dtl.evaluation.tables import show_main_metrics
-from dtl.runner.build import Parts, model_line
+from dtl.model.config import ModelConfig
+from dtl.model.transformer import TransformerLM
+from dtl.runner.build import Parts
 from dtl.tracking.tracker import State, Tracker
 from dtl.training.optimizer import numbers_per_weight
 
@@ -31,12 +33,21 @@ def _data_lines(data: PreparedData) -> Iterator[str]:
         )
 
 
+def _model_line(config: ModelConfig, model: TransformerLM) -> str:
+    """Line of the start screen about the model."""
+    total, without = model.n_parameters(), model.n_parameters(embeddings=False)
+    return (
+        f"{config.arch.block}, width {config.dim}, {config.n_heads} heads, {config.n_layers} layers, "
+        f"context {config.max_seq_len}: {total / 1e6:.1f} M parameters, {without / 1e6:.1f} M without embeddings"
+    )
+
+
 def show_start(display: Display, parts: Parts, run_dir: Path, tracker: Tracker) -> None:
     """Show the start screen: the settings of the run, and warnings about them."""
     config, data, length = parts.config, parts.data, parts.length
     warmup = f"warm-up {length.warmup} ({length.warmup / max(1, length.last_step):.0%})"
     rows = [
-        ("model", model_line(config.model, parts.model)),
+        ("model", _model_line(config.model, parts.model)),
         ("tokenizer", f"{parts.tokenizer.kind}, {parts.tokenizer.vocab_size:,} entries"),
         *(("data", line) for line in _data_lines(data)),
         (

@@ -37,7 +37,7 @@ def due(step: int, every: int | None) -> bool:
 
 
 class Session:
-    """Run from its start, or from a resume, to its next stop; the methods from `log` on are what can be due."""
+    """Run from its start, or from a resume, to its next stop."""
 
     def __init__(self, parts: Parts, run_dir: Path, tracker: Tracker, display: Display) -> None:
         self.parts = parts

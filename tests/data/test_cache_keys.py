@@ -72,11 +72,12 @@ PLUGIN_FILES = {
                 return {"train": [Document(parsed("a") + marks.END)]}
     """,
     "my_lab/parsing.py": "def parsed(text):\n    return text.lower()\n",
-    "my_lab/marks.py": "END = '.'\n",
+    "my_lab/marks.py": "import importlib\nEND = '.'\nLATE = importlib.import_module('my_lab.late')\n",
     "my_lab/deep/__init__.py": "",
     "my_lab/deep/tables.py": "from ..inner import *\nTABLE = {'a': 1}\n",
     "my_lab/inner.py": "INNER = 1\n",
     "my_lab/worker.py": "WORKER = 1\n",
+    "my_lab/late.py": "LATE = 1\n",
     "my_lab/unrelated.py": "UNRELATED = 1\n",
     # A file alone, with a helper that it imports when it needs it.
     "poems.py": """
@@ -199,7 +200,7 @@ SHAPING: list[tuple[str, str, set[str]]] = [  # file in dtl/data: functions: the
     ("stored", "token_dtype", EVERY),
     ("encode", "encode_chunks _parts", LEARNT),
     ("documents", "in_chunks", EVERY),
-    ("encode", "_training_texts _encode", LEARNT),
+    ("encode", "_encode", LEARNT),
     ("tokenizers/tokenizer", "_bpe _char _pieces _well_formed encode_batch _encode save", LEARNT),
     ("tokenizers/files", "read_backend", LEARNT),
     ("tokenizers/gpt2", "byte_level_bpe", LEARNT),
@@ -295,6 +296,7 @@ def test_comments_docstrings_and_layout_are_part_of_no_key(lab, file, edit):
         ("my_lab/deep/tables.py", {"verses"}),
         ("my_lab/inner.py", {"verses"}),
         ("my_lab/worker.py", {"verses"}),
+        ("my_lab/late.py", {"verses"}),
         ("my_lab/unrelated.py", set()),
         ("poems.py", {"poems"}),
         ("poem_helper.py", {"poems"}),

@@ -78,7 +78,7 @@ def test_a_machine_on_which_all_is_well(diagnosed):
     title, *rows, last = out.splitlines()
     assert title == f"DTL {dtl.__version__}"
     assert [row[:17].strip() for row in rows if not row.startswith("Warning")] == ROWS
-    assert last == "No problems found. To begin: python -m dtl.train model=small tokenizer=bpe data=qa"
+    assert last == "No problems found. Next: python -m dtl.train model=small tokenizer=bpe data=qa"
     assert list(Path.cwd().iterdir()) == [], "looking leaves nothing behind"
 
 

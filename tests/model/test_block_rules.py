@@ -126,3 +126,11 @@ def test_a_block_of_another_kind_is_rejected_by_name(block):
     BLOCKS.register("bare")(block)
     with pytest.raises(ConfigError, match=r"model\.arch\.block=bare: must be a subclass of TransformerBlock"):
         ModelConfig(arch=ArchConfig("bare")).validate()
+
+
+def test_an_mlp_built_by_a_plain_method_has_its_default_width_too():
+    class PlainBlock(TransformerBlock):
+        def make_mlp(self, config: ModelConfig) -> nn.Module:  # pyright: ignore[reportIncompatibleMethodOverride]
+            return SquaredReLU(config.dim, config.resolved_ffn_dim)
+
+    assert config_of(PlainBlock, dim=24, n_heads=3).resolved_ffn_dim == 96

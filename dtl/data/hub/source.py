@@ -22,9 +22,8 @@ class HubSource(HubTexts):
                 f"{key}=roneneldan/TinyStories. Files of your own: data=text data.path=FILE_OR_FOLDER."
             )
         alternatives = "Without the hub: the dataset's files from elsewhere, read with data=text data.path=FOLDER"
-        super().__init__(
-            hub_dataset_spec(type(self), name, source, source.path, source.subset, data, seed, alternatives)
-        )
+        spec = hub_dataset_spec(type(self), name, source, source.path, source.subset, data, seed, alternatives)
+        super().__init__(spec)
 
 
 def hub_dataset_spec(

@@ -49,8 +49,7 @@ class WikiSource:
             self._hub = HubTexts(
                 hub_dataset_spec(type(self), name, articles, data.wiki_dataset, subset, data, seed, alternatives)
             )
-            self.origin = self._hub.origin
-            self.commit = self._hub.commit
+            self.origin, self.commit = self._hub.origin, self._hub.commit
 
     def splits(self) -> dict[str, Iterator[Document]]:
         if self._hub is not None:
