@@ -141,10 +141,9 @@ def pinned(data: DataConfig, plans: Sequence[SourcePlan]) -> DataConfig:
 
 def _may_be_cached(plan: SourcePlan, source: HubReader, first: SourcePlan, data: DataConfig) -> bool:
     """Return False when the cache certainly lacks the text that this run will ask for."""
-    if plan is not first:
-        return True  # how much is wanted depends on the text of the first source
-    if data.max_samples is not None and data.seq_len is None:
-        return True  # the length of a sequence depends on the model
+    # How much is wanted of a later source depends on the first one's text, the length of a sequence on the model.
+    if plan is not first or (data.max_samples is not None and data.seq_len is None):
+        return True
     fingerprint = source.fingerprint()
     if not isinstance(fingerprint, str):
         return True  # files: their hashes are taken when they are read
