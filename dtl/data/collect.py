@@ -56,7 +56,7 @@ def collect_texts(
     for plan in plans:
         wanted = _characters_wanted(config, plan, plans[0], collected, seq_len)
         texts = _read(plan, config, characters_read(wanted), cache, log)
-        if plan.sampled:
+        if plan.order_seed is not None:  # only a part of it is read
             chosen = sample(texts.splits["train"], wanted, seed)
             key = texts.key and key_of(**sample_settings(texts.key, wanted, seed))
             texts = SourceTexts(texts.origin, texts.splits | {"train": chosen}, key, texts.facts)

@@ -68,8 +68,7 @@ class SourcePlan:
     name: str
     config: SourceConfig
     source: Source
-    sampled: bool  # only a part of it is read
-    order_seed: int | None  # draws the order then; None: the source's own order
+    order_seed: int | None  # draws the order where only a part of it is read; None: all, in the source's own order
 
 
 def plan_sources(data: DataConfig, seed: int) -> list[SourcePlan]:
@@ -79,9 +78,8 @@ def plan_sources(data: DataConfig, seed: int) -> list[SourcePlan]:
     """
     plans = []
     for name, config in data.resolved_sources().items():
-        sampled = data.max_samples is not None or bool(plans)
         source = SOURCES.get(config.kind)(name, config, data, seed)
-        plans.append(SourcePlan(name, config, source, sampled, seed if sampled else None))
+        plans.append(SourcePlan(name, config, source, _order_seed(data, not plans, seed)))
     return plans
 
 
@@ -92,6 +90,13 @@ def path_key(data: DataConfig, name: str) -> str:
     return f"data.{name}.path" if name in ("qa", "wiki") else f"data.sources.{name}.path"
 
 
-def is_sampled(data: DataConfig, name: str) -> bool:
-    """Return True when only a part of a source is read, which then should come in a random order."""
-    return data.max_samples is not None or name != next(iter(data.resolved_sources()))
+def order_seed(data: DataConfig, name: str, seed: int) -> int | None:
+    """Return the seed of the random order in which a source is read; None for its own order.
+
+    The order is random where only a part is read: with `data.max_samples`, and in all but the first of a mixture.
+    """
+    return _order_seed(data, name == next(iter(data.resolved_sources())), seed)
+
+
+def _order_seed(data: DataConfig, is_first: bool, seed: int) -> int | None:
+    return None if is_first and data.max_samples is None else seed

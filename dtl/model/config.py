@@ -11,9 +11,10 @@ ATTENTION_KERNELS = ("auto", "sdpa", "padded", "varlen", "flex", "reference")
 
 
 class BlockRules:
-    """Properties of a block that the rest of DTL needs; these are the defaults of a user-defined block.
+    """Properties of a block that the rest of DTL needs.
 
-    A block class overrides them itself. DTL's own blocks do so below, where they can be read without importing torch.
+    A user-defined block inherits them from `TransformerBlock`, and overrides them itself. Those of DTL's own blocks
+    are classes below, which can be read without importing torch.
     """
 
     takes_options = True  # accepts settings in model.arch.options
@@ -24,7 +25,7 @@ class BlockRules:
 
     @classmethod
     def default_ffn_dim(cls, config: "ModelConfig") -> int:
-        """Hidden width of the mlp when model.ffn_dim is null: 4 x dim for two matrices."""
+        """Hidden width of the mlp when model.ffn_dim is null: by default 4 x dim, for two matrices."""
         return equal_ffn_dim(2, config.dim)
 
     @classmethod

@@ -133,6 +133,45 @@ def _finish_tracking(session: Session, state: State, metrics: dict[str, float]) 
     session.tracker.finish(state, {**best, **metrics})
 
 
+def _open_tracker(parts: Parts, run_dir: Path, origin: Origin) -> Tracker:
+    return open_tracker(
+        parts.config.tracker,
+        run_dir,
+        to_dict(parts.config),
+        name=parts.config.name,
+        run_id=parts.tracker_run_id,
+        resumed_step=parts.trainer.state.step if parts.resumed_from else None,
+        # The first session's overrides name the run in the tracker, however often it is resumed.
+        overrides=list(read_json_or_empty(run_dir / RECORD).get("overrides", []))
+        if origin.resume_from
+        else origin.overrides,
+        group=origin.group,
+        job_number=origin.job_number,
+    )
+
+
+@contextmanager
+def _memory_advice(config: RunConfig) -> Iterator[None]:
+    """Turn an out-of-memory error into a TrainingError with the setting to try next."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        micro, rows = config.micro_batch_size, config.global_batch_size
+        # Smaller micro-batches first: they give the same optimizer steps. A shorter seq_len, which does not, last.
+        if micro > 1:
+            smaller = max(m for m in range(1, (micro + 1) // 2 + 1) if rows % m == 0)
+            advice = f"trainer.micro_batch_size={smaller} trainer.grad_accum_steps={rows // smaller}"
+        elif not config.trainer.activation_checkpointing:
+            advice = "trainer.activation_checkpointing=true"
+        else:
+            advice = f"data.seq_len={config.seq_len // 2}"
+        raise TrainingError(
+            f"Out of memory with micro-batches of {micro} x {config.seq_len} tokens. Try next: {advice}"
+        ) from error
+
+
 # --- records in the run folder ------------------------------------------------------------------------------------
 
 
@@ -177,42 +216,3 @@ def _record_end(session: Session, state: State, **extra: object) -> None:
     train_state = session.trainer.state
     resolved = config_hash(session.config_yaml)
     write_result(session.run_dir, state, train_state.best_loss, train_state.step, resolved, **extra)
-
-
-def _open_tracker(parts: Parts, run_dir: Path, origin: Origin) -> Tracker:
-    return open_tracker(
-        parts.config.tracker,
-        run_dir,
-        to_dict(parts.config),
-        name=parts.config.name,
-        run_id=parts.tracker_run_id,
-        resumed_step=parts.trainer.state.step if parts.resumed_from else None,
-        # The first session's overrides name the run in the tracker, however often it is resumed.
-        overrides=list(read_json_or_empty(run_dir / RECORD).get("overrides", []))
-        if origin.resume_from
-        else origin.overrides,
-        group=origin.group,
-        job_number=origin.job_number,
-    )
-
-
-@contextmanager
-def _memory_advice(config: RunConfig) -> Iterator[None]:
-    """Turn an out-of-memory error into a TrainingError with the setting to try next."""
-    try:
-        yield
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        micro, rows = config.micro_batch_size, config.global_batch_size
-        # Smaller micro-batches first: they give the same optimizer steps. A shorter seq_len, which does not, last.
-        if micro > 1:
-            smaller = max(m for m in range(1, (micro + 1) // 2 + 1) if rows % m == 0)
-            advice = f"trainer.micro_batch_size={smaller} trainer.grad_accum_steps={rows // smaller}"
-        elif not config.trainer.activation_checkpointing:
-            advice = "trainer.activation_checkpointing=true"
-        else:
-            advice = f"data.seq_len={config.seq_len // 2}"
-        raise TrainingError(
-            f"Out of memory with micro-batches of {micro} x {config.seq_len} tokens. Try next: {advice}"
-        ) from error

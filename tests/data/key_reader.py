@@ -26,7 +26,7 @@ def main(folder: str) -> None:
 
     def of_text(kind: str) -> str | None:
         data = DataConfig(sources={"some": SourceConfig(kind)})
-        plan = SourcePlan("some", data.sources["some"], classes[kind].__new__(classes[kind]), False, None)
+        plan = SourcePlan("some", data.sources["some"], classes[kind].__new__(classes[kind]), None)
         return collect.text_key(plan, data, "f", 1e6)
 
     for _ in sys.stdin:

@@ -430,7 +430,7 @@ def test_a_learnt_tokenizer_of_unknown_code_is_not_kept(monkeypatch):
 
 def test_a_version_of_a_source_counts(monkeypatch):
     data = DataConfig(sources={"some": SourceConfig(registered("some", Base, monkeypatch))})
-    plan = SourcePlan("some", data.sources["some"], Base.__new__(Base), False, None)
+    plan = SourcePlan("some", data.sources["some"], Base.__new__(Base), None)
     before = collect.text_key(plan, data, "f", 1.0)
     monkeypatch.setattr(Base, "version", 2, raising=False)
     assert collect.text_key(plan, data, "f", 1.0) != before

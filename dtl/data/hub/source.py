@@ -5,7 +5,7 @@ import re
 from dtl.data.cache import cache_folder
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.hub.texts import HubDatasetSpec, HubTexts
-from dtl.data.sources import is_sampled, path_key
+from dtl.data.sources import order_seed, path_key
 from dtl.errors import DataError
 from dtl.registry import SOURCES
 
@@ -47,5 +47,5 @@ def hub_dataset_spec(
         alternatives=alternatives,
         cache=cache_folder(data.cache_dir),
         commit=data.commits.get(name),
-        order_seed=seed if is_sampled(data, name) else None,
+        order_seed=order_seed(data, name, seed),
     )

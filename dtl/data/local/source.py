@@ -6,7 +6,7 @@ from pathlib import Path
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import Document
 from dtl.data.local.files import LocalFiles, field, text_of
-from dtl.data.sources import is_sampled, path_key
+from dtl.data.sources import order_seed, path_key
 from dtl.errors import DataError
 from dtl.registry import SOURCES
 
@@ -20,7 +20,7 @@ class TextSource:
             raise DataError(f"{path_key(data, name)}=null: kind=text needs a file or folder.")
         self.files = LocalFiles(source.path, path_key(data, name), data.allow_truncated)
         self.origin = self.files.origin
-        self._order_seed = seed if is_sampled(data, name) else None
+        self._order_seed = order_seed(data, name, seed)
 
     def splits(self) -> dict[str, Iterator[Document]]:
         return {split: self._documents(split) for split in self.files.by_split}

@@ -15,7 +15,7 @@ from dtl.data.documents import Document, document
 from dtl.data.local.files import LocalFiles
 from dtl.data.local.readers import Record
 from dtl.data.qa.records import PairReader
-from dtl.data.sources import is_sampled, path_key
+from dtl.data.sources import order_seed, path_key
 from dtl.errors import DataError
 from dtl.registry import SOURCES
 
@@ -33,7 +33,7 @@ class QuestionSource:
             LocalFiles(source.path, path_key(data, name), data.allow_truncated) if source.path is not None else None
         )
         self.origin = self.files.origin if self.files else "the facts that ship with DTL"
-        self._order_seed = seed if is_sampled(data, name) else None
+        self._order_seed = order_seed(data, name, seed)
         self._document = partial(document, lower_case=data.lower_case_questions)
         self._reader = PairReader()
 

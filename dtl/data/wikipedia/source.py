@@ -11,7 +11,7 @@ from dtl.data.documents import Document, article
 from dtl.data.hub.source import hub_dataset_spec
 from dtl.data.hub.texts import HubTexts
 from dtl.data.local.files import LocalFiles, field, text_of
-from dtl.data.sources import is_sampled, path_key
+from dtl.data.sources import order_seed, path_key
 from dtl.registry import SOURCES
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class WikiSource:
     """
 
     def __init__(self, name: str, source: SourceConfig, data: DataConfig, seed: int) -> None:
-        self._order_seed = seed if is_sampled(data, name) else None
+        self._order_seed = order_seed(data, name, seed)
         self.dumps = _dumps(source.path)
         self._dump_counts: list[tuple[Path, DumpCounts]] = []
         self._allow_truncated = data.allow_truncated
