@@ -11,7 +11,7 @@ import importlib
 import importlib.metadata
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar, cast
 
 from dtl.errors import ConfigError, DTLError, did_you_mean
@@ -70,12 +70,20 @@ class Registry(Generic[Part, Traits]):
         """All names that `get` knows, sorted."""
         return sorted({*self._built_in, *self._parts})
 
-    def check(self, name: str) -> None:
-        """Raise ConfigError when no part has this name. Imports nothing."""
+    def check(self, name: str, options: Mapping[str, Any] | None = None) -> None:
+        """Raise ConfigError when no part has this name, or for `options` of one of DTL's own parts, which have none.
+
+        Imports nothing.
+        """
         if name not in self._built_in and name not in self._parts:
             raise ConfigError(
                 f"{self.key}={name}: there is no part of this name. Known: {', '.join(self.names())}."
                 f"{did_you_mean(name, self.names())} A part of your own needs plugins=[its_module]."
+            )
+        if options and name in self._built_in:
+            raise ConfigError(
+                f"{self.key.rpartition('.')[0]}.options={dict(options)}: {self.key}={name} has no options; they are "
+                "for parts of your own. Leave them out."
             )
 
     def get(self, name: str) -> Part:
@@ -91,6 +99,12 @@ OPTIMIZERS: Registry[Any, Any] = Registry("optimizer.name", dict.fromkeys(("adam
 SCHEDULES: Registry[Any, Any] = Registry(
     "schedule.name", dict.fromkeys(("cosine", "linear", "wsd"), "dtl.training.schedule")
 )
+LOSSES: Registry[Any, Any] = Registry("trainer.loss.name", {"cross_entropy": "dtl.training.loss"})
+STOP_CRITERIA: Registry[Any, Any] = Registry(
+    "trainer.stop_criteria", dict.fromkeys(("hours", "patience"), "dtl.training.stopping")
+)
+STEP_FIELDS: Registry[Any, Any] = Registry("trainer.step_fields", {"block_grad_norms": "dtl.training.step_fields"})
+METRICS: Registry[Any, Any] = Registry("data.metrics", {"accuracy": "dtl.training.evaluate"})
 SOURCES: Registry[Any, Any] = Registry(
     "data.sources.<name>.kind",
     {

@@ -1,7 +1,7 @@
 """The types of the registered parts, for type checkers and editors."""
 
-from collections.abc import Callable, Iterable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Generic, TypeVar
 
 from dtl.data.config import SourceTraits, TokenizerTraits
 from dtl.data.sources import Source
@@ -10,8 +10,12 @@ from dtl.data.tokenizers.tokenizer import MakeTokenizer
 from dtl.model.config import BlockRules
 from dtl.model.transformer import TransformerBlock
 from dtl.training.config import OptimizerTraits
+from dtl.training.evaluate import Metric
+from dtl.training.loss import Loss
 from dtl.training.optimizer import MakeOptimizers
-from dtl.training.schedule import Shape
+from dtl.training.schedule import Schedule
+from dtl.training.step_fields import StepField
+from dtl.training.stopping import StopCriterion
 
 Part = TypeVar("Part")
 Traits = TypeVar("Traits")
@@ -24,12 +28,16 @@ class Registry(Generic[Part, Traits]):
     def describe(self, name: str, traits: Traits) -> None: ...
     def traits(self, name: str) -> Traits | None: ...
     def names(self) -> list[str]: ...
-    def check(self, name: str) -> None: ...
+    def check(self, name: str, options: Mapping[str, Any] | None = None) -> None: ...
     def get(self, name: str) -> Part: ...
 
 BLOCKS: Registry[type[TransformerBlock], type[BlockRules]]
 OPTIMIZERS: Registry[MakeOptimizers, OptimizerTraits]
-SCHEDULES: Registry[Shape, None]
+SCHEDULES: Registry[Schedule, None]
+LOSSES: Registry[Loss, None]
+STOP_CRITERIA: Registry[StopCriterion, None]
+STEP_FIELDS: Registry[StepField, None]
+METRICS: Registry[Metric, None]
 SOURCES: Registry[type[Source], SourceTraits]
 TOKENIZERS: Registry[MakeTokenizer, TokenizerTraits]
 TASKS: Registry[Task, None]

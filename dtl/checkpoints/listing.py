@@ -18,6 +18,7 @@ FORMAT_VERSION = 1
 MODEL_FILES = ("config.json", "model.safetensors")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 STATE_FILES = ("state.json", "optimizer.safetensors")
+RAW = "raw.safetensors"  # the trained weights, where model.safetensors has their average (trainer.ema_decay)
 FILES = (*MODEL_FILES, *TOKENIZER_FILES, *STATE_FILES, "generation_config.json", "config.yaml")
 _STEP_FOLDER = re.compile(r"step-(\d{1,18})(\.old)?")
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dtl.base.json_files import read_json
 from dtl.checkpoints.find import find_checkpoint
-from dtl.checkpoints.listing import MODEL_FILES, STATE_FILES, TOKENIZER_FILES, is_checkpoint, verify
+from dtl.checkpoints.listing import MODEL_FILES, RAW, STATE_FILES, TOKENIZER_FILES, is_checkpoint, verify
 from dtl.checkpoints.weights import numel, read_shapes, read_tensors, weight_files
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.errors import CheckpointError
@@ -58,6 +58,21 @@ def load_weights(model: TransformerLM, path: Path | str) -> None:
         from_hf(model, read_tensors(weight_files(folder)))
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from error
+
+
+def load_trained_weights(model: TransformerLM, folder: Path, averaged: bool) -> None:
+    """Copy the weights that training continues with into a model that has those of `load_weights`.
+
+    They differ where the run publishes averaged weights. Raises CheckpointError for a checkpoint of the other kind.
+    """
+    if averaged != (folder / RAW).exists():
+        raise CheckpointError(
+            f"{folder}: saved {'without' if averaged else 'with'} averaged weights, and trainer.ema_decay in this "
+            f"run's config.yaml says otherwise. Restore that file, or start a new run with init={folder}."
+        )
+    if averaged:
+        verify(folder, only=(RAW,))
+        from_hf(model, read_tensors([folder / RAW]))
 
 
 def load_tokenizer(path: Path | str) -> Tokenizer:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dtl.base.files import TEMPORARY, ManifestWriter, publish_directory
-from dtl.checkpoints.listing import FORMAT_VERSION, inspect, step_folder
+from dtl.checkpoints.listing import FORMAT_VERSION, RAW, inspect, step_folder
 from dtl.checkpoints.upkeep import set_damaged_aside, storage_error
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.errors import CheckpointError
@@ -33,29 +33,32 @@ def save_checkpoint(
     config_yaml: str,
     state: Mapping[str, Any],
     optimizer: Mapping[str, Tensor],
+    raw: TransformerLM | None = None,
 ) -> Path:
     """Write `run_dir/checkpoints/step-<state["step"]>/`, complete and flushed to disk, and return its path.
 
-    `state` is plain JSON with integers `step` and `epoch`; `optimizer` has its tensors under flat names. An existing
-    folder is kept when it has the same contents, replaced when it has another state of the same step, and renamed to
-    `.damaged` when it is damaged.
+    `state` is plain JSON with integers `step` and `epoch`; `optimizer` has its tensors under flat names. Where `model`
+    has averaged weights, `raw` is the model that is trained: a resume needs both. An existing folder is kept when it
+    has the same contents, replaced when it has another state of the same step, and renamed to `.damaged` when it is
+    damaged.
     Raises CheckpointError, and leaves nothing half written, when weights or state are not finite, or when the disk
     is full or not writable.
     """
-    _check_can_be_saved(model, tokenizer, state)
+    _check_can_be_saved(raw or model, tokenizer, state)
     final = step_folder(run_dir, state["step"])
     temporary = final.with_name(f"{TEMPORARY}{state['step']}-{os.getpid()}-{secrets.token_hex(4)}")
-    weights, moments = _on_cpu(to_hf(model)), _on_cpu(optimizer)
+    # The optimizer's tensors first, the largest file: hashed while the others are written.
+    tensors = {"optimizer.safetensors": _on_cpu(optimizer), "model.safetensors": _on_cpu(to_hf(model))}
+    if raw is not None:
+        tensors[RAW] = _on_cpu(to_hf(raw))
     try:
         temporary.mkdir(parents=True)
         with ManifestWriter(temporary) as manifest_writer:
-            # The optimizer's tensors first, the largest file: hashed while the others are written.
-            _write_tensors(temporary / "optimizer.safetensors", moments)
-            manifest_writer.add("optimizer.safetensors")
-            _write_tensors(temporary / "model.safetensors", weights)
-            manifest_writer.add("model.safetensors")
+            for name, contents in tensors.items():
+                _write_tensors(temporary / name, contents)
+                manifest_writer.add(name)
             _write_texts(temporary, model, tokenizer, config_yaml, state)
-            for name in ("optimizer.safetensors", "model.safetensors"):
+            for name in tensors:
                 # safetensors creates files that only their owner may read; the others follow the umask.
                 shutil.copymode(temporary / "config.yaml", temporary / name)
             manifest = manifest_writer.write(format_version=FORMAT_VERSION, step=state["step"], epoch=state["epoch"])
@@ -70,7 +73,7 @@ def save_checkpoint(
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, OSError | SafetensorError):
-            raise storage_error(error, final, _n_bytes(weights) + _n_bytes(moments)) from error
+            raise storage_error(error, final, sum(map(_n_bytes, tensors.values()))) from error
         raise
     return final
 

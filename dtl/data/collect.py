@@ -26,7 +26,7 @@ MIN_CHARACTERS = 2_000_000  # always read: a small sample is then drawn from mor
 # one would reuse a stale entry.
 _SHAPES_NO_TEXT = {
     "sources", "path", "qa", "wiki", "seq_len", "layout", "document_mask", "loss_on", "max_samples",
-    "validation_fraction", "test_fraction", "commits", "cache_dir", "verify", "tasks", "recommended",
+    "validation_fraction", "test_fraction", "commits", "cache_dir", "verify", "tasks", "metrics", "recommended",
 }  # fmt: skip
 # Smaller files are prepared in about a second: a cache entry would cost more than it saves.
 SMALL_BYTES = 2**20

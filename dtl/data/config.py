@@ -12,7 +12,7 @@ from omegaconf import MISSING
 
 from dtl.base.checks import check_at_least, check_choices, check_fractions
 from dtl.errors import ConfigError
-from dtl.registry import SOURCES, TASKS, TOKENIZERS
+from dtl.registry import METRICS, SOURCES, TASKS, TOKENIZERS
 
 LAYOUTS = ("packed", "padded")
 HUB_ROWS = ("text", "article", "wikitext")
@@ -165,6 +165,7 @@ class DataConfig:
     tasks: list[str] = field(
         default_factory=list
     )  # additional tasks to score; exact_match, f1 and lookup are always measured
+    metrics: list[str] = field(default_factory=list)  # additional means over the held-out tokens: accuracy | your own
     recommended: RecommendedConfig = field(default_factory=RecommendedConfig)
 
     def resolved_sources(self) -> dict[str, SourceConfig]:
@@ -207,6 +208,8 @@ class DataConfig:
                 )
         for task in self.tasks:
             TASKS.check(task)
+        for metric in self.metrics:
+            METRICS.check(metric)
         if self.tasks and all(source.traits.questions == "none" for source in sources.values()):
             raise ConfigError(
                 f"data.tasks=[{','.join(self.tasks)}]: tasks ask questions, and this data has none. Leave it out, or "

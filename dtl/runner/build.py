@@ -17,7 +17,13 @@ from dtl.base.runtime import (
     restore_random_state,
     seed_everything,
 )
-from dtl.checkpoints.load import load_tokenizer, load_training_state, load_weights, read_model_config
+from dtl.checkpoints.load import (
+    load_tokenizer,
+    load_trained_weights,
+    load_training_state,
+    load_weights,
+    read_model_config,
+)
 from dtl.config import RunConfig
 from dtl.data.prepare import PreparedData, prepare_data
 from dtl.data.sources import SourcePlan
@@ -207,6 +213,8 @@ def _restore(parts: Parts, checkpoint: Path, values: dict[str, Any], tensors: di
             "The run was not changed. Restore the data, or start a new run from these weights with "
             f"init={checkpoint}."
         )
+    # The averages have been copied from the model, which holds them until here.
+    load_trained_weights(parts.model, checkpoint, averaged=parts.trainer.averaged is not None)
     parts.trainer.load_state_values(values)
     load_optimizer_tensors(parts.model, parts.trainer.optimizers, tensors)
     restore_random_state(values["random"], parts.device)

@@ -64,7 +64,8 @@ def show_start(display: Display, parts: Parts, run_dir: Path, tracker: Tracker) 
     display.screen(f"DTL {config.name}", rows)
     for note in parts.notes:
         display.note(note)
-    no_room = disk_warning(run_dir, config.trainer.keep, checkpoint_bytes(parts.model, parts.trainer.optimizers))
+    saved = checkpoint_bytes(parts.model, parts.trainer.optimizers, averaged=parts.trainer.averaged is not None)
+    no_room = disk_warning(run_dir, config.trainer.keep, saved)
     looks_wrong = (nvidia_without_cuda(), no_room, _emulation_warning(parts))
     for warning in [*length.warnings(config), *looks_wrong]:
         if warning:
@@ -94,9 +95,9 @@ def disk_warning(run_dir: Path, keep: int, checkpoint_bytes: int) -> str | None:
     )
 
 
-def checkpoint_bytes(model: nn.Module, optimizers: list[Optimizer]) -> int:
-    """Bytes of weights and optimizer state in a checkpoint after the first step."""
-    n_bytes = sum(parameter.nbytes for parameter in model.parameters())
+def checkpoint_bytes(model: nn.Module, optimizers: list[Optimizer], averaged: bool = False) -> int:
+    """Bytes of weights (two of each with averaged ones) and optimizer state in a checkpoint after the first step."""
+    n_bytes = sum(parameter.nbytes for parameter in model.parameters()) * (2 if averaged else 1)
     for optimizer in optimizers:
         for parameter in chain.from_iterable(group["params"] for group in optimizer.param_groups):
             state = [value.nbytes for value in optimizer.state.get(parameter, {}).values() if isinstance(value, Tensor)]

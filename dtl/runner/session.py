@@ -24,6 +24,7 @@ from dtl.tracking.metrics import read_metrics
 from dtl.tracking.tracker import State, Tracker
 from dtl.training.evaluate import evaluate
 from dtl.training.optimizer import optimizer_tensors
+from dtl.training.stopping import Reached, reason_to_end
 from dtl.training.trainer import StepReport
 
 N_SAMPLES = 3
@@ -50,6 +51,7 @@ class Session:
         self.unlogged: list[StepReport] = []
         self.logged_at = time.monotonic()
         state = parts.trainer.state
+        self.evaluations = [row for row in read_metrics(run_dir) if "val/loss" in row] if parts.resumed_from else []
         self.saved: Path | None = parts.resumed_from  # the checkpoint of the current state; None: not saved yet
         self._tokens_before, self._seconds_before = state.tokens, state.seconds
         every = self.config.trainer
@@ -95,21 +97,14 @@ class Session:
         return reason
 
     def reason_to_stop(self, signals: StopSignals) -> State:
-        """Return the reason to stop before the next step: signal, last step, time, patience, pause; or `running`."""
+        """Return the reason to stop before the next step: signal, last step, criterion, pause; or `running`."""
         state, limits = self.trainer.state, self.config.trainer
-        patience = limits.early_stopping_patience
         if signals.received is not None:
             return "interrupted"
         if self.trainer.done:
             return "finished"
-        if limits.hours is not None and state.seconds >= limits.hours * 3600:
-            self.display.note(f"Stopped by trainer.hours={limits.hours:g}.")
-            return "finished"
-        if patience is not None and state.evaluations_since_best >= patience:
-            self.display.note(
-                f"Stopped early: {patience} evaluations without improvement "
-                f"(trainer.early_stopping_patience={patience})."
-            )
+        if reason := reason_to_end(Reached(state, self.evaluations, limits)):
+            self.display.note(reason)
             return "finished"
         if limits.stop_after_steps is not None and state.step >= limits.stop_after_steps:
             self.display.note(f"Paused by trainer.stop_after_steps={limits.stop_after_steps}.")
@@ -138,8 +133,10 @@ class Session:
         self.logged_at = time.monotonic()
         losses = _to_floats([report.loss for report in reports])
         norms = _to_floats([report.grad_norm for report in reports])
+        fields = _fields_as_floats(reports)
         rows: list[dict[str, Any]] = [
-            {
+            own
+            | {
                 "step": report.step,
                 "tokens": report.tokens,
                 "seconds": report.seconds,
@@ -148,7 +145,7 @@ class Session:
                 "optim/grad_norm": norm,
                 "optim/skipped": int(report.skipped),
             }
-            for report, loss, norm in zip(reports, losses, norms, strict=True)
+            for report, loss, norm, own in zip(reports, losses, norms, fields, strict=True)
         ]
         speed = self._tokens_per_second(reports)
         memory = peak_memory_bytes(self.parts.device)
@@ -176,19 +173,25 @@ class Session:
         self.log()
         state = self.trainer.state
         result = evaluate(
-            self.parts.model,
+            self.trainer.evaluated_model,
             self.parts.data.validation,
             self.config.micro_batch_size,
             self.config.trainer.eval_max_batches,
             lambda: autocast(self.parts.device, self.parts.precision),
+            metrics=self.config.data.metrics,
         )
         self.saved = None
         state.evaluated_step = state.step
         state.evaluations += 1
         better = math.isfinite(result.loss) and (state.best_loss is None or result.loss < state.best_loss)
         state.evaluations_since_best = 0 if better else state.evaluations_since_best + 1
-        self.tracker.log(state.step, {"val/loss": result.loss, "val/targets": result.n_targets})
-        self.display.print(f"step {state.step:>7}  validation loss {result.loss:.4f}{'  best so far' * better}")
+        row = {"val/loss": result.loss, "val/targets": result.n_targets}
+        row |= {f"val/{name}": value for name, value in result.metrics.items()}
+        self.tracker.log(state.step, row)
+        self.evaluations.append({"step": state.step, **row})
+        shown_metrics = "".join(f"  {name} {value:.4f}" for name, value in result.metrics.items())
+        best = "  best so far" * better
+        self.display.print(f"step {state.step:>7}  validation loss {result.loss:.4f}{shown_metrics}{best}")
         if due(state.evaluations, self.config.trainer.sample_every_evals or None):
             self.tracker.log_samples(state.step, self.sample())
         if better:
@@ -203,7 +206,9 @@ class Session:
             rows = data.validation.batch(range(min(N_SAMPLES, len(data.validation)))).inputs
             prompts = [tokenizer.decode(row[:SAMPLE_PROMPT_TOKENS].tolist()) for row in rows]
         with autocast(self.parts.device, self.parts.precision):
-            texts = continuations(self.parts.model, tokenizer, prompts, self.config.sampling, seed=self.config.seed)
+            texts = continuations(
+                self.trainer.evaluated_model, tokenizer, prompts, self.config.sampling, seed=self.config.seed
+            )
         return [{"prompt": begin, "text": text} for begin, text in zip(prompts, texts, strict=True)]
 
     def save(self) -> Path:
@@ -220,8 +225,15 @@ class Session:
             "data_fingerprint": self.parts.data.fingerprint,
             "tracker_run_id": self.tracker.run_id,
         }
-        model, tensors = self.parts.model, optimizer_tensors(self.parts.model, trainer.optimizers)
-        self.saved = save_checkpoint(self.run_dir, model, self.parts.tokenizer, self.config_yaml, values, tensors)
+        self.saved = save_checkpoint(
+            self.run_dir,
+            trainer.evaluated_model,
+            self.parts.tokenizer,
+            self.config_yaml,
+            values,
+            optimizer_tensors(trainer.model, trainer.optimizers),
+            raw=None if trainer.averaged is None else trainer.model,
+        )
         for warning in rotate(self.run_dir, self.config.trainer.keep):
             self.display.warn(warning)
         return self.saved
@@ -239,6 +251,16 @@ class Session:
         if not any(row["step"] == state.step and metrics.keys() <= row.keys() for row in read_metrics(self.run_dir)):
             self.tracker.log(state.step, metrics)
         return report
+
+
+def _fields_as_floats(reports: list[StepReport]) -> list[dict[str, float]]:
+    """Return the additional fields of each report as numbers, copied from the device with a single sync."""
+    tensors = [value for report in reports for value in report.fields.values() if isinstance(value, Tensor)]
+    copied = iter(_to_floats(tensors) if tensors else [])
+    return [
+        {name: next(copied) if isinstance(value, Tensor) else float(value) for name, value in report.fields.items()}
+        for report in reports
+    ]
 
 
 def _to_floats(tensors: list[Tensor]) -> list[float]:

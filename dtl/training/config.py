@@ -5,7 +5,7 @@ from typing import Any
 
 from dtl.base.checks import check_at_least, check_choices, check_fractions, check_positive
 from dtl.errors import ConfigError
-from dtl.registry import OPTIMIZERS, SCHEDULES
+from dtl.registry import LOSSES, OPTIMIZERS, SCHEDULES, STEP_FIELDS, STOP_CRITERIA
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
@@ -42,7 +42,7 @@ class OptimizerConfig:
         return OPTIMIZERS.traits(self.name) or OptimizerTraits()
 
     def validate(self) -> None:
-        OPTIMIZERS.check(self.name)
+        OPTIMIZERS.check(self.name, self.options)
         check_positive(self, "optimizer", "lr", "eps", "matrix_lr", "embedding_lr", finite=True)
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"optimizer.betas={self.betas}: two numbers in [0, 1), for example [0.9,0.95].")
@@ -59,11 +59,26 @@ class ScheduleConfig:
     warmup_steps: int | None = None  # the same in optimizer steps; overrides the fraction when set
     min_lr_fraction: float = 0.1  # end of the decay, as a fraction of the peak learning rate
     decay_fraction: float = 0.2  # wsd: fraction of the steps after warm-up that decay; before them it is constant
+    options: dict[str, Any] = field(default_factory=dict)  # settings of a user-defined schedule
 
     def validate(self) -> None:
-        SCHEDULES.check(self.name)
+        SCHEDULES.check(self.name, self.options)
         check_fractions(self, "schedule", "warmup_fraction", "min_lr_fraction", "decay_fraction")
         check_at_least(self, "schedule", warmup_steps=0)
+
+
+@dataclass
+class LossConfig:
+    """What training minimises. Validation and evaluation always measure the plain cross-entropy."""
+
+    name: str = "cross_entropy"  # registered name: cross_entropy | your own
+    z_loss: float = 0.0  # weight of log(sum of exp(logits)) squared, which keeps logits small, e.g. 1e-4; 0 = off
+    label_smoothing: float = 0.0  # part of each target's probability that all tokens share; 0 = off
+    options: dict[str, Any] = field(default_factory=dict)  # settings of a user-defined loss
+
+    def validate(self) -> None:
+        LOSSES.check(self.name, self.options)
+        check_fractions(self, "trainer.loss", "z_loss", "label_smoothing", interval="[0, 1)", rule="must lie in")
 
 
 @dataclass
@@ -76,6 +91,8 @@ class TrainerConfig:
     compile: bool = False  # torch.compile: faster steps after minutes of compiling; resume is then not bit-exact
     activation_checkpointing: bool = False  # recompute activations in the backward pass: less memory, slower
     deterministic: bool = False  # torch's deterministic algorithms: bit-identical runs where torch has them
+    loss: LossConfig = field(default_factory=LossConfig)
+    ema_decay: float | None = None  # evaluate and publish an average of the weights, e.g. 0.999 (a step); null = off
     max_grad_norm: float | None = 1.0  # gradients are scaled down to this norm; null = no clipping
     total_steps: int | None = None  # stop after this many optimizer steps; also the end of the schedule
     max_epochs: int | None = None  # stop after this many epochs; None = the data's recommendation
@@ -84,16 +101,24 @@ class TrainerConfig:
     eval_every_steps: int | None = None  # optimizer steps between evaluations; None = once an epoch
     eval_max_batches: int | None = 50  # micro-batches of one evaluation; null = the complete validation set
     early_stopping_patience: int | None = 5  # evaluations without improvement before the run ends; null = never
+    stop_criteria: list[str] = field(default_factory=list)  # additional, by registered name: your own
+    stop_options: dict[str, Any] = field(default_factory=dict)  # settings of user-defined stop criteria
     save_every_steps: int | None = None  # optimizer steps between checkpoints; null = only by epochs
     save_every_epochs: int | None = 5  # epochs between checkpoints; null = only by steps
     keep: int = 3  # newest step checkpoints to keep on disk; best and last are always kept
     log_every_steps: int = 10  # optimizer steps between progress lines and tracker rows
+    step_fields: list[str] = field(default_factory=list)  # additional, in metrics.jsonl: block_grad_norms | your own
     sample_every_evals: int = 1  # evaluations between sampled texts; 0 = none
     profile: bool = False  # write a torch profiler trace of steps 3 to 5 to profile.json
 
     def validate(self) -> None:
         """Raises ConfigError for a loop that cannot run."""
         check_choices(self, "trainer", precision=PRECISIONS)
+        self.loss.validate()
+        for registry, names in ((STOP_CRITERIA, self.stop_criteria), (STEP_FIELDS, self.step_fields)):
+            for name in names:
+                registry.check(name)
+        check_fractions(self, "trainer", "ema_decay", interval="(0, 1)", rule="must lie in", rest=", or null")
         optional = (
             "micro_batch_size grad_accum_steps total_steps max_epochs stop_after_steps eval_every_steps "
             "eval_max_batches early_stopping_patience save_every_steps save_every_epochs"

@@ -1,28 +1,35 @@
-"""Loss on held-out sequences. Keeps sums, never logits: memory does not grow with the number of batches."""
+"""Loss and metrics on held-out sequences. Keeps sums, never logits: memory does not grow with the number of batches."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from dtl.base.runtime import is_out_of_memory
 from dtl.data.batches import IGNORE, PackedSequences
 from dtl.model.transformer import TransformerLM
-from dtl.training.loss import summed_cross_entropy
+from dtl.registry import METRICS
+from dtl.training.loss import at_targets
+
+# From logits (n, v), fp32, and targets (n,) to a value of each target, (n,); the evaluation reports their mean.
+Metric = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean loss in nats per target token, and the amount of text evaluated."""
+    """Mean cross-entropy in nats per target token, means of metrics, and the amount of text evaluated."""
 
     loss: float
     n_targets: int
     n_tokens: int = 0  # in the sequences, padding excluded
     n_bytes: int = 0  # UTF-8 bytes of the targets' text; 0 without `token_bytes`
     seconds: float = field(default=0.0, compare=False)
+    metrics: dict[str, float] = field(default_factory=dict)  # by registered name
 
 
 @torch.inference_mode()
@@ -33,8 +40,10 @@ def evaluate(
     max_batches: int | None = None,
     mixed_precision: Callable[[], AbstractContextManager] | None = None,
     token_bytes: np.ndarray | None = None,
+    metrics: Sequence[str] = (),
 ) -> Evaluation:
-    """Return the mean cross-entropy over the targets of the first `max_batches` x `batch_size` sequences (None = all).
+    """Return the mean cross-entropy over the targets of the first `max_batches` x `batch_size` sequences (None = all),
+    and the means of the registered `metrics`.
 
     `token_bytes`, (vocab_size,), are the UTF-8 bytes of each token (`dtl.evaluation.text`). Out of memory, the batch is
     halved: the same sequences, the same mean.
@@ -44,7 +53,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     # In fp64, which MPS does not have, so that the sum loses no digits over many batches.
-    total = torch.zeros((), dtype=torch.float64, device="cpu" if device.type == "mps" else device)
+    totals = torch.zeros(1 + len(metrics), dtype=torch.float64, device="cpu" if device.type == "mps" else device)
     n_targets = n_bytes = start = 0
     began = time.perf_counter()
     try:
@@ -54,19 +63,33 @@ def evaluate(
                 with mixed_precision() if mixed_precision else torch.autocast(device.type, enabled=False):
                     on_device = batch.to(device)
                     x_btd = model.hidden(on_device.inputs, on_device.positions, on_device.documents)
-                    loss = summed_cross_entropy(model.head, x_btd, on_device.targets, batch.n_targets)
+                    sums = _sums(model.head, *at_targets(x_btd, on_device.targets, batch.n_targets), metrics)
             except Exception as error:
                 if not is_out_of_memory(error) or batch_size == 1:
                     raise
                 batch_size = max(1, batch_size // 2)
                 continue
-            total += loss.to(total.device, torch.float64)
+            totals += sums.to(totals.device, torch.float64)
             n_targets += batch.n_targets
             if token_bytes is not None:
                 n_bytes += int(token_bytes[batch.targets[batch.targets != IGNORE].numpy()].sum())
             start += len(batch.rows)
     finally:
         model.train(was_training)
-    loss = (total / max(1, n_targets)).item()  # the only sync of an evaluation, and before the clock stops
+    loss, *means = (totals / max(1, n_targets)).tolist()  # the only sync of an evaluation, and before the clock stops
     seconds = time.perf_counter() - began
-    return Evaluation(loss, n_targets, rows.tokens_in(np.arange(n_rows)), n_bytes, seconds)
+    named = dict(zip(metrics, means, strict=True))
+    return Evaluation(loss, n_targets, rows.tokens_in(np.arange(n_rows)), n_bytes, seconds, named)
+
+
+def _sums(head: nn.Module, x_nd: Tensor, targets_n: Tensor, metrics: Sequence[str]) -> Tensor:
+    """Return the sums of the cross-entropy and of the metrics over the targets, (1 + metrics,) fp32."""
+    logits_nv = head(x_nd).float()
+    loss = F.cross_entropy(logits_nv, targets_n, reduction="sum")
+    return torch.stack([loss, *(METRICS.get(name)(logits_nv, targets_n).float().sum() for name in metrics)])
+
+
+@METRICS.register("accuracy")
+def accuracy(logits_nv: Tensor, targets_n: Tensor) -> Tensor:
+    """1 where the most likely token is the target, else 0, (n,)."""
+    return (logits_nv.argmax(dim=-1) == targets_n).float()

@@ -2,11 +2,28 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from dtl.registry import SCHEDULES
 from dtl.training.config import ScheduleConfig
 
-Shape = Callable[[float, ScheduleConfig], float]  # fraction of the steps after warm-up -> factor, 1 to 0
+
+@dataclass(frozen=True)
+class SchedulePoint:
+    """A point of a run after its warm-up, in optimizer steps."""
+
+    step: int  # steps taken, from `warmup` to `horizon`
+    warmup: int  # steps of warm-up
+    horizon: int  # step at which the schedule ends
+
+    @property
+    def progress(self) -> float:
+        """Fraction of the steps after warm-up that have been taken, in [0, 1]."""
+        return (self.step - self.warmup) / max(1, self.horizon - self.warmup)
+
+
+# The factor of the peak learning rate, in [0, 1], before `min_lr_fraction` raises its lower end.
+Schedule = Callable[[SchedulePoint, ScheduleConfig], float]
 
 
 def warmup_steps(config: ScheduleConfig, total_steps: int) -> int:
@@ -18,32 +35,32 @@ def warmup_steps(config: ScheduleConfig, total_steps: int) -> int:
 def learning_rate_factor(config: ScheduleConfig, step: int, total_steps: int) -> float:
     """Fraction of the peak learning rate at optimizer step `step` (counted from 0), in [0, 1].
 
-    Rises linearly during warm-up, then follows the named shape. After `total_steps` it keeps its last value.
+    Rises linearly during warm-up, then follows the named schedule, squeezed into [min_lr_fraction, 1]. After
+    `total_steps` it keeps its last value.
     """
     warmup = warmup_steps(config, total_steps)
     if step < warmup:
         return (step + 1) / warmup  # + 1: a first step with a learning rate of 0 would be wasted
-    progress = (min(step, total_steps) - warmup) / max(1, total_steps - warmup)
-    shape = SCHEDULES.get(config.name)
+    schedule = SCHEDULES.get(config.name)
     floor = config.min_lr_fraction
-    return floor + (1 - floor) * shape(progress, config)
+    return floor + (1 - floor) * schedule(SchedulePoint(min(step, total_steps), warmup, total_steps), config)
 
 
 @SCHEDULES.register("cosine")
-def cosine(progress: float, config: ScheduleConfig) -> float:
+def cosine(at: SchedulePoint, config: ScheduleConfig) -> float:
     """Half a cosine from 1 to 0 (Loshchilov and Hutter, 2017, arXiv:1608.03983)."""
-    return 0.5 * (1 + math.cos(math.pi * progress))
+    return 0.5 * (1 + math.cos(math.pi * at.progress))
 
 
 @SCHEDULES.register("linear")
-def linear(progress: float, config: ScheduleConfig) -> float:
+def linear(at: SchedulePoint, config: ScheduleConfig) -> float:
     """Linear decay from 1 to 0."""
-    return 1 - progress
+    return 1 - at.progress
 
 
 @SCHEDULES.register("wsd")
-def warmup_stable_decay(progress: float, config: ScheduleConfig) -> float:
+def warmup_stable_decay(at: SchedulePoint, config: ScheduleConfig) -> float:
     """1, then linear to 0 over the last `decay_fraction` of these steps (Hu et al., 2024, arXiv:2404.06395)."""
     if config.decay_fraction == 0:
         return 1.0
-    return min(1.0, (1 - progress) / config.decay_fraction)
+    return min(1.0, (1 - at.progress) / config.decay_fraction)

@@ -5,20 +5,23 @@ besides weights, optimizer and random states. Data order is a pure function of (
 position in the data is two integers.
 """
 
+import copy
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dtl.base.runtime import autocast
 from dtl.data.batches import Batch, TrainingData
 from dtl.errors import TrainingError
 from dtl.model.transformer import TransformerLM
+from dtl.registry import LOSSES, STEP_FIELDS
 from dtl.training.config import ScheduleConfig, TrainerConfig
-from dtl.training.loss import summed_cross_entropy
+from dtl.training.loss import at_targets
 from dtl.training.schedule import learning_rate_factor
 
 MAX_SKIPPED_IN_A_ROW = 50
@@ -46,12 +49,32 @@ class StepReport:
     """Results of one optimizer step. Tensors stay on the device: the reader decides when to wait for it."""
 
     step: int
-    loss: Tensor  # mean over target tokens, nats, shape ()
+    loss: Tensor  # the trained loss, mean over target tokens, shape (); of the cross-entropy in nats
     grad_norm: Tensor  # before clipping, shape ()
     lr: float
     tokens: int
     seconds: float
     skipped: bool  # fp16 only: gradients overflowed, weights unchanged
+    fields: Mapping[str, float | Tensor] = field(default_factory=dict)  # those of `trainer.step_fields`
+
+
+class AveragedWeights:
+    """A model whose weights are an exponential moving average of another one's (Polyak and Juditsky, 1992).
+
+    After step n the average moves to the weights by 1 - min(decay, (1 + n) / (10 + n)): the first steps, whose weights
+    are still random, are forgotten at once. A pure function of the step, so that a resume needs only the weights.
+    """
+
+    def __init__(self, model: TransformerLM, decay: float) -> None:
+        """Begin with the weights of `model`, on its device. Draws no random number."""
+        self.decay = decay
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+
+    def update(self, model: TransformerLM, step: int) -> None:
+        """Move the average towards the weights of `model` after step `step`, counted from 1."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        averages, weights = tuple(self.model.parameters()), tuple(model.parameters())
+        get_ema_multi_avg_fn(decay)(averages, weights, step)
 
 
 class NonFiniteError(TrainingError):
@@ -94,13 +117,21 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.state = TrainState()
+        self.averaged = None if config.ema_decay is None else AveragedWeights(model, config.ema_decay)
         self.forward = torch.compile(model.hidden) if config.compile else model.hidden
+        self.loss = LOSSES.get(config.loss.name)
+        self.step_fields = [STEP_FIELDS.get(name) for name in config.step_fields]
         self.steps_per_epoch = data.steps_per_epoch(micro_batch_size * grad_accum_steps)
 
     @property
     def done(self) -> bool:
         """True after the last step."""
         return self.state.step >= self.last_step
+
+    @property
+    def evaluated_model(self) -> TransformerLM:
+        """The model to evaluate, to sample from and to publish: with averaged weights where the run keeps them."""
+        return self.model if self.averaged is None else self.averaged.model
 
     def steps(self) -> Iterator[StepReport]:
         """Train until the last step, one report per optimizer step. A caller pauses by not asking for the next."""
@@ -113,11 +144,15 @@ class Trainer:
             # Before clipping and step: a NaN norm as clipping factor spreads to every gradient, and one such step
             # spoils all weights. So one device sync per step, here for loss and norm together (fp16's scaler has more).
             self.raise_if_non_finite(loss, grad_norm, batches)
+            fields = self.measure_fields()
             self.clip_gradients(grad_norm)
             skipped = self.update_weights(grad_norm)
+            self.average_weights()
             # After the step, so that a checkpoint saved at the yield counts exactly the steps that are in its weights.
             self.advance(batches, time.monotonic() - began)
-            yield StepReport(self.state.step, loss, grad_norm, lr, self.state.tokens, self.state.seconds, skipped)
+            yield StepReport(
+                self.state.step, loss, grad_norm, lr, self.state.tokens, self.state.seconds, skipped, fields
+            )
 
     @property
     def learning_rate(self) -> float:
@@ -148,7 +183,8 @@ class Trainer:
             here = batch.to(self.device)
             with autocast(self.device, self.precision):
                 x_btd = self.forward(here.inputs, here.positions, here.documents)
-                loss = summed_cross_entropy(self.model.head, x_btd, here.targets, batch.n_targets) / n_targets
+                x_nd, targets_n = at_targets(x_btd, here.targets, batch.n_targets)
+                loss = self.loss(self.model.head, x_nd, targets_n, self.config.loss) / n_targets
             self.scaler.scale(loss).backward()
             total += loss.detach()
         return total
@@ -184,6 +220,22 @@ class Trainer:
             },
         )
 
+    def measure_fields(self) -> dict[str, float | Tensor]:
+        """Return the fields of `trainer.step_fields`, while the gradients are there, unscaled and not yet clipped.
+
+        Raises TrainingError for a key that is neither the field's name nor begins with it, as `power/gpu`.
+        """
+        fields: dict[str, float | Tensor] = {}
+        for name, measure in zip(self.config.step_fields, self.step_fields, strict=True):
+            new = measure(self)
+            if wrong := [key for key in new if key != name and not key.startswith(f"{name}/")]:
+                raise TrainingError(
+                    f"trainer.step_fields={name}: gives {wrong[0]}. A field is called {name}, or {name}/... if there "
+                    "are several."
+                )
+            fields |= new
+        return fields
+
     def clip_gradients(self, grad_norm: Tensor) -> None:
         """Scale gradients down to a norm of `max_grad_norm`, if it is set."""
         if self.config.max_grad_norm is not None:
@@ -209,6 +261,11 @@ class Trainer:
                 f"(scale {scale:g}). Use trainer.precision=bf16 or fp32, or lower optimizer.lr."
             )
         return skipped
+
+    def average_weights(self) -> None:
+        """Move the averaged weights, if the run keeps them, towards those of this step."""
+        if self.averaged is not None:
+            self.averaged.update(self.model, self.state.step + 1)
 
     def advance(self, batches: list[Batch], seconds: float) -> None:
         """Count the step in `state`."""

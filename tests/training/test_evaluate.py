@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dtl.base.runtime import autocast
 from dtl.data.batches import IGNORE, Batch, PackedSequences
 from dtl.model.transformer import TransformerLM
+from dtl.registry import METRICS
 from dtl.training.evaluate import evaluate
-from dtl.training.loss import summed_cross_entropy
+from dtl.training.loss import at_targets
 
 
 def mean_by_hand(model: TransformerLM, rows: PackedSequences, n_rows: int) -> tuple[float, int]:
@@ -90,6 +92,26 @@ def test_mixed_precision_computes_in_it(
     assert half.loss == pytest.approx(full.loss, rel=0.05)
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 100])
+def test_metrics_are_means_over_the_same_targets(
+    tiny_model: Callable[..., TransformerLM],
+    random_rows: Callable[..., PackedSequences],
+    monkeypatch: pytest.MonkeyPatch,
+    batch_size: int,
+) -> None:
+    """The cross-entropy, registered as a metric, is the loss; accuracy counts by hand."""
+    monkeypatch.setitem(
+        METRICS._parts, "nats", lambda logits_nv, targets_n: F.cross_entropy(logits_nv, targets_n, reduction="none")
+    )
+    model, rows = tiny_model(randomised=True), random_rows()
+    found = evaluate(model, rows, batch_size, metrics=["accuracy", "nats"])
+    assert found.loss == evaluate(model, rows, batch_size).loss
+    assert found.metrics["nats"] == pytest.approx(found.loss, rel=1e-6)
+    batch = rows.batch(range(len(rows)))
+    right = model(batch.inputs, batch.positions, batch.documents).argmax(dim=-1) == batch.targets
+    assert found.metrics["accuracy"] == pytest.approx(right[batch.targets != IGNORE].double().mean().item())
+
+
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError(), RuntimeError("can't allocate memory")]
 )
@@ -142,11 +164,11 @@ def test_keeps_no_logits(
     rows = random_rows(n_rows=101)
     counts: list[int] = []
 
-    def counting(*arguments: Any) -> Tensor:
+    def counting(*arguments: Any) -> tuple[Tensor, Tensor]:
         counts.append(sum(type(thing) is Tensor for thing in gc.get_objects()))
-        return summed_cross_entropy(*arguments)
+        return at_targets(*arguments)
 
-    monkeypatch.setattr("dtl.training.evaluate.summed_cross_entropy", counting)
+    monkeypatch.setattr("dtl.training.evaluate.at_targets", counting)
     monkeypatch.setattr(rows, "batch", Cached(rows).batch)
     model = tiny_model()
     gc.collect()

@@ -1,5 +1,6 @@
 """Laws of the loss: it is the plain cross-entropy over targets, and the head sees nothing else."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +10,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dtl.data.batches import IGNORE, TrainingData
-from dtl.training.loss import summed_cross_entropy
+from dtl.errors import ConfigError
+from dtl.training.config import LossConfig, TrainerConfig
+from dtl.training.loss import at_targets, cross_entropy
 from dtl.training.trainer import Trainer
 
 B, T, D, V = 2, 7, 13, 23
@@ -30,6 +33,10 @@ def hidden_and_targets(n_targets: int) -> tuple[Tensor, Tensor]:
     return x_btd, rearrange(targets, "(b t) -> b t", b=B)
 
 
+def summed(head: nn.Module, x_btd: Tensor, targets_bt: Tensor, n_targets: int, **settings: float) -> Tensor:
+    return cross_entropy(head, *at_targets(x_btd, targets_bt, n_targets), LossConfig(**settings))
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("n_targets", [1, 5, B * T])
 def test_equals_plain_cross_entropy_with_its_gradients(n_targets: int, bias: bool) -> None:
@@ -42,7 +49,7 @@ def test_equals_plain_cross_entropy_with_its_gradients(n_targets: int, bias: boo
         reduction="sum",
     )
     expected = torch.autograd.grad(plain, [x_btd, *head.parameters()])
-    loss = summed_cross_entropy(head, x_btd, targets_bt, n_targets)
+    loss = summed(head, x_btd, targets_bt, n_targets)
     found = torch.autograd.grad(loss, [x_btd, *head.parameters()])
     torch.testing.assert_close(loss, plain)
     torch.testing.assert_close(found, expected)
@@ -52,7 +59,7 @@ def test_equals_plain_cross_entropy_with_its_gradients(n_targets: int, bias: boo
 def test_no_targets_give_zero_and_zero_gradients() -> None:
     head = nn.Linear(D, V)
     x_btd, targets_bt = hidden_and_targets(0)
-    loss = summed_cross_entropy(head, x_btd, targets_bt, 0)
+    loss = summed(head, x_btd, targets_bt, 0)
     loss.backward()
     assert loss.item() == 0.0
     for tensor in (x_btd, *head.parameters()):
@@ -62,8 +69,51 @@ def test_no_targets_give_zero_and_zero_gradients() -> None:
 def test_half_precision_logits_are_summed_in_fp32() -> None:
     head = nn.Linear(D, V).bfloat16()
     x_btd, targets_bt = hidden_and_targets(B * T)
-    loss = summed_cross_entropy(head, x_btd.bfloat16(), targets_bt, B * T)
+    loss = summed(head, x_btd.bfloat16(), targets_bt, B * T)
     assert loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize("n_targets", [0, 1, 5, B * T])
+@pytest.mark.parametrize(("z_loss", "label_smoothing"), [(0.03, 0.0), (0.0, 0.2), (0.03, 0.2)])
+def test_z_loss_and_label_smoothing_follow_their_definitions(
+    n_targets: int, z_loss: float, label_smoothing: float
+) -> None:
+    """Value and gradient in fp64, from probabilities by hand."""
+    head = nn.Linear(D, V)
+    x_btd, targets_bt = hidden_and_targets(n_targets)
+    loss = summed(head, x_btd, targets_bt, n_targets, z_loss=z_loss, label_smoothing=label_smoothing)
+    x_nd, targets_n = at_targets(x_btd, targets_bt, n_targets)
+    exact = x_nd.double() @ head.weight.double().T + head.bias.double()
+    z_n = exact.exp().sum(dim=-1)
+    wanted_nv = (1 - label_smoothing) * F.one_hot(targets_n, V) + label_smoothing / V
+    by_hand = -(wanted_nv * (exact - z_n.log()[:, None])).sum() + z_loss * (z_n.log() ** 2).sum()
+    torch.testing.assert_close(loss.double(), by_hand, rtol=1e-5, atol=1e-5)
+    inputs = [x_btd, *head.parameters()]
+    torch.testing.assert_close(torch.autograd.grad(loss, inputs), torch.autograd.grad(by_hand, inputs))
+
+
+def test_the_defaults_are_the_plain_cross_entropy_to_the_bit() -> None:
+    head = nn.Linear(D, V)
+    x_btd, targets_bt = hidden_and_targets(5)
+    x_nd, targets_n = at_targets(x_btd, targets_bt, 5)
+    assert torch.equal(summed(head, x_btd, targets_bt, 5), F.cross_entropy(head(x_nd), targets_n, reduction="sum"))
+
+
+@pytest.mark.parametrize("setting", ["z_loss", "label_smoothing"])
+@pytest.mark.parametrize("value", [-0.1, 1.0, math.inf, math.nan])
+def test_weights_of_terms_are_fractions(setting: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"trainer\.loss\.{setting}={value}: must lie in"):
+        LossConfig(**{setting: value}).validate()
+
+
+def test_training_minimises_the_loss_of_its_config(make_trainer: Callable[..., Trainer]) -> None:
+    """Gradients differ, and so does the reported loss."""
+    plain = make_trainer(randomised=True)
+    smoothed = make_trainer(randomised=True, config=TrainerConfig(loss=LossConfig(label_smoothing=0.3)))
+    for trainer in (plain, smoothed):
+        assert trainer.accumulate_gradients(trainer.next_batches()).item() > 0
+    pairs = zip(plain.model.parameters(), smoothed.model.parameters(), strict=True)
+    assert any(not torch.equal(a.grad, b.grad) for a, b in pairs if a.grad is not None and b.grad is not None)
 
 
 # --- the mean over target tokens ----------------------------------------------------------------------------------
@@ -102,7 +152,7 @@ def test_the_mean_of_means_is_another_gradient(
     trainer.model.zero_grad()
     for batch in batches:
         x_btd = trainer.model.hidden(batch.inputs)
-        loss = summed_cross_entropy(trainer.model.head, x_btd, batch.targets, batch.n_targets)
+        loss = summed(trainer.model.head, x_btd, batch.targets, batch.n_targets)
         (loss / batch.n_targets / len(batches)).backward()
     wrong = torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]).double()
     assert (wrong - right).norm() / right.norm() > 1e-2

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dtl.errors import ConfigError
 from dtl.registry import SCHEDULES
 from dtl.training.config import ScheduleConfig
-from dtl.training.schedule import learning_rate_factor, warmup_steps
+from dtl.training.schedule import SchedulePoint, learning_rate_factor, warmup_steps
 
 NAMES = ("cosine", "linear", "wsd")
 shares = st.floats(0, 1)
@@ -84,9 +85,28 @@ def test_wsd_without_decay_holds_to_the_end() -> None:
     assert learning_rate_factor(config, 100, 100) == 1.0
 
 
-def test_a_shape_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def inverse_square_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The schedule of Vaswani et al. (2017): it needs the step itself, and not only the fraction that is done."""
+
+    def schedule(at: SchedulePoint, config: ScheduleConfig) -> float:
+        offset = config.options["offset"]
+        return math.sqrt((at.warmup + offset) / (at.step + offset))
+
     monkeypatch.setattr(SCHEDULES, "_parts", dict(SCHEDULES._parts))
-    SCHEDULES.register("square")(lambda progress, config: (1 - progress) ** 2)
-    config = ScheduleConfig(name="square", warmup_steps=0, min_lr_fraction=0.0)
+    SCHEDULES.register("inverse_square_root")(schedule)
+
+
+@pytest.mark.usefixtures("inverse_square_root")
+def test_a_schedule_of_ones_own_sees_step_and_horizon_and_its_options() -> None:
+    config = ScheduleConfig("inverse_square_root", warmup_steps=7, min_lr_fraction=0.0, options={"offset": 2})
     config.validate()
-    assert learning_rate_factor(config, 1, 2) == pytest.approx(0.25)
+    for horizon in (101, 1009):  # the same at the same step, however long the run
+        found = [learning_rate_factor(config, step, horizon) for step in (7, 34, 79)]
+        assert found == pytest.approx([1, math.sqrt(9 / 36), math.sqrt(9 / 81)])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_schedule_of_dtl_has_no_options(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"schedule\.options=.*: schedule\.name={name} has no options"):
+        ScheduleConfig(name, options={"power": 2}).validate()

@@ -10,8 +10,9 @@ from torch import Tensor
 from trainer_states import assert_unchanged, snapshot
 
 from dtl.errors import TrainingError
+from dtl.registry import LOSSES
 from dtl.training.config import OptimizerConfig, TrainerConfig
-from dtl.training.loss import summed_cross_entropy
+from dtl.training.loss import cross_entropy
 from dtl.training.trainer import MAX_SKIPPED_IN_A_ROW, NonFiniteError, Trainer
 
 MakeTrainer = Callable[..., Trainer]
@@ -27,9 +28,9 @@ def spoil_loss(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, float], None]:
         def spoilt(*arguments: Any) -> Tensor:
             nonlocal n_calls
             n_calls += 1
-            return summed_cross_entropy(*arguments) * (factor if n_calls == at + 1 else 1.0)
+            return cross_entropy(*arguments) * (factor if n_calls == at + 1 else 1.0)
 
-        monkeypatch.setattr("dtl.training.trainer.summed_cross_entropy", spoilt)
+        monkeypatch.setitem(LOSSES._parts, "cross_entropy", spoilt)
 
     return spoil
 
@@ -55,8 +56,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights(
     precision: str,
     factor: float,
 ) -> None:
-    trainer = make_trainer(grad_accum_steps=2, precision=precision)
     spoil_loss(2 * at_step + 1, factor)  # in the second micro-batch
+    trainer = make_trainer(grad_accum_steps=2, precision=precision)
     error, before, state = run_until_error(trainer)
     assert_unchanged(trainer, before)
     assert json.loads(json.dumps(trainer.state_values())) == state
