@@ -70,19 +70,20 @@ class Registry(Generic[Part, Traits]):
         """All names that `get` knows, sorted."""
         return sorted({*self._built_in, *self._parts})
 
-    def check(self, name: str, options: Mapping[str, Any] | None = None) -> None:
+    def check(self, name: str, options: Mapping[str, Any] | None = None, key: str | None = None) -> None:
         """Raise ConfigError when no part has this name, or for `options` of one of DTL's own parts, which have none.
 
-        Imports nothing.
+        `key` is the config key that chose it, where that has more than one form. Imports nothing.
         """
+        key = key or self.key
         if name not in self._built_in and name not in self._parts:
             raise ConfigError(
-                f"{self.key}={name}: there is no part of this name. Known: {', '.join(self.names())}."
+                f"{key}={name}: there is no part of this name. Known: {', '.join(self.names())}."
                 f"{did_you_mean(name, self.names())} A part of your own needs plugins=[its_module]."
             )
         if options and name in self._built_in:
             raise ConfigError(
-                f"{self.key.rpartition('.')[0]}.options={dict(options)}: {self.key}={name} has no options; they are "
+                f"{key.rpartition('.')[0]}.options={dict(options)}: {key}={name} has no options; they are "
                 "for parts of your own. Leave them out."
             )
 

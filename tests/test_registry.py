@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
 from dtl.errors import ConfigError
 from dtl.registry import Registry, load_plugins
+from dtl.training.config import LossConfig, OptimizerConfig, ScheduleConfig
 
 MODULE = Path(sys.modules[Registry.__module__].__file__ or "")
 PART = """\
@@ -111,3 +113,22 @@ def test_the_stub_says_what_the_module_has():
         return found
 
     assert shape(".pyi") == shape(".py")
+
+
+# --- options ------------------------------------------------------------------------------------------------------
+
+CONFIGS_WITH_OPTIONS = {
+    "optimizer": OptimizerConfig,
+    "schedule": ScheduleConfig,
+    "trainer.loss": LossConfig,
+    "tokenizer": TokenizerConfig,
+    "data.sources.mine": lambda **settings: DataConfig(sources={"mine": SourceConfig("qa", **settings)}),
+}
+
+
+@pytest.mark.parametrize("section", CONFIGS_WITH_OPTIONS)
+def test_options_of_a_part_of_dtl_are_rejected_and_not_ignored(section: str) -> None:
+    """Whoever misspells the part of their own, or forgets to choose it, would otherwise train something else."""
+    CONFIGS_WITH_OPTIONS[section]().validate()
+    with pytest.raises(ConfigError, match=rf"{section}\.options={{'power': 2}}: {section}\..* has no options"):
+        CONFIGS_WITH_OPTIONS[section](options={"power": 2}).validate()

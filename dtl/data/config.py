@@ -6,7 +6,7 @@ Values are checked in `validate`, not in `__post_init__`: Hydra's ConfigStore bu
 
 import re
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from omegaconf import MISSING
 
@@ -48,11 +48,12 @@ class SourceTraits:
     needs_files: bool = False  # `path` must name a file or folder
     ships: bool = False  # without a path it reads the facts that ship with DTL
     own_settings: bool = True  # takes subset, column, rows, splits and revision even without the hub
+    column: bool = False  # takes column at least, for its local files
 
 
 SOURCES.describe("qa", SourceTraits("all", ships=True, own_settings=False))
-SOURCES.describe("text", SourceTraits("none", needs_files=True, own_settings=False))
-SOURCES.describe("wiki", SourceTraits("none", hub="without path", own_settings=False))
+SOURCES.describe("text", SourceTraits("none", needs_files=True, own_settings=False, column=True))
+SOURCES.describe("wiki", SourceTraits("none", hub="without path", own_settings=False, column=True))
 SOURCES.describe("hub", SourceTraits("none", hub="always"))
 
 
@@ -63,13 +64,14 @@ class TokenizerConfig:
     kind: str = "gpt2"  # registered name: gpt2 | bpe | byte | char | your own
     vocab_size: int = 4096  # entries of a trained bpe; the other kinds have a fixed number
     path: str | None = None  # gpt2: a folder with vocab.json and merges.txt, or with tokenizer.json
+    options: dict[str, Any] = field(default_factory=dict)  # settings of a user-defined tokenizer
 
     @property
     def traits(self) -> TokenizerTraits:
         return TOKENIZERS.traits(self.kind) or TokenizerTraits()
 
     def validate(self) -> None:
-        TOKENIZERS.check(self.kind)
+        TOKENIZERS.check(self.kind, self.options)
         min_size = self.traits.min_vocab_size
         if self.traits.by_vocab_size and self.vocab_size < min_size:
             raise ConfigError(
@@ -86,10 +88,11 @@ class SourceConfig:
     path: str | None = None  # file or folder; hub: owner/name; None = what ships with DTL (qa) or the hub (wiki)
     weight: float = 1.0  # tokens drawn per epoch, relative to the first source's
     subset: str | None = None  # hub: the dataset's subset (configuration); None = its only one
-    column: str | None = None  # hub: the column that holds the text; None = text
+    column: str | None = None  # hub and files: the column that holds the text; None = text
     rows: str | None = None  # hub: text | article (title, text) | wikitext (lines); None = by the dataset's name
     splits: dict[str, str] = field(default_factory=dict)  # hub: {train: its name there}; {} = by their names
     revision: str | None = None  # hub: commit, tag or branch; main = the newest; None = the commit of the first use
+    options: dict[str, Any] = field(default_factory=dict)  # settings of a user-defined source
 
     @property
     def traits(self) -> SourceTraits:
@@ -115,8 +118,10 @@ class SourceConfig:
                 raise ConfigError(f"{key}.splits.{split}: one of {', '.join(SPLITS)}.")
         if self.splits and "train" not in self.splits:
             raise ConfigError(f"{key}.splits={self.splits}: name the training split too, for example train: train.")
-        for setting in ("subset", "column", "rows", "splits", "revision"):
-            if getattr(self, setting) and not self.is_of_hub and not self.traits.own_settings:
+        traits = self.traits
+        own = traits.own_settings or self.is_of_hub
+        for setting in () if own else ("subset", "column", "rows", "splits", "revision"):
+            if getattr(self, setting) and not (setting == "column" and traits.column):
                 raise ConfigError(
                     f"{key}.{setting}={getattr(self, setting)}: is for datasets of the Hugging Face hub. This source "
                     f"reads {self.path or 'what ships with DTL'} (kind={self.kind})."
@@ -192,7 +197,7 @@ class DataConfig:
             )
         sources = self.resolved_sources()
         for name, source in sources.items():
-            SOURCES.check(source.kind)
+            SOURCES.check(source.kind, source.options, f"data.sources.{name}.kind")
             source.validate(name)
             if source.traits.needs_files and source.path is None:
                 raise ConfigError(

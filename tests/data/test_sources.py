@@ -14,7 +14,7 @@ from dtl.data.documents import Document
 from dtl.data.local.files import LocalFiles, split_of
 from dtl.data.sources import plan_sources
 from dtl.data.split import HoldOut, split_hash
-from dtl.errors import DataError
+from dtl.errors import ConfigError, DataError
 from dtl.registry import SOURCES
 
 
@@ -146,6 +146,39 @@ def test_wiki_documents_begin_with_their_title(tmp_path):
     expected = {"train": ["Ada Lovelace\n\nAda was a mathematician.", "No title.", " "]}
     assert texts_of(write_parquet(tmp_path / "w.parquet", rows), kind="wiki") == expected
     assert texts_of(write_jsonl(tmp_path / "w.jsonl", *rows), kind="wiki") == expected
+
+
+ROWS = [{"id": 1, "Body": "first"}, {"id": 2, "Body": "second"}]
+
+
+@pytest.mark.parametrize("kind", ["text", "wiki"])
+@pytest.mark.parametrize("column", ["Body", "body"])
+def test_the_text_may_be_in_a_column_of_another_name(tmp_path, kind, column):
+    write_jsonl(tmp_path / "a.jsonl", *ROWS)
+    (tmp_path / "b.csv").write_text("id,Body\n1,first\n2,second\n")
+    write_parquet(tmp_path / "c.parquet", ROWS)
+    config = DataConfig(sources={"mine": SourceConfig(kind, str(tmp_path), column=column)})
+    config.validate()
+    (plan,) = plan_sources(config, 0)
+    assert [document.text for document in plan.source.splits()["train"]] == ["first", "second"] * 3
+
+
+@pytest.mark.parametrize("kind", ["text", "wiki"])
+@pytest.mark.parametrize("column", [None, "boddy"])
+def test_a_column_that_is_not_there_is_named_with_the_setting(tmp_path, kind, column):
+    for file in (write_jsonl(tmp_path / "a.jsonl", *ROWS), write_parquet(tmp_path / "c.parquet", ROWS)):
+        (plan,) = plan_sources(DataConfig(sources={"mine": SourceConfig(kind, str(file), column=column)}), 0)
+        with pytest.raises(DataError, match=rf"no field '{column or 'text'}'\. Found: id, Body\.") as caught:
+            list(plan.source.splits()["train"])
+        assert "data.sources.mine.column=NAME" in str(caught.value)
+
+
+def test_a_column_is_rejected_where_there_is_none(tmp_path):
+    (tmp_path / "dump.xml").write_text('<mediawiki xml:lang="en">\n</mediawiki>')
+    with pytest.raises(DataError, match=r"data\.sources\.w\.column=body: a MediaWiki dump has no columns"):
+        plan_sources(DataConfig(sources={"w": SourceConfig("wiki", str(tmp_path / "dump.xml"), column="body")}), 0)
+    with pytest.raises(ConfigError, match=r"data\.sources\.q\.column=body: is for datasets"):
+        DataConfig(sources={"q": SourceConfig("qa", "pairs.jsonl", column="body")}).validate()
 
 
 def test_no_hub_is_said_before_its_library_is_imported(monkeypatch, tmp_path):

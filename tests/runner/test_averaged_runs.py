@@ -1,4 +1,4 @@
-"""Runs with averaged weights: what is evaluated, published and resumed, and how a resume finds both kinds of weights."""
+"""Runs with averaged weights: what is evaluated and published, and the resume from both kinds of weights."""
 
 import shutil
 from dataclasses import replace
@@ -90,7 +90,7 @@ def test_a_checkpoint_of_the_other_kind_is_not_resumed(
     else:
         start(tiny_config(pairs, stop_after_steps=4), run_dir)
     config = replace(tiny_config(pairs, ema_decay=decay), resume=str(run_dir))
-    with pytest.raises(CheckpointError, match="averaged weights, and trainer.ema_decay"):
+    with pytest.raises(CheckpointError, match=r"averaged weights, and trainer\.ema_decay"):
         train(config, run_dir, Origin(resume_from=newest_valid(run_dir)[0].path))
 
 

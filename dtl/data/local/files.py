@@ -189,20 +189,25 @@ def _text_records(unit: _Unit, anomalies: Anomalies, allow_truncated: bool) -> I
         ) from error
 
 
-def field(record: Record, *names: str) -> Any:
-    """Return the value of the first of `names` (lower case) that the record has, ignoring case and surrounding space.
+def field(record: Record, *names: str, remedy: str = "") -> Any:
+    """Return the value of the first of `names` that the record has, ignoring case and surrounding space.
 
-    Raises DataError with the names of its fields when the record has none of them.
+    Raises DataError with the names of its fields, and the `remedy`, when the record has none of them.
     """
     for name in names:
         if name in record.fields:
             return record.fields[name]
     named = {str(key).strip().casefold(): value for key, value in record.fields.items()}
     for name in names:
-        if name in named:
-            return named[name]
-    present = ", ".join(record.fields) or "none"
-    raise DataError(f"{record.place}: no field '{' or '.join(names)}'. Found: {present}.")
+        if (plain := name.strip().casefold()) in named:
+            return named[plain]
+    present = ", ".join(map(str, record.fields)) or "none"
+    raise DataError(f"{record.place}: no field '{' or '.join(names)}'. Found: {present}.{remedy}")
+
+
+def other_column(name: str) -> str:
+    """Return the remedy for a file of the source `name` that has its text in another column."""
+    return f" To read another one: data.sources.{name}.column=NAME."
 
 
 def text_of(value: Any, place: str) -> str:

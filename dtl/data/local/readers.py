@@ -257,11 +257,12 @@ def open_parquet(file: Path) -> Any:
 def read_parquet(file: Path, row_group: int, columns: Sequence[str], anomalies: Anomalies) -> Iterator[Record]:
     """Yield the rows of a row group, with only `columns` (case ignored) when the file has them all."""
     parquet = open_parquet(file)
-    selected = [name for name in parquet.schema_arrow.names if name.strip().casefold() in columns]
+    wanted = {column.strip().casefold() for column in columns}
+    selected = [name for name in parquet.schema_arrow.names if name.strip().casefold() in wanted]
     row = 0
     try:
         # When a column is missing, all are read, so that the error can list the columns that exist.
-        enough = columns and len(selected) == len(columns)
+        enough = wanted and len(selected) == len(wanted)
         for batch in parquet.iter_batches(ROWS_AT_ONCE, row_groups=[row_group], columns=selected if enough else None):
             for fields in _rows(batch, row, anomalies):
                 row += 1

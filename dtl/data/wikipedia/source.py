@@ -10,8 +10,9 @@ from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import Document, article
 from dtl.data.hub.source import hub_dataset_spec
 from dtl.data.hub.texts import HubTexts
-from dtl.data.local.files import LocalFiles, field, text_of
+from dtl.data.local.files import LocalFiles, field, other_column, text_of
 from dtl.data.sources import order_seed, path_key
+from dtl.errors import DataError
 from dtl.registry import SOURCES
 
 if TYPE_CHECKING:
@@ -32,11 +33,17 @@ class WikiSource:
         self.dumps = _dumps(source.path)
         self._dump_counts: list[tuple[Path, DumpCounts]] = []
         self._allow_truncated = data.allow_truncated
+        self._column = source.column or "text"
+        self._remedy = other_column(name)
         self.files: LocalFiles | None = None
         self._hub: HubTexts | None = None
         self.commit: str | None = None  # of the hub: dataset@sha
         if source.path is not None:
             self.origin = f"{path_key(data, name)}={source.path}"
+            if self.dumps and source.column:
+                raise DataError(
+                    f"data.sources.{name}.column={source.column}: a MediaWiki dump has no columns. Leave it out."
+                )
             if not self.dumps:
                 self.files = LocalFiles(source.path, path_key(data, name), data.allow_truncated)
         else:
@@ -59,8 +66,8 @@ class WikiSource:
         return {split: self._from_files(self.files, split) for split in self.files.by_split}
 
     def _from_files(self, files: LocalFiles, split: str) -> Iterator[Document]:
-        for record in files.records(split, ("title", "text"), self._order_seed):
-            text = text_of(field(record, "text"), record.place)
+        for record in files.records(split, ("title", self._column), self._order_seed):
+            text = text_of(field(record, self._column, remedy=self._remedy), record.place)
             yield article(text_of(record.fields.get("title"), record.place), text)
 
     def _from_dumps(self) -> Iterator[Document]:
