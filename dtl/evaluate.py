@@ -18,6 +18,7 @@ from dtl.run_dir.state import read_config
 from dtl.terminal.choose import checkpoint_to_use
 
 OUTPUTS = Path("outputs")
+MEASURED = {"metrics", "tasks"}  # keys of data that choose what is measured; the data is still the run's own
 COMMAND = Command(
     "evaluate",
     EvaluateConfig,
@@ -96,7 +97,7 @@ def _run_with_data(composed: DictConfig, settings: EvaluateConfig, checkpoint: P
         # As in training, also when it is evaluated on other questions.
         run.data.lower_case_questions = bool(own["data"].get("lower_case_questions"))
     run.data.validate()
-    return run, not changed and "data" not in keys
+    return run, not set(changed) - MEASURED and "data" not in keys
 
 
 def _metrics_file(asked: str | None, checkpoint: Path, is_own: bool) -> Path | None:

@@ -42,6 +42,7 @@ class Plan:
     unanswerable: Sequence[str] = ()
     compare_text: Sequence[str] = ()  # sources of plain text, to compare with their own training text
     leakage_tokens: int | None = None
+    metrics: Sequence[str] = ()  # registered names of additional means over target tokens
     tasks: Sequence[str] = ()  # registered names of additional scores (`dtl.data.tasks`)
     worst: int = 10
     seed: int = 0  # chooses the questions when not all are asked
@@ -71,6 +72,7 @@ class Report:
                 f"{name}/perplexity": text.perplexity,
                 f"{name}/bits_per_byte": text.bits_per_byte,
                 f"{name}/tokens_per_second": text.tokens_per_second,
+                **{f"{name}/{metric}": value for metric, value in text.metrics.items()},
             }
         for answers in self.answers:
             if answers.topic != ALL_TOPICS:
@@ -102,7 +104,8 @@ def measure(model: TransformerLM, data: PreparedData, plan: Plan, log: Callable[
     tokenizer = data.tokenizer
     token_bytes = count_token_bytes(tokenizer)
     log("loss on the held-out text")
-    text = text_scores(model, data.rows, token_bytes, plan.batch_size, plan.max_batches, plan.mixed_precision)
+    scope = (plan.batch_size, plan.max_batches, plan.mixed_precision, plan.metrics)
+    text = text_scores(model, data.rows, token_bytes, *scope)
     compared: list[TextLeakage] = []
     for source in plan.compare_text:
         log(f"{source}: held-out text that occurs in the training text")

@@ -53,10 +53,11 @@ def show_main_metrics(console: Console, report: Report) -> None:
 
 
 def _show_text(console: Console, report: Report) -> None:
+    metrics = list(report.text[0].metrics) if report.text else []
     _show(
         console,
         "Held-out text",
-        ["source", "split", "loss", "perplexity", "bits/byte", "targets", "tokens/s"],
+        ["source", "split", "loss", "perplexity", "bits/byte", *metrics, "targets", "tokens/s"],
         [
             [
                 text.source,
@@ -64,6 +65,7 @@ def _show_text(console: Console, report: Report) -> None:
                 f"{text.loss:.4f}",
                 f"{text.perplexity:.2f}",
                 f"{text.bits_per_byte:.4f}",
+                *(f"{value:.4f}" for value in text.metrics.values()),
                 f"{text.targets:,}",
                 in_units(text.tokens_per_second),
             ]

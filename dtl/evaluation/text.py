@@ -3,9 +3,9 @@
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -68,6 +68,7 @@ class TextScores:
     targets: int  # tokens with a loss
     bytes: int  # of the targets' text
     tokens_per_second: float
+    metrics: dict[str, float] = field(default_factory=dict)  # means over the targets, by name (`data.metrics`)
 
 
 def text_scores(
@@ -77,14 +78,18 @@ def text_scores(
     batch_size: int,
     max_batches: int | None,
     mixed_precision: MixedPrecision,
+    metrics: Sequence[str] = (),
 ) -> list[TextScores]:
-    """Score every held-out split of every source. `token_bytes`: see `count_token_bytes`."""
+    """Score every held-out split of every source, with the registered `metrics` in addition.
+
+    `token_bytes`: see `count_token_bytes`.
+    """
     scores: list[TextScores] = []
     for source, splits in rows.items():
         for split, split_rows in splits.items():
             if split == "train":
                 continue
-            result = evaluate(model, split_rows, batch_size, max_batches, mixed_precision, token_bytes)
+            result = evaluate(model, split_rows, batch_size, max_batches, mixed_precision, token_bytes, metrics)
             scores.append(
                 TextScores(
                     source=source,
@@ -95,6 +100,7 @@ def text_scores(
                     targets=result.n_targets,
                     bytes=result.n_bytes,
                     tokens_per_second=result.n_tokens / result.seconds if result.seconds else math.nan,
+                    metrics=result.metrics,
                 )
             )
     return scores

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+import torch.nn.functional as F
 from checkpoint_examples import tiny_model, tiny_tokenizer
 
 from dtl.data.config import DataConfig, SourceConfig
@@ -19,6 +20,7 @@ from dtl.evaluation.measure import Plan, chosen_questions, measure
 from dtl.evaluation.text import count_token_bytes, text_scores
 from dtl.generation.config import SamplingConfig
 from dtl.generation.conversation import GreedyAnswer, answer_greedily, continue_text
+from dtl.registry import METRICS
 
 pytestmark = pytest.mark.usefixtures("one_thread_one_seed")
 CONTEXT = 97
@@ -88,6 +90,15 @@ def test_rows_and_questions_agree_on_the_expected_answers(byte_data):
     gold = likelihoods(model, byte_data.tokenizer, byte_data.pairs["validation"], token_bytes, 7)
     assert sum(one.n_bytes for one in gold) == validation.bytes
     assert sum(one.nats for one in gold) == pytest.approx(validation.loss * validation.targets, rel=1e-5)
+
+
+def test_metrics_of_tokens_are_in_the_report_for_each_split(byte_data, monkeypatch):
+    monkeypatch.setitem(METRICS._parts, "nats", lambda *rows: F.cross_entropy(*rows, reduction="none"))
+    report = measure(model_for(byte_data.tokenizer), byte_data, Plan(metrics=["accuracy", "nats"]), quiet)
+    for split in ("validation", "test"):
+        assert report.metrics()[f"{split}/nats"] == pytest.approx(report.metrics()[f"{split}/loss"])
+        assert 0 <= report.metrics()[f"{split}/accuracy"] <= 1
+    assert json.loads(report.to_json())["text"][0]["metrics"] == report.text[0].metrics
 
 
 def untimed(figures):

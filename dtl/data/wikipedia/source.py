@@ -41,9 +41,8 @@ class WikiSource:
         if source.path is not None:
             self.origin = f"{path_key(data, name)}={source.path}"
             if self.dumps and source.column:
-                raise DataError(
-                    f"data.sources.{name}.column={source.column}: a MediaWiki dump has no columns. Leave it out."
-                )
+                key = f"data.sources.{name}.column={source.column}"
+                raise DataError(f"{key}: a MediaWiki dump has no columns. Leave it out.")
             if not self.dumps:
                 self.files = LocalFiles(source.path, path_key(data, name), data.allow_truncated)
         else:
