@@ -32,7 +32,7 @@ def test_every_folder_is_on_the_map():
     assert all(f"{name}/" in table for name in subfolders)
 
 
-def test_twelve_changes_have_their_place():
+def test_plausible_changes_have_their_place():
     rows = [line for line in CHANGES.splitlines() if line.startswith("| ") and "`dtl/" in line]
-    assert len(rows) == 12 and len(NAMES) >= 9
+    assert len(rows) == 11 and len(NAMES) >= 9
     assert len(TEXT.splitlines()) <= 90  # one page

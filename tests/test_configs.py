@@ -129,7 +129,10 @@ def test_a_row_is_as_long_as_the_model_unless_the_data_says_otherwise():
 # --- there and back -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("overrides", [(), ("data=wiki", "model/arch=classic", "+optimizer.options={a: [1, b]}")])
+@pytest.mark.parametrize(
+    "overrides",
+    [(), ("data=wiki", "model/arch=classic", "trainer.stop_criteria=[patience]", "+trainer.stop_options={a: [1, b]}")],
+)
 def test_a_resolved_config_reads_back_equal(overrides):
     config = composed(*overrides)
     assert typed(to_dict(config)) == config

@@ -11,7 +11,7 @@ import pytest
 
 import dtl
 
-TEXT = (Path(dtl.__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+TEXT = (Path(dtl.__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8").replace("\\\n", "")
 FILES = re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", TEXT, re.DOTALL)
 COMMANDS = re.findall(r"^    (python -m dtl\.train .*)$", TEXT, re.MULTILINE)
 SMALL = ["model.dim=16", "model.n_layers=2", "model.n_heads=2", "tokenizer=byte", "data.seq_len=48"]
@@ -28,7 +28,7 @@ def lab(elsewhere: Path) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(content)
     rows = [f'"Roses are {n} and violets are {n + 1}."' for n in range(40)]
-    (elsewhere / "verses.csv").write_text("text\n" + "\n".join(rows))
+    (elsewhere / "verses.csv").write_text("verse\n" + "\n".join(rows))
     pairs = [{"question": f"What comes after {n}?", "answer": f"{n + 1}"} for n in range(12)]
     (elsewhere / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     return elsewhere
@@ -43,11 +43,11 @@ def train(lab: Path, *arguments: str, program: list[str] = PROGRAM) -> dict[str,
 
 
 def test_there_is_an_example_of_each():
-    assert len(COMMANDS) == 4 and len(FILES) == 8
+    assert len(COMMANDS) == 6 and len(FILES) == 11
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", COMMANDS, ids=["block", "optimizer", "source", "task"])
+@pytest.mark.parametrize("command", COMMANDS, ids=["block", "optimizer", "schedule", "training", "source", "task"])
 def test_each_example_trains(lab, command):
     arguments = command.split()[3:]
     if "data=verses" not in arguments:
@@ -61,7 +61,7 @@ def test_all_together_and_on_from_their_checkpoint(lab):
     modules = ",".join(re.findall(r"plugins=\[(.*?)\]", " ".join(COMMANDS)))
     own = ["--config-dir=my_conf", f"plugins=[{modules}]"]
     choices = ["model/arch=parallel", "optimizer=nesterov", "data=my_qa", "data.qa.path=pairs.jsonl"]
-    verses = ["data.sources.verses.kind=csv", "data.sources.verses.path=verses.csv"]
+    verses = ["data.sources.verses.kind=csv", "data.sources.verses.path=verses.csv", "data.sources.verses.column=verse"]
     result = train(lab, *own, *choices, *verses, *TINY)
     assert (result["state"], result["step"]) == ("finished", 2) and 0 <= result["first_letter/train"] <= 1
     (config,) = lab.glob("outputs/*/*/config.yaml")

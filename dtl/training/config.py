@@ -118,6 +118,10 @@ class TrainerConfig:
         for registry, names in ((STOP_CRITERIA, self.stop_criteria), (STEP_FIELDS, self.step_fields)):
             for name in names:
                 registry.check(name)
+        if self.stop_options and not self.stop_criteria:
+            raise ConfigError(
+                f"trainer.stop_options={self.stop_options}: nothing reads them without trainer.stop_criteria=[name]."
+            )
         check_fractions(self, "trainer", "ema_decay", interval="(0, 1)", rule="must lie in", rest=", or null")
         optional = (
             "micro_batch_size grad_accum_steps total_steps max_epochs stop_after_steps eval_every_steps "

@@ -6,6 +6,7 @@ must depend on nothing else: a resumed run then stops where one that was never i
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dtl.registry import STOP_CRITERIA
 from dtl.training.config import TrainerConfig
@@ -22,6 +23,11 @@ class Reached:
     state: TrainState
     evaluations: Sequence[Mapping[str, float]]  # rows of metrics.jsonl with `step`, `val/loss`, `val/<metric>`
     config: TrainerConfig
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Settings of user-defined criteria."""
+        return self.config.stop_options
 
 
 StopCriterion = Callable[[Reached], str | None]

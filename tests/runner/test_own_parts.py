@@ -35,7 +35,7 @@ def head_norm(trainer: Trainer) -> dict[str, Tensor | float]:
 
 
 def two_evaluations_below(run: Reached) -> str | None:
-    limit = run.config.stop_options["below"]
+    limit = run.options["below"]
     below = sum(row["val/loss"] < limit and row["val/margin"] > 0 for row in run.evaluations)
     return f"Below {limit:g} twice." if below >= 2 else None
 

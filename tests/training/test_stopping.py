@@ -2,6 +2,7 @@
 
 import pytest
 
+from dtl.errors import ConfigError
 from dtl.registry import STOP_CRITERIA
 from dtl.training.config import TrainerConfig
 from dtl.training.stopping import Reached, reason_to_end
@@ -13,7 +14,7 @@ def target_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     """A criterion of one's own: the validation loss is low enough."""
 
     def reached(run: Reached) -> str | None:
-        target = run.config.stop_options["target_loss"]
+        target = run.options["target_loss"]
         below = [row["step"] for row in run.evaluations if row["val/loss"] <= target]
         return f"The loss reached {target:g} at step {below[0]}." if below else None
 
@@ -46,3 +47,8 @@ def test_a_criterion_of_ones_own_sees_the_evaluations_and_its_options() -> None:
 
 def test_one_that_is_not_named_is_not_checked() -> None:
     assert reason(TrainerConfig(), (0.0,)) is None
+
+
+def test_options_without_a_criterion_are_rejected_and_not_ignored() -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.stop_options=.*: nothing reads them without"):
+        TrainerConfig(stop_options={"target_loss": 2}).validate()
