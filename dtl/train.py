@@ -17,7 +17,7 @@ from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.listing import newest_valid, step_folders
 from dtl.checkpoints.upkeep import LOCK
 from dtl.commandline.cli import (
-    MULTIRUN_FLAGS,
+    MULTIRUN,
     JobFailedError,
     override_key,
     quoted,
@@ -30,7 +30,7 @@ from dtl.commandline.command import Command
 from dtl.config import RunConfig, typed
 from dtl.data.sources import plan_sources
 from dtl.errors import ConfigError, InterruptedRun
-from dtl.run_dir.provenance import RECORD
+from dtl.run_dir.provenance import RECORD, composition_flags
 from dtl.run_dir.sweep_records import sweep_to_continue
 from dtl.run_dir.trial import as_trial, current_trial
 
@@ -91,7 +91,7 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
     """Point Hydra to the folder of a run or sweep that is resumed, before it creates a new one."""
     check_no_secrets(arguments)
     spec = next((value for key, _, value in map(_split_word, arguments) if key == "resume" and value != "null"), None)
-    is_multirun = any(argument in MULTIRUN_FLAGS for argument in arguments)
+    is_multirun = MULTIRUN in arguments
     if spec is None:
         unfinished = sweep_to_continue(arguments, OUTPUTS) if is_multirun else None
         return arguments if unfinished is None else [*arguments, f"hydra.sweep.dir={quoted(str(unfinished))}"]
@@ -160,9 +160,11 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
 
     from dtl.runner.run import Origin
 
-    choices = HydraConfig.get().runtime.choices
+    hydra = HydraConfig.get()
+    choices = hydra.runtime.choices
     origin = Origin(
         overrides=overrides,
+        flags=composition_flags(hydra),
         choices={key: str(value) for key, value in choices.items() if not key.startswith("hydra/")},
         init_from=init_from,
         plans=plans,

@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 
 from dtl.base.files import discard_directory, write_atomically
 from dtl.base.json_files import read_json_or_empty
+from dtl.run_dir.provenance import composition_flags
 from dtl.sweeps.config import asks_for_more
 
 SWEEP, TRIAL = "sweep.json", "trial.json"
@@ -54,6 +55,8 @@ class Trial:
     ended: str | None = None
     exit_code: int | None = None
     role: str = "trial"  # confirm: the winner of a search with another seed
+    # Of the configuration that this session composed, recipes included: a resumed run takes none from its own folder.
+    plugins: list[str] = field(default_factory=list)
 
     @property
     def done(self) -> bool:
@@ -81,7 +84,7 @@ class Trial:
 class SweepRecord:
     """The contents of sweep.json: the command line of a sweep and its state."""
 
-    arguments: list[str]  # overrides as typed, with their commas; they identify the sweep
+    arguments: list[str]  # flags, then overrides as typed, with their commas; the overrides identify the sweep
     kind: str = "grid"  # grid | search
     state: str = "running"  # running | finished | interrupted
     started: str = ""
@@ -178,9 +181,9 @@ def sweep_to_continue(arguments: Sequence[str], outputs: Path) -> Path | None:
 
 
 def as_typed(config: DictConfig) -> list[str]:
-    """The overrides of a command line including Hydra's own, as recorded in sweep.json."""
+    """The flags and overrides of a command line including Hydra's own, as recorded in sweep.json."""
     own = [override for override in config.hydra.overrides.hydra if not override.startswith("hydra.mode=")]
-    return [*own, *config.hydra.overrides.task]
+    return [*composition_flags(config.hydra), *own, *config.hydra.overrides.task]
 
 
 def sweep_identity(arguments: Sequence[str]) -> list[str]:

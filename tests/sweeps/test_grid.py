@@ -29,10 +29,10 @@ STATES = get_args(TrialState)
 class Composer:
     """Stands for Hydra: a hash of the sorted overrides, and an error for the value `bad`."""
 
-    def hash_of(self, overrides):
+    def compose(self, overrides):
         if any(override.endswith("=bad") for override in overrides):
             raise ValueError(f"{overrides}: cannot be")
-        return "/".join(sorted(overrides))
+        return "/".join(sorted(overrides)), []
 
     def explain(self, error, overrides):
         return str(error)
@@ -70,8 +70,8 @@ def test_a_configuration_has_one_trial_however_often_it_is_asked_for(tmp_path):
 class Fixed(Composer):
     """Composes overrides that failed before: a missing plugin is installed now."""
 
-    def hash_of(self, overrides):
-        return "/".join(sorted(overrides)).replace("bad", "3")
+    def compose(self, overrides):
+        return "/".join(sorted(overrides)).replace("bad", "3"), []
 
 
 def test_a_trial_that_was_refused_and_now_composes_is_run_in_its_place(tmp_path):
