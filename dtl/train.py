@@ -31,7 +31,7 @@ from dtl.config import RunConfig, typed
 from dtl.data.sources import plan_sources
 from dtl.errors import ConfigError, InterruptedRun
 from dtl.run_dir.provenance import RECORD, composition_flags
-from dtl.run_dir.sweep_records import sweep_to_continue
+from dtl.run_dir.sweep_records import sweep_to_continue, with_its_flags
 from dtl.run_dir.trial import as_trial, current_trial
 
 if TYPE_CHECKING:
@@ -93,11 +93,20 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
     spec = next((value for key, _, value in map(_split_word, arguments) if key == "resume" and value != "null"), None)
     is_multirun = MULTIRUN in arguments
     if spec is None:
-        unfinished = sweep_to_continue(arguments, OUTPUTS) if is_multirun else None
-        return arguments if unfinished is None else [*arguments, f"hydra.sweep.dir={quoted(str(unfinished))}"]
+        return _continuing_a_sweep(arguments) if is_multirun else arguments
     if is_multirun:
         raise ConfigError(f"resume={spec}: resumes one run; leave out -m.")
     return [*arguments, f"hydra.run.dir={quoted(str(_run_folder(spec)))}", "hydra.output_subdir=null"]
+
+
+def _continuing_a_sweep(arguments: list[str]) -> list[str]:
+    named = next((value for key, _, value in map(_split_word, arguments) if key == "hydra.sweep.dir"), None)
+    if named is not None:
+        return with_its_flags(arguments, Path(named))
+    unfinished = sweep_to_continue(arguments, OUTPUTS)
+    if unfinished is None:
+        return arguments
+    return [*with_its_flags(arguments, unfinished), f"hydra.sweep.dir={quoted(str(unfinished))}"]
 
 
 def _run_folder(spec: str) -> Path:

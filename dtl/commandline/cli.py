@@ -59,7 +59,9 @@ def run_command(
         )
         _check_multirun(arguments, command)
         _check_sections(arguments, command)
-        sys.argv[1:] = [_to_hydra_syntax(argument, command) for argument in prepare_arguments(arguments)]
+        prepared = prepare_arguments(arguments)
+        _check_config_folders(prepared)
+        sys.argv[1:] = [_to_hydra_syntax(argument, command) for argument in prepared]
         start()
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
@@ -113,7 +115,7 @@ def flags_first(arguments: Sequence[str]) -> list[str]:
     """Hydra's flags in one form, `--config-dir=FOLDER`, then the overrides. Hydra itself rejects `a=1 --cfg job b=2`.
 
     Relative folders are made absolute: trials and the workers of launchers may run elsewhere. Raises ConfigError for a
-    flag that Hydra does not know and for a folder that does not exist.
+    flag that Hydra does not know.
     """
     parser = get_args_parser()
     parser.error = _reject_flags  # argparse would print its own usage and exit
@@ -123,11 +125,6 @@ def flags_first(arguments: Sequence[str]) -> list[str]:
         folder = given[name]
         if folder is not None and "://" not in folder:  # pkg://my_package is a config path, too
             given[name] = os.path.abspath(os.path.expanduser(folder))
-            if not os.path.isdir(given[name]):
-                raise ConfigError(
-                    f"--{name.replace('_', '-')}={folder}: there is no such folder ({given[name]}). Give the folder "
-                    "that holds your config groups, such as my_conf for my_conf/optimizer/nesterov.yaml."
-                )
     flags = {f"--{name.replace('_', '-')}": value for name, value in given.items()}
     words = [flag if value is True else f"{flag}={value}" for flag, value in flags.items() if value]
     return [*words, *overrides]
@@ -140,6 +137,16 @@ def _reject_flags(message: str) -> NoReturn:
         f"{what}. Settings are key=value; the flags are -m, --config-dir=FOLDER, --config-name=NAME, --cfg job, "
         "--resolve, --info and --help."
     )
+
+
+def _check_config_folders(arguments: list[str]) -> None:
+    for argument in arguments:
+        flag, _, folder = argument.partition("=")
+        if flag in ("--config-dir", "--config-path") and "://" not in folder and not os.path.isdir(folder):
+            raise ConfigError(
+                f"{argument}: there is no such folder. Give the folder that holds your config groups, such as my_conf "
+                "for my_conf/optimizer/nesterov.yaml."
+            )
 
 
 def _listed_plugins(argument: str) -> str:

@@ -87,6 +87,7 @@ def write_run_record(
         "dtl": dtl.__version__,
         "rerun": redact(shell_line(["python", "-m", module, *flags, *overrides])),
         "cwd": str(Path.cwd()),
+        "flags": list(flags),
         "overrides": overrides,
         "choices": choices,
         "seed": seed,

@@ -180,6 +180,20 @@ def sweep_to_continue(arguments: Sequence[str], outputs: Path) -> Path | None:
     return None
 
 
+def with_its_flags(arguments: Sequence[str], folder: Path) -> list[str]:
+    """`arguments` with the flags of the sweep in `folder`, as far as they name none: its config groups may be where
+    the sweep was started and not here."""
+    record = SweepFolder(folder).read()
+    kept = dict(word.split("=", 1) for word in (record.arguments if record else ()) if word.startswith("--"))
+    words = []
+    for word in arguments:
+        flag, _, value = word.partition("=")
+        own = kept.pop(flag, value)
+        moved = own != value and not Path(value).exists() and Path(value).name == Path(own).name
+        words.append(f"{flag}={own}" if moved else word)
+    return [*(f"{flag}={value}" for flag, value in kept.items()), *words]
+
+
 def as_typed(config: DictConfig) -> list[str]:
     """The flags and overrides of a command line including Hydra's own, as recorded in sweep.json."""
     own = [override for override in config.hydra.overrides.hydra if not override.startswith("hydra.mode=")]

@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from dtl.base.display import shown, table
-from dtl.base.safe_text import in_one_line
+from dtl.base.safe_text import in_one_line, visible
 from dtl.base.units import in_time, in_units
 from dtl.errors import ConfigError
+from dtl.run_dir.provenance import shell_line
 from dtl.run_dir.state import RUN_FILES, RunState, is_locked, read_run_state
 from dtl.run_dir.sweep_records import LOG, SWEEP, TRACEBACK, SweepFolder, SweepRecord, Trial, find_sweeps, is_sweep
 
@@ -131,6 +132,7 @@ class Status:
 
     is_running: bool
     renderable: RenderableType
+    resume: str = ""  # for a sweep that ended early: how to resume it, a line to be printed without wrapping
 
 
 def find_sweep(spec: str, outputs: Path) -> SweepFolder:
@@ -168,7 +170,7 @@ def _describe(folder: Path) -> str:
 
 def _listed(sweep: SweepFolder) -> str:
     record, state, _ = _read(sweep)
-    arguments = in_one_line(" ".join(record.arguments), 100) if record else ""
+    arguments = in_one_line(shell_line(record.arguments), 100) if record else ""
     return f"{shown(sweep.path)}  {state}  {arguments}"
 
 
@@ -183,16 +185,16 @@ def _read(sweep: SweepFolder) -> tuple[SweepRecord | None, str, bool]:
 def status_of(sweep: SweepFolder) -> Status:
     """Return the table of the trials, with the failures and the command to run next."""
     record, state, alive = _read(sweep)
+    command = visible(shell_line(["python", "-m", "dtl.train", "-m", *record.arguments])) if record else ""
     rows = rows_of(sweep)
     trials = [row.trial for row in rows]
     planned = record.planned if record and record.planned else len(trials)
     lines: list[RenderableType] = [
         Text(f"{shown(sweep.path)}: {state}; {counted(trials) or 'no trial yet'}, of {planned}", style="bold"),
-        Text(f"python -m dtl.train -m {in_one_line(' '.join(record.arguments))}" if record else "", style="dim"),
+        Text(in_one_line(command), style="dim"),
         trial_table(rows),
     ]
     lines += [Text(line, style="dim") for line in failures(sweep, trials)]
     lines += [Text(line, style="dim") for line in comparing(sweep, trials)]
-    if state in ("killed", "interrupted"):
-        lines.append(Text("The same command resumes it.", style="yellow"))
-    return Status(alive, Group(*lines))
+    resume = f"The same command resumes it: {command}" if state in ("killed", "interrupted") else ""
+    return Status(alive, Group(*lines), resume)

@@ -201,7 +201,7 @@ def test_status_tells_what_died_with_its_sweep(tmp_path):
     shown = _text_of(status)
     assert not status.is_running
     assert "killed; 1 finished, 1 killed" in shown and "0.2500" in shown and "with its sweep" in shown
-    assert "The same command resumes it" in shown
+    assert status.resume == "The same command resumes it: python -m dtl.train -m a=1,2"
 
 
 @pytest.mark.parametrize(("values", "told"), [((0.25, 0.5), True), ((0.25, None), False)])
