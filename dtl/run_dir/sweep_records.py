@@ -137,14 +137,18 @@ def is_sweep(folder: Path) -> bool:
 
 
 def find_sweeps(outputs: Path) -> list[SweepFolder]:
-    """The sweeps under `outputs`, last started first."""
-    folders = [SweepFolder(file.parent) for file in outputs.glob(f"multirun/*/*/{SWEEP}")]
+    """The sweeps under `outputs`, whichever launcher runs their trials, last started first."""
+    folders = [SweepFolder(folder) for folder in outputs.glob("multirun/*/*") if is_sweep(folder)]
     return sorted(folders, key=lambda folder: (_started(folder), folder.path), reverse=True)
 
 
-def _started(folder: SweepFolder) -> str:
-    record = folder.read()
-    return record.started if record else ""
+def _started(folder: SweepFolder) -> float:
+    """Seconds since the epoch; of a sweep without a record the time of Hydra's."""
+    with suppress(ValueError, OSError):
+        record = folder.read()
+        started = record.started if record else ""
+        return datetime.fromisoformat(started).timestamp() if started else (folder.path / MULTIRUN).stat().st_mtime
+    return 0.0
 
 
 def _write(file: Path, record: Any) -> None:
