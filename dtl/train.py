@@ -131,7 +131,9 @@ def _split_word(argument: str) -> tuple[str, str, str]:
 def job(composed: DictConfig) -> float:
     """Train one run, or one job of a multirun. Its error is shown here, once."""
     hydra = HydraConfig.get()
-    overrides = list(hydra.overrides.task)
+    overrides = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    assert isinstance(overrides, list)
+    words = [*composition_flags(hydra), *overrides]
     is_multirun = hydra.mode == RunMode.MULTIRUN
     try:
         config, origin = _prepared(composed, Path(hydra.runtime.output_dir), overrides)
@@ -142,12 +144,12 @@ def job(composed: DictConfig) -> float:
         return train(config, hydra.runtime.output_dir, origin)
     except InterruptedRun as stop:
         # SystemExit ends the whole multirun, which is the intention of Ctrl-C.
-        code = show_error(stop, overrides, COMMAND)
+        code = show_error(stop, words, COMMAND)
         if stop.signal_number not in (signal.SIGINT, signal.SIGTERM):
             signal.raise_signal(stop.signal_number)  # saved: now submitit may requeue the job
         raise SystemExit(code) from None
     except Exception as error:
-        code = show_error(error, overrides, COMMAND)
+        code = show_error(error, words, COMMAND)
         remove_empty_run_dir(Path(hydra.runtime.output_dir), (".hydra", LOCK))  # a run that never started
         if is_multirun:
             raise JobFailedError(f"job {hydra.job.num} ({' '.join(overrides)}) failed") from None

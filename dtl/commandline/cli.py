@@ -53,7 +53,7 @@ def run_command(
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         _check_working_folder()
-        arguments = [_listed_plugins(argument) for argument in flags_first(arguments)]
+        arguments = [_in_hydras_words(argument) for argument in flags_first(arguments)]
         start = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command.name)(
             _report_once(task, arguments, command)
         )
@@ -149,10 +149,14 @@ def _check_config_folders(arguments: list[str]) -> None:
             )
 
 
-def _listed_plugins(argument: str) -> str:
-    """`plugins=[a,b]` for `plugins=a,b`: brackets need quotes in zsh, and no sweep varies its plugins."""
-    match = re.fullmatch(r"(\+{0,2}plugins)=([\w.]+(?:,[\w.]+)*)", argument)
-    return f"{match[1]}=[{match[2]}]" if match and match[2] != "null" else argument
+def _in_hydras_words(argument: str) -> str:
+    """`plugins=[a,b]` for `plugins=a,b`: brackets need quotes in zsh, and no sweep varies its plugins. `a=null,1` for
+    `a=choice(null,1)`, which means the same: Hydra's functions take no null."""
+    key, _, value = argument.partition("=")
+    if override_key(key) == "plugins" and value != "null" and re.fullmatch(r"[\w.]+(,[\w.]+)*", value):
+        return f"{key}=[{value}]"
+    choice = re.fullmatch(r"choice\((.*)\)", value)
+    return f"{key}={choice[1]}" if choice and re.search(r"(^|,)\s*null\s*(,|$)", choice[1]) else argument
 
 
 def _check_working_folder() -> None:

@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dtl.base.files import discard_directory, write_atomically
 from dtl.base.json_files import read_json_or_empty
@@ -200,8 +200,10 @@ def with_its_flags(arguments: Sequence[str], folder: Path) -> list[str]:
 
 def as_typed(config: DictConfig) -> list[str]:
     """The flags and overrides of a command line including Hydra's own, as recorded in sweep.json."""
-    own = [override for override in config.hydra.overrides.hydra if not override.startswith("hydra.mode=")]
-    return [*composition_flags(config.hydra), *own, *config.hydra.overrides.task]
+    given = OmegaConf.to_container(config.hydra.overrides, resolve=False)  # `${...}` stays as it was typed
+    assert isinstance(given, dict)
+    own = [override for override in given["hydra"] if not override.startswith("hydra.mode=")]
+    return [*composition_flags(config.hydra), *own, *given["task"]]
 
 
 def sweep_identity(arguments: Sequence[str]) -> list[str]:

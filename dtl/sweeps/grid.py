@@ -15,7 +15,7 @@ from dtl.commandline.cli import to_dtl_error
 from dtl.commandline.command import Command
 from dtl.config import to_yaml, typed
 from dtl.errors import ConfigError
-from dtl.run_dir.provenance import config_hash
+from dtl.run_dir.provenance import composition_flags, config_hash
 from dtl.run_dir.sweep_records import SweepFolder, Trial
 from dtl.sweeps.process import REASON_WIDTH
 from dtl.sweeps.table import varying_overrides
@@ -48,7 +48,7 @@ class Composer:
 
     def explain(self, error: Exception, overrides: list[str]) -> str:
         """Return why composing failed, in one line."""
-        known = to_dtl_error(error, overrides, self._command)
+        known = to_dtl_error(error, [*composition_flags(self._config.hydra), *overrides], self._command)
         return in_one_line(str(known or f"{type(error).__name__}: {error}").partition("\n")[0], REASON_WIDTH)
 
 
