@@ -41,6 +41,11 @@ def translate_error(error: Exception, arguments: list[str], command: Command) ->
     if isinstance(error, MarkedYAMLError) and error.problem_mark:
         mark = error.problem_mark
         return ConfigError(f"{mark.name}, line {mark.line + 1}: not valid YAML ({error.context}: {error.problem}).")
+    if isinstance(error, ConfigCompositionException) and "hydra.searchpath is only supported" in str(error):
+        return ConfigError(
+            f"{str(error).strip()}. Write it as a recipe: my_conf/experiment/NAME.yaml, which begins with the line "
+            "# @package _global_, and --config-dir=my_conf experiment=NAME."
+        )
     if isinstance(error, ConfigCompositionException):
         return _wrong_override(str(error), arguments, command)
     if isinstance(error, ValueError) and "Config group override" in str(error):
@@ -244,11 +249,7 @@ _INTERPOLATIONS = (
         r"\$\{{{}:",
         "refers to ${{{0}:...}}, which is not known. Known: oc.env.",
     ),
-    (
-        r"(?s)(?:token recognition error|mismatched input|no viable).*",
-        "",
-        "this ${{...}} cannot be read: see its brackets.",
-    ),
+    ("token recognition error|mismatched input|no viable|missing", "", "its ${{...}} cannot be read: see its braces."),
 )
 
 
