@@ -188,6 +188,8 @@ def register(name: str = "train", schema: type = RunConfig) -> None:
     ConfigStore.instance().store(name=f"{name}_schema", node=_open(schema))
     OmegaConf.register_new_resolver("dtl.experiments", lambda: str(experiments_dir()), replace=True)
     # One timestamp for the whole process: a resolver that reads the clock again would give each job of a sweep a
-    # sweep folder of its own. The process id keeps two runs apart that start in the same second.
-    OmegaConf.register_new_resolver("dtl.stamp", lambda pattern: _started.strftime(pattern), replace=True)
-    OmegaConf.register_new_resolver("dtl.pid", os.getpid, replace=True)
+    # sweep folder of its own. The process id keeps two runs apart that start in the same second. Cached values travel
+    # with the config: the workers of joblib and submitit take those of the process that started the sweep.
+    stamp = lambda pattern: _started.strftime(pattern)  # noqa: E731
+    OmegaConf.register_new_resolver("dtl.stamp", stamp, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("dtl.pid", os.getpid, replace=True, use_cache=True)

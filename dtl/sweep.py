@@ -6,6 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 from rich.live import Live
+from rich.text import Text
 
 from dtl.base.display import table_console
 from dtl.commandline.cli import run_command
@@ -45,12 +46,14 @@ def show(composed: DictConfig) -> None:
     status = status_of(sweep)
     if not watch or not status.is_running:
         console.print(status.renderable)
-        return
-    with Live(status.renderable, console=console, auto_refresh=False) as live:
-        while status.is_running:
-            time.sleep(SECONDS_BETWEEN_REFRESHES)
-            status = status_of(sweep)
-            live.update(status.renderable, refresh=True)
+    else:
+        with Live(status.renderable, console=console, auto_refresh=False) as live:
+            while status.is_running:
+                time.sleep(SECONDS_BETWEEN_REFRESHES)
+                status = status_of(sweep)
+                live.update(status.renderable, refresh=True)
+    if status.resume:
+        console.print(Text(status.resume, style="yellow"), soft_wrap=True)  # to be pasted: no line feeds in it
 
 
 if __name__ == "__main__":

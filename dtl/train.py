@@ -17,7 +17,7 @@ from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.listing import newest_valid, step_folders
 from dtl.checkpoints.upkeep import LOCK
 from dtl.commandline.cli import (
-    MULTIRUN_FLAGS,
+    MULTIRUN,
     JobFailedError,
     override_key,
     quoted,
@@ -30,8 +30,8 @@ from dtl.commandline.command import Command
 from dtl.config import RunConfig, typed
 from dtl.data.sources import plan_sources
 from dtl.errors import ConfigError, InterruptedRun
-from dtl.run_dir.provenance import RECORD
-from dtl.run_dir.sweep_records import sweep_to_continue
+from dtl.run_dir.provenance import RECORD, composition_flags
+from dtl.run_dir.sweep_records import sweep_to_continue, with_its_flags
 from dtl.run_dir.trial import as_trial, current_trial
 
 if TYPE_CHECKING:
@@ -91,13 +91,22 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
     """Point Hydra to the folder of a run or sweep that is resumed, before it creates a new one."""
     check_no_secrets(arguments)
     spec = next((value for key, _, value in map(_split_word, arguments) if key == "resume" and value != "null"), None)
-    is_multirun = any(argument in MULTIRUN_FLAGS for argument in arguments)
+    is_multirun = MULTIRUN in arguments
     if spec is None:
-        unfinished = sweep_to_continue(arguments, OUTPUTS) if is_multirun else None
-        return arguments if unfinished is None else [*arguments, f"hydra.sweep.dir={quoted(str(unfinished))}"]
+        return _continuing_a_sweep(arguments) if is_multirun else arguments
     if is_multirun:
         raise ConfigError(f"resume={spec}: resumes one run; leave out -m.")
     return [*arguments, f"hydra.run.dir={quoted(str(_run_folder(spec)))}", "hydra.output_subdir=null"]
+
+
+def _continuing_a_sweep(arguments: list[str]) -> list[str]:
+    named = next((value for key, _, value in map(_split_word, arguments) if key == "hydra.sweep.dir"), None)
+    if named is not None:
+        return with_its_flags(arguments, Path(named))
+    unfinished = sweep_to_continue(arguments, OUTPUTS)
+    if unfinished is None:
+        return arguments
+    return [*with_its_flags(arguments, unfinished), f"hydra.sweep.dir={quoted(str(unfinished))}"]
 
 
 def _run_folder(spec: str) -> Path:
@@ -122,7 +131,9 @@ def _split_word(argument: str) -> tuple[str, str, str]:
 def job(composed: DictConfig) -> float:
     """Train one run, or one job of a multirun. Its error is shown here, once."""
     hydra = HydraConfig.get()
-    overrides = list(hydra.overrides.task)
+    overrides = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    assert isinstance(overrides, list)
+    words = [*composition_flags(hydra), *overrides]
     is_multirun = hydra.mode == RunMode.MULTIRUN
     try:
         config, origin = _prepared(composed, Path(hydra.runtime.output_dir), overrides)
@@ -133,12 +144,12 @@ def job(composed: DictConfig) -> float:
         return train(config, hydra.runtime.output_dir, origin)
     except InterruptedRun as stop:
         # SystemExit ends the whole multirun, which is the intention of Ctrl-C.
-        code = show_error(stop, overrides, COMMAND)
+        code = show_error(stop, words, COMMAND)
         if stop.signal_number not in (signal.SIGINT, signal.SIGTERM):
             signal.raise_signal(stop.signal_number)  # saved: now submitit may requeue the job
         raise SystemExit(code) from None
     except Exception as error:
-        code = show_error(error, overrides, COMMAND)
+        code = show_error(error, words, COMMAND)
         remove_empty_run_dir(Path(hydra.runtime.output_dir), (".hydra", LOCK))  # a run that never started
         if is_multirun:
             raise JobFailedError(f"job {hydra.job.num} ({' '.join(overrides)}) failed") from None
@@ -160,9 +171,11 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
 
     from dtl.runner.run import Origin
 
-    choices = HydraConfig.get().runtime.choices
+    hydra = HydraConfig.get()
+    choices = hydra.runtime.choices
     origin = Origin(
         overrides=overrides,
+        flags=composition_flags(hydra),
         choices={key: str(value) for key, value in choices.items() if not key.startswith("hydra/")},
         init_from=init_from,
         plans=plans,

@@ -10,10 +10,12 @@ import re
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
 from dtl.base.display import exit_when_output_closes
@@ -24,7 +26,7 @@ from dtl.config import register
 from dtl.errors import ConfigError, DTLError
 from dtl.run_dir.trial import note_error
 
-MULTIRUN_FLAGS = ("-m", "--multirun")
+MULTIRUN = "--multirun"
 
 
 class JobFailedError(Exception):
@@ -41,8 +43,7 @@ def run_command(
     `prepare_arguments` may change the command line before Hydra sees it. Exits with 0, with an error's own
     `exit_code` after printing its message, or with 1 after a traceback.
     """
-    # Hydra accepts no -m between overrides.
-    arguments = sorted(sys.argv[1:], key=lambda argument: argument not in MULTIRUN_FLAGS)
+    arguments = sys.argv[1:]
     if any(argument in ("-h", "--help") for argument in arguments):
         with exit_when_output_closes():  # `--help | head`
             print(command.help())
@@ -50,13 +51,17 @@ def run_command(
     register(command.name, command.schema)
     # Hydra would print its own error messages and exit; with this it raises them to us.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    start = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command.name)(
-        _report_once(task, arguments, command)
-    )
     try:
+        _check_working_folder()
+        arguments = [_in_hydras_words(argument) for argument in flags_first(arguments)]
+        start = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command.name)(
+            _report_once(task, arguments, command)
+        )
         _check_multirun(arguments, command)
         _check_sections(arguments, command)
-        sys.argv[1:] = [_to_hydra_syntax(argument, command) for argument in prepare_arguments(arguments)]
+        prepared = prepare_arguments(arguments)
+        _check_config_folders(prepared)
+        sys.argv[1:] = [_to_hydra_syntax(argument, command) for argument in prepared]
         start()
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
@@ -106,15 +111,71 @@ def to_dtl_error(error: Exception, arguments: list[str], command: Command) -> DT
     return known
 
 
+def flags_first(arguments: Sequence[str]) -> list[str]:
+    """Hydra's flags in one form, `--config-dir=FOLDER`, then the overrides. Hydra itself rejects `a=1 --cfg job b=2`.
+
+    Relative folders are made absolute: trials and the workers of launchers may run elsewhere. Raises ConfigError for a
+    flag that Hydra does not know.
+    """
+    parser = get_args_parser()
+    parser.error = _reject_flags  # argparse would print its own usage and exit
+    given = vars(parser.parse_intermixed_args(list(arguments)))
+    overrides = given.pop("overrides")
+    for name in ("config_dir", "config_path"):
+        folder = given[name]
+        if folder is not None and "://" not in folder:  # pkg://my_package is a config path, too
+            given[name] = os.path.abspath(os.path.expanduser(folder))
+    flags = {f"--{name.replace('_', '-')}": value for name, value in given.items()}
+    words = [flag if value is True else f"{flag}={value}" for flag, value in flags.items() if value]
+    return [*words, *overrides]
+
+
+def _reject_flags(message: str) -> NoReturn:
+    rejected = message.removeprefix("unrecognized arguments: ")
+    what = f"{rejected}: there is no such flag" if rejected != message else message
+    raise ConfigError(
+        f"{what}. Settings are key=value; the flags are -m, --config-dir=FOLDER, --config-name=NAME, --cfg job, "
+        "--resolve, --info and --help."
+    )
+
+
+def _check_config_folders(arguments: list[str]) -> None:
+    for argument in arguments:
+        flag, _, folder = argument.partition("=")
+        if flag in ("--config-dir", "--config-path") and "://" not in folder and not os.path.isdir(folder):
+            raise ConfigError(
+                f"{argument}: there is no such folder. Give the folder that holds your config groups, such as my_conf "
+                "for my_conf/optimizer/nesterov.yaml."
+            )
+
+
+def _in_hydras_words(argument: str) -> str:
+    """`plugins=[a,b]` for `plugins=a,b`: brackets need quotes in zsh, and no sweep varies its plugins. `a=null,1` for
+    `a=choice(null,1)`, which means the same: Hydra's functions take no null."""
+    key, _, value = argument.partition("=")
+    if override_key(key) == "plugins" and value != "null" and re.fullmatch(r"[\w.]+(,[\w.]+)*", value):
+        return f"{key}=[{value}]"
+    choice = re.fullmatch(r"choice\((.*)\)", value)
+    return f"{key}={choice[1]}" if choice and re.search(r"(^|,)\s*null\s*(,|$)", choice[1]) else argument
+
+
+def _check_working_folder() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise ConfigError(
+            "The folder in which this command was started no longer exists. Change to one that does, for example: cd ~"
+        ) from None
+
+
 def override_key(text: str) -> str:
     """The key of a Hydra override without the prefix that adds or deletes it."""
     return text.lstrip("+~")
 
 
 def _check_multirun(arguments: list[str], command: Command) -> None:
-    flag = next((argument for argument in arguments if argument in MULTIRUN_FLAGS), None)
-    if flag and not command.multirun:
-        raise ConfigError(f"{flag}: dtl.{command.name} runs once; only dtl.train runs a grid.")
+    if MULTIRUN in arguments and not command.multirun:
+        raise ConfigError(f"-m: dtl.{command.name} runs once; only dtl.train runs a grid.")
 
 
 def _check_sections(arguments: list[str], command: Command) -> None:

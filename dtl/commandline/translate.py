@@ -1,13 +1,21 @@
 """Translation of Hydra's and OmegaConf's errors to ConfigErrors: key, value, rule, remedy."""
 
 import re
+from pathlib import Path
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import MISSING as MISSING_VALUE
-from omegaconf.errors import OmegaConfBaseException, ValidationError
+from omegaconf.errors import (
+    GrammarParseError,
+    InterpolationResolutionError,
+    OmegaConfBaseException,
+    UnsupportedInterpolationType,
+    ValidationError,
+)
 from yaml import MarkedYAMLError
 
-from dtl.base.paths import conf_dir
+from dtl.base.display import shown
+from dtl.base.paths import conf_dir, experiments_dir
 from dtl.commandline.command import ENTRY, Command
 from dtl.errors import ConfigError, did_you_mean
 
@@ -20,40 +28,67 @@ def translate_error(error: Exception, arguments: list[str], command: Command) ->
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if isinstance(error, ConfigCompositionException):
         cause = cause or error.__context__
+    if isinstance(error, (ConfigCompositionException, OmegaConfBaseException)) and (recipe := _bare_recipe(arguments)):
+        return recipe
     if isinstance(error, MissingConfigException):
-        return _missing_file(error, command)
+        return _missing_file(error, arguments, command)
     if isinstance(error, OverrideParseException):
-        return ConfigError(
-            f"{error.override}: cannot be read as key=value. Quote a value that has spaces, commas or brackets: "
-            f"'key=\"value\"'."
-        )
+        return _unreadable(error)
+    if interpolation := _wrong_interpolation(cause, arguments, command):
+        return interpolation
     if isinstance(cause, OmegaConfBaseException) and getattr(cause, "full_key", None):
         return _wrong_key_or_type(cause, arguments, re.match(r"In '(.+?)': ", str(error)), command)
     if isinstance(error, MarkedYAMLError) and error.problem_mark:
         mark = error.problem_mark
         return ConfigError(f"{mark.name}, line {mark.line + 1}: not valid YAML ({error.context}: {error.problem}).")
+    if isinstance(error, ConfigCompositionException) and "hydra.searchpath is only supported" in str(error):
+        return ConfigError(
+            f"{str(error).strip()}. Write it as a recipe: my_conf/experiment/NAME.yaml, which begins with the line "
+            "# @package _global_, and --config-dir=my_conf experiment=NAME."
+        )
     if isinstance(error, ConfigCompositionException):
         return _wrong_override(str(error), arguments, command)
     if isinstance(error, ValueError) and "Config group override" in str(error):
         return _no_choice(arguments, command)
+    if isinstance(error, ValueError) and str(error).startswith(("Only one of --", "The --resolve flag")):
+        return ConfigError(str(error))
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return ConfigError(str(error).strip())
     return None
 
 
-def _missing_file(error: MissingConfigException, command: Command) -> ConfigError:
+def _missing_file(error: MissingConfigException, arguments: list[str], command: Command) -> ConfigError:
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
     if not group:
-        return ConfigError(f"--config-name={choice}: not found in {conf_dir()}. Leave it out.")
-    options = command.groups().get(group) or [option for option in error.options or []]
+        folders = ", ".join(map(str, _config_folders(arguments)))
+        return ConfigError(f"--config-name={choice}: there is no {choice}.yaml in {folders}. Leave it out.")
+    own = [file.stem for folder in _config_folders(arguments)[:-2] for file in (folder / group).glob("*.yaml")]
+    options = sorted({*(command.groups().get(group) or error.options or ()), *own})
     known = f" Known: {', '.join(options)}." if options else ""
     return ConfigError(f"{group}={choice}: there is no such choice.{known}{did_you_mean(choice, options)}")
+
+
+def _unreadable(error: OverrideParseException) -> ConfigError:
+    """A ConfigError for an override that is not key=value, or whose function fails: `range(1,x)`."""
+    evaluated = re.search(r"Error while evaluating '(.*?)': (.*)", str(error))
+    key = error.override.partition("=")[0]
+    if evaluated and "NoneType is incompatible" in evaluated[2]:
+        values = re.search(r"\(([^()]*)\)", evaluated[1])
+        alone = f"{key}={values[1] if values else 'null,1'}"
+        return ConfigError(f"{error.override}: {evaluated[1]} takes no null. Write the values alone: {alone}")
+    if evaluated:
+        return ConfigError(f"{error.override}: {evaluated[1]} cannot be evaluated ({evaluated[2].strip()}).")
+    return ConfigError(
+        f"{error.override}: cannot be read as key=value. Quote a value that has spaces, commas or brackets: "
+        f"'key=\"value\"'."
+    )
 
 
 def _wrong_key_or_type(
     cause: OmegaConfBaseException, arguments: list[str], in_file: re.Match[str] | None, command: Command
 ) -> ConfigError:
     full_key = str(cause.full_key)
+    value = re.search(r"Value '(.*?)' of type", str(cause))
     if in_file:
         group = in_file[1].rpartition("/")[0]
         if group and group not in command.groups():
@@ -61,10 +96,12 @@ def _wrong_key_or_type(
             return ConfigError(
                 f"{_given(group, arguments)}: dtl.{command.name} has no such group. Its groups: {known}."
             )
-        value = re.match(r"Value '(.*?)' of type", str(cause))
         given = f"{full_key}={value[1]} in {in_file[1]}.yaml" if value else f"{full_key} in {in_file[1]}.yaml"
+        hint = _package_hint(in_file[1], full_key, arguments)
     else:
         given = _given(full_key, arguments)
+        given = f"{full_key}={value[1]}" if value and given == full_key else given
+        hint = ""
     if full_key == "model.arch":
         return ConfigError(
             f"{given}: the architecture is a config group. Write model/arch=modern or model/arch=classic."
@@ -88,7 +125,8 @@ def _wrong_key_or_type(
     section = asked.rpartition(".")[0]
     siblings = [name for name in known if name.rpartition(".")[0] == section]
     listed = f" Keys here: {', '.join(siblings)}." if siblings else " --help lists them all."
-    return ConfigError(f"{given}: there is no such key.{did_you_mean(asked, [*known, *command.groups()])}{listed}")
+    hint = hint or did_you_mean(asked, [*known, *command.groups()])
+    return ConfigError(f"{given}: there is no such key.{hint}{listed}")
 
 
 def _may_be_chosen(choice: str, arguments: list[str]) -> bool:
@@ -152,3 +190,91 @@ def _given(key: str, arguments: list[str]) -> str:
 
 def _article(words: str) -> str:
     return f"an {words}" if words[0] in "aeio" else f"a {words}" if not words.startswith(("true", "text")) else words
+
+
+# --- config files of the user -------------------------------------------------------------------------------------
+
+GLOBAL = re.compile(r"^\s*#\s*@package\s+_global_\s*$", re.MULTILINE)  # the line that a recipe opens with
+
+
+def _config_folders(arguments: list[str]) -> list[Path]:
+    """The folders of config groups, in Hydra's order: the user's own, then those of DTL."""
+    flags = [word.partition("=")[2] for word in arguments if word.startswith(("--config-dir=", "--config-path="))]
+    return [*map(Path, flags), experiments_dir(), conf_dir()]
+
+
+def _config_text(name: str, arguments: list[str]) -> tuple[Path, str] | None:
+    """The file of a choice, such as `optimizer/nesterov`, and its text."""
+    files = [folder / f"{name}.yaml" for folder in _config_folders(arguments)]
+    file = next((file for file in files if file.is_file()), None)
+    return (file, file.read_text(encoding="utf-8", errors="replace")) if file else None
+
+
+def _bare_recipe(arguments: list[str]) -> ConfigError | None:
+    """A ConfigError if the recipe of the command line lacks its first line: Hydra then puts its settings into
+    `experiment`, where no key is known."""
+    for name in (word.partition("=")[2] for word in arguments if word.lstrip("+").startswith("experiment=")):
+        found = _config_text(f"experiment/{name}", arguments)
+        if found and not GLOBAL.search(found[1]):
+            return ConfigError(
+                f"experiment={name}: {shown(found[0])} lacks the line that makes it a recipe for the whole config. "
+                "Write it at the top: # @package _global_"
+            )
+    return None
+
+
+def _package_hint(name: str, full_key: str, arguments: list[str]) -> str:
+    """What is wrong with the place of a key in the file of a config group; empty if it is the right one."""
+    group, found = name.rpartition("/")[0], _config_text(name, arguments)
+    section = group.replace("/", ".")
+    if full_key.startswith(f"{section}.{section}"):
+        return f" What is in this file belongs to {section} already: leave out the line '{section}:'."
+    if found and section != "experiment" and GLOBAL.search(found[1]):
+        return f" Leave out the line '# @package _global_': what is in the file then belongs to {section}."
+    return ""
+
+
+# --- ${...} -------------------------------------------------------------------------------------------------------
+
+# What OmegaConf reports about an interpolation: the text that it is found by in a file, and the message for the user.
+_INTERPOLATIONS = (
+    (
+        r"Environment variable '(.+?)' not found",
+        r"oc\.env:\s*{}\b",
+        "the environment variable {0} is not set. Type export {0}=..., or write a default: ${{oc.env:{0},DEFAULT}}.",
+    ),
+    (r"Interpolation key '(.+?)' not found", r"\$\{{\.*{}\}}", "refers to {0}, and there is no such key.{1}"),
+    (
+        r"Unsupported interpolation type (\w+)",
+        r"\$\{{{}:",
+        "refers to ${{{0}:...}}, which is not known. Known: oc.env.",
+    ),
+    ("token recognition error|mismatched input|no viable|missing", "", "its ${{...}} cannot be read: see its braces."),
+)
+
+
+def _wrong_interpolation(cause: object, arguments: list[str], command: Command) -> ConfigError | None:
+    """A ConfigError for a value with `${...}` that cannot be resolved: where it is, what it lacks. None if it can, to a
+    value of the wrong type."""
+    if not isinstance(cause, (InterpolationResolutionError, UnsupportedInterpolationType, GrammarParseError)):
+        return None
+    if "could not be converted" in str(cause):
+        return None
+    for pattern, place, rule in _INTERPOLATIONS:
+        if match := re.search(pattern, str(cause)):
+            name = match[1] if match.groups() else ""
+            hint = did_you_mean(name, [key.name for key in command.settings])
+            key = str(cause.full_key or "")
+            return ConfigError(f"{_place_of(place.format(re.escape(name)), key, arguments)}: {rule.format(name, hint)}")
+    return ConfigError(f"{_given(str(cause.full_key), arguments)}: {str(cause).splitlines()[0]}")
+
+
+def _place_of(text: str, key: str, arguments: list[str]) -> str:
+    """The argument in which the pattern `text` occurs, else the key with the first file that has it."""
+    given = _given(key, arguments)
+    words = [word for word in arguments if text and re.search(text, word)]
+    if words or not text:
+        return words[0].removeprefix("++") if words else given
+    files = (file for folder in _config_folders(arguments) for file in sorted(folder.rglob("*.yaml")))
+    file = next((file for file in files if re.search(text, file.read_text(encoding="utf-8", errors="replace"))), None)
+    return f"{given} in {shown(file)}" if file else given

@@ -5,7 +5,7 @@ from pathlib import Path
 from dtl.base.display import shown
 from dtl.checkpoints.listing import Checkpoint, best_checkpoint, list_checkpoints
 from dtl.diagnostics.findings import Finding
-from dtl.run_dir.state import RunState, find_runs, read_run_state, sessions_of
+from dtl.run_dir.state import RunState, find_runs, read_run_state, resume_command, sessions_of
 
 
 def look_at_last_run(outputs: Path) -> Finding:
@@ -34,7 +34,7 @@ def describe_state(run: RunState, checkpoints: list[Checkpoint]) -> tuple[str, s
     if len(valid) < len(checkpoints):
         saved += f", {len(checkpoints) - len(valid)} damaged"
     again = f"start again: {run.rerun}" if run.rerun else ""
-    next_command = f"resume: python -m dtl.train resume={shown(run.folder)}" if valid else again
+    next_command = f"resume: {resume_command(run.folder)}" if valid else again
     step = run.step or 0
     if run.state == "running":  # a second process must not resume it
         return f"running at step {step} (process {run.pid} on {run.host}); {saved}", ""

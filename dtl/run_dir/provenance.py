@@ -13,7 +13,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 import dtl
 from dtl.base.files import write_atomically
 from dtl.base.json_files import plain
+from dtl.base.paths import conf_dir
 from dtl.base.redaction import is_secret_name, redact, redact_all
 from dtl.errors import DTLError
 from dtl.tracking.tracker import State
@@ -42,6 +43,26 @@ def config_hash(config_yaml: str) -> str:
     return hashlib.sha256(config_yaml.encode()).hexdigest()[:16]
 
 
+def shell_line(words: Iterable[str]) -> str:
+    """The words of a command as one line that can be pasted into a shell, quoted where necessary."""
+    return (subprocess.list2cmdline if os.name == "nt" else shlex.join)(list(words))
+
+
+def composition_flags(hydra: Any, command: str = "train") -> list[str]:
+    """The flags of Hydra that change what is composed, folders absolute: another process needs them as well.
+
+    `hydra` is Hydra's own config of the job or sweep, `command` the name of the file that is composed without flags.
+    """
+    # config_sources also names the structured configs, as `structured://`.
+    sources = {source.provider: source.path for source in hydra.runtime.config_sources if source.schema != "structured"}
+    flags = {"--config-dir": sources.get("command-line")}
+    if (main := sources.get("main")) not in (None, str(conf_dir())):
+        flags["--config-path"] = main
+    if (name := str(hydra.job.config_name).removesuffix(".yaml")) != command:
+        flags["--config-name"] = name
+    return [f"{flag}={value}" for flag, value in flags.items() if value]
+
+
 def write_run_record(
     run_dir: Path,
     config_yaml: str,
@@ -52,19 +73,21 @@ def write_run_record(
     seed: int | None = None,
     wandb_id: str | None = None,
     module: str = "dtl.train",
+    flags: Sequence[str] = (),
     **extra: Any,
 ) -> None:
     """Write config.yaml, run.json, packages.txt and, when the checkout has changes, git.diff.
 
-    `overrides` are those of this job, `choices` the files chosen in each config group. `extra` is anything else to
+    `overrides` are those of this job, `choices` the files chosen in each config group, `flags` those of
+    `composition_flags`. `extra` is anything else to
     record, such as the lineage of `init=`. Raises DTLError when the folder cannot be written.
     """
     git, diff = git_state(PACKAGE)
-    quote = subprocess.list2cmdline if os.name == "nt" else shlex.join
     record = {
         "dtl": dtl.__version__,
-        "rerun": redact(quote(["python", "-m", module, *overrides])),
+        "rerun": redact(shell_line(["python", "-m", module, *flags, *overrides])),
         "cwd": str(Path.cwd()),
+        "flags": list(flags),
         "overrides": overrides,
         "choices": choices,
         "seed": seed,

@@ -15,12 +15,13 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from dtl.base.display import shown
 from dtl.base.json_files import as_list, as_number, as_object, as_whole, read_json_or_empty
 from dtl.base.safe_text import in_one_line, visible
 from dtl.checkpoints.find import list_runs, start_of
 from dtl.checkpoints.listing import step_folders
 from dtl.checkpoints.upkeep import LOCK, LOCK_OWNER
-from dtl.run_dir.provenance import CONFIG, RECORD, RESULT, config_hash
+from dtl.run_dir.provenance import CONFIG, RECORD, RESULT, config_hash, shell_line
 from dtl.run_dir.sweep_records import ERROR, TRIAL
 from dtl.tracking.metrics import METRICS, parse_row
 
@@ -86,6 +87,14 @@ def read_run_state(folder: Path) -> RunState:
         pid=as_whole(owner.get("pid")) if state == "running" else None,
         host=in_one_line(str(owner.get("host") or ""), 80) if state == "running" else "",
     )
+
+
+def resume_command(folder: Path) -> str:
+    """The line that resumes the run in `folder`, with the config folders and plugins that it was given."""
+    flags = as_list(read_json_or_empty(folder / RECORD).get("flags"))
+    plugins = as_list(read_config(folder).get("plugins"))
+    words = ["python", "-m", "dtl.train", *map(str, flags), f"resume={shown(folder)}"]
+    return visible(shell_line([*words, *([f"plugins={','.join(map(str, plugins))}"] if plugins else [])]))
 
 
 def _lock_owner(folder: Path) -> dict[str, Any]:

@@ -18,10 +18,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dtl.base.files import discard_directory, write_atomically
 from dtl.base.json_files import read_json_or_empty
+from dtl.run_dir.provenance import composition_flags
 from dtl.sweeps.config import asks_for_more
 
 SWEEP, TRIAL = "sweep.json", "trial.json"
@@ -54,6 +55,8 @@ class Trial:
     ended: str | None = None
     exit_code: int | None = None
     role: str = "trial"  # confirm: the winner of a search with another seed
+    # Of the configuration that this session composed, recipes included: a resumed run takes none from its own folder.
+    plugins: list[str] = field(default_factory=list)
 
     @property
     def done(self) -> bool:
@@ -81,7 +84,7 @@ class Trial:
 class SweepRecord:
     """The contents of sweep.json: the command line of a sweep and its state."""
 
-    arguments: list[str]  # overrides as typed, with their commas; they identify the sweep
+    arguments: list[str]  # flags, then overrides as typed, with their commas; the overrides identify the sweep
     kind: str = "grid"  # grid | search
     state: str = "running"  # running | finished | interrupted
     started: str = ""
@@ -134,14 +137,18 @@ def is_sweep(folder: Path) -> bool:
 
 
 def find_sweeps(outputs: Path) -> list[SweepFolder]:
-    """The sweeps under `outputs`, last started first."""
-    folders = [SweepFolder(file.parent) for file in outputs.glob(f"multirun/*/*/{SWEEP}")]
+    """The sweeps under `outputs`, whichever launcher runs their trials, last started first."""
+    folders = [SweepFolder(folder) for folder in outputs.glob("multirun/*/*") if is_sweep(folder)]
     return sorted(folders, key=lambda folder: (_started(folder), folder.path), reverse=True)
 
 
-def _started(folder: SweepFolder) -> str:
-    record = folder.read()
-    return record.started if record else ""
+def _started(folder: SweepFolder) -> float:
+    """Seconds since the epoch; of a sweep without a record the time of Hydra's."""
+    with suppress(ValueError, OSError):
+        record = folder.read()
+        started = record.started if record else ""
+        return datetime.fromisoformat(started).timestamp() if started else (folder.path / MULTIRUN).stat().st_mtime
+    return 0.0
 
 
 def _write(file: Path, record: Any) -> None:
@@ -177,10 +184,26 @@ def sweep_to_continue(arguments: Sequence[str], outputs: Path) -> Path | None:
     return None
 
 
+def with_its_flags(arguments: Sequence[str], folder: Path) -> list[str]:
+    """`arguments` with the flags of the sweep in `folder`, as far as they name none: its config groups may be where
+    the sweep was started and not here."""
+    record = SweepFolder(folder).read()
+    kept = dict(word.split("=", 1) for word in (record.arguments if record else ()) if word.startswith("--"))
+    words = []
+    for word in arguments:
+        flag, _, value = word.partition("=")
+        own = kept.pop(flag, value)
+        moved = own != value and not Path(value).exists() and Path(value).name == Path(own).name
+        words.append(f"{flag}={own}" if moved else word)
+    return [*(f"{flag}={value}" for flag, value in kept.items()), *words]
+
+
 def as_typed(config: DictConfig) -> list[str]:
-    """The overrides of a command line including Hydra's own, as recorded in sweep.json."""
-    own = [override for override in config.hydra.overrides.hydra if not override.startswith("hydra.mode=")]
-    return [*own, *config.hydra.overrides.task]
+    """The flags and overrides of a command line including Hydra's own, as recorded in sweep.json."""
+    given = OmegaConf.to_container(config.hydra.overrides, resolve=False)  # `${...}` stays as it was typed
+    assert isinstance(given, dict)
+    own = [override for override in given["hydra"] if not override.startswith("hydra.mode=")]
+    return [*composition_flags(config.hydra), *own, *given["task"]]
 
 
 def sweep_identity(arguments: Sequence[str]) -> list[str]:

@@ -38,6 +38,7 @@ class Origin:
     """Command line of a run, and the checkpoint that it starts from."""
 
     overrides: list[str] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)  # Hydra's, such as --config-dir=FOLDER
     choices: dict[str, str] = field(default_factory=dict)
     resume_from: Path | None = None  # a checkpoint of this run
     damage: str | None = None  # warning about newer checkpoints that are damaged
@@ -187,6 +188,7 @@ def _record_start(parts: Parts, run_dir: Path, origin: Origin) -> None:
             origin.choices,
             parts.device.type,
             seed=parts.config.seed,
+            flags=origin.flags,
             data_fingerprint=parts.data.fingerprint,
             computed_with=parts.fingerprint,
             lineage={"init": parts.config.init, "checkpoint": str(origin.init_from)} if origin.init_from else None,

@@ -18,6 +18,7 @@ from dtl.evaluation.measure import Report
 from dtl.evaluation.tables import show_main_metrics
 from dtl.model.config import ModelConfig
 from dtl.model.transformer import TransformerLM
+from dtl.run_dir.state import resume_command
 from dtl.runner.build import Parts
 from dtl.tracking.tracker import State, Tracker
 from dtl.training.optimizer import numbers_per_weight
@@ -149,6 +150,6 @@ def show_end(
         ("checkpoints", ", ".join(f"{entry.path.name} (epoch {entry.epoch})" for entry in kept) or "none"),
         ("folder", folder),
         *([("metrics", f"all: {EVALUATION_FILE} there; more: python -m dtl.evaluate ckpt={folder}")] if report else []),
-        ("next", f"python -m dtl.train resume={folder}" if ended == "stopped" else use_it),
+        ("next", resume_command(run_dir) if ended == "stopped" else use_it),
     ]
     display.screen(f"\n{ended.capitalize()}", rows)

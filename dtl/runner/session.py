@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dtl.base.display import Display, shown
+from dtl.base.display import Display
 from dtl.base.runtime import autocast, peak_memory_bytes, random_state
 from dtl.base.signals import StopSignals
 from dtl.base.units import in_gib, in_time, in_units
@@ -19,6 +19,7 @@ from dtl.errors import InterruptedRun
 from dtl.evaluation.evaluator import evaluate_best
 from dtl.evaluation.measure import Report
 from dtl.generation.conversation import continuations
+from dtl.run_dir.state import resume_command
 from dtl.runner.build import Parts
 from dtl.tracking.metrics import read_metrics
 from dtl.tracking.tracker import State, Tracker
@@ -90,8 +91,7 @@ class Session:
         if reason == "interrupted":
             assert signals.received is not None
             raise InterruptedRun(
-                f"Stopped at step {self.trainer.state.step} and saved. Resume with: "
-                f"python -m dtl.train resume={shown(self.run_dir)}",
+                f"Stopped at step {self.trainer.state.step} and saved. Resume with: {resume_command(self.run_dir)}",
                 signals.received,
             )
         return reason

@@ -4,7 +4,7 @@ Combinations that compose to the same configuration are one trial, and a sweep w
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import HydraContext
@@ -15,7 +15,7 @@ from dtl.commandline.cli import to_dtl_error
 from dtl.commandline.command import Command
 from dtl.config import to_yaml, typed
 from dtl.errors import ConfigError
-from dtl.run_dir.provenance import config_hash
+from dtl.run_dir.provenance import composition_flags, config_hash
 from dtl.run_dir.sweep_records import SweepFolder, Trial
 from dtl.sweeps.process import REASON_WIDTH
 from dtl.sweeps.table import varying_overrides
@@ -25,28 +25,30 @@ _SWEEP_KEYS = ("hydra.launcher", "hydra.sweeper", "hydra.sweep.", "hydra.mode", 
 
 
 class Composer:
-    """Composes overrides to a configuration and its hash, as Hydra does for a trial."""
+    """Composes overrides to a configuration, as Hydra does for a trial."""
 
     def __init__(self, context: HydraContext, config: DictConfig, command: Command) -> None:
         self._loader = context.config_loader
         self._config = config
         self._command = command
 
-    def hash_of(self, overrides: Sequence[str]) -> str:
-        """Return the hash of the composed configuration. Raises Hydra's and OmegaConf's errors, ConfigError."""
+    def compose(self, overrides: Sequence[str]) -> tuple[str, list[str]]:
+        """Return the hash of the composed configuration, and its plugins. Raises Hydra's and OmegaConf's errors,
+        ConfigError."""
         composed = self._loader.load_sweep_config(self._config, list(overrides))
         before = HydraConfig.instance().cfg
         HydraConfig.instance().set_config(composed)  # resolvers of run names read Hydra's choices
         try:
             with read_write(composed), open_dict(composed):
                 del composed["hydra"]
-            return config_hash(to_yaml(typed(composed)))
+            config = typed(composed)
+            return config_hash(to_yaml(config)), config.plugins
         finally:
             HydraConfig.instance().cfg = before
 
     def explain(self, error: Exception, overrides: list[str]) -> str:
         """Return why composing failed, in one line."""
-        known = to_dtl_error(error, overrides, self._command)
+        known = to_dtl_error(error, [*composition_flags(self._config.hydra), *overrides], self._command)
         return in_one_line(str(known or f"{type(error).__name__}: {error}").partition("\n")[0], REASON_WIDTH)
 
 
@@ -61,6 +63,7 @@ class Combination:
 
     overrides: list[str]
     hash: str  # of the composed configuration; of the overrides if it is rejected
+    plugins: list[str] = field(default_factory=list)
     refused: str = ""  # why it cannot be composed, in one line; empty if it can
 
 
@@ -70,10 +73,11 @@ def compose_all(wanted: Sequence[Sequence[str]], composer: Composer) -> list[Com
     for given in wanted:
         overrides = trial_overrides(given)
         try:
-            combinations.append(Combination(overrides, composer.hash_of(overrides)))
+            combinations.append(Combination(overrides, *composer.compose(overrides)))
         except Exception as error:
             words = config_hash("\n".join(sorted(overrides)))
-            combinations.append(Combination(overrides, words, composer.explain(error, overrides)))
+            reason = composer.explain(error, overrides)
+            combinations.append(Combination(overrides, words, refused=reason))
     return combinations
 
 
@@ -97,7 +101,7 @@ def create_trials(sweep: SweepFolder, combinations: Sequence[Combination]) -> li
             number += 1
         elif before is not None and before is not trial:
             sweep.remove(before)  # it composes to the same configuration as another trial
-        trial.hash = combination.hash
+        trial.hash, trial.plugins = combination.hash, combination.plugins
         if combination.refused:
             trial.state, trial.reason = "refused", combination.refused
         elif trial.state == "refused":

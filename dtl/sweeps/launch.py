@@ -14,6 +14,7 @@ from dtl.checkpoints.upkeep import LOCK, LOCK_PROBE_SECONDS
 from dtl.commandline.cli import JobFailedError, remove_empty_run_dir
 from dtl.commandline.command import Command
 from dtl.errors import ConfigError, InterruptedRun
+from dtl.run_dir.provenance import composition_flags
 from dtl.run_dir.sweep_records import MULTIRUN, SWEEP, SweepFolder, SweepRecord, Trial, as_typed, now
 from dtl.sweeps.config import LauncherConfig
 from dtl.sweeps.grid import Composer, NoTrialError, compose_all, create_trials, describe_duplicates, trial_overrides
@@ -67,8 +68,8 @@ def _run(
         left = [trial for trial in trials if trial.state != "refused" and trial.is_pending(config.sweep.retry_failed)]
         screen.begin(trials, left, record.sessions > 1, describe_duplicates(combinations))
         try:
-            extra_overrides = trial_overrides(config.hydra.overrides.hydra)
-            run_trials(sweep, ListSource(left, screen.ended), settings, extra_overrides, screen.started, screen.idle)
+            shared = [*composition_flags(config.hydra), *trial_overrides(config.hydra.overrides.hydra)]
+            run_trials(sweep, ListSource(left, screen.ended), settings, shared, screen.started, screen.idle)
         except (InterruptedRun, KeyboardInterrupt):
             record.state = "interrupted"
             sweep.write(record)

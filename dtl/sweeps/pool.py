@@ -95,7 +95,7 @@ def run_trials(
     sweep: SweepFolder,
     source: Source,
     settings: LauncherConfig,
-    extra_overrides: list[str],
+    shared_arguments: list[str],
     started: Callable[[Trial], None],
     idle: Callable[[list[Trial]], None],
 ) -> None:
@@ -111,7 +111,7 @@ def run_trials(
                     trial = source.next(len(running))
                     if trial is None:
                         break
-                    running.append(TrialProcess(sweep, trial, settings, extra_overrides))
+                    running.append(TrialProcess(sweep, trial, settings, shared_arguments))
                     started(trial)
                 if not running:
                     break

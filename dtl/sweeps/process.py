@@ -32,9 +32,9 @@ REASON_WIDTH = 160  # characters of a reason
 class TrialProcess:
     """One attempt at a trial. `stop` asks it to save and end; `poll` checks whether it has ended."""
 
-    def __init__(self, sweep: SweepFolder, trial: Trial, settings: LauncherConfig, extra_overrides: list[str]) -> None:
-        """Start the process: from the newest checkpoint if there is one, else from scratch. `extra_overrides` are
-        given to every trial, such as Hydra's search path. Raises OSError if no process can be started."""
+    def __init__(self, sweep: SweepFolder, trial: Trial, settings: LauncherConfig, shared_arguments: list[str]) -> None:
+        """Start the process: from the newest checkpoint if there is one, else from scratch. `shared_arguments` are
+        given to every trial: Hydra's flags and search path. Raises OSError if no process can be started."""
         self.trial = trial
         self._settings = settings
         self._folder = sweep.trial_folder(trial.number)
@@ -42,7 +42,7 @@ class TrialProcess:
         self._asked: TrialState | None = None  # the state to end in, once it was asked to stop
         self._asked_at = 0.0
         end_orphan(self._folder)
-        arguments = self._arguments(extra_overrides)
+        arguments = self._arguments(shared_arguments)
         trial.state, trial.reason, trial.exit_code = "running", "", None
         trial.started, trial.ended = now(), None
         trial.attempts += 1
@@ -60,16 +60,17 @@ class TrialProcess:
                 start_new_session=True,  # Ctrl-C reaches only the sweep, which then stops its trials
             )
 
-    def _arguments(self, extra_overrides: list[str]) -> list[str]:
+    def _arguments(self, shared_arguments: list[str]) -> list[str]:
         for name in (ERROR, TRACEBACK):
             (self._folder / name).unlink(missing_ok=True)
         if step_folders(self._folder):
             with suppress(CheckpointError, ConfigError):
                 newest_valid(self._folder)
-                plugins = [override for override in self.trial.overrides if override.startswith("plugins=")]
-                return [f"resume={quoted(str(self._folder))}", *plugins]
+                flags = [argument for argument in shared_arguments if argument.startswith("--")]
+                plugins = [f"plugins=[{','.join(self.trial.plugins)}]"] if self.trial.plugins else []
+                return [*flags, f"resume={quoted(str(self._folder))}", *plugins]
         self._clear_folder()
-        return [*self.trial.overrides, *extra_overrides, f"hydra.run.dir={quoted(str(self._folder))}"]
+        return [*shared_arguments, *self.trial.overrides, f"hydra.run.dir={quoted(str(self._folder))}"]
 
     def _clear_folder(self) -> None:
         """Remove what an attempt without a checkpoint left behind, except its log, before a start from scratch."""

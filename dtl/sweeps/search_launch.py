@@ -14,6 +14,7 @@ from dtl.checkpoints.upkeep import LOCK
 from dtl.commandline.cli import JobFailedError, remove_empty_run_dir
 from dtl.commandline.command import Command
 from dtl.errors import InterruptedRun
+from dtl.run_dir.provenance import composition_flags
 from dtl.run_dir.state import read_run_state
 from dtl.run_dir.sweep_records import SUCCEEDED, SWEEP, SweepFolder, SweepRecord, Trial, as_typed, now
 from dtl.sweeps.config import LauncherConfig, SearchConfig
@@ -126,7 +127,7 @@ class _Launch:
     ) -> None:
         self.sweep, self.settings, self.launcher, self.composer = sweep, settings, launcher, composer
         self.space, self.sweep_settings = space, config.sweep
-        self.extra_overrides = trial_overrides(config.hydra.overrides.hydra)
+        self.shared_arguments = [*composition_flags(config.hydra), *trial_overrides(config.hydra.overrides.hydra)]
         self.record = sweep.read() or SweepRecord(as_typed(config), kind="search", started=now())
         self.record.state, self.record.sessions = "running", self.record.sessions + 1
         self.record.planned = settings.n_trials + config.sweep.confirm
@@ -168,7 +169,7 @@ class _Launch:
         )
         tried = list(search.tried.values())
         self.screen.begin_search(self.settings, tried, search.left(), self.record.sessions > 1)
-        run_trials(self.sweep, search, self.launcher, self.extra_overrides, self._started, self.screen.idle)
+        run_trials(self.sweep, search, self.launcher, self.shared_arguments, self._started, self.screen.idle)
         return search
 
     def _raise_if_all_rejected(self, tried: list[Trial]) -> None:
@@ -197,7 +198,7 @@ class _Launch:
             runs_left = "one run" if len(left) == 1 else f"{len(left)} runs"
             self.screen.log(f"trial {best.number} is the best; {runs_left} of it with fresh seeds", "bold")
         source = ListSource(left, self._ended, self.budget)
-        run_trials(self.sweep, source, self.launcher, self.extra_overrides, self._started, self.screen.idle)
+        run_trials(self.sweep, source, self.launcher, self.shared_arguments, self._started, self.screen.idle)
         winner.values = [run.value for run in runs if run.state in SUCCEEDED and run.value is not None]
         return winner
 

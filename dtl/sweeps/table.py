@@ -5,17 +5,29 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from dtl.base.display import shown, table
-from dtl.base.safe_text import in_one_line
+from dtl.base.safe_text import in_one_line, visible
 from dtl.base.units import in_time, in_units
 from dtl.errors import ConfigError
+from dtl.run_dir.provenance import shell_line
 from dtl.run_dir.state import RUN_FILES, RunState, is_locked, read_run_state
-from dtl.run_dir.sweep_records import LOG, SWEEP, TRACEBACK, SweepFolder, SweepRecord, Trial, find_sweeps, is_sweep
+from dtl.run_dir.sweep_records import (
+    LOG,
+    SWEEP,
+    TRACEBACK,
+    SweepFolder,
+    SweepRecord,
+    Trial,
+    TrialState,
+    find_sweeps,
+    is_sweep,
+)
 
 RIGHT = ("trial", "step", "best loss", "tokens/s", "time")
 HEADERS = ("trial", "overrides", "state", *RIGHT[1:], "why")
@@ -49,12 +61,26 @@ def rows_of(sweep: SweepFolder, trials: Iterable[Trial] | None = None) -> list[R
 
     A trial recorded as running in a sweep that no process has locked was killed with it.
     """
+    if trials is None and not (sweep.path / SWEEP).is_file():
+        return _rows_of_hydra(sweep)
     alive = is_locked(sweep.path)
     rows = []
     for trial in sweep.trials() if trials is None else trials:
         if trial.state == "running" and not alive:
             trial.state, trial.reason = "killed", "with its sweep"
         rows.append(Row(trial, read_run_state(sweep.trial_folder(trial.number))))
+    return rows
+
+
+def _rows_of_hydra(sweep: SweepFolder) -> list[Row]:
+    """Return the trials that ran under one of Hydra's own launchers, which records none, from the runs themselves."""
+    numbers = sorted(int(folder.name) for folder in sweep.path.iterdir() if folder.name.isdecimal())
+    rows = []
+    for number in numbers:
+        run = read_run_state(sweep.trial_folder(number))
+        state = cast(TrialState, run.state)  # "unfinished" is one as well: shown as it is
+        trial = Trial(number, run.overrides, run.config_hash or "", state, run.reason, run.best_loss)
+        rows.append(Row(trial, run))
     return rows
 
 
@@ -131,6 +157,7 @@ class Status:
 
     is_running: bool
     renderable: RenderableType
+    resume: str = ""  # for a sweep that ended early: how to resume it, a line to be printed without wrapping
 
 
 def find_sweep(spec: str, outputs: Path) -> SweepFolder:
@@ -144,7 +171,7 @@ def find_sweep(spec: str, outputs: Path) -> SweepFolder:
             )
         return sweeps[0]
     folder = Path(os.path.expanduser(spec))
-    if (folder / SWEEP).is_file():
+    if is_sweep(folder):
         return SweepFolder(folder)
     known = "".join(f"\n  {_listed(sweep)}" for sweep in find_sweeps(outputs)[:5])
     raise ConfigError(
@@ -157,10 +184,8 @@ def _describe(folder: Path) -> str:
     """Describe a folder that is no sweep of DTL's, with the command that shows it."""
     if not folder.exists():
         return "there is no such folder."
-    if (folder.parent / SWEEP).is_file():
+    if is_sweep(folder.parent):
         return f"is inside a sweep. Show it with status={shown(folder.parent)}."
-    if is_sweep(folder):
-        return f"its trials ran under Hydra's own launcher. Show them with python -m dtl.report runs={shown(folder)}."
     if any((folder / name).exists() for name in RUN_FILES):
         return "is a run, not a sweep. Show it with python -m dtl.runs."
     return f"is not the folder of a sweep (it has no {SWEEP})."
@@ -168,12 +193,15 @@ def _describe(folder: Path) -> str:
 
 def _listed(sweep: SweepFolder) -> str:
     record, state, _ = _read(sweep)
-    arguments = in_one_line(" ".join(record.arguments), 100) if record else ""
+    arguments = in_one_line(shell_line(record.arguments), 100) if record else ""
     return f"{shown(sweep.path)}  {state}  {arguments}"
 
 
 def _read(sweep: SweepFolder) -> tuple[SweepRecord | None, str, bool]:
-    """Return record, state and whether the sweep is locked. One recorded as `running` but not locked was killed."""
+    """Return record, state and whether the sweep runs. One recorded as `running` but not locked was killed."""
+    if not (sweep.path / SWEEP).is_file():  # of one of Hydra's own launchers: known are the runs alone
+        alive = any(row.run.state == "running" for row in _rows_of_hydra(sweep))
+        return None, "running" if alive else "ended", alive
     alive = is_locked(sweep.path)  # checked first: a sweep writes its last state before it releases its lock
     record = sweep.read()
     state = record.state if record else "unknown"
@@ -183,16 +211,16 @@ def _read(sweep: SweepFolder) -> tuple[SweepRecord | None, str, bool]:
 def status_of(sweep: SweepFolder) -> Status:
     """Return the table of the trials, with the failures and the command to run next."""
     record, state, alive = _read(sweep)
+    command = visible(shell_line(["python", "-m", "dtl.train", "-m", *record.arguments])) if record else ""
     rows = rows_of(sweep)
     trials = [row.trial for row in rows]
     planned = record.planned if record and record.planned else len(trials)
     lines: list[RenderableType] = [
         Text(f"{shown(sweep.path)}: {state}; {counted(trials) or 'no trial yet'}, of {planned}", style="bold"),
-        Text(f"python -m dtl.train -m {in_one_line(' '.join(record.arguments))}" if record else "", style="dim"),
+        *([Text(in_one_line(command), style="dim")] if command else []),
         trial_table(rows),
     ]
     lines += [Text(line, style="dim") for line in failures(sweep, trials)]
     lines += [Text(line, style="dim") for line in comparing(sweep, trials)]
-    if state in ("killed", "interrupted"):
-        lines.append(Text("The same command resumes it.", style="yellow"))
-    return Status(alive, Group(*lines))
+    resume = f"The same command resumes it: {command}" if state in ("killed", "interrupted") else ""
+    return Status(alive, Group(*lines), resume)

@@ -16,6 +16,7 @@ import pytest
 from dtl.errors import DTLError
 from dtl.run_dir import provenance
 from dtl.run_dir.provenance import add_session, config_hash, git_state, update_run_record, write_run_record
+from dtl.run_dir.state import resume_command
 
 OVERRIDES = ["model=small", "name=a b", "+x='it''s, $HOME'", "data.path=ä/ü.txt"]
 SECRETS = {
@@ -109,6 +110,19 @@ def test_the_command_to_rerun_gives_the_same_words_to_the_program(run_dir: Path)
     )
     assert shown.stdout.splitlines() == OVERRIDES
     assert shlex.split(command)[:3] == ["python", "-m", "dtl.train"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX quoting")
+def test_lines_to_paste_bring_the_config_folders_and_plugins_that_were_given(run_dir: Path) -> None:
+    flags = ["--config-dir=/my conf", "--config-name=night"]
+    found = write(run_dir, flags=flags)
+    assert shlex.split(found["rerun"])[3:] == [*flags, *OVERRIDES]
+    (run_dir / "config.yaml").write_text("plugins: [my_lab.a, my_lab.b]\n")
+    resumed = ["python", "-m", "dtl.train", *flags, f"resume={run_dir}", "plugins=my_lab.a,my_lab.b"]
+    assert shlex.split(resume_command(run_dir)) == resumed
+    for file in run_dir.iterdir():
+        file.unlink()
+    assert resume_command(run_dir) == f"python -m dtl.train resume={run_dir}"
 
 
 def test_each_session_leaves_a_note(package: Path, run_dir: Path) -> None:

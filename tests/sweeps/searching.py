@@ -29,10 +29,10 @@ class Overrides:
     def __init__(self, refused=lambda overrides: False):
         self.refused = refused
 
-    def hash_of(self, overrides):
+    def compose(self, overrides):
         if self.refused(overrides):
             raise ValueError("no such key")
-        return " ".join(sorted(overrides))
+        return " ".join(sorted(overrides)), []
 
     def explain(self, error, overrides):
         return str(error)

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from dtl.errors import ConfigError
+from dtl.run_dir.provenance import write_result
 from dtl.run_dir.sweep_records import (
     LOG,
     TRACEBACK,
@@ -29,10 +30,10 @@ STATES = get_args(TrialState)
 class Composer:
     """Stands for Hydra: a hash of the sorted overrides, and an error for the value `bad`."""
 
-    def hash_of(self, overrides):
+    def compose(self, overrides):
         if any(override.endswith("=bad") for override in overrides):
             raise ValueError(f"{overrides}: cannot be")
-        return "/".join(sorted(overrides))
+        return "/".join(sorted(overrides)), []
 
     def explain(self, error, overrides):
         return str(error)
@@ -45,7 +46,7 @@ def laid_out(sweep: SweepFolder, wanted: list[list[str]], composer: Composer | N
 def made(folder: Path, *trials: Trial, arguments: list[str], state: str = "running", started: str = "1") -> SweepFolder:
     sweep = SweepFolder(folder)
     folder.mkdir(parents=True)
-    sweep.write(SweepRecord(arguments, state=state, started=started))
+    sweep.write(SweepRecord(arguments, state=state, started=f"2026-01-02T03:04:0{started}+00:00"))
     for trial in trials:
         sweep.keep(trial)
     return sweep
@@ -70,8 +71,8 @@ def test_a_configuration_has_one_trial_however_often_it_is_asked_for(tmp_path):
 class Fixed(Composer):
     """Composes overrides that failed before: a missing plugin is installed now."""
 
-    def hash_of(self, overrides):
-        return "/".join(sorted(overrides)).replace("bad", "3")
+    def compose(self, overrides):
+        return "/".join(sorted(overrides)).replace("bad", "3"), []
 
 
 def test_a_trial_that_was_refused_and_now_composes_is_run_in_its_place(tmp_path):
@@ -201,7 +202,7 @@ def test_status_tells_what_died_with_its_sweep(tmp_path):
     shown = _text_of(status)
     assert not status.is_running
     assert "killed; 1 finished, 1 killed" in shown and "0.2500" in shown and "with its sweep" in shown
-    assert "The same command resumes it" in shown
+    assert status.resume == "The same command resumes it: python -m dtl.train -m a=1,2"
 
 
 @pytest.mark.parametrize(("values", "told"), [((0.25, 0.5), True), ((0.25, None), False)])
@@ -247,17 +248,35 @@ def test_a_sweep_that_is_not_there_is_said_so(tmp_path):
     folder = outputs / "multirun" / "2026-01-02" / "a"
     made(folder, Trial(0, ["a=1"], "h"), arguments=["a=1,2"])
     assert find_sweep("latest", outputs).path == find_sweep(str(folder), outputs).path == folder
-    of_hydra, run = outputs / "multirun" / "2026-01-02" / "b", outputs / "2026-01-02" / "c"
-    for file in (of_hydra / "multirun.yaml", run / "run.json"):
-        file.parent.mkdir(parents=True)
-        file.touch()
+    run = outputs / "2026-01-02" / "c"
+    run.mkdir(parents=True)
+    (run / "run.json").touch()
     for other, words in {
         outputs: "is not the folder of a sweep",
         folder / "0": f"is inside a sweep. Show it with status={folder}.",
-        of_hydra: f"python -m dtl.report runs={of_hydra}.",
         run: "is a run, not a sweep",
     }.items():
         with pytest.raises(ConfigError) as refused:
             find_sweep(str(other), outputs)
         assert str(refused.value).startswith(f"status={other}: ") and words in str(refused.value)
         assert f"The last sweeps:\n  {folder}  killed  a=1,2" in str(refused.value)  # no process has locked it
+
+
+def test_a_sweep_of_hydras_own_launchers_is_shown_by_its_runs(tmp_path):
+    older = made(tmp_path / "multirun" / "2026-01-02" / "a", Trial(0, ["a=1"], "h"), arguments=["a=1,2"])
+    folder = tmp_path / "multirun" / "2026-01-02" / "b"
+    for number in (0, 1, 10):
+        run_dir = folder / str(number)
+        run_dir.mkdir(parents=True)
+        (run_dir / "run.json").write_text(json.dumps({"overrides": [f"a={number}", "b=2"]}))
+        write_result(run_dir, "failed" if number else "finished", 0.25 if number == 0 else None, 3, "h", error="why")
+    (folder / "multirun.yaml").touch()
+    for spec in ("latest", str(folder)):
+        assert find_sweep(spec, tmp_path).path == folder != older.path
+    status = status_of(SweepFolder(folder))
+    lines = [line.split() for line in _text_of(status).splitlines()]
+    assert not status.is_running and status.resume == ""
+    assert lines[0][1:] == ["ended;", "2", "failed,", "1", "finished,", "of", "3"]
+    assert lines[2] == ["0", "a=0", "finished", "3", "0.2500", "why"]
+    assert lines[4] == ["10", "a=10", "failed", "3", "why"] and lines[6] == ["trial", "10", "failed:", "why"]
+    assert sweep_to_continue(["-m", "a=1,2"], tmp_path) == older.path

@@ -33,7 +33,7 @@ def sweep(folder: Path, *words: str, path: Path | None = None) -> subprocess.Com
         *("plugins=[cut_short]", "data=qa", "data.path=pairs.jsonl", "tokenizer=byte", "trainer=debug"),
         *("tracker=local", "device=cpu", "model.dim=16", "model.n_layers=1", "model.n_heads=2", "model.ffn_dim=32"),
         *("data.seq_len=73", "trainer.total_steps=11", "trainer.save_every_steps=4", "trainer.sample_every_evals=0"),
-        *("optimizer.name=cut_short", "optimizer.lr=0.05", "hydra.sweep.dir=outputs/night"),
+        *("optimizer.name=cut_short", "optimizer.lr=0.05"),
     ]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     if path is not None:
@@ -42,16 +42,29 @@ def sweep(folder: Path, *words: str, path: Path | None = None) -> subprocess.Com
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
+def night(folder: Path) -> Path:
+    """The folder of the one sweep: the workers agree on it with the process that started them."""
+    (sweep_dir,) = (folder / "outputs").glob("multirun/*/*")
+    assert [path.name for path in (folder / "outputs").iterdir()] == ["multirun"]
+    return sweep_dir
+
+
+def shown_by(command: str, folder: Path) -> str:
+    done = subprocess.run([sys.executable, "-m", command], cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def trial(folder: Path, number: int) -> tuple[str, float, list[tuple[int, float]]]:
     """Return the state of a trial, its best loss, and the loss of each step."""
-    run_dir = folder / "outputs" / "night" / f"{number}"
+    run_dir = night(folder) / f"{number}"
     result = json.loads((run_dir / "result.json").read_text())
     losses = [(row["step"], row["train/loss"]) for row in read_metrics(run_dir) if "train/loss" in row]
     return result["state"], result["value"], losses
 
 
 def sessions(folder: Path, number: int) -> int:
-    return len(json.loads((folder / "outputs" / "night" / f"{number}" / "run.json").read_text())["sessions"])
+    return len(json.loads((night(folder) / f"{number}" / "run.json").read_text())["sessions"])
 
 
 def all_but_the_failed_ended_alike(folder: Path, done: subprocess.CompletedProcess[str], n_alike: int) -> None:
@@ -67,10 +80,22 @@ def all_but_the_failed_ended_alike(folder: Path, done: subprocess.CompletedProce
 def test_joblib_runs_all_and_goes_on_in_the_same_folder(elsewhere):
     words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "optimizer.options.how=nothing,raise"]
     all_but_the_failed_ended_alike(elsewhere, sweep(elsewhere, *words), 1)
-    again = sweep(elsewhere, *words)
+    again = sweep(elsewhere, *words, f"hydra.sweep.dir={night(elsewhere)}")
     assert again.returncode == 0, again.stdout + again.stderr
     assert trial(elsewhere, 1) == trial(elsewhere, 0)
     assert sessions(elsewhere, 1) == 2
+    status, report = shown_by("dtl.sweep", elsewhere), shown_by("dtl.report", elsewhere)
+    assert "2 finished, of 2" in status and "how=raise" in status
+    assert "2, 2 finished" in report and f"Report: {night(elsewhere).relative_to(elsewhere)}/report" in report
+
+
+@needs("submitit")
+def test_two_sweeps_of_submitit_here_are_two_folders_of_all_their_runs(elsewhere):
+    for seeds in ("seed=1,2", "seed=3,5"):
+        done = sweep(elsewhere, "hydra/launcher=submitit_local", "optimizer.options.how=nothing", seeds)
+        assert done.returncode == 0, done.stdout + done.stderr
+    folders = sorted((elsewhere / "outputs").glob("multirun/*/*"))
+    assert [sorted(path.name for path in folder.glob("[0-9]*")) for folder in folders] == [["0", "1"]] * 2
 
 
 @needs("hydra_plugins.hydra_joblib_launcher")
@@ -78,7 +103,8 @@ def test_a_folder_with_another_run_is_refused(elsewhere):
     words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     assert sweep(elsewhere, *words, "optimizer.options.how=nothing", "seed=2").returncode == 0
     before = trial(elsewhere, 0)
-    other = sweep(elsewhere, *words, "optimizer.options.how=nothing", "seed=3")
+    same = f"hydra.sweep.dir={night(elsewhere)}"
+    other = sweep(elsewhere, *words, "optimizer.options.how=nothing", "seed=3", same)
     assert other.returncode == 1 and "contains a run" in other.stderr
     assert trial(elsewhere, 0) == before
 
@@ -88,7 +114,7 @@ def test_submitit_here_puts_a_job_into_the_queue_again_and_it_goes_on(elsewhere)
     words = ["hydra/launcher=submitit_local", "optimizer.options.how=nothing,requeue,raise"]
     all_but_the_failed_ended_alike(elsewhere, sweep(elsewhere, *words), 2)
     assert [sessions(elsewhere, number) for number in range(3)] == [1, 2, 1]
-    assert not (elsewhere / "outputs" / "night" / "1" / "metrics.lost.jsonl").exists()  # it was saved where it was
+    assert not (night(elsewhere) / "1" / "metrics.lost.jsonl").exists()  # it was saved where it was
 
 
 @needs("submitit")

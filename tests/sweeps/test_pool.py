@@ -120,6 +120,19 @@ def test_the_second_attempt_resumes_where_something_was_saved_and_begins_anew_wh
     assert (sweep.trial_folder(1) / "trial.log").read_text().count("--- ") == 2  # the log of every attempt
 
 
+def test_every_attempt_gets_the_flags_and_the_second_the_plugins_of_the_sweep(sweep):
+    """A recipe may name plugins: a resumed run takes none from its own folder, and reads no recipe."""
+    (trial,) = planned("killed once")
+    trial.plugins = ["my_lab.a", "my_lab.b"]
+    shared = ["--config-dir=/my conf", "hydra.searchpath=[x]"]
+    for _ in range(2):
+        source = ListSource([trial], lambda trial: None)
+        run_trials(sweep, source, LauncherConfig(), shared, lambda trial: None, wait)
+    first, second = json.loads((sweep.trial_folder(0) / "kept.json").read_text())["arguments"]
+    assert first[:2] == shared
+    assert second == [shared[0], f"resume='{sweep.trial_folder(0)}'", "plugins=[my_lab.a,my_lab.b]"]
+
+
 def test_a_trial_ends_with_its_sweep(sweep, tmp_path):
     """The sweep is killed with SIGKILL: its trial notices, saves and ends."""
     program = f"""

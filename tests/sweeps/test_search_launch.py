@@ -27,7 +27,8 @@ def launched(monkeypatch, folder, confirm=3, ticks=float("inf"), seed=11, **stag
     stage = Stage(folder, curve=seeded, **{"n_trials": 5, **stage_settings})
     folder.mkdir(exist_ok=True)
 
-    def play(sweep, source, launcher, beside, started, idle):
+    def play(sweep, source, launcher, shared_arguments, started, idle):
+        assert shared_arguments == ["--config-dir=/my_conf"]  # the search's own trials and the confirming runs
         start = stage._start
 
         def tell_and_start(trial):
@@ -40,12 +41,13 @@ def launched(monkeypatch, folder, confirm=3, ticks=float("inf"), seed=11, **stag
             stage.play(source, ticks=ticks)
 
     monkeypatch.setattr(search_launch, "run_trials", play)
-    config = OmegaConf.create(
-        {
-            "sweep": {"confirm": confirm, "retry_failed": False},
-            "hydra": {"overrides": {"hydra": ["hydra/sweeper=dtl_optuna", "hydra.mode=MULTIRUN"], "task": ["lr=..."]}},
-        }
-    )
+    source = {"provider": "command-line", "path": "/my_conf", "schema": "file"}
+    hydra = {
+        "overrides": {"hydra": ["hydra/sweeper=dtl_optuna", "hydra.mode=MULTIRUN"], "task": ["lr=..."]},
+        "runtime": {"config_sources": [source]},
+        "job": {"config_name": "train"},
+    }
+    config = OmegaConf.create({"sweep": {"confirm": confirm, "retry_failed": False}, "hydra": hydra})
     session = search_launch._Launch(stage.sweep, stage.settings, LauncherConfig(), config, stage.composer, stage.space)
     stage.returned = session.run()
     return stage
@@ -64,7 +66,7 @@ def test_the_winner_is_announced_with_the_mean_of_fresh_seeds(tmp_path, monkeypa
     values = [run.value for run in runs]
     record = stage.sweep.read()
     assert record.state == "finished" and record.kind == "search" and record.planned == 8
-    assert record.arguments == ["hydra/sweeper=dtl_optuna", "lr=..."]
+    assert record.arguments == ["--config-dir=/my_conf", "hydra/sweeper=dtl_optuna", "lr=..."]
     assert record.extra["winner"]["values"] == values and stage.returned == statistics.mean(values)
     assert f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}" in capsys.readouterr().out
 

@@ -1,0 +1,141 @@
+"""Flags of Hydra and words of a shell: anywhere on the command line, in any spelling, in any command."""
+
+import importlib
+import os
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from dtl.commandline.cli import flags_first
+from dtl.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+MODULES = sorted({entry.partition(":")[0] for entry in SCRIPTS.values()})
+
+
+@pytest.fixture(autouse=True)
+def a_folder_of_its_own(elsewhere: Path) -> None:
+    """A working folder without the checkout's outputs/."""
+
+
+def call(monkeypatch, capsys, *arguments: str, module: str = "dtl.train") -> tuple[int, str]:
+    """Call a command in this process; return its exit code and its error output."""
+    monkeypatch.setattr(sys, "argv", [module, *arguments])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(module).main()
+    return int(ended.value.code or 0), capsys.readouterr().err
+
+
+# --- flags --------------------------------------------------------------------------------------------------------
+
+SPELLINGS = {
+    "--config-dir={here}/mine": (["--config-dir=mine"], ["--config-dir", "mine"], ["-cd", "mine"], ["-cd=./mine"]),
+    "--config-path={here}/mine": (["--config-path=mine"], ["-cp", "{here}/mine"]),
+    "--config-name=night": (["--config-name", "night"], ["-cn=night"]),
+    "--multirun": (["-m"], ["--multirun"]),
+    "--cfg=job": (["--cfg", "job"], ["-c", "job"]),
+    "--resolve": (["--resolve"],),
+    "--package=model": (["-p", "model"], ["--package=model"]),
+    "--info=searchpath": (["--info", "searchpath"], ["-i", "searchpath"]),
+}
+
+
+@pytest.mark.parametrize("flag", SPELLINGS)
+def test_a_flag_may_stand_anywhere_in_any_spelling(flag, elsewhere):
+    overrides = ["model=small", "~data", "+x='-m --cfg'"]
+    for words in SPELLINGS[flag]:
+        for place in range(len(overrides) + 1):
+            typed = [*overrides[:place], *(word.format(here=elsewhere) for word in words), *overrides[place:]]
+            assert flags_first(typed) == [flag.format(here=elsewhere), *overrides]
+
+
+def test_several_flags_between_overrides():
+    assert flags_first(["a=1", "-m", "b=2", "-cn", "x", "c=3"]) == [
+        "--multirun",
+        "--config-name=x",
+        "a=1",
+        "b=2",
+        "c=3",
+    ]
+    assert flags_first(flags_first(["a=1", "-m"])) == ["--multirun", "a=1"]
+
+
+@pytest.mark.parametrize("flag", ["--confg-dir=x", "-x", "--epochs=3", "--info=nothing", "--config=x"])
+def test_a_flag_that_is_unknown_is_one_message(flag):
+    with pytest.raises(ConfigError, match=r"Settings are key=value; the flags are -m, --config-dir=FOLDER"):
+        flags_first(["a=1", flag])
+
+
+@pytest.mark.parametrize("words", ["--config-dir=nowhere model=small", "model=small -cd nowhere"])
+def test_a_config_folder_that_is_not_there_is_named(monkeypatch, capsys, elsewhere, words):
+    code, shown = call(monkeypatch, capsys, *words.split())
+    assert code == 2 and f"--config-dir={elsewhere}/nowhere: there is no such folder." in shown
+
+
+@pytest.mark.parametrize("words", ["-m --cfg job", "--resolve", "--info --cfg job"])
+def test_flags_that_exclude_each_other_are_no_bug(monkeypatch, capsys, words):
+    code, shown = call(monkeypatch, capsys, *words.split())
+    assert code == 2 and shown.startswith("Error: ") and len(shown.splitlines()) == 1
+
+
+# --- lists of plugins without brackets ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_plugins_need_no_brackets_in_any_command(monkeypatch, capsys, module):
+    """zsh ends with `no matches found` for brackets without quotes."""
+    required = ["ckpt=x"] if module in ("dtl.chat", "dtl.generate", "dtl.evaluate") else []
+    _, shown = call(monkeypatch, capsys, "plugins=not_there,nor_this", *required, module=module)
+    assert shown.startswith("Error: ") and "plugins=[not_there]: cannot be imported (No module named" in shown
+
+
+@pytest.mark.parametrize("word", ["plugins=not_there", "+plugins=not_there", "plugins=[not_there]"])
+def test_one_plugin_alone(monkeypatch, capsys, word):
+    code, shown = call(monkeypatch, capsys, word)
+    assert code == 2 and shown.startswith("Error: plugins=[not_there]: cannot be imported")
+
+
+def test_plugins_are_a_list_in_a_sweep_too(monkeypatch, capsys):
+    code, shown = call(monkeypatch, capsys, "-m", "plugins=not_there,nor_this", "seed=1,2")
+    assert code == 2 and "none of the 2 trials" in shown and "plugins=[not_there]: cannot be imported" in shown
+
+
+# --- null among the values of a sweep -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("values", ["choice(null,7)", "null,7", "choice(7, null)", "choice('null',7)"])
+def test_null_is_a_value_of_a_sweep(monkeypatch, capsys, values):
+    """Both trials are rejected, for another reason: each got as far as that."""
+    code, shown = call(monkeypatch, capsys, "-m", f"trainer.total_steps={values}", "model.n_heads=7")
+    assert code == 2 and "none of the 2 trials" in shown and "must divide model.dim" in shown, shown
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("shuffle(null,7)", "shuffle(null,7) takes no null. Write the values alone: trainer.total_steps=null,7"),
+        ("range(1,x)", "range(1,x) cannot be evaluated (mismatch"),
+        ("tag(log,choice(null,7))", "takes no null. Write the values alone: trainer.total_steps=null,7"),
+    ],
+)
+def test_a_function_that_fails_is_named(monkeypatch, capsys, word, message):
+    code, shown = call(monkeypatch, capsys, "-m", f"trainer.total_steps={word}")
+    assert code == 2 and shown.startswith(f"Error: trainer.total_steps={word}: ") and message in shown
+
+
+# --- the working folder -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not delete a folder in use")
+@pytest.mark.parametrize("module", MODULES)
+def test_a_working_folder_that_was_deleted_is_named(monkeypatch, capsys, tmp_path, module):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    code, shown = call(monkeypatch, capsys, module=module)
+    os.chdir(tmp_path)
+    assert code == 2 and shown.startswith("Error: The folder in which this command was started no longer exists.")

@@ -1,0 +1,144 @@
+"""Config files of the user: a recipe, a group of their own, and what is said when one is written wrongly."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import dtl.train
+from dtl.base.paths import conf_dir
+from dtl.config import RunConfig
+
+RECIPE = "# @package _global_\n"
+
+
+@pytest.fixture
+def train(monkeypatch, capsys, elsewhere):
+    """Call `python -m dtl.train --config-dir=mine` with the files of `mine/`; returns exit code and error output."""
+
+    def call(*arguments: str, **files: str) -> tuple[int, str]:
+        for name, text in files.items():
+            file = elsewhere / "mine" / f"{name.replace('__', '/')}.yaml"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        monkeypatch.setattr(sys, "argv", ["dtl-train", "--config-dir=mine", *arguments])
+        try:
+            dtl.train.main()
+        except SystemExit as ended:
+            return int(ended.code or 0), capsys.readouterr().err
+        return 0, capsys.readouterr().err
+
+    return call
+
+
+@pytest.fixture
+def trained(monkeypatch) -> list[RunConfig]:
+    """The configs that training was started with; nothing is trained."""
+    configs: list[RunConfig] = []
+    monkeypatch.setattr(dtl.train, "train", lambda config, *_: configs.append(config) or 0.0)
+    return configs
+
+
+def left_behind(folder: Path) -> list[str]:
+    return [path.name for path in folder.rglob("*") if path.is_file() and "mine" not in path.parts]
+
+
+@pytest.mark.parametrize("name", ["night", "series/night"])
+def test_a_recipe_of_ones_own(train, trained, name):
+    text = RECIPE + "defaults: [{override /optimizer: muon}]\nseed: 3\ntrainer: {total_steps: 7}\n"
+    code, shown = train(f"experiment={name}", "trainer.total_steps=9", **{f"experiment__{name}": text})
+    assert code == 0, shown
+    (config,) = trained
+    assert (config.optimizer.name, config.seed, config.trainer.total_steps) == ("muon", 3, 9)
+
+
+def test_a_config_of_ones_own_in_place_of_train(train, trained):
+    own = (conf_dir() / "train.yaml").read_text(encoding="utf-8").replace("optimizer: adamw", "optimizer: muon")
+    code, shown = train("--config-name=night", "seed=5", night=own)
+    assert code == 0, shown
+    assert (trained[0].optimizer.name, trained[0].seed) == ("muon", 5)
+    code, shown = train("--config-name=day", day="defaults: [train, _self_]\nname: mine\n")
+    assert code == 2 and "Write it as a recipe: my_conf/experiment/NAME.yaml" in shown
+    code, shown = train("--config-name=dya")
+    assert code == 2 and "--config-name=dya: there is no dya.yaml in " in shown and "mine" in shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "seed: 3\n",
+        "optimizer: {lr: 1e-3}\n",
+        "defaults: [{override /model: medium}]\n",
+        "# @package _globl_\nseed: 3\n",
+        "# a comment\n\ntrainer: {total_stesp: 3}\n",
+    ],
+)
+@pytest.mark.parametrize("name", ["x", "series/x"])
+def test_a_recipe_without_its_first_line_is_named_with_the_line(train, elsewhere, text, name):
+    for arguments in ([], ["-m", "seed=1,2"]):
+        code, shown = train(*arguments, f"experiment={name}", **{f"experiment__{name}": text})
+        assert code == 2 and "Write it at the top: # @package _global_" in shown, shown
+        assert f"experiment={name}: mine/experiment/{name}.yaml" in shown and left_behind(elsewhere) == []
+
+
+def test_a_recipe_with_its_first_line_is_not_blamed_for_it(train):
+    code, shown = train("experiment=x", experiment__x=RECIPE + "sed: 3\n")
+    assert code == 2 and "sed in experiment/x.yaml: there is no such key. Did you mean 'seed'?" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        (RECIPE + "lr: 3\n", "Leave out the line '# @package _global_': what is in the file then belongs to optimizer"),
+        ("optimizer: {lr: 3}\n", "belongs to optimizer already: leave out the line 'optimizer:'"),
+        ("lrr: 3\n", "Did you mean 'optimizer.lr'?"),
+    ],
+)
+def test_a_choice_whose_keys_are_in_the_wrong_place(train, text, hint):
+    code, shown = train("optimizer=own", optimizer__own=text)
+    assert code == 2 and " in optimizer/own.yaml: there is no such key." in shown and hint in shown
+
+
+def test_choices_of_ones_own_are_among_the_known(train):
+    code, shown = train("optimizer=onw", optimizer__own="lr: 3\n")
+    assert code == 2 and "Known: adamw, muon, own. Did you mean 'own'?" in shown
+    code, shown = train("experiment=nihgt", experiment__night=RECIPE)
+    assert code == 2 and "Did you mean 'night'?" in shown
+
+
+INTERPOLATIONS = {
+    "${oc.env:NO_SUCH_VARIABLE}": "the environment variable NO_SUCH_VARIABLE is not set. "
+    "Type export NO_SUCH_VARIABLE=..., or write a default: ${oc.env:NO_SUCH_VARIABLE,DEFAULT}.",
+    "${trainer.total_stesp}": "refers to trainer.total_stesp, and there is no such key. "
+    "Did you mean 'trainer.total_steps'?",
+    "${times:3,4}": "refers to ${times:...}, which is not known. Known: oc.env.",
+}
+
+
+@pytest.mark.parametrize("value", INTERPOLATIONS)
+@pytest.mark.parametrize("key", ["trainer.total_steps", "name"])
+def test_a_value_that_leads_nowhere_is_named_with_its_place(train, elsewhere, value, key):
+    """In a recipe, on the command line and in a sweep; `name` is needed before the settings are read."""
+    section, _, leaf = key.rpartition(".")
+    recipe = RECIPE + (f"{section}:\n  {leaf}: {value}\n" if section else f"{leaf}: {value}\n")
+    code, shown = train("experiment=x", experiment__x=recipe)
+    assert code == 2 and " in mine/experiment/x.yaml: " in shown and INTERPOLATIONS[value] in shown, shown
+    code, given = train(f"{key}={value}")
+    assert code == 2 and given == f"Error: {key}={value}: {INTERPOLATIONS[value]}\n"
+    code, swept = train("-m", "seed=1,2", "experiment=x")
+    assert code == 2 and INTERPOLATIONS[value][:40] in swept
+    assert left_behind(elsewhere) == []
+
+
+def test_a_variable_that_is_set_is_typed_as_what_is_written(train, trained, monkeypatch):
+    monkeypatch.setenv("STEPS_OF_MINE", "11")
+    text = RECIPE + "trainer: {total_steps: '${oc.env:STEPS_OF_MINE}'}\n"
+    assert train("experiment=x", experiment__x=text)[0] == 0 and trained[0].trainer.total_steps == 11
+    monkeypatch.setenv("STEPS_OF_MINE", "many")
+    code, shown = train("experiment=x")
+    assert code == 2 and "trainer.total_steps=many: must be an integer" in shown
+
+
+def test_braces_that_do_not_close(train):
+    code, shown = train("experiment=x", experiment__x=RECIPE + "trainer: {total_steps: '${oc.env:A'}\n")
+    assert code == 2 and "trainer.total_steps: its ${...} cannot be read: see its braces." in shown
