@@ -8,6 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from dtl.base.display import Display, exit_when_output_closes, shown
+from dtl.checkpoints.prompt import read_prompt
 from dtl.commandline.cli import override_key, run_command
 from dtl.commandline.command import Command
 from dtl.config import RunConfig, converted, typed_as
@@ -38,7 +39,7 @@ The most frequent commands
 
 All metrics are written to evaluation.json in the run's folder; for data other than the run's own, only to out=FILE.
 """,
-    free_text=("ckpt", "unanswerable", "out"),
+    free_text=("ckpt", "unanswerable", "out", "data.qa.prompt"),
 )
 
 
@@ -52,6 +53,7 @@ def job(composed: DictConfig) -> None:
     settings = typed_as(EvaluateConfig, composed)
     checkpoint = checkpoint_to_use(settings.ckpt, OUTPUTS, "evaluate")
     run, is_own = _run_with_data(composed, settings, checkpoint)
+    run = replace(run, data=run.data.with_prompt(read_prompt(checkpoint)))
     from dtl.data.collect import pinned  # imports numpy, which --help does not need
 
     plans = plan_sources(run.data, run.seed)
@@ -92,9 +94,11 @@ def _run_with_data(composed: DictConfig, settings: EvaluateConfig, checkpoint: P
     values = {**own, "data": OmegaConf.to_container(OmegaConf.create(data), resolve=True), "plugins": settings.plugins}
     run = converted(RunConfig, values)
     run = replace(run, resume=None, init=None)
-    if isinstance(own.get("data"), dict) and "lower_case_questions" not in changed:
-        # As in training, also when it is evaluated on other questions.
-        run.data.lower_case_questions = bool(own["data"].get("lower_case_questions"))
+    # As in training, also when it is evaluated on other questions.
+    if "qa.prompt" not in changed:
+        run.data.qa.prompt = None
+    if "lower_case_questions" not in changed:
+        run.data.lower_case_questions = None
     run.data.validate()
     return run, not changed and "data" not in keys
 

@@ -15,6 +15,7 @@ from dtl.base.json_files import read_json_or_empty
 from dtl.base.redaction import check_no_secrets
 from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.listing import newest_valid, step_folders
+from dtl.checkpoints.prompt import read_prompt
 from dtl.checkpoints.upkeep import LOCK
 from dtl.commandline.cli import (
     MULTIRUN_FLAGS,
@@ -58,6 +59,7 @@ Lists are written [a,b]; null means none. -m (--multirun) runs every combination
 --cfg job --resolve shows the whole config without running; debug=true shows tracebacks.
 Tab completion for the console script: eval "$(dtl-train -sc install=bash)"
 """,
+    free_text=("data.qa.prompt",),
     multirun=True,
 )
 # Keys that may be given together with resume=: length, device and tracker. All others are the run's own.
@@ -151,12 +153,13 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
     resuming = requeued or composed.get("resume") is not None
     config = _resumed_config(composed, run_dir, [] if requeued else overrides) if resuming else typed(composed)
     init_from = _find_init(config, overrides)
+    data = config.data.with_prompt(read_prompt(init_from) if init_from else None)
     # Missing files and a missing network are reported before torch is imported.
-    plans = plan_sources(config.data, config.seed)
+    plans = plan_sources(data, config.seed)
 
     from dtl.data.collect import pinned
 
-    config = replace(config, data=pinned(config.data, plans))
+    config = replace(config, data=pinned(data, plans))
 
     from dtl.runner.run import Origin
 

@@ -14,11 +14,12 @@ from pathlib import Path
 from dtl.base.files import ASIDE, MANIFEST, Manifest, read_manifest, verify_manifest
 from dtl.errors import CheckpointError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: config.json has the prompt of the questions (dtl/checkpoints/prompt.py)
 MODEL_FILES = ("config.json", "model.safetensors")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+PROMPT_FILES = ("config.json", "config.yaml")
 STATE_FILES = ("state.json", "optimizer.safetensors")
-FILES = (*MODEL_FILES, *TOKENIZER_FILES, *STATE_FILES, "generation_config.json", "config.yaml")
+FILES = (*MODEL_FILES, *TOKENIZER_FILES, *STATE_FILES, "generation_config.json", "config.yaml")  # in each of them
 _STEP_FOLDER = re.compile(r"step-(\d{1,18})(\.old)?")
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dtl.base.files import TEMPORARY, ManifestWriter, publish_directory
 from dtl.checkpoints.listing import FORMAT_VERSION, inspect, step_folder
+from dtl.checkpoints.prompt import KEY, chat_template, prompt_entry
 from dtl.checkpoints.upkeep import set_damaged_aside, storage_error
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.errors import CheckpointError
@@ -80,12 +81,15 @@ def _write_texts(
 ) -> None:
     ids = {"eos_id": tokenizer.eos_id, "bos_id": tokenizer.bos_id, "pad_id": tokenizer.pad_id}
     config = hf_config(model.config, model.vocab_size, **ids)
+    config["dtl"][KEY] = prompt_entry(tokenizer.prompt)
     generation = {key: config[key] for key in ("eos_token_id", "bos_token_id", "pad_token_id")} | {"do_sample": False}
     for name, contents in (("config.json", config), ("generation_config.json", generation), ("state.json", state)):
         # Sorted keys: equal contents give equal bytes and digests, so that the same step saved twice is recognised.
         text = json.dumps(contents, indent=2, sort_keys=True, allow_nan=False) + "\n"
         (folder / name).write_text(text, encoding="utf-8")
     (folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
+    if tokenizer.prompt is not None:
+        (folder / "chat_template.jinja").write_bytes(chat_template(tokenizer.prompt).encode())
     tokenizer.save(folder, max_seq_len=model.config.max_seq_len)
 
 

@@ -27,6 +27,7 @@ MIN_CHARACTERS = 2_000_000  # always read: a small sample is then drawn from mor
 _SHAPES_NO_TEXT = {
     "sources", "path", "qa", "wiki", "seq_len", "layout", "document_mask", "loss_on", "max_samples",
     "validation_fraction", "test_fraction", "commits", "cache_dir", "verify", "tasks", "recommended",
+    "lower_case_questions",  # part of the prompt, which shapes sources with questions
 }  # fmt: skip
 # Smaller files are prepared in about a second: a cache entry would cost more than it saves.
 SMALL_BYTES = 2**20
@@ -193,6 +194,7 @@ def text_settings(plan: SourcePlan, data: DataConfig, fingerprint: str, budget: 
     return {
         "source": [fingerprint, type(plan.source).__qualname__, getattr(plan.source, "version", 0)],
         "data": {name: getattr(data, name) for name in names},
+        "prompt": None if plan.config.traits.questions == "none" else asdict(data.resolved_prompt()),
         "settings": {key: value for key, value in asdict(plan.config).items() if key not in left_out},
         "splits": list(SPLITS),
         "held_out": [data.validation_fraction, data.test_fraction],

@@ -11,7 +11,8 @@ from typing import Literal
 from omegaconf import MISSING
 
 from dtl.base.checks import check_at_least, check_choices, check_fractions
-from dtl.errors import ConfigError
+from dtl.base.safe_text import in_one_line
+from dtl.errors import ConfigError, did_you_mean
 from dtl.registry import SOURCES, TASKS, TOKENIZERS
 
 LAYOUTS = ("packed", "padded")
@@ -54,6 +55,70 @@ SOURCES.describe("qa", SourceTraits("all", ships=True, own_settings=False))
 SOURCES.describe("text", SourceTraits("none", needs_files=True, own_settings=False))
 SOURCES.describe("wiki", SourceTraits("none", hub="without path", own_settings=False))
 SOURCES.describe("hub", SourceTraits("none", hub="always"))
+
+
+# --- the prompt of questions --------------------------------------------------------------------------------------
+
+PLACEHOLDERS = ("question", "context")
+_PLACEHOLDER = re.compile(r"\{(question|context)\}")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The form in which a model learns questions: training, evaluation and chat use the same.
+
+    Of a template only `{question}` and `{context}` are replaced, in one pass: nothing in it is executed, and braces in
+    a question are text. See `prompt_problem` for its rules.
+    """
+
+    template: str = "Context: {context}\nQuestion: {question}\nAnswer:"
+    lower_case: bool = False  # of the question: to a tokenizer "Jeans" and "jeans" have nothing in common
+
+    def text(self, question: str, context: str = "") -> str:
+        """Return the text after which the model writes its answer. A context is a text to answer from."""
+        question = question.strip().lower() if self.lower_case else question.strip()
+        values = {"question": question, "context": context.strip()}
+        template = self.template if values["context"] else without_context(self.template)
+        return _PLACEHOLDER.sub(lambda match: values[match[1]], template)
+
+
+def prompt_problem(template: str) -> str | None:
+    """Return what is wrong with the template of a prompt, as the end of an error message; None for a valid one."""
+    names = re.findall(r"\{\s*(\w+)\s*\}", template)
+    unknown = next((name for name in names if name not in PLACEHOLDERS), None)
+    if unknown is not None:
+        return (
+            f"{{{unknown}}} is no placeholder. Known: {{question}}, {{context}}."
+            f"{did_you_mean(unknown, PLACEHOLDERS)} Braces around anything but a word are text."
+        )
+    if re.search(r"\{\s+\w+\s*\}|\{\w+\s+\}|\{\{\w+\}\}", template):
+        return "a placeholder is written {question}: single braces, no spaces. The prompt is not a Jinja template."
+    if names.count("question") != 1 or names.count("context") > 1:
+        return "must contain {question} once, and {context} at most once."
+    if "${" in template:
+        return "contains '${', which begins an interpolation in a config file. Leave out the $."
+    if any("{question}" in line and "{context}" in line for line in template.split("\n")):
+        return "{context} needs a line of its own: that line is left out for a question without a context."
+    if any(text[-1:].isspace() and text[-1:] != "\n" for text in (template, without_context(template))):
+        return "must not end in a space: the answer begins with one."
+    try:
+        template.encode()
+    except UnicodeEncodeError:
+        return "contains a character that UTF-8 cannot encode."
+    return None
+
+
+def without_context(template: str) -> str:
+    """Return the template for a question without a context: the line of `{context}` is left out."""
+    return "\n".join(line for line in template.split("\n") if "{context}" not in line)
+
+
+def space_after(asked: str) -> str:
+    """Return the space with which an answer begins: byte-level tokenizers join it to the word after it."""
+    return "" if asked.endswith("\n") else " "
+
+
+# --- settings -----------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -132,12 +197,25 @@ class SourceAlias:
 
 
 @dataclass
+class QuestionsConfig(SourceAlias):
+    """Short form for the source of questions, and the prompt of the questions of every source."""
+
+    prompt: str | None = None  # text with {question} and {context}; \n is a new line; null = init's, else DTL's
+
+    @property
+    def template(self) -> str | None:
+        """The prompt with its new lines: on a command line they are typed as a backslash and an n."""
+        return None if self.prompt is None else self.prompt.replace("\\n", "\n")
+
+
+@dataclass
 class RecommendedConfig:
-    """Trainer settings that suit this data, used where the trainer's own value is null."""
+    """Settings that suit this data, used where the setting of the same name is null."""
 
     micro_batch_size: int = 8  # sequences in one forward pass
     grad_accum_steps: int = 4  # forward passes in one optimizer step
     max_epochs: int = 20  # epochs of the first source
+    lower_case_questions: bool = False  # for a model that has not learnt questions before (init)
 
 
 @dataclass
@@ -146,14 +224,14 @@ class DataConfig:
 
     sources: dict[str, SourceConfig] = field(default_factory=dict)  # the general form; order matters
     path: str | None = None  # file or folder for a group of one source
-    qa: SourceAlias = field(default_factory=SourceAlias)  # data.qa.path=my_pairs.jsonl
+    qa: QuestionsConfig = field(default_factory=QuestionsConfig)  # data.qa.path=my_pairs.jsonl
     wiki: SourceAlias = field(default_factory=SourceAlias)  # data.wiki.path=..., data.wiki.weight=0.5
     wiki_dataset: str = "wikimedia/wikipedia"  # the hub's dataset for kind=wiki without a path
     wiki_subset: str = "20231101.en"  # dump date and language
     seq_len: int | None = None  # tokens in a sequence; None = model.max_seq_len
     layout: str = "packed"  # packed (no padding between documents) | padded (one document per sequence)
     document_mask: bool = False  # packed: attention stays inside each document and positions restart
-    lower_case_questions: bool = False  # lower-case every question: in training, evaluation and chat
+    lower_case_questions: bool | None = None  # in training, evaluation and chat; null = init's, else as recommended
     loss_on: str = "all"  # all tokens | answer (only the answer of a question and answer pair)
     max_samples: int | None = None  # at most so many training sequences per source; None = all
     validation_fraction: float = 0.01  # fraction of documents held out where the source has no validation split
@@ -179,6 +257,21 @@ class DataConfig:
             source.path = alias.path if alias.path is not None else source.path
             source.weight = alias.weight if alias.weight is not None else source.weight
         return {name: source for name, source in resolved.items() if source.weight != 0}
+
+    def resolved_prompt(self, learnt: Prompt | None = None) -> Prompt:
+        """The prompt of the questions: as given, else the one that the model has `learnt` before, else DTL's."""
+        default = learnt or Prompt(lower_case=self.recommended.lower_case_questions)
+        return Prompt(
+            default.template if self.qa.template is None else self.qa.template,
+            default.lower_case if self.lower_case_questions is None else self.lower_case_questions,
+        )
+
+    def with_prompt(self, learnt: Prompt | None) -> "DataConfig":
+        """The same data with the settings of `resolved_prompt`; unchanged where no source has questions."""
+        if all(source.traits.questions == "none" for source in self.resolved_sources().values()):
+            return self
+        prompt = self.resolved_prompt(learnt)
+        return replace(self, qa=replace(self.qa, prompt=prompt.template), lower_case_questions=prompt.lower_case)
 
     def validate(self) -> None:
         """Raises ConfigError for invalid or contradictory settings. Reads no file."""
@@ -212,6 +305,9 @@ class DataConfig:
                 f"data.tasks=[{','.join(self.tasks)}]: tasks ask questions, and this data has none. Leave it out, or "
                 "mix questions in: data.qa.weight=0.5."
             )
+        template = self.qa.template
+        if template is not None and (problem := prompt_problem(template)):
+            raise ConfigError(f"data.qa.prompt={in_one_line(template)}: {problem}")
         self._validate_layout()
 
     def _validate_layout(self) -> None:

@@ -18,6 +18,7 @@ from dtl.base.redaction import redact
 from dtl.base.runtime import deterministic_algorithms, is_out_of_memory
 from dtl.base.signals import StopSignals
 from dtl.checkpoints.listing import best_checkpoint, list_checkpoints, step_folders
+from dtl.checkpoints.prompt import read_prompt
 from dtl.checkpoints.upkeep import lock_run, publish_best, remove_leftovers, set_aside_later
 from dtl.config import RunConfig, to_dict, to_yaml
 from dtl.data.collect import pinned
@@ -58,8 +59,10 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
     run_dir.mkdir(parents=True, exist_ok=True)
     if origin.plans is None:
         config.validate()
-        origin.plans = plan_sources(config.data, config.seed)
-        config = replace(config, data=pinned(config.data, origin.plans))
+        start_from = origin.resume_from or origin.init_from
+        data = config.data.with_prompt(read_prompt(start_from) if start_from else None)
+        origin.plans = plan_sources(data, config.seed)
+        config = replace(config, data=pinned(data, origin.plans))
     if origin.resume_from is None and step_folders(run_dir):
         raise ConfigError(f"{run_dir}: contains a run. Resume it (resume={run_dir}) or choose another folder.")
     with lock_run(run_dir), Display() as display, deterministic_algorithms(config.trainer.deterministic):

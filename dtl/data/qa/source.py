@@ -1,7 +1,7 @@
 """The source `qa`: questions with answers, from the facts that ship with DTL or from local files.
 
-A pair is one document, `Question: ...\\nAnswer: ...`, after its context where it has one. Prompt and answer are
-encoded separately, so that the prompt's ids in training are its ids in chat.
+A pair is one document in the form of `data.qa.prompt`. Prompt and answer are encoded separately, so that the prompt's
+ids in training are its ids in chat.
 """
 
 import importlib.resources
@@ -34,7 +34,7 @@ class QuestionSource:
         )
         self.origin = self.files.origin if self.files else "the facts that ship with DTL"
         self._order_seed = order_seed(data, name, seed)
-        self._document = partial(document, lower_case=data.lower_case_questions)
+        self._document = partial(document, prompt=data.resolved_prompt())
         self._reader = PairReader()
 
     def splits(self) -> Mapping[str, Iterable[Document]]:
