@@ -8,11 +8,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from dtl.base.display import Display, exit_when_output_closes, shown
-from dtl.checkpoints.prompt import read_prompt
 from dtl.commandline.cli import override_key, run_command
 from dtl.commandline.command import Command
 from dtl.config import RunConfig, converted, typed_as
 from dtl.data.sources import plan_sources
+from dtl.data.tokenizers.prompt import read_prompt, with_prompt
 from dtl.errors import ConfigError
 from dtl.evaluation.config import EVALUATION_FILE, EvaluateConfig
 from dtl.run_dir.state import read_config
@@ -53,7 +53,7 @@ def job(composed: DictConfig) -> None:
     settings = typed_as(EvaluateConfig, composed)
     checkpoint = checkpoint_to_use(settings.ckpt, OUTPUTS, "evaluate")
     run, is_own = _run_with_data(composed, settings, checkpoint)
-    run = replace(run, data=run.data.with_prompt(read_prompt(checkpoint)))
+    run = replace(run, data=with_prompt(run.data, read_prompt(checkpoint)))
     from dtl.data.collect import pinned  # imports numpy, which --help does not need
 
     plans = plan_sources(run.data, run.seed)
@@ -95,7 +95,7 @@ def _run_with_data(composed: DictConfig, settings: EvaluateConfig, checkpoint: P
     run = converted(RunConfig, values)
     run = replace(run, resume=None, init=None)
     # As in training, also when it is evaluated on other questions.
-    if "qa.prompt" not in changed:
+    if not {"qa", "qa.prompt"} & set(changed):
         run.data.qa.prompt = None
     if "lower_case_questions" not in changed:
         run.data.lower_case_questions = None

@@ -15,7 +15,6 @@ from dtl.base.json_files import read_json_or_empty
 from dtl.base.redaction import check_no_secrets
 from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.listing import newest_valid, step_folders
-from dtl.checkpoints.prompt import read_prompt
 from dtl.checkpoints.upkeep import LOCK
 from dtl.commandline.cli import (
     MULTIRUN_FLAGS,
@@ -30,6 +29,7 @@ from dtl.commandline.cli import (
 from dtl.commandline.command import Command
 from dtl.config import RunConfig, typed
 from dtl.data.sources import plan_sources
+from dtl.data.tokenizers.prompt import read_prompt, with_prompt
 from dtl.errors import ConfigError, InterruptedRun
 from dtl.run_dir.provenance import RECORD
 from dtl.run_dir.sweep_records import sweep_to_continue
@@ -153,7 +153,7 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
     resuming = requeued or composed.get("resume") is not None
     config = _resumed_config(composed, run_dir, [] if requeued else overrides) if resuming else typed(composed)
     init_from = _find_init(config, overrides)
-    data = config.data.with_prompt(read_prompt(init_from) if init_from else None)
+    data = with_prompt(config.data, read_prompt(init_from) if init_from else None)
     # Missing files and a missing network are reported before torch is imported.
     plans = plan_sources(data, config.seed)
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from dtl.base.json_files import read_json
 from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.listing import MODEL_FILES, PROMPT_FILES, STATE_FILES, TOKENIZER_FILES, is_checkpoint, verify
-from dtl.checkpoints.prompt import read_prompt
 from dtl.checkpoints.weights import numel, read_shapes, read_tensors, weight_files
+from dtl.data.tokenizers.prompt import read_prompt
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.errors import CheckpointError
 from dtl.model.config import ModelConfig

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from dtl.base.files import TEMPORARY, ManifestWriter, publish_directory
 from dtl.checkpoints.listing import FORMAT_VERSION, inspect, step_folder
-from dtl.checkpoints.prompt import KEY, chat_template, prompt_entry
 from dtl.checkpoints.upkeep import set_damaged_aside, storage_error
+from dtl.data.tokenizers.prompt import KEY, chat_template, prompt_entry
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.errors import CheckpointError
 from dtl.model.hf import hf_config, to_hf

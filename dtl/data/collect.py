@@ -16,6 +16,7 @@ from dtl.data.config import SPLITS, DataConfig
 from dtl.data.read import read_source
 from dtl.data.sources import HubReader, Source, SourcePlan
 from dtl.data.stored import DiskWriter, MemoryWriter, Texts, read_texts, sample
+from dtl.data.tokenizers.prompt import Prompt
 from dtl.registry import SOURCES
 
 # Prose has fewer characters per token than this with every tokenizer here (GPT-2 on Wikipedia: 4.6), so reading can
@@ -194,7 +195,7 @@ def text_settings(plan: SourcePlan, data: DataConfig, fingerprint: str, budget: 
     return {
         "source": [fingerprint, type(plan.source).__qualname__, getattr(plan.source, "version", 0)],
         "data": {name: getattr(data, name) for name in names},
-        "prompt": None if plan.config.traits.questions == "none" else asdict(data.resolved_prompt()),
+        "prompt": None if plan.config.traits.questions == "none" else asdict(Prompt.of(data)),
         "settings": {key: value for key, value in asdict(plan.config).items() if key not in left_out},
         "splits": list(SPLITS),
         "held_out": [data.validation_fraction, data.test_fraction],

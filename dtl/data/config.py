@@ -20,6 +20,7 @@ HUB_ROWS = ("text", "article", "wikitext")
 SPLITS = ("train", "validation", "test")
 LOSS_ON = ("all", "answer")
 VERIFY = ("quick", "full")
+PLACEHOLDERS = ("question", "context")
 
 
 @dataclass(frozen=True)
@@ -55,70 +56,6 @@ SOURCES.describe("qa", SourceTraits("all", ships=True, own_settings=False))
 SOURCES.describe("text", SourceTraits("none", needs_files=True, own_settings=False))
 SOURCES.describe("wiki", SourceTraits("none", hub="without path", own_settings=False))
 SOURCES.describe("hub", SourceTraits("none", hub="always"))
-
-
-# --- the prompt of questions --------------------------------------------------------------------------------------
-
-PLACEHOLDERS = ("question", "context")
-_PLACEHOLDER = re.compile(r"\{(question|context)\}")
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """The form in which a model learns questions: training, evaluation and chat use the same.
-
-    Of a template only `{question}` and `{context}` are replaced, in one pass: nothing in it is executed, and braces in
-    a question are text. See `prompt_problem` for its rules.
-    """
-
-    template: str = "Context: {context}\nQuestion: {question}\nAnswer:"
-    lower_case: bool = False  # of the question: to a tokenizer "Jeans" and "jeans" have nothing in common
-
-    def text(self, question: str, context: str = "") -> str:
-        """Return the text after which the model writes its answer. A context is a text to answer from."""
-        question = question.strip().lower() if self.lower_case else question.strip()
-        values = {"question": question, "context": context.strip()}
-        template = self.template if values["context"] else without_context(self.template)
-        return _PLACEHOLDER.sub(lambda match: values[match[1]], template)
-
-
-def prompt_problem(template: str) -> str | None:
-    """Return what is wrong with the template of a prompt, as the end of an error message; None for a valid one."""
-    names = re.findall(r"\{\s*(\w+)\s*\}", template)
-    unknown = next((name for name in names if name not in PLACEHOLDERS), None)
-    if unknown is not None:
-        return (
-            f"{{{unknown}}} is no placeholder. Known: {{question}}, {{context}}."
-            f"{did_you_mean(unknown, PLACEHOLDERS)} Braces around anything but a word are text."
-        )
-    if re.search(r"\{\s+\w+\s*\}|\{\w+\s+\}|\{\{\w+\}\}", template):
-        return "a placeholder is written {question}: single braces, no spaces. The prompt is not a Jinja template."
-    if names.count("question") != 1 or names.count("context") > 1:
-        return "must contain {question} once, and {context} at most once."
-    if "${" in template:
-        return "contains '${', which begins an interpolation in a config file. Leave out the $."
-    if any("{question}" in line and "{context}" in line for line in template.split("\n")):
-        return "{context} needs a line of its own: that line is left out for a question without a context."
-    if any(text[-1:].isspace() and text[-1:] != "\n" for text in (template, without_context(template))):
-        return "must not end in a space: the answer begins with one."
-    try:
-        template.encode()
-    except UnicodeEncodeError:
-        return "contains a character that UTF-8 cannot encode."
-    return None
-
-
-def without_context(template: str) -> str:
-    """Return the template for a question without a context: the line of `{context}` is left out."""
-    return "\n".join(line for line in template.split("\n") if "{context}" not in line)
-
-
-def space_after(asked: str) -> str:
-    """Return the space with which an answer begins: byte-level tokenizers join it to the word after it."""
-    return "" if asked.endswith("\n") else " "
-
-
-# --- settings -----------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -208,6 +145,34 @@ class QuestionsConfig(SourceAlias):
         return None if self.prompt is None else self.prompt.replace("\\n", "\n")
 
 
+def prompt_problem(template: str) -> str | None:
+    """Return what is wrong with the template of a prompt, as the end of an error message; None for a valid one."""
+    names = re.findall(r"\{\s*(\w+)\s*\}", template)
+    unknown = next((name for name in names if name not in PLACEHOLDERS), None)
+    if unknown is not None:
+        return (
+            f"{{{unknown}}} is no placeholder. Known: {{question}}, {{context}}."
+            f"{did_you_mean(unknown, PLACEHOLDERS)} Braces around anything but a word are text."
+        )
+    if re.search(r"\{\s+\w+\s*\}|\{\w+\s+\}|\{\{\w+\}\}", template):
+        return "a placeholder is written {question}: single braces, no spaces. The prompt is not a Jinja template."
+    if names.count("question") != 1 or names.count("context") > 1:
+        return "must contain {question} once, and {context} at most once."
+    if "${" in template:
+        return "contains '${', which begins an interpolation in a config file. Leave out the $."
+    lines = template.split("\n")
+    always = [line for line in lines if "{context}" not in line]
+    if not any("{question}" in line for line in always):
+        return "{context} needs a line of its own: that line is left out for a question without a context."
+    if any(line[-1:].isspace() for line in (lines[-1], always[-1])):
+        return "must not end in a space: the answer begins with one."
+    try:
+        template.encode()
+    except UnicodeEncodeError:
+        return "contains a character that UTF-8 cannot encode."
+    return None
+
+
 @dataclass
 class RecommendedConfig:
     """Settings that suit this data, used where the setting of the same name is null."""
@@ -257,21 +222,6 @@ class DataConfig:
             source.path = alias.path if alias.path is not None else source.path
             source.weight = alias.weight if alias.weight is not None else source.weight
         return {name: source for name, source in resolved.items() if source.weight != 0}
-
-    def resolved_prompt(self, learnt: Prompt | None = None) -> Prompt:
-        """The prompt of the questions: as given, else the one that the model has `learnt` before, else DTL's."""
-        default = learnt or Prompt(lower_case=self.recommended.lower_case_questions)
-        return Prompt(
-            default.template if self.qa.template is None else self.qa.template,
-            default.lower_case if self.lower_case_questions is None else self.lower_case_questions,
-        )
-
-    def with_prompt(self, learnt: Prompt | None) -> "DataConfig":
-        """The same data with the settings of `resolved_prompt`; unchanged where no source has questions."""
-        if all(source.traits.questions == "none" for source in self.resolved_sources().values()):
-            return self
-        prompt = self.resolved_prompt(learnt)
-        return replace(self, qa=replace(self.qa, prompt=prompt.template), lower_case_questions=prompt.lower_case)
 
     def validate(self) -> None:
         """Raises ConfigError for invalid or contradictory settings. Reads no file."""

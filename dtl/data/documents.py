@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from dtl.data.config import Prompt, space_after
+from dtl.data.tokenizers.prompt import Prompt, space_after
 
 
 @dataclass(frozen=True)

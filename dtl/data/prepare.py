@@ -14,7 +14,7 @@ from dtl.base.progress import Progress
 from dtl.data.batches import PackedSequences, TrainingData, epoch_order
 from dtl.data.cache import Cache, cache_folder
 from dtl.data.collect import all_notes
-from dtl.data.config import DataConfig, Prompt, TokenizerConfig
+from dtl.data.config import DataConfig, TokenizerConfig
 from dtl.data.documents import QuestionAnswer
 from dtl.data.encode import EncodedSource, encode_sources
 from dtl.data.pack import (
@@ -30,6 +30,7 @@ from dtl.data.pack import (
 )
 from dtl.data.sources import SourcePlan, plan_sources
 from dtl.data.stored import TokenDocuments
+from dtl.data.tokenizers.prompt import Prompt
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.errors import DataError
 
@@ -103,7 +104,7 @@ def pack_sequences(
     """Pack tokens into sequences, the second half of `prepare_data`. Raises DataError for too little text."""
     weights = {plan.name: plan.config.weight for plan in plans}
     has_questions = any(source.texts.facts["has_pairs"] for source in sources.values())
-    tokenizer = tokenizer.with_prompt(config.resolved_prompt() if has_questions else None)
+    tokenizer = tokenizer.with_prompt(Prompt.of(config) if has_questions else None)
     packer = _Packer(config, weights, tokenizer, seq_len, seed)
     for name, source in sources.items():
         for split in source.tokens:
@@ -207,5 +208,5 @@ class _Packer:
             fingerprint=fingerprint,
             report=self.report,
             notes=notes + self.notes,
-            prompt=self.config.resolved_prompt(),
+            prompt=Prompt.of(self.config),
         )

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dtl.data.batches import IGNORE
-from dtl.data.config import Prompt
 from dtl.data.documents import QuestionAnswer, document
 from dtl.data.tasks import Answer, is_right, token_f1
+from dtl.data.tokenizers.prompt import Prompt
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.evaluation.metrics import bits_per_byte, mean
 from dtl.generation.conversation import GreedyAnswer, by_length

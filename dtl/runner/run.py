@@ -18,11 +18,11 @@ from dtl.base.redaction import redact
 from dtl.base.runtime import deterministic_algorithms, is_out_of_memory
 from dtl.base.signals import StopSignals
 from dtl.checkpoints.listing import best_checkpoint, list_checkpoints, step_folders
-from dtl.checkpoints.prompt import read_prompt
 from dtl.checkpoints.upkeep import lock_run, publish_best, remove_leftovers, set_aside_later
 from dtl.config import RunConfig, to_dict, to_yaml
 from dtl.data.collect import pinned
 from dtl.data.sources import SourcePlan, plan_sources
+from dtl.data.tokenizers.prompt import read_prompt, with_prompt
 from dtl.errors import ConfigError, DTLError, InterruptedRun, TrainingError
 from dtl.evaluation.measure import Report
 from dtl.run_dir.provenance import RECORD, add_session, config_hash, update_run_record, write_result, write_run_record
@@ -60,7 +60,7 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
     if origin.plans is None:
         config.validate()
         start_from = origin.resume_from or origin.init_from
-        data = config.data.with_prompt(read_prompt(start_from) if start_from else None)
+        data = with_prompt(config.data, read_prompt(start_from) if start_from else None)
         origin.plans = plan_sources(data, config.seed)
         config = replace(config, data=pinned(data, origin.plans))
     if origin.resume_from is None and step_folders(run_dir):

@@ -11,8 +11,7 @@ from dtl.base.safe_text import in_one_line
 from dtl.base.units import in_units
 from dtl.checkpoints.listing import is_checkpoint
 from dtl.checkpoints.load import load_model, load_tokenizer
-from dtl.checkpoints.prompt import has_learnt_plain_text
-from dtl.data.config import Prompt
+from dtl.data.tokenizers.prompt import Prompt, has_learnt_plain_text
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.evaluation.config import EVALUATION_FILE
 from dtl.generation.config import SamplingConfig
@@ -81,15 +80,12 @@ def load(checkpoint: Path, config: TalkConfig) -> LoadedModel:
     tokenizer = load_tokenizer(checkpoint)
     model = load_model(checkpoint, device)
     transpose_for_decoding(model)
-    return LoadedModel(read_facts(checkpoint, tokenizer.prompt), model, tokenizer)
+    return LoadedModel(read_facts(checkpoint), model, tokenizer)
 
 
-def read_facts(folder: Path, prompt: Prompt | None) -> CheckpointFacts:
-    """Return the `CheckpointFacts` of a folder; a Hugging Face folder without DTL's files has only a name.
-
-    `prompt` is the form of the questions that its model has learnt.
-    """
-    plain = has_learnt_plain_text(folder, prompt)
+def read_facts(folder: Path) -> CheckpointFacts:
+    """Return the `CheckpointFacts` of a folder; a Hugging Face folder without DTL's files has only a name."""
+    plain = has_learnt_plain_text(folder)
     if not is_checkpoint(folder):
         return CheckpointFacts(folder, in_one_line(folder.resolve().name, 80), learned_plain_text=plain)
     config, state = read_config(folder), read_json_or_empty(folder / "state.json")

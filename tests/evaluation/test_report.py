@@ -9,8 +9,8 @@ import pytest
 import torch
 from checkpoint_examples import tiny_model, tiny_tokenizer
 
-from dtl.data.config import DataConfig, SourceConfig
-from dtl.data.documents import QuestionAnswer, prompt
+from dtl.data.config import DataConfig, Prompt, SourceConfig
+from dtl.data.documents import QuestionAnswer
 from dtl.data.prepare import PreparedData, prepare_data
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.evaluation.answers import likelihoods
@@ -113,9 +113,9 @@ def test_no_figure_depends_on_the_batch_size(byte_data):
 def test_answers_are_those_of_the_chat(byte_data):
     model, tokenizer = model_for(byte_data.tokenizer), byte_data.tokenizer
     questions = [pair.question for pair in byte_data.pairs["test"]]
-    said = answer_greedily(model, tokenizer, [prompt(question) for question in questions], 11, 5)
+    said = answer_greedily(model, tokenizer, [Prompt().text(question) for question in questions], 11, 5)
     greedy = SamplingConfig(temperature=0, top_k=None, max_new_tokens=11)
-    chatted = [continue_text(model, tokenizer, prompt(question), greedy, seed=0) for question in questions]
+    chatted = [continue_text(model, tokenizer, Prompt().text(question), greedy, seed=0) for question in questions]
     assert [one.text for one in said] == ["".join(pieces).strip() for pieces in chatted]
 
 
@@ -123,8 +123,8 @@ def test_confidence_is_the_mean_log_probability_of_what_was_said(byte_data):
     model, tokenizer = model_for(byte_data.tokenizer), byte_data.tokenizer
     with torch.no_grad():
         model.head.weight[tokenizer.eos_id] = 0
-    (said,) = answer_greedily(model, tokenizer, [prompt("Why?")], 5, 1)
-    ids = tokenizer.encode(prompt("Why?"))
+    (said,) = answer_greedily(model, tokenizer, [Prompt().text("Why?")], 5, 1)
+    ids = tokenizer.encode(Prompt().text("Why?"))
     logprobs = []
     for _ in range(5):
         of_next = model(torch.tensor([ids]))[0, -1].log_softmax(-1)

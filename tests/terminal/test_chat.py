@@ -12,7 +12,7 @@ import pytest
 from tiny_checkpoints import make_checkpoint
 
 import dtl.chat
-from dtl.data.documents import prompt
+from dtl.data.tokenizers.prompt import Prompt
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.config import ChatConfig
 from dtl.terminal.dialogue import Leaving
@@ -100,7 +100,7 @@ def test_wrong_answers_end_with_1(chat, run_dir):
 def test_right_answers_end_with_0(chat, run_dir):
     greedy = SamplingConfig(temperature=0, top_k=None, max_new_tokens=5)
     model = load(run_dir / "checkpoints" / "step-00000007", ChatConfig(device="cpu"))
-    answer = "".join(model.continue_text(prompt("One?"), greedy, 0))
+    answer = "".join(model.continue_text(Prompt().text("One?"), greedy, 0))
     Path("pairs.jsonl").write_text(json.dumps({"question": "One?", "answer": answer}) + "\n")
     code, out, _ = chat(f"ckpt={run_dir}", *SHORT, "sampling.temperature=2", "ask=pairs.jsonl")
     assert (code, out.splitlines()[-1]) == (0, "1 of 1 answers is right.")

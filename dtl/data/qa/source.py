@@ -16,6 +16,7 @@ from dtl.data.local.files import LocalFiles
 from dtl.data.local.readers import Record
 from dtl.data.qa.records import PairReader
 from dtl.data.sources import order_seed, path_key
+from dtl.data.tokenizers.prompt import Prompt
 from dtl.errors import DataError
 from dtl.registry import SOURCES
 
@@ -34,7 +35,7 @@ class QuestionSource:
         )
         self.origin = self.files.origin if self.files else "the facts that ship with DTL"
         self._order_seed = order_seed(data, name, seed)
-        self._document = partial(document, prompt=data.resolved_prompt())
+        self._document = partial(document, prompt=Prompt.of(data))
         self._reader = PairReader()
 
     def splits(self) -> Mapping[str, Iterable[Document]]:

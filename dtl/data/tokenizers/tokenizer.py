@@ -16,9 +16,10 @@ from typing import Any, cast
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from dtl.data.config import Prompt, TokenizerConfig
+from dtl.data.config import TokenizerConfig
 from dtl.data.tokenizers.files import read_backend, read_settings, special_id
 from dtl.data.tokenizers.gpt2 import END, GPT2Encoder, byte_level_bpe, gpt2_encoder, is_gpt2, load_gpt2
+from dtl.data.tokenizers.prompt import Prompt
 from dtl.errors import CheckpointError, DataError
 from dtl.registry import TOKENIZERS
 
