@@ -85,7 +85,7 @@ def test_rows_and_questions_agree_on_the_expected_answers(byte_data):
     """The loss of packed rows whose answers count is the likelihood of the answers, asked for one by one."""
     model, token_bytes = model_for(byte_data.tokenizer), count_token_bytes(byte_data.tokenizer)
     (validation, _) = text_scores(model, byte_data.rows, token_bytes, 3, None, nullcontext)
-    gold = likelihoods(model, byte_data.tokenizer, byte_data.pairs["validation"], token_bytes, 7)
+    gold = likelihoods(model, byte_data.tokenizer, byte_data.pairs["validation"], token_bytes, 7, byte_data.prompt)
     assert sum(one.n_bytes for one in gold) == validation.bytes
     assert sum(one.nats for one in gold) == pytest.approx(validation.loss * validation.targets, rel=1e-5)
 

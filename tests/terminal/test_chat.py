@@ -70,7 +70,7 @@ def test_an_empty_pipe_is_no_error(chat, run_dir):
 
 
 def test_a_model_of_plain_text_is_told(chat, tmp_path):
-    run_dir = make_checkpoint(tmp_path / "texts", kind="text")
+    run_dir = make_checkpoint(tmp_path / "texts", prompt=None)
     assert "python -m dtl.generate" in chat(f"ckpt={run_dir}", "device=cpu")[2]
 
 
@@ -82,7 +82,7 @@ def test_a_folder_may_have_any_name(chat, tmp_path):
 
 def test_a_question_is_put_as_in_training(chat, tmp_path):
     """A model trained on lower-cased questions gives the same answer in any case; another one does not."""
-    lower = make_checkpoint(tmp_path / "lower", more="  lower_case_questions: true\n")
+    lower = make_checkpoint(tmp_path / "lower", Prompt(lower_case=True))
     typed = make_checkpoint(tmp_path / "typed")
     for run_dir, same in ((lower, True), (typed, False)):
         answers = [chat(f"ckpt={run_dir}", *SHORT, "seed=5", stdin=f"{word}\n")[1] for word in ("ONE SEA?", "one sea?")]
