@@ -17,9 +17,8 @@ from dtl.errors import CheckpointError
 FORMAT_VERSION = 2  # 2: config.json has the prompt of the questions (dtl/data/tokenizers/prompt.py)
 MODEL_FILES = ("config.json", "model.safetensors")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-PROMPT_FILES = ("config.json", "config.yaml")
 STATE_FILES = ("state.json", "optimizer.safetensors")
-FILES = (*MODEL_FILES, *TOKENIZER_FILES, *STATE_FILES, "generation_config.json", "config.yaml")  # in each of them
+FILES = (*MODEL_FILES, *TOKENIZER_FILES, *STATE_FILES, "generation_config.json", "config.yaml")
 _STEP_FOLDER = re.compile(r"step-(\d{1,18})(\.old)?")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dtl.base.json_files import read_json
 from dtl.checkpoints.find import find_checkpoint
-from dtl.checkpoints.listing import MODEL_FILES, PROMPT_FILES, STATE_FILES, TOKENIZER_FILES, is_checkpoint, verify
+from dtl.checkpoints.listing import MODEL_FILES, STATE_FILES, TOKENIZER_FILES, is_checkpoint, verify
 from dtl.checkpoints.weights import numel, read_shapes, read_tensors, weight_files
 from dtl.data.tokenizers.prompt import read_prompt
 from dtl.data.tokenizers.tokenizer import Tokenizer
@@ -69,7 +69,7 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     """
     folder = _model_folder(path)
     if is_checkpoint(folder):
-        verify(folder, only=(*TOKENIZER_FILES, *PROMPT_FILES))
+        verify(folder, only=(*TOKENIZER_FILES, "config.json"))
     return Tokenizer.load(folder).with_prompt(read_prompt(folder))
 
 

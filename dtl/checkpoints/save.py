@@ -20,7 +20,7 @@ from torch import Tensor
 from dtl.base.files import TEMPORARY, ManifestWriter, publish_directory
 from dtl.checkpoints.listing import FORMAT_VERSION, inspect, step_folder
 from dtl.checkpoints.upkeep import set_damaged_aside, storage_error
-from dtl.data.tokenizers.prompt import KEY, chat_template, prompt_entry
+from dtl.data.tokenizers.prompt import KEY, prompt_entry
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.errors import CheckpointError
 from dtl.model.hf import hf_config, to_hf
@@ -88,8 +88,6 @@ def _write_texts(
         text = json.dumps(contents, indent=2, sort_keys=True, allow_nan=False) + "\n"
         (folder / name).write_text(text, encoding="utf-8")
     (folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
-    if tokenizer.prompt is not None:
-        (folder / "chat_template.jinja").write_bytes(chat_template(tokenizer.prompt).encode())
     tokenizer.save(folder, max_seq_len=model.config.max_seq_len)
 
 

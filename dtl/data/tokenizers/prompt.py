@@ -165,3 +165,13 @@ def chat_template(prompt: Prompt) -> str:
         "SPACE": json.dumps(space_after(template)),
     }
     return re.sub("|".join(parts), lambda match: parts[match[0]], _CHAT_TEMPLATE)
+
+
+def response_template(end: str) -> dict[str, Any]:
+    """Return the rule by which other programs read an answer: all text up to the end token.
+
+    Without it `transformers serve` reads answers of the model type qwen3 by Qwen's own markers, and the question
+    becomes a part of the answer.
+    """
+    content = {"content": "text", "close": end}
+    return {"defaults": {"role": "assistant"}, "start_anchor_pattern": r"\Z", "fields": {"content": content}}

@@ -19,7 +19,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from dtl.data.config import TokenizerConfig
 from dtl.data.tokenizers.files import read_backend, read_settings, special_id
 from dtl.data.tokenizers.gpt2 import END, GPT2Encoder, byte_level_bpe, gpt2_encoder, is_gpt2, load_gpt2
-from dtl.data.tokenizers.prompt import Prompt
+from dtl.data.tokenizers.prompt import Prompt, chat_template, response_template
 from dtl.errors import CheckpointError, DataError
 from dtl.registry import TOKENIZERS
 
@@ -138,7 +138,8 @@ class Tokenizer:
         return other
 
     def save(self, folder: Path, max_seq_len: int | None = None) -> None:
-        """Write tokenizer.json and tokenizer_config.json, the same bytes each time, as `AutoTokenizer` reads them."""
+        """Write tokenizer.json, tokenizer_config.json and, with a prompt, chat_template.jinja, as `AutoTokenizer` reads
+        them: the same bytes each time."""
         settings: dict[str, Any] = {
             # transformers 5 otherwise picks a class by the model's type, with other ids.
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -156,6 +157,9 @@ class Tokenizer:
         if max_seq_len is not None:
             settings["model_max_length"] = max_seq_len
         folder.mkdir(parents=True, exist_ok=True)
+        if self.prompt is not None:
+            settings["response_template"] = response_template(settings["eos_token"])
+            (folder / "chat_template.jinja").write_bytes(chat_template(self.prompt).encode())
         (folder / "tokenizer.json").write_bytes(self._json)
         (folder / "tokenizer_config.json").write_bytes(json.dumps(settings, indent=2, sort_keys=True).encode() + b"\n")
 
