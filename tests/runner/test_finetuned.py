@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from dtl.terminal.loading import load
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of TRL, PEFT and what they call
 
+PAGE = Path(__file__).parents[2] / "docs" / "elsewhere.md"
 BLOCKS = ("modern", "classic")
 LEARNT = Prompt("Q: {question}\nA:", lower_case=True)
 COLOURS = {"Grass?": "green", "And the SEA?": "blue", "What colour has a ROSE?": "red"}
@@ -91,6 +93,18 @@ def test_a_model_that_trl_has_tuned_stops_and_answers_in_dtl(trained, tmp_path, 
     assert chats(trained) != EXPECTED
     tune(trained, tmp_path / "sft", form).save_model()
     assert chats(tmp_path / "sft") == EXPECTED
+
+
+def test_the_lines_of_the_page_do_so(trained, tmp_path, monkeypatch):
+    (example,) = re.findall(r"^```py\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    example = example.replace('"outputs/<date>/<run>/checkpoints/best"', repr(str(trained)))
+    monkeypatch.chdir(tmp_path)
+    lines = [json.dumps({"question": asked, "answer": answer}) for asked, answer in COLOURS.items()]
+    Path("my_pairs.jsonl").write_text("\n".join(lines))
+    exec(
+        example.replace("learning_rate=1e-3", "learning_rate=1e-2, use_cpu=True"), {}
+    )  # a smaller model than a reader's
+    assert chats(tmp_path / "tuned") == EXPECTED
 
 
 def test_an_adapter_is_rejected_with_lines_that_merge_it(trained, tmp_path):
