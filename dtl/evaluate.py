@@ -12,6 +12,7 @@ from dtl.commandline.cli import override_key, run_command
 from dtl.commandline.command import Command
 from dtl.config import RunConfig, converted, typed_as
 from dtl.data.sources import plan_sources
+from dtl.data.tokenizers.prompt import read_prompt, with_prompt
 from dtl.errors import ConfigError
 from dtl.evaluation.config import EVALUATION_FILE, EvaluateConfig
 from dtl.run_dir.state import read_config
@@ -39,7 +40,7 @@ The most frequent commands
 
 All metrics are written to evaluation.json in the run's folder; for data other than the run's own, only to out=FILE.
 """,
-    free_text=("ckpt", "unanswerable", "out"),
+    free_text=("ckpt", "unanswerable", "out", "data.qa.prompt"),
 )
 
 
@@ -53,6 +54,7 @@ def job(composed: DictConfig) -> None:
     settings = typed_as(EvaluateConfig, composed)
     checkpoint = checkpoint_to_use(settings.ckpt, OUTPUTS, "evaluate")
     run, is_own = _run_with_data(composed, settings, checkpoint)
+    run = replace(run, data=with_prompt(run.data, read_prompt(checkpoint)))
     from dtl.data.collect import pinned  # imports numpy, which --help does not need
 
     plans = plan_sources(run.data, run.seed)
@@ -93,9 +95,11 @@ def _run_with_data(composed: DictConfig, settings: EvaluateConfig, checkpoint: P
     values = {**own, "data": OmegaConf.to_container(OmegaConf.create(data), resolve=True), "plugins": settings.plugins}
     run = converted(RunConfig, values)
     run = replace(run, resume=None, init=None)
-    if isinstance(own.get("data"), dict) and "lower_case_questions" not in changed:
-        # As in training, also when it is evaluated on other questions.
-        run.data.lower_case_questions = bool(own["data"].get("lower_case_questions"))
+    # As in training, also when it is evaluated on other questions.
+    if not {"qa", "qa.prompt"} & set(changed):
+        run.data.qa.prompt = None
+    if "lower_case_questions" not in changed:
+        run.data.lower_case_questions = None
     run.data.validate()
     return run, not set(changed) - MEASURED and "data" not in keys
 

@@ -29,6 +29,7 @@ from dtl.commandline.cli import (
 from dtl.commandline.command import Command
 from dtl.config import RunConfig, typed
 from dtl.data.sources import plan_sources
+from dtl.data.tokenizers.prompt import read_prompt, with_prompt
 from dtl.errors import ConfigError, InterruptedRun
 from dtl.run_dir.provenance import RECORD, composition_flags
 from dtl.run_dir.sweep_records import sweep_to_continue, with_its_flags
@@ -58,6 +59,7 @@ Lists are written [a,b]; null means none. -m (--multirun) runs every combination
 --cfg job --resolve shows the whole config without running; debug=true shows tracebacks.
 Tab completion for the console script: eval "$(dtl-train -sc install=bash)"
 """,
+    free_text=("data.qa.prompt",),
     multirun=True,
 )
 # Keys that may be given together with resume=: length, device and tracker. All others are the run's own.
@@ -162,12 +164,13 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
     resuming = requeued or composed.get("resume") is not None
     config = _resumed_config(composed, run_dir, [] if requeued else overrides) if resuming else typed(composed)
     init_from = _find_init(config, overrides)
+    data = with_prompt(config.data, read_prompt(init_from) if init_from else None)
     # Missing files and a missing network are reported before torch is imported.
-    plans = plan_sources(config.data, config.seed)
+    plans = plan_sources(data, config.seed)
 
     from dtl.data.collect import pinned
 
-    config = replace(config, data=pinned(config.data, plans))
+    config = replace(config, data=pinned(data, plans))
 
     from dtl.runner.run import Origin
 

@@ -168,7 +168,7 @@ def load_without_dtl(desk):
     """The Python examples, with the folder of a run in the place of `<date>/<run>`."""
     examples = list(dict.fromkeys(block for page in PAGES.values() for block in blocks(page, "python")))
     assert examples
-    best = max(desk.glob("outputs/*/*/checkpoints/best"))
+    best = max(file.parent for file in desk.glob("outputs/*/*/checkpoints/best/chat_template.jinja"))
     for example in examples:
         assert "outputs/<date>/<run>/checkpoints/best" in example
         names: dict = {}

@@ -155,9 +155,9 @@ def test_a_source_of_ones_own_may_read_the_facts_that_ship():
 
 
 @pytest.mark.parametrize(("questions", "is_plain"), [("none", True), ("some", False), ("all", False)])
-def test_a_source_of_ones_own_says_whether_its_text_is_plain(tmp_path, monkeypatch, questions, is_plain):
+def test_a_source_of_ones_own_says_whether_its_text_is_plain(tmp_path, questions, is_plain):
     SOURCES.register("verses", SourceTraits(questions))(Poems)
-    monkeypatch.setattr("dtl.terminal.loading.is_checkpoint", lambda folder: True)
+    (tmp_path / "config.json").write_text('{"dtl": {}}')
     (tmp_path / "config.yaml").write_text("data: {sources: {a: {kind: verses}, b: {kind: hub, path: a/b}}}")
     assert read_facts(tmp_path).learned_plain_text is is_plain
 

@@ -1,4 +1,4 @@
-"""Safe reading of untrusted JSON, and append-only files of JSON lines. Imports no torch.
+"""Safe reading of untrusted JSON and YAML, and append-only files of JSON lines. Imports no torch.
 
 A file may be truncated, edited or hostile: the readers return an object or raise an error of a known kind.
 """
@@ -15,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from dtl.errors import CheckpointError, DTLError
 
 log = logging.getLogger(__name__)
@@ -24,6 +26,8 @@ log = logging.getLogger(__name__)
 UNSAFE = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 MAX_WAITING = 100_000  # rows kept in memory while the disk cannot be written, some 20 MB
 MAX_JSON_BYTES = 64 * 2**20  # a state.json has some kilobytes; the bound is for hostile files
+MAX_YAML_BYTES = 2**20
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where PyYAML has it: ten times as fast
 
 
 # --- reading ----------------------------------------------------------------------------------------------------
@@ -52,6 +56,15 @@ def read_json_or_empty(path: Path) -> dict[str, Any]:
     """As `read_json`; an empty object for a file that is missing, damaged or unreadable."""
     with suppress(OSError, CheckpointError):
         return read_json(path)
+    return {}
+
+
+def read_yaml_or_empty(path: Path) -> dict[str, Any]:
+    """Read the mapping in a YAML file as plain values; an empty one for a file that is missing, invalid or large."""
+    with suppress(OSError, yaml.YAMLError, RecursionError, UnicodeDecodeError, ValueError):
+        if path.stat().st_size <= MAX_YAML_BYTES:
+            contents = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
+            return contents if isinstance(contents, dict) else {}
     return {}
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dtl.base.runtime import autocast, choose_precision
 from dtl.data.batches import IGNORE
-from dtl.data.documents import QuestionAnswer
+from dtl.data.documents import QuestionAnswer, document
 from dtl.data.prepare import PreparedData
 from dtl.data.tasks import is_right
 
@@ -44,8 +44,9 @@ class GPT2Peer:
         self.model = transformers.GPT2LMHeadModel(config)
 
     def _encoded(self, pair: QuestionAnswer) -> tuple[list[int], list[int]]:
+        text = document(pair, self.data.prompt)
         prompt, answer = self.data.tokenizer.encode_batch(
-            [self.data.prompt(pair.question, pair.context), f" {pair.answer}"]
+            [text.text[: text.answer_start], text.text[text.answer_start :]]
         )
         return prompt, [*answer, self.end]
 

@@ -13,7 +13,7 @@ from typing import Literal
 from dtl.base.files import ASIDE, TEMPORARY, TRASH
 from dtl.base.json_files import read_json
 from dtl.checkpoints.listing import MODEL_FILES, TOKENIZER_FILES, best_checkpoint, is_checkpoint, newest_valid, verify
-from dtl.checkpoints.weights import PICKLES, pickle_message
+from dtl.checkpoints.weights import ADAPTER, PICKLES, pickle_message, raise_if_adapter
 from dtl.errors import CheckpointError
 
 Preference = Literal["best", "newest"]
@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 _FOR_USE = (*MODEL_FILES, *TOKENIZER_FILES)  # the files needed to use a model; resuming needs all files
 _DEPTH = 5  # outputs/multirun/<date>/<time>/<job>
+_NUMBERED = re.compile(r"-\d{1,18}$")
 _STAMP = re.compile(r"(?P<date>\d{4}-\d\d-\d\d)[/\\](?P<time>\d\d-\d\d-\d\d)[^/\\]*(?:[/\\](?P<job>\d+)[^/\\]*)?$")
 
 
@@ -51,6 +52,7 @@ def _resolve_path(path: Path, spec: str, outputs: Path, prefer: Preference) -> P
     if is_checkpoint(path):
         verify(path)
         return path
+    raise_if_adapter(path)
     if (path / "config.json").is_file():
         return path
     raise _not_found(spec, path, outputs)
@@ -134,6 +136,9 @@ def _not_found(spec: str, path: Path, outputs: Path) -> CheckpointError:
         inside = [str(run) for run in list_runs(path)[:3]]
         if inside:
             return CheckpointError(f"{path}: contains runs, but is not a run. Give one of them:\n" + "\n".join(inside))
+        models = [str(model) for model in _models_below(path)[:3]]
+        if models:
+            return CheckpointError(f"{path}: contains models, but is not one. Give one of them:\n" + "\n".join(models))
         pickles = [file for file in sorted(path.iterdir()) if file.suffix in PICKLES]
         if pickles:
             return CheckpointError(pickle_message(pickles[0]))
@@ -146,6 +151,15 @@ def _not_found(spec: str, path: Path, outputs: Path) -> CheckpointError:
         + ("\nSimilar: " + ", ".join(near) if near else "")
         + "\nGive latest, the folder of a run or of a checkpoint, or a Hugging Face model directory on this disk."
     )
+
+
+def _models_below(folder: Path) -> list[Path]:
+    """Model directories in a folder, such as checkpoint-80 of another trainer or a snapshot in the hub's cache; those
+    of most steps first."""
+    names = (f"{below}/{name}" for below in ("*", "*/*") for name in ("config.json", ADAPTER))
+    found = {file.parent for name in names for file in folder.glob(name)}
+    steps = {model: int(model.name.rpartition("-")[2]) if _NUMBERED.search(model.name) else 0 for model in found}
+    return sorted(found, key=lambda model: (-steps[model], model))
 
 
 def _near(path: Path) -> list[str]:

@@ -15,6 +15,7 @@ from dtl.base.json_files import read_json
 from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.listing import MODEL_FILES, RAW, STATE_FILES, TOKENIZER_FILES, is_checkpoint, verify
 from dtl.checkpoints.weights import numel, read_shapes, read_tensors, weight_files
+from dtl.data.tokenizers.prompt import read_prompt
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.errors import CheckpointError
 from dtl.model.config import ModelConfig
@@ -78,12 +79,13 @@ def load_trained_weights(model: TransformerLM, folder: Path, averaged: bool) -> 
 def load_tokenizer(path: Path | str) -> Tokenizer:
     """Load the tokenizer of a run (of its best checkpoint), a checkpoint or a Hugging Face directory.
 
+    It has the prompt of the questions that its model has learnt.
     Raises CheckpointError naming the file that is missing or damaged.
     """
     folder = _model_folder(path)
     if is_checkpoint(folder):
-        verify(folder, only=TOKENIZER_FILES)
-    return Tokenizer.load(folder)
+        verify(folder, only=(*TOKENIZER_FILES, "config.json"))
+    return Tokenizer.load(folder).with_prompt(read_prompt(folder))
 
 
 def load_training_state(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from dtl.base.files import TEMPORARY, ManifestWriter, publish_directory
 from dtl.checkpoints.listing import FORMAT_VERSION, RAW, inspect, step_folder
 from dtl.checkpoints.upkeep import set_damaged_aside, storage_error
+from dtl.data.tokenizers.prompt import KEY, prompt_entry
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.errors import CheckpointError
 from dtl.model.hf import hf_config, to_hf
@@ -83,6 +84,7 @@ def _write_texts(
 ) -> None:
     ids = {"eos_id": tokenizer.eos_id, "bos_id": tokenizer.bos_id, "pad_id": tokenizer.pad_id}
     config = hf_config(model.config, model.vocab_size, **ids)
+    config["dtl"][KEY] = prompt_entry(tokenizer.prompt)
     generation = {key: config[key] for key in ("eos_token_id", "bos_token_id", "pad_token_id")} | {"do_sample": False}
     for name, contents in (("config.json", config), ("generation_config.json", generation), ("state.json", state)):
         # Sorted keys: equal contents give equal bytes and digests, so that the same step saved twice is recognised.

@@ -11,19 +11,22 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 
 from dtl.base.files import PLAIN_NAME
-from dtl.base.json_files import read_json
+from dtl.base.json_files import read_json, read_json_or_empty
+from dtl.base.safe_text import in_one_line
 from dtl.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"  # of PEFT
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MAX_HEADER_BYTES = 4 * 2**20  # about 40,000 tensors; no model has more, and parsing takes seconds
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model directory. Raises CheckpointError when there are none, or only pickles."""
+    raise_if_adapter(folder)
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if not (folder / INDEX).is_file():
@@ -91,6 +94,27 @@ def _read_header(file: Path) -> dict[str, tuple[int, ...]]:
         return {name: tuple(int(size) for size in tensor["shape"]) for name, tensor in header.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{file}: damaged, not readable as safetensors ({error}).") from error
+
+
+def raise_if_adapter(folder: Path) -> None:
+    """Raise CheckpointError, with the lines that merge it, for a folder that has an adapter of PEFT and no model."""
+    if not (folder / ADAPTER).is_file() or (folder / SINGLE).is_file() or (folder / INDEX).is_file():
+        return
+    config = read_json_or_empty(folder / ADAPTER)
+    kind = "LoRA" if config.get("peft_type") == "LORA" else f"PEFT ({in_one_line(str(config.get('peft_type')), 40)})"
+    base, merged = str(config.get("base_model_name_or_path") or "FOLDER OF ITS MODEL"), f"{folder}-merged"
+    tokenizer = folder if (folder / "tokenizer.json").is_file() else base
+    # repr: the name of the model comes from the file, and must stay one string in these lines.
+    raise CheckpointError(
+        f"{folder}: an adapter of {kind}, which changes another model and is none itself. Merge the two once, with the "
+        "package peft:\n"
+        "    from peft import PeftModel\n"
+        "    from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f"    model = AutoModelForCausalLM.from_pretrained({base!r})\n"
+        f"    PeftModel.from_pretrained(model, {str(folder)!r}).merge_and_unload().save_pretrained({merged!r})\n"
+        f"    AutoTokenizer.from_pretrained({str(tokenizer)!r}).save_pretrained({merged!r})\n"
+        f"Then give that folder, {merged}."
+    )
 
 
 def pickle_message(path: Path) -> str:

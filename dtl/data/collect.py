@@ -16,6 +16,7 @@ from dtl.data.config import SPLITS, DataConfig
 from dtl.data.read import read_source
 from dtl.data.sources import HubReader, Source, SourcePlan
 from dtl.data.stored import DiskWriter, MemoryWriter, Texts, read_texts, sample
+from dtl.data.tokenizers.prompt import Prompt
 from dtl.registry import SOURCES
 
 # Prose has fewer characters per token than this with every tokenizer here (GPT-2 on Wikipedia: 4.6), so reading can
@@ -27,6 +28,7 @@ MIN_CHARACTERS = 2_000_000  # always read: a small sample is then drawn from mor
 _SHAPES_NO_TEXT = {
     "sources", "path", "qa", "wiki", "seq_len", "layout", "document_mask", "loss_on", "max_samples",
     "validation_fraction", "test_fraction", "commits", "cache_dir", "verify", "tasks", "metrics", "recommended",
+    "lower_case_questions",  # part of the prompt, which shapes sources with questions
 }  # fmt: skip
 # Smaller files are prepared in about a second: a cache entry would cost more than it saves.
 SMALL_BYTES = 2**20
@@ -193,6 +195,7 @@ def text_settings(plan: SourcePlan, data: DataConfig, fingerprint: str, budget: 
     return {
         "source": [fingerprint, type(plan.source).__qualname__, getattr(plan.source, "version", 0)],
         "data": {name: getattr(data, name) for name in names},
+        "prompt": None if plan.config.traits.questions == "none" else asdict(Prompt.of(data)),
         "settings": {key: value for key, value in asdict(plan.config).items() if key not in left_out},
         "splits": list(SPLITS),
         "held_out": [data.validation_fraction, data.test_fraction],

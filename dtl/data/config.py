@@ -11,7 +11,8 @@ from typing import Any, Literal
 from omegaconf import MISSING
 
 from dtl.base.checks import check_at_least, check_choices, check_fractions
-from dtl.errors import ConfigError
+from dtl.base.safe_text import in_one_line
+from dtl.errors import ConfigError, did_you_mean
 from dtl.registry import METRICS, SOURCES, TASKS, TOKENIZERS
 
 LAYOUTS = ("packed", "padded")
@@ -19,6 +20,7 @@ HUB_ROWS = ("text", "article", "wikitext")
 SPLITS = ("train", "validation", "test")
 LOSS_ON = ("all", "answer")
 VERIFY = ("quick", "full")
+PLACEHOLDERS = ("question", "context")
 
 
 @dataclass(frozen=True)
@@ -137,12 +139,53 @@ class SourceAlias:
 
 
 @dataclass
+class QuestionsConfig(SourceAlias):
+    """Short form for the source of questions, and the prompt of the questions of every source."""
+
+    prompt: str | None = None  # text with {question} and {context}; \n is a new line; null = init's, else DTL's
+
+    @property
+    def template(self) -> str | None:
+        """The prompt with its new lines: on a command line they are typed as a backslash and an n."""
+        return None if self.prompt is None else self.prompt.replace("\\n", "\n")
+
+
+def prompt_problem(template: str) -> str | None:
+    """Return what is wrong with the template of a prompt, as the end of an error message; None for a valid one."""
+    names = re.findall(r"\{\s*(\w+)\s*\}", template)
+    unknown = next((name for name in names if name not in PLACEHOLDERS), None)
+    if unknown is not None:
+        return (
+            f"{{{unknown}}} is no placeholder. Known: {{question}}, {{context}}."
+            f"{did_you_mean(unknown, PLACEHOLDERS)} Braces around anything but a word are text."
+        )
+    if re.search(r"\{\s+\w+\s*\}|\{\w+\s+\}|\{\{\w+\}\}", template):
+        return "a placeholder is written {question}: single braces, no spaces. The prompt is not a Jinja template."
+    if names.count("question") != 1 or names.count("context") > 1:
+        return "must contain {question} once, and {context} at most once."
+    if "${" in template:
+        return "contains '${', which begins an interpolation in a config file. Leave out the $."
+    lines = template.split("\n")
+    always = [line for line in lines if "{context}" not in line]
+    if not any("{question}" in line for line in always):
+        return "{context} needs a line of its own: that line is left out for a question without a context."
+    if any(line[-1:].isspace() for line in (lines[-1], always[-1])):
+        return "must not end in a space: the answer begins with one."
+    try:
+        template.encode()
+    except UnicodeEncodeError:
+        return "contains a character that UTF-8 cannot encode."
+    return None
+
+
+@dataclass
 class RecommendedConfig:
-    """Trainer settings that suit this data, used where the trainer's own value is null."""
+    """Settings that suit this data, used where the setting of the same name is null."""
 
     micro_batch_size: int = 8  # sequences in one forward pass
     grad_accum_steps: int = 4  # forward passes in one optimizer step
     max_epochs: int = 20  # epochs of the first source
+    lower_case_questions: bool = False  # for a model that has not learnt questions before (init)
 
 
 @dataclass
@@ -151,14 +194,14 @@ class DataConfig:
 
     sources: dict[str, SourceConfig] = field(default_factory=dict)  # the general form; order matters
     path: str | None = None  # file or folder for a group of one source
-    qa: SourceAlias = field(default_factory=SourceAlias)  # data.qa.path=my_pairs.jsonl
+    qa: QuestionsConfig = field(default_factory=QuestionsConfig)  # data.qa.path=my_pairs.jsonl
     wiki: SourceAlias = field(default_factory=SourceAlias)  # data.wiki.path=..., data.wiki.weight=0.5
     wiki_dataset: str = "wikimedia/wikipedia"  # the hub's dataset for kind=wiki without a path
     wiki_subset: str = "20231101.en"  # dump date and language
     seq_len: int | None = None  # tokens in a sequence; None = model.max_seq_len
     layout: str = "packed"  # packed (no padding between documents) | padded (one document per sequence)
     document_mask: bool = False  # packed: attention stays inside each document and positions restart
-    lower_case_questions: bool = False  # lower-case every question: in training, evaluation and chat
+    lower_case_questions: bool | None = None  # in training, evaluation and chat; null = init's, else as recommended
     loss_on: str = "all"  # all tokens | answer (only the answer of a question and answer pair)
     max_samples: int | None = None  # at most so many training sequences per source; None = all
     validation_fraction: float = 0.01  # fraction of documents held out where the source has no validation split
@@ -220,6 +263,9 @@ class DataConfig:
                 f"data.tasks=[{','.join(self.tasks)}]: tasks ask questions, and this data has none. Leave it out, or "
                 "mix questions in: data.qa.weight=0.5."
             )
+        template = self.qa.template
+        if template is not None and (problem := prompt_problem(template)):
+            raise ConfigError(f"data.qa.prompt={in_one_line(template)}: {problem}")
         self._validate_layout()
 
     def _validate_layout(self) -> None:

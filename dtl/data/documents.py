@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
+from dtl.data.tokenizers.prompt import Prompt, space_after
+
 
 @dataclass(frozen=True)
 class QuestionAnswer:
@@ -32,25 +34,10 @@ def article(title: str, text: str) -> Document:
     return Document(f"{title}\n\n{text}" if title and text.strip() else text)
 
 
-# --- a question and its answer as a text --------------------------------------------------------------------------
-
-
-def prompt(question: str, context: str = "", *, lower_case: bool = False) -> str:
-    """Return the text after which the model writes its answer. A context is a text to answer from.
-
-    It ends without a space: the answer begins with one, since byte-level tokenizers join a space to the word after
-    it. `lower_case` is `data.lower_case_questions` of the model's training: to a tokenizer "Jeans" and "jeans" have
-    nothing in common, and users type both.
-    """
-    question = question.strip().lower() if lower_case else question.strip()
-    asked = f"Question: {question}\nAnswer:"
-    return f"Context: {context.strip()}\n{asked}" if context.strip() else asked
-
-
-def document(pair: QuestionAnswer, *, lower_case: bool = False) -> Document:
-    """Return the pair as a text to learn, with the place where its answer begins. For `lower_case` see `prompt`."""
-    asked = prompt(pair.question, pair.context, lower_case=lower_case)
-    return Document(f"{asked} {pair.answer.strip()}", answer_start=len(asked), pair=pair)
+def document(pair: QuestionAnswer, prompt: Prompt) -> Document:
+    """Return the pair as a text to learn, with the place where its answer begins."""
+    asked = prompt.text(pair.question, pair.context)
+    return Document(f"{asked}{space_after(asked)}{pair.answer.strip()}", answer_start=len(asked), pair=pair)
 
 
 # --- chunks -------------------------------------------------------------------------------------------------------

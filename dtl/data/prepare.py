@@ -5,7 +5,7 @@ memory. Both ways give the same sequences.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
@@ -15,7 +15,7 @@ from dtl.data.batches import PackedSequences, TrainingData, epoch_order
 from dtl.data.cache import Cache, cache_folder
 from dtl.data.collect import all_notes
 from dtl.data.config import DataConfig, TokenizerConfig
-from dtl.data.documents import QuestionAnswer, prompt
+from dtl.data.documents import QuestionAnswer
 from dtl.data.encode import EncodedSource, encode_sources
 from dtl.data.pack import (
     Packing,
@@ -30,6 +30,7 @@ from dtl.data.pack import (
 )
 from dtl.data.sources import SourcePlan, plan_sources
 from dtl.data.stored import TokenDocuments
+from dtl.data.tokenizers.prompt import Prompt
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.errors import DataError
 
@@ -58,11 +59,7 @@ class PreparedData:
     fingerprint: str  # SHA-256 over the tokens, their layout and the tokenizer: equal data, equal fingerprint
     report: dict[str, dict[str, SplitReport]]  # source -> split -> sizes
     notes: list[str]  # messages for the user, one line each
-    lower_case_questions: bool = False  # see `dtl.data.documents.prompt`
-
-    def prompt(self, question: str, context: str = "") -> str:
-        """Return the text after which a model trained on this data writes its answer."""
-        return prompt(question, context, lower_case=self.lower_case_questions)
+    prompt: Prompt = field(default_factory=Prompt)  # of the questions
 
     def longest_answer(self) -> int:
         """Return the tokens of the longest answer in the data, and 4 more: a longer answer is wrong anyway."""
@@ -106,6 +103,8 @@ def pack_sequences(
 ) -> PreparedData:
     """Pack tokens into sequences, the second half of `prepare_data`. Raises DataError for too little text."""
     weights = {plan.name: plan.config.weight for plan in plans}
+    has_questions = any(source.texts.facts["has_pairs"] for source in sources.values())
+    tokenizer = tokenizer.with_prompt(Prompt.of(config) if has_questions else None)
     packer = _Packer(config, weights, tokenizer, seq_len, seed)
     for name, source in sources.items():
         for split in source.tokens:
@@ -209,5 +208,5 @@ class _Packer:
             fingerprint=fingerprint,
             report=self.report,
             notes=notes + self.notes,
-            lower_case_questions=self.config.lower_case_questions,
+            prompt=Prompt.of(self.config),
         )

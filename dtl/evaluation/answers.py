@@ -12,6 +12,7 @@ from torch import Tensor
 from dtl.data.batches import IGNORE
 from dtl.data.documents import QuestionAnswer, document
 from dtl.data.tasks import Answer, is_right, token_f1
+from dtl.data.tokenizers.prompt import Prompt
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.evaluation.metrics import bits_per_byte, mean
 from dtl.generation.conversation import GreedyAnswer, by_length
@@ -36,13 +37,13 @@ def likelihoods(
     pairs: Sequence[QuestionAnswer],
     token_bytes: np.ndarray,
     batch_size: int,
-    lower_case: bool = False,
+    prompt: Prompt,
 ) -> list[Likelihood]:
     """Return the likelihood of each pair's own answer; a pair longer than the context is cut at its beginning.
 
-    `token_bytes`: see `count_token_bytes`; `lower_case`: see `dtl.data.documents.prompt`.
+    `token_bytes`: see `count_token_bytes`.
     """
-    texts = [document(pair, lower_case=lower_case) for pair in pairs]
+    texts = [document(pair, prompt) for pair in pairs]
     asked = tokenizer.encode_batch([text.text[: text.answer_start] for text in texts])
     answers = tokenizer.encode_batch([text.text[text.answer_start :] for text in texts])
     by_pair: dict[int, Likelihood] = {}

@@ -50,7 +50,9 @@ def max_questions(available: Sequence[int], tokens_each: float, tokens_trained: 
 def _tokens_of_a_question(data: PreparedData) -> float:
     """Return the mean tokens of a question plus those of the longest answer: the maximum of asking it."""
     prompts = [
-        data.prompt(pair.question, pair.context) for pairs in data.pairs.values() for pair in pairs[:MEASURED_PAIRS]
+        data.prompt.text(pair.question, pair.context)
+        for pairs in data.pairs.values()
+        for pair in pairs[:MEASURED_PAIRS]
     ]
     return data.longest_answer() + mean([len(ids) for ids in data.tokenizer.encode_batch(prompts)]) if prompts else 0.0
 

@@ -138,13 +138,13 @@ def _ask_all(
     with plan.mixed_precision():
         for split, pairs in chosen_questions(data.pairs, plan.questions, plan.seed).items():
             log(f"{len(pairs):,} {split} questions")
-            prompts = [data.prompt(pair.question, pair.context) for pair in pairs]
+            prompts = [data.prompt.text(pair.question, pair.context) for pair in pairs]
             answers = answer_greedily(model, tokenizer, prompts, longest, plan.questions_at_once)
-            gold = likelihoods(model, tokenizer, pairs, token_bytes, plan.questions_at_once, data.lower_case_questions)
+            gold = likelihoods(model, tokenizer, pairs, token_bytes, plan.questions_at_once, data.prompt)
             asked[split] = with_baselines(pairs, answers, gold, baselines)
         if plan.unanswerable:
             log(f"{len(plan.unanswerable):,} questions without an answer in the data")
-        prompts = [data.prompt(question) for question in plan.unanswerable]
+        prompts = [data.prompt.text(question) for question in plan.unanswerable]
         without = answer_greedily(model, tokenizer, prompts, longest, plan.questions_at_once)
     return asked, detect(asked, without)
 
@@ -159,7 +159,7 @@ def _task_scores(
     """Score the tasks that are not in every report, on the same questions, so that known answers are reused."""
 
     def ask(pairs: Sequence[QuestionAnswer]) -> list[str]:
-        prompts = [data.prompt(pair.question, pair.context) for pair in pairs]
+        prompts = [data.prompt.text(pair.question, pair.context) for pair in pairs]
         longest = data.longest_answer()
         answers = answer_greedily(model, data.tokenizer, prompts, longest, plan.questions_at_once)
         return [answer.text for answer in answers]

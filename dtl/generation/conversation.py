@@ -167,7 +167,7 @@ def continue_text(
 def answer_greedily(
     model: TransformerLM, tokenizer: Tokenizer, asked: Sequence[str], max_new_tokens: int, batch_size: int
 ) -> list[GreedyAnswer]:
-    """Answer each prompt (`dtl.data.documents.prompt`). The batch size does not change the answers."""
+    """Answer each prompt (`Prompt.text`). The batch size does not change the answers."""
     greedy = SamplingConfig(temperature=0, top_k=None, max_new_tokens=max_new_tokens)
     prompts = [fitting_prompt(model, tokenizer, ids, greedy) for ids in tokenizer.encode_batch(list(asked))]
     answers: dict[int, GreedyAnswer] = {}

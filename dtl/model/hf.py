@@ -51,6 +51,7 @@ def model_config(hf: Mapping[str, Any]) -> tuple[ModelConfig, int]:
             "(model/arch=classic) only. Choose a checkpoint of one of these."
         )
     own = mapping(hf, "dtl")
+    own.pop("prompt", None)  # the tokenizer's, see dtl/data/tokenizers/prompt.py
     # OmegaConf would replace ${oc.env:NAME} in a downloaded file by a secret from the user's environment.
     if "${" in str((settings, own)):
         raise CheckpointError("config.json: a value contains '${', which no model setting does. Remove it.")

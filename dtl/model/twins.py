@@ -151,6 +151,7 @@ class GPT2(Twin):
             "architectures": ["GPT2LMHeadModel"],
             "model_type": self.model_type,
             **self.written_sizes(config),
+            "n_ctx": config.max_seq_len,  # the name that llama.cpp's converter reads
             "activation_function": "gelu_new",
             "layer_norm_epsilon": config.arch.norm_eps,
             "embd_pdrop": config.dropout,

@@ -22,6 +22,7 @@ from dtl.checkpoints.upkeep import lock_run, publish_best, remove_leftovers, set
 from dtl.config import RunConfig, to_dict, to_yaml
 from dtl.data.collect import pinned
 from dtl.data.sources import SourcePlan, plan_sources
+from dtl.data.tokenizers.prompt import read_prompt, with_prompt
 from dtl.errors import ConfigError, DTLError, InterruptedRun, TrainingError
 from dtl.evaluation.measure import Report
 from dtl.run_dir.provenance import RECORD, add_session, config_hash, update_run_record, write_result, write_run_record
@@ -59,8 +60,10 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
     run_dir.mkdir(parents=True, exist_ok=True)
     if origin.plans is None:
         config.validate()
-        origin.plans = plan_sources(config.data, config.seed)
-        config = replace(config, data=pinned(config.data, origin.plans))
+        start_from = origin.resume_from or origin.init_from
+        data = with_prompt(config.data, read_prompt(start_from) if start_from else None)
+        origin.plans = plan_sources(data, config.seed)
+        config = replace(config, data=pinned(data, origin.plans))
     if origin.resume_from is None and step_folders(run_dir):
         raise ConfigError(f"{run_dir}: contains a run. Resume it (resume={run_dir}) or choose another folder.")
     with lock_run(run_dir), Display() as display, deterministic_algorithms(config.trainer.deterministic):

@@ -201,7 +201,9 @@ class Session:
     def sample(self) -> list[dict[str, str]]:
         """Generate a few texts with the current model, from a generator of their own: training is not affected."""
         data, tokenizer = self.parts.data, self.parts.tokenizer
-        prompts = [data.prompt(pair.question, pair.context) for pair in data.pairs.get("validation", [])[:N_SAMPLES]]
+        prompts = [
+            data.prompt.text(pair.question, pair.context) for pair in data.pairs.get("validation", [])[:N_SAMPLES]
+        ]
         if not prompts:
             rows = data.validation.batch(range(min(N_SAMPLES, len(data.validation)))).inputs
             prompts = [tokenizer.decode(row[:SAMPLE_PROMPT_TOKENS].tolist()) for row in rows]

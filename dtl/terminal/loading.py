@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dtl.base.display import shown
 from dtl.base.json_files import read_json_or_empty
@@ -12,14 +11,13 @@ from dtl.base.safe_text import in_one_line
 from dtl.base.units import in_units
 from dtl.checkpoints.listing import is_checkpoint
 from dtl.checkpoints.load import load_model, load_tokenizer
-from dtl.data.documents import prompt
+from dtl.data.tokenizers.prompt import Prompt, has_learnt_plain_text
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.evaluation.config import EVALUATION_FILE
 from dtl.generation.config import SamplingConfig
 from dtl.generation.conversation import Continuation, continue_text
 from dtl.generation.engine import transpose_for_decoding
 from dtl.model.transformer import TransformerLM
-from dtl.registry import SOURCES
 from dtl.run_dir.state import read_config
 from dtl.terminal.config import TalkConfig
 
@@ -33,7 +31,6 @@ class CheckpointFacts:
     step: int | None = None
     best_loss: float | None = None  # on the validation split, of the run so far
     abstention_threshold: float | None = None  # low confidence below it: mean log p, chosen by dtl.evaluate
-    lower_case_questions: bool = False  # questions were lower-cased in training
     learned_plain_text: bool = False  # trained without any questions and answers
 
 
@@ -60,7 +57,7 @@ class LoadedModel:
 
     def prompt(self, question: str, context: str = "") -> str:
         """Return the text after which the model generates its answer."""
-        return prompt(question, context, lower_case=self.facts.lower_case_questions)
+        return (self._tokenizer.prompt or Prompt()).text(question, context)
 
     def lines(self) -> Iterator[str]:
         """Yield the lines that introduce the model: name, step, loss, then size and folder."""
@@ -88,10 +85,10 @@ def load(checkpoint: Path, config: TalkConfig) -> LoadedModel:
 
 def read_facts(folder: Path) -> CheckpointFacts:
     """Return the `CheckpointFacts` of a folder; a Hugging Face folder without DTL's files has only a name."""
+    plain = has_learnt_plain_text(folder)
     if not is_checkpoint(folder):
-        return CheckpointFacts(folder, in_one_line(folder.resolve().name, 80))
+        return CheckpointFacts(folder, in_one_line(folder.resolve().name, 80), learned_plain_text=plain)
     config, state = read_config(folder), read_json_or_empty(folder / "state.json")
-    data = config.get("data")
     step, train = state.get("step"), state.get("train")
     loss = train.get("best_loss") if isinstance(train, dict) else None
     return CheckpointFacts(
@@ -100,9 +97,7 @@ def read_facts(folder: Path) -> CheckpointFacts:
         step=step if isinstance(step, int) else None,
         best_loss=float(loss) if isinstance(loss, int | float) else None,
         abstention_threshold=_abstention_threshold(folder),
-        # Runs from before this setting was added were asked as typed.
-        lower_case_questions=isinstance(data, dict) and data.get("lower_case_questions") is True,
-        learned_plain_text=_learned_plain_text(data),
+        learned_plain_text=plain,
     )
 
 
@@ -113,15 +108,3 @@ def _abstention_threshold(folder: Path) -> float | None:
     threshold = detection.get("threshold") if isinstance(detection, dict) else None
     is_current = Path(str(evaluation.get("checkpoint"))).name == folder.name
     return float(threshold) if is_current and isinstance(threshold, int | float) else None
-
-
-def _learned_plain_text(data: Any) -> bool:
-    sources = data.get("sources") if isinstance(data, dict) else None
-    if not isinstance(data, dict) or not isinstance(sources, dict):
-        return False
-    added = data.get("qa")  # data.qa.path or data.qa.weight adds questions to any other source
-    if isinstance(added, dict) and any(value is not None for value in added.values()):
-        return False
-    kinds = [source.get("kind") if isinstance(source, dict) else None for source in sources.values()]
-    traits = [SOURCES.traits(kind) if isinstance(kind, str) else None for kind in kinds]
-    return bool(traits) and all(trait is not None and trait.questions == "none" for trait in traits)

@@ -170,7 +170,8 @@ def with_another_statement(function: str) -> Callable[[str], str]:
 # --- code ---------------------------------------------------------------------------------------------------------
 
 SHAPING: list[tuple[str, str, set[str]]] = [  # file in dtl/data: functions: the keys that they are part of
-    ("documents", "prompt document", EVERY),
+    ("documents", "document", EVERY),
+    ("tokenizers/prompt", "of text without_context space_after", EVERY),
     ("qa/source", "_by_split _from_named_file", {"qa"}),
     ("qa/records", "pairs _read _innermost _first_name _questions _answers _texts", {"qa"}),
     ("local/source", "_documents", {"text"}),
@@ -220,7 +221,7 @@ def test_code_that_shapes_what_is_kept_is_part_of_its_key(lab, file, function, k
 @pytest.mark.parametrize(
     ("file", "old", "new", "kinds"),
     [
-        ("documents", "Question: {question}", "Q: {question}", EVERY),
+        ("tokenizers/prompt", "Question: {question}", "Q: {question}", EVERY),
         ("qa/records", '("answer", "output"', '("output", "answer"', {"qa"}),
         ("wikipedia/templates", '"to": " to "', '"to": " until "', {"wiki"}),
         ("wikipedia/wikitext", "import lines_to_prose", "import clean_line as lines_to_prose", {"wiki"}),
@@ -515,7 +516,7 @@ def test_text_that_other_code_made_does_not_do_without_the_hub(tmp_path, monkeyp
     assert pinned(data, plan_sources(data, 3)).commits == {"some": f"me/x@{COMMIT}"}
     assert len(collect.collect_texts(data, plan_sources(data, 3), 16, 3, Cache(tmp_path), lambda line: None)) == 1
     with pytest.raises(DataError, match="cannot be reached"):
-        other = replace(data, lower_case_questions=True)
+        other = replace(data, allow_truncated=True)
         pinned(other, plan_sources(other, 3))  # opened, but not found under its key
     for code in ("edited", None):
         with monkeypatch.context() as edited:

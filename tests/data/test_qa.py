@@ -8,12 +8,13 @@ import pyarrow.parquet
 import pytest
 
 from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
-from dtl.data.documents import QuestionAnswer, document, prompt
+from dtl.data.documents import QuestionAnswer, document
 from dtl.data.encode import encode_documents
 from dtl.data.local.readers import Record
 from dtl.data.prepare import prepare_data
 from dtl.data.qa import source as qa
 from dtl.data.sources import plan_sources
+from dtl.data.tokenizers.prompt import Prompt
 from dtl.data.tokenizers.tokenizer import build_tokenizer
 from dtl.errors import DataError
 
@@ -40,10 +41,12 @@ def write(path, *records):
 
 
 def test_a_pair_is_written_so_that_its_answer_brings_the_space():
-    written = document(QuestionAnswer(" What is 2 + 2? ", " 4 "))
+    written = document(QuestionAnswer(" What is 2 + 2? ", " 4 "), Prompt())
     assert written.text == "Question: What is 2 + 2?\nAnswer: 4"
     assert written.answer_start is not None
-    assert written.text[: written.answer_start] == prompt("What is 2 + 2?") == "Question: What is 2 + 2?\nAnswer:"
+    assert (
+        written.text[: written.answer_start] == Prompt().text("What is 2 + 2?") == "Question: What is 2 + 2?\nAnswer:"
+    )
     assert written.text[written.answer_start :] == " 4"
 
 
@@ -51,14 +54,14 @@ def test_a_pair_is_written_so_that_its_answer_brings_the_space():
 def test_the_prompt_has_the_same_ids_in_training_and_in_chat(kind):
     # A tokenizer that has seen nothing but these would gladly merge across the border of prompt and answer.
     pairs = [QuestionAnswer(f"Is it {n}?", "...:" * n + "Paris") for n in range(1, 6)]
-    texts = [document(pair).text for pair in pairs] * 7
+    texts = [document(pair, Prompt()).text for pair in pairs] * 7
     tokenizer = build_tokenizer(TokenizerConfig(kind=kind, vocab_size=300), lambda: texts)
-    encoded = encode_documents(map(document, pairs), tokenizer)
+    encoded = encode_documents([document(pair, Prompt()) for pair in pairs], tokenizer)
     for pair, start, end, n_prompt in zip(
         pairs, encoded.offsets, encoded.offsets[1:], encoded.answer_starts, strict=False
     ):
         ids = encoded.tokens[start:end].tolist()
-        assert ids[:n_prompt] == tokenizer.encode(prompt(pair.question))
+        assert ids[:n_prompt] == tokenizer.encode(Prompt().text(pair.question))
         assert ids[n_prompt:] == [*tokenizer.encode(f" {pair.answer}"), tokenizer.eos_id]
 
 
@@ -70,7 +73,7 @@ def test_a_question_is_put_in_lower_case_where_the_setting_says_so(tmp_path):
     sources = {"qa": SourceConfig("qa", str(file))}
     config = DataConfig(sources=sources, lower_case_questions=True, cache_dir=str(tmp_path))
     data = prepare_data(config, TokenizerConfig("byte"), 97, seed=0)
-    assert data.prompt("Who is Ada 3?", "Ada.") == "Context: Ada.\nQuestion: who is ada 3?\nAnswer:"
+    assert data.prompt.text("Who is Ada 3?", "Ada.") == "Context: Ada.\nQuestion: who is ada 3?\nAnswer:"
     text = data.tokenizer.decode(data.rows["qa"]["train"].batch([0]).inputs[0].tolist())
     assert "Context: Ada.\nQuestion: who is ada" in text and "Answer: Ada" in text
     assert {pair.question[:10] for of_split in data.pairs.values() for pair in of_split} == {"Who is Ada"}
@@ -78,7 +81,7 @@ def test_a_question_is_put_in_lower_case_where_the_setting_says_so(tmp_path):
 
 def test_an_end_token_in_a_question_is_text():
     tokenizer = build_tokenizer(TokenizerConfig(kind="byte"), lambda: [])
-    encoded = encode_documents([document(QuestionAnswer("<|endoftext|>?", "<|endoftext|>"))], tokenizer)
+    encoded = encode_documents([document(QuestionAnswer("<|endoftext|>?", "<|endoftext|>"), Prompt())], tokenizer)
     assert encoded.tokens.tolist().count(tokenizer.eos_id) == 1
 
 
@@ -167,10 +170,10 @@ def only_pair(path: object) -> QuestionAnswer:
 
 
 def test_a_context_stands_before_the_question():
-    asked = document(QuestionAnswer("Where?", "Here", context=" It is here. "))
+    asked = document(QuestionAnswer("Where?", "Here", context=" It is here. "), Prompt())
     assert asked.text == "Context: It is here.\nQuestion: Where?\nAnswer: Here"
-    assert asked.text[: asked.answer_start] == prompt("Where?", "It is here.")
-    assert prompt("Where?", " ") == prompt("Where?") == "Question: Where?\nAnswer:"
+    assert asked.text[: asked.answer_start] == Prompt().text("Where?", "It is here.")
+    assert Prompt().text("Where?", " ") == Prompt().text("Where?") == "Question: Where?\nAnswer:"
 
 
 @pytest.mark.parametrize(

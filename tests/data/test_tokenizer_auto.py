@@ -47,7 +47,7 @@ def test_auto_tokenizer_gives_equal_ids(saved: dict[str, tuple[Tokenizer, Path]]
 
     ours, folder = saved[kind]
     (folder / "config.json").write_text(json.dumps({"model_type": architecture}))
-    theirs = AutoTokenizer.from_pretrained(folder)
+    theirs = AutoTokenizer.from_pretrained(folder, split_special_tokens=True)
     assert len(theirs) == ours.vocab_size
     assert theirs.model_max_length == 1024
     for name, text in TEXTS.items():
@@ -60,6 +60,19 @@ def test_auto_tokenizer_gives_equal_ids(saved: dict[str, tuple[Tokenizer, Path]]
     assert theirs.unk_token_id == ours.backend.token_to_id("<|unk|>")
     ends = [ours.bos_id, *ours.encode("1999"), ours.eos_id, ours.pad_id]
     assert theirs.decode(ends, skip_special_tokens=True) == ours.decode(ends) == "1999"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_end_tokens_are_tokens_to_others_and_text_to_dtl(saved: dict[str, tuple[Tokenizer, Path]], kind: str) -> None:
+    """Trainers append the end token as text, TRL for one: a model would learn to spell it, and never stop."""
+    from transformers import AutoTokenizer
+
+    ours, folder = saved[kind]
+    theirs = AutoTokenizer.from_pretrained(folder)
+    assert theirs("1999" + theirs.eos_token)["input_ids"] == [*ours.encode("1999"), ours.eos_id]
+    for tokenizer in (ours, Tokenizer.load(folder)):
+        assert ours.eos_id not in tokenizer.encode("1999" + theirs.eos_token)
+    assert theirs(["1999", "1"], padding=True)["attention_mask"][1][-1] == 1  # padded on the left
 
 
 @pytest.mark.parametrize("kind", KINDS)

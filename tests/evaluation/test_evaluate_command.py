@@ -8,7 +8,11 @@ import pytest
 from checkpoint_examples import moments, tiny_model, tiny_tokenizer
 
 import dtl.evaluate
+import dtl.evaluation.measure as evaluation_measure
 from dtl.checkpoints.save import save_checkpoint
+from dtl.data.tokenizers.prompt import Prompt
+
+LEARNT = Prompt("Q: {question}\nA:")
 
 
 @pytest.fixture
@@ -20,7 +24,7 @@ def run_dir(elsewhere: Path) -> Path:
     ]
     Path("pairs.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in facts))
     Path("other.txt").write_text("\n".join(f"line number {n} of a text" for n in range(50)))
-    model, tokenizer = tiny_model(vocab_size=258, max_seq_len=61), tiny_tokenizer()
+    model, tokenizer = tiny_model(vocab_size=258, max_seq_len=61), tiny_tokenizer().with_prompt(LEARNT)
     config = "seed: 7\ndata: {sources: {mine: {kind: qa, path: pairs.jsonl}}, loss_on: answer, cache_dir: cache}\n"
     run = Path("outputs/2026-01-02/03-04-05-6_tiny")
     save_checkpoint(run, model, tokenizer, config, {"step": 7, "epoch": 1}, moments(model))
@@ -85,14 +89,25 @@ def test_a_key_changes_the_runs_own_data(evaluate, run_dir):
     assert (written["data"]["loss_on"], written["data"]["sources"]["mine"]["path"]) == ("all", "pairs.jsonl")
 
 
-def test_the_checkpoint_says_how_questions_are_put(evaluate, run_dir):
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], LEARNT),
+        (["data.lower_case_questions=true"], Prompt(LEARNT.template, True)),
+        (["data.qa.prompt=Ask {question}\\nSay"], Prompt("Ask {question}\nSay")),
+    ],
+)
+@pytest.mark.parametrize("data", [[], ["data=qa", "data.path=pairs.jsonl", "data.seq_len=31"]])
+def test_the_checkpoint_says_how_questions_are_put(evaluate, run_dir, monkeypatch, data, given, expected):
     """data=qa puts them in lower case; this model never learnt that."""
-    for more, expected in (([], False), (["data.lower_case_questions=true"], True)):
-        code, _, err = evaluate(
-            "ckpt=latest", "data=qa", "data.path=pairs.jsonl", "data.seq_len=31", *more, "out=f.json"
-        )
-        assert code == 0, err
-        assert json.loads(Path("f.json").read_text())["data"]["lower_case_questions"] is expected
+    asked = []
+    ask = evaluation_measure.answer_greedily
+    monkeypatch.setattr(evaluation_measure, "answer_greedily", lambda *call: [asked.extend(call[2]), ask(*call)][1])
+    code, _, err = evaluate("ckpt=latest", *data, *given, "out=f.json")
+    assert code == 0, err
+    assert expected.text("What is a0?") in asked
+    written = json.loads(Path("f.json").read_text())["data"]
+    assert (written["qa"]["prompt"], written["lower_case_questions"]) == (expected.template, expected.lower_case)
 
 
 @pytest.mark.parametrize(

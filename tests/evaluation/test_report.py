@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from checkpoint_examples import tiny_model, tiny_tokenizer
 
-from dtl.data.config import DataConfig, SourceConfig
-from dtl.data.documents import QuestionAnswer, prompt
+from dtl.data.config import DataConfig, Prompt, SourceConfig
+from dtl.data.documents import QuestionAnswer
 from dtl.data.prepare import PreparedData, prepare_data
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.evaluation.answers import likelihoods
@@ -87,7 +87,7 @@ def test_rows_and_questions_agree_on_the_expected_answers(byte_data):
     """The loss of packed rows whose answers count is the likelihood of the answers, asked for one by one."""
     model, token_bytes = model_for(byte_data.tokenizer), count_token_bytes(byte_data.tokenizer)
     (validation, _) = text_scores(model, byte_data.rows, token_bytes, 3, None, nullcontext)
-    gold = likelihoods(model, byte_data.tokenizer, byte_data.pairs["validation"], token_bytes, 7)
+    gold = likelihoods(model, byte_data.tokenizer, byte_data.pairs["validation"], token_bytes, 7, byte_data.prompt)
     assert sum(one.n_bytes for one in gold) == validation.bytes
     assert sum(one.nats for one in gold) == pytest.approx(validation.loss * validation.targets, rel=1e-5)
 
@@ -124,9 +124,9 @@ def test_no_figure_depends_on_the_batch_size(byte_data):
 def test_answers_are_those_of_the_chat(byte_data):
     model, tokenizer = model_for(byte_data.tokenizer), byte_data.tokenizer
     questions = [pair.question for pair in byte_data.pairs["test"]]
-    said = answer_greedily(model, tokenizer, [prompt(question) for question in questions], 11, 5)
+    said = answer_greedily(model, tokenizer, [Prompt().text(question) for question in questions], 11, 5)
     greedy = SamplingConfig(temperature=0, top_k=None, max_new_tokens=11)
-    chatted = [continue_text(model, tokenizer, prompt(question), greedy, seed=0) for question in questions]
+    chatted = [continue_text(model, tokenizer, Prompt().text(question), greedy, seed=0) for question in questions]
     assert [one.text for one in said] == ["".join(pieces).strip() for pieces in chatted]
 
 
@@ -134,8 +134,8 @@ def test_confidence_is_the_mean_log_probability_of_what_was_said(byte_data):
     model, tokenizer = model_for(byte_data.tokenizer), byte_data.tokenizer
     with torch.no_grad():
         model.head.weight[tokenizer.eos_id] = 0
-    (said,) = answer_greedily(model, tokenizer, [prompt("Why?")], 5, 1)
-    ids = tokenizer.encode(prompt("Why?"))
+    (said,) = answer_greedily(model, tokenizer, [Prompt().text("Why?")], 5, 1)
+    ids = tokenizer.encode(Prompt().text("Why?"))
     logprobs = []
     for _ in range(5):
         of_next = model(torch.tensor([ids]))[0, -1].log_softmax(-1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dtl.data.config import TokenizerConfig
-from dtl.data.documents import prompt
+from dtl.data.tokenizers.prompt import Prompt
 from dtl.data.tokenizers.tokenizer import Tokenizer, build_tokenizer
 from dtl.generation import conversation
 from dtl.generation.config import SamplingConfig
@@ -32,10 +32,10 @@ def model(random_model: Callable[..., TransformerLM], tokenizer: Tokenizer) -> T
 def test_each_question_gets_its_own_answer(model: TransformerLM, tokenizer: Tokenizer) -> None:
     """In batches sorted by length, and back in the order of asking."""
     questions = ["Who?", "What is the longest of these?", "Why", "How many?", "Where to?", "Who?", "When is it?"]
-    said = answer_greedily(model, tokenizer, [prompt(question) for question in questions], 11, 3)
+    said = answer_greedily(model, tokenizer, [Prompt().text(question) for question in questions], 11, 3)
     answers = [one.text for one in said]
     for question, answer in zip(questions, answers, strict=True):
-        (ids,) = generate(model, [tokenizer.encode(prompt(question))], GREEDY, tokenizer.eos_id)
+        (ids,) = generate(model, [tokenizer.encode(Prompt().text(question))], GREEDY, tokenizer.eos_id)
         assert answer == tokenizer.decode(ids).strip()
     assert answers[0] == answers[5]
     assert len(set(answers)) > 3

@@ -15,7 +15,7 @@ from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.load import load_model, load_tokenizer
 from dtl.config import RunConfig
 from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
-from dtl.data.documents import prompt
+from dtl.data.tokenizers.prompt import Prompt
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.generation.config import SamplingConfig
 from dtl.generation.conversation import continuations, continue_text
@@ -32,9 +32,9 @@ ANSWERS = ["red", "blue as the sea", "seven, or eight on a good day", "\u00e9t\u
 QUESTIONS = ["What 0?", "Who 1?", "Which 2?", "When 3?", "Why 4?", "Where 5?", "How 6?", "Whose 7?"]
 GREEDY = SamplingConfig(temperature=0, top_k=None, max_new_tokens=41)
 PROMPTS = [
-    prompt(QUESTIONS[0]),
-    prompt(QUESTIONS[5]),
-    prompt("A wording that was never seen, and a long one?"),
+    Prompt().text(QUESTIONS[0]),
+    Prompt().text(QUESTIONS[5]),
+    Prompt().text("A wording that was never seen, and a long one?"),
     "Question:",
     "a",
     "\u00e9t\u00e9",
@@ -127,7 +127,7 @@ def twin_writes(
 
 def test_the_models_have_learnt_something(model: TransformerLM, tokenizer: Tokenizer) -> None:
     """Else this file would compare noise."""
-    answers = continuations(model, tokenizer, [prompt(question) for question in QUESTIONS], GREEDY, seed=0)
+    answers = continuations(model, tokenizer, [Prompt().text(question) for question in QUESTIONS], GREEDY, seed=0)
     right = sum(text.strip() == ANSWERS[i % 6] for i, text in enumerate(answers))
     assert right >= 6, answers
 

@@ -4,6 +4,7 @@ import io
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.chat import Chat
@@ -53,6 +54,7 @@ class RoteModel(LoadedModel):
         self.device = "cpu"
         self.max_characters = 7 * context
         self.asked = Asked()
+        self._tokenizer = SimpleNamespace(prompt=None)  # pyright: ignore
         self._answer = answer
 
     def count_tokens(self, text: str) -> int:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from chat_fakes import RoteContinuation, rote_model
 
-from dtl.data.documents import QuestionAnswer, prompt
+from dtl.data.documents import QuestionAnswer
+from dtl.data.tokenizers.prompt import Prompt
 from dtl.errors import DataError, DTLError
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.chat import ask_all, read_pairs
@@ -24,7 +25,7 @@ def in_a_folder_of_its_own(elsewhere: Path) -> None:
 
 def asked(pairs: list[QuestionAnswer], answers: dict[str, str]) -> tuple[str, list]:
     """The screen and the model's prompts after questions with these answers."""
-    by_prompt = {prompt(question): answer for question, answer in answers.items()}
+    by_prompt = {Prompt().text(question): answer for question, answer in answers.items()}
     model, calls = rote_model(lambda text, *_: RoteContinuation([f" {by_prompt[text]}"]))
     out = io.StringIO()
     try:

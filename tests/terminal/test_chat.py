@@ -12,7 +12,7 @@ import pytest
 from tiny_checkpoints import make_checkpoint
 
 import dtl.chat
-from dtl.data.documents import prompt
+from dtl.data.tokenizers.prompt import Prompt
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.config import ChatConfig
 from dtl.terminal.dialogue import Leaving
@@ -70,7 +70,7 @@ def test_an_empty_pipe_is_no_error(chat, run_dir):
 
 
 def test_a_model_of_plain_text_is_told(chat, tmp_path):
-    run_dir = make_checkpoint(tmp_path / "texts", kind="text")
+    run_dir = make_checkpoint(tmp_path / "texts", prompt=None)
     assert "python -m dtl.generate" in chat(f"ckpt={run_dir}", "device=cpu")[2]
 
 
@@ -82,7 +82,7 @@ def test_a_folder_may_have_any_name(chat, tmp_path):
 
 def test_a_question_is_put_as_in_training(chat, tmp_path):
     """A model trained on lower-cased questions gives the same answer in any case; another one does not."""
-    lower = make_checkpoint(tmp_path / "lower", more="  lower_case_questions: true\n")
+    lower = make_checkpoint(tmp_path / "lower", Prompt(lower_case=True))
     typed = make_checkpoint(tmp_path / "typed")
     for run_dir, same in ((lower, True), (typed, False)):
         answers = [chat(f"ckpt={run_dir}", *SHORT, "seed=5", stdin=f"{word}\n")[1] for word in ("ONE SEA?", "one sea?")]
@@ -100,7 +100,7 @@ def test_wrong_answers_end_with_1(chat, run_dir):
 def test_right_answers_end_with_0(chat, run_dir):
     greedy = SamplingConfig(temperature=0, top_k=None, max_new_tokens=5)
     model = load(run_dir / "checkpoints" / "step-00000007", ChatConfig(device="cpu"))
-    answer = "".join(model.continue_text(prompt("One?"), greedy, 0))
+    answer = "".join(model.continue_text(Prompt().text("One?"), greedy, 0))
     Path("pairs.jsonl").write_text(json.dumps({"question": "One?", "answer": answer}) + "\n")
     code, out, _ = chat(f"ckpt={run_dir}", *SHORT, "sampling.temperature=2", "ask=pairs.jsonl")
     assert (code, out.splitlines()[-1]) == (0, "1 of 1 answers is right.")

@@ -45,30 +45,6 @@ def test_a_device_that_is_not_here_is_rejected(checkpoint):
         load(checkpoint, ChatConfig(device="cuda:77"))
 
 
-QA, TEXT, WIKI = "{kind: qa}", "{kind: text, path: x}", "{kind: wiki}"
-
-
-@pytest.mark.parametrize(
-    ("data", "learned_plain_text"),
-    [
-        (f"{{sources: {{a: {QA}}}}}", False),
-        (f"{{sources: {{a: {TEXT}}}}}", True),
-        (f"{{sources: {{a: {TEXT}, b: {WIKI}}}, qa: {{path: null, weight: null}}}}", True),
-        (f"{{sources: {{a: {TEXT}, b: {QA}}}}}", False),
-        (f"{{sources: {{wiki: {WIKI}}}, qa: {{path: null, weight: 0.5}}}}", False),
-        ("{sources: {a: {kind: my_pairs}}}", False),
-        ("{sources: [1, 2]}", False),
-        ("{sources: {a: 7}}", False),
-        ("null", False),
-        ("{sources: {}}", False),
-    ],
-)
-def test_plain_text_is_known_by_its_sources(tmp_path, data, learned_plain_text):
-    folder = imitate(tmp_path / "run", 7)
-    (folder / "config.yaml").write_text(f"name: x\ndata: {data}\n")
-    assert read_facts(folder).learned_plain_text is learned_plain_text
-
-
 @pytest.mark.parametrize(
     "contents", ["", "{", "[]", '{"step": "x", "train": 3}', '{"train": {"best_loss": [1]}}', "NaN"]
 )

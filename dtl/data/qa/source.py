@@ -1,7 +1,7 @@
 """The source `qa`: questions with answers, from the facts that ship with DTL or from local files.
 
-A pair is one document, `Question: ...\\nAnswer: ...`, after its context where it has one. Prompt and answer are
-encoded separately, so that the prompt's ids in training are its ids in chat.
+A pair is one document in the form of `data.qa.prompt`. Prompt and answer are encoded separately, so that the prompt's
+ids in training are its ids in chat.
 """
 
 import importlib.resources
@@ -16,6 +16,7 @@ from dtl.data.local.files import LocalFiles
 from dtl.data.local.readers import Record
 from dtl.data.qa.records import PairReader
 from dtl.data.sources import order_seed, path_key
+from dtl.data.tokenizers.prompt import Prompt
 from dtl.errors import DataError
 from dtl.registry import SOURCES
 
@@ -34,7 +35,7 @@ class QuestionSource:
         )
         self.origin = self.files.origin if self.files else "the facts that ship with DTL"
         self._order_seed = order_seed(data, name, seed)
-        self._document = partial(document, lower_case=data.lower_case_questions)
+        self._document = partial(document, prompt=Prompt.of(data))
         self._reader = PairReader()
 
     def splits(self) -> Mapping[str, Iterable[Document]]:

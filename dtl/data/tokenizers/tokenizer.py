@@ -4,6 +4,7 @@ Text is untrusted: `<|endoftext|>` inside a text is encoded as plain text, never
 Special tokens come last in every vocabulary, as in GPT-2's.
 """
 
+import copy
 import hashlib
 import json
 import re
@@ -18,6 +19,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from dtl.data.config import TokenizerConfig
 from dtl.data.tokenizers.files import read_backend, read_settings, special_id
 from dtl.data.tokenizers.gpt2 import END, GPT2Encoder, byte_level_bpe, gpt2_encoder, is_gpt2, load_gpt2
+from dtl.data.tokenizers.prompt import Prompt, chat_template, response_template
 from dtl.errors import CheckpointError, DataError
 from dtl.registry import TOKENIZERS
 
@@ -35,7 +37,9 @@ TrainingTexts = Callable[[], Iterable[str]]
 class Tokenizer:
     """A `tokenizers.Tokenizer` with its special tokens.
 
-    `vocab_size` includes special tokens; `notes` are messages for the start of a run.
+    `vocab_size` includes special tokens; `notes` are messages for the start of a run. `prompt` is the form of the
+    questions that the tokenizer's model has learnt, None for plain text: carried along for chat, no part of the
+    tokenizer's identity.
     The backend uses several threads, unless TOKENIZERS_PARALLELISM=false. DTL does not set that
     variable: left unset, `tokenizers` turns itself serial in a forked child, where it would deadlock otherwise.
     """
@@ -69,6 +73,7 @@ class Tokenizer:
         self.bos_id: int = eos_id if bos_id is None else bos_id
         self.pad_id: int = eos_id if pad_id is None else pad_id  # any id will do: padding has no loss
         self.notes = tuple(notes)
+        self.prompt: Prompt | None = None
         special = {self.eos_id, self.bos_id, self.pad_id, backend.token_to_id(UNKNOWN)} - {None}
         backend.add_special_tokens([backend.id_to_token(i) for i in sorted(special)])
         # Ids of a foreign vocabulary may have gaps; a model needs a row for the largest.
@@ -126,12 +131,21 @@ class Tokenizer:
         """SHA-256 of tokenizer.json as `save` writes it."""
         return hashlib.sha256(self._json).hexdigest()
 
+    def with_prompt(self, prompt: Prompt | None) -> "Tokenizer":
+        """Return this tokenizer with another prompt; both share the vocabulary."""
+        other = copy.copy(self)
+        other.prompt = prompt
+        return other
+
     def save(self, folder: Path, max_seq_len: int | None = None) -> None:
-        """Write tokenizer.json and tokenizer_config.json, the same bytes each time, as `AutoTokenizer` reads them."""
+        """Write tokenizer.json, tokenizer_config.json and, with a prompt, chat_template.jinja, as `AutoTokenizer` reads
+        them: the same bytes each time."""
         settings: dict[str, Any] = {
             # transformers 5 otherwise picks a class by the model's type, with other ids.
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "split_special_tokens": True,
+            # Not split_special_tokens: trainers that add the end token as text, such as TRL, would teach its spelling.
+            "padding_side": "left",  # the new tokens of a batch follow their prompts
+            "model_input_names": ["input_ids", "attention_mask"],  # GPT-2 would embed token_type_ids as tokens
             "clean_up_tokenization_spaces": False,
             "bos_token": self.backend.id_to_token(self.bos_id),
             "eos_token": self.backend.id_to_token(self.eos_id),
@@ -143,6 +157,9 @@ class Tokenizer:
         if max_seq_len is not None:
             settings["model_max_length"] = max_seq_len
         folder.mkdir(parents=True, exist_ok=True)
+        if self.prompt is not None:
+            settings["response_template"] = response_template(settings["eos_token"])
+            (folder / "chat_template.jinja").write_bytes(chat_template(self.prompt).encode())
         (folder / "tokenizer.json").write_bytes(self._json)
         (folder / "tokenizer_config.json").write_bytes(json.dumps(settings, indent=2, sort_keys=True).encode() + b"\n")
 
