@@ -14,7 +14,8 @@ from pathlib import Path
 from dtl.base.files import ASIDE, MANIFEST, Manifest, read_manifest, verify_manifest
 from dtl.errors import CheckpointError
 
-FORMAT_VERSION = 2  # 2: config.json has the prompt of the questions (dtl/data/tokenizers/prompt.py)
+# 2: config.json has the prompt of the questions (dtl/data/tokenizers/prompt.py), and raw.safetensors may exist
+FORMAT_VERSION = 2
 MODEL_FILES = ("config.json", "model.safetensors")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 STATE_FILES = ("state.json", "optimizer.safetensors")
