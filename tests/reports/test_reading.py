@@ -239,7 +239,7 @@ def mixed() -> list[dict[str, str]]:
 def test_labels_of_mixed_runs_name_what_is_unusual():
     labels = short_labels(mixed(), ["run"] * 9)
     assert labels[1:] == [
-        "data=b lr=1", "tokenizer=b", "schedule=b", "model/arch=b", "trainer=b", "optimizer=b dim=16", "data=b lr=2", "dim=32",
+        "data=b lr=1", "tokenizer=b", "schedule=b", "model/arch=b", "trainer=b", "optimizer=b", "data=b lr=2", "dim=32",
     ]  # fmt: skip
     assert "data=a" in labels[0] and "dim=16" in labels[0]
 
