@@ -131,8 +131,8 @@ def short_labels(settings: Sequence[dict[str, str]], names: Sequence[str]) -> li
     for recipe in dict.fromkeys(recipes):
         places = [place for place, own in enumerate(recipes) if own == recipe]
         rows = [{key: value for key, value in settings[place].items() if key != EXPERIMENT} for place in places]
-        for place, words in zip(places, _without_common(_words(rows), rows), strict=True):
-            labels[place] = " ".join([*[recipe] * (recipe != ABSENT), *words.values()]) or names[place]
+        for place, words in zip(places, _without_common(_words(rows)), strict=True):
+            labels[place] = " ".join([*[recipe] * (recipe != ABSENT), *words]) or names[place]
     counts: Counter[str] = Counter()
     for place, label in enumerate(labels):
         counts[label] += 1
@@ -140,35 +140,31 @@ def short_labels(settings: Sequence[dict[str, str]], names: Sequence[str]) -> li
     return labels
 
 
-def _words(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """Return the words that distinguish the rows, by key. Rows that share the first MAX_IN_A_LABEL get further ones,
-    which the others do not need."""
+def _words(rows: Sequence[dict[str, str]]) -> list[list[str]]:
+    """Return the words that distinguish the rows. Rows that share the first MAX_IN_A_LABEL get further ones, which the
+    others do not need."""
     keys = _distinguishing_keys(rows)
     if not keys:
-        return [{} for _ in rows]
+        return [[] for _ in rows]
     ends = [key.rpartition(".")[2] for key in keys]
     short = {key: end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)}
-    words = [{key: f"{short[key]}={_brief(row[key])}" for key in keys if row[key] != ABSENT} for row in rows]
-    for equal in {tuple(own.values()): None for own in words}:
-        places = [place for place, own in enumerate(words) if tuple(own.values()) == equal]
+    words = [[f"{short[key]}={_brief(row[key])}" for key in keys if row[key] != ABSENT] for row in rows]
+    for equal in {tuple(own): None for own in words}:
+        places = [place for place, own in enumerate(words) if tuple(own) == equal]
         left = [{key: value for key, value in rows[place].items() if key not in keys} for place in places]
         for place, more in zip(places, _words(left), strict=True):
-            words[place] |= more
+            words[place] = [*words[place], *more]
     return words
 
 
-def _without_common(words: Sequence[dict[str, str]], rows: Sequence[dict[str, str]]) -> Sequence[dict[str, str]]:
-    """Return long labels without the values that most rows have, as in a report of many kinds of runs; the label that
-    has only such values keeps them."""
+def _without_common(words: Sequence[list[str]]) -> Sequence[list[str]]:
+    """Return long labels without the words that most of them share, as in a report of many kinds of runs. A label that
+    has only such words keeps the first of them."""
     if max(map(len, words)) <= MAX_WITH_COMMON:
         return words
-    counts = Counter(item for row in rows for item in row.items())
-    short = [
-        {key: word for key, word in own.items() if 2 * counts[key, row[key]] <= len(rows)} or own
-        for own, row in zip(words, rows, strict=True)
-    ]
-    unique, before = ({tuple(own.values()) for own in some} for some in (short, words))
-    return short if len(unique) == len(before) else words
+    counts = Counter(word for own in words for word in own)
+    short = [[word for word in own if 2 * counts[word] <= len(words)] or own[:MAX_IN_A_LABEL] for own in words]
+    return short if len(set(map(tuple, short))) == len(set(map(tuple, words))) else words
 
 
 def _distinguishing_keys(settings: Sequence[dict[str, str]]) -> list[str]:

@@ -230,18 +230,18 @@ def test_a_run_without_a_recipe_is_not_called_none():
 
 def mixed() -> list[dict[str, str]]:
     """Runs of many kinds: a usual one, and others that differ from it in one or two settings each."""
-    usual = {key: "a" for key in ("data", "tokenizer", "schedule", "model/arch", "trainer", "optimizer")}
-    usual |= {"optimizer.lr": "1", "model.dim": "16"}
-    changes = [{}, *({key: "b"} for key in list(usual)[:6]), {"data": "b", "optimizer.lr": "2"}, {"model.dim": "32"}]
+    usual = {key: "a" for key in ("data", "tokenizer", "schedule", "model/arch", "optimizer")}
+    usual |= {"optimizer.lr": "1", "model.dim": "16", "model.n_layers": "4"}
+    changes: list[dict[str, str]] = [{}, *({key: "b"} for key in list(usual)[:5])]
+    changes += [{"data": "b", "optimizer.lr": "2"}, {"model.dim": "32"}, {"model.dim": "32", "model.n_layers": "8"}]
     return [usual | change for change in changes]
 
 
 def test_labels_of_mixed_runs_name_what_is_unusual():
     labels = short_labels(mixed(), ["run"] * 9)
-    assert labels[1:] == [
-        "data=b lr=1", "tokenizer=b", "schedule=b", "model/arch=b", "trainer=b", "optimizer=b", "data=b lr=2", "dim=32",
-    ]  # fmt: skip
-    assert "data=a" in labels[0] and "dim=16" in labels[0]
+    assert labels[1:6] == ["data=b lr=1", "tokenizer=b", "schedule=b", "model/arch=b", "optimizer=b"]
+    assert labels[6:] == ["data=b lr=2", "dim=32 n_layers=4", "dim=32 n_layers=8"]
+    assert labels[0] == "dim=16 n_layers=4"
 
 
 @pytest.mark.parametrize("count", range(2, 10))
