@@ -27,7 +27,7 @@ COMMAND = Command(
     "diagnose",
     DiagnoseConfig,
     usage="""\
-python -m dtl.diagnose [plugins=[my_module]]
+python -m dtl.diagnose [plugins=my_module]
 
 Shows on one screen what this machine can do for a run: torch and its build, GPUs, precisions, processor, memory,
 disk, packages, GPT-2's vocabulary, hub and W&B, what trainer=amp4060 would choose, how the last run ended.

@@ -1,7 +1,7 @@
 """Registries of parts chosen by name: a config has `optimizer.name=muon`, never a path to code.
 
 A researcher adds a part in one file of their own with a decorator, for example
-`@OPTIMIZERS.register("lion")`, and names that file by `plugins=[my_module]` or by an entry point in the
+`@OPTIMIZERS.register("lion")`, and names that file by `plugins=my_module` or by an entry point in the
 group `dtl.plugins`. The built-in parts are imported only when they are used, so that the names
 can be checked without importing torch. The types of the parts are in registry.pyi: imported here, even for type
 checkers alone, they would lead in a circle.
@@ -79,7 +79,7 @@ class Registry(Generic[Part, Traits]):
         if name not in self._built_in and name not in self._parts:
             raise ConfigError(
                 f"{key}={name}: there is no part of this name. Known: {', '.join(self.names())}."
-                f"{did_you_mean(name, self.names())} A part of your own needs plugins=[its_module]."
+                f"{did_you_mean(name, self.names())} A part of your own needs plugins=its_module."
             )
         if options and name in self._built_in:
             raise ConfigError(
@@ -122,7 +122,7 @@ TASKS: Registry[Any, Any] = Registry("data.tasks", dict.fromkeys(("exact_match",
 
 
 def load_plugins(modules: Iterable[str]) -> None:
-    """Import the modules named by `plugins=[...]` and those that installed packages offer.
+    """Import the modules named by `plugins=` and those that installed packages offer.
 
     Raises ConfigError when a module cannot be imported.
     """
@@ -140,5 +140,5 @@ def load_plugins(modules: Iterable[str]) -> None:
             reason = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
             raise ConfigError(
                 f"plugins=[{module}]: cannot be imported ({reason}). Give the name of a module that Python "
-                "finds from here, for example plugins=[my_blocks] for ./my_blocks.py."
+                "finds from here, for example plugins=my_blocks for ./my_blocks.py."
             ) from error

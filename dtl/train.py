@@ -55,7 +55,8 @@ The most frequent commands
   python -m dtl.train init=RUN data=qa                         a new run from another run's weights
 """,
     footer="""\
-Lists are written [a,b]; null means none. -m (--multirun) runs every combination of values with commas.
+Lists are written in quotes, 'key=[a,b]'; plugins=a,b needs none; null means none. -m (--multirun) runs every
+combination of values with commas. --config-dir=FOLDER adds config groups and recipes of your own.
 --cfg job --resolve shows the whole config without running; debug=true shows tracebacks.
 Tab completion for the console script: eval "$(dtl-train -sc install=bash)"
 """,

@@ -58,8 +58,8 @@ def test_each_example_trains(lab, command):
 
 
 def test_all_together_and_on_from_their_checkpoint(lab):
-    modules = ",".join(re.findall(r"plugins=\[(.*?)\]", " ".join(COMMANDS)))
-    own = ["--config-dir=my_conf", f"plugins=[{modules}]"]
+    modules = ",".join(re.findall(r"plugins=(\S+)", " ".join(COMMANDS)))
+    own = ["--config-dir=my_conf", f"plugins={modules}"]
     choices = ["model/arch=parallel", "optimizer=nesterov", "data=my_qa", "data.qa.path=pairs.jsonl"]
     verses = ["data.sources.verses.kind=csv", "data.sources.verses.path=verses.csv", "data.sources.verses.column=verse"]
     result = train(lab, *own, *choices, *verses, *TINY)

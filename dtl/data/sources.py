@@ -2,7 +2,7 @@
 `dtl.data.read`, held out by a hash of the text.
 
 A source of your own is a class with the three methods of `Source`, registered under a name:
-`@SOURCES.register("poems")`, used by `data.sources.poems.kind=poems plugins=[my_module]`.
+`@SOURCES.register("poems")`, used by `data.sources.poems.kind=poems plugins=my_module`.
 """
 
 from collections.abc import Iterable, Mapping

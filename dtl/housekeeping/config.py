@@ -63,7 +63,7 @@ class RunsConfig:
             raise ConfigError("best_of=: lists runs to delete, so it needs delete=runs.")
         if self.delete == "runs" and not (self.chooses or self.best_of):
             raise ConfigError(
-                "delete=runs: select runs by state=, name=, older_than_days= or best_of=[FOLDER]. "
+                "delete=runs: select runs by state=, name=, older_than_days= or 'best_of=[FOLDER]'. "
                 "To delete only superseded checkpoints: delete=checkpoints."
             )
         if self.outputs != OUTPUTS and not Path(self.outputs).expanduser().is_dir():

@@ -15,6 +15,7 @@ _UNIMPORTANT_PARTS = ("tracker.", "sweep.", "sampling.")
 _BOOKKEEPING = ("keep", "profile", "save_every_steps", "save_every_epochs", "log_every_steps", "stop_after_steps")
 UNIMPORTANT = {*_UNIMPORTANT, *(f"trainer.{key}" for key in (*_BOOKKEEPING, "sample_every_evals"))}
 MAX_IN_A_LABEL = 5
+MAX_WITH_COMMON = 3  # words in a label that may be those of most configurations
 ABSENT = "-"
 EXPERIMENT = "experiment"  # config group of recipes: its name is a better label than the keys that it sets
 
@@ -123,30 +124,59 @@ def _settings(run: Run, keys: Sequence[str]) -> dict[str, str]:
 
 def short_labels(settings: Sequence[dict[str, str]], names: Sequence[str]) -> list[str]:
     """Return labels such as `model=small lr=0.001`: the fewest keys that distinguish all `settings`, shortened to
-    their last parts where unambiguous; numbered if still equal. `names` are the labels if nothing differs."""
-    keys = _distinguishing_keys(settings)
-    ends = [key.rpartition(".")[2] for key in keys]
-    short = {key: end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)}
-    labels: list[str] = []
-    for values, name in zip(settings, names, strict=True):
-        words = [f"{short[key]}={_brief(values[key])}" for key in keys]
-        if EXPERIMENT in keys and values[EXPERIMENT] != ABSENT:
-            words[keys.index(EXPERIMENT)] = _brief(values[EXPERIMENT])
-        label = " ".join(words) or name
-        labels.append(label if label not in labels else f"{label} ({len(labels) + 1})")
+    their last parts where unambiguous; numbered if still equal. A recipe's name stands for what it sets: runs of one
+    recipe are distinguished from each other alone. `names` are the labels if nothing differs."""
+    recipes = [values.get(EXPERIMENT, ABSENT) for values in settings]
+    labels = [""] * len(settings)
+    for recipe in dict.fromkeys(recipes):
+        places = [place for place, own in enumerate(recipes) if own == recipe]
+        rows = [{key: value for key, value in settings[place].items() if key != EXPERIMENT} for place in places]
+        for place, words in zip(places, _without_common(_words(rows)), strict=True):
+            labels[place] = " ".join([*[recipe] * (recipe != ABSENT), *words]) or names[place]
+    counts: Counter[str] = Counter()
+    for place, label in enumerate(labels):
+        counts[label] += 1
+        labels[place] = label if counts[label] == 1 else f"{label} ({counts[label]})"
     return labels
 
 
+def _words(rows: Sequence[dict[str, str]]) -> list[list[str]]:
+    """Return the words that distinguish the rows. Rows that share the first MAX_IN_A_LABEL get further ones, which the
+    others do not need."""
+    keys = _distinguishing_keys(rows)
+    if not keys:
+        return [[] for _ in rows]
+    ends = [key.rpartition(".")[2] for key in keys]
+    short = {key: end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)}
+    words = [[f"{short[key]}={_brief(row[key])}" for key in keys if row[key] != ABSENT] for row in rows]
+    for equal in {tuple(own): None for own in words}:
+        places = [place for place, own in enumerate(words) if tuple(own) == equal]
+        left = [{key: value for key, value in rows[place].items() if key not in keys} for place in places]
+        for place, more in zip(places, _words(left), strict=True):
+            words[place] = [*words[place], *more]
+    return words
+
+
+def _without_common(words: Sequence[list[str]]) -> Sequence[list[str]]:
+    """Return long labels without the words that most of them share, as in a report of many kinds of runs. A label that
+    has only such words keeps the first of them."""
+    if max(map(len, words)) <= MAX_WITH_COMMON:
+        return words
+    counts = Counter(word for own in words for word in own)
+    short = [[word for word in own if 2 * counts[word] <= len(words)] or own[:MAX_IN_A_LABEL] for own in words]
+    return short if len(set(map(tuple, short))) == len(set(map(tuple, words))) else words
+
+
 def _distinguishing_keys(settings: Sequence[dict[str, str]]) -> list[str]:
-    """Return keys that distinguish the configurations: greedily those that split them most, until each is alone. The
-    recipe comes first, then config groups (`model`), which readers know by name, then the other keys."""
+    """Return keys that distinguish the configurations: greedily those that split them most, until each is alone.
+    Config groups come first (`model`), which readers know by name, then the other keys."""
     keys = list(settings[0]) if settings else []
     chosen: list[str] = []
 
     def n_parts(*more: str) -> int:
         return len({tuple(_brief(values[name]) for name in (*chosen, *more)) for values in settings})
 
-    for candidates in ([key for key in keys if key == EXPERIMENT], [key for key in keys if "." not in key], keys):
+    for candidates in ([key for key in keys if "." not in key], keys):
         while candidates and len(chosen) < MAX_IN_A_LABEL:
             best = max(candidates, key=n_parts)
             if n_parts(best) == n_parts():

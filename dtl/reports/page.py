@@ -1,5 +1,6 @@
 """Renders the report as one self-contained HTML file, without scripts or network."""
 
+import re
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.resources import files
@@ -9,7 +10,7 @@ from typing import Any
 
 from dtl.base.display import shown
 from dtl.reports.canvas import FAINT, GREY, GROUND, INK, SERIES, VARIABLES, Drawing, Skipped
-from dtl.reports.configurations import Configuration, Samples, mean_and_spread
+from dtl.reports.configurations import EXPERIMENT, Configuration, Samples, mean_and_spread
 from dtl.reports.findings import METHOD, Findings, format_p, unfinished
 from dtl.reports.metric import Metric, format_number
 from dtl.reports.reading import Run
@@ -53,7 +54,7 @@ def render(report: Report) -> str:
         facts=facts(report),
         sections={title: _shown_in(drawings) for title, drawings in report.drawings.items()},
         rows=[configuration_row(group, report.metric) for group in report.configurations[:MAX_ROWS]],
-        keys=list(report.configurations[0].settings) if report.configurations else [],
+        keys=[_breakable(key) for key in _shown_keys(report)],
         sentences=_sentences(report),
         comparisons=[_comparison_row(comparison) for comparison in report.comparisons[:MAX_ROWS]],
         failures=[_failure_row(run) for run in unfinished(report.runs)[:MAX_ROWS]],
@@ -61,6 +62,16 @@ def render(report: Report) -> str:
         most=MAX_ROWS,
         colours={"light": _variables(0), "dark": _variables(1)},
     )
+
+
+def _shown_keys(report: Report) -> list[str]:
+    """The settings that have a column; the recipe has none, since it begins the label."""
+    return [key for key in report.configurations[0].settings if key != EXPERIMENT] if report.configurations else []
+
+
+def _breakable(key: str) -> list[str]:
+    """The parts of a key between which a heading may break: a column is then as wide as its values."""
+    return re.findall(r"[^._/]+[._/]*", key)
 
 
 def facts(report: Report) -> list[tuple[str, str]]:
@@ -83,7 +94,7 @@ def configuration_row(group: Configuration, metric: Metric) -> dict[str, Any]:
     mean, spread = mean_and_spread(values.values())
     return {
         "label": group.label,
-        "settings": list(group.settings.values()),
+        "settings": [value for key, value in group.settings.items() if key != EXPERIMENT],
         "mean": format_number(mean),
         "spread": format_number(spread, 2),
         "range": " to ".join(format_number(end(values.values())) for end in (min, max)) if len(values) > 1 else "-",

@@ -88,7 +88,7 @@ def read_run(folder: Path) -> Run:
         seed=state.seed,
         overrides=overrides,
         config={key: in_one_line(_shown(value), 300) for key, value in dotted(read_config(folder))},
-        choices={str(group): in_one_line(str(name), 40) for group, name in as_object(record.get("choices")).items()},
+        choices=_choices(record),
         commit=in_one_line(str(git.get("commit") or ""), 40) if isinstance(git, dict) else None,
         data=str(read_json_or_empty(folder / EVALUATION_FILE).get("data_fingerprint") or "") or None,
         confirms=trial.get("role") == "confirm",
@@ -99,6 +99,12 @@ def read_run(folder: Path) -> Run:
         peak_bytes=int(max(peaks)) or None if peaks else None,
         samples=_samples(folder / "samples"),
     )
+
+
+def _choices(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return the config groups that have a choice: `experiment` is recorded as None in a run without a recipe."""
+    names = {str(group): str(name) for group, name in as_object(record.get("choices")).items()}
+    return {group: in_one_line(name, 40) for group, name in names.items() if name not in ("None", "null")}
 
 
 def _metrics(folder: Path, best_loss: float | None) -> dict[str, float]:

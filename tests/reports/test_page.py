@@ -288,6 +288,67 @@ def test_a_running_mean_keeps_a_line():
     assert smoothed(np.array([1.0, 2.0]), 10).tolist() == [1.0, 2.0]
 
 
+# --- on narrow and wide windows -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def of_mixed_runs(tmp_path_factory) -> tuple[Report, str, Path]:
+    """Runs of several kinds: many settings differ, recipes and settings have long names."""
+    folder = tmp_path_factory.mktemp("mixed")
+    for number in range(9):
+        settings = {f"part_{other}": {"a_rather_long_setting": int(other == number)} for other in range(9)}
+        settings["data"] = {"path": "/home/somebody/texts/of/many/kinds/and-one-that-has-a-long-name.jsonl"[number:]}
+        text = [("Once upon a time", f"there was a number, {number}")]
+        run = make_run(folder / "runs" / str(number), settings=settings, value=2.0 + number / 10, samples=text)
+        record = json.loads((run / "run.json").read_text())
+        record["choices"]["experiment"] = "night_of_the_long_learning_rates" if number == 3 else "None"
+        (run / "run.json").write_text(json.dumps(record))
+    return *report_of(str(folder / "runs" / "*"), folder / "out"), folder / "out"
+
+
+def rules(page: str) -> dict[str, str]:
+    """The style sheet: declarations by selector."""
+    style = page.partition("<style>")[2].partition("</style>")[0]
+    found: dict[str, str] = {}
+    for selectors, declarations in re.findall(r"([^{}]+)\{([^{}]*)\}", re.sub(r"/\*.*?\*/", "", style)):
+        for selector in selectors.split(","):
+            found[selector.strip()] = f"{found.get(selector.strip(), '')} {declarations}"
+    return found
+
+
+def test_a_table_of_many_columns_is_as_wide_as_the_window(of_mixed_runs):
+    """The text is 64rem wide: at 1400 px a table of that width hides columns beside an empty margin."""
+    page = of_mixed_runs[1]
+    regions = [one for one in Elements(page).named("div") if one.get("aria-label") == "Table of configurations"]
+    assert [str(one["class"]).split() for one in regions] == [["scroll", "wide"]]
+    style = rules(page)
+    assert "max-width: calc(100vw - 2.5rem)" in style[".wide"] and "max-content" in style[".wide"]
+    assert "overflow-x: auto" in style[".scroll"] and "local" in style[".scroll"], "a shadow where columns are hidden"
+    assert "max-width: calc(100vw - 2.5rem)" in style["caption"], "the caption is not as wide as the table"
+
+
+def test_what_was_measured_stands_before_the_settings_and_keys_can_break(of_mixed_runs):
+    report, page, _ = of_mixed_runs
+    head = page.partition("Table of configurations")[2].partition("</thead>")[0]
+    assert "experiment</th>" not in head and "experiment" in report.configurations[0].settings, "it begins the label"
+    assert head.index("peak GiB") < head.index("part_<wbr>0.<wbr>a_<wbr>rather_<wbr>long_<wbr>setting")
+    rows = page.partition("Table of configurations")[2].partition("</tbody>")[0].split("<tr>")[2:]
+    assert {row.count("<td") for row in rows} == {head.count("<th ") - 1}
+    assert page.count('<td class="long">') == 9 and "overflow-wrap: anywhere" in rules(page)["td.long"]
+    assert "None" not in Elements(page).text.replace("None.", "")
+
+
+def test_headings_of_samples_stay_in_their_columns(of_mixed_runs):
+    """They hold labels: one word of 32 letters is wider than a fifth of a narrow window."""
+    report, page, _ = of_mixed_runs
+    assert report.samples and len(report.samples.columns) == 4
+    style = rules(page)
+    assert "overflow-wrap: anywhere" in style[".samples thead th"] and "white-space: normal" in style["thead th.name"]
+    table = page.partition("Table of samples")[2]
+    assert table.partition("<table")[2].startswith(' style="min-width: 45rem">')
+    assert table.partition("</thead>")[0].count('class="name"') == 4
+
+
 # --- in a browser -------------------------------------------------------------------------------------------------
 
 
@@ -306,3 +367,26 @@ def test_a_browser_has_nothing_to_complain_of(of_sweep, tmp_path):
     assert pixels.shape[:2] == (5000, 1200)
     # Something is drawn everywhere down the page: in every tenth of it more than one colour.
     assert all(np.unique(part.reshape(-1, 3), axis=0).shape[0] > 20 for part in np.array_split(pixels, 10))
+
+
+MEASURE = """<script>addEventListener("load", () => {
+  const wide = document.querySelector(".wide"), root = document.documentElement;
+  const cells = [...document.querySelectorAll("th, td, h1, h2, h3, dd")];
+  const spilled = cells.filter((e) => e.scrollWidth > e.clientWidth + 1);
+  document.title = JSON.stringify({page: root.scrollWidth - root.clientWidth, spilled: spilled.map((e) => e.innerText),
+    region: wide.clientWidth, table: wide.firstElementChild.offsetWidth, window: root.clientWidth});
+});</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here: apt install chromium")
+@pytest.mark.parametrize("width", [500, 1000, 1400, 1920])
+def test_nothing_spills_at_any_width(of_mixed_runs, tmp_path, width):
+    page = re.sub(r"<meta http-equiv.*?>", "", of_mixed_runs[1]).replace("</head>", f"{MEASURE}</head>")
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    command = [str(BROWSER), "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--dump-dom"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},2000"]
+    done = subprocess.run([*command, (tmp_path / "page.html").as_uri()], capture_output=True, text=True, timeout=120)
+    measured = json.loads(re.search(r"<title>(.*?)</title>", done.stdout)[1])
+    assert (measured["window"], measured["page"], measured["spilled"]) == (width, 0, [])
+    assert measured["region"] == pytest.approx(max(min(measured["table"], width - 40), min(width - 40, 984)), abs=1)

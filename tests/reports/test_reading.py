@@ -215,6 +215,43 @@ def test_labels_use_no_more_keys_than_needed():
     assert len(set(short_labels(long, ["run"] * 3))) == 3
 
 
+def test_a_run_without_a_recipe_is_not_called_none():
+    """run.json has `experiment: None` for it."""
+    folders = [make_run(Path(str(number)), lr=lr) for number, lr in enumerate((0.1, 0.2, 0.3))]
+    for folder, recipe in zip(folders, ("None", "night-of-the-long-learning-rates", "None"), strict=True):
+        record = json.loads((folder / "run.json").read_text())
+        record["choices"]["experiment"] = recipe
+        (folder / "run.json").write_text(json.dumps(record))
+    found = configurations(*folders)
+    assert [one.label for one in found] == ["lr=0.1", "night-of-the-long-learning-rates", "lr=0.3"]
+    assert [one.settings["experiment"] for one in found] == ["-", "night-of-the-long-learning-rates", "-"]
+    assert [one.label for one in configurations(*folders[:2])] == ["made", "night-of-the-long-learning-rates"]
+
+
+def mixed() -> list[dict[str, str]]:
+    """Runs of many kinds: a usual one, and others that differ from it in one or two settings each."""
+    usual = {key: "a" for key in ("data", "tokenizer", "schedule", "model/arch", "optimizer")}
+    usual |= {"optimizer.lr": "1", "model.dim": "16", "model.n_layers": "4"}
+    changes: list[dict[str, str]] = [{}, *({key: "b"} for key in list(usual)[:5])]
+    changes += [{"data": "b", "optimizer.lr": "2"}, {"model.dim": "32"}, {"model.dim": "32", "model.n_layers": "8"}]
+    return [usual | change for change in changes]
+
+
+def test_labels_of_mixed_runs_name_what_is_unusual():
+    labels = short_labels(mixed(), ["run"] * 9)
+    assert labels[1:6] == ["data=b lr=1", "tokenizer=b", "schedule=b", "model/arch=b", "optimizer=b"]
+    assert labels[6:] == ["data=b lr=2", "dim=32 n_layers=4", "dim=32 n_layers=8"]
+    assert labels[0] == "dim=16 n_layers=4"
+
+
+@pytest.mark.parametrize("count", range(2, 10))
+def test_labels_are_unique_by_what_they_say(count):
+    """No number in brackets, however many keys it takes; no value that a run does not have."""
+    rows = [row | ({"plugin.x": "-"} if number % 2 else {"plugin.x": "7"}) for number, row in enumerate(mixed())]
+    labels = short_labels(rows[:count], ["run"] * count)
+    assert len(set(labels)) == count and not any("(" in label or "=-" in label for label in labels)
+
+
 def test_a_seed_that_ran_twice_counts_once():
     found = configurations(make_run(Path("a"), value=1.0), make_run(Path("b"), value=2.0))
     assert found[0].values("value") == {1: 2.0}
