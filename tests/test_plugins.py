@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -49,7 +50,7 @@ def test_there_is_an_example_of_each():
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS, ids=["block", "optimizer", "schedule", "training", "source", "task"])
 def test_each_example_trains(lab, command):
-    arguments = command.split()[3:]
+    arguments = shlex.split(command)[3:]
     if "data=verses" not in arguments:
         arguments.append("data.qa.path=pairs.jsonl")
     result = train(lab, *arguments, *TINY)
