@@ -195,7 +195,8 @@ def to_yaml(config: RunConfig) -> str:
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """The resolved configuration as nested plain values, to be saved with a run."""
-    container = OmegaConf.to_container(OmegaConf.structured(without_session_keys(config)), resolve=True)
+    # Not resolved: in a typed config ${...} is text, as in a prompt.
+    container = OmegaConf.to_container(OmegaConf.structured(without_session_keys(config)))
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
 
