@@ -19,8 +19,9 @@ from dtl.base.runtime import (
 )
 from dtl.checkpoints.load import load_tokenizer, load_training_state, load_weights, read_model_config
 from dtl.config import RunConfig
+from dtl.data.collect import pinned
 from dtl.data.prepare import PreparedData, prepare_data
-from dtl.data.sources import SourcePlan
+from dtl.data.sources import SourcePlan, plan_sources
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.errors import CheckpointError, ConfigError
 from dtl.model.config import ModelConfig
@@ -90,6 +91,12 @@ class Parts:
     notes: list[str]
     resumed_from: Path | None = None
     tracker_run_id: str | None = None
+
+
+def open_sources(config: RunConfig) -> tuple[RunConfig, list[SourcePlan]]:
+    """Open the sources of a config; return it with what they pin, and them. Raises DataError for a missing one."""
+    plans = plan_sources(config.data, config.seed)
+    return replace(config, data=pinned(config.data, plans)), plans
 
 
 def build_run(

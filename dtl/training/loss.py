@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from dtl.data.batches import IGNORE
+from dtl.data.batches import IGNORE, Batch
+from dtl.model.transformer import TransformerLM
 
 
 def summed_cross_entropy(head: nn.Module, x_btd: Tensor, targets_bt: Tensor, n_targets: int) -> Tensor:
@@ -29,3 +30,14 @@ def summed_cross_entropy(head: nn.Module, x_btd: Tensor, targets_bt: Tensor, n_t
         x_nd, targets_n = x_nd[at_n], targets_n[at_n]
     logits_nv = head(x_nd).float()
     return F.cross_entropy(logits_nv, targets_n, reduction="sum")
+
+
+def mean_cross_entropy(model: TransformerLM, batch: Batch) -> Tensor:
+    """Return the mean of -log p(target) over the targets of a batch, in nats, fp32, shape (), with its gradient.
+
+    The batch may have any layout and be on any device; it is copied to the model's. 0 for a batch without targets.
+    """
+    n_targets = batch.n_targets  # before the copy: counting them on a GPU would wait for it
+    here = batch.to(next(model.parameters()).device)
+    x_btd = model.hidden(**here.model_inputs())
+    return summed_cross_entropy(model.head, x_btd, here.targets, n_targets) / max(1, n_targets)
