@@ -28,7 +28,7 @@ def shown(folder: Path) -> str:
 def table_console(soft_wrap: bool = False, file: IO[str] | None = None, width: int | None = None) -> Console:
     """A console for tables on standard output or in `file`: as wide as the terminal, elsewhere 160 columns."""
     width = width or (None if sys.stdout.isatty() else WIDTH_OF_A_FILE)
-    return Console(file=file, highlight=False, soft_wrap=soft_wrap, width=width)
+    return Console(file=file, highlight=False, soft_wrap=soft_wrap, width=width, force_jupyter=False)
 
 
 def table(
@@ -65,8 +65,9 @@ class Display:
     """The output of a command on the terminal; plain text on standard output outside one. A context manager."""
 
     def __init__(self, console: Console | None = None) -> None:
-        # Outside a terminal rich would wrap lines at 80 columns.
-        self.console = console or Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        # Outside a terminal rich would wrap lines at 80 columns. A notebook gets plain lines, too: rich's own output
+        # there takes a cell of HTML for each line, and a package of widgets for the progress bar.
+        self.console = console or Console(highlight=False, soft_wrap=not sys.stdout.isatty(), force_jupyter=False)
         self.progress: Progress | None = None
         self._task = None
 

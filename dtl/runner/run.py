@@ -55,7 +55,6 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
     """
     origin = origin or Origin()
     run_dir = Path(out_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
     if origin.plans is None:
         config.validate()
         config, origin.plans = open_sources(config)
@@ -68,6 +67,7 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
         origin.init_from = find_checkpoint(config.init, Path("outputs"))
     if origin.resume_from is None and step_folders(run_dir):
         raise ConfigError(f"{run_dir}: contains a run. Resume it (resume={run_dir}) or choose another folder.")
+    run_dir.mkdir(parents=True, exist_ok=True)
     with lock_run(run_dir), Display() as display, deterministic_algorithms(config.trainer.deterministic):
         for warning in [*remove_leftovers(run_dir), *([origin.damage] if origin.damage else [])]:
             display.warn(warning)
