@@ -5,12 +5,12 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from dtl.base.runtime import deterministic_algorithms, random_state, random_state_kept, restore_random_state
 from dtl.checkpoints.find import find_checkpoint
@@ -19,6 +19,7 @@ from dtl.checkpoints.upkeep import LOCK
 from dtl.commandline.cli import to_dtl_error
 from dtl.commandline.compose import COMMAND
 from dtl.commandline.overrides import rerun_words
+from dtl.commandline.translate import translate_error
 from dtl.config import RunConfig, typed
 from dtl.data.prepare import PreparedData, prepare_data
 from dtl.data.tokenizers.tokenizer import Tokenizer
@@ -151,7 +152,11 @@ def _checked(config: RunConfig) -> RunConfig:
     """Return a validated copy of the config, its plugins imported; later changes of the original have no effect."""
     if not isinstance(config, RunConfig):
         raise ConfigError(f"{type(config).__name__}: not a config. Compose one: dtl.compose('model=small', 'data=qa').")
-    config = typed(OmegaConf.to_container(OmegaConf.structured(config)))  # pyright: ignore[reportArgumentType]
+    values = asdict(config)
+    try:
+        config = typed(values)
+    except OmegaConfBaseException as error:
+        raise translate_error(error, [*_words(values)], COMMAND) or error from None
     if config.resume is not None:
         raise ConfigError(
             f"resume={config.resume}: a run is resumed by the command, python -m dtl.train resume={config.resume}. "
@@ -160,13 +165,22 @@ def _checked(config: RunConfig) -> RunConfig:
     return config
 
 
+def _words(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield each setting as `key=value`, for messages."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _words(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}={value}"
+
+
 def _checkpoint(init: str) -> Path:
     return find_checkpoint(init, Path("outputs"))
 
 
 @contextmanager
 def _as_dtl_errors() -> Iterator[None]:
-    """Turn the errors of OmegaConf and of files into DTL's, as the command does."""
+    """Turn the errors of files into DTL's, as the command does."""
     try:
         yield
     except Exception as error:
