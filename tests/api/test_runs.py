@@ -19,8 +19,8 @@ from dtl.base.json_files import read_json
 from dtl.data.config import DataConfig
 from dtl.errors import CheckpointError, ConfigError, DataError, DTLError
 from dtl.model.config import ModelConfig
-from dtl.registry import SCHEDULES
-from dtl.training.config import OptimizerConfig, TrainerConfig
+from dtl.registry import OPTIMIZERS
+from dtl.training.config import OptimizerConfig, ScheduleConfig, TrainerConfig
 
 
 def losses(history: list[dict[str, Any]]) -> list[float]:
@@ -200,20 +200,22 @@ def test_a_later_change_of_the_config_has_no_effect(config):
 def test_a_part_defined_in_the_session(config):
     """As in a cell of a notebook, edited and run again."""
     cell = """
-from dtl.registry import SCHEDULES
+import torch
+from dtl.registry import OPTIMIZERS
 
-@SCHEDULES.register("stairs")
-def stairs(progress, config):
-    return {}
+@OPTIMIZERS.register("plain")
+def plain(model, config):
+    return [torch.optim.SGD(model.parameters(), lr={})]
 """
+    config = replace(config, optimizer=OptimizerConfig("plain"), schedule=ScheduleConfig(warmup_steps=0))
+    with pytest.raises(ConfigError, match="there is no part of this name"):
+        dtl.steps(config)
     try:
-        for height in (1.0, 0.5):
-            exec(compile(cell.format(height), f"<cell {height}>", "exec"), {"__name__": "__main__"})
-            stairs = dtl.compose("schedule.name=stairs", "schedule.warmup_steps=0", "schedule.min_lr_fraction=0")
-            (rate, *_) = (report.lr for report in dtl.steps(replace(config, schedule=stairs.schedule)))
-            assert rate == 0.01 * height
+        for lr in (0.25, 0.5):
+            exec(compile(cell.format(lr), f"<cell {lr}>", "exec"), {"__name__": "__main__"})
+            assert next(dtl.steps(config)).lr == lr
     finally:
-        SCHEDULES._parts.pop("stairs"), SCHEDULES._places.pop("stairs")
+        OPTIMIZERS._parts.pop("plain"), OPTIMIZERS._places.pop("plain")
 
 
 def test_the_history_is_the_metrics_file(config):
