@@ -7,7 +7,7 @@ YAML files under conf/ override the dataclasses' defaults; the command line over
 import os
 import re
 import time
-from dataclasses import dataclass, field, make_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, replace
 from datetime import datetime
 from typing import Any, Protocol, TypeVar, get_type_hints
 
@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dtl.base.checks import check_device, check_seed
 from dtl.base.paths import experiments_dir
-from dtl.data.config import DataConfig, TokenizerConfig
+from dtl.data.config import DataConfig, RecommendedConfig, SourceConfig, TokenizerConfig
 from dtl.errors import ConfigError
 from dtl.generation.config import SamplingConfig
 from dtl.model.config import ModelConfig
@@ -28,14 +28,37 @@ from dtl.training.config import OptimizerConfig, ScheduleConfig, TrainerConfig
 SECTIONS = ("model", "tokenizer", "data", "optimizer", "schedule", "trainer", "tracker", "sampling", "sweep")
 
 
+def _default_data() -> DataConfig:
+    """The data of conf/data/qa.yaml, which the command chooses by default."""
+    return DataConfig(
+        sources={"qa": SourceConfig(kind="qa")},
+        seq_len=256,
+        document_mask=True,
+        loss_on="answer",
+        lower_case_questions=True,
+        validation_fraction=0.1,
+        test_fraction=0.1,
+        recommended=RecommendedConfig(micro_batch_size=4, grad_accum_steps=1, max_epochs=30),
+    )
+
+
+def _default_optimizer() -> OptimizerConfig:
+    """The optimizer of conf/optimizer/adamw.yaml, which the command chooses by default."""
+    return OptimizerConfig(embedding_lr=1e-2)
+
+
 @dataclass
 class RunConfig:
-    """The complete configuration of a training run."""
+    """The complete configuration of a training run; `RunConfig()` is what the command trains by default.
+
+    Only the name differs: the command names a run after its choices of model and data, `small_qa`. Data and optimizer
+    have defaults here, and not in their own dataclasses, because a config group of your own builds on those.
+    """
 
     model: ModelConfig = field(default_factory=ModelConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    data: DataConfig = field(default_factory=_default_data)
+    optimizer: OptimizerConfig = field(default_factory=_default_optimizer)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
@@ -131,9 +154,19 @@ def converted(schema: type[S], config: DictConfig | dict[str, Any]) -> S:
     Raises OmegaConf's errors for wrong keys and types, which `dtl.commandline.translate` turns into messages.
     """
     values = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
-    settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), _escape_interpolations(values)))
+    settings = OmegaConf.to_object(OmegaConf.merge(schema_defaults(schema), _escape_interpolations(values)))
     assert isinstance(settings, schema)
     return settings
+
+
+def schema_defaults(schema: type) -> DictConfig:
+    """The settings of a `schema` before any file of conf/ is read: each section as its own dataclass defines it.
+
+    Not `schema()`: other data than RunConfig's default would otherwise be added to that default's sources.
+    """
+    hints = get_type_hints(schema)
+    sections = {item.name: hints[item.name]() for item in fields(schema) if is_dataclass(hints[item.name])}
+    return OmegaConf.structured(schema(**sections))
 
 
 def _escape_interpolations(value: Any) -> Any:
@@ -162,7 +195,8 @@ def to_yaml(config: RunConfig) -> str:
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """The resolved configuration as nested plain values, to be saved with a run."""
-    container = OmegaConf.to_container(OmegaConf.structured(without_session_keys(config)), resolve=True)
+    # Not resolved: in a typed config ${...} is text, as in a prompt.
+    container = OmegaConf.to_container(OmegaConf.structured(without_session_keys(config)))
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
 
@@ -185,7 +219,7 @@ _started = datetime.fromtimestamp(time.time())
 
 def register(name: str = "train", schema: type = RunConfig) -> None:
     """Register the schema of the command `name` and the resolvers of its YAML. Called before Hydra starts."""
-    ConfigStore.instance().store(name=f"{name}_schema", node=_open(schema))
+    ConfigStore.instance().store(name=f"{name}_schema", node=schema_defaults(_open(schema)))
     OmegaConf.register_new_resolver("dtl.experiments", lambda: str(experiments_dir()), replace=True)
     # One timestamp for the whole process: a resolver that reads the clock again would give each job of a sweep a
     # sweep folder of its own. The process id keeps two runs apart that start in the same second. Cached values travel

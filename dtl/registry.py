@@ -16,6 +16,8 @@ from typing import Any, Generic, TypeVar, cast
 
 from dtl.errors import ConfigError, DTLError, did_you_mean
 
+INTERACTIVE = "this session"  # the place of what is registered in a notebook or at Python's prompt
+
 Part = TypeVar("Part")
 Traits = TypeVar("Traits")
 Decorated = TypeVar("Decorated")
@@ -40,10 +42,13 @@ class Registry(Generic[Part, Traits]):
 
         `traits` are those of a part of your own; the type of the traits documents the defaults.
         Raises ConfigError, naming both places, when another part has that name: one of DTL's own, imported or not, or
-        one registered elsewhere. The same line, run again, replaces its part.
+        one registered elsewhere. The same line, run again, replaces its part; so does any cell of a notebook, and any
+        line typed at Python's prompt, a part of an earlier one: an edited cell is no second part.
         """
         caller = sys._getframe(1)
         module, place = caller.f_globals.get("__name__"), f"{caller.f_code.co_filename}:{caller.f_lineno}"
+        if module == "__main__" and not os.path.isfile(caller.f_code.co_filename):
+            place = INTERACTIVE
 
         def decorate(part: Decorated) -> Decorated:
             other = self._places.get(name, place) if name in self._parts else place
@@ -54,6 +59,8 @@ class Registry(Generic[Part, Traits]):
             self._parts[name], self._places[name] = cast(Part, part), place
             if traits is not None:
                 self._traits[name] = traits
+            elif name not in self._built_in:  # of an earlier version of the part
+                self._traits.pop(name, None)
             return part
 
         return decorate

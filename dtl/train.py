@@ -27,6 +27,7 @@ from dtl.commandline.cli import (
     unquoted,
 )
 from dtl.commandline.command import Command
+from dtl.commandline.overrides import rerun_words
 from dtl.config import RunConfig, typed
 from dtl.data.sources import plan_sources
 from dtl.data.tokenizers.prompt import read_prompt, with_prompt
@@ -78,10 +79,14 @@ ALLOWED_WITH_RESUME = (
 
 
 def train(config: RunConfig, out_dir: Path | str, origin: "Origin | None" = None) -> float:
-    """Train `config` in the folder `out_dir`; returns the best validation loss. See `dtl.runner.run.train`."""
+    """Train `config` in the folder `out_dir`; returns the best validation loss. See `dtl.runner.run.train`.
+
+    Without an origin the run is described by the words that compose to its config.
+    """
+    from dtl.runner.run import Origin
     from dtl.runner.run import train as run
 
-    return run(config, out_dir, origin)
+    return run(config, out_dir, origin or Origin(overrides=rerun_words(config)))
 
 
 def main() -> None:

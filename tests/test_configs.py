@@ -2,13 +2,18 @@
 
 import ast
 import dataclasses
+import json
+import os
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from composing import composed
+from omegaconf import OmegaConf
 
 import dtl.bench
 import dtl.chat
@@ -20,10 +25,12 @@ import dtl.report
 import dtl.runs
 import dtl.sweep
 from dtl.base.paths import choices, conf_dir, experiments_dir
-from dtl.config import to_dict, to_yaml, typed
+from dtl.config import RunConfig, schema_defaults, to_dict, to_yaml, typed
+from dtl.data.config import DataConfig, SourceConfig
 from dtl.errors import ConfigError
 from dtl.model.presets import load_preset
 from dtl.train import COMMAND
+from dtl.training.config import OptimizerConfig
 
 COMMANDS = (
     COMMAND,
@@ -38,6 +45,7 @@ COMMANDS = (
     dtl.runs.COMMAND,
 )
 CHOICES = [(group, choice) for group, choices in COMMAND.groups().items() for choice in choices]
+COMPOSED = Path(__file__).parent / "golden" / "composed.json"
 # What a choice cannot do without.
 NEEDED = {("data", "text"): ["data.path=books/"]}
 
@@ -52,6 +60,46 @@ def test_every_choice_makes_a_valid_run(group, choice):
 def test_every_trainer_takes_all_data(data, trainer):
     config = composed(f"data={data}", f"trainer={trainer}", *NEEDED.get(("data", data), []))
     assert config.max_epochs is not None or config.trainer.total_steps is not None
+
+
+def differences(given: dict[str, Any], base: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a nested config that a base does not have."""
+    for key, value in given.items():
+        inner = base.get(key)
+        if isinstance(value, dict) and value and isinstance(inner, dict):
+            yield from differences(value, inner, f"{path}{key}.")
+        elif key not in base or value != inner:
+            yield f"{path}{key}", value
+
+
+@pytest.mark.parametrize("choice", [None, *CHOICES], ids=lambda choice: "=".join(choice or ["default"]))
+def test_every_choice_composes_as_committed(choice):
+    """In tests/golden/composed.json: what each choice changes in the dataclasses. A default that moves shows here."""
+    overrides = [] if choice is None else ["=".join(choice), *NEEDED.get(choice, [])]
+    plain = to_dict(OmegaConf.to_object(schema_defaults(RunConfig)))
+    config = composed(*overrides)
+    plain["data"]["sources"] = dict.fromkeys(config.data.sources, dataclasses.asdict(SourceConfig()))
+    found = dict(differences(to_dict(config), plain))
+    committed = json.loads(COMPOSED.read_text(encoding="utf-8"))
+    if os.environ.get("DTL_UPDATE_GOLDEN"):
+        committed[" ".join(overrides)] = found
+        lines = [f"{json.dumps(name)}: {json.dumps(values, sort_keys=True)}" for name, values in committed.items()]
+        COMPOSED.write_text("{\n" + ",\n".join(sorted(lines)) + "\n}\n", encoding="utf-8")
+    assert found == committed[" ".join(overrides)]
+
+
+def test_a_config_made_by_hand_has_the_commands_defaults():
+    assert replace(RunConfig(), name="small_qa") == composed()
+
+
+def test_a_group_of_ones_own_builds_on_the_dataclasses(elsewhere):
+    """Not on the choices that the command makes by default: no source, mask or learning rate of those is left in it."""
+    for group, text in {"data": "sources: {verses: {kind: text, path: x}}", "optimizer": "lr: 0.1"}.items():
+        (elsewhere / group).mkdir()
+        (elsewhere / group / "mine.yaml").write_text(text)
+    config = composed("data=mine", "optimizer=mine", f"hydra.searchpath=[file://{elsewhere}]")
+    assert config.data == DataConfig(sources={"verses": SourceConfig(kind="text", path="x")})
+    assert config.optimizer == OptimizerConfig(lr=0.1)
 
 
 def test_no_file_is_left_out():

@@ -39,6 +39,7 @@ LAYERS: list[str] = [
     "sweeps",
     "terminal | diagnostics | housekeeping | reports | notebook",
     "benchmarks",
+    "api",
     "train | sweep | chat | generate | evaluate | diagnose | prepare | bench | report | runs",
 ]
 OF_EXTRAS = {"reports.*": "report", "sweeps.*": "sweep"}  # what may import more than the core depends on
@@ -95,11 +96,32 @@ def test_nobody_imports_a_command():
     assert not {(name, target) for name in MODULES for target in imported(name) if target in commands - {f"dtl.{name}"}}
 
 
+def test_nobody_imports_the_face():
+    """DTL in Python is for users; `dtl/__init__.py` names what is in it, and imports it when it is used."""
+    assert not [(name, target) for name in MODULES for target in imported(name) if target.startswith("dtl.api.")
+                and not name.startswith("api.")]  # fmt: skip
+
+
 def test_packages_re_export_nothing():
+    """Only `dtl` itself has names, and their imports run when a name is used."""
     for name, file in FILES.items():
-        if file.stem == "__init__":
+        if file.stem == "__init__" and file.parent != PACKAGE:
             names = [type(node).__name__ for node in tree(name).body if not isinstance(node, ast.Expr)]
             assert names in ([], ["Assign"]), f"{file}: only a docstring and __version__ belong here"
+
+
+def test_the_names_of_dtl_are_the_same_for_users_and_type_checkers():
+    (block,) = (node for node in tree("__init__").body if isinstance(node, ast.If))
+    assert ast.unparse(block.test) == "TYPE_CHECKING"
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    checked = {alias.asname or alias.name: f"{node.module}:{alias.name}" for node in imports for alias in node.names}
+    assert checked == dtl._PLACES
+    assert {*checked, "__version__"} == set(dtl.__all__) <= set(dir(dtl))
+    assert not {f"dtl.{name}" for name in checked} & {f"dtl.{name}" for name in MODULES}
+    for name in checked:
+        assert getattr(dtl, name).__doc__
+    with pytest.raises(AttributeError, match="module 'dtl' has no attribute 'fitt'"):
+        getattr(dtl, "fitt")  # noqa: B009
 
 
 def test_no_torch_before_training_starts():

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+import dtl
 import dtl.chat
 import dtl.config
 import dtl.diagnose
@@ -30,6 +31,7 @@ import dtl.runs
 import dtl.sweep
 import dtl.train
 from dtl.base.paths import conf_dir
+from dtl.registry import OPTIMIZERS
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_README_LINES = 220
@@ -169,7 +171,7 @@ def train_each(desk, monkeypatch, capsys):
 
 def load_without_dtl(desk):
     """The Python examples, with the folder of a run in the place of `<date>/<run>`."""
-    examples = list(dict.fromkeys(block for page in PAGES.values() for block in blocks(page, "python")))
+    examples = list(dict.fromkeys(block for block in blocks(ALL_TEXT, "python") if "transformers" in block))
     assert examples
     best = max(file.parent for file in desk.glob("outputs/*/*/checkpoints/best/chat_template.jinja"))
     for example in examples:
@@ -177,6 +179,25 @@ def load_without_dtl(desk):
         names: dict = {}
         exec(example.replace("<date>/<run>", best.relative_to(desk / "outputs").parts[0] + "/" + best.parts[-3]), names)
         assert names["model"].num_parameters() > 0 and names["tokenizer"]("What is it?")["input_ids"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if "\nimport dtl\n" in text])
+def test_pages_in_python(page, elsewhere, monkeypatch, capsys):
+    """The blocks of a page are one script; its runs are short and small."""
+    compose = dtl.compose
+    monkeypatch.setattr(dtl, "compose", lambda *words: compose(*words, *SHRUNKEN))
+    names: dict = {}
+    try:
+        for block in blocks(PAGES[page], "python"):
+            if "transformers" not in block:
+                exec(compile(block, page, "exec"), names)
+    finally:
+        OPTIMIZERS._parts.pop("plain", None)
+    assert names["result"].best_loss > 0 and (elsewhere / "outputs" / "mine" / "result.json").is_file()
+    shown = capsys.readouterr().out
+    assert "<|endoftext|>»" in shown
+    assert all(text in shown for text in blocks(PAGES[page], "text"))
 
 
 def search(monkeypatch, capsys):

@@ -77,6 +77,17 @@ def test_the_same_module_again_is_no_second_part(lab):
     assert parts().get("square")() == 2
 
 
+def test_an_edited_cell_of_a_notebook_replaces_its_part(lab):
+    """Its code has no file, or another one after each edit; at Python's prompt every line is of `<stdin>`."""
+    for number, name in enumerate(("<stdin>", "/tmp/ipykernel_7/1.py", "/tmp/ipykernel_7/2.py")):
+        cell = PART.format(number).replace('"square"', '"square", "traits"' if number == 0 else '"square"')
+        exec(compile("\n" * number + cell, name, "exec"), {"__name__": "__main__"})
+        assert parts().get("square")() == number
+        assert parts().traits("square") == ("traits" if number == 0 else None)
+    with pytest.raises(ConfigError, match=r"mine\.py:4 and in this session"):
+        load_plugins(["mine"])  # one of a module is another part
+
+
 def test_a_part_of_dtl_is_not_replaced_before_it_was_imported(lab):
     (lab / "mine.py").write_text(PART.format(2).replace("square", "cube"))
     with pytest.raises(ConfigError, match=r"part\.name=cube: registered twice, in .*mine\.py:4 and in shipped"):

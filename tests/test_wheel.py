@@ -62,6 +62,11 @@ def test_help(environment, tmp_path):
         assert run(tmp_path, environment / f"dtl-{name}", "--help").startswith(f"python -m dtl.{name} ")
 
 
+def test_a_config_in_python(environment, tmp_path):
+    program = "import dtl; config = dtl.compose('experiment=demo'); print(config == dtl.compose('experiment=demo'))"
+    assert run(tmp_path, environment / "python", "-c", program).split() == ["True"]
+
+
 def test_two_steps_and_a_text_from_another_folder(environment, tmp_path):
     choices = ["model=small", "data=qa", "tokenizer=byte", "trainer=debug", "tracker=local", "device=cpu"]
     tiny = ["model.dim=32", "model.n_layers=2", "model.n_heads=2", "data.tasks=[]", "trainer.total_steps=2"]

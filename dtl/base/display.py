@@ -25,10 +25,29 @@ def shown(folder: Path) -> str:
     return os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
 
 
+def is_terminal(stream: IO[str]) -> bool:
+    """True for a terminal. The streams of a notebook say that they are one, too, but cannot rewrite a line."""
+    return stream.isatty() and not in_notebook(stream)
+
+
+def in_notebook(stream: IO[str]) -> bool:
+    """True for a stream whose text appears below the cell of a notebook."""
+    return type(stream).__module__.partition(".")[0] == "ipykernel"
+
+
+def plain_console(**options: Any) -> Console:
+    """A console for plain text and tables on a terminal, in a file or below a cell.
+
+    In a notebook plain lines: rich's own output there is a piece of HTML per line, and widgets for the progress bar.
+    """
+    plain = {"force_terminal": False} if in_notebook(options.get("file") or sys.stdout) else {}
+    return Console(highlight=False, force_jupyter=False, **plain, **options)
+
+
 def table_console(soft_wrap: bool = False, file: IO[str] | None = None, width: int | None = None) -> Console:
     """A console for tables on standard output or in `file`: as wide as the terminal, elsewhere 160 columns."""
-    width = width or (None if sys.stdout.isatty() else WIDTH_OF_A_FILE)
-    return Console(file=file, highlight=False, soft_wrap=soft_wrap, width=width)
+    width = width or (None if is_terminal(sys.stdout) else WIDTH_OF_A_FILE)
+    return plain_console(file=file, soft_wrap=soft_wrap, width=width)
 
 
 def table(
@@ -66,7 +85,7 @@ class Display:
 
     def __init__(self, console: Console | None = None) -> None:
         # Outside a terminal rich would wrap lines at 80 columns.
-        self.console = console or Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        self.console = console or plain_console(soft_wrap=not is_terminal(sys.stdout))
         self.progress: Progress | None = None
         self._task = None
 

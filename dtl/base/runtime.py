@@ -134,6 +134,23 @@ def restore_random_state(state: dict[str, str], device: torch.device) -> None:
         torch.mps.set_rng_state(_decode(state["mps"]))
 
 
+@contextlib.contextmanager
+def random_state_kept(device: str) -> Iterator[None]:
+    """Restore the random states of Python, NumPy and torch after the context, which may compute on `device`."""
+    python, in_numpy = random.getstate(), np.random.get_state()
+    in_mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    # Reading a GPU's state starts CUDA, which takes memory on every card: not for a computation on the CPU.
+    on_gpus = torch.cuda.is_available() and (torch.cuda.is_initialized() or device != "cpu")
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if on_gpus else []):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(in_numpy)
+        if in_mps is not None:
+            torch.mps.set_rng_state(in_mps)
+
+
 def _encode(state: torch.Tensor) -> str:
     return base64.b64encode(state.numpy().tobytes()).decode()
 

@@ -6,6 +6,7 @@ b batch · t time
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -14,6 +15,14 @@ from torch import Tensor
 from dtl.data.pack import Packing, count_targets
 
 IGNORE = -100  # the target of a position without loss
+
+
+class ModelInputs(TypedDict):
+    """Arguments of a model's forward pass, by name. See `Batch`."""
+
+    ids_bt: Tensor
+    positions_bt: Tensor | None
+    documents_bt: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,10 @@ class Batch:
         """Return the batch on a device."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+
+    def model_inputs(self) -> ModelInputs:
+        """Return what a model takes: `model(**batch.model_inputs())` are the logits, (b, t, v)."""
+        return {"ids_bt": self.inputs, "positions_bt": self.positions, "documents_bt": self.documents}
 
     @property
     def n_targets(self) -> int:
@@ -75,6 +88,10 @@ class PackedSequences:
 
     def __len__(self) -> int:
         return self.packing.n_sequences
+
+    def __getitem__(self, index: int) -> Batch:
+        """Return one sequence as a batch, (1, seq_len); the last one is -1."""
+        return self.batch([range(len(self))[index]])
 
     @property
     def seq_len(self) -> int:
@@ -146,6 +163,14 @@ class TrainingData:
         self._bounds = np.cumsum([0, *map(len, self.rows.values())])
         self._sources = list(self.rows.values())
         self._cached: tuple[tuple[int, int], np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        """Number of different sequences; an epoch may have fewer, or some of them several times."""
+        return int(self._bounds[-1])
+
+    def __getitem__(self, index: int) -> Batch:
+        """Return one sequence as a batch, (1, seq_len), by its number in the sources, not in training order."""
+        return self.batch([range(len(self))[index]])
 
     @property
     def sequences_per_epoch(self) -> int:

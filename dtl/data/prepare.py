@@ -11,7 +11,7 @@ from itertools import islice
 import numpy as np
 
 from dtl.base.progress import Progress
-from dtl.data.batches import PackedSequences, TrainingData, epoch_order
+from dtl.data.batches import Batch, PackedSequences, TrainingData, epoch_order
 from dtl.data.cache import Cache, cache_folder
 from dtl.data.collect import all_notes
 from dtl.data.config import DataConfig, TokenizerConfig
@@ -28,6 +28,7 @@ from dtl.data.pack import (
     pad_documents,
     with_targets,
 )
+from dtl.data.readable import readable
 from dtl.data.sources import SourcePlan, plan_sources
 from dtl.data.stored import TokenDocuments
 from dtl.data.tokenizers.prompt import Prompt
@@ -60,6 +61,10 @@ class PreparedData:
     report: dict[str, dict[str, SplitReport]]  # source -> split -> sizes
     notes: list[str]  # messages for the user, one line each
     prompt: Prompt = field(default_factory=Prompt)  # of the questions
+
+    def decode(self, sequence: Batch, row: int = 0) -> str:
+        """Return a sequence as text, with its loss marked: `data.decode(data.train[0])`. See `readable`."""
+        return readable(self.tokenizer, sequence, row)
 
     def longest_answer(self) -> int:
         """Return the tokens of the longest answer in the data, and 4 more: a longer answer is wrong anyway."""

@@ -7,6 +7,7 @@ and whenever `python -m dtl.evaluate` is called.
 
 import re
 import string
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -111,7 +112,9 @@ def bm25_baseline(training: Sequence[QuestionAnswer]) -> Answer:
     Words are compared after `normalise`. Of equally near questions the first counts; a question without a word in
     common with any gets an empty answer.
     """
-    import bm25s  # imported here: only scores need it
+    with warnings.catch_warnings():  # of its progress bar in a notebook without widgets, which it does not show here
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        import bm25s  # imported here: only scores need it
 
     words = [normalise(pair.question).split() for pair in training]
     if not any(words):

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from omegaconf import OmegaConf
 
 from dtl.base.paths import conf_dir
 from dtl.base.units import in_gib
-from dtl.config import RunConfig
+from dtl.config import RunConfig, converted
 from dtl.diagnostics.findings import Finding
 
 NVIDIA = "0x10de"  # PCI vendor id
@@ -211,9 +210,7 @@ def profile_config(data: str) -> RunConfig:
     """Return the config of trainer=amp4060 with data=`data`, all else by default; no plugins are loaded."""
     files = {"trainer": conf_dir() / "trainer" / f"{PROFILE}.yaml", "data": conf_dir() / "data" / f"{data}.yaml"}
     values = {section: yaml.safe_load(file.read_text(encoding="utf-8")) for section, file in files.items()}
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), values))
-    assert isinstance(config, RunConfig)
-    return config
+    return converted(RunConfig, values)
 
 
 def look_at_profile() -> Finding:

@@ -25,8 +25,10 @@ from dtl.checkpoints.load import (
     read_model_config,
 )
 from dtl.config import RunConfig
+from dtl.data.collect import pinned
 from dtl.data.prepare import PreparedData, prepare_data
-from dtl.data.sources import SourcePlan
+from dtl.data.sources import SourcePlan, plan_sources
+from dtl.data.tokenizers.prompt import read_prompt, with_prompt
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.errors import CheckpointError, ConfigError
 from dtl.model.config import ModelConfig
@@ -96,6 +98,17 @@ class Parts:
     notes: list[str]
     resumed_from: Path | None = None
     tracker_run_id: str | None = None
+
+
+def open_sources(config: RunConfig, start_from: Path | None) -> tuple[RunConfig, list[SourcePlan]]:
+    """Open the sources of a config; return it with what they pin, and them.
+
+    Questions are put as the model of `start_from` has learnt them, unless the config says otherwise. Raises DataError
+    for a missing source.
+    """
+    data = with_prompt(config.data, read_prompt(start_from) if start_from else None)
+    plans = plan_sources(data, config.seed)
+    return replace(config, data=pinned(data, plans)), plans
 
 
 def build_run(

@@ -8,7 +8,7 @@ import math
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dtl.base.display import Display, shown
@@ -17,16 +17,15 @@ from dtl.base.json_files import read_json_or_empty
 from dtl.base.redaction import redact
 from dtl.base.runtime import deterministic_algorithms, is_out_of_memory
 from dtl.base.signals import StopSignals
+from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.listing import best_checkpoint, list_checkpoints, step_folders
 from dtl.checkpoints.upkeep import lock_run, publish_best, remove_leftovers, set_aside_later
 from dtl.config import RunConfig, to_dict, to_yaml
-from dtl.data.collect import pinned
-from dtl.data.sources import SourcePlan, plan_sources
-from dtl.data.tokenizers.prompt import read_prompt, with_prompt
+from dtl.data.sources import SourcePlan
 from dtl.errors import ConfigError, DTLError, InterruptedRun, TrainingError
 from dtl.evaluation.measure import Report
 from dtl.run_dir.provenance import RECORD, add_session, config_hash, update_run_record, write_result, write_run_record
-from dtl.runner.build import Parts, build_run
+from dtl.runner.build import Parts, build_run, open_sources
 from dtl.runner.screens import show_end, show_start, tokens_seen
 from dtl.runner.session import Session
 from dtl.tracking.metrics import truncate_metrics
@@ -57,15 +56,19 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
     """
     origin = origin or Origin()
     run_dir = Path(out_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    if config.resume is not None and origin.resume_from is None:
+        raise ConfigError(
+            f"resume={config.resume}: a run is resumed by the command, python -m dtl.train resume={config.resume}. "
+            "From Python, start a new run from its weights with init=."
+        )
+    if config.init is not None and origin.init_from is None:
+        origin.init_from = find_checkpoint(config.init, Path("outputs"))
     if origin.plans is None:
         config.validate()
-        start_from = origin.resume_from or origin.init_from
-        data = with_prompt(config.data, read_prompt(start_from) if start_from else None)
-        origin.plans = plan_sources(data, config.seed)
-        config = replace(config, data=pinned(data, origin.plans))
+        config, origin.plans = open_sources(config, origin.resume_from or origin.init_from)
     if origin.resume_from is None and step_folders(run_dir):
         raise ConfigError(f"{run_dir}: contains a run. Resume it (resume={run_dir}) or choose another folder.")
+    run_dir.mkdir(parents=True, exist_ok=True)
     with lock_run(run_dir), Display() as display, deterministic_algorithms(config.trainer.deterministic):
         for warning in [*remove_leftovers(run_dir), *([origin.damage] if origin.damage else [])]:
             display.warn(warning)

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from dtl.data.batches import IGNORE
+from dtl.data.batches import IGNORE, Batch
+from dtl.model.transformer import TransformerLM
 from dtl.registry import LOSSES
 from dtl.training.config import LossConfig
 
@@ -51,3 +52,15 @@ def cross_entropy(head: nn.Module, x_nd: Tensor, targets_n: Tensor, config: Loss
     if config.z_loss == 0:
         return loss
     return loss + config.z_loss * logits_nv.logsumexp(dim=-1).square().sum()
+
+
+def mean_cross_entropy(model: TransformerLM, batch: Batch) -> Tensor:
+    """Return the mean of -log p(target) over the targets of a batch, in nats, fp32, shape (), with its gradient.
+
+    The batch may have any layout and be on any device; it is copied to the model's. 0 for a batch without targets.
+    """
+    n_targets = batch.n_targets  # before the copy: counting them on a GPU would wait for it
+    here = batch.to(next(model.parameters()).device)
+    x_btd = model.hidden(**here.model_inputs())
+    x_nd, targets_n = at_targets(x_btd, here.targets, n_targets)
+    return F.cross_entropy(model.head(x_nd).float(), targets_n, reduction="sum") / max(1, n_targets)

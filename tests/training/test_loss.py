@@ -3,16 +3,19 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from dtl.data.batches import IGNORE, TrainingData
+from dtl.data.batches import IGNORE, PackedSequences, TrainingData
+from dtl.data.pack import pack_documents, pack_stream, pad_documents
 from dtl.errors import ConfigError
+from dtl.model.transformer import create_model
 from dtl.training.config import LossConfig, TrainerConfig
-from dtl.training.loss import at_targets, cross_entropy
+from dtl.training.loss import at_targets, cross_entropy, mean_cross_entropy
 from dtl.training.trainer import Trainer
 
 B, T, D, V = 2, 7, 13, 23
@@ -176,3 +179,29 @@ def test_padding_and_document_count_do_not_change_the_loss(make_trainer: Callabl
         for b, t in (batch.targets != IGNORE).nonzero().tolist():
             losses.append(-log_probabilities[b, t, batch.targets[b, t]].item())
     assert trainer.accumulate_gradients(batches).item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["packed with a document mask", "packed", "padded"])
+def test_the_mean_loss_of_a_batch_is_what_its_logits_say(layout: str) -> None:
+    """Whatever the layout, the caller needs to know neither positions nor documents."""
+    tokens, offsets = np.arange(1, 20, dtype=np.uint16), np.array([0, 4, 7, 19])
+    answers = np.arange(19) % 3 > 0
+    packing = {
+        "packed with a document mask": lambda: pack_documents(offsets, 7, answers),
+        "packed": lambda: pack_stream(19, 7),
+        "padded": lambda: pad_documents(offsets, 7),
+    }[layout]()
+    rows = PackedSequences(tokens, packing, pad_id=0, loss_mask=answers, document_mask="mask" in layout)
+    model = create_model("small", vocab_size=V, dim=12, n_layers=2, n_heads=3).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    batch = rows.batch(range(len(rows)))
+    loss = mean_cross_entropy(model, batch)
+    logits_btv = model(**batch.model_inputs())
+    expected = F.cross_entropy(rearrange(logits_btv, "b t v -> (b t) v"), rearrange(batch.targets, "b t -> (b t)"))
+    torch.testing.assert_close(loss, expected)
+    assert loss.shape == () and loss.dtype == torch.float32
+    found = torch.autograd.grad(loss, list(model.parameters()))
+    torch.testing.assert_close(found, torch.autograd.grad(expected, list(model.parameters())))
+    alone = [model(**rows[i].model_inputs())[0] for i in range(len(rows))]
+    torch.testing.assert_close(torch.stack(alone), logits_btv)

@@ -1,0 +1,192 @@
+"""Runs from Python: the data of a config, a whole run, and its steps one by one."""
+
+import math
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf.errors import OmegaConfBaseException
+
+from dtl.base.runtime import deterministic_algorithms, random_state, random_state_kept, restore_random_state
+from dtl.checkpoints.find import find_checkpoint
+from dtl.checkpoints.load import load_model, load_tokenizer
+from dtl.checkpoints.upkeep import LOCK
+from dtl.commandline.cli import to_dtl_error
+from dtl.commandline.compose import COMMAND
+from dtl.commandline.overrides import rerun_words
+from dtl.commandline.translate import translate_error
+from dtl.config import RunConfig, typed
+from dtl.data.prepare import PreparedData, prepare_data
+from dtl.data.tokenizers.tokenizer import Tokenizer
+from dtl.errors import ConfigError
+from dtl.model.transformer import TransformerLM
+from dtl.runner.build import build_run, open_sources
+from dtl.runner.run import Origin, train
+from dtl.tracking.metrics import read_metrics
+from dtl.training.trainer import StepReport
+
+# Torch, NumPy and Python have one random state per process, and torch one switch for deterministic algorithms: runs in
+# several threads take turns. Reentrant, for a part of the user's own that trains a model itself.
+_one_at_a_time = threading.RLock()
+
+
+# --- data ---------------------------------------------------------------------------------------------------------
+
+
+def open_data(config: RunConfig) -> PreparedData:
+    """Return the data that a run of this config trains on, prepared or from the cache.
+
+    `data.train[0]` is one sequence as a batch of (1, seq_len), `data.decode(data.train[0])` its text with the loss
+    marked; `data.validation`, `data.test` (None without), `data.tokenizer`, `data.pairs` are those of the run. With
+    `config.init` the tokenizer is that checkpoint's.
+
+    Raises ConfigError for an invalid config, DataError for data that is missing or too little.
+    """
+    with _as_dtl_errors(), _one_at_a_time, random_state_kept("cpu"):
+        config = _checked(config)
+        init_from = _checkpoint(config.init) if config.init else None
+        config, plans = open_sources(config, init_from)
+        tokenizer = load_tokenizer(init_from) if init_from else config.tokenizer
+        return prepare_data(config.data, tokenizer, config.seq_len, config.seed, plans=plans)
+
+
+# --- a whole run --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A finished or paused run."""
+
+    run_dir: Path
+    best_loss: float | None  # best validation loss, nats per target token; None: none was measured
+    history: list[dict[str, Any]] = field(repr=False)  # rows of metrics.jsonl: `train/loss` by `step`, `val/loss`, ...
+
+    def model(self, device: torch.device | str = "cpu") -> TransformerLM:
+        """Load the best model, or without a validation loss the last one, in evaluation mode."""
+        return load_model(self.run_dir, device)
+
+    def tokenizer(self) -> Tokenizer:
+        """Load the run's tokenizer."""
+        return load_tokenizer(self.run_dir)
+
+
+def fit(config: RunConfig, out_dir: Path | str) -> FitResult:
+    """Train as `python -m dtl.train` does, in a new folder, and return the result.
+
+    `dtl.fit(dtl.compose("model=small", "data=qa"), "outputs/mine")`. The folder has everything that a run of the
+    command has, its command line included (run.json), so that every command works on it. `config.init` starts from the
+    weights, the size and the tokenizer of another run. The caller's random states are unchanged afterwards. Runs in
+    several threads take turns; Ctrl-C saves and stops in the main thread only.
+
+    Raises ConfigError, DataError, CheckpointError before the first step, and for `config.resume`; TrainingError for a
+    loss that is not finite or too little memory; InterruptedRun after a signal. Saved checkpoints are always kept.
+    """
+    run_dir = Path(out_dir).expanduser().absolute()  # the result holds after a change of the working directory
+    with _as_dtl_errors(), _one_at_a_time:
+        config = _checked(config)
+        with random_state_kept(config.device), _removed_if_empty(run_dir):
+            best_loss = train(config, run_dir, Origin(overrides=rerun_words(config)))
+        return FitResult(run_dir, None if math.isnan(best_loss) else best_loss, read_metrics(run_dir))
+
+
+@contextmanager
+def _removed_if_empty(run_dir: Path) -> Iterator[None]:
+    """Remove the folder of a run that fails before it has written anything, if it did not exist before."""
+    existed = run_dir.exists()
+    try:
+        yield
+    except Exception:
+        if not existed and run_dir.is_dir() and {path.name for path in run_dir.iterdir()} <= {LOCK}:
+            shutil.rmtree(run_dir)
+        raise
+
+
+# --- step by step -------------------------------------------------------------------------------------------------
+
+
+class Steps(Iterator[StepReport]):
+    """The optimizer steps of a run, taken one by one as they are asked for; writes nothing.
+
+    `for report in dtl.steps(config): print(report.step, report.loss.item())` takes the steps that `fit` takes, with the
+    same losses, up to `trainer.total_steps` or `trainer.max_epochs`. Evaluation, saving, early stopping and
+    `trainer.hours` are the caller's. Leave the loop at any time: another one continues. What happens between two steps
+    changes no random number of the run, nor a step those of the caller.
+
+    Raises the errors of `fit`, from the constructor on.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        with _as_dtl_errors(), _one_at_a_time:
+            config = _checked(config)
+            with random_state_kept(config.device):
+                init_from = _checkpoint(config.init) if config.init else None
+                config, plans = open_sources(config, init_from)
+                self._parts = build_run(config, plans, None, init_from, lambda message: None)
+                self._random = random_state(self._parts.device)
+        self.config = self._parts.config  # with `init` of the size of its model
+        self.data = self._parts.data
+        self.tokenizer = self._parts.tokenizer
+        self.model = self._parts.model
+        self.trainer = self._parts.trainer
+        self.optimizers = self.trainer.optimizers
+        self._reports = self.trainer.steps()
+
+    def __next__(self) -> StepReport:
+        deterministic = self.config.trainer.deterministic
+        with _one_at_a_time, random_state_kept(self._parts.device.type), deterministic_algorithms(deterministic):
+            restore_random_state(self._random, self._parts.device)
+            report = next(self._reports, None)
+            self._random = random_state(self._parts.device)
+        if report is None:
+            raise StopIteration
+        return report
+
+
+# --- configs and errors -------------------------------------------------------------------------------------------
+
+
+def _checked(config: RunConfig) -> RunConfig:
+    """Return a validated copy of the config, its plugins imported; later changes of the original have no effect."""
+    if not isinstance(config, RunConfig):
+        raise ConfigError(f"{type(config).__name__}: not a config. Compose one: dtl.compose('model=small', 'data=qa').")
+    values = asdict(config)
+    try:
+        config = typed(values)
+    except OmegaConfBaseException as error:
+        raise translate_error(error, [*_words(values)], COMMAND) or error from None
+    if config.resume is not None:
+        raise ConfigError(
+            f"resume={config.resume}: a run is resumed by the command, python -m dtl.train resume={config.resume}. "
+            "From Python, start a new run from its weights with init."
+        )
+    return config
+
+
+def _words(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield each setting as `key=value`, for messages."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _words(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}={value}"
+
+
+def _checkpoint(init: str) -> Path:
+    return find_checkpoint(init, Path("outputs"))
+
+
+@contextmanager
+def _as_dtl_errors() -> Iterator[None]:
+    """Turn the errors of files into DTL's, as the command does."""
+    try:
+        yield
+    except Exception as error:
+        known = to_dtl_error(error, [], COMMAND)
+        if known is None or known is error:
+            raise
+        raise known from error

@@ -1,0 +1,96 @@
+"""Text from a model in Python: continuations, and scores of its answers."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from omegaconf.errors import OmegaConfBaseException
+
+from dtl.base.checks import check_seed
+from dtl.commandline.compose import COMMAND
+from dtl.commandline.translate import translate_error
+from dtl.config import RunConfig, converted
+from dtl.data.documents import QuestionAnswer
+from dtl.data.tasks import is_right, token_f1
+from dtl.data.tokenizers.prompt import Prompt
+from dtl.data.tokenizers.tokenizer import Tokenizer
+from dtl.errors import ConfigError
+from dtl.evaluation.answers import likelihoods
+from dtl.evaluation.metrics import bits_per_byte, mean
+from dtl.evaluation.text import count_token_bytes
+from dtl.generation.config import SamplingConfig
+from dtl.generation.conversation import answer_greedily, continue_text
+from dtl.model.transformer import TransformerLM
+
+
+def complete(model: TransformerLM, tokenizer: Tokenizer, text: str, *, seed: int = 0, **sampling: Any) -> str:
+    """Return the model's continuation of a text, without the text itself.
+
+    `dtl.complete(model, tokenizer, "Once upon", temperature=0.7, max_new_tokens=20)`: the keywords are those of
+    `sampling.` on the command line, with its defaults. Equal seeds give equal texts; no global random state is used.
+    Raises ConfigError for a keyword that does not exist and for a value of a wrong type or out of range.
+    """
+    check_seed(seed)
+    return "".join(continue_text(model, tokenizer, text, _sampling(sampling), seed))
+
+
+def _sampling(given: Mapping[str, Any]) -> SamplingConfig:
+    try:
+        config = converted(RunConfig, {"sampling": dict(given)}).sampling
+    except OmegaConfBaseException as error:
+        words = [f"sampling.{key}={value}" for key, value in given.items()]
+        raise translate_error(error, words, COMMAND) or error from None
+    config.validate()
+    return config
+
+
+Pair = QuestionAnswer | tuple[str, str] | Mapping[str, Any]
+
+
+def score(
+    model: TransformerLM, tokenizer: Tokenizer, pairs: Sequence[Pair], *, batch_size: int = 64
+) -> dict[str, float]:
+    """Ask the model questions, and return how well it answers: the metrics of `python -m dtl.evaluate`.
+
+    `pairs` are (question, answer) tuples, mappings with `question`, `answer` and perhaps `context`, or QuestionAnswer,
+    such as `data.pairs["test"]`. They are put as the model has learnt them (`tokenizer.prompt`), and answered greedily.
+    The result has `n`, the number of questions; `exact_match` and `f1`, means in [0, 1] after SQuAD's normalisation;
+    and `gold_bits_per_byte`, of the expected answers by the model. The batch size changes the speed only. Raises
+    ConfigError for no pairs and for one that cannot be read.
+    """
+    questions = [_question(number, pair) for number, pair in enumerate(pairs)]
+    if not questions:
+        raise ConfigError("pairs=[]: there is no question to ask. Give at least one (question, answer).")
+    if batch_size < 1:
+        raise ConfigError(f"batch_size={batch_size}: must be at least 1.")
+    prompt = tokenizer.prompt or Prompt()
+    asked = [prompt.text(question.question, question.context) for question in questions]
+    # No longer than the longest expected answer and 4 tokens more: a longer one is wrong anyway.
+    longest = 4 + max(len(ids) for ids in tokenizer.encode_batch([question.answer for question in questions]))
+    given = [answer.text for answer in answer_greedily(model, tokenizer, asked, longest, batch_size)]
+    gold = likelihoods(model, tokenizer, questions, count_token_bytes(tokenizer), batch_size, prompt)
+    answered = list(zip(given, questions, strict=True))
+    return {
+        "n": len(questions),
+        "exact_match": mean([is_right(text, question) for text, question in answered]),
+        "f1": mean([token_f1(text, question) for text, question in answered]),
+        "gold_bits_per_byte": bits_per_byte(math.fsum(g.nats for g in gold), sum(g.n_bytes for g in gold)),
+    }
+
+
+def _question(number: int, pair: Pair) -> QuestionAnswer:
+    """Return a pair in any of its forms as a QuestionAnswer."""
+    if isinstance(pair, QuestionAnswer):
+        return pair
+    known = [item.name for item in fields(QuestionAnswer)]
+    values = dict(zip(known, pair, strict=False)) if isinstance(pair, tuple | list) and len(pair) == 2 else pair
+    if not isinstance(values, Mapping) or not {"question", "answer"} <= values.keys() or values.keys() - set(known):
+        raise ConfigError(
+            f"pairs[{number}]={pair!r}: give (question, answer), or a mapping with the keys question and answer "
+            f"(and perhaps {', '.join(known[2:])})."
+        )
+    wrong = next((key for key in ("question", "answer") if not isinstance(values[key], str)), None)
+    if wrong is not None:
+        raise ConfigError(f"pairs[{number}]: its {wrong} is {values[wrong]!r}; it must be text.")
+    return QuestionAnswer(**values)

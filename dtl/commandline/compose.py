@@ -1,0 +1,117 @@
+"""Composition of a run's config outside of Hydra's main: from the words of the command line, for Python. No torch."""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import setup_globals
+from hydra.types import RunMode
+from hydra.version import VersionBase, setbase
+from omegaconf import DictConfig, OmegaConf
+
+from dtl.base.paths import conf_dir
+from dtl.base.redaction import check_no_secrets
+from dtl.commandline.cli import _check_sections, _to_hydra_syntax, override_key, to_dtl_error
+from dtl.commandline.command import Command
+from dtl.config import RunConfig, register, typed
+from dtl.errors import ConfigError
+
+COMMAND = Command("train", RunConfig, usage="", multirun=True)  # as in dtl/train.py, but for the texts of --help
+# Hydra's state belongs to the process: its config is replaced for the moment in which a composed one is resolved.
+_one_at_a_time = threading.RLock()
+
+
+def compose(*overrides: str, config_dir: Path | str | None = None) -> RunConfig:
+    """Return the config of the run that `python -m dtl.train` starts with these words, validated.
+
+    `dtl.compose("model=small", "data=qa", "trainer.total_steps=200")`: groups, recipes (`experiment=demo`), plugins and
+    defaults are those of the command, and `name` is made of the choices of model and data unless given. `config_dir`
+    is a folder with config groups of your own, as `--config-dir` is. Works in threads, in notebooks and inside a job of
+    Hydra, whose state is unchanged afterwards.
+
+    Raises ConfigError, with the command's message, for a word that cannot be read, an unknown key or choice, a value of
+    a wrong type or out of range; also for several values of one key, which are several runs.
+    """
+    words = [*overrides]
+    try:
+        _check_words(words, config_dir)
+        with _one_at_a_time, _version_base():
+            return _composed([_to_hydra_syntax(word, COMMAND) for word in words], config_dir)
+    except Exception as error:
+        known = to_dtl_error(error, [word for word in words if isinstance(word, str)], COMMAND)
+        if known is None or known is error:
+            raise
+        raise known from None
+
+
+def _check_words(words: list[str], config_dir: Path | str | None) -> None:
+    """Raise ConfigError for words that only a command line can follow."""
+    for word in words:
+        if not isinstance(word, str):
+            raise ConfigError(f'{word!r}: dtl.compose takes words as typed on the command line: "model=small".')
+        if word.startswith("-"):
+            raise ConfigError(
+                f"{word}: a flag of the command line. dtl.compose takes key=value words and returns the config of one "
+                'run; a folder of your own config groups is its argument config_dir="my_conf".'
+            )
+        key = override_key(word.partition("=")[0])
+        if key.partition("/")[0].partition(".")[0] == "hydra" and key != "hydra.searchpath":
+            raise ConfigError(f"{word}: sets how the command starts runs, which dtl.compose does not do. Leave it out.")
+    if config_dir is not None and not os.path.isdir(os.path.expanduser(config_dir)):
+        raise ConfigError(
+            f"config_dir={config_dir}: there is no such folder. Give the one that holds your config groups, such as "
+            "my_conf for my_conf/optimizer/nesterov.yaml."
+        )
+    check_no_secrets(words)
+    _check_sections(words, COMMAND)
+    hydra_words = [_to_hydra_syntax(word, COMMAND) for word in words]
+    for word, parsed in zip(words, OverridesParser.create().parse_overrides(hydra_words), strict=True):
+        if parsed.is_sweep_override():
+            raise ConfigError(
+                f"{word}: several values are several runs, and dtl.compose returns the config of one. Call it once for "
+                "each value, or run python -m dtl.train -m."
+            )
+
+
+def _composed(words: list[str], config_dir: Path | str | None) -> RunConfig:
+    register()
+    setup_globals()  # Hydra's resolvers
+    paths = create_config_search_path(str(conf_dir()))
+    if config_dir is not None:  # where Hydra's main puts --config-dir
+        folder = Path(config_dir).expanduser().absolute()
+        paths.prepend("command-line", f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
+    config = ConfigLoaderImpl(paths).load_configuration("train", words, RunMode.RUN)
+    with _as_hydras_config(config):
+        values = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        return typed(values)
+
+
+@contextmanager
+def _as_hydras_config(config: DictConfig) -> Iterator[None]:
+    """Let `${hydra:...}` read this config: the name of a run has its choices in it."""
+    hydra = HydraConfig.instance()
+    before = hydra.cfg
+    hydra.set_config(config)
+    try:
+        yield
+    finally:
+        hydra.cfg = before
+
+
+@contextmanager
+def _version_base() -> Iterator[None]:
+    """Compose by the rules of the Hydra that DTL is written for, whatever another application chose."""
+    version = VersionBase.instance()
+    before = version.version_base
+    setbase("1.3")
+    try:
+        yield
+    finally:
+        version.version_base = before
