@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from checkpoint_examples import tiny_model, tiny_tokenizer
 
-from dtl.data.config import DataConfig, Prompt, SourceConfig
+from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import QuestionAnswer
 from dtl.data.prepare import PreparedData, prepare_data
+from dtl.data.tokenizers.prompt import Prompt
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.evaluation.answers import likelihoods
 from dtl.evaluation.detection import detect, unanswerable_questions
