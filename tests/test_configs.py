@@ -241,9 +241,8 @@ def test_every_setting_is_read_somewhere():
         for field in dataclasses.fields(owner)
     }
     dead = {f"{owner}.{name}" for owner, name in settings if name not in names_read()}
-    # Looked for on the command line itself, before there is a typed config: debug=true by the door, these by dtl.train.
-    early = {"RunConfig.resume"}
-    assert dead == {*(f"{command.schema.__name__}.debug" for command in COMMANDS), *early}
+    # Looked for on the command line itself, before there is a typed config.
+    assert dead == {f"{command.schema.__name__}.debug" for command in COMMANDS}
 
 
 def test_every_setting_is_explained():

@@ -23,6 +23,7 @@ import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
+from test_configs import COMPOSED
 from test_golden import CONFIGS, GOLDEN, UPDATE
 
 import dtl.bench
@@ -318,4 +319,4 @@ def test_each_part_is_where_its_registry_looks() -> None:
 
 def test_every_golden_file_is_used() -> None:
     of_runs = {f"surface_{name}" for name in RUNS}
-    assert {path.stem for path in GOLDEN.iterdir()} == {*CONFIGS, *of_runs, NAMES, BYTES}
+    assert {path.stem for path in GOLDEN.iterdir()} == {*CONFIGS, *of_runs, NAMES, BYTES, COMPOSED.stem}
