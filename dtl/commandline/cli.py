@@ -53,15 +53,15 @@ def run_command(
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         _check_working_folder()
-        arguments = [_in_hydras_words(argument) for argument in flags_first(arguments)]
+        arguments = [in_hydras_words(argument) for argument in flags_first(arguments)]
         start = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command.name)(
             _report_once(task, arguments, command)
         )
         _check_multirun(arguments, command)
-        _check_sections(arguments, command)
+        check_sections(arguments, command)
         prepared = prepare_arguments(arguments)
         _check_config_folders(prepared)
-        sys.argv[1:] = [_to_hydra_syntax(argument, command) for argument in prepared]
+        sys.argv[1:] = [to_hydra_syntax(argument, command) for argument in prepared]
         start()
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
@@ -149,11 +149,11 @@ def _check_config_folders(arguments: list[str]) -> None:
             )
 
 
-def _in_hydras_words(argument: str) -> str:
+def in_hydras_words(argument: str) -> str:
     """`plugins=[a,b]` for `plugins=a,b`: brackets need quotes in zsh, and no sweep varies its plugins. `a=null,1` for
     `a=choice(null,1)`, which means the same: Hydra's functions take no null."""
     key, _, value = argument.partition("=")
-    if override_key(key) == "plugins" and value != "null" and re.fullmatch(r"[\w.]+(,[\w.]+)*", value):
+    if override_key(key) == "plugins" and value != "null" and re.fullmatch(r"[^\W\d][\w.]*(,[^\W\d][\w.]*)*", value):
         return f"{key}=[{value}]"
     choice = re.fullmatch(r"choice\((.*)\)", value)
     return f"{key}={choice[1]}" if choice and re.search(r"(^|,)\s*null\s*(,|$)", choice[1]) else argument
@@ -178,7 +178,7 @@ def _check_multirun(arguments: list[str], command: Command) -> None:
         raise ConfigError(f"-m: dtl.{command.name} runs once; only dtl.train runs a grid.")
 
 
-def _check_sections(arguments: list[str], command: Command) -> None:
+def check_sections(arguments: list[str], command: Command) -> None:
     """Raise ConfigError for `hydra.launcher=...`: Hydra would replace its config by the value and fail later."""
     for choice in command.sweep_settings:
         given = next((argument for argument in arguments if argument.startswith(f"{section_of(choice)}=")), None)
@@ -186,7 +186,7 @@ def _check_sections(arguments: list[str], command: Command) -> None:
             raise ConfigError(f"{given}: this is a config group. Choose it with a slash, for example {choice}.")
 
 
-def _to_hydra_syntax(argument: str, command: Command) -> str:
+def to_hydra_syntax(argument: str, command: Command) -> str:
     key, equals, value = argument.partition("=")
     if equals and override_key(key) in command.free_text:
         return argument if _is_quoted(value) or value == "null" else f"{key}={quoted(value)}"

@@ -18,12 +18,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from dtl.base.paths import conf_dir
 from dtl.base.redaction import check_no_secrets
-from dtl.commandline.cli import _check_sections, _to_hydra_syntax, override_key, to_dtl_error
+from dtl.commandline.cli import check_sections, in_hydras_words, override_key, to_dtl_error, to_hydra_syntax
 from dtl.commandline.command import Command
 from dtl.config import RunConfig, register, typed
 from dtl.errors import ConfigError
 
-COMMAND = Command("train", RunConfig, usage="", multirun=True)  # as in dtl/train.py, but for the texts of --help
+COMMAND = Command(
+    "train", RunConfig, usage="", free_text=("data.qa.prompt",), multirun=True
+)  # as in dtl/train.py, but for the texts of --help
 # Hydra's state belongs to the process: its config is replaced for the moment in which a composed one is resolved.
 _one_at_a_time = threading.RLock()
 
@@ -42,8 +44,9 @@ def compose(*overrides: str, config_dir: Path | str | None = None) -> RunConfig:
     words = [*overrides]
     try:
         _check_words(words, config_dir)
+        words = [in_hydras_words(word) for word in words]
         with _one_at_a_time, _version_base():
-            return _composed([_to_hydra_syntax(word, COMMAND) for word in words], config_dir)
+            return _composed([to_hydra_syntax(word, COMMAND) for word in words], config_dir)
     except Exception as error:
         known = to_dtl_error(error, [word for word in words if isinstance(word, str)], COMMAND)
         if known is None or known is error:
@@ -70,8 +73,8 @@ def _check_words(words: list[str], config_dir: Path | str | None) -> None:
             "my_conf for my_conf/optimizer/nesterov.yaml."
         )
     check_no_secrets(words)
-    _check_sections(words, COMMAND)
-    hydra_words = [_to_hydra_syntax(word, COMMAND) for word in words]
+    check_sections(words, COMMAND)
+    hydra_words = [to_hydra_syntax(in_hydras_words(word), COMMAND) for word in words]
     for word, parsed in zip(words, OverridesParser.create().parse_overrides(hydra_words), strict=True):
         if parsed.is_sweep_override():
             raise ConfigError(

@@ -211,16 +211,17 @@ def test_an_error_in_training_does_not_stop_the_sweep_either(command, trained):
 def test_entries_of_a_mapping_need_no_plus(command, trained, elsewhere):
     (elsewhere / "x.txt").write_text("A text of one's own.")
     new = ("data.sources.mine.kind=text", "data.sources.mine.path=x.txt", "data.sources.qa.weight=0.5")
-    assert command(*new, "optimizer.options={a: 1}", "model.arch.options.b=[c]", "model.arch.block=modern") == (
+    own = ("trainer.stop_criteria=[patience]", "trainer.stop_options={a: 1}")
+    assert command(*new, *own, "model.arch.options.b=[c]", "model.arch.block=modern") == (
         2,
         "Error: model.arch.options={'b': ['c']}: model.arch.block=modern has none. "
         "They are for a user-defined block.\n",
     )
-    assert command(*new, "optimizer.options={a: 1}")[0] == 0
+    assert command(*new, *own)[0] == 0
     (config,) = trained
     assert list(config.data.sources) == ["qa", "mine"] and config.data.sources["qa"].weight == 0.5
     assert (config.data.sources["mine"].kind, config.data.sources["mine"].path) == ("text", "x.txt")
-    assert config.optimizer.options == {"a": 1}
+    assert config.trainer.stop_options == {"a": 1}
 
 
 def test_an_experiment_is_a_recipe_that_the_command_line_beats(command, trained, elsewhere):
@@ -299,7 +300,7 @@ def test_help_names_every_group_every_choice_and_every_key(monkeypatch, capsys):
     page = capsys.readouterr().out
     for group, choices in COMMAND.groups().items():
         if choices:
-            listed = r" \|\s+".join(map(re.escape, choices))  # over several lines where they are many
+            listed = r"\s+\|\s+".join(map(re.escape, choices))  # over several lines where they are many
             assert re.search(rf"^  {group} +{listed}$", page, re.MULTILINE)
     for key in COMMAND.settings:
         assert re.search(

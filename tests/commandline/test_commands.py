@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from dtl.base.paths import conf_dir
-from dtl.commandline.cli import _to_hydra_syntax, quoted, unquoted
+from dtl.commandline.cli import quoted, to_hydra_syntax, unquoted
 from dtl.commandline.command import Command
 from dtl.config import typed_as
 from dtl.terminal.config import GenerateConfig
@@ -85,7 +85,7 @@ TALK = Command("generate", GenerateConfig, usage="", free_text=("prompt",))
 
 def read_by_hydra(argument: str) -> object:
     """The value that a command gets for the typed text."""
-    override = OverridesParser.create().parse_override(_to_hydra_syntax(argument, TALK))
+    override = OverridesParser.create().parse_override(to_hydra_syntax(argument, TALK))
     value = override.value()
     config = OmegaConf.structured(GenerateConfig)
     config.merge_with({"prompt": getattr(value, "text", value)})

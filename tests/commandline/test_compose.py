@@ -165,7 +165,8 @@ MIXED = DataConfig(
         RunConfig(data=replace(compose().data, sources={"qa": SourceConfig(kind="qa"), "a": SourceConfig(kind="qa")})),
         RunConfig(data=replace(compose().data, sources={"qa": SourceConfig(kind="qa", path="x", weight=2)})),
         RunConfig(model=ModelConfig(arch=ArchConfig(block="modern"), n_kv_heads=2, dropout=0)),
-        RunConfig(optimizer=OptimizerConfig(lr=1e-20, eps=1, options={"a": {"b c": [1, None, "x y"]}, "d": {}})),
+        RunConfig(optimizer=OptimizerConfig(lr=1e-20, eps=1)),
+        RunConfig(trainer=TrainerConfig(stop_criteria=["hours"], stop_options={"a": {"b c": [1, None, "x"]}, "d": {}})),
         RunConfig(name="small_qa", seed=2**62, trainer=TrainerConfig(hours=0.5, early_stopping_patience=None)),
     ],
 )
@@ -183,7 +184,8 @@ NAMES = st.text(string.ascii_letters, min_size=1).filter(lambda name: not is_sec
 @given(path=TEXTS, stop=st.lists(TEXTS.filter(bool), max_size=3), options=st.dictionaries(NAMES, VALUES, max_size=3))
 def test_any_value_survives(path, stop, options):
     config = compose()
-    config.data.path, config.sampling.stop, config.optimizer.options = path, stop, options
+    config.data.path, config.sampling.stop = path, stop
+    config.trainer.stop_criteria, config.trainer.stop_options = ["hours"], options
     assert to_dict(compose(*overrides_of(config))) == to_dict(config)
 
 

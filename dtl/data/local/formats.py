@@ -86,7 +86,12 @@ def recognise(file: Path) -> Format:
             raise DataError(f"{file}: neither a {named_compression} file nor text. Copy or download it again.")
     if compression:
         head = _decompressed_head(file, compression)
-    if head.startswith(PARQUET) and (compression or tail == PARQUET or suffix not in KINDS):
+    # Between its marks a parquet file has at least the length of its footer: the text "PAR1" is none.
+    if (
+        head.startswith(PARQUET)
+        and len(head) > 2 * len(PARQUET)
+        and (compression or tail == PARQUET or suffix not in KINDS)
+    ):
         if compression:
             raise DataError(
                 f"{file}: parquet compressed with {compression}. Decompress it: parquet compresses by itself."
