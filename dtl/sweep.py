@@ -52,8 +52,8 @@ def show(composed: DictConfig) -> None:
                 time.sleep(SECONDS_BETWEEN_REFRESHES)
                 status = status_of(sweep)
                 live.update(status.renderable, refresh=True)
-    if status.resume:
-        console.print(Text(status.resume, style="yellow"), soft_wrap=True)  # to be pasted: no line feeds in it
+    if status.how_to_resume:
+        console.print(Text(status.how_to_resume, style="yellow"), soft_wrap=True)  # to be pasted: no line feeds in it
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from dtl.errors import ConfigError, DTLError
 from dtl.run_dir.trial import note_error
 
 MULTIRUN = "--multirun"
+MODULE = r"[^\W\d][\w.]*"  # the name of a module
 
 
 class JobFailedError(Exception):
@@ -153,7 +154,7 @@ def in_hydras_words(argument: str) -> str:
     """`plugins=[a,b]` for `plugins=a,b`: brackets need quotes in zsh, and no sweep varies its plugins. `a=null,1` for
     `a=choice(null,1)`, which means the same: Hydra's functions take no null."""
     key, _, value = argument.partition("=")
-    if override_key(key) == "plugins" and value != "null" and re.fullmatch(r"[^\W\d][\w.]*(,[^\W\d][\w.]*)*", value):
+    if override_key(key) == "plugins" and value != "null" and re.fullmatch(rf"{MODULE}(,{MODULE})*", value):
         return f"{key}=[{value}]"
     choice = re.fullmatch(r"choice\((.*)\)", value)
     return f"{key}={choice[1]}" if choice and re.search(r"(^|,)\s*null\s*(,|$)", choice[1]) else argument

@@ -157,7 +157,7 @@ class Status:
 
     is_running: bool
     renderable: RenderableType
-    resume: str = ""  # for a sweep that ended early: how to resume it, a line to be printed without wrapping
+    how_to_resume: str = ""  # for a sweep that ended early: how to resume it, a line to be printed without wrapping
 
 
 def find_sweep(spec: str, outputs: Path) -> SweepFolder:

@@ -202,7 +202,7 @@ def test_status_tells_what_died_with_its_sweep(tmp_path):
     shown = _text_of(status)
     assert not status.is_running
     assert "killed; 1 finished, 1 killed" in shown and "0.2500" in shown and "with its sweep" in shown
-    assert status.resume == "The same command resumes it: python -m dtl.train -m a=1,2"
+    assert status.how_to_resume == "The same command resumes it: python -m dtl.train -m a=1,2"
 
 
 @pytest.mark.parametrize(("values", "told"), [((0.25, 0.5), True), ((0.25, None), False)])
@@ -275,7 +275,7 @@ def test_a_sweep_of_hydras_own_launchers_is_shown_by_its_runs(tmp_path):
         assert find_sweep(spec, tmp_path).path == folder != older.path
     status = status_of(SweepFolder(folder))
     lines = [line.split() for line in _text_of(status).splitlines()]
-    assert not status.is_running and status.resume == ""
+    assert not status.is_running and status.how_to_resume == ""
     assert lines[0][1:] == ["ended;", "2", "failed,", "1", "finished,", "of", "3"]
     assert lines[2] == ["0", "a=0", "finished", "3", "0.2500", "why"]
     assert lines[4] == ["10", "a=10", "failed", "3", "why"] and lines[6] == ["trial", "10", "failed:", "why"]
