@@ -75,6 +75,7 @@ def shown_by(module: str, folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_grid_over_a_group_of_ones_own(lab):
     words = ["experiment=night", "--config-dir=my_conf", "optimizer.options.momentum=0.0,0.5"]
     run(lab, *words, "hydra.launcher.n_jobs=2")
