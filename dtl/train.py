@@ -27,7 +27,7 @@ from dtl.commandline.cli import (
     unquoted,
 )
 from dtl.commandline.command import Command
-from dtl.commandline.overrides import rerun_words
+from dtl.commandline.overrides import check_init_words, rerun_words
 from dtl.config import RunConfig, typed
 from dtl.data.sources import plan_sources
 from dtl.data.tokenizers.prompt import read_prompt, with_prompt
@@ -71,6 +71,7 @@ ALLOWED_WITH_RESUME = (
     "trainer.max_epochs",
     "trainer.hours",
     "trainer.stop_after_steps",
+    "trainer.stop_criteria",
     "device",
     "tracker",
     "debug",
@@ -169,7 +170,8 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
     requeued = _was_started(run_dir, overrides)
     resuming = requeued or composed.get("resume") is not None
     config = _resumed_config(composed, run_dir, [] if requeued else overrides) if resuming else typed(composed)
-    init_from = _find_init(config, overrides)
+    check_init_words(config.init, overrides)
+    init_from = find_checkpoint(config.init, OUTPUTS) if config.init is not None else None
     data = with_prompt(config.data, read_prompt(init_from) if init_from else None)
     # Missing files and a missing network are reported before torch is imported.
     plans = plan_sources(data, config.seed)
@@ -223,28 +225,13 @@ def _resumed_config(composed: DictConfig, run_dir: Path, overrides: list[str]) -
         parent, _, leaf = section.rpartition(".")
         target = own[parent] if parent else own
         target[leaf] = OmegaConf.to_container(value) if isinstance(value, DictConfig) else value
+    if not own["trainer"].get("stop_criteria"):
+        own["trainer"]["stop_options"] = {}
     own |= {"plugins": list(composed.plugins), "resume": str(run_dir), "init": None}
     # An earlier session's stop_after_steps does not apply to this one.
     if "trainer.stop_after_steps" not in keys:
         own["trainer"]["stop_after_steps"] = None
     return typed(own)
-
-
-def _find_init(config: RunConfig, overrides: list[str]) -> Path | None:
-    if config.init is None:
-        return None
-    for override in overrides:
-        key = override_key(override.partition("=")[0])
-        if key.partition("/")[0].partition(".")[0] in ("model", "tokenizer") and key not in (
-            "model.dropout",
-            "model.token_dropout",
-            "model.attention",
-        ):
-            raise ConfigError(
-                f"{override}: init={config.init} brings its own size, architecture and tokenizer. Leave it out "
-                "(model.dropout, model.token_dropout and model.attention may be given)."
-            )
-    return find_checkpoint(config.init, OUTPUTS)
 
 
 if __name__ == "__main__":

@@ -5,15 +5,17 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf.errors import OmegaConfBaseException
 
 from dtl.base.runtime import deterministic_algorithms, random_state, random_state_kept, restore_random_state
 from dtl.checkpoints.find import find_checkpoint
+from dtl.checkpoints.listing import step_folders
 from dtl.checkpoints.load import load_model, load_tokenizer
 from dtl.checkpoints.upkeep import LOCK
 from dtl.commandline.cli import to_dtl_error
@@ -23,8 +25,10 @@ from dtl.commandline.translate import translate_error
 from dtl.config import RunConfig, typed
 from dtl.data.prepare import PreparedData, prepare_data
 from dtl.data.tokenizers.tokenizer import Tokenizer
-from dtl.errors import ConfigError
+from dtl.errors import ConfigError, did_you_mean
 from dtl.model.transformer import TransformerLM
+from dtl.run_dir.provenance import RECORD
+from dtl.run_dir.state import resume_command
 from dtl.runner.build import build_run, open_sources
 from dtl.runner.run import Origin, train
 from dtl.tracking.metrics import read_metrics
@@ -89,6 +93,7 @@ def fit(config: RunConfig, out_dir: Path | str) -> FitResult:
     run_dir = Path(out_dir).expanduser().absolute()  # the result holds after a change of the working directory
     with _as_dtl_errors(), _one_at_a_time:
         config = _checked(config)
+        _check_folder(out_dir, run_dir)
         with random_state_kept(config.device), _removed_if_empty(run_dir):
             best_loss = train(config, run_dir, Origin(overrides=rerun_words(config)))
         return FitResult(run_dir, None if math.isnan(best_loss) else best_loss, read_metrics(run_dir))
@@ -154,7 +159,8 @@ def _checked(config: RunConfig) -> RunConfig:
     """Return a validated copy of the config, its plugins imported; later changes of the original have no effect."""
     if not isinstance(config, RunConfig):
         raise ConfigError(f"{type(config).__name__}: not a config. Compose one: dtl.compose('model=small', 'data=qa').")
-    values = asdict(config)
+    _check_attributes(config)
+    values = _plain(asdict(config))
     try:
         config = typed(values)
     except OmegaConfBaseException as error:
@@ -165,6 +171,38 @@ def _checked(config: RunConfig) -> RunConfig:
             "From Python, start a new run from its weights with init."
         )
     return config
+
+
+def _check_attributes(section: Any, prefix: str = "") -> None:
+    """Raise ConfigError for an attribute that is no setting, such as `config.optimizer.lrr = 3`."""
+    known = {item.name for item in fields(section)}
+    for name, value in vars(section).items():
+        if name not in known:
+            raise ConfigError(f"{prefix}{name}={value!r}: there is no such key.{did_you_mean(name, known)}")
+        if is_dataclass(value):
+            _check_attributes(value, f"{prefix}{name}.")
+
+
+def _plain(value: Any) -> Any:
+    """Return the values with NumPy's numbers as Python's, as of a loop over np.logspace."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _check_folder(out_dir: Path | str, run_dir: Path) -> None:
+    """Raise ConfigError for a folder that a run would share with other files: `dtl.runs` deletes a run with it."""
+    if not str(out_dir).strip() or run_dir.name == "checkpoints":
+        raise ConfigError(f"out_dir={str(out_dir)!r}: give a folder for the run, such as outputs/mine.")
+    if step_folders(run_dir):
+        raise ConfigError(
+            f"{run_dir}: contains a run. Choose another folder, or continue that run from a terminal: "
+            f"{resume_command(run_dir)}"
+        )
+    if run_dir.is_dir() and any(run_dir.iterdir()) and not (run_dir / RECORD).exists():
+        raise ConfigError(f"{run_dir}: contains other files. Choose a folder of its own for the run.")
 
 
 def _words(values: dict[str, Any], prefix: str = "") -> Iterator[str]:

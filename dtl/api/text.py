@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 from omegaconf.errors import OmegaConfBaseException
@@ -12,10 +11,12 @@ from dtl.commandline.compose import COMMAND
 from dtl.commandline.translate import translate_error
 from dtl.config import RunConfig, converted
 from dtl.data.documents import QuestionAnswer
+from dtl.data.local.readers import Record
+from dtl.data.qa.records import PairReader
 from dtl.data.tasks import is_right, token_f1
 from dtl.data.tokenizers.prompt import Prompt
 from dtl.data.tokenizers.tokenizer import Tokenizer
-from dtl.errors import ConfigError
+from dtl.errors import ConfigError, DataError
 from dtl.evaluation.answers import likelihoods
 from dtl.evaluation.metrics import bits_per_byte, mean
 from dtl.evaluation.text import count_token_bytes
@@ -53,11 +54,13 @@ def score(
 ) -> dict[str, float]:
     """Ask the model questions, and return how well it answers: the metrics of `python -m dtl.evaluate`.
 
-    `pairs` are (question, answer) tuples, mappings with `question`, `answer` and perhaps `context`, or QuestionAnswer,
-    such as `data.pairs["test"]`. They are put as the model has learnt them (`tokenizer.prompt`), and answered greedily.
-    The result has `n`, the number of questions; `exact_match` and `f1`, means in [0, 1] after SQuAD's normalisation;
-    and `gold_bits_per_byte`, of the expected answers by the model. The batch size changes the speed only. Raises
-    ConfigError for no pairs and for one that cannot be read.
+    `pairs` are (question, answer) tuples, records under the names that files may have (`dtl.data.qa.records`), or
+    QuestionAnswer, such as `data.pairs["test"]`. They are put as the model has learnt them (`tokenizer.prompt`), and
+    answered greedily. The result has `n`, the number of questions; `exact_match` and `f1`, means in [0, 1] after
+    SQuAD's normalisation; and `gold_bits_per_byte`, of the expected answers by the model. The batch size changes the
+    speed only.
+
+    Raises ConfigError for no pairs and for one that cannot be read.
     """
     questions = [_question(number, pair) for number, pair in enumerate(pairs)]
     if not questions:
@@ -80,17 +83,19 @@ def score(
 
 
 def _question(number: int, pair: Pair) -> QuestionAnswer:
-    """Return a pair in any of its forms as a QuestionAnswer."""
+    """Return a pair in any of its forms as a QuestionAnswer; a mapping is read as a record of a file is."""
+    place = f"pairs[{number}]"
     if isinstance(pair, QuestionAnswer):
         return pair
-    known = [item.name for item in fields(QuestionAnswer)]
-    values = dict(zip(known, pair, strict=False)) if isinstance(pair, tuple | list) and len(pair) == 2 else pair
-    if not isinstance(values, Mapping) or not {"question", "answer"} <= values.keys() or values.keys() - set(known):
-        raise ConfigError(
-            f"pairs[{number}]={pair!r}: give (question, answer), or a mapping with the keys question and answer "
-            f"(and perhaps {', '.join(known[2:])})."
-        )
-    wrong = next((key for key in ("question", "answer") if not isinstance(values[key], str)), None)
-    if wrong is not None:
-        raise ConfigError(f"pairs[{number}]: its {wrong} is {values[wrong]!r}; it must be text.")
-    return QuestionAnswer(**values)
+    if isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(text, str) for text in pair):
+        return QuestionAnswer(*pair)
+    reader = PairReader()
+    try:
+        by_split = reader.pairs(Record(place, dict(pair))) if isinstance(pair, Mapping) else {}
+    except DataError as error:
+        raise ConfigError(str(error)) from error
+    read = [question for questions in by_split.values() for question in questions]
+    if len(read) != 1:
+        why = " ".join(reader.notes(place))
+        raise ConfigError(f"{place}={pair!r}: give (question, answer), or a record with one of each. {why}".rstrip())
+    return read[0]

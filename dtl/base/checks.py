@@ -42,6 +42,13 @@ def check_choices(settings: object, section: str, rest: str = "", hint: bool = F
         _check(settings, section, [key], names.__contains__, f"one of {', '.join(names)}{rest}.{nearest}")
 
 
+def check_unique(names: Sequence[str], key: str) -> None:
+    """Raise ConfigError for a name that is given twice."""
+    twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
+    if twice is not None:
+        raise ConfigError(f"{key}=[{','.join(names)}]: names {twice} twice. Leave one out.")
+
+
 def check_seed(seed: int) -> None:
     """Raise ConfigError for a seed that torch's generators do not take."""
     if not 0 <= seed < 2**63:

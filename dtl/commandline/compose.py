@@ -20,6 +20,7 @@ from dtl.base.paths import conf_dir
 from dtl.base.redaction import check_no_secrets
 from dtl.commandline.cli import check_sections, in_hydras_words, override_key, to_dtl_error, to_hydra_syntax
 from dtl.commandline.command import Command
+from dtl.commandline.overrides import check_init_words
 from dtl.config import RunConfig, register, typed
 from dtl.errors import ConfigError
 
@@ -46,7 +47,9 @@ def compose(*overrides: str, config_dir: Path | str | None = None) -> RunConfig:
         _check_words(words, config_dir)
         words = [in_hydras_words(word) for word in words]
         with _one_at_a_time, _version_base():
-            return _composed([to_hydra_syntax(word, COMMAND) for word in words], config_dir)
+            config = _composed([to_hydra_syntax(word, COMMAND) for word in words], config_dir)
+            check_init_words(config.init, words)
+            return config
     except Exception as error:
         known = to_dtl_error(error, [word for word in words if isinstance(word, str)], COMMAND)
         if known is None or known is error:

@@ -1,17 +1,33 @@
 """The words of the command line that describe a given config: what a run from Python is labelled and rerun with."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import Field, fields, is_dataclass
 from typing import Any
 
-from dtl.commandline.cli import quoted
+from dtl.commandline.cli import override_key, quoted
 from dtl.config import RunConfig
+from dtl.errors import ConfigError
 
 DEFAULT_NAME = "small_qa"  # by the command, for its default choices of model and data
 # Texts that Hydra reads as text without quotes; all others are quoted.
 _PLAIN = re.compile(r"(?!(?:null|true|false|nan|inf)\Z)[A-Za-z_/][\w./-]*", re.IGNORECASE | re.ASCII)
 _NAME = re.compile(r"[A-Za-z_][\w-]*", re.ASCII)  # an entry of a mapping that can be written key.name
 _SPECIAL_IN_KEYS = re.compile(r"([\\()\[\]{}:=, \t])")
+
+
+KEPT_WITH_INIT = ("model.dropout", "model.token_dropout", "model.attention")
+
+
+def check_init_words(init: str | None, overrides: Iterable[str]) -> None:
+    """Raise ConfigError for words that set what a run with `init=` takes from its checkpoint."""
+    for override in overrides if init is not None else ():
+        key = override_key(override.partition("=")[0])
+        if key.partition("/")[0].partition(".")[0] in ("model", "tokenizer") and key not in KEPT_WITH_INIT:
+            raise ConfigError(
+                f"{override}: init={init} brings its own size, architecture and tokenizer. Leave it out "
+                f"({', '.join(KEPT_WITH_INIT[:-1])} and {KEPT_WITH_INIT[-1]} may be given)."
+            )
 
 
 def overrides_of(config: RunConfig) -> list[str]:
@@ -26,9 +42,12 @@ def overrides_of(config: RunConfig) -> list[str]:
 
 def rerun_words(config: RunConfig) -> list[str]:
     """Return `overrides_of` as the command accepts them: with `init` without the keys that the checkpoint brings."""
-    kept = ("model.dropout", "model.token_dropout", "model.attention")
     brought = () if config.init is None else ("model.", "tokenizer.")
-    return [word for word in overrides_of(config) if not word.startswith(brought) or word.partition("=")[0] in kept]
+    return [
+        word
+        for word in overrides_of(config)
+        if not word.startswith(brought) or word.partition("=")[0] in KEPT_WITH_INIT
+    ]
 
 
 def _values(item: Field, given: Any, before: Any) -> tuple[Any, Any]:

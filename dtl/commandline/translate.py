@@ -194,7 +194,8 @@ def _article(words: str) -> str:
 
 # --- config files of the user -------------------------------------------------------------------------------------
 
-GLOBAL = re.compile(r"^\s*#\s*@package\s+_global_\s*$", re.MULTILINE)  # the line that a recipe opens with
+# The line that a recipe opens with: Hydra overlooks it after another comment.
+GLOBAL = re.compile(r"\ufeff?\s*#\s*@package\s+_global_\s*$", re.MULTILINE)
 
 
 def _config_folders(arguments: list[str]) -> list[Path]:
@@ -215,10 +216,10 @@ def _bare_recipe(arguments: list[str]) -> ConfigError | None:
     `experiment`, where no key is known."""
     for name in (word.partition("=")[2] for word in arguments if word.lstrip("+").startswith("experiment=")):
         found = _config_text(f"experiment/{name}", arguments)
-        if found and not GLOBAL.search(found[1]):
+        if found and not GLOBAL.match(found[1]):
             return ConfigError(
                 f"experiment={name}: {shown(found[0])} lacks the line that makes it a recipe for the whole config. "
-                "Write it at the top: # @package _global_"
+                "Write it as the first line, before any other comment: # @package _global_"
             )
     return None
 
@@ -229,7 +230,7 @@ def _package_hint(name: str, full_key: str, arguments: list[str]) -> str:
     section = group.replace("/", ".")
     if full_key.startswith(f"{section}.{section}"):
         return f" What is in this file belongs to {section} already: leave out the line '{section}:'."
-    if found and section != "experiment" and GLOBAL.search(found[1]):
+    if found and section != "experiment" and GLOBAL.match(found[1]):
         return f" Leave out the line '# @package _global_': what is in the file then belongs to {section}."
     return ""
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from omegaconf import MISSING
 
-from dtl.base.checks import check_at_least, check_choices, check_fractions
+from dtl.base.checks import check_at_least, check_choices, check_fractions, check_unique
 from dtl.base.safe_text import in_one_line
 from dtl.errors import ConfigError, did_you_mean
 from dtl.registry import METRICS, SOURCES, TASKS, TOKENIZERS
@@ -20,6 +20,8 @@ HUB_ROWS = ("text", "article", "wikitext")
 SPLITS = ("train", "validation", "test")
 LOSS_ON = ("all", "answer")
 VERIFY = ("quick", "full")
+# Names in metrics.jsonl and in reports of what every evaluation measures: no metric of one's own may take one's place.
+MEASURED_OF_TEXT = ("loss", "targets", "perplexity", "bits_per_byte", "tokens_per_second")
 PLACEHOLDERS = ("question", "context")
 
 
@@ -258,6 +260,14 @@ class DataConfig:
             TASKS.check(task)
         for metric in self.metrics:
             METRICS.check(metric)
+            if metric in MEASURED_OF_TEXT:
+                raise ConfigError(f"data.metrics={metric}: is always measured, under this name. Rename yours.")
+        check_unique(self.metrics, "data.metrics")
+        if self.qa.prompt is not None and all(source.traits.questions == "none" for source in sources.values()):
+            raise ConfigError(
+                f"data.qa.prompt={in_one_line(self.qa.prompt)}: is for questions, and this data has none. Leave it "
+                "out, or mix questions in: data.qa.weight=0.5."
+            )
         if self.tasks and all(source.traits.questions == "none" for source in sources.values()):
             raise ConfigError(
                 f"data.tasks=[{','.join(self.tasks)}]: tasks ask questions, and this data has none. Leave it out, or "

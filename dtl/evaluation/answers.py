@@ -53,7 +53,8 @@ def likelihoods(
         for chosen in by_length([len(a) + len(b) for a, b in zip(asked, answers, strict=True)], batch_size):
             nats = _nats(model, [asked[i] for i in chosen], [[*answers[i], tokenizer.eos_id] for i in chosen])
             for i, total in zip(chosen, nats, strict=True):
-                by_pair[i] = Likelihood(total, int(token_bytes[answers[i]].sum()))
+                scored = answers[i][1 - model.config.max_seq_len :]  # with the end token, as many as fit the context
+                by_pair[i] = Likelihood(total, int(token_bytes[scored].sum()))
     finally:
         model.train(was_training)
     return [by_pair[i] for i in range(len(pairs))]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from dtl.base.checks import check_at_least, check_choices, check_fractions, check_positive
+from dtl.base.checks import check_at_least, check_choices, check_fractions, check_positive, check_unique
 from dtl.errors import ConfigError
 from dtl.registry import LOSSES, OPTIMIZERS, SCHEDULES, STEP_FIELDS, STOP_CRITERIA
 
@@ -118,6 +118,7 @@ class TrainerConfig:
         for registry, names in ((STOP_CRITERIA, self.stop_criteria), (STEP_FIELDS, self.step_fields)):
             for name in names:
                 registry.check(name)
+            check_unique(names, registry.key)
         if self.stop_options and not self.stop_criteria:
             raise ConfigError(
                 f"trainer.stop_options={self.stop_options}: nothing reads them without trainer.stop_criteria=[name]."

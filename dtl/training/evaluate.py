@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dtl.base.runtime import is_out_of_memory
 from dtl.data.batches import IGNORE, PackedSequences
+from dtl.errors import TrainingError
 from dtl.model.transformer import TransformerLM
 from dtl.registry import METRICS
 from dtl.training.loss import at_targets
@@ -86,7 +87,18 @@ def _sums(head: nn.Module, x_nd: Tensor, targets_n: Tensor, metrics: Sequence[st
     """Return the sums of the cross-entropy and of the metrics over the targets, (1 + metrics,) fp32."""
     logits_nv = head(x_nd).float()
     loss = F.cross_entropy(logits_nv, targets_n, reduction="sum")
-    return torch.stack([loss, *(METRICS.get(name)(logits_nv, targets_n).float().sum() for name in metrics)])
+    return torch.stack([loss, *(_summed_metric(name, logits_nv, targets_n) for name in metrics)])
+
+
+def _summed_metric(name: str, logits_nv: Tensor, targets_n: Tensor) -> Tensor:
+    values_n = METRICS.get(name)(logits_nv, targets_n)
+    if not isinstance(values_n, Tensor) or values_n.shape != targets_n.shape:
+        given = f"shape {tuple(values_n.shape)}" if isinstance(values_n, Tensor) else f"a {type(values_n).__name__}"
+        raise TrainingError(
+            f"data.metrics={name}: gives {given}. It must be a tensor with a value for each target, here of shape "
+            f"{tuple(targets_n.shape)}."
+        )
+    return values_n.float().sum()
 
 
 @METRICS.register("accuracy")

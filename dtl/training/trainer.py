@@ -233,6 +233,10 @@ class Trainer:
                     f"trainer.step_fields={name}: gives {wrong[0]}. A field is called {name}, or {name}/... if there "
                     "are several."
                 )
+            if vectors := [key for key, value in new.items() if isinstance(value, Tensor) and value.ndim]:
+                raise TrainingError(
+                    f"trainer.step_fields={name}: {vectors[0]} must be a number or a tensor of shape ()."
+                )
             fields |= new
         return fields
 

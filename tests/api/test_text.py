@@ -75,9 +75,10 @@ def test_a_pair_in_any_form(trained, asked):
         ([], r"pairs=\[\]: there is no question"),
         ([("a",)], r"pairs\[0\]=\('a',\): give \(question, answer\)"),
         ([QuestionAnswer("a", "b"), {"question": "a"}], r"pairs\[1\]="),
-        ([{"question": "a", "answer": "b", "anser": "c"}], r"pairs\[0\]="),
+        ([{"question": "a", "answer": ""}], r"pairs\[0\]=.* 1 x an empty answer"),
+        ([{"question": "a", "answer": ["b", True]}], r"pairs\[0\]: text is needed"),
         (["ab"], r"pairs\[0\]='ab'"),
-        ([("a", 3)], r"pairs\[0\]: its answer is 3"),
+        ([("a", 3)], r"pairs\[0\]=\('a', 3\): give"),
     ],
 )
 def test_a_wrong_pair_is_named(trained, pairs, message):

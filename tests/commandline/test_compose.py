@@ -191,5 +191,9 @@ def test_any_value_survives(path, stop, options):
 
 def test_a_checkpoints_own_settings_are_no_words():
     """`python -m dtl.train init=...` accepts none of them."""
-    config = compose("init=outputs/a", "model.dim=64", "model.dropout=0", "tokenizer=byte", "seed=5")
+    for word in ("model.dim=64", "tokenizer=byte"):
+        with pytest.raises(ConfigError, match=f"{word}: init=outputs/a brings its own size"):
+            compose("init=outputs/a", word)
+    config = compose("model.dim=64", "model.dropout=0", "tokenizer=byte", "seed=5")
+    config.init = "outputs/a"
     assert rerun_words(config) == ["model.dropout=0.0", "seed=5", "init=outputs/a"]

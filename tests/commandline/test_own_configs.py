@@ -77,7 +77,7 @@ def test_a_config_of_ones_own_in_place_of_train(train, trained):
 def test_a_recipe_without_its_first_line_is_named_with_the_line(train, elsewhere, text, name):
     for arguments in ([], ["-m", "seed=1,2"]):
         code, shown = train(*arguments, f"experiment={name}", **{f"experiment__{name}": text})
-        assert code == 2 and "Write it at the top: # @package _global_" in shown, shown
+        assert code == 2 and "Write it as the first line, before any other comment: # @package _global_" in shown, shown
         assert f"experiment={name}: mine/experiment/{name}.yaml" in shown and left_behind(elsewhere) == []
 
 

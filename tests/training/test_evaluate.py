@@ -11,6 +11,8 @@ from torch import Tensor
 
 from dtl.base.runtime import autocast
 from dtl.data.batches import IGNORE, Batch, PackedSequences
+from dtl.data.config import MEASURED_OF_TEXT, DataConfig, SourceConfig
+from dtl.errors import ConfigError, TrainingError
 from dtl.model.transformer import TransformerLM
 from dtl.registry import METRICS
 from dtl.training.evaluate import evaluate
@@ -189,3 +191,22 @@ class Cached:
 
     def batch(self, indices: Sequence[int]) -> Batch:
         return Batch(self.first.inputs, self.first.targets, None, None, tuple(indices))
+
+
+@pytest.mark.parametrize("metric", [lambda x, y: x, lambda x, y: y.sum(), lambda x, y: 0.5])
+def test_a_metric_of_another_shape_is_rejected_and_not_summed(
+    tiny_model: Callable[..., TransformerLM],
+    random_rows: Callable[..., PackedSequences],
+    monkeypatch: pytest.MonkeyPatch,
+    metric: Any,
+) -> None:
+    monkeypatch.setitem(METRICS._parts, "wide", metric)
+    with pytest.raises(TrainingError, match=r"data\.metrics=wide: gives .* a value for each target"):
+        evaluate(tiny_model(), random_rows(), batch_size=3, metrics=["wide"])
+
+
+@pytest.mark.parametrize("name", MEASURED_OF_TEXT)
+def test_a_metric_cannot_take_the_place_of_dtls_own(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setitem(METRICS._parts, name, lambda x, y: y)
+    with pytest.raises(ConfigError, match=rf"data\.metrics={name}: is always measured"):
+        DataConfig(sources={"qa": SourceConfig("qa")}, metrics=[name]).validate()
