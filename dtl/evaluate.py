@@ -11,8 +11,7 @@ from dtl.base.display import Display, exit_when_output_closes, shown
 from dtl.commandline.cli import override_key, run_command
 from dtl.commandline.command import Command
 from dtl.config import RunConfig, converted, typed_as
-from dtl.data.sources import plan_sources
-from dtl.data.tokenizers.prompt import read_prompt, with_prompt
+from dtl.data.tokenizers.prompt import read_prompt
 from dtl.errors import ConfigError
 from dtl.evaluation.config import EVALUATION_FILE, EvaluateConfig
 from dtl.run_dir.state import read_config
@@ -54,11 +53,10 @@ def job(composed: DictConfig) -> None:
     settings = typed_as(EvaluateConfig, composed)
     checkpoint = checkpoint_to_use(settings.ckpt, OUTPUTS, "evaluate")
     run, is_own = _run_with_data(composed, settings, checkpoint)
-    run = replace(run, data=with_prompt(run.data, read_prompt(checkpoint)))
-    from dtl.data.collect import pinned  # imports numpy, which --help does not need
+    from dtl.data.collect import open_sources  # imports numpy, which --help does not need
 
-    plans = plan_sources(run.data, run.seed)
-    run = replace(run, data=pinned(run.data, plans))
+    data, plans = open_sources(run.data, run.seed, read_prompt(checkpoint))
+    run = replace(run, data=data)
     out = _metrics_file(settings.out, checkpoint, is_own)
 
     with exit_when_output_closes(), Display() as display:

@@ -16,7 +16,6 @@ from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
 from dtl.config import typed_as
 from dtl.data.config import DataConfig, TokenizerConfig
-from dtl.data.sources import plan_sources
 from dtl.errors import ConfigError
 from dtl.model.config import ModelConfig
 from dtl.terminal.streams import open_screen
@@ -85,10 +84,9 @@ def main() -> None:
 def job(composed: DictConfig) -> None:
     """Prepare, report, export. Everything that can be checked without torch is checked before it is imported."""
     config = typed_as(PrepareConfig, composed)
-    from dtl.data.collect import pinned  # imports numpy, which --help does not need
+    from dtl.data.collect import open_sources  # imports numpy, which --help does not need
 
-    plans = plan_sources(config.data, config.seed)  # rejects missing data within a second
-    data = pinned(config.data, plans)
+    data, plans = open_sources(config.data, config.seed)  # rejects missing data within a second
     screen = open_screen(all_in_one=False)
     with exit_when_output_closes():
         from dtl.data.cache import Cache, cache_folder

@@ -29,8 +29,7 @@ from dtl.commandline.cli import (
 from dtl.commandline.command import Command
 from dtl.commandline.overrides import check_init_words, rerun_words
 from dtl.config import RunConfig, typed
-from dtl.data.sources import plan_sources
-from dtl.data.tokenizers.prompt import read_prompt, with_prompt
+from dtl.data.tokenizers.prompt import read_prompt
 from dtl.errors import ConfigError, InterruptedRun
 from dtl.run_dir.provenance import RECORD, composition_flags
 from dtl.run_dir.sweep_records import sweep_to_continue, with_its_flags
@@ -172,13 +171,11 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
     config = _resumed_config(composed, run_dir, [] if requeued else overrides) if resuming else typed(composed)
     check_init_words(config.init, overrides)
     init_from = find_checkpoint(config.init, OUTPUTS) if config.init is not None else None
-    data = with_prompt(config.data, read_prompt(init_from) if init_from else None)
+    from dtl.data.collect import open_sources  # imports numpy, which --help does not need
+
     # Missing files and a missing network are reported before torch is imported.
-    plans = plan_sources(data, config.seed)
-
-    from dtl.data.collect import pinned
-
-    config = replace(config, data=pinned(data, plans))
+    data, plans = open_sources(config.data, config.seed, init_from and read_prompt(init_from))
+    config = replace(config, data=data)
 
     from dtl.runner.run import Origin
 

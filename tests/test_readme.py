@@ -158,7 +158,7 @@ def train_each(desk, monkeypatch, capsys):
         with monkeypatch.context() as patched:
             if command in NEED_THE_HUB:
                 patched.setattr(dtl.train, "train", lambda config, *_: 0.0)
-                patched.setattr(dtl.train, "plan_sources", lambda *_: [])
+                patched.setattr(dtl.data.collect, "plan_sources", lambda *_: [])
             try:
                 dtl.train.main()
             except SystemExit as exit_:

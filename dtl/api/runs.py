@@ -5,7 +5,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,16 @@ from dtl.commandline.compose import COMMAND
 from dtl.commandline.overrides import rerun_words
 from dtl.commandline.translate import translate_error
 from dtl.config import RunConfig, typed
+from dtl.data.collect import open_sources
 from dtl.data.prepare import PreparedData, prepare_data
+from dtl.data.sources import SourcePlan
+from dtl.data.tokenizers.prompt import read_prompt
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.errors import ConfigError, did_you_mean
 from dtl.model.transformer import TransformerLM
 from dtl.run_dir.provenance import RECORD
-from dtl.run_dir.state import resume_command
-from dtl.runner.build import build_run, open_sources
+from dtl.run_dir.state import dotted, resume_command
+from dtl.runner.build import build_run, raise_if_resume
 from dtl.runner.run import Origin, train
 from dtl.tracking.metrics import read_metrics
 from dtl.training.trainer import StepReport
@@ -53,8 +56,7 @@ def open_data(config: RunConfig) -> PreparedData:
     """
     with _as_dtl_errors(), _one_at_a_time, random_state_kept("cpu"):
         config = _checked(config)
-        init_from = _checkpoint(config.init) if config.init else None
-        config, plans = open_sources(config, init_from)
+        config, init_from, plans = _opened(config)
         tokenizer = load_tokenizer(init_from) if init_from else config.tokenizer
         return prepare_data(config.data, tokenizer, config.seq_len, config.seed, plans=plans)
 
@@ -129,8 +131,7 @@ class Steps(Iterator[StepReport]):
         with _as_dtl_errors(), _one_at_a_time:
             config = _checked(config)
             with random_state_kept(config.device):
-                init_from = _checkpoint(config.init) if config.init else None
-                config, plans = open_sources(config, init_from)
+                config, init_from, plans = _opened(config)
                 self._parts = build_run(config, plans, None, init_from, lambda message: None)
                 self._random = random_state(self._parts.device)
         self.config = self._parts.config  # with `init` of the size of its model
@@ -164,12 +165,9 @@ def _checked(config: RunConfig) -> RunConfig:
     try:
         config = typed(values)
     except OmegaConfBaseException as error:
-        raise translate_error(error, [*_words(values)], COMMAND) or error from None
-    if config.resume is not None:
-        raise ConfigError(
-            f"resume={config.resume}: a run is resumed by the command, python -m dtl.train resume={config.resume}. "
-            "From Python, start a new run from its weights with init."
-        )
+        words = [f"{key}={value}" for key, value in dotted(values)]
+        raise translate_error(error, words, COMMAND) or error from None
+    raise_if_resume(config)
     return config
 
 
@@ -205,17 +203,11 @@ def _check_folder(out_dir: Path | str, run_dir: Path) -> None:
         raise ConfigError(f"{run_dir}: contains other files. Choose a folder of its own for the run.")
 
 
-def _words(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield each setting as `key=value`, for messages."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _words(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}={value}"
-
-
-def _checkpoint(init: str) -> Path:
-    return find_checkpoint(init, Path("outputs"))
+def _opened(config: RunConfig) -> tuple[RunConfig, Path | None, list[SourcePlan]]:
+    """Return the config with its sources opened, the checkpoint that it starts from, and the sources."""
+    init_from = find_checkpoint(config.init, Path("outputs")) if config.init else None
+    data, plans = open_sources(config.data, config.seed, init_from and read_prompt(init_from))
+    return replace(config, data=data), init_from, plans
 
 
 @contextmanager

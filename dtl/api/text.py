@@ -12,6 +12,7 @@ from dtl.commandline.translate import translate_error
 from dtl.config import RunConfig, converted
 from dtl.data.documents import QuestionAnswer
 from dtl.data.local.readers import Record
+from dtl.data.prepare import longest_answer
 from dtl.data.qa.records import PairReader
 from dtl.data.tasks import is_right, token_f1
 from dtl.data.tokenizers.prompt import Prompt
@@ -69,9 +70,8 @@ def score(
         raise ConfigError(f"batch_size={batch_size}: must be at least 1.")
     prompt = tokenizer.prompt or Prompt()
     asked = [prompt.text(question.question, question.context) for question in questions]
-    # No longer than the longest expected answer and 4 tokens more: a longer one is wrong anyway.
-    longest = 4 + max(len(ids) for ids in tokenizer.encode_batch([question.answer for question in questions]))
-    given = [answer.text for answer in answer_greedily(model, tokenizer, asked, longest, batch_size)]
+    answers = answer_greedily(model, tokenizer, asked, longest_answer(tokenizer, questions), batch_size)
+    given = [answer.text for answer in answers]
     gold = likelihoods(model, tokenizer, questions, count_token_bytes(tokenizer), batch_size, prompt)
     answered = list(zip(given, questions, strict=True))
     return {

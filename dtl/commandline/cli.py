@@ -143,11 +143,17 @@ def _reject_flags(message: str) -> NoReturn:
 def _check_config_folders(arguments: list[str]) -> None:
     for argument in arguments:
         flag, _, folder = argument.partition("=")
-        if flag in ("--config-dir", "--config-path") and "://" not in folder and not os.path.isdir(folder):
-            raise ConfigError(
-                f"{argument}: there is no such folder. Give the folder that holds your config groups, such as my_conf "
-                "for my_conf/optimizer/nesterov.yaml."
-            )
+        if flag in ("--config-dir", "--config-path") and "://" not in folder:
+            check_config_folder(argument, folder)
+
+
+def check_config_folder(given: str, folder: str) -> None:
+    """Raise ConfigError, which begins with the words as `given`, for a folder of config groups that does not exist."""
+    if not os.path.isdir(folder):
+        raise ConfigError(
+            f"{given}: there is no such folder. Give the folder that holds your config groups, such as my_conf "
+            "for my_conf/optimizer/nesterov.yaml."
+        )
 
 
 def in_hydras_words(argument: str) -> str:

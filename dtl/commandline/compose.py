@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,17 +18,37 @@ from omegaconf import DictConfig, OmegaConf
 
 from dtl.base.paths import conf_dir
 from dtl.base.redaction import check_no_secrets
-from dtl.commandline.cli import check_sections, in_hydras_words, override_key, to_dtl_error, to_hydra_syntax
+from dtl.commandline.cli import (
+    check_config_folder,
+    check_sections,
+    in_hydras_words,
+    override_key,
+    to_dtl_error,
+    to_hydra_syntax,
+)
 from dtl.commandline.command import Command
 from dtl.commandline.overrides import check_init_words
 from dtl.config import RunConfig, register, typed
 from dtl.errors import ConfigError
 
-COMMAND = Command(
-    "train", RunConfig, usage="", free_text=("data.qa.prompt",), multirun=True
-)  # as in dtl/train.py, but for the texts of --help
+# As in dtl/train.py, but for the texts of --help.
+COMMAND = Command("train", RunConfig, usage="", free_text=("data.qa.prompt",), multirun=True)
 # Hydra's state belongs to the process: its config is replaced for the moment in which a composed one is resolved.
 _one_at_a_time = threading.RLock()
+
+
+def typed_run(composed: DictConfig) -> RunConfig:
+    """Return the validated config of a run from what Hydra has composed, Hydra's own section included.
+
+    Raises OmegaConf's errors for wrong keys and types, ConfigError for wrong values.
+    """
+    hydra = HydraConfig.instance()
+    before = hydra.cfg
+    hydra.set_config(composed)  # ${hydra:...} reads it: the name of a run has its choices in it
+    try:
+        return typed(OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]))
+    finally:
+        hydra.cfg = before
 
 
 def compose(*overrides: str, config_dir: Path | str | None = None) -> RunConfig:
@@ -46,10 +66,12 @@ def compose(*overrides: str, config_dir: Path | str | None = None) -> RunConfig:
     try:
         _check_words(words, config_dir)
         words = [in_hydras_words(word) for word in words]
+        hydra_words = [to_hydra_syntax(word, COMMAND) for word in words]
+        _check_single_run(overrides, hydra_words)
         with _one_at_a_time, _version_base():
-            config = _composed([to_hydra_syntax(word, COMMAND) for word in words], config_dir)
-            check_init_words(config.init, words)
-            return config
+            config = _composed(hydra_words, config_dir)
+        check_init_words(config.init, words)
+        return config
     except Exception as error:
         known = to_dtl_error(error, [word for word in words if isinstance(word, str)], COMMAND)
         if known is None or known is error:
@@ -70,14 +92,14 @@ def _check_words(words: list[str], config_dir: Path | str | None) -> None:
         key = override_key(word.partition("=")[0])
         if key.partition("/")[0].partition(".")[0] == "hydra" and key != "hydra.searchpath":
             raise ConfigError(f"{word}: sets how the command starts runs, which dtl.compose does not do. Leave it out.")
-    if config_dir is not None and not os.path.isdir(os.path.expanduser(config_dir)):
-        raise ConfigError(
-            f"config_dir={config_dir}: there is no such folder. Give the one that holds your config groups, such as "
-            "my_conf for my_conf/optimizer/nesterov.yaml."
-        )
+    if config_dir is not None:
+        check_config_folder(f"config_dir={config_dir}", os.path.expanduser(config_dir))
     check_no_secrets(words)
     check_sections(words, COMMAND)
-    hydra_words = [to_hydra_syntax(in_hydras_words(word), COMMAND) for word in words]
+
+
+def _check_single_run(words: Sequence[str], hydra_words: list[str]) -> None:
+    """Raise ConfigError for several values of one key, which are several runs; `words` are these as typed."""
     for word, parsed in zip(words, OverridesParser.create().parse_overrides(hydra_words), strict=True):
         if parsed.is_sweep_override():
             raise ConfigError(
@@ -94,21 +116,7 @@ def _composed(words: list[str], config_dir: Path | str | None) -> RunConfig:
         folder = Path(config_dir).expanduser().absolute()
         paths.prepend("command-line", f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
     config = ConfigLoaderImpl(paths).load_configuration("train", words, RunMode.RUN)
-    with _as_hydras_config(config):
-        values = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-        return typed(values)
-
-
-@contextmanager
-def _as_hydras_config(config: DictConfig) -> Iterator[None]:
-    """Let `${hydra:...}` read this config: the name of a run has its choices in it."""
-    hydra = HydraConfig.instance()
-    before = hydra.cfg
-    hydra.set_config(config)
-    try:
-        yield
-    finally:
-        hydra.cfg = before
+    return typed_run(config)
 
 
 @contextmanager

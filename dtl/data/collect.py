@@ -14,9 +14,9 @@ from dtl.data.cache import Cache, cache_folder, key_of
 from dtl.data.code_key import code_of
 from dtl.data.config import SPLITS, DataConfig
 from dtl.data.read import read_source
-from dtl.data.sources import HubReader, Source, SourcePlan
+from dtl.data.sources import HubReader, Source, SourcePlan, plan_sources
 from dtl.data.stored import DiskWriter, MemoryWriter, Texts, read_texts, sample
-from dtl.data.tokenizers.prompt import Prompt
+from dtl.data.tokenizers.prompt import Prompt, with_prompt
 from dtl.registry import SOURCES
 
 # Prose has fewer characters per token than this with every tokenizer here (GPT-2 on Wikipedia: 4.6), so reading can
@@ -123,6 +123,17 @@ def _fingerprint(source: Source, cache: Cache) -> str | None:
 def all_notes(collected: Mapping[str, SourceTexts]) -> list[str]:
     """Return the notes on all texts, one line each."""
     return [note for texts in collected.values() for note in texts.facts["notes"]]
+
+
+def open_sources(data: DataConfig, seed: int, learnt: Prompt | None = None) -> tuple[DataConfig, list[SourcePlan]]:
+    """Open the sources of a configuration; return it with all that this decides, and them. Imports no torch.
+
+    Questions are put as a model has `learnt` them, unless the configuration says otherwise. Raises DataError for a
+    source that is missing or empty, and where the hub is needed and does not answer.
+    """
+    data = with_prompt(data, learnt)
+    plans = plan_sources(data, seed)
+    return pinned(data, plans), plans
 
 
 def pinned(data: DataConfig, plans: Sequence[SourcePlan]) -> DataConfig:

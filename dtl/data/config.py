@@ -5,6 +5,7 @@ Values are checked in `validate`, not in `__post_init__`: Hydra's ConfigStore bu
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -130,6 +131,11 @@ class SourceConfig:
                     f"{key}.{setting}={getattr(self, setting)}: is for datasets of the Hugging Face hub. This source "
                     f"reads {self.path or 'what ships with DTL'} (kind={self.kind})."
                 )
+
+
+def no_questions(sources: Mapping[str, SourceConfig]) -> bool:
+    """Return True when all sources have plain text only."""
+    return all(source.traits.questions == "none" for source in sources.values())
 
 
 @dataclass
@@ -263,16 +269,12 @@ class DataConfig:
             if metric in MEASURED_OF_TEXT:
                 raise ConfigError(f"data.metrics={metric}: is always measured, under this name. Rename yours.")
         check_unique(self.metrics, "data.metrics")
-        if self.qa.prompt is not None and all(source.traits.questions == "none" for source in sources.values()):
-            raise ConfigError(
-                f"data.qa.prompt={in_one_line(self.qa.prompt)}: is for questions, and this data has none. Leave it "
-                "out, or mix questions in: data.qa.weight=0.5."
-            )
-        if self.tasks and all(source.traits.questions == "none" for source in sources.values()):
-            raise ConfigError(
-                f"data.tasks=[{','.join(self.tasks)}]: tasks ask questions, and this data has none. Leave it out, or "
-                "mix questions in: data.qa.weight=0.5."
-            )
+        if no_questions(sources):
+            mix = "and this data has none. Leave it out, or mix questions in: data.qa.weight=0.5."
+            if self.qa.prompt is not None:
+                raise ConfigError(f"data.qa.prompt={in_one_line(self.qa.prompt)}: is for questions, {mix}")
+            if self.tasks:
+                raise ConfigError(f"data.tasks=[{','.join(self.tasks)}]: tasks ask questions, {mix}")
         template = self.qa.template
         if template is not None and (problem := prompt_problem(template)):
             raise ConfigError(f"data.qa.prompt={in_one_line(template)}: {problem}")

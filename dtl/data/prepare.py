@@ -4,7 +4,7 @@ Text and tokens are made once and cached, memory-mapped; small sources, and thos
 memory. Both ways give the same sequences.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -67,9 +67,13 @@ class PreparedData:
         return readable(self.tokenizer, sequence, row)
 
     def longest_answer(self) -> int:
-        """Return the tokens of the longest answer in the data, and 4 more: a longer answer is wrong anyway."""
-        answers = [pair.answer for pairs in self.pairs.values() for pair in pairs]
-        return 4 + max((len(ids) for ids in self.tokenizer.encode_batch(answers)), default=0)
+        """Return the most tokens to generate for an answer to any question of the data. See `longest_answer`."""
+        return longest_answer(self.tokenizer, [pair for pairs in self.pairs.values() for pair in pairs])
+
+
+def longest_answer(tokenizer: Tokenizer, pairs: Iterable[QuestionAnswer]) -> int:
+    """Return the tokens of the longest answer, and 4 more: a longer answer is wrong anyway."""
+    return 4 + max((len(ids) for ids in tokenizer.encode_batch([pair.answer for pair in pairs])), default=0)
 
 
 def prepare_data(

@@ -25,10 +25,8 @@ from dtl.checkpoints.load import (
     read_model_config,
 )
 from dtl.config import RunConfig
-from dtl.data.collect import pinned
 from dtl.data.prepare import PreparedData, prepare_data
-from dtl.data.sources import SourcePlan, plan_sources
-from dtl.data.tokenizers.prompt import read_prompt, with_prompt
+from dtl.data.sources import SourcePlan
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.errors import CheckpointError, ConfigError
 from dtl.model.config import ModelConfig
@@ -100,15 +98,13 @@ class Parts:
     tracker_run_id: str | None = None
 
 
-def open_sources(config: RunConfig, start_from: Path | None) -> tuple[RunConfig, list[SourcePlan]]:
-    """Open the sources of a config; return it with what they pin, and them.
-
-    Questions are put as the model of `start_from` has learnt them, unless the config says otherwise. Raises DataError
-    for a missing source.
-    """
-    data = with_prompt(config.data, read_prompt(start_from) if start_from else None)
-    plans = plan_sources(data, config.seed)
-    return replace(config, data=pinned(data, plans)), plans
+def raise_if_resume(config: RunConfig) -> None:
+    """Raise ConfigError for a config that resumes a run: in Python it would silently start a new one."""
+    if config.resume is not None:
+        raise ConfigError(
+            f"resume={config.resume}: a run is resumed by the command, python -m dtl.train resume={config.resume}. "
+            "From Python, start a new run from its weights with init=."
+        )
 
 
 def build_run(

@@ -8,7 +8,7 @@ import math
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dtl.base.display import Display, shown
@@ -21,11 +21,13 @@ from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.listing import best_checkpoint, list_checkpoints, step_folders
 from dtl.checkpoints.upkeep import lock_run, publish_best, remove_leftovers, set_aside_later
 from dtl.config import RunConfig, to_dict, to_yaml
+from dtl.data.collect import open_sources
 from dtl.data.sources import SourcePlan
+from dtl.data.tokenizers.prompt import read_prompt
 from dtl.errors import ConfigError, DTLError, InterruptedRun, TrainingError
 from dtl.evaluation.measure import Report
 from dtl.run_dir.provenance import RECORD, add_session, config_hash, update_run_record, write_result, write_run_record
-from dtl.runner.build import Parts, build_run, open_sources
+from dtl.runner.build import Parts, build_run, raise_if_resume
 from dtl.runner.screens import show_end, show_start, tokens_seen
 from dtl.runner.session import Session
 from dtl.tracking.metrics import truncate_metrics
@@ -56,16 +58,15 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
     """
     origin = origin or Origin()
     run_dir = Path(out_dir)
-    if config.resume is not None and origin.resume_from is None:
-        raise ConfigError(
-            f"resume={config.resume}: a run is resumed by the command, python -m dtl.train resume={config.resume}. "
-            "From Python, start a new run from its weights with init=."
-        )
+    if origin.resume_from is None:
+        raise_if_resume(config)
     if config.init is not None and origin.init_from is None:
         origin.init_from = find_checkpoint(config.init, Path("outputs"))
     if origin.plans is None:
         config.validate()
-        config, origin.plans = open_sources(config, origin.resume_from or origin.init_from)
+        start_from = origin.resume_from or origin.init_from
+        data, origin.plans = open_sources(config.data, config.seed, start_from and read_prompt(start_from))
+        config = replace(config, data=data)
     if origin.resume_from is None and step_folders(run_dir):
         raise ConfigError(f"{run_dir}: contains a run. Resume it (resume={run_dir}) or choose another folder.")
     run_dir.mkdir(parents=True, exist_ok=True)

@@ -6,14 +6,14 @@ Combinations that compose to the same configuration are one trial, and a sweep w
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.types import HydraContext
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig
 
 from dtl.base.safe_text import in_one_line
 from dtl.commandline.cli import to_dtl_error
 from dtl.commandline.command import Command
-from dtl.config import to_yaml, typed
+from dtl.commandline.compose import typed_run
+from dtl.config import to_yaml
 from dtl.errors import ConfigError
 from dtl.run_dir.provenance import composition_flags, config_hash
 from dtl.run_dir.sweep_records import SweepFolder, Trial
@@ -35,16 +35,8 @@ class Composer:
     def compose(self, overrides: Sequence[str]) -> tuple[str, list[str]]:
         """Return the hash of the composed configuration, and its plugins. Raises Hydra's and OmegaConf's errors,
         ConfigError."""
-        composed = self._loader.load_sweep_config(self._config, list(overrides))
-        before = HydraConfig.instance().cfg
-        HydraConfig.instance().set_config(composed)  # resolvers of run names read Hydra's choices
-        try:
-            with read_write(composed), open_dict(composed):
-                del composed["hydra"]
-            config = typed(composed)
-            return config_hash(to_yaml(config)), config.plugins
-        finally:
-            HydraConfig.instance().cfg = before
+        config = typed_run(self._loader.load_sweep_config(self._config, list(overrides)))
+        return config_hash(to_yaml(config)), config.plugins
 
     def explain(self, error: Exception, overrides: list[str]) -> str:
         """Return why composing failed, in one line."""

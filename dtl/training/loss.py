@@ -62,5 +62,4 @@ def mean_cross_entropy(model: TransformerLM, batch: Batch) -> Tensor:
     n_targets = batch.n_targets  # before the copy: counting them on a GPU would wait for it
     here = batch.to(next(model.parameters()).device)
     x_btd = model.hidden(**here.model_inputs())
-    x_nd, targets_n = at_targets(x_btd, here.targets, n_targets)
-    return F.cross_entropy(model.head(x_nd).float(), targets_n, reduction="sum") / max(1, n_targets)
+    return cross_entropy(model.head, *at_targets(x_btd, here.targets, n_targets), LossConfig()) / max(1, n_targets)

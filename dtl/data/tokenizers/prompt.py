@@ -13,11 +13,11 @@ from typing import Any
 
 from dtl.base.json_files import as_object, read_json_or_empty, read_yaml_or_empty
 from dtl.base.safe_text import in_one_line
-from dtl.data.config import DataConfig, prompt_problem
+from dtl.data.config import PLACEHOLDERS, DataConfig, no_questions, prompt_problem
 from dtl.errors import CheckpointError
 from dtl.registry import SOURCES
 
-_PLACEHOLDER = re.compile(r"\{(question|context)\}")
+_PLACEHOLDER = re.compile(rf"\{{({'|'.join(PLACEHOLDERS)})\}}")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def space_after(asked: str) -> str:
 
 def with_prompt(data: DataConfig, learnt: Prompt | None) -> DataConfig:
     """Return the configuration with the settings of `Prompt.of`; unchanged where no source has questions."""
-    if all(source.traits.questions == "none" for source in data.resolved_sources().values()):
+    if no_questions(data.resolved_sources()):
         return data
     prompt = Prompt.of(data, learnt)
     return replace(data, qa=replace(data.qa, prompt=prompt.template), lower_case_questions=prompt.lower_case)
