@@ -188,6 +188,30 @@ def test_a_folder_that_cannot_be_used(config, trained, elsewhere):
     with pytest.raises(ConfigError, match=r"dict: not a config\. Compose one"):
         dtl.fit({"seed": 3}, "mine")
     assert (elsewhere / "file").read_text() == "mine"
+    (elsewhere / "notes").mkdir()
+    (elsewhere / "notes" / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="contains other files"):
+        dtl.fit(config, "notes")
+    for name in ("", "outputs/checkpoints"):
+        with pytest.raises(ConfigError, match="give a folder for the run"):
+            dtl.fit(config, name)
+    assert [path.name for path in (elsewhere / "notes").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(("section", "name"), [("", "sed"), ("optimizer", "lrr"), ("trainer.loss", "zloss")])
+def test_a_misspelt_attribute_is_named_and_not_ignored(config, section, name):
+    owner = config
+    for part in filter(None, section.split(".")):
+        owner = getattr(owner, part)
+    setattr(owner, name, 3)
+    with pytest.raises(ConfigError, match=rf"{section}\.?{name}=3: there is no such key\. Did you mean"):
+        dtl.steps(config)
+
+
+def test_numbers_of_numpy_are_numbers(config):
+    expected = next(dtl.steps(replace(config, seed=7, optimizer=replace(config.optimizer, lr=0.01)))).loss
+    config.seed, config.optimizer.lr = np.int64(7), np.logspace(-2, -1, 2)[0]
+    assert torch.equal(next(dtl.steps(config)).loss, expected)
 
 
 def test_a_later_change_of_the_config_has_no_effect(config):

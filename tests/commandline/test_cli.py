@@ -13,12 +13,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import dtl.train
+from dtl.checkpoints.listing import Checkpoint
 from dtl.commandline.cli import quoted
 from dtl.commandline.command import ENTRY
 from dtl.commandline.translate import translate_error
-from dtl.config import RunConfig
+from dtl.config import RunConfig, to_yaml
 from dtl.errors import DataError
 from dtl.train import COMMAND
+from dtl.training.config import TrainerConfig
 
 
 @pytest.fixture(autouse=True)
@@ -165,6 +167,16 @@ def test_a_run_whose_data_is_missing_leaves_nothing(command, elsewhere):
     code, shown = command("data=text", "data.path=nowhere", "tokenizer=byte", "tracker=local")
     assert code == 1 and "nowhere" in shown and "Traceback" not in shown
     assert left_behind(elsewhere) == []
+
+
+def test_a_run_that_its_own_criterion_ended_resumes_without_it(trained, command, elsewhere, monkeypatch):
+    config = RunConfig(trainer=TrainerConfig(stop_criteria=["patience"], stop_options={"a": 1}))
+    (elsewhere / "run").mkdir()
+    (elsewhere / "run" / "config.yaml").write_text(to_yaml(config))
+    monkeypatch.setattr(dtl.train, "_run_folder", lambda spec: elsewhere / "run")
+    monkeypatch.setattr(dtl.train, "newest_valid", lambda folder: (Checkpoint(folder, 3), None))
+    assert command("resume=run", "trainer.stop_criteria=[]", "trainer.total_steps=9") == (0, "")
+    assert trained[0].trainer == TrainerConfig(total_steps=9)
 
 
 def test_resume_does_not_pretend_to_go_back(command, elsewhere):

@@ -71,6 +71,7 @@ def test_a_config_of_ones_own_in_place_of_train(train, trained):
         "defaults: [{override /model: medium}]\n",
         "# @package _globl_\nseed: 3\n",
         "# a comment\n\ntrainer: {total_stesp: 3}\n",
+        "# a comment\n# @package _global_\ndefaults: [{override /model: medium}]\n",  # Hydra overlooks it there
     ],
 )
 @pytest.mark.parametrize("name", ["x", "series/x"])

@@ -242,3 +242,13 @@ def test_turns_are_documents_one_after_the_other(tokenizer, template):
 def test_a_role_that_the_model_has_never_seen_is_an_error(tokenizer, role):
     with pytest.raises(jinja2.TemplateError, match="no role but user and assistant"):
         rendered(tokenizer, Prompt(), (role, "You are helpful."), ("user", "Why?"))
+
+
+def test_a_prompt_without_questions_is_rejected_and_not_ignored():
+    data = DataConfig(sources={"text": SourceConfig("text", "book.txt")}, qa=QuestionsConfig(prompt="Q: {question}"))
+    with pytest.raises(
+        ConfigError, match=r"data\.qa\.prompt=Q: \{question\}: is for questions, and this data has none"
+    ):
+        data.validate()
+    data.qa.weight = 0.5
+    data.validate()

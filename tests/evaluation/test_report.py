@@ -93,6 +93,18 @@ def test_rows_and_questions_agree_on_the_expected_answers(byte_data):
     assert sum(one.nats for one in gold) == pytest.approx(validation.loss * validation.targets, rel=1e-5)
 
 
+def test_an_answer_longer_than_the_context_counts_the_bytes_that_are_scored(byte_data):
+    """A uniform model pays the same bits for a byte, however much of the answer was cut off."""
+    model, token_bytes = model_for(byte_data.tokenizer), count_token_bytes(byte_data.tokenizer)
+    with torch.no_grad():
+        model.head.weight.zero_()
+    pairs = [QuestionAnswer("Why?", "x" * n) for n in (CONTEXT // 2, CONTEXT - 2, CONTEXT, 3 * CONTEXT)]
+    for gold in likelihoods(model, byte_data.tokenizer, pairs, token_bytes, 3, byte_data.prompt):
+        n_scored = gold.n_bytes + 1  # the end token has no byte
+        assert n_scored <= CONTEXT
+        assert gold.nats == pytest.approx(n_scored * math.log(byte_data.tokenizer.vocab_size), rel=1e-5)
+
+
 def test_metrics_of_tokens_are_in_the_report_for_each_split(byte_data, monkeypatch):
     monkeypatch.setitem(METRICS._parts, "nats", lambda *rows: F.cross_entropy(*rows, reduction="none"))
     report = measure(model_for(byte_data.tokenizer), byte_data, Plan(metrics=["accuracy", "nats"]), quiet)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from dtl.data.config import DataConfig, SourceConfig
 from dtl.errors import ConfigError, TrainingError
 from dtl.registry import STEP_FIELDS
 from dtl.training.config import TrainerConfig
@@ -56,6 +57,26 @@ def test_a_field_cannot_take_the_place_of_dtls_own(make_trainer: MakeTrainer) ->
     trainer = make_trainer(config=TrainerConfig(step_fields=["wrong"]))
     with pytest.raises(TrainingError, match=r"trainer\.step_fields=wrong: gives train/loss\. A field is called"):
         next(trainer.steps())
+
+
+def test_a_field_is_a_number(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STEP_FIELDS._parts, "vector", lambda trainer: {"vector": torch.zeros(3)})
+    trainer = make_trainer(config=TrainerConfig(step_fields=["vector"]))
+    with pytest.raises(TrainingError, match=r"trainer\.step_fields=vector: vector must be a number"):
+        next(trainer.steps())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        lambda: TrainerConfig(step_fields=["block_grad_norms"] * 2),
+        lambda: TrainerConfig(stop_criteria=["hours"] * 2),
+        lambda: DataConfig(sources={"qa": SourceConfig("qa")}, metrics=["accuracy"] * 2),
+    ],
+)
+def test_a_name_given_twice_is_rejected(settings: Callable[[], TrainerConfig | DataConfig]) -> None:
+    with pytest.raises(ConfigError, match=r"names \w+ twice\. Leave one out"):
+        settings().validate()
 
 
 @pytest.mark.parametrize("setting", ["step_fields", "stop_criteria"])
