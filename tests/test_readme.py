@@ -106,7 +106,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "FOLDER" / "articles.jsonl").write_text("".join(json.dumps(article) + "\n" for article in articles))
     pairs = [{"question": f"What is {n} plus {n}?", "answer": str(2 * n)} for n in range(101)]
     (folder / "my_pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    for name, text in re.findall(r"```yaml\n# (my_conf/\S+)\n(.*?)```", ALL_TEXT, re.DOTALL):
+    recipes = re.findall(r"`(my_conf/\S+\.yaml)`:\n\n```yaml\n(.*?)```", ALL_TEXT, re.DOTALL)
+    assert recipes
+    for name, text in recipes:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
     return folder
