@@ -44,7 +44,6 @@ suite=search: asha (steps of a search that pruning saves, and its cost in loss; 
 
 suite=startup: first_step (time from the start of a process to its first step, by parts).
 """,
-    free_text=("wiki", "dump", "out"),
 )
 
 

@@ -32,7 +32,6 @@ Answers your questions with a checkpoint. Type help in the chat for its commands
 
 In a pipe each line is a question, and only the answers go to standard output.
 """,
-    free_text=("ckpt", "ask", "history"),
 )
 
 

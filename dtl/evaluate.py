@@ -8,8 +8,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from dtl.base.display import Display, exit_when_output_closes, shown
-from dtl.commandline.cli import override_key, run_command
+from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
+from dtl.commandline.overrides import override_key
 from dtl.config import RunConfig, converted, typed_as
 from dtl.data.tokenizers.prompt import read_prompt
 from dtl.errors import ConfigError
@@ -39,7 +40,7 @@ The most frequent commands
 
 All metrics are written to evaluation.json in the run's folder; for data other than the run's own, only to out=FILE.
 """,
-    free_text=("ckpt", "unanswerable", "out", "data.qa.prompt"),
+    free_text=("data.qa.prompt",),
 )
 
 

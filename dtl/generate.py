@@ -6,8 +6,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from dtl.base.display import exit_when_output_closes
-from dtl.commandline.cli import override_key, run_command
+from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
+from dtl.commandline.overrides import override_key
 from dtl.config import typed_as
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.choose import checkpoint_to_use
@@ -35,7 +36,7 @@ The most frequent commands
   python -m dtl.generate ckpt=path/to/gpt2 prompt="The sea"    GPT-2's or Qwen3's published weights
 """,
     footer="A prompt is taken literally; quotes inside the value are removed: prompt=\"'...'\".\n",
-    free_text=("prompt", "ckpt"),
+    free_text=("prompt",),
 )
 
 

@@ -32,7 +32,6 @@ seeds, Holm-corrected; none is called better with fewer than five seeds, nor wit
   python -m dtl.report 'runs=[outputs/multirun/a,outputs/multirun/b]' out=muon
   python -m dtl.report runs=latest record=true                         also into experiments/README.md
 """,
-    free_text=("runs", "out", "metric"),
 )
 
 

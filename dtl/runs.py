@@ -44,7 +44,7 @@ Before deleting, it shows what would be deleted and how much space that frees, t
 with a best checkpoint is kept unless its folder is typed, or named by best_of=[2026-11-23/12-14-28-3698_demo].
 Running runs and sweeps are never touched.
 """,
-    free_text=("outputs", "state", "name"),
+    free_text=("state", "name"),
 )
 
 

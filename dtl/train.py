@@ -16,19 +16,9 @@ from dtl.base.redaction import check_no_secrets
 from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.listing import newest_valid, step_folders
 from dtl.checkpoints.upkeep import LOCK
-from dtl.commandline.cli import (
-    MULTIRUN,
-    JobFailedError,
-    as_shown,
-    override_key,
-    quoted,
-    remove_empty_run_dir,
-    run_command,
-    show_error,
-    unquoted,
-)
+from dtl.commandline.cli import MULTIRUN, JobFailedError, remove_empty_run_dir, run_command, show_error
 from dtl.commandline.command import Command
-from dtl.commandline.overrides import check_init_words, rerun_words
+from dtl.commandline.overrides import as_shown, check_init_words, override_key, quoted, rerun_words, resolved, unquoted
 from dtl.config import RunConfig, typed
 from dtl.data.tokenizers.prompt import read_prompt
 from dtl.errors import ConfigError, InterruptedRun
@@ -134,7 +124,7 @@ def _run_folder(spec: str) -> Path:
 
 def _split_word(argument: str) -> tuple[str, str, str]:
     key, equals, value = argument.partition("=")
-    return override_key(key), equals, unquoted(value)
+    return override_key(key), equals, resolved(unquoted(value))
 
 
 def job(composed: DictConfig) -> float:

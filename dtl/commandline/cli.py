@@ -22,15 +22,14 @@ import dtl
 from dtl.base.display import exit_when_output_closes
 from dtl.base.paths import conf_dir
 from dtl.commandline.command import Command, section_of
+from dtl.commandline.corrections import check_words
+from dtl.commandline.overrides import in_hydras_words, to_hydra_syntax
 from dtl.commandline.translate import translate_error
 from dtl.config import register
 from dtl.errors import ConfigError, DTLError
 from dtl.run_dir.trial import note_error
 
 MULTIRUN = "--multirun"
-# Texts that Hydra reads as text without quotes.
-PLAIN_TEXT = re.compile(r"(?!(?:null|true|false|nan|inf)\Z)[A-Za-z_/][\w./-]*", re.IGNORECASE | re.ASCII)
-MODULE = r"[^\W\d][\w.]*"  # the name of a module
 
 
 class JobFailedError(Exception):
@@ -60,15 +59,16 @@ def run_command(
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         _check_working_folder()
+        check_words(arguments, command)
         arguments = [in_hydras_words(argument) for argument in flags_first(arguments)]
         start = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command.name)(
             _report_once(task, arguments, command)
         )
         _check_multirun(arguments, command)
         check_sections(arguments, command)
-        prepared = prepare_arguments(arguments)
-        _check_config_folders(prepared)
-        sys.argv[1:] = [to_hydra_syntax(argument, command) for argument in prepared]
+        _check_config_folders(arguments)
+        sweeps = MULTIRUN in arguments
+        sys.argv[1:] = prepare_arguments([to_hydra_syntax(argument, command, sweeps) for argument in arguments])
         start()
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
@@ -180,16 +180,6 @@ def check_config_folder(given: str, folder: str) -> None:
         )
 
 
-def in_hydras_words(argument: str) -> str:
-    """`plugins=[a,b]` for `plugins=a,b`: brackets need quotes in zsh, and no sweep varies its plugins. `a=null,1` for
-    `a=choice(null,1)`, which means the same: Hydra's functions take no null."""
-    key, _, value = argument.partition("=")
-    if override_key(key) == "plugins" and value != "null" and re.fullmatch(rf"{MODULE}(,{MODULE})*", value):
-        return f"{key}=[{value}]"
-    choice = re.fullmatch(r"choice\((.*)\)", value)
-    return f"{key}={choice[1]}" if choice and re.search(r"(^|,)\s*null\s*(,|$)", choice[1]) else argument
-
-
 def _check_working_folder() -> None:
     try:
         Path.cwd()
@@ -197,18 +187,6 @@ def _check_working_folder() -> None:
         raise ConfigError(
             "The folder in which this command was started no longer exists. Change to one that does, for example: cd ~"
         ) from None
-
-
-def as_shown(override: str) -> str:
-    """An override as a user would type it: without Hydra's marks for a new key, and without quotes it does not need."""
-    key, equals, value = override.partition("=")
-    bare = unquoted(value)
-    return f"{key.lstrip('+')}{equals}{bare if PLAIN_TEXT.fullmatch(bare) else value}"
-
-
-def override_key(text: str) -> str:
-    """The key of a Hydra override without the prefix that adds or deletes it."""
-    return text.lstrip("+~")
 
 
 def _check_multirun(arguments: list[str], command: Command) -> None:
@@ -222,37 +200,6 @@ def check_sections(arguments: list[str], command: Command) -> None:
         given = next((argument for argument in arguments if argument.startswith(f"{section_of(choice)}=")), None)
         if given:
             raise ConfigError(f"{given}: this is a config group. Choose it with a slash, for example {choice}.")
-
-
-def to_hydra_syntax(argument: str, command: Command) -> str:
-    key, equals, value = argument.partition("=")
-    if equals and override_key(key) in command.free_text:
-        return argument if _is_quoted(value) or value == "null" else f"{key}={quoted(value)}"
-    mappings = [known.name for known in command.settings if known.type == "mapping"]
-    # Hydra's prefix for a new key: the user names the entries of a mapping.
-    is_entry = any(key == mapping or key.startswith(f"{mapping}.") for mapping in mappings)
-    return f"++{argument}" if is_entry else argument
-
-
-def quoted(text: str) -> str:
-    """Quote a text as the value of an override, so that Hydra and OmegaConf read back exactly that text."""
-    # OmegaConf would resolve ${...}; Hydra reads a backslash literally unless a quote follows.
-    escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
-    escaped = re.sub(r"(\\*)'", r"\1\1\'", escaped)
-    escaped = re.sub(r"(\\+)\Z", r"\1\1", escaped)
-    return f"'{escaped}'"
-
-
-def unquoted(value: str) -> str:
-    """The text that was passed to `quoted`; a value without quotes is returned unchanged."""
-    if not _is_quoted(value):
-        return value
-    escapes = re.compile(rf"\\+(?={value[0]}|\$\{{|\Z)")
-    return escapes.sub(lambda match: match[0][: len(match[0]) // 2], value[1:-1])
-
-
-def _is_quoted(value: str) -> bool:
-    return len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
 
 
 # --- after a rejected command line --------------------------------------------------------------------------------

@@ -5,10 +5,11 @@ The meaning of a key is the comment after its field in the dataclass: one source
 
 import ast
 import inspect
+import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, get_args, get_type_hints
 
 import yaml
@@ -21,6 +22,28 @@ ENTRY = "<name>"  # placeholder for the name of an entry of a mapping, in a key
 SWEEP_SETTINGS = {"hydra/launcher=dtl_process": LauncherConfig, "hydra/sweeper=dtl_optuna": SearchConfig}
 
 
+# Last parts of the keys whose text is a file or folder: commas, brackets and spaces belong to its name.
+PATHS = frozenset(
+    [
+        "path",
+        "cache_dir",
+        "export_text",
+        "resume",
+        "init",
+        "ckpt",
+        "ask",
+        "history",
+        "unanswerable",
+        "out",
+        "wiki",
+        "dump",
+        "runs",
+        "outputs",
+        "status",
+    ]
+)
+
+
 @dataclass(frozen=True)
 class Key:
     """One setting: its dotted name, its type and default as text, and what it means."""
@@ -29,6 +52,16 @@ class Key:
     type: str
     default: str
     meaning: str
+
+    @property
+    def is_text(self) -> bool:
+        """True for text, also where it may be null."""
+        return self.type.startswith("text")
+
+    @property
+    def is_path(self) -> bool:
+        """True for the name of a file or folder, or of several."""
+        return self.is_text and self.name.rpartition(".")[2] in PATHS
 
 
 @dataclass(frozen=True)
@@ -50,6 +83,10 @@ class Command:
     def settings(self) -> tuple[Key, ...]:
         """All settings, in the order of the dataclasses."""
         return tuple(_walk(self.schema, ""))
+
+    def key(self, name: str) -> Key | None:
+        """The setting of this name, with the name of an entry in the place of `<name>`; None if there is none."""
+        return next((key for key in self.settings if _pattern(key.name).fullmatch(name)), None)
 
     @cached_property
     def sweep_settings(self) -> dict[str, tuple[Key, ...]]:
@@ -88,6 +125,11 @@ class Command:
             lines.append(f"\n  {inspect.getdoc(SWEEP_SETTINGS[choice])}")
             lines += [line for key in keys for line in _key_lines(key)]
         return "\n".join([*lines, "", self.footer])
+
+
+@cache
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(re.escape(name).replace(re.escape(ENTRY), "[^.]+"))
 
 
 def section_of(choice: str) -> str:
@@ -149,7 +191,9 @@ def _type_in_words(hint: Any) -> str:
     parts = get_args(hint)
     if type(None) in parts:
         return " or ".join(_type_in_words(part) for part in parts)
-    return "list" if getattr(hint, "__origin__", None) is list else "mapping"
+    if getattr(hint, "__origin__", None) is not list:
+        return "mapping"
+    return "list of text" if parts == (str,) else "list of numbers"
 
 
 def _as_yaml(value: Any) -> str:

@@ -18,16 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from dtl.base.paths import conf_dir
 from dtl.base.redaction import check_no_secrets
-from dtl.commandline.cli import (
-    check_config_folder,
-    check_sections,
-    in_hydras_words,
-    override_key,
-    to_dtl_error,
-    to_hydra_syntax,
-)
+from dtl.commandline.cli import check_config_folder, check_sections, to_dtl_error
 from dtl.commandline.command import Command
-from dtl.commandline.overrides import check_init_words
+from dtl.commandline.corrections import check_words
+from dtl.commandline.overrides import check_init_words, in_hydras_words, override_key, to_hydra_syntax
 from dtl.config import RunConfig, register, typed
 from dtl.errors import ConfigError
 
@@ -95,6 +89,7 @@ def _check_words(words: list[str], config_dir: Path | str | None) -> None:
     if config_dir is not None:
         check_config_folder(f"config_dir={config_dir}", os.path.expanduser(config_dir))
     check_no_secrets(words)
+    check_words(words, COMMAND, lambda _, *right: f"dtl.compose({', '.join(map(repr, right))})")
     check_sections(words, COMMAND)
 
 

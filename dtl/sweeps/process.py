@@ -15,7 +15,7 @@ from dtl.base.json_files import read_json, read_json_or_empty
 from dtl.base.safe_text import in_one_line
 from dtl.checkpoints.listing import newest_valid, step_folders
 from dtl.checkpoints.upkeep import LOCK_OWNER
-from dtl.commandline.cli import quoted
+from dtl.commandline.overrides import quoted
 from dtl.errors import CheckpointError, ConfigError
 from dtl.run_dir.provenance import RESULT
 from dtl.run_dir.state import is_locked

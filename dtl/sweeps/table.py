@@ -14,7 +14,7 @@ from rich.text import Text
 from dtl.base.display import command_line, shell_line, shown, table
 from dtl.base.safe_text import in_one_line
 from dtl.base.units import in_time, in_units
-from dtl.commandline.cli import as_shown
+from dtl.commandline.overrides import as_shown
 from dtl.errors import ConfigError
 from dtl.run_dir.state import RUN_FILES, RunState, is_locked, read_run_state
 from dtl.run_dir.sweep_records import (

@@ -14,8 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 import dtl.train
 from dtl.checkpoints.listing import Checkpoint
-from dtl.commandline.cli import quoted
 from dtl.commandline.command import ENTRY
+from dtl.commandline.overrides import quoted
 from dtl.commandline.translate import translate_error
 from dtl.config import RunConfig, to_yaml
 from dtl.errors import DataError
@@ -118,7 +118,8 @@ REFUSED = {
     # what is no setting at all
     "model.dim": "model.dim: cannot be read as key=value.",
     "=3": "=3: cannot be read as key=value.",
-    "name=[a": "name=[a: cannot be read as key=value.",
+    "name=[a": "name=[a: it becomes a folder's name.",
+    "seed=[a": "seed=[a: cannot be read as key=value.",
     "optimizer.lr=1e-3,3e-3": "several values need -m (one run each): python -m dtl.train -m optimizer.lr=1e-3,3e-3",
     "-m resume=latest": "resume=latest: resumes one run; leave out -m.",
     # sweeps

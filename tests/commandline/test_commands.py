@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from dtl.base.paths import conf_dir
-from dtl.commandline.cli import quoted, to_hydra_syntax, unquoted
 from dtl.commandline.command import Command
+from dtl.commandline.overrides import quoted, to_hydra_syntax, unquoted
 from dtl.config import typed_as
 from dtl.terminal.config import GenerateConfig
 
