@@ -25,17 +25,16 @@ COMMAND = Command(
     GenerateConfig,
     usage="""\
 python -m dtl.generate ckpt=... [prompt="..."] [sampling=...] [key=value ...]
+Continues a text, without sampling= once with each preset, side by side.
 
-Continues a text with a trained model: without sampling= once with each preset, side by side; without prompt= one text
-after another, typed or from a pipe.
-
-The most frequent commands
   python -m dtl.generate ckpt=latest prompt="Once upon a time"
-  python -m dtl.generate ckpt=latest prompt="Once upon a time" sampling=creative sampling.max_new_tokens=200
-  python -m dtl.generate ckpt=latest                           asks for one text after another
-  python -m dtl.generate ckpt=path/to/gpt2 prompt="The sea"    GPT-2's or Qwen3's published weights
+  python -m dtl.generate ckpt=latest            asks for one text after another
+  python -m dtl.generate ckpt=latest prompt="Once" sampling=creative
+  python -m dtl.generate ckpt=path/to/gpt2 prompt="The sea"   published weights
 """,
-    footer="A prompt is taken literally; quotes inside the value are removed: prompt=\"'...'\".\n",
+    details="""\
+A prompt is taken literally; quotes inside the value are removed: prompt=\"'...'\".
+""",
     free_text=("prompt",),
 )
 

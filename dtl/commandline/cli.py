@@ -11,22 +11,25 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Collection, Sequence
+from itertools import zip_longest
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
-from omegaconf import DictConfig
+from hydra.core.hydra_config import HydraConfig
+from hydra.version import setbase
+from omegaconf import DictConfig, OmegaConf
 
 import dtl
-from dtl.base.display import exit_when_output_closes
+from dtl.base.display import exit_when_output_closes, open_missing_streams
 from dtl.base.paths import conf_dir
-from dtl.commandline.command import Command, section_of
+from dtl.commandline.command import Command, load_config, section_of
 from dtl.commandline.corrections import check_words
 from dtl.commandline.overrides import in_hydras_words, to_hydra_syntax
 from dtl.commandline.translate import translate_error
 from dtl.config import register
-from dtl.errors import ConfigError, DTLError
+from dtl.errors import ConfigError, DTLError, InterruptedRun
 from dtl.run_dir.trial import note_error
 
 MULTIRUN = "--multirun"
@@ -47,12 +50,12 @@ def run_command(
     `exit_code` after printing its message, or with 1 after a traceback.
     """
     arguments = sys.argv[1:]
+    open_missing_streams()
     if "--version" in arguments:
         print(f"DTL {dtl.__version__}")
         return
-    if any(argument in ("-h", "--help") for argument in arguments):
-        with exit_when_output_closes():  # `--help | head`
-            print(command.help())
+    if (topic := help_topic(arguments)) is not None:
+        _show_help(topic, arguments, command)
         return
     register(command.name, command.schema)
     # Hydra would print its own error messages and exit; with this it raises them to us.
@@ -67,8 +70,7 @@ def run_command(
         _check_multirun(arguments, command)
         check_sections(arguments, command)
         _check_config_folders(arguments)
-        sweeps = MULTIRUN in arguments
-        sys.argv[1:] = prepare_arguments([to_hydra_syntax(argument, command, sweeps) for argument in arguments])
+        sys.argv[1:] = prepare_arguments(_as_hydra_reads(arguments, command))
         start()
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
@@ -78,6 +80,41 @@ def run_command(
         sys.exit(1)
     except Exception as error:
         sys.exit(show_error(error, arguments, command))
+
+
+def help_topic(arguments: Sequence[str]) -> str | None:
+    """What help is asked for: "" by --help, `optimizer` by --help=optimizer or help=optimizer; None for none."""
+    for word, after in zip_longest(arguments, arguments[1:], fillvalue=""):
+        flag, _, topic = word.partition("=")
+        if flag in ("-h", "--help") or word == "help" or (flag == "help" and topic):
+            return topic or (after if after == "all" else "")
+    return None
+
+
+def _show_help(topic: str, arguments: Sequence[str], command: Command) -> None:
+    words = [word for word in arguments if "=" in word and not word.startswith(("-", "help="))]
+    try:
+        page = command.reference(topic, _values(words, command)) if topic else command.overview()
+    except Exception as error:
+        sys.exit(show_error(error, words, command))
+    with exit_when_output_closes():  # `--help | head`
+        print(page)
+
+
+def _values(words: Sequence[str], command: Command) -> dict[str, Any]:
+    """The values of all keys with the words given, nested."""
+    setbase("1.3")
+    composed = load_config(command, _as_hydra_reads(words, command))
+    HydraConfig.instance().set_config(composed)  # a run's name is made of its choices
+    own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    values = OmegaConf.to_container(own, resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _as_hydra_reads(arguments: Sequence[str], command: Command) -> list[str]:
+    sweeps = MULTIRUN in arguments
+    return [to_hydra_syntax(argument, command, sweeps) for argument in arguments]
 
 
 def _report_once(
@@ -106,13 +143,16 @@ def show_error(error: Exception, arguments: list[str], command: Command) -> int:
     if known is None:
         print("This is a bug in DTL or in a plugin, not in your settings.", file=sys.stderr)
         return 1
-    print(f"Error: {known}", file=sys.stderr)
+    # A run that was stopped and has saved its state did nothing wrong.
+    print(known if isinstance(known, InterruptedRun) else f"Error: {known}", file=sys.stderr)
     return known.exit_code
 
 
 def to_dtl_error(error: Exception, arguments: list[str], command: Command) -> DTLError | None:
     """Translate `error` to a DTLError with a message for the user; None for an unexpected one."""
     known = error if isinstance(error, DTLError) else translate_error(error, arguments, command)
+    if known is None and isinstance(error, ModuleNotFoundError) and error.name:
+        return DTLError(dtl._missing_package(error.name))
     if known is None and isinstance(error, OSError) and error.filename and error.strerror:
         return DTLError(f"{error.filename}: {error.strerror}. Choose another folder, or fix this one.")
     return known

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dtl.base.display import Display, shown
+from dtl.base.display import Display, command_line, shown
 from dtl.base.runtime import cpu_has_bf16, nvidia_without_cuda
 from dtl.base.units import in_epochs, in_percent, in_time, in_units, number_of
 from dtl.checkpoints.listing import list_checkpoints
@@ -38,8 +38,9 @@ def _data_lines(data: PreparedData) -> Iterator[str]:
 def _model_line(config: ModelConfig, model: TransformerLM) -> str:
     """Line of the start screen about the model."""
     total, without = model.n_parameters(), model.n_parameters(embeddings=False)
+    heads, layers = number_of("heads", config.n_heads), number_of("layers", config.n_layers)
     return (
-        f"{config.arch.block}, width {config.dim}, {config.n_heads} heads, {config.n_layers} layers, "
+        f"{config.arch.block}, width {config.dim}, {heads}, {layers}, "
         f"context {config.max_seq_len}: {in_units(total)} parameters, {in_units(without)} without embeddings"
     )
 
@@ -73,8 +74,8 @@ def show_start(display: Display, parts: Parts, run_dir: Path, tracker: Tracker) 
         if warning:
             display.warn(warning)
     if parts.trainer.done:
-        more = f"trainer.max_epochs={2 * (config.max_epochs or 1)} or trainer.total_steps={2 * length.last_step}"
-        display.warn(f"this run has reached its last step, {length.last_step}. To train further: resume= with {more}.")
+        further = resume_command(run_dir, f"trainer.total_steps={2 * length.last_step}")
+        display.warn(f"this run has reached its last step, {length.last_step}. To train further: {further}")
 
 
 def disk_warning(run_dir: Path, keep: int, checkpoint_bytes: int) -> str | None:
@@ -139,7 +140,8 @@ def show_end(
     kept = list_checkpoints(run_dir, contents=False)
     folder = shown(run_dir)
     answers_questions = any(parts.data.pairs.values())
-    use_it = f"python -m dtl.{'chat' if answers_questions else 'generate'} ckpt={folder}"
+    use_it = command_line("chat" if answers_questions else "generate", f"ckpt={folder}")
+    evaluate_it = command_line("evaluate", f"ckpt={folder}")
     rows = [
         ("steps", f"{state.step}, {in_units(state.tokens)} tokens in {in_time(state.seconds)}"),
         ("best validation loss", best),
@@ -150,7 +152,7 @@ def show_end(
         *((name, f"{value:.4g}") for name, value in (report.tasks if report else {}).items()),
         ("checkpoints", ", ".join(f"{entry.path.name} (epoch {entry.epoch})" for entry in kept) or "none"),
         ("folder", folder),
-        *([("metrics", f"all: {EVALUATION_FILE} there; more: python -m dtl.evaluate ckpt={folder}")] if report else []),
+        *([("metrics", f"all: {EVALUATION_FILE} there; more: {evaluate_it}")] if report else []),
         ("next", resume_command(run_dir) if ended == "stopped" else use_it),
     ]
     display.screen(f"\n{ended.capitalize()}", rows)

@@ -186,7 +186,7 @@ def _describe(folder: Path) -> str:
     if not folder.exists():
         return "there is no such folder."
     if is_sweep(folder.parent):
-        return f"is inside a sweep. Show it with status={shown(folder.parent)}."
+        return f"is inside a sweep. Show it with {shell_line([f'status={shown(folder.parent)}'])}."
     if any((folder / name).exists() for name in RUN_FILES):
         return "is a run, not a sweep. Show it with python -m dtl.runs."
     return f"is not the folder of a sweep (it has no {SWEEP})."
