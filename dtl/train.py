@@ -1,6 +1,7 @@
 """The command `python -m dtl.train`: compose a config, train, report the result. Torch is imported only to train."""
 
 import math
+import re
 import signal
 import sys
 from dataclasses import replace
@@ -21,9 +22,10 @@ from dtl.checkpoints.upkeep import LOCK
 from dtl.commandline.cli import MULTIRUN, JobFailedError, remove_empty_run_dir, run_command, show_error
 from dtl.commandline.command import Command
 from dtl.commandline.overrides import as_shown, check_init_words, override_key, quoted, rerun_words, resolved, unquoted
+from dtl.commandline.translate import config_text
 from dtl.config import RunConfig, typed
 from dtl.data.tokenizers.prompt import read_prompt
-from dtl.errors import ConfigError, InterruptedRun
+from dtl.errors import ConfigError, DataError, InterruptedRun
 from dtl.run_dir.provenance import RECORD, RESULT, composition_flags
 from dtl.run_dir.state import resume_command
 from dtl.run_dir.sweep_records import sweep_to_continue, with_its_flags
@@ -171,7 +173,10 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
     from dtl.data.collect import open_sources  # imports numpy, which --help does not need
 
     # Missing files and a missing network are reported before torch is imported.
-    data, plans = open_sources(config.data, config.seed, init_from and read_prompt(init_from))
+    try:
+        data, plans = open_sources(config.data, config.seed, init_from and read_prompt(init_from))
+    except DataError as error:
+        raise DataError(f"{error}{_how_to_get(str(error))}") from error
     config = replace(config, data=data)
 
     from dtl.runner.run import Origin
@@ -202,12 +207,21 @@ def _loss_if_finished(composed: DictConfig, run_dir: Path, overrides: list[str])
         return None
     step = as_whole(result.get("step")) or 0
     folder = shown(run_dir)
+    use = "chat" if any("exact_match" in name for name in result) else "generate"
     with Display() as display:
         display.print(f"{folder}: this run is finished, at step {step:,}. Nothing is left to train.")
         display.print(f"To train further: {resume_command(run_dir, f'trainer.total_steps={2 * step}')}")
-        display.print(f"To use it: {command_line('chat', f'ckpt={folder}')}")
+        display.print(f"To use it: {command_line(use, f'ckpt={folder}')}")
     value = as_number(result.get("value"))
     return math.nan if value is None else value
+
+
+def _how_to_get(problem: str) -> str:
+    """The line in the recipe's head that downloads the file which the `problem` names; empty if there is none."""
+    hydra = HydraConfig.get()
+    recipe = config_text(f"experiment/{hydra.runtime.choices.get('experiment')}", composition_flags(hydra))
+    lines = re.findall(r"^# +(curl -o (\S+) \S+)$", recipe[1], re.MULTILINE) if recipe else []
+    return "".join(f" To get it: {line}" for line, file in lines if file in problem and not Path(file).exists())
 
 
 def _was_started(run_dir: Path, overrides: list[str]) -> bool:

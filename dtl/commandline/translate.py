@@ -252,7 +252,7 @@ def _config_folders(arguments: list[str]) -> list[Path]:
     return [*(Path(folder) for flag, _, folder in words if flag in FOLDER_FLAGS), experiments_dir(), conf_dir()]
 
 
-def _config_text(name: str, arguments: list[str]) -> tuple[Path, str] | None:
+def config_text(name: str, arguments: list[str]) -> tuple[Path, str] | None:
     """The file of a choice, such as `optimizer/nesterov`, and its text."""
     files = [folder / f"{name}.yaml" for folder in _config_folders(arguments)]
     file = next((file for file in files if file.is_file()), None)
@@ -262,7 +262,7 @@ def _config_text(name: str, arguments: list[str]) -> tuple[Path, str] | None:
 def _wrong_recipe(arguments: list[str], command: Command) -> ConfigError | None:
     """A ConfigError for what Hydra's own messages do not explain about the recipe of the command line."""
     for name in (word.partition("=")[2] for word in arguments if word.lstrip("+").startswith("experiment=")):
-        found = _config_text(f"experiment/{name}", arguments)
+        found = config_text(f"experiment/{name}", arguments)
         if found is None:
             continue
         # Hydra then puts its settings into `experiment`, where no key is known.
@@ -319,7 +319,7 @@ def _not_utf8(arguments: list[str]) -> ConfigError | None:
 
 def _package_hint(name: str, full_key: str, arguments: list[str]) -> str:
     """What is wrong with the place of a key in the file of a config group; empty if it is the right one."""
-    group, found = name.rpartition("/")[0], _config_text(name, arguments)
+    group, found = name.rpartition("/")[0], config_text(name, arguments)
     section = group.replace("/", ".")
     if full_key.startswith(f"{section}.{section}"):
         return f" What is in this file belongs to {section} already: leave out the line '{section}:'."

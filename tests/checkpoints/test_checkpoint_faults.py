@@ -130,7 +130,6 @@ def test_a_file_that_may_not_grow_leaves_the_older_checkpoint_alone(
     message = str(caught.value)
     assert "step-00000020: larger than the maximum file size here. Needed: 0.1 MiB, free: " in message
     assert "Kept: 1 earlier, the newest of step 10." in message
-    assert f"resume={tmp_path}" in message
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000010"]
     save(tmp_path, 20)
     assert newest_valid(tmp_path)[0].step == 20

@@ -1,10 +1,13 @@
 """The command line: messages for errors, --help, and no folders left by either."""
 
+import json
 import random
 import re
+import shlex
 import string
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,11 +17,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 import dtl.train
 from dtl.checkpoints.listing import Checkpoint
+from dtl.commandline.cli import run_command
 from dtl.commandline.command import ENTRY
 from dtl.commandline.overrides import quoted
 from dtl.commandline.translate import translate_error
 from dtl.config import RunConfig, to_yaml
-from dtl.errors import DataError
+from dtl.errors import DataError, InterruptedRun
 from dtl.train import COMMAND
 from dtl.training.config import TrainerConfig
 
@@ -178,6 +182,62 @@ def test_a_run_that_its_own_criterion_ended_resumes_without_it(trained, command,
     monkeypatch.setattr(dtl.train, "newest_valid", lambda folder: (Checkpoint(folder, 3), None))
     assert command("resume=run", "trainer.stop_criteria=[]", "trainer.total_steps=9") == (0, "")
     assert trained[0].trainer == TrainerConfig(total_steps=9)
+
+
+def test_a_finished_run_says_at_once_that_nothing_is_left(trained, command, elsewhere, capsys, monkeypatch):
+    """Before its data and torch are loaded, whatever it was trained on. A new length, and an evaluation that was
+    interrupted, are something to do."""
+    run_dir = elsewhere / "outputs" / "2026-01-31" / "10-00-00-1 my run"
+    imitate(run_dir, step=7)
+    (run_dir / "config.yaml").write_text(to_yaml(RunConfig(plugins=["my_lab"])))
+    monkeypatch.setattr(dtl.train, "newest_valid", lambda folder: (Checkpoint(folder / "checkpoints", 7), None))
+    for state, seen, words, left in [
+        ("finished", True, [], False),
+        ("finished", True, ["device=cpu"], False),
+        ("finished", True, ["trainer.total_steps=9"], True),
+        ("finished", False, [], True),
+        ("stopped", True, [], True),
+    ]:
+        result = {"state": state, "value": 1.5, "step": 7} | ({"seen": {}} if seen else {})
+        (run_dir / "result.json").write_text(json.dumps(result))
+        trained.clear()
+        monkeypatch.setattr(sys, "argv", ["dtl-train", "resume=latest", *words])
+        dtl.train.main()
+        shown = capsys.readouterr().out
+        assert bool(trained) == left and ("Nothing is left to train." in shown) != left
+        if not left:
+            longer = shlex.split(shown.partition("To train further: ")[2].splitlines()[0])
+            assert longer[3:] == [
+                f"resume={run_dir.relative_to(elsewhere)}",
+                "plugins=my_lab",
+                "trainer.total_steps=14",
+            ]
+
+
+def test_a_run_that_was_stopped_is_no_error(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["dtl-train"])
+
+    def job(_: object) -> None:
+        raise InterruptedRun("Stopped at step 7 and saved.", 2)
+
+    with pytest.raises(SystemExit) as ended:
+        run_command(job, replace(COMMAND, multirun=False))
+    assert ended.value.code == 130 and capsys.readouterr().err == "Stopped at step 7 and saved.\n"
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_recipe_says_where_its_text_comes_from(command, elsewhere, own):
+    line = "curl -o my.txt https://example.org/my.txt"
+    recipe = elsewhere / "mine" / "experiment" / "own.yaml"
+    recipe.parent.mkdir(parents=True)
+    recipe.write_text(
+        f"# @package _global_\n#   {line}\ndefaults: [{{override /data: text}}]\ndata: {{path: my.txt}}\n"
+    )
+    words = ["--config-dir=mine", "experiment=own"] if own else ["experiment=shakespeare_char"]
+    code, shown = command(*words, "tracker=local")
+    assert code == 1 and f"To get it: {line if own else 'curl -o tinyshakespeare.txt https://'}" in shown, shown
+    code, shown = command(*words, "data.path=other.txt")
+    assert code == 1 and "other.txt" in shown and "curl" not in shown
 
 
 def test_resume_does_not_pretend_to_go_back(command, elsewhere):

@@ -117,6 +117,9 @@ def test_lines_to_paste_bring_the_config_folders_and_plugins_that_were_given(run
     flags = ["--config-dir=/my conf", "--config-name=night"]
     found = write(run_dir, flags=flags)
     assert shlex.split(found["rerun"])[3:] == [*flags, *OVERRIDES]
+    found = write(run_dir, flags=flags, init_from=run_dir / "checkpoints" / "best")
+    pinned = [f"init={run_dir}/checkpoints/best" if word.startswith("init=") else word for word in OVERRIDES]
+    assert shlex.split(found["rerun"])[3:] == [*flags, *pinned] and found["overrides"] == OVERRIDES
     (run_dir / "config.yaml").write_text("plugins: [my_lab.a, my_lab.b]\n")
     resumed = ["python", "-m", "dtl.train", *flags, f"resume={run_dir}", "plugins=my_lab.a,my_lab.b"]
     assert shlex.split(resume_command(run_dir)) == resumed
