@@ -1,6 +1,7 @@
 """python -m dtl.runs: its list, its deletions, and everything that it must not change."""
 
 import builtins
+import io
 import json
 import os
 import shutil
@@ -12,14 +13,17 @@ from pathlib import Path
 import pytest
 from checkpoint_examples import imitate
 from filelock import FileLock
+from rich.console import Console
 
 import dtl.runs
+from dtl.base.display import Display
 from dtl.base.files import TRASH
 from dtl.base.units import in_age, in_bytes
 from dtl.checkpoints.upkeep import lock_run, publish_best, superseded
 from dtl.housekeeping.config import RunsConfig
 from dtl.housekeeping.disk_runs import freed_by, leftovers, read_runs
 from dtl.housekeeping.removal import Removal, clear_leftover, delete_removal, removals
+from dtl.housekeeping.show import show_runs
 from dtl.run_dir.provenance import write_result
 
 OUTPUTS = Path("outputs")
@@ -455,3 +459,19 @@ def test_a_link_to_a_run_is_no_run(runs, tmp_path):
     assert listed(runs()) == ["2026-11-21/05-00-00-2_a"]
     runs("delete=empty", "yes=true")
     assert not real.exists() and (elsewhere / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("width", [30, 40, 60, 71, 72, 80, 120])
+def test_a_narrow_terminal_hides_nothing(width):
+    make_run("multirun/2026-11-23/05-43-33-5892/12", "finished", steps=(10,), best=10, loss=1.25)
+    make_run("2026-11-21/05-00-00-1_a-long-name-of-a-run", "interrupted", loss=3.5)
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=width, color_system=None)
+    show_runs(Display(console), read_runs(OUTPUTS), 2, OUTPUTS)
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    for fact in ("finished", "interrupted", "1.2500", "3.5000", "31"):
+        assert any(fact in line for line in lines), (fact, lines)
+    together = "".join("".join(lines).split())
+    for label in ("multirun/2026-11-23/05-43-33-5892/12", "2026-11-21/05-00-00-1_a-long-name-of-a-run"):
+        assert label in together or width >= 72  # folded in its column
