@@ -76,7 +76,7 @@ class TokenizerConfig:
         return TOKENIZERS.traits(self.kind) or TokenizerTraits()
 
     def validate(self) -> None:
-        TOKENIZERS.check(self.kind, self.options)
+        self.options = TOKENIZERS.checked_options(self.kind, self.options)
         min_size = self.traits.min_vocab_size
         if self.traits.by_vocab_size and self.vocab_size < min_size:
             raise ConfigError(
@@ -248,7 +248,9 @@ class DataConfig:
             )
         sources = self.resolved_sources()
         for name, source in sources.items():
-            SOURCES.check(source.kind, source.options, f"data.sources.{name}.kind")
+            options = SOURCES.checked_options(source.kind, source.options, f"data.sources.{name}.kind")
+            if name in self.sources:  # the resolved ones are copies
+                self.sources[name].options = options
             source.validate(name)
             if source.traits.needs_files and source.path is None:
                 raise ConfigError(
