@@ -21,6 +21,7 @@ from dtl.model.transformer import TransformerLM
 from dtl.run_dir.state import resume_command
 from dtl.runner.build import Parts
 from dtl.tracking.tracker import State, Tracker
+from dtl.training.config import LOSS_TERMS, LossConfig, TrainerConfig
 from dtl.training.optimizer import numbers_per_weight
 
 
@@ -43,6 +44,17 @@ def _model_line(config: ModelConfig, model: TransformerLM) -> str:
     )
 
 
+def objective_rows(trainer: TrainerConfig) -> Iterator[tuple[str, str]]:
+    """Rows of the start screen about a loss that is not the plain cross-entropy, and about averaged weights."""
+    loss = trainer.loss
+    if loss != LossConfig():
+        terms = [f"{name} {getattr(loss, name):g}" for name in LOSS_TERMS if getattr(loss, name)]
+        settings = [f"{name} {value}" for name, value in loss.options.items()]
+        yield "loss", f"{', '.join([loss.name, *terms, *settings])}; validation measures the plain cross-entropy"
+    if trainer.ema_decay is not None:
+        yield "averages", f"of the weights, decay {trainer.ema_decay:g} per step: these are evaluated and saved as best"
+
+
 def show_start(display: Display, parts: Parts, run_dir: Path, tracker: Tracker) -> None:
     """Show the start screen: the settings of the run, and warnings about them."""
     config, data, length = parts.config, parts.data, parts.length
@@ -57,6 +69,7 @@ def show_start(display: Display, parts: Parts, run_dir: Path, tracker: Tracker) 
             f"{config.micro_batch_size} x {config.grad_accum_steps} sequences of {config.seq_len} tokens per step",
         ),
         ("optimizer", f"{config.optimizer.name}, peak learning rate {config.optimizer.lr:g}, {config.schedule.name}"),
+        *objective_rows(config.trainer),
         ("device", f"{parts.device} ({parts.device_reason}); {parts.precision} ({parts.precision_reason})"),
         ("attention", f"{parts.attention.name} ({parts.attention.reason})"),
         ("tracker", tracker.status),

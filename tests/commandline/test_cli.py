@@ -104,7 +104,7 @@ REFUSED = {
     "model.dropout=3": "model.dropout=3.0: a probability in [0, 1).",
     "trainer.precision=fp8": "trainer.precision=fp8: one of auto, fp32, bf16, fp16.",
     "tracker.mode=never": "tracker.mode=never: one of auto, online, offline.",
-    "seed=-1": "seed=-1: must be in [0, 2^63).",
+    "seed=-1": "seed=-1: must be an integer in [0, 2^63).",
     "device=gpu": "device=gpu: one of auto, cpu, cuda, cuda:0, mps.",
     "name=../x": "name=../x: it becomes a folder's name.",
     "name='a b'": "name=a b: it becomes a folder's name.",
