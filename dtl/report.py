@@ -6,6 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from dtl.base.display import exit_when_output_closes, shown
+from dtl.base.units import number_of
 from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
 from dtl.config import typed_as
@@ -55,7 +56,7 @@ def job(composed: DictConfig) -> None:
     from dtl.reports.summary import show, show_paths, wide_display
 
     with exit_when_output_closes(), wide_display() as display:
-        title = shown(selection.home.absolute()) if selection.home else f"{len(selection.folders)} runs"
+        title = shown(selection.home.absolute()) if selection.home else number_of("runs", len(selection.folders))
         command = _command(settings, title if selection.home else settings.runs)
         report = build(settings, selection.folders, title, command, display.note)
         written = write(report, folder)  # first: a pipe that closes early must not cost the report

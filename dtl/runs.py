@@ -5,7 +5,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from dtl.base.display import Display, exit_when_output_closes
-from dtl.base.units import in_bytes
+from dtl.base.units import in_bytes, number_of
 from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
 from dtl.config import typed_as
@@ -76,7 +76,7 @@ def job(composed: DictConfig) -> None:
         busy = running_folders(everything, outputs)
         idle = [run for run in runs if run.folder not in busy]
         if len(idle) < len(runs):
-            display.note(f"{len(runs) - len(idle)} of these runs are running or just starting, and are kept.")
+            display.note(f"kept, as running or just starting: {number_of('runs', len(runs) - len(idle))}.")
         check_names(idle, settings)
         agreed = _agreed(display, removals(idle, settings), settings)
         if agreed:
@@ -101,7 +101,7 @@ def _agreed(display: Display, found: list[Removal], settings: RunsConfig) -> lis
         free += confirm_by_typing(display, guarded)
     elif guarded:
         display.warn(
-            f"{len(guarded)} runs are kept because they hold a best checkpoint. To delete one anyway: "
+            f"kept, for their best checkpoint: {number_of('runs', len(guarded))}. To delete one anyway: "
             f"best_of=[{guarded[0].run.label}]"
         )
     if not free:

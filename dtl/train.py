@@ -19,6 +19,7 @@ from dtl.checkpoints.upkeep import LOCK
 from dtl.commandline.cli import (
     MULTIRUN,
     JobFailedError,
+    as_shown,
     override_key,
     quoted,
     remove_empty_run_dir,
@@ -160,7 +161,7 @@ def job(composed: DictConfig) -> float:
         code = show_error(error, words, COMMAND)
         remove_empty_run_dir(Path(hydra.runtime.output_dir), (".hydra", LOCK))  # a run that never started
         if is_multirun:
-            raise JobFailedError(f"job {hydra.job.num} ({' '.join(overrides)}) failed") from None
+            raise JobFailedError(f"job {hydra.job.num} ({' '.join(map(as_shown, overrides))}) failed") from None
         raise SystemExit(code) from None
 
 
@@ -213,8 +214,8 @@ def _resumed_config(composed: DictConfig, run_dir: Path, overrides: list[str]) -
                 "may be given. To change the rest, start a new run from the weights with init=."
             )
     try:
-        own = yaml.safe_load((run_dir / "config.yaml").read_text())
-    except (OSError, yaml.YAMLError) as error:
+        own = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"resume={run_dir}: its config.yaml cannot be read ({error}).") from error
     for key in keys:
         section = key.partition(".")[0] if key.startswith("tracker") else key

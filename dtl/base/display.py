@@ -5,6 +5,8 @@ In a terminal the progress line is updated in place and evaluations scroll above
 
 import errno
 import os
+import shlex
+import subprocess
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from dtl.base.safe_text import visible
+
 OUTPUT_CLOSED = (errno.EPIPE, errno.EIO)  # the reader of the pipe has ended; the terminal was closed
 WIDTH_OF_A_FILE = 160  # columns of a table outside a terminal
 
@@ -23,6 +27,16 @@ WIDTH_OF_A_FILE = 160  # columns of a table outside a terminal
 def shown(folder: Path) -> str:
     """The folder as typed on the command line: relative to the working directory when it is inside it."""
     return os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
+
+
+def shell_line(words: Iterable[str]) -> str:
+    """The words of a command as one line that can be pasted into a shell, quoted where necessary."""
+    return (subprocess.list2cmdline if os.name == "nt" else shlex.join)(list(words))
+
+
+def command_line(name: str, *words: str) -> str:
+    """`python -m dtl.<name>` with these words, to be pasted: `command_line("chat", f"ckpt={shown(folder)}")`."""
+    return visible(shell_line(["python", "-m", f"dtl.{name}", *words]))
 
 
 def is_terminal(stream: IO[str]) -> bool:

@@ -9,9 +9,9 @@ def in_units(count: float) -> str:
     return f"{count:.0f}"
 
 
-def n_tokens(count: int) -> str:
-    """A number of tokens: `1 token`, `2 tokens`."""
-    return f"{count:,} token{'' if count == 1 else 's'}"
+def number_of(things: str, count: int) -> str:
+    """A number of countable things, named in the plural: `1 trial`, `1,200 trials` for `trials`."""
+    return f"{count:,} {things.removesuffix('s') if count == 1 else things}"
 
 
 def in_unit(value: float | None, unit: str) -> str:
@@ -36,6 +36,11 @@ def in_percent(fraction: float) -> str:
     return f"{100 * fraction:.2g}" if fraction < 0.1 else f"{100 * fraction:.0f}"
 
 
+def in_epochs(count: float) -> str:
+    """A number of epochs: `3.00 epochs`, `0.0012 epochs`."""
+    return f"{count:.2f} epochs" if count >= 0.01 or not count else f"{count:.2g} epochs"
+
+
 def in_bytes(n: float) -> str:
     """A size such as `812 B`, `43 kB`, `1.2 GB`, in powers of a thousand as disks are sold."""
     for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
@@ -46,17 +51,18 @@ def in_bytes(n: float) -> str:
 
 def in_gb(n_bytes: float) -> str:
     """Disk space in one unit, comparable with a limit: `0.7 GB`."""
-    return f"{n_bytes / 1e9:.1f} GB"
+    return "under 0.1 GB" if 0 < n_bytes < 0.05e9 else f"{n_bytes / 1e9:.1f} GB"
 
 
 def in_gib(n_bytes: float) -> str:
-    """Memory in GiB, the unit that GPUs and memory modules are sold in."""
-    return f"{n_bytes / 2**30:.1f} GiB"
+    """Memory in GiB, the unit that GPUs and memory modules are sold in; below 0.1 GiB in MiB."""
+    return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 0.1 * 2**30 else in_mib(n_bytes)
 
 
 def in_mib(n_bytes: float, thousands: str = "") -> str:
-    """The size of a file in MiB; `thousands` is the thousands separator."""
-    return f"{n_bytes / 2**20:{thousands}.1f} MiB"
+    """The size of a file in MiB, a small one as `in_bytes`; `thousands` is the thousands separator."""
+    n_mib = n_bytes / 2**20
+    return f"{n_mib:{thousands}.1f} MiB" if n_mib >= 0.1 else in_bytes(n_bytes)
 
 
 def in_time(seconds: float) -> str:

@@ -18,6 +18,7 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
+import dtl
 from dtl.base.display import exit_when_output_closes
 from dtl.base.paths import conf_dir
 from dtl.commandline.command import Command, section_of
@@ -27,6 +28,8 @@ from dtl.errors import ConfigError, DTLError
 from dtl.run_dir.trial import note_error
 
 MULTIRUN = "--multirun"
+# Texts that Hydra reads as text without quotes.
+PLAIN_TEXT = re.compile(r"(?!(?:null|true|false|nan|inf)\Z)[A-Za-z_/][\w./-]*", re.IGNORECASE | re.ASCII)
 MODULE = r"[^\W\d][\w.]*"  # the name of a module
 
 
@@ -45,6 +48,9 @@ def run_command(
     `exit_code` after printing its message, or with 1 after a traceback.
     """
     arguments = sys.argv[1:]
+    if "--version" in arguments:
+        print(f"DTL {dtl.__version__}")
+        return
     if any(argument in ("-h", "--help") for argument in arguments):
         with exit_when_output_closes():  # `--help | head`
             print(command.help())
@@ -120,6 +126,10 @@ def flags_first(arguments: Sequence[str]) -> list[str]:
     """
     parser = get_args_parser()
     parser.error = _reject_flags  # argparse would print its own usage and exit
+    names = [argument.partition("=")[0] for argument in arguments]
+    for long, short in (("--config-dir", "-cd"), ("--config-path", "-cp"), ("--config-name", "-cn"), ("--cfg", "-c")):
+        if names.count(long) + names.count(short) > 1:
+            raise ConfigError(f"{long}: given more than once, and it takes one value. Leave the others out.")
     given = vars(parser.parse_intermixed_args(list(arguments)))
     overrides = given.pop("overrides")
     for name in ("config_dir", "config_path"):
@@ -131,7 +141,21 @@ def flags_first(arguments: Sequence[str]) -> list[str]:
     return [*words, *overrides]
 
 
+# Hydra's flags that take a value: an example, and what it does.
+FLAG_VALUES = {
+    "--config-dir": "--config-dir=my_conf adds the config groups of a folder of your own",
+    "--config-path": "--config-path=my_conf replaces DTL's config groups",
+    "--config-name": "--config-name=night starts from night.yaml in the folder of --config-dir",
+    "--cfg": "--cfg job shows the whole config without running",
+    "--package": "-p model, with --cfg job, shows one section",
+}
+
+
 def _reject_flags(message: str) -> NoReturn:
+    flag = re.match(r"argument (--[\w-]+)(?:/-\w+)?: (?:expected .*|invalid choice: '(.*?)' .*)", message)
+    if flag and flag[1] in FLAG_VALUES:
+        given = f", and {flag[2]} is none" if flag[2] else ""
+        raise ConfigError(f"{flag[1]}: needs a value{given}. For example, {FLAG_VALUES[flag[1]]}.")
     rejected = message.removeprefix("unrecognized arguments: ")
     what = f"{rejected}: there is no such flag" if rejected != message else message
     raise ConfigError(
@@ -173,6 +197,13 @@ def _check_working_folder() -> None:
         raise ConfigError(
             "The folder in which this command was started no longer exists. Change to one that does, for example: cd ~"
         ) from None
+
+
+def as_shown(override: str) -> str:
+    """An override as a user would type it: without Hydra's marks for a new key, and without quotes it does not need."""
+    key, equals, value = override.partition("=")
+    bare = unquoted(value)
+    return f"{key.lstrip('+')}{equals}{bare if PLAIN_TEXT.fullmatch(bare) else value}"
 
 
 def override_key(text: str) -> str:

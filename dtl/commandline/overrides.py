@@ -5,13 +5,11 @@ from collections.abc import Iterable
 from dataclasses import Field, fields, is_dataclass
 from typing import Any
 
-from dtl.commandline.cli import override_key, quoted
+from dtl.commandline.cli import PLAIN_TEXT, override_key, quoted
 from dtl.config import RunConfig
 from dtl.errors import ConfigError
 
 DEFAULT_NAME = "small_qa"  # by the command, for its default choices of model and data
-# Texts that Hydra reads as text without quotes; all others are quoted.
-_PLAIN = re.compile(r"(?!(?:null|true|false|nan|inf)\Z)[A-Za-z_/][\w./-]*", re.IGNORECASE | re.ASCII)
 _NAME = re.compile(r"[A-Za-z_][\w-]*", re.ASCII)  # an entry of a mapping that can be written key.name
 _SPECIAL_IN_KEYS = re.compile(r"([\\()\[\]{}:=, \t])")
 
@@ -87,7 +85,7 @@ def as_value(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, str):
-        return value if _PLAIN.fullmatch(value) else quoted(value)
+        return value if PLAIN_TEXT.fullmatch(value) else quoted(value)
     if is_dataclass(value):  # a source: what it leaves at its default is left out
         changed = {item.name: getattr(value, item.name) for item in fields(value)}
         return as_value({name: entry for name, entry in changed.items() if entry != getattr(type(value)(), name)})

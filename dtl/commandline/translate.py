@@ -1,8 +1,10 @@
 """Translation of Hydra's and OmegaConf's errors to ConfigErrors: key, value, rule, remedy."""
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
+import yaml
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import MISSING as MISSING_VALUE
 from omegaconf.errors import (
@@ -13,11 +15,17 @@ from omegaconf.errors import (
     ValidationError,
 )
 from yaml import MarkedYAMLError
+from yaml.reader import ReaderError
 
-from dtl.base.display import shown
+from dtl.base.display import command_line, shown
 from dtl.base.paths import conf_dir, experiments_dir
 from dtl.commandline.command import ENTRY, Command
 from dtl.errors import ConfigError, did_you_mean
+from dtl.run_dir.state import dotted
+
+SEARCH = "hydra/sweeper=dtl_optuna"
+FOLDER_FLAGS = ("--config-dir", "--config-path")
+INTERVAL = re.compile(r"\binterval\(")
 
 
 def translate_error(error: Exception, arguments: list[str], command: Command) -> ConfigError | None:
@@ -28,7 +36,10 @@ def translate_error(error: Exception, arguments: list[str], command: Command) ->
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if isinstance(error, ConfigCompositionException):
         cause = cause or error.__context__
-    if isinstance(error, (ConfigCompositionException, OmegaConfBaseException)) and (recipe := _bare_recipe(arguments)):
+    if isinstance(error, (UnicodeDecodeError, ReaderError)) and (unreadable := _not_utf8(arguments)):
+        return unreadable
+    composing = (ConfigCompositionException, MissingConfigException, OmegaConfBaseException, ValueError)
+    if isinstance(error, composing) and (recipe := _wrong_recipe(arguments, command)):
         return recipe
     if isinstance(error, MissingConfigException):
         return _missing_file(error, arguments, command)
@@ -52,6 +63,8 @@ def translate_error(error: Exception, arguments: list[str], command: Command) ->
         return _no_choice(arguments, command)
     if isinstance(error, ValueError) and str(error).startswith(("Only one of --", "The --resolve flag")):
         return ConfigError(str(error))
+    if isinstance(error, HydraException) and "does not support sweep type" in str(error):
+        return _interval_in_grid(arguments, command) or ConfigError(str(error).strip())
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return ConfigError(str(error).strip())
     return None
@@ -73,8 +86,10 @@ def _unreadable(error: OverrideParseException) -> ConfigError:
     evaluated = re.search(r"Error while evaluating '(.*?)': (.*)", str(error))
     key = error.override.partition("=")[0]
     if evaluated and "NoneType is incompatible" in evaluated[2]:
-        values = re.search(r"\(([^()]*)\)", evaluated[1])
-        alone = f"{key}={values[1] if values else 'null,1'}"
+        function = re.search(r"(\w+)\(([^()]*)\)", evaluated[1])
+        if function and function[1] == "interval":
+            return ConfigError(f"{error.override}: interval() takes numbers, and no null.")
+        alone = f"{key}={function[2] if function else 'null,1'}"
         return ConfigError(f"{error.override}: {evaluated[1]} takes no null. Write the values alone: {alone}")
     if evaluated:
         return ConfigError(f"{error.override}: {evaluated[1]} cannot be evaluated ({evaluated[2].strip()}).")
@@ -152,20 +167,45 @@ def _wrong_override(message: str, arguments: list[str], command: Command) -> Con
         names = [*command.groups(), *(key.name for key in command.settings)]
         hint = did_you_mean(match[1], names)
         return ConfigError(f"{given}: there is no such key or group.{hint} --help lists them all.")
-    if "Ambiguous value" in message:
-        given = re.search(r"argument '([^']+)'", message)
-        what = given[1] if given else "a value with a comma"
-        if not command.multirun:
-            return ConfigError(
-                f"{what}: takes one value. Quote text that has commas: '{what.partition('=')[0]}=\"...\"'"
-            )
-        return ConfigError(f"{what}: several values need -m (one run each): python -m dtl.{command.name} -m {what}")
+    if "Ambiguous value" in message or "requires --multirun" in message:
+        return _several_values(message, arguments, command)
+    if multiple := re.search(r"Multiple values for ([\w/]+)", message):
+        return ConfigError(
+            f"{multiple[1]}: a defaults list chooses it a second time. To choose another: "
+            f"defaults: [{{override /{multiple[1]}: NAME}}]"
+        )
     if "appears more than once" in message:
         given = next(
             (argument for argument in arguments if argument.lstrip("+").partition("=")[0] in command.groups()), ""
         )
         return ConfigError(f"{given}: this group already has a choice. To choose another one, leave out the +.")
     return ConfigError(message.strip())
+
+
+def _several_values(message: str, arguments: list[str], command: Command) -> ConfigError:
+    """A ConfigError for several values in a single run, with the line that runs them all."""
+    given = re.search(r"(?:argument|parameters) '(.+)'(?:\n|\Z| requires)", message)
+    what = given[1] if given else "a value with a comma"
+    if not command.multirun:
+        hint = f" Quote text that has commas: '{what.partition('=')[0]}=\"...\"'" if "Ambiguous" in message else ""
+        return ConfigError(f"{what}: takes one value.{hint}")
+    if any(map(INTERVAL.search, arguments)):
+        search = command_line(command.name, "-m", SEARCH, *map(_typed, arguments))
+        return ConfigError(f"{what}: a search chooses values, and needs -m: {search}")
+    grid = command_line(command.name, "-m", *map(_typed, arguments))
+    return ConfigError(f"{what}: several values need -m (one run each): {grid}")
+
+
+def _interval_in_grid(arguments: list[str], command: Command) -> ConfigError | None:
+    """A ConfigError for `interval(...)` with the sweeper that runs all combinations."""
+    given = next(filter(INTERVAL.search, arguments), None)
+    if given is None:
+        return None
+    words = [_typed(word) for word in arguments if word not in ("-m", "--multirun")]
+    return ConfigError(
+        f"{_typed(given)}: only a search takes an interval: {command_line(command.name, '-m', SEARCH, *words)}. In a "
+        f"grid write the values: {given.partition('=')[0].lstrip('+')}=0.1,0.2"
+    )
 
 
 def _no_choice(arguments: list[str], command: Command) -> ConfigError | None:
@@ -183,9 +223,17 @@ def _no_choice(arguments: list[str], command: Command) -> ConfigError | None:
 
 def _given(key: str, arguments: list[str]) -> str:
     """The argument that sets `key`, or the key alone when it comes from a file."""
-    words = {argument.lstrip("+~").partition("=")[0]: argument.removeprefix("++") for argument in arguments}
+    words = {argument.lstrip("+~").partition("=")[0]: _typed(argument) for argument in arguments}
     inside = [word for name, word in words.items() if name.startswith(f"{key}.")]
     return words.get(key) or next(iter(inside), key)
+
+
+def _typed(argument: str) -> str:
+    """The argument as the user typed it: without the mark that DTL adds for Hydra, folders relative."""
+    flag, _, folder = argument.partition("=")
+    if flag in FOLDER_FLAGS and "://" not in folder:
+        return f"{flag}={shown(Path(folder))}"
+    return argument.removeprefix("++")
 
 
 def _article(words: str) -> str:
@@ -200,8 +248,8 @@ GLOBAL = re.compile(r"\ufeff?\s*#\s*@package\s+_global_\s*$", re.MULTILINE)
 
 def _config_folders(arguments: list[str]) -> list[Path]:
     """The folders of config groups, in Hydra's order: the user's own, then those of DTL."""
-    flags = [word.partition("=")[2] for word in arguments if word.startswith(("--config-dir=", "--config-path="))]
-    return [*map(Path, flags), experiments_dir(), conf_dir()]
+    words = [word.partition("=") for word in arguments]
+    return [*(Path(folder) for flag, _, folder in words if flag in FOLDER_FLAGS), experiments_dir(), conf_dir()]
 
 
 def _config_text(name: str, arguments: list[str]) -> tuple[Path, str] | None:
@@ -211,16 +259,61 @@ def _config_text(name: str, arguments: list[str]) -> tuple[Path, str] | None:
     return (file, file.read_text(encoding="utf-8", errors="replace")) if file else None
 
 
-def _bare_recipe(arguments: list[str]) -> ConfigError | None:
-    """A ConfigError if the recipe of the command line lacks its first line: Hydra then puts its settings into
-    `experiment`, where no key is known."""
+def _wrong_recipe(arguments: list[str], command: Command) -> ConfigError | None:
+    """A ConfigError for what Hydra's own messages do not explain about the recipe of the command line."""
     for name in (word.partition("=")[2] for word in arguments if word.lstrip("+").startswith("experiment=")):
         found = _config_text(f"experiment/{name}", arguments)
-        if found and not GLOBAL.match(found[1]):
+        if found is None:
+            continue
+        # Hydra then puts its settings into `experiment`, where no key is known.
+        if not GLOBAL.match(found[1]):
             return ConfigError(
                 f"experiment={name}: {shown(found[0])} lacks the line that makes it a recipe for the whole config. "
                 "Write it as the first line, before any other comment: # @package _global_"
             )
+        with suppress(yaml.YAMLError):
+            if problem := _recipe_problem(yaml.safe_load(found[1]), command):
+                return ConfigError(f"experiment={name}: {shown(found[0])}: {problem}")
+    return None
+
+
+def _recipe_problem(recipe: object, command: Command) -> str | None:
+    """What is wrong with the form of a recipe, whatever its values; None for a right one."""
+    if not isinstance(recipe, dict):
+        return None if recipe is None else "a recipe is made of lines key: value."
+    entries = recipe.get("defaults", [])
+    if not isinstance(entries, list):
+        return "defaults is a list. Write defaults: [{override /optimizer: muon}]"
+    for key, choice in (pair for entry in entries if isinstance(entry, dict) for pair in entry.items()):
+        group = str(key).removeprefix("override ").strip().strip("/")
+        if group in command.groups() and str(key) != f"override /{group}":
+            return f"'{key}: {choice}': write override and a slash: defaults: [{{override /{group}: {choice}}}]"
+    for key, value in dotted(recipe):
+        group = key.replace(".", "/")
+        if group in command.groups() and isinstance(value, str):
+            wanted = f"{{override /{group}: {value}}}"
+            return f"'{key}: {value}': {group} is a config group, chosen in the defaults list: defaults: [{wanted}]"
+        section, dot, leaf = key.rpartition(".")
+        if dot and key in recipe:
+            return f"'{key}: {value}': a key in a file has no dots. Write {section}: {{{leaf}: {value}}}"
+    return None
+
+
+def _not_utf8(arguments: list[str]) -> ConfigError | None:
+    """A ConfigError for the first config file of the user that cannot be read as text."""
+    for file in (file for folder in _config_folders(arguments)[:-2] for file in sorted(folder.rglob("*.yaml"))):
+        content = file.read_bytes()
+        try:
+            for _ in yaml.scan(content.decode("utf-8")):
+                pass
+        except UnicodeDecodeError as error:
+            line = content.count(b"\n", 0, error.start) + 1
+            return ConfigError(f"{shown(file)}, line {line}: not UTF-8. Save the file as UTF-8.")
+        except ReaderError as error:
+            line = content.decode("utf-8").count("\n", 0, error.position) + 1
+            return ConfigError(f"{shown(file)}, line {line}: has a control character. Save the file as plain text.")
+        except yaml.YAMLError:
+            continue
     return None
 
 
@@ -275,7 +368,7 @@ def _place_of(text: str, key: str, arguments: list[str]) -> str:
     given = _given(key, arguments)
     words = [word for word in arguments if text and re.search(text, word)]
     if words or not text:
-        return words[0].removeprefix("++") if words else given
+        return _typed(words[0]) if words else given
     files = (file for folder in _config_folders(arguments) for file in sorted(folder.rglob("*.yaml")))
     file = next((file for file in files if re.search(text, file.read_text(encoding="utf-8", errors="replace"))), None)
     return f"{given} in {shown(file)}" if file else given

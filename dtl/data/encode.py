@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dtl.base.progress import Pace, Progress
+from dtl.base.units import in_units
 from dtl.data.cache import Cache, key_of
 from dtl.data.code_key import code_of
 from dtl.data.collect import SourceTexts, collect_texts
@@ -189,4 +190,4 @@ def _logged(chunks: Iterator[EncodedChunk], what: str, texts: Texts, log: Progre
         yield chunk
         done += chunk.n_characters
         n_tokens += len(chunk.tokens)
-        pace.report(f"{n_tokens / 1e6:.1f} M tokens", done / max(total, 1))
+        pace.report(f"{in_units(n_tokens)} tokens", done / max(total, 1))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from dtl.base.progress import Pace, Progress
+from dtl.base.units import in_units, number_of
 from dtl.data.cleaning import cleaned
 from dtl.data.documents import Document
 from dtl.data.sources import Source
@@ -126,7 +127,7 @@ class _Reader:
             counts["kept"] += 1
             counts["characters"] += len(document.text)
             yield document
-            pace.report(f"{counts['read']:,} documents, {counts['characters'] / 1e6:.1f} M characters")
+            pace.report(f"{number_of('documents', counts['read'])}, {in_units(counts['characters'])} characters")
             if counts["characters"] >= budget:
                 break
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from dtl.base.units import in_units
 from dtl.data.documents import Document
 from dtl.data.encode import EncodedSource
 from dtl.data.prepare import PreparedData
@@ -96,7 +97,7 @@ def _leftovers(texts: Texts) -> Iterator[str]:
             leftovers[kind] += 1
             if kind not in places:
                 places[kind] = document.text[max(0, match.start() - AROUND) : match.end() + AROUND]
-    where = f"in {n_characters / 1e6:.1f} M characters of training text"
+    where = f"in {in_units(n_characters)} characters of training text"
     if not leftovers:
         yield f"  no leftovers of markup {where}"
         return

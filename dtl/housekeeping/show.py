@@ -10,7 +10,7 @@ from rich.text import Text
 
 from dtl.base.display import Display, aligned, table
 from dtl.base.safe_text import in_one_line
-from dtl.base.units import in_age, in_bytes
+from dtl.base.units import in_age, in_bytes, number_of
 from dtl.housekeeping.config import DELETIONS, OUTPUTS, RunsConfig
 from dtl.housekeeping.disk_runs import DiskRun
 from dtl.housekeeping.removal import Removal
@@ -28,7 +28,7 @@ CLEANUP_HINTS = {
 
 def show_runs(display: Display, runs: list[DiskRun], n_all: int, outputs: Path) -> None:
     """Show a line of totals, then a line for each run."""
-    shown = f"{len(runs)} runs" if len(runs) == n_all else f"{len(runs)} of {n_all} runs"
+    shown = number_of("runs", len(runs)) if len(runs) == n_all else f"{len(runs)} of {number_of('runs', n_all)}"
     size = in_bytes(sum(run.n_bytes for run in runs))
     free = in_bytes(shutil.disk_usage(outputs).free)
     display.console.print(Text(f"{in_one_line(str(outputs))}: {shown}, {size}; {free} free on this disk", "bold"))
@@ -84,14 +84,16 @@ def show_removals(display: Display, items: list[Removal]) -> None:
         display.print(f"  {in_one_line(item.run.label)}  {what}  {in_bytes(item.n_bytes)}")
     n_trials = sum(item.removes_run and is_sweep(item.run.folder.parent) for item in items)
     if n_trials:
-        display.warn(f"{n_trials} of these are trials. A sweep that is continued runs missing trials again.")
+        display.warn(
+            f"among these: {number_of('trials', n_trials)}. A sweep that is continued runs missing trials again."
+        )
 
 
 def in_sum(items: list[Removal]) -> str:
     """Return the total, such as `2 runs, 1.2 GB` or `7 checkpoints of 3 runs, 221 MB`."""
-    n_runs = f"{len(items)} run{'s' if len(items) != 1 else ''}"
+    n_runs = number_of("runs", len(items))
     n_folders = sum(len(item.folders) for item in items)
-    what = n_runs if all(item.removes_run for item in items) else f"{n_folders} checkpoints of {n_runs}"
+    what = n_runs if all(item.removes_run for item in items) else f"{number_of('checkpoints', n_folders)} of {n_runs}"
     return f"{what}, {in_bytes(sum(item.n_bytes for item in items))}"
 
 
@@ -110,7 +112,7 @@ def is_agreed(question: str) -> bool:
 
 def confirm_by_typing(display: Display, items: list[Removal]) -> list[Removal]:
     """Return the items whose folders the user types, one a line, until an empty line."""
-    display.print(f"{len(items)} of these contain a best checkpoint and are kept unless you type their folder:")
+    display.print(f"{number_of('runs', len(items))} with a best checkpoint, kept unless you type the folder:")
     for item in items:
         display.print(f"  {in_one_line(item.run.label)}  {in_bytes(item.n_bytes)}")
     waiting = {item.run.label: item for item in items}

@@ -10,16 +10,16 @@ import logging
 import os
 import platform
 import re
-import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import dtl
+from dtl.base.display import shell_line
 from dtl.base.files import write_atomically
 from dtl.base.json_files import plain
 from dtl.base.paths import conf_dir
@@ -41,11 +41,6 @@ PACKAGE = Path(dtl.__file__).resolve().parent
 def config_hash(config_yaml: str) -> str:
     """A short identifier of a resolved config: 16 hexadecimal digits of its SHA-256."""
     return hashlib.sha256(config_yaml.encode()).hexdigest()[:16]
-
-
-def shell_line(words: Iterable[str]) -> str:
-    """The words of a command as one line that can be pasted into a shell, quoted where necessary."""
-    return (subprocess.list2cmdline if os.name == "nt" else shlex.join)(list(words))
 
 
 def composition_flags(hydra: Any, command: str = "train") -> list[str]:

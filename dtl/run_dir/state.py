@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from dtl.base.display import shown
+from dtl.base.display import shell_line, shown
 from dtl.base.json_files import (
     MAX_YAML_BYTES,
     as_list,
@@ -28,7 +28,7 @@ from dtl.base.safe_text import in_one_line, visible
 from dtl.checkpoints.find import list_runs, start_of
 from dtl.checkpoints.listing import step_folders
 from dtl.checkpoints.upkeep import LOCK, LOCK_OWNER
-from dtl.run_dir.provenance import CONFIG, RECORD, RESULT, config_hash, shell_line
+from dtl.run_dir.provenance import CONFIG, RECORD, RESULT, config_hash
 from dtl.run_dir.sweep_records import ERROR, TRIAL
 from dtl.tracking.metrics import METRICS, parse_row
 

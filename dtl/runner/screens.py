@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from dtl.base.display import Display, shown
 from dtl.base.runtime import cpu_has_bf16, nvidia_without_cuda
-from dtl.base.units import in_time, in_units
+from dtl.base.units import in_epochs, in_percent, in_time, in_units, number_of
 from dtl.checkpoints.listing import list_checkpoints
 from dtl.data.prepare import PreparedData
 from dtl.evaluation.config import EVALUATION_FILE
@@ -29,9 +29,10 @@ def _data_lines(data: PreparedData) -> Iterator[str]:
     for source, splits in data.report.items():
         train = splits["train"]
         held_out = ", ".join(f"{name} {in_units(split.tokens)}" for name, split in splits.items() if name != "train")
+        documents, sequences = number_of("documents", train.documents), number_of("sequences", train.rows)
         yield (
-            f"{source}: {train.documents:,} documents, {in_units(train.tokens)} tokens ({in_units(train.targets)} with "
-            f"a loss) in {train.rows:,} sequences, {train.wasted:.0%} padding; {held_out} tokens"
+            f"{source}: {documents}, {in_units(train.tokens)} tokens ({in_units(train.targets)} with a loss) in "
+            f"{sequences}, {in_percent(train.wasted)} % padding; {held_out} tokens"
         )
 
 
@@ -40,7 +41,7 @@ def _model_line(config: ModelConfig, model: TransformerLM) -> str:
     total, without = model.n_parameters(), model.n_parameters(embeddings=False)
     return (
         f"{config.arch.block}, width {config.dim}, {config.n_heads} heads, {config.n_layers} layers, "
-        f"context {config.max_seq_len}: {total / 1e6:.1f} M parameters, {without / 1e6:.1f} M without embeddings"
+        f"context {config.max_seq_len}: {in_units(total)} parameters, {in_units(without)} without embeddings"
     )
 
 
@@ -58,7 +59,7 @@ def objective_rows(trainer: TrainerConfig) -> Iterator[tuple[str, str]]:
 def show_start(display: Display, parts: Parts, run_dir: Path, tracker: Tracker) -> None:
     """Show the start screen: the settings of the run, and warnings about them."""
     config, data, length = parts.config, parts.data, parts.length
-    warmup = f"warm-up {length.warmup} ({length.warmup / max(1, length.last_step):.0%})"
+    warmup = f"warm-up {length.warmup} ({in_percent(length.warmup / max(1, length.last_step))} %)"
     rows = [
         ("model", _model_line(config.model, parts.model)),
         ("tokenizer", f"{parts.tokenizer.kind}, {parts.tokenizer.vocab_size:,} entries"),
@@ -156,7 +157,7 @@ def show_end(
         ("steps", f"{state.step}, {in_units(state.tokens)} tokens in {in_time(state.seconds)}"),
         ("best validation loss", best),
         *(
-            ("seen", f"{name}: {in_units(source['tokens'])} tokens, {source['passes']:.2f} epochs")
+            ("seen", f"{name}: {in_units(source['tokens'])} tokens, {in_epochs(source['passes'])}")
             for name, source in seen.items()
         ),
         *((name, f"{value:.4g}") for name, value in (report.tasks if report else {}).items()),

@@ -10,6 +10,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from dtl.base.display import shown
+from dtl.base.units import number_of
 from dtl.checkpoints.upkeep import LOCK, LOCK_PROBE_SECONDS
 from dtl.commandline.cli import JobFailedError, remove_empty_run_dir
 from dtl.commandline.command import Command
@@ -80,7 +81,7 @@ def _run(
         screen.end(trials)
     failed = sum(trial.has_failed for trial in trials)
     if failed:
-        raise JobFailedError(f"{failed} of {len(trials)} trials did not finish")
+        raise JobFailedError(f"{failed} of {number_of('trials', len(trials))} did not finish")
     return [_job_return(trial) for trial in trials]
 
 

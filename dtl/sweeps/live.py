@@ -8,7 +8,8 @@ from rich.text import Text
 
 from dtl.base.display import shown, table_console
 from dtl.base.safe_text import in_one_line
-from dtl.base.units import in_time
+from dtl.base.units import in_time, number_of
+from dtl.commandline.cli import as_shown
 from dtl.run_dir.sweep_records import SweepFolder, Trial
 from dtl.sweeps.config import SearchConfig
 from dtl.sweeps.search_space import Space
@@ -53,7 +54,7 @@ class SweepScreen:
             trial.number: in_one_line(" ".join(overrides)) or "(defaults)"
             for trial, overrides in zip(trials, shorter, strict=True)
         }
-        self.log(f"{len(trials)} trials in {shown(self.sweep.path)}", "bold")
+        self.log(f"{number_of('trials', len(trials))} in {shown(self.sweep.path)}", "bold")
         if note:
             self.log(note, "yellow")
         if resumed:
@@ -120,11 +121,13 @@ class SearchScreen(SweepScreen):
         pruned = "" if settings.pruner == "none" else f", pruned by {settings.pruner}"
         hours = "" if settings.hours is None else f", at most {settings.hours:g} h"
         where = shown(self.sweep.path)
-        self.log(f"search of {settings.n_trials} trials ({settings.sampler}{pruned}{hours}) in {where}", "bold")
+        self.log(
+            f"search of {number_of('trials', settings.n_trials)} ({settings.sampler}{pruned}{hours}) in {where}", "bold"
+        )
         if resumed:
             done = counted(trial for trial in tried if trial.done) or "nothing done yet"
             self.log(f"resumes: {done}; {left} left to run (sweep.new=true starts another sweep)", "dim")
 
     def _name(self, trial: Trial) -> str:
-        own = [override for override in trial.overrides if override.partition("=")[0] in self._keys]
-        return in_one_line(" ".join(own))
+        own = [word for word in trial.overrides if word.partition("=")[0] in self._keys]
+        return in_one_line(" ".join(map(as_shown, own)))

@@ -10,8 +10,9 @@ from typing import Any
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
+from dtl.base.units import number_of
 from dtl.checkpoints.upkeep import LOCK
-from dtl.commandline.cli import JobFailedError, remove_empty_run_dir
+from dtl.commandline.cli import JobFailedError, as_shown, remove_empty_run_dir
 from dtl.commandline.command import Command
 from dtl.errors import InterruptedRun
 from dtl.run_dir.provenance import composition_flags
@@ -57,12 +58,15 @@ class Winner:
     def lines(self, searched: Iterable[str], n_tried: int) -> list[str]:
         """Return the lines that announce the winner, with the keys that were searched."""
         keys = set(searched)
-        own = [override for override in self.overrides if override.partition("=")[0] in keys]
+        own = [as_shown(override) for override in self.overrides if override.partition("=")[0] in keys]
         best = f"best of the search: trial {self.number}  {' '.join(own)}  validation loss {self.value:.4f}"
         if not self.asked:
             return [f"{best}, not confirmed", f"  the best of {n_tried}, with one seed: sweep.confirm=5 runs it again"]
         if self.mean is None:
-            return [f"{best}, not confirmed", f"  none of its {self.asked} runs with fresh seeds finished"]
+            return [
+                f"{best}, not confirmed",
+                f"  none of its {number_of('runs', self.asked)} with fresh seeds finished",
+            ]
         n = len(self.values)
         spread = "" if self.standard_deviation is None else f" ± {self.standard_deviation:.4f} (standard deviation)"
         short = "" if n == self.asked else f" of {self.asked}"
@@ -195,7 +199,7 @@ class _Launch:
             self.sweep.keep(run)
         left = [run for run in runs if run.is_pending(self.sweep_settings.retry_failed)]
         if left:
-            runs_left = "one run" if len(left) == 1 else f"{len(left)} runs"
+            runs_left = number_of("runs", len(left))
             self.screen.log(f"trial {best.number} is the best; {runs_left} of it with fresh seeds", "bold")
         source = ListSource(left, self._ended, self.budget)
         run_trials(self.sweep, source, self.launcher, self.shared_arguments, self._started, self.screen.idle)
@@ -204,7 +208,7 @@ class _Launch:
 
     def _announced(self, winner: Winner | None, n_tried: int) -> float:
         if winner is None:
-            raise JobFailedError(f"none of its {n_tried} trials finished: there is no winner")
+            raise JobFailedError(f"none of its {number_of('trials', n_tried)} finished: there is no winner")
         first, *rest = winner.lines(self.space.searched, n_tried)
         self.screen.log(first, "bold")
         for line in rest:

@@ -11,11 +11,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dtl.base.display import shown, table
-from dtl.base.safe_text import in_one_line, visible
+from dtl.base.display import command_line, shell_line, shown, table
+from dtl.base.safe_text import in_one_line
 from dtl.base.units import in_time, in_units
+from dtl.commandline.cli import as_shown
 from dtl.errors import ConfigError
-from dtl.run_dir.provenance import shell_line
 from dtl.run_dir.state import RUN_FILES, RunState, is_locked, read_run_state
 from dtl.run_dir.sweep_records import (
     LOG,
@@ -85,9 +85,10 @@ def _rows_of_hydra(sweep: SweepFolder) -> list[Row]:
 
 
 def varying_overrides(overrides: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Return the overrides of each trial without those that all trials share, and without Hydra's + marks."""
+    """Return the overrides of each trial without those that all trials share, as a user would
+    type them."""
     common = set.intersection(*map(set, overrides)) if len(overrides) > 1 else set()
-    return [[word.lstrip("+") for word in words if word not in common] for words in overrides]
+    return [[as_shown(word) for word in words if word not in common] for words in overrides]
 
 
 def trial_table(rows: Sequence[Row]) -> Table:
@@ -145,7 +146,7 @@ def failures(sweep: SweepFolder, trials: Iterable[Trial]) -> list[str]:
 def comparing(sweep: SweepFolder, trials: Iterable[Trial]) -> list[str]:
     """Return the line with the command that compares the finished trials; none if fewer than two."""
     finished = sum(trial.value is not None for trial in trials)
-    return [f"compare them: python -m dtl.report runs={shown(sweep.path)}"] if finished > 1 else []
+    return [f"compare them: {command_line('report', f'runs={shown(sweep.path)}')}"] if finished > 1 else []
 
 
 # --- the status of a sweep ----------------------------------------------------------------------------------------
@@ -193,7 +194,7 @@ def _describe(folder: Path) -> str:
 
 def _listed(sweep: SweepFolder) -> str:
     record, state, _ = _read(sweep)
-    arguments = in_one_line(shell_line(record.arguments), 100) if record else ""
+    arguments = in_one_line(shell_line(map(as_shown, record.arguments)), 100) if record else ""
     return f"{shown(sweep.path)}  {state}  {arguments}"
 
 
@@ -211,7 +212,7 @@ def _read(sweep: SweepFolder) -> tuple[SweepRecord | None, str, bool]:
 def status_of(sweep: SweepFolder) -> Status:
     """Return the table of the trials, with the failures and the command to run next."""
     record, state, alive = _read(sweep)
-    command = visible(shell_line(["python", "-m", "dtl.train", "-m", *record.arguments])) if record else ""
+    command = command_line("train", "-m", *map(as_shown, record.arguments)) if record else ""
     rows = rows_of(sweep)
     trials = [row.trial for row in rows]
     planned = record.planned if record and record.planned else len(trials)

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dtl.base.display import aligned
 from dtl.base.safe_text import in_one_line
-from dtl.base.units import n_tokens
+from dtl.base.units import number_of
 from dtl.commandline.command import Command
 from dtl.commandline.translate import translate_error
 from dtl.data.config import DataConfig, SourceConfig
@@ -122,7 +122,7 @@ class Chat:
 
     def _report(self, turn: Turn, continuation: "Continuation", n_prompt: int) -> None:
         speed = turn.n_tokens / turn.seconds if turn.seconds > 0 else 0
-        parts = [f"seed {turn.seed}", n_tokens(turn.n_tokens), f"{speed:.0f} tokens/s"]
+        parts = [f"seed {turn.seed}", number_of("tokens", turn.n_tokens), f"{speed:.0f} tokens/s"]
         if not math.isnan(turn.mean_logprob):  # an empty answer has none
             parts.insert(0, self._confidence(turn.mean_logprob))
         self.screen.note(", ".join(parts))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from dtl.base.files import write_atomically
 from dtl.base.safe_text import escaped, visible
-from dtl.base.units import n_tokens
+from dtl.base.units import number_of
 from dtl.errors import DTLError
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.presets import in_words
@@ -74,6 +74,6 @@ def _as_markdown(turns: Sequence[Turn], checkpoint: Path) -> str:
         parts += [
             f"**You:** {turn.question}\n",
             f"**DTL:** {turn.answer}\n",
-            f"*seed {turn.seed}, {in_words(turn.sampling)}; {n_tokens(turn.n_tokens)}{logprob}{ending}*\n",
+            f"*seed {turn.seed}, {in_words(turn.sampling)}; {number_of('tokens', turn.n_tokens)}{logprob}{ending}*\n",
         ]
     return visible("\n".join(parts))

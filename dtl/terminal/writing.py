@@ -12,7 +12,7 @@ from rich.text import Text
 
 from dtl.base.display import table
 from dtl.base.safe_text import visible
-from dtl.base.units import n_tokens
+from dtl.base.units import number_of
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.dialogue import StopOnInterrupt, take_lines
 from dtl.terminal.input import InputLine, TooLong
@@ -105,7 +105,7 @@ def _table(beginning: str, columns: list[_Column]) -> Table:
 
 def facts(writing: "Continuation") -> str:
     """Summarise a finished text: tokens, mean log p, what was cut."""
-    parts = [n_tokens(len(writing.ids))]
+    parts = [number_of("tokens", len(writing.ids))]
     if math.isfinite(writing.mean_logprob):
         parts.append(f"log p {writing.mean_logprob:.2f} per token")
     if writing.prompt_cut:

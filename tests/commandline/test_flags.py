@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import dtl
 from dtl.commandline.cli import flags_first
 from dtl.errors import ConfigError
 
@@ -69,6 +70,30 @@ def test_a_flag_that_is_unknown_is_one_message(flag):
         flags_first(["a=1", flag])
 
 
+@pytest.mark.parametrize("flag", ["--cfg", "--config-dir", "--config-name"])
+def test_a_flag_without_its_value_shows_an_example(monkeypatch, capsys, flag):
+    code, shown = call(monkeypatch, capsys, "model=small", flag)
+    assert code == 2 and shown.startswith(f"Error: {flag}: needs a value. For example, {flag}"), shown
+
+
+def test_a_word_is_no_value_of_a_flag(monkeypatch, capsys):
+    code, shown = call(monkeypatch, capsys, "--cfg", "model=small")
+    assert code == 2 and "--cfg: needs a value, and model=small is none. For example, --cfg job" in shown
+
+
+@pytest.mark.parametrize("again", [["--config-dir", "b"], ["-cd=b"], ["-cd", "b"]])
+def test_a_flag_given_twice_is_not_the_last_one(monkeypatch, capsys, again):
+    code, shown = call(monkeypatch, capsys, "--config-dir=a", "seed=1", *again)
+    assert code == 2 and shown.startswith("Error: --config-dir: given more than once, and it takes one value.")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_version_is_dtls(monkeypatch, capsys, module):
+    monkeypatch.setattr(sys, "argv", [module, "--version"])
+    importlib.import_module(module).main()
+    assert capsys.readouterr().out == f"DTL {dtl.__version__}\n"
+
+
 @pytest.mark.parametrize("words", ["--config-dir=nowhere model=small", "model=small -cd nowhere"])
 def test_a_config_folder_that_is_not_there_is_named(monkeypatch, capsys, elsewhere, words):
     code, shown = call(monkeypatch, capsys, *words.split())
@@ -117,6 +142,7 @@ def test_null_is_a_value_of_a_sweep(monkeypatch, capsys, values):
     ("word", "message"),
     [
         ("shuffle(null,7)", "shuffle(null,7) takes no null. Write the values alone: trainer.total_steps=null,7"),
+        ("interval(1,null)", "interval() takes numbers, and no null."),
         ("range(1,x)", "range(1,x) cannot be evaluated (mismatch"),
         ("tag(log,choice(null,7))", "takes no null. Write the values alone: trainer.total_steps=null,7"),
     ],

@@ -1,5 +1,6 @@
 """Config files of the user: a recipe, a group of their own, and what is said when one is written wrongly."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from dtl.base.paths import conf_dir
 from dtl.config import RunConfig
 
 RECIPE = "# @package _global_\n"
+TWICE = RECIPE + "defaults: [{/optimizer: muon}]\n"
 
 
 @pytest.fixture
@@ -85,6 +87,71 @@ def test_a_recipe_without_its_first_line_is_named_with_the_line(train, elsewhere
 def test_a_recipe_with_its_first_line_is_not_blamed_for_it(train):
     code, shown = train("experiment=x", experiment__x=RECIPE + "sed: 3\n")
     assert code == 2 and "sed in experiment/x.yaml: there is no such key. Did you mean 'seed'?" in shown
+
+
+FORMS = {
+    "optimizer: muon": "'optimizer: muon': optimizer is a config group, chosen in the defaults list: "
+    "defaults: [{override /optimizer: muon}]",
+    "model: {arch: classic}": "defaults: [{override /model/arch: classic}]",
+    "model/arch: classic": "defaults: [{override /model/arch: classic}]",
+    "defaults: [{optimizer: muon}]": "write override and a slash: defaults: [{override /optimizer: muon}]",
+    "defaults: [{/optimizer: muon}]": "defaults: [{override /optimizer: muon}]",
+    "defaults: [{override optimizer: muon}]": "defaults: [{override /optimizer: muon}]",
+    "defaults: {override /optimizer: muon}": "defaults is a list. Write defaults: [{override /optimizer: muon}]",
+    "optimizer.lr: 3e-3": "a key in a file has no dots. Write optimizer: {lr: 3e-3}",
+    "- a\n- b": "a recipe is made of lines key: value.",
+}
+
+
+@pytest.mark.parametrize("text", FORMS)
+def test_the_form_of_a_recipe_is_explained(train, trained, elsewhere, text):
+    for arguments in ([], ["-m", "seed=1,2"]):
+        code, shown = train(*arguments, "experiment=x", experiment__x=RECIPE + text)
+        assert code == 2 and FORMS[text] in shown and "mine/experiment/x.yaml" in shown, shown
+        assert len(shown.splitlines()) == 1 and left_behind(elsewhere) == []
+    right = re.search(r"(defaults: \[.*\]|optimizer: \{.*\})$", FORMS[text])
+    if right:
+        assert train("experiment=x", experiment__x=RECIPE + right[1])[0] == 0
+
+
+def test_a_choice_made_twice_by_a_group_of_ones_own(train):
+    code, shown = train("experiment=x", experiment__x=RECIPE + "defaults: [base]", experiment__base=TWICE)
+    assert code == 2 and "defaults: [{override /optimizer: NAME}]" in shown and "Multiple values" not in shown
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"name: caf\xe9\n", "line 2: not UTF-8. Save the file as UTF-8."),
+        ("name: x\n".encode("utf-16"), "line 2: not UTF-8."),
+        (b"name: a\0b\n", "line 2: has a control character."),
+    ],
+)
+@pytest.mark.parametrize("group", ["experiment", "optimizer"])
+def test_a_file_that_is_not_text_is_named_with_its_line(train, elsewhere, content, problem, group):
+    file = elsewhere / "mine" / group / "x.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(RECIPE.encode() + content)
+    for arguments in ([], ["-m", "seed=1,2"]):
+        code, shown = train(*arguments, f"{group}=x")
+        assert code == 2 and shown.startswith(f"Error: mine/{group}/x.yaml, {problem}"), shown
+        assert left_behind(elsewhere) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["seed=1,2"], "python -m dtl.train -m --config-dir=mine seed=1,2\n"),
+        (["seed=1,2", "name=night", "plugins=a,b"], "-m --config-dir=mine seed=1,2 name=night 'plugins=[a,b]'\n"),
+        (["optimizer.lr=choice(1,2)", "seed=3"], "-m --config-dir=mine 'optimizer.lr=choice(1,2)' seed=3\n"),
+        (["data.sources.mine.weight=1,2"], "-m --config-dir=mine data.sources.mine.weight=1,2\n"),
+        (["optimizer.lr=interval(1,2)"], "-m hydra/sweeper=dtl_optuna --config-dir=mine 'optimizer.lr=interval(1,2)'"),
+        (["optimizer.lr=interval(1,2)", "-m"], "-m hydra/sweeper=dtl_optuna --config-dir=mine 'optimizer.lr=interval("),
+    ],
+)
+def test_the_line_that_runs_several_values_has_all_words(train, words, line):
+    code, shown = train(*words, optimizer__own="lr: 3\n")
+    assert code == 2 and line in shown, shown
 
 
 @pytest.mark.parametrize(

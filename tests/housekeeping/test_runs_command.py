@@ -237,7 +237,7 @@ def test_only_finished_runs_lose_checkpoints_unless_others_are_named(runs):
 )
 def test_a_person_is_asked_after_the_list_was_shown(three, runs, typed, goes):
     shown = runs("delete=checkpoints", typed=typed)
-    assert f"  {GOOD}  step-00000010  " in shown and "1 checkpoints of 1 run" in shown
+    assert f"  {GOOD}  step-00000010  " in shown and "1 checkpoint of 1 run" in shown
     assert (OUTPUTS / GOOD / "checkpoints" / "step-00000010").exists() is not goes
     assert (" freed." in shown, "Nothing was deleted." in shown) == (goes, not goes)
 
@@ -282,7 +282,7 @@ def test_no_best_checkpoint_goes_without_its_name(runs):
     made = guarded()
     shown = runs("delete=runs", "name=a", "yes=true")
     assert [run.exists() for run in made] == [True, True, True, False]
-    assert "3 runs are kept because they hold a best checkpoint" in shown
+    assert "kept, for their best checkpoint: 3 runs." in shown
     runs("delete=runs", "name=a", typed=["a", "2026-11-21", "y", ""])
     runs("delete=runs", "name=a", typed=[made[0].name, "*", "all", ""])
     assert [run.exists() for run in made] == [True, True, True, False]
@@ -309,7 +309,7 @@ def test_the_folder_of_a_day_goes_with_its_last_run_and_a_sweeps_stays(runs):
     trial = make_run("multirun/2026-11-21/05-00-00-2/0", "failed")
     (trial.parent / "multirun.yaml").write_text("")
     shown = runs("delete=empty", "yes=true")
-    assert "1 of these are trials" in shown
+    assert "among these: 1 trial." in shown
     assert not (OUTPUTS / "2026-11-21").exists() and trial.parent.exists() and not trial.exists()
 
 
@@ -343,7 +343,7 @@ def test_what_is_at_work_is_never_touched(runs, whom, hold, what):
     if whom is None:
         assert everything() != before
     else:
-        assert "1 of these runs are running" in shown and everything() == before
+        assert "kept, as running or just starting: 1 run." in shown and everything() == before
 
 
 @pytest.mark.parametrize("settings", [{"delete": "checkpoints"}, {"delete": "runs", "name": "*"}])

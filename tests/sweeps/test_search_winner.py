@@ -40,11 +40,15 @@ def test_the_announcement_says_what_was_measured():
     assert "n=3 of 5" in text and "1.2000 was chosen as the lowest of 30" in text
     assert winner.record()["mean"] == statistics.mean(values)
 
+    added = Winner(4, ["++data.sources.mine.weight=0.5", "++a=1"], 1.2)  # Hydra's mark of a new key
+    assert "trial 4  data.sources.mine.weight=0.5  validation" in added.lines(["++data.sources.mine.weight"], 30)[0]
+
     alone = Winner(4, ["lr=0.01"], 1.2, asked=1, values=[1.3])
     assert "±" not in alone.lines(["lr"], 30)[1] and "n=1;" in alone.lines(["lr"], 30)[1]
     assert "not confirmed" in Winner(4, ["lr=0.01"], 1.2).lines(["lr"], 30)[0]
     failed = "\n".join(Winner(4, ["lr=0.01"], 1.2, asked=5).lines(["lr"], 30))
     assert "not confirmed" in failed and "none of its 5 runs" in failed
+    assert "none of its 1 run with" in "\n".join(Winner(4, ["lr=0.01"], 1.2, asked=1).lines(["lr"], 30))
 
 
 @pytest.mark.parametrize(
