@@ -35,9 +35,11 @@ def _default_data() -> DataConfig:
         seq_len=256,
         document_mask=True,
         loss_on="answer",
-        validation_fraction=0.1,
-        test_fraction=0.1,
-        recommended=RecommendedConfig(micro_batch_size=4, grad_accum_steps=1, max_epochs=30, lower_case_questions=True),
+        validation_fraction=None,
+        test_fraction=None,
+        recommended=RecommendedConfig(
+            micro_batch_size=4, grad_accum_steps=1, max_epochs=30, min_steps=300, lower_case_questions=True
+        ),
     )
 
 

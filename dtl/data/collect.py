@@ -80,7 +80,7 @@ def _characters_wanted(
 
 def _read(plan: SourcePlan, config: DataConfig, budget: float, cache: Cache, log: Progress) -> SourceTexts:
     """Return the texts of a source from the cache; read into it, or into memory where they cannot be cached."""
-    source, held_out = plan.source, (config.validation_fraction, config.test_fraction)
+    source, held_out = plan.source, config.held_out
     fingerprint = _fingerprint(source, cache)
     key = None if fingerprint is None else text_key(plan, config, fingerprint, budget)
     if key is not None:
@@ -209,7 +209,7 @@ def text_settings(plan: SourcePlan, data: DataConfig, fingerprint: str, budget: 
         "prompt": None if plan.config.traits.questions == "none" else asdict(Prompt.of(data)),
         "settings": {key: value for key, value in asdict(plan.config).items() if key not in left_out},
         "splits": list(SPLITS),
-        "held_out": [data.validation_fraction, data.test_fraction],
+        "held_out": [data.validation_fraction, data.held_out.test],
         "read": [None if budget == math.inf else budget, plan.order_seed],
     }
 

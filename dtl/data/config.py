@@ -24,6 +24,7 @@ VERIFY = ("quick", "full")
 # Names in metrics.jsonl and in reports of what every evaluation measures: no metric of one's own may take one's place.
 MEASURED_OF_TEXT = ("loss", "targets", "perplexity", "bits_per_byte", "tokens_per_second")
 PLACEHOLDERS = ("question", "context")
+AUTOMATIC_FRACTION = 0.1  # of documents for validation, and for the test, where the fractions are null
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,17 @@ class RecommendedConfig:
     micro_batch_size: int = 8  # sequences in one forward pass
     grad_accum_steps: int = 4  # forward passes in one optimizer step
     max_epochs: int = 20  # epochs of the first source
+    min_steps: int = 0  # optimizer steps that these epochs have at least, of however little data
     lower_case_questions: bool = False  # for a model that has not learnt questions before (init)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Fractions of documents for validation and for the test, where a source has no validation split of its own."""
+
+    validation: float
+    test: float
+    automatic: bool = False  # questions of which too few would be held out, or whose answers are not taught, are not
 
 
 @dataclass
@@ -212,8 +223,9 @@ class DataConfig:
     lower_case_questions: bool | None = None  # in training, evaluation and chat; null = init's, else as recommended
     loss_on: str = "all"  # all tokens | answer (only the answer of a question and answer pair)
     max_samples: int | None = None  # at most so many training sequences per source; None = all
-    validation_fraction: float = 0.01  # fraction of documents held out where the source has no validation split
-    test_fraction: float = 0.0  # the same for a test split, on which nothing is chosen; 0 = none
+    validation_fraction: float | None = 0.01  # documents held out where the source has no validation split; null = as
+    # many as help: a tenth, or nothing where that would take away what is to be learnt (dtl/data/split.py)
+    test_fraction: float | None = 0.0  # the same for a test split, on which nothing is chosen; 0 = none
     allow_truncated: bool = False  # true: keep what can be read of truncated or damaged files
     cache_dir: str | None = None  # folder for prepared text and tokens; null = the platform's cache folder
     verify: str = "quick"  # quick (files of unchanged size and time count as unchanged) | full (SHA-256 of all)
@@ -236,6 +248,13 @@ class DataConfig:
             source.path = alias.path if alias.path is not None else source.path
             source.weight = alias.weight if alias.weight is not None else source.weight
         return {name: source for name, source in resolved.items() if source.weight != 0}
+
+    @property
+    def held_out(self) -> "HeldOut":
+        """The fractions of documents to hold out."""
+        validation = AUTOMATIC_FRACTION if self.validation_fraction is None else self.validation_fraction
+        test = min(AUTOMATIC_FRACTION, validation) if self.test_fraction is None else self.test_fraction
+        return HeldOut(validation, test, automatic=self.validation_fraction is None)
 
     def validate(self) -> None:
         """Raises ConfigError for invalid or contradictory settings. Reads no file."""
@@ -287,10 +306,17 @@ class DataConfig:
         if self.seq_len is not None and self.seq_len < 2:
             raise ConfigError(f"data.seq_len={self.seq_len}: a sequence needs at least 2 tokens.")
         check_at_least(self, "data", ", or null for all", max_samples=1)
-        check_fractions(self, "data", "validation_fraction", interval="(0, 1)")
-        if not 0 <= self.test_fraction < 1 - self.validation_fraction:
+        check_fractions(self, "data", "validation_fraction", interval="[0, 1)", rest=", or null; 0 holds nothing out")
+        validation, test = self.held_out.validation, self.held_out.test
+        if test and not validation:
             raise ConfigError(
-                f"data.test_fraction={self.test_fraction}: a fraction in [0, 1); with data.validation_fraction="
-                f"{self.validation_fraction} it must leave some text for training."
+                f"data.test_fraction={test}: with data.validation_fraction=0 nothing is held out. Set both to 0."
             )
-        check_at_least(self.recommended, "data.recommended", micro_batch_size=1, grad_accum_steps=1, max_epochs=1)
+        if not 0 <= test < 1 - validation:
+            raise ConfigError(
+                f"data.test_fraction={test}: a fraction in [0, 1); with data.validation_fraction={validation} it must "
+                "leave some text for training."
+            )
+        check_at_least(
+            self.recommended, "data.recommended", micro_batch_size=1, grad_accum_steps=1, max_epochs=1, min_steps=0
+        )

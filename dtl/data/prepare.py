@@ -52,7 +52,7 @@ class PreparedData:
     """The data of a run. Validation and test are those of the first source; `rows` has every source's."""
 
     train: TrainingData
-    validation: PackedSequences
+    validation: PackedSequences | None  # None: nothing is held out
     test: PackedSequences | None
     rows: dict[str, dict[str, PackedSequences]]  # source -> split -> sequences
     tokenizer: Tokenizer
@@ -92,7 +92,7 @@ def prepare_data(
     `config.recommended.max_epochs` epochs; after these its sequences repeat. `plans` are the sources of `config`
     where they have been opened already.
 
-    Raises DataError when a source is missing, empty, or too small for a training and a validation sequence.
+    Raises DataError when a source is missing, empty, or too small for a sequence of each of its splits.
     """
     log = progress or (lambda message: None)
     cache = Cache(cache_folder(config.cache_dir), config.verify == "full", log)
@@ -209,7 +209,7 @@ class _Packer:
         first = next(iter(self.rows.values()))
         return PreparedData(
             train=TrainingData({name: splits["train"] for name, splits in self.rows.items()}, self.weights),
-            validation=first["validation"],
+            validation=first.get("validation"),
             test=first.get("test"),
             rows=self.rows,
             tokenizer=self.tokenizer,

@@ -3,11 +3,13 @@
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from dtl.base.progress import Pace, Progress
 from dtl.base.units import in_units, number_of
 from dtl.data.cleaning import cleaned
+from dtl.data.config import HeldOut
 from dtl.data.documents import Document
 from dtl.data.sources import Source
 from dtl.data.split import HoldOut
@@ -22,19 +24,17 @@ EXAMPLES = 3  # changes by cleaning that the report shows
 EXCERPT = 40  # characters on either side of a change
 
 
-def read_source(
-    source: Source, held_out: tuple[float, float], budget: float, writer: TextWriter, log: Progress
-) -> dict[str, Any]:
+def read_source(source: Source, held_out: HeldOut, budget: float, writer: TextWriter, log: Progress) -> dict[str, Any]:
     """Read, clean and split a source's documents into a writer; return the facts of SourceTexts.
 
-    `held_out` are the fractions of documents for validation and for test where the source has no validation split
-    of its own; its own test split is kept. Training text is read up to the document that reaches `budget`
-    characters. Exact duplicates within a split are dropped before anything is held out; splits that the source
-    provides are kept as they are, and a note reports their overlap with the training text.
+    `held_out` applies where the source has no validation split of its own; its own test split is kept. Training text
+    is read up to the document that reaches `budget` characters. Exact duplicates within a split are dropped before
+    anything is held out; splits that the source provides are kept as they are, and a note reports their overlap with
+    the training text.
     """
     splits = source.splits()
-    for_validation, for_test = held_out
-    holder = None if "validation" in splits else HoldOut(for_validation, 0.0 if "test" in splits else for_test)
+    wanted = "validation" not in splits and held_out.validation > 0
+    holder = HoldOut(replace(held_out, test=0.0) if "test" in splits else held_out) if wanted else None
     for split in ("train", "validation", *(["test"] if "test" in splits else [])):
         writer.begin(split)
     reader = _Reader(source.origin, log)
@@ -68,15 +68,14 @@ def read_source(
         if changed is not None:
             writer.replace(changed)
         notes += [f"{source.origin}: {note}"] if note else []
-    texts = {
-        split: found for split, found in writer.texts().items() if len(found) or split in splits or split != "test"
-    }
-    for split in ("train", "validation"):
-        if not len(texts[split]):
+    texts = {split: found for split, found in writer.texts().items() if len(found) or split in splits}
+    all_trained = "validation" not in splits and (held_out.validation == 0 or held_out.automatic)
+    for split in ("train", *([] if all_trained else ["validation"])):
+        if split not in texts:
             raise DataError(
                 f"{source.origin}: no document is left for {split}, of {reader.counts['train']['read']} read. Give "
-                f"at least two different documents, or hold out less (data.validation_fraction={for_validation}, "
-                f"data.test_fraction={for_test})."
+                "at least two different documents, or hold out less: data.validation_fraction=0 holds nothing out "
+                f"(data.validation_fraction={held_out.validation}, data.test_fraction={held_out.test})."
             )
     notes += [*reader.notes(), *source.notes()]
     # Empty held-out splits do not exist, so they have no counts.

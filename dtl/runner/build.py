@@ -48,9 +48,14 @@ class RunLength:
 
     @classmethod
     def of(cls, config: RunConfig, steps_per_epoch: int) -> "RunLength":
-        """Return the length: the horizon is `total_steps` if set, else all epochs; the first limit ends the run."""
+        """Return the length: the horizon is `total_steps` if set, else all epochs; the first limit ends the run.
+
+        Epochs that the data recommends are as many more as `data.recommended.min_steps` needs.
+        """
         epochs, total = config.max_epochs, config.trainer.total_steps
         by_epochs = epochs * steps_per_epoch if epochs is not None else None
+        if by_epochs is not None and config.trainer.max_epochs is None:
+            by_epochs = max(by_epochs, config.data.recommended.min_steps)
         horizon = total if total is not None else by_epochs
         assert horizon is not None  # max_epochs falls back to the data's recommendation
         last_step = min(horizon, by_epochs) if by_epochs is not None else horizon

@@ -27,6 +27,7 @@ from dtl.data.tokenizers.prompt import read_prompt
 from dtl.errors import ConfigError, DTLError, InterruptedRun, TrainingError
 from dtl.evaluation.measure import Report
 from dtl.run_dir.provenance import RECORD, add_session, config_hash, update_run_record, write_result, write_run_record
+from dtl.run_dir.trial import in_search
 from dtl.runner.build import Parts, build_run, raise_if_resume
 from dtl.runner.screens import show_end, show_start, tokens_seen
 from dtl.runner.session import Session
@@ -75,6 +76,8 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
             display.warn(warning)
         with _memory_advice(config):
             parts = build_run(config, origin.plans, origin.resume_from, origin.init_from, display.note)
+        if parts.data.validation is None:
+            _raise_if_validation_is_needed(origin)
         _record_start(parts, run_dir, origin)
         with _open_tracker(parts, run_dir, origin) as tracker:
             update_run_record(run_dir, wandb_id=tracker.run_id, last_step=parts.length.last_step)
@@ -83,6 +86,23 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
             state = _drain(session)
             report = _evaluate_best(session) if state == "finished" else None
             return _conclude(session, state, report)
+
+
+def _raise_if_validation_is_needed(origin: Origin) -> None:
+    """Raise ConfigError for what needs a validation loss, where nothing is held out."""
+    patience = "trainer.early_stopping_patience"
+    for word in origin.overrides:
+        key, _, value = word.partition("=")
+        if key.lstrip("+") == patience and value != "null":
+            raise ConfigError(
+                f"{word}: there is no validation loss to stop by, because nothing is held out of this data. Leave it "
+                "out, or hold some out: data.validation_fraction=0.1"
+            )
+    if in_search():
+        raise ConfigError(
+            "hydra/sweeper=dtl_optuna: a search compares validation losses, and nothing is held out of this data. Set "
+            "data.validation_fraction=0.1, or run a grid with -m alone and compare by metric=exact_match/train."
+        )
 
 
 def _drain(session: Session) -> State:

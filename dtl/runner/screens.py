@@ -28,11 +28,11 @@ from dtl.training.optimizer import numbers_per_weight
 def _data_lines(data: PreparedData) -> Iterator[str]:
     for source, splits in data.report.items():
         train = splits["train"]
-        held_out = ", ".join(f"{name} {in_units(split.tokens)}" for name, split in splits.items() if name != "train")
+        held_out = [f"{name} {in_units(split.tokens)}" for name, split in splits.items() if name != "train"]
         documents, sequences = number_of("documents", train.documents), number_of("sequences", train.rows)
         yield (
             f"{source}: {documents}, {in_units(train.tokens)} tokens ({in_units(train.targets)} with a loss) in "
-            f"{sequences}, {in_percent(train.wasted)} % padding; {held_out} tokens"
+            f"{sequences}, {in_percent(train.wasted)} % padding; {', '.join(held_out) + ' tokens' if held_out else 'nothing held out'}"
         )
 
 
@@ -149,6 +149,8 @@ def show_end(
         show_main_metrics(display.console, report)
     state = parts.trainer.state
     best = "none yet" if state.best_loss is None else f"{state.best_loss:.4f} at step {state.best_step}"
+    if parts.data.validation is None:
+        best = "none: nothing is held out, and the last step counts as the best"
     kept = list_checkpoints(run_dir, contents=False)
     folder = shown(run_dir)
     answers_questions = any(parts.data.pairs.values())

@@ -15,6 +15,7 @@ from dtl.base.units import in_gib, in_time, in_units
 from dtl.checkpoints.save import save_checkpoint
 from dtl.checkpoints.upkeep import publish_best, rotate
 from dtl.config import to_yaml
+from dtl.data.batches import PackedSequences
 from dtl.errors import InterruptedRun
 from dtl.evaluation.evaluator import evaluate_best
 from dtl.evaluation.measure import Report
@@ -56,8 +57,11 @@ class Session:
         self.saved: Path | None = parts.resumed_from  # the checkpoint of the current state; None: not saved yet
         self._tokens_before, self._seconds_before = state.tokens, state.seconds
         every = self.config.trainer
-        self.eval_every = every.eval_every_steps or parts.length.steps_per_epoch
-        self.save_every_by_epochs = every.save_every_epochs and every.save_every_epochs * parts.length.steps_per_epoch
+        per_epoch = parts.length.steps_per_epoch
+        if parts.data.validation is None:  # small data: an epoch may be a single step
+            per_epoch = max(per_epoch, math.ceil(parts.length.last_step / 10))
+        self.eval_every = every.eval_every_steps or per_epoch
+        self.save_every_by_epochs = every.save_every_epochs and every.save_every_epochs * per_epoch
 
     def drain(self, signals: StopSignals) -> State:
         """Train until the first reason to stop; return the state for result.json.
@@ -169,20 +173,32 @@ class Session:
         return tokens / seconds if seconds > 0 else 0.0
 
     def evaluate(self) -> None:
-        """Measure the validation loss; when it is the best so far, the checkpoint of this step becomes `best`."""
+        """Measure the validation loss; when it is the best so far, the checkpoint of this step becomes `best`.
+
+        Where nothing is held out there is no loss to measure, and `save` publishes each checkpoint as the best.
+        """
         self.log()
+        state = self.trainer.state
+        better = self.parts.data.validation is not None and self._measure(self.parts.data.validation)
+        self.saved = None
+        state.evaluated_step = state.step
+        state.evaluations += 1
+        if due(state.evaluations, self.config.trainer.sample_every_evals or None):
+            self.tracker.log_samples(state.step, self.sample())
+        if better:
+            publish_best(self.run_dir, self.save())
+
+    def _measure(self, validation: PackedSequences) -> bool:
+        """Measure and log the validation loss; return True for the best so far."""
         state = self.trainer.state
         result = evaluate(
             self.trainer.evaluated_model,
-            self.parts.data.validation,
+            validation,
             self.config.micro_batch_size,
             self.config.trainer.eval_max_batches,
             lambda: autocast(self.parts.device, self.parts.precision),
             metrics=self.config.data.metrics,
         )
-        self.saved = None
-        state.evaluated_step = state.step
-        state.evaluations += 1
         better = math.isfinite(result.loss) and (state.best_loss is None or result.loss < state.best_loss)
         state.evaluations_since_best = 0 if better else state.evaluations_since_best + 1
         row = {"val/loss": result.loss, "val/targets": result.n_targets}
@@ -192,20 +208,18 @@ class Session:
         shown_metrics = "".join(f"  {name} {value:.4f}" for name, value in result.metrics.items())
         best = "  best so far" * better
         self.display.print(f"step {state.step:>7}  validation loss {result.loss:.4f}{shown_metrics}{best}")
-        if due(state.evaluations, self.config.trainer.sample_every_evals or None):
-            self.tracker.log_samples(state.step, self.sample())
         if better:
             state.best_loss, state.best_step = result.loss, state.step
-            publish_best(self.run_dir, self.save())
+        return better
 
     def sample(self) -> list[dict[str, str]]:
         """Generate a few texts with the current model, from a generator of their own: training is not affected."""
         data, tokenizer = self.parts.data, self.parts.tokenizer
-        prompts = [
-            data.prompt.text(pair.question, pair.context) for pair in data.pairs.get("validation", [])[:N_SAMPLES]
-        ]
+        pairs = data.pairs.get("train" if data.validation is None else "validation", [])[:N_SAMPLES]
+        prompts = [data.prompt.text(pair.question, pair.context) for pair in pairs]
         if not prompts:
-            rows = data.validation.batch(range(min(N_SAMPLES, len(data.validation)))).inputs
+            source = data.validation or next(iter(data.train.rows.values()))
+            rows = source.batch(range(min(N_SAMPLES, len(source)))).inputs
             prompts = [tokenizer.decode(row[:SAMPLE_PROMPT_TOKENS].tolist()) for row in rows]
         with autocast(self.parts.device, self.parts.precision):
             texts = continuations(
@@ -219,6 +233,9 @@ class Session:
         trainer = self.trainer
         if self.saved is not None:
             return self.saved
+        nothing_held_out = self.parts.data.validation is None
+        if nothing_held_out:
+            trainer.state.best_step = trainer.state.step
         values = trainer.state_values() | {
             "step": trainer.state.step,
             "epoch": trainer.state.epoch,
@@ -236,6 +253,8 @@ class Session:
             optimizer_tensors(trainer.model, trainer.optimizers),
             raw=None if trainer.averaged is None else trainer.model,
         )
+        if nothing_held_out:
+            publish_best(self.run_dir, self.saved)
         for warning in rotate(self.run_dir, self.config.trainer.keep):
             self.display.warn(warning)
         return self.saved

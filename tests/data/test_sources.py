@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from dtl.data.config import DataConfig, SourceConfig
+from dtl.data.config import DataConfig, HeldOut, SourceConfig
 from dtl.data.documents import Document
 from dtl.data.local.files import LocalFiles, split_of
 from dtl.data.sources import plan_sources
@@ -213,7 +213,7 @@ def test_a_source_of_ones_own_is_chosen_by_name(monkeypatch):
 
 def hold_out(documents: Iterable[Document], fraction: float) -> tuple[list[Document], list[Document], str | None]:
     """Training and validation documents, and a note where the split is not the plain one; see `HoldOut`."""
-    holder = HoldOut(fraction)
+    holder = HoldOut(HeldOut(fraction, 0.0))
     sides: dict[str, list[Document]] = {"train": [], "validation": []}
     for document in documents:
         sides[holder.split_for(document)].append(document)
