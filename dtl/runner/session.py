@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,10 @@ LOG_EVERY_SECONDS = 10.0  # log at least this often, for slow steps
 SAMPLE_PROMPT_TOKENS = 16
 
 
+class _StopRequested(Exception):
+    """A signal came during an evaluation."""
+
+
 def due(step: int, every: int | None) -> bool:
     """Return True when something that happens every `every` steps (None = never) happens at this one."""
     return every is not None and step % every == 0
@@ -51,6 +56,7 @@ class Session:
         self.display = display
         self.unlogged: list[StepReport] = []
         self.logged_at = time.monotonic()
+        self.stop_requested: Callable[[], bool] = lambda: False
         state = parts.trainer.state
         self.evaluations = [row for row in read_metrics(run_dir) if "val/loss" in row] if parts.resumed_from else []
         self.saved: Path | None = parts.resumed_from  # the checkpoint of the current state; None: not saved yet
@@ -67,9 +73,14 @@ class Session:
         limits = self.config.trainer
         profiler = self._profiler() if limits.profile else None
         steps = self.trainer.steps()
+        self.trainer.stop_requested = self.stop_requested = lambda: signals.received is not None
+        if self._evaluation_is_due():  # of the resumed step: a signal stopped the run before or during it
+            self.evaluate()
         # Checked before the first step too: a resumed run may have been stopped after its last step.
         while (reason := self.reason_to_stop(signals)) == "running":
-            report = next(steps)
+            report = next(steps, None)
+            if report is None:  # stopped between two micro-batches
+                continue
             self.unlogged.append(report)
             self.saved = None
             if profiler:
@@ -78,7 +89,7 @@ class Session:
             if due(report.step, limits.log_every_steps) or time.monotonic() - self.logged_at > LOG_EVERY_SECONDS:
                 self.log()
             # Evaluate before saving: one checkpoint then has the step's validation loss in its state.
-            if due(report.step, self.eval_every):
+            if self._evaluation_is_due():
                 self.evaluate()
             if due(report.step, limits.save_every_steps) or due(report.step, self.save_every_by_epochs):
                 self.save()
@@ -86,7 +97,7 @@ class Session:
             profiler.stop()
         # Not for a pause: a resumed run must equal one that never stopped, which would not evaluate here.
         if reason == "finished" and self.trainer.state.evaluated_step != self.trainer.state.step:
-            self.evaluate()
+            reason = "finished" if self.evaluate() else "interrupted"
         self.save()
         if reason == "interrupted":
             assert signals.received is not None
@@ -168,18 +179,33 @@ class Session:
         self._tokens_before, self._seconds_before = reports[-1].tokens, reports[-1].seconds
         return tokens / seconds if seconds > 0 else 0.0
 
-    def evaluate(self) -> None:
-        """Measure the validation loss; when it is the best so far, the checkpoint of this step becomes `best`."""
+    def _evaluation_is_due(self) -> bool:
+        state = self.trainer.state
+        return state.step > 0 and due(state.step, self.eval_every) and state.evaluated_step != state.step
+
+    def _after_batch(self, done: int, total: int) -> None:
+        if self.stop_requested():
+            raise _StopRequested
+
+    def evaluate(self) -> bool:
+        """Measure the validation loss; when it is the best so far, the checkpoint of this step becomes `best`.
+
+        False when a signal stopped it: nothing has changed then, and a resumed run makes up for it.
+        """
         self.log()
         state = self.trainer.state
-        result = evaluate(
-            self.trainer.evaluated_model,
-            self.parts.data.validation,
-            self.config.micro_batch_size,
-            self.config.trainer.eval_max_batches,
-            lambda: autocast(self.parts.device, self.parts.precision),
-            metrics=self.config.data.metrics,
-        )
+        try:
+            result = evaluate(
+                self.trainer.evaluated_model,
+                self.parts.data.validation,
+                self.config.micro_batch_size,
+                self.config.trainer.eval_max_batches,
+                lambda: autocast(self.parts.device, self.parts.precision),
+                metrics=self.config.data.metrics,
+                after_batch=self._after_batch,
+            )
+        except _StopRequested:
+            return False
         self.saved = None
         state.evaluated_step = state.step
         state.evaluations += 1
@@ -197,6 +223,7 @@ class Session:
         if better:
             state.best_loss, state.best_step = result.loss, state.step
             publish_best(self.run_dir, self.save())
+        return True
 
     def sample(self) -> list[dict[str, str]]:
         """Generate a few texts with the current model, from a generator of their own: training is not affected."""
