@@ -101,7 +101,7 @@ class RunConfig:
         return None if self.trainer.total_steps is not None else self.data.recommended.max_epochs
 
     def on(self, device_type: str) -> "RunConfig":
-        """The config for a type of device (cpu, cuda, mps): with trainer.machine=auto chosen, and its batches filled in.
+        """The config for a type of device (cpu, cuda, mps): trainer.machine=auto is chosen, and its batches filled in.
 
         A run records this one, so that a resume on another machine does not choose again.
         """

@@ -22,21 +22,27 @@ EXCERPT = 40  # characters on either side of a change
 
 
 def read_source(
-    source: Source, held_out: tuple[float, float], budget: float, writer: TextWriter, log: Progress
+    source: Source,
+    held_out: tuple[float, float],
+    budget: float,
+    writer: TextWriter,
+    log: Progress,
+    n_bytes: float = math.inf,
 ) -> dict[str, Any]:
     """Read, clean and split a source's documents into a writer; return the facts of SourceTexts.
 
     `held_out` are the fractions of documents for validation and for test where the source has no validation split
     of its own; its own test split is kept. Training text is read up to the document that reaches `budget`
     characters. Exact duplicates within a split are dropped before anything is held out; splits that the source
-    provides are kept as they are, and a note reports their overlap with the training text.
+    provides are kept as they are, and a note reports their overlap with the training text. `n_bytes` is the size of
+    all text, where it is known, for the progress.
     """
     splits = source.splits()
     for_validation, for_test = held_out
     holder = None if "validation" in splits else HoldOut(for_validation, 0.0 if "test" in splits else for_test)
     for split in ("train", "validation", *(["test"] if "test" in splits else [])):
         writer.begin(split)
-    reader = _Reader(source.origin, log)
+    reader = _Reader(source.origin, log, n_bytes)
     for document in reader.read("train", splits.get("train", ()), budget):
         split = "train" if holder is None else holder.split_for(document)
         if split == "test":
@@ -88,9 +94,11 @@ def read_source(
 class _Reader:
     """Yields the cleaned documents of each split, and counts those that it drops."""
 
-    def __init__(self, origin: str, log: Progress) -> None:
+    def __init__(self, origin: str, log: Progress, n_bytes: float) -> None:
         self.origin = origin
         self.log = log
+        self.n_bytes = n_bytes  # of all splits
+        self.bytes_read = 0
         self.counts: dict[str, dict[str, int]] = {}
         self.has_pairs = False
         self.examples: list[tuple[str, str]] = []  # changed by cleaning: before and after
@@ -115,7 +123,9 @@ class _Reader:
                 counts["empty"] += 1
                 continue
             # 16 bytes exclude collisions; the text of a pair holds question and answer.
-            digest = hashlib.blake2b(document.text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+            raw_text = document.text.encode("utf-8", "surrogatepass")
+            digest = hashlib.blake2b(raw_text, digest_size=16).digest()
+            self.bytes_read += len(raw_text)
             if digest in seen:
                 counts["duplicate"] += 1
                 counts["duplicate_characters"] += len(document.text)
@@ -126,7 +136,10 @@ class _Reader:
             counts["kept"] += 1
             counts["characters"] += len(document.text)
             yield document
-            pace.report(f"{counts['read']:,} documents, {counts['characters'] / 1e6:.1f} M characters")
+            fraction = max(self.bytes_read / self.n_bytes, counts["characters"] / budget)  # 0 where neither is known
+            pace.report(
+                f"{counts['read']:,} documents, {counts['characters'] / 1e6:.1f} M characters", fraction or None
+            )
             if counts["characters"] >= budget:
                 break
 

@@ -74,7 +74,7 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
         for warning in [*remove_leftovers(run_dir), *([origin.damage] if origin.damage else [])]:
             display.warn(warning)
         with _memory_advice(config):
-            parts = build_run(config, origin.plans, origin.resume_from, origin.init_from, display.note)
+            parts = build_run(config, origin.plans, origin.resume_from, origin.init_from, display.log)
         _record_start(parts, run_dir, origin)
         with _open_tracker(parts, run_dir, origin) as tracker:
             update_run_record(run_dir, wandb_id=tracker.run_id, last_step=parts.length.last_step)

@@ -167,9 +167,14 @@ class Session:
         self.display.step(
             last.step,
             length.last_step,
-            f"epoch {self.trainer.state.epoch + self.trainer.state.step_in_epoch / length.steps_per_epoch:.2f}  "
-            f"loss {losses[-1]:.4f}  lr {last.lr:.2e}  {in_units(speed)} tok/s  "
-            f"left {in_time(left)}  {in_gib(memory)}",
+            [
+                f"epoch {self.trainer.state.epoch + self.trainer.state.step_in_epoch / length.steps_per_epoch:.2f}",
+                f"loss {losses[-1]:.4f}",
+                f"lr {last.lr:.2e}",
+                f"{in_units(speed)} tok/s",
+                f"left {in_time(left)}",
+                in_gib(memory),
+            ],
         )
 
     def _tokens_per_second(self, reports: list[StepReport]) -> float:
@@ -184,6 +189,7 @@ class Session:
         return state.step > 0 and due(state.step, self.eval_every) and state.evaluated_step != state.step
 
     def _after_batch(self, done: int, total: int) -> None:
+        self.display.status(f"validation: {done:,} of {total:,} sequences")
         if self.stop_requested():
             raise _StopRequested
 
@@ -274,7 +280,7 @@ class Session:
             return None
         self.display.note("Evaluation of the best checkpoint")
         run = (self.config, parts.data, self.run_dir, parts.device, parts.precision, state.tokens)
-        report = evaluate_best(*run, lambda what: self.display.note(f"... {what}"))
+        report = evaluate_best(*run, self.display.log)
         metrics = report.metrics()
         # A run that was killed after this, or is resumed after its last step, has them in its metrics already.
         if not any(row["step"] == state.step and metrics.keys() <= row.keys() for row in read_metrics(self.run_dir)):

@@ -89,7 +89,7 @@ class LossConfig:
 class TrainerConfig:
     """Batch, precision, length and intervals of a run."""
 
-    machine: str | None = "auto"  # for the next two where null: auto (by device) | amp4060 (as recommended) | cpu (4, 1)
+    machine: str | None = "auto"  # fills the next two where null: auto (by device) | amp4060 (as recommended) | cpu
     micro_batch_size: int | None = None  # sequences in one forward pass; None = the data's recommendation
     grad_accum_steps: int | None = None  # forward passes in one optimizer step; None = the data's recommendation
     precision: str = "auto"  # auto (bf16 where the device has it, else fp32) | fp32 | bf16 | fp16

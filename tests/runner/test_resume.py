@@ -164,7 +164,7 @@ def signal_at_call(monkeypatch: pytest.MonkeyPatch, function: str, call: int) ->
 def test_a_signal_between_two_micro_batches_undoes_the_step(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
-    """Of three in a step, two of which have drawn their dropout and left their gradients; the last one ends the step."""
+    """Of three in a step, which have drawn their dropout and left their gradients; after the last the step ends."""
     config = tiny_config(pairs, precision=precision, total_steps=6, micro_batch_size=1, grad_accum_steps=3)
     start(config, tmp_path / "whole")
     for call, step in ((1, 0), (8, 2), (9, 3), (10, 3)):
