@@ -284,7 +284,7 @@ class Session:
         metrics = report.metrics()
         # A run that was killed after this, or is resumed after its last step, has them in its metrics already.
         if not any(row["step"] == state.step and metrics.keys() <= row.keys() for row in read_metrics(self.run_dir)):
-            self.tracker.log(state.step, metrics)
+            self.tracker.log_once(state.step, metrics)
         return report
 
 
