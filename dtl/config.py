@@ -23,7 +23,7 @@ from dtl.model.config import ModelConfig
 from dtl.registry import load_plugins
 from dtl.sweeps.config import SweepConfig
 from dtl.tracking.config import TrackerConfig
-from dtl.training.config import OptimizerConfig, ScheduleConfig, TrainerConfig
+from dtl.training.config import CPU_BATCHES, OptimizerConfig, ScheduleConfig, TrainerConfig
 
 SECTIONS = ("model", "tokenizer", "data", "optimizer", "schedule", "trainer", "tracker", "sampling", "sweep")
 
@@ -101,6 +101,21 @@ class RunConfig:
         if self.trainer.max_epochs is not None:
             return self.trainer.max_epochs
         return None if self.trainer.total_steps is not None else self.data.recommended.max_epochs
+
+    def on(self, device_type: str) -> "RunConfig":
+        """The config for a type of device (cpu, cuda, mps): trainer.machine=auto is chosen, and its batches filled in.
+
+        A run records this one, so that a resume on another machine does not choose again.
+        """
+        trainer = self.trainer
+        if trainer.machine != "auto":
+            return self
+        if device_type != "cpu":
+            return replace(self, trainer=replace(trainer, machine="amp4060"))
+        own = trainer.micro_batch_size, trainer.grad_accum_steps
+        micro, accumulated = (given or default for given, default in zip(own, CPU_BATCHES, strict=True))
+        filled = replace(trainer, machine="cpu", micro_batch_size=micro, grad_accum_steps=accumulated)
+        return replace(self, trainer=filled)
 
     def validate(self) -> None:
         """Raise ConfigError, naming key, value, rule and remedy, for an invalid run."""

@@ -30,7 +30,7 @@ COMMAND = Command(
 python -m dtl.diagnose [plugins=my_module]
 
 Shows on one screen what this machine can do for a run: torch and its build, GPUs, precisions, processor, memory,
-disk, packages, GPT-2's vocabulary, hub and W&B, what trainer=amp4060 would choose, how the last run ended.
+disk, packages, GPT-2's vocabulary, hub and W&B, what trainer=auto chooses, how the last run ended.
 Takes a few seconds, needs no network, changes nothing.
 
 Exit code 0: ready to train. 1: something prevents training or slows it down badly; each problem comes with a fix.

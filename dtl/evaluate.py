@@ -53,6 +53,7 @@ def job(composed: DictConfig) -> None:
     settings = typed_as(EvaluateConfig, composed)
     checkpoint = checkpoint_to_use(settings.ckpt, OUTPUTS, "evaluate")
     run, is_own = _run_with_data(composed, settings, checkpoint)
+    Display().note(f"{shown(checkpoint)}: opening the data, loading torch ...")  # the first sign of life
     from dtl.data.collect import open_sources  # imports numpy, which --help does not need
 
     data, plans = open_sources(run.data, run.seed, read_prompt(checkpoint))

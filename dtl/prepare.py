@@ -84,19 +84,20 @@ def main() -> None:
 def job(composed: DictConfig) -> None:
     """Prepare, report, export. Everything that can be checked without torch is checked before it is imported."""
     config = typed_as(PrepareConfig, composed)
+    screen = open_screen(all_in_one=False)
+    screen.note("Opening the data ...")  # the first sign of life
     from dtl.data.collect import open_sources  # imports numpy, which --help does not need
 
     data, plans = open_sources(config.data, config.seed)  # rejects missing data within a second
-    screen = open_screen(all_in_one=False)
     with exit_when_output_closes():
         from dtl.data.cache import Cache, cache_folder
         from dtl.data.encode import encode_sources
         from dtl.data.prepare import pack_sequences
         from dtl.data.text_report import report_lines
 
-        cache = Cache(cache_folder(config.data.cache_dir), config.data.verify == "full", screen.note)
+        cache = Cache(cache_folder(config.data.cache_dir), config.data.verify == "full", screen.log)
         tokenizer, sources = encode_sources(
-            data, plans, config.tokenizer, config.seq_len, config.seed, cache, screen.note
+            data, plans, config.tokenizer, config.seq_len, config.seed, cache, screen.log
         )
         prepared = pack_sequences(data, plans, tokenizer, sources, config.seq_len, config.seed, cache)
         for line in report_lines(prepared, sources):

@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from dtl.base.display import Display
 from dtl.base.json_files import read_json_or_empty
 from dtl.base.redaction import check_no_secrets
 from dtl.checkpoints.find import find_checkpoint
@@ -172,6 +173,7 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
     config = _resumed_config(composed, run_dir, [] if requeued else overrides) if resuming else typed(composed)
     check_init_words(config.init, overrides)
     init_from = find_checkpoint(config.init, OUTPUTS) if config.init is not None else None
+    Display().note(f"DTL {config.name}: opening the data, loading torch ...")  # the first sign of life
     from dtl.data.collect import open_sources  # imports numpy, which --help does not need
 
     # Missing files and a missing network are reported before torch is imported.

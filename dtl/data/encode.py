@@ -101,16 +101,24 @@ def encode_sources(
     texts = collect_texts(config, plans, seq_len, seed, cache, log)
     if isinstance(tokenizer, TokenizerConfig):
         log(f"tokenizer {tokenizer.kind}")
-        tokenizer = _tokenizer(tokenizer, texts, cache)
+        tokenizer = _tokenizer(tokenizer, texts, cache, log)
     max_tokens = None if config.max_samples is None else config.max_samples * seq_len + 1
     return tokenizer, {name: _encode(source, tokenizer, max_tokens, cache, log) for name, source in texts.items()}
 
 
-def _tokenizer(config: TokenizerConfig, texts: dict[str, SourceTexts], cache: Cache) -> Tokenizer:
+def _tokenizer(config: TokenizerConfig, texts: dict[str, SourceTexts], cache: Cache, log: Progress) -> Tokenizer:
     """Build a tokenizer. One that is trained on cached text is cached too; others do not depend on the text alone."""
 
+    def training_texts() -> Iterator[str]:
+        splits = [each.splits["train"] for each in texts.values()]
+        pace, total, done = Pace(f"tokenizer {config.kind}", log), sum(int(s.characters.sum()) for s in splits), 0
+        for document in itertools.chain.from_iterable(splits):
+            yield document.text
+            done += len(document.text)
+            pace.report(f"{done / 1e6:.1f} M characters", done / max(total, 1))
+
     def made() -> Tokenizer:
-        return build_tokenizer(config, lambda: (text.text for each in texts.values() for text in each.splits["train"]))
+        return build_tokenizer(config, training_texts)
 
     if not config.traits.learnt or any(source.key is None for source in texts.values()):
         return made()

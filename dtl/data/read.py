@@ -24,20 +24,27 @@ EXAMPLES = 3  # changes by cleaning that the report shows
 EXCERPT = 40  # characters on either side of a change
 
 
-def read_source(source: Source, held_out: HeldOut, budget: float, writer: TextWriter, log: Progress) -> dict[str, Any]:
+def read_source(
+    source: Source,
+    held_out: HeldOut,
+    budget: float,
+    writer: TextWriter,
+    log: Progress,
+    n_bytes: float = math.inf,
+) -> dict[str, Any]:
     """Read, clean and split a source's documents into a writer; return the facts of SourceTexts.
 
     `held_out` applies where the source has no validation split of its own; its own test split is kept. Training text
     is read up to the document that reaches `budget` characters. Exact duplicates within a split are dropped before
     anything is held out; splits that the source provides are kept as they are, and a note reports their overlap with
-    the training text.
+    the training text. `n_bytes` is the size of all text, where it is known, for the progress.
     """
     splits = source.splits()
     wanted = "validation" not in splits and held_out.validation > 0
     holder = HoldOut(replace(held_out, test=0.0) if "test" in splits else held_out) if wanted else None
     for split in ("train", "validation", *(["test"] if "test" in splits else [])):
         writer.begin(split)
-    reader = _Reader(source.origin, log)
+    reader = _Reader(source.origin, log, n_bytes)
     for document in reader.read("train", splits.get("train", ()), budget):
         split = "train" if holder is None else holder.split_for(document)
         if split == "test":
@@ -88,9 +95,11 @@ def read_source(source: Source, held_out: HeldOut, budget: float, writer: TextWr
 class _Reader:
     """Yields the cleaned documents of each split, and counts those that it drops."""
 
-    def __init__(self, origin: str, log: Progress) -> None:
+    def __init__(self, origin: str, log: Progress, n_bytes: float) -> None:
         self.origin = origin
         self.log = log
+        self.n_bytes = n_bytes  # of all splits
+        self.bytes_read = 0
         self.counts: dict[str, dict[str, int]] = {}
         self.has_pairs = False
         self.examples: list[tuple[str, str]] = []  # changed by cleaning: before and after
@@ -115,7 +124,9 @@ class _Reader:
                 counts["empty"] += 1
                 continue
             # 16 bytes exclude collisions; the text of a pair holds question and answer.
-            digest = hashlib.blake2b(document.text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+            raw_text = document.text.encode("utf-8", "surrogatepass")
+            digest = hashlib.blake2b(raw_text, digest_size=16).digest()
+            self.bytes_read += len(raw_text)
             if digest in seen:
                 counts["duplicate"] += 1
                 counts["duplicate_characters"] += len(document.text)
@@ -126,7 +137,9 @@ class _Reader:
             counts["kept"] += 1
             counts["characters"] += len(document.text)
             yield document
-            pace.report(f"{number_of('documents', counts['read'])}, {in_units(counts['characters'])} characters")
+            fraction = max(self.bytes_read / self.n_bytes, counts["characters"] / budget)  # 0 where neither is known
+            read = f"{number_of('documents', counts['read'])}, {in_units(counts['characters'])} characters"
+            pace.report(read, fraction or None)
             if counts["characters"] >= budget:
                 break
 

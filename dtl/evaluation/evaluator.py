@@ -1,6 +1,6 @@
 """Evaluation of a checkpoint: the best one at the end of a run, within a fraction of its training, or any in full."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,6 +9,7 @@ import torch
 
 from dtl.base.display import Display, shown
 from dtl.base.files import write_atomically
+from dtl.base.progress import Progress
 from dtl.base.runtime import autocast, choose_device, choose_precision
 from dtl.base.units import in_units
 from dtl.checkpoints.load import load_model, load_tokenizer
@@ -64,7 +65,7 @@ def evaluate_best(
     device: torch.device,
     precision: str,
     tokens_trained: int,
-    log: Callable[[str], None],
+    log: Progress,
 ) -> Report:
     """Evaluate a run's best checkpoint on its own data and write evaluation.json.
 
@@ -148,7 +149,7 @@ def evaluate_checkpoint(
     context = model.config.max_seq_len
     if run.data.seq_len is not None and run.data.seq_len > context:
         raise ConfigError(f"data.seq_len={run.data.seq_len}: longer than the model's context, {context}. Lower it.")
-    data = prepare_data(run.data, tokenizer, run.data.seq_len or context, run.seed, display.note, plans)
+    data = prepare_data(run.data, tokenizer, run.data.seq_len or context, run.seed, display.log, plans)
     display.screen(
         f"Evaluation of {shown(checkpoint)}",
         [
@@ -170,7 +171,7 @@ def evaluate_checkpoint(
         seed=run.seed,
         mixed_precision=lambda: autocast(device, precision),
     )
-    report = measure(model, data, plan, lambda doing: display.note(f"... {doing}"))
+    report = measure(model, data, plan, display.log)
     show_report(display.console, report, NO_DETECTION)
     if out is not None:
         write_metrics(out, report, checkpoint, run, plan, data, device, precision)

@@ -2,13 +2,14 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
+from dtl.base.progress import Pace, Progress
 from dtl.data.batches import epoch_order
 from dtl.data.documents import QuestionAnswer
 from dtl.data.prepare import PreparedData
@@ -99,16 +100,16 @@ class Report:
         return json.dumps({**extra, **_finite(asdict(self))}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def measure(model: TransformerLM, data: PreparedData, plan: Plan, log: Callable[[str], None]) -> Report:
+def measure(model: TransformerLM, data: PreparedData, plan: Plan, log: Progress) -> Report:
     """Measure all that `plan` asks for. Metrics do not depend on the batch size, except speed."""
     tokenizer = data.tokenizer
     token_bytes = count_token_bytes(tokenizer)
-    log("loss on the held-out text")
+    log("... loss on the held-out text")
     scope = (plan.batch_size, plan.max_batches, plan.mixed_precision, plan.metrics)
-    text = text_scores(model, data.rows, token_bytes, *scope)
+    text = text_scores(model, data.rows, token_bytes, *scope, log)
     compared: list[TextLeakage] = []
     for source in plan.compare_text:
-        log(f"{source}: held-out text that occurs in the training text")
+        log(f"... {source}: held-out text that occurs in the training text")
         tokens = {split: rows.tokens for split, rows in data.rows[source].items()}
         compared += text_leakage(source, tokens, tokenizer, plan.leakage_tokens)
     if not any(data.pairs.values()):
@@ -128,7 +129,7 @@ def measure(model: TransformerLM, data: PreparedData, plan: Plan, log: Callable[
 
 
 def _ask_all(
-    model: TransformerLM, data: PreparedData, token_bytes: np.ndarray, plan: Plan, log: Callable[[str], None]
+    model: TransformerLM, data: PreparedData, token_bytes: np.ndarray, plan: Plan, log: Progress
 ) -> tuple[dict[str, list[Asked]], Detection | None]:
     tokenizer = data.tokenizer
     longest = data.longest_answer()
@@ -137,15 +138,20 @@ def _ask_all(
     asked: dict[str, list[Asked]] = {}
     with plan.mixed_precision():
         for split, pairs in chosen_questions(data.pairs, plan.questions, plan.seed).items():
-            log(f"{len(pairs):,} {split} questions")
+            what = f"{len(pairs):,} {split} questions"
+            log(f"... {what}")
             prompts = [data.prompt.text(pair.question, pair.context) for pair in pairs]
-            answers = answer_greedily(model, tokenizer, prompts, longest, plan.questions_at_once)
-            gold = likelihoods(model, tokenizer, pairs, token_bytes, plan.questions_at_once, data.prompt)
+            answered = Pace(what, log).count
+            answers = answer_greedily(model, tokenizer, prompts, longest, plan.questions_at_once, answered)
+            scored = Pace(f"{split}: expected answers", log).count
+            gold = likelihoods(model, tokenizer, pairs, token_bytes, plan.questions_at_once, data.prompt, scored)
             asked[split] = with_baselines(pairs, answers, gold, baselines)
+        what = f"{len(plan.unanswerable):,} questions without an answer in the data"
         if plan.unanswerable:
-            log(f"{len(plan.unanswerable):,} questions without an answer in the data")
+            log(f"... {what}")
         prompts = [data.prompt.text(question) for question in plan.unanswerable]
-        without = answer_greedily(model, tokenizer, prompts, longest, plan.questions_at_once)
+        answered = Pace(what, log).count
+        without = answer_greedily(model, tokenizer, prompts, longest, plan.questions_at_once, answered)
     return asked, detect(asked, without)
 
 
@@ -154,7 +160,7 @@ def _task_scores(
     data: PreparedData,
     asked: Mapping[str, Sequence[Asked]],
     plan: Plan,
-    log: Callable[[str], None],
+    log: Progress,
 ) -> dict[str, float]:
     """Score the tasks that are not in every report, on the same questions, so that known answers are reused."""
 
@@ -169,7 +175,7 @@ def _task_scores(
     with plan.mixed_precision():
         for name in plan.tasks:
             if name not in MEASURED_ALWAYS:
-                log(name)
+                log(f"... {name}")
                 scores |= TASKS.get(name)(answer, {s: [q.pair for q in questions] for s, questions in asked.items()})
     return scores
 

@@ -91,6 +91,7 @@ class Parts:
     device_reason: str
     precision: str
     precision_reason: str
+    machine_reason: str  # why trainer.machine=auto chose its profile; empty where nothing was chosen
     tokenizer: Tokenizer
     data: PreparedData
     model: TransformerLM
@@ -125,6 +126,10 @@ def build_run(
     """
     device, device_reason = choose_device(config.device)
     precision, precision_reason = choose_precision(config.trainer.precision, device)
+    # A resumed run keeps its batches, on whatever machine.
+    chosen = config if resume_from else config.on(device.type)
+    machine_reason = "" if chosen is config else f"auto: the device is a {'CPU' if device.type == 'cpu' else 'GPU'}"
+    config = chosen
     seed_everything(config.seed)
     start_from = resume_from or init_from
     tokenizer = load_tokenizer(start_from) if start_from else None
@@ -158,6 +163,7 @@ def build_run(
         device_reason=device_reason,
         precision=precision,
         precision_reason=precision_reason,
+        machine_reason=machine_reason,
         tokenizer=data.tokenizer,
         data=data,
         model=model,

@@ -75,7 +75,7 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
         for warning in [*remove_leftovers(run_dir), *([origin.damage] if origin.damage else [])]:
             display.warn(warning)
         with _memory_advice(config):
-            parts = build_run(config, origin.plans, origin.resume_from, origin.init_from, display.note)
+            parts = build_run(config, origin.plans, origin.resume_from, origin.init_from, display.log)
         if parts.data.validation is None:
             _raise_if_validation_is_needed(origin)
         _record_start(parts, run_dir, origin)

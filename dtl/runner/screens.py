@@ -71,6 +71,7 @@ def show_start(display: Display, parts: Parts, run_dir: Path, tracker: Tracker) 
         ),
         ("optimizer", f"{config.optimizer.name}, peak learning rate {config.optimizer.lr:g}, {config.schedule.name}"),
         *objective_rows(config.trainer),
+        *([("profile", f"{config.trainer.machine} ({parts.machine_reason})")] if parts.machine_reason else []),
         ("device", f"{parts.device} ({parts.device_reason}); {parts.precision} ({parts.precision_reason})"),
         ("attention", f"{parts.attention.name} ({parts.attention.reason})"),
         ("tracker", tracker.status),

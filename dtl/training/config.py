@@ -8,6 +8,10 @@ from dtl.errors import ConfigError
 from dtl.registry import LOSSES, OPTIMIZERS, SCHEDULES, STEP_FIELDS, STOP_CRITERIA, Options
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+MACHINES = ("auto", "amp4060", "cpu")
+# micro_batch_size and grad_accum_steps of trainer=cpu. A step then takes a second or so, not minutes: progress is seen,
+# Ctrl-C is obeyed, and small text gives the many steps that a model needs.
+CPU_BATCHES = (4, 1)
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,7 @@ class LossConfig:
 class TrainerConfig:
     """Batch, precision, length and intervals of a run."""
 
+    machine: str | None = "auto"  # fills the next two where null: auto (by device) | amp4060 (as recommended) | cpu
     micro_batch_size: int | None = None  # sequences in one forward pass; None = the data's recommendation
     grad_accum_steps: int | None = None  # forward passes in one optimizer step; None = the data's recommendation
     precision: str = "auto"  # auto (bf16 where the device has it, else fp32) | fp32 | bf16 | fp16
@@ -133,7 +138,7 @@ class TrainerConfig:
 
     def validate(self) -> None:
         """Raises ConfigError for a loop that cannot run."""
-        check_choices(self, "trainer", precision=PRECISIONS)
+        check_choices(self, "trainer", precision=PRECISIONS, machine=MACHINES)
         self.loss.validate()
         for registry, names in ((STOP_CRITERIA, self.stop_criteria), (STEP_FIELDS, self.step_fields)):
             for name in names:

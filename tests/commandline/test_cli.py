@@ -91,7 +91,7 @@ REFUSED = {
     "Known: fineweb_edu, hub, qa, text, tinystories, wiki, wikitext. Did you mean 'wiki'?",
     "model/arch=moderm": "model/arch=moderm: there is no such choice. Known: classic, modern. Did you mean 'modern'?",
     "+experiment=x": "experiment=x: there is no such choice.",
-    "trainer=null": "trainer=null: must be the name of a choice. Known: amp4060, cpu, debug.",
+    "trainer=null": "trainer=null: must be the name of a choice. Known: amp4060, auto, cpu, debug.",
     "+model=small": "+model=small: this group already has a choice. To choose another one, leave out the +.",
     "optimizer.name=lion": "optimizer.name=lion: there is no part of this name. Known: adamw, muon. A part of your own",
     "data.tasks=[exact_mach]": "Did you mean 'exact_match'?",
