@@ -5,6 +5,9 @@ name is imported when it is first used: `import dtl` imports neither torch nor H
 """
 
 import importlib
+import os
+import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -52,6 +55,34 @@ _PLACES = {
 }
 
 
+def _missing_package(name: str) -> str:
+    """What a command shows for a package that this Python lacks: most often an environment was not activated."""
+    return (
+        f"{name}: not installed for {sys.executable}. Activate the environment that has DTL "
+        "(source .venv/bin/activate), or install DTL with: make install"
+    )
+
+
+def _show_in_one_sentence(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] != "dtl":
+        print(f"Error: {_missing_package(error.name)}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+def _check_python() -> None:
+    """End a command, and nothing but a command, in one sentence where Python is too old or lacks a package."""
+    # `-m` is what Python calls a module that it is about to run.
+    if not sys.argv or not re.fullmatch(r"-m|dtl([-.].*)?", os.path.basename(sys.argv[0])):
+        return
+    if sys.version_info < (3, 11):  # noqa: UP036
+        sys.exit(f"Error: DTL needs Python 3.11 or newer, and this is {sys.version.split()[0]}: {sys.executable}")
+    sys.excepthook = _show_in_one_sentence
+
+
+_check_python()
+
+
 def __getattr__(name: str) -> Any:
     """Import a name of `__all__` when it is first used (PEP 562)."""
     if name not in _PLACES:
@@ -62,4 +93,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__} - {"Any", "TYPE_CHECKING", "importlib"})
+    return sorted({*globals(), *__all__} - {"Any", "TYPE_CHECKING", "importlib", "os", "re", "sys"})

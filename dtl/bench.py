@@ -19,18 +19,22 @@ COMMAND = Command(
     "bench",
     BenchConfig,
     usage="""\
-python -m dtl.bench suite=data|generation|questions|search|startup [rows=[...]] [out=FILE] [key=value ...]
+python -m dtl.bench [suite=...] [rows=[...]] [out=FILE] [key=value ...]
+Measures DTL and its peers on the same input, in alternating rounds.
+Measure on an idle machine.
 
-Measures DTL and its peers in this process or in identical processes, on the same input, in alternating rounds, so
-that other load slows both. A ratio is the median of the rounds, with the minimum and maximum below it. The row of a
-peer that is not installed shows how to install it. Measure on an idle machine.
-
-  python -m dtl.bench                                        two to three minutes on two cores
-  python -m dtl.bench wiki=FOLDER dump=FILE.xml.bz2          on your own text
+  python -m dtl.bench                           two to three minutes, two cores
+  python -m dtl.bench suite=generation          the same
+  python -m dtl.bench wiki=FOLDER dump=FILE.xml.bz2   on your own text
   python -m dtl.bench rows=[tokenising,waste] rounds=9
-  python -m dtl.bench full=true out=data.json                the long measurements too; all results to a file
-  python -m dtl.bench suite=generation                       two to three minutes on two cores
-  python -m dtl.bench suite=generation rows=[modern] rounds=6 generation.batch_size=4
+  python -m dtl.bench full=true out=data.json   long ones too, in a file
+
+Suites: data, generation, questions, search, startup.
+""",
+    details="""\
+The sides of a comparison run in this process or in identical processes, so that other load slows both. A ratio is the
+median of the rounds, with the minimum and maximum below it. The row of a peer that is not installed shows how to
+install it.
 
 suite=data: tokenising, dump (to prose), dump_memory (long: some 300 MB), loader, waste (of padding).
 
@@ -44,7 +48,6 @@ suite=search: asha (steps of a search that pruning saves, and its cost in loss; 
 
 suite=startup: first_step (time from the start of a process to its first step, by parts).
 """,
-    free_text=("wiki", "dump", "out"),
 )
 
 

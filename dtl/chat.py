@@ -21,18 +21,16 @@ COMMAND = Command(
     ChatConfig,
     usage="""\
 python -m dtl.chat ckpt=latest [group=choice ...] [key=value ...]
+Answers your questions with a checkpoint. Type help in the chat for more.
 
-Answers your questions with a checkpoint. Type help in the chat for its commands.
-
-  python -m dtl.chat                                           lists the runs to choose from
-  python -m dtl.chat ckpt=latest                               the newest run
+  python -m dtl.chat                            lists the runs to choose from
+  python -m dtl.chat ckpt=latest                the newest run
   python -m dtl.chat ckpt=latest sampling=creative device=cpu
+  python -m dtl.chat ckpt=latest ask=pairs.jsonl   exit code 1: a wrong answer
   echo "What is the capital of France?" | python -m dtl.chat ckpt=latest
-  python -m dtl.chat ckpt=latest ask=pairs.jsonl               asks these; exit code 1 if an answer is wrong
 
-In a pipe each line is a question, and only the answers go to standard output.
+In a pipe each line is a question; only answers go to standard output.
 """,
-    free_text=("ckpt", "ask", "history"),
 )
 
 

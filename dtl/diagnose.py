@@ -28,12 +28,12 @@ COMMAND = Command(
     DiagnoseConfig,
     usage="""\
 python -m dtl.diagnose [plugins=my_module]
-
-Shows on one screen what this machine can do for a run: torch and its build, GPUs, precisions, processor, memory,
-disk, packages, GPT-2's vocabulary, hub and W&B, what trainer=auto chooses, how the last run ended.
+Shows what this machine can do for a run: torch, GPUs, precisions, memory,
+disk, packages, hub and W&B, what trainer=auto chooses, how the last run ended.
 Takes a few seconds, needs no network, changes nothing.
 
-Exit code 0: ready to train. 1: something prevents training or slows it down badly; each problem comes with a fix.
+Exit code 0: ready to train. 1: something prevents training or slows it down
+badly; each problem comes with a fix.
 """,
 )
 

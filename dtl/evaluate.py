@@ -8,8 +8,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from dtl.base.display import Display, exit_when_output_closes, shown
-from dtl.commandline.cli import override_key, run_command
+from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
+from dtl.commandline.overrides import override_key
 from dtl.config import RunConfig, converted, typed_as
 from dtl.data.tokenizers.prompt import read_prompt
 from dtl.errors import ConfigError
@@ -24,22 +25,22 @@ COMMAND = Command(
     EvaluateConfig,
     usage="""\
 python -m dtl.evaluate ckpt=latest [data=...] [key=value ...]
+Measures a checkpoint on held-out data, by default that of its own run.
 
-Measures a checkpoint on its held-out data, by default the data of its own run: loss, perplexity, bits per byte;
-for questions and answers exact match and token F1 by split and topic, compared with a retrieval baseline (BM25 over
-the training questions); the likelihood of the expected answers; whether the confidence is lower on unanswerable
-questions; the most confident wrong answers; and whether held-out questions occur in the training data.
-
-The most frequent commands
   python -m dtl.evaluate ckpt=latest
-  python -m dtl.evaluate ckpt=latest data.qa.path=pairs.jsonl   its own data with this key changed
+  python -m dtl.evaluate ckpt=latest data.qa.path=pairs.jsonl
   python -m dtl.evaluate ckpt=latest data=wiki data.path=FOLDER
   python -m dtl.evaluate ckpt=latest unanswerable=questions.jsonl
   python -m dtl.evaluate ckpt=path/to/gpt2 data=text data.path=book.txt
-
-All metrics are written to evaluation.json in the run's folder; for data other than the run's own, only to out=FILE.
 """,
-    free_text=("ckpt", "unanswerable", "out", "data.qa.prompt"),
+    details="""\
+Measured are loss, perplexity, bits per byte; for questions and answers exact match and token F1 by split and topic,
+compared with a retrieval baseline (BM25 over the training questions); the likelihood of the expected answers; whether
+the confidence is lower on unanswerable questions; the most confident wrong answers; and whether held-out questions
+occur in the training data. All metrics are written to evaluation.json in the run's folder; for data other than the
+run's own, only to out=FILE.
+""",
+    free_text=("data.qa.prompt",),
 )
 
 

@@ -6,8 +6,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from dtl.base.display import exit_when_output_closes
-from dtl.commandline.cli import override_key, run_command
+from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
+from dtl.commandline.overrides import override_key
 from dtl.config import typed_as
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.choose import checkpoint_to_use
@@ -24,18 +25,17 @@ COMMAND = Command(
     GenerateConfig,
     usage="""\
 python -m dtl.generate ckpt=... [prompt="..."] [sampling=...] [key=value ...]
+Continues a text, without sampling= once with each preset, side by side.
 
-Continues a text with a trained model: without sampling= once with each preset, side by side; without prompt= one text
-after another, typed or from a pipe.
-
-The most frequent commands
   python -m dtl.generate ckpt=latest prompt="Once upon a time"
-  python -m dtl.generate ckpt=latest prompt="Once upon a time" sampling=creative sampling.max_new_tokens=200
-  python -m dtl.generate ckpt=latest                           asks for one text after another
-  python -m dtl.generate ckpt=path/to/gpt2 prompt="The sea"    GPT-2's or Qwen3's published weights
+  python -m dtl.generate ckpt=latest            asks for one text after another
+  python -m dtl.generate ckpt=latest prompt="Once" sampling=creative
+  python -m dtl.generate ckpt=path/to/gpt2 prompt="The sea"   published weights
 """,
-    footer="A prompt is taken literally; quotes inside the value are removed: prompt=\"'...'\".\n",
-    free_text=("prompt", "ckpt"),
+    details="""\
+A prompt is taken literally; quotes inside the value are removed: prompt=\"'...'\".
+""",
+    free_text=("prompt",),
 )
 
 

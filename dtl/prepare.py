@@ -63,16 +63,15 @@ COMMAND = Command(
     "prepare",
     PrepareConfig,
     usage="""\
-python -m dtl.prepare data=... [tokenizer=...] [data.export_text=FILE] [key=value ...]
+python -m dtl.prepare data=... [tokenizer=...] [key=value ...]
+Reads, cleans, splits and tokenises the text of a run, and reports on it. The
+result is cached: dtl.train with the same data and tokenizer finds it.
 
-Reads, cleans, splits and tokenises the text of a run ahead of time, and reports on the result. It is stored in a
-cache (data.cache_dir), where dtl.train with the same data and tokenizer finds it.
-
-  python -m dtl.prepare data=wiki data.path=FOLDER data.max_samples=null
   python -m dtl.prepare data=text data.path=books/ tokenizer=bpe
   python -m dtl.prepare data=text data.path=books/ data.export_text=books.jsonl
+  python -m dtl.prepare data=wiki data.path=FOLDER data.max_samples=null
 """,
-    free_text=("data.path", "data.export_text", "data.cache_dir", "data.qa.prompt"),
+    free_text=("data.qa.prompt",),
 )
 
 

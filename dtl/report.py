@@ -1,11 +1,10 @@
 """The command `python -m dtl.report`: compares runs and sweeps on one HTML page with plots."""
 
-import shlex
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from dtl.base.display import exit_when_output_closes, shown
+from dtl.base.display import command_line, exit_when_output_closes, shown
 from dtl.base.units import number_of
 from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
@@ -17,22 +16,23 @@ COMMAND = Command(
     "report",
     ReportConfig,
     usage="""\
-python -m dtl.report runs=FOLDER|GLOB|latest [metric=KEY] [out=FOLDER]
+python -m dtl.report [runs=FOLDER|GLOB|latest] [metric=KEY] [out=FOLDER]
+Compares runs and sweeps in one report.html, which needs no network.
 
-Writes report.html, one file that needs no network, and its plots as PNGs: loss against steps, tokens and time with
-bands over the seeds, the settings that differ, learning rate against loss, parallel coordinates, importance, speed,
-memory, samples side by side, failures and reasons. Needs matplotlib, scipy and jinja2: pip install 'dtl[report]'.
-
-Runs that differ only in the seed are one configuration. Two configurations are compared by a paired t test over equal
-seeds, Holm-corrected; none is called better with fewer than five seeds, nor without significance.
-
-  python -m dtl.report runs=latest                                     the newest run, or the sweep that it belongs to
+  python -m dtl.report                          the newest run, or its sweep
   python -m dtl.report runs=outputs/multirun/2026-11-23/05-43-33-5892
   python -m dtl.report 'runs=outputs/2026-11-2*/*_demo' metric=exact_match/test
   python -m dtl.report 'runs=[outputs/multirun/a,outputs/multirun/b]' out=muon
-  python -m dtl.report runs=latest record=true                         also into experiments/README.md
+  python -m dtl.report record=true              also into experiments/README.md
 """,
-    free_text=("runs", "out", "metric"),
+    details="""\
+The report and its plots as PNGs show loss against steps, tokens and time with bands over the seeds, the settings that
+differ, learning rate against loss, parallel coordinates, importance, speed, memory, samples side by side, failures and
+reasons. Needs matplotlib, scipy and jinja2: pip install 'dtl[report]'.
+
+Runs that differ only in the seed are one configuration. Two configurations are compared by a paired t test over equal
+seeds, Holm-corrected; none is called better with fewer than five seeds, nor without significance.
+""",
 )
 
 
@@ -74,7 +74,7 @@ def _command(settings: ReportConfig, runs: str) -> str:
         words.append(f"metric={settings.metric}")
     if settings.higher_is_better is not None:
         words.append(f"higher_is_better={str(settings.higher_is_better).lower()}")
-    return shlex.join(["python", "-m", "dtl.report", *words])
+    return command_line("report", *words)
 
 
 if __name__ == "__main__":

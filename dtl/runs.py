@@ -27,24 +27,24 @@ COMMAND = Command(
     "runs",
     RunsConfig,
     usage="""\
-python -m dtl.runs [state=...] [name=...] [older_than_days=N] [sort=...] [delete=...]
-
-Lists the runs and the trials of sweeps in outputs/: state, best validation loss, size on disk, time since the last
-write. It reads files only, so it works while runs are in progress and after a crash.
+python -m dtl.runs [state=...] [name=...] [sort=...] [delete=...]
+Lists the runs and the trials of sweeps in outputs/, and deletes what you
+choose: it shows what would go and asks first.
 
   python -m dtl.runs sort=size limit=10
   python -m dtl.runs state=failed,killed
   python -m dtl.runs 'name=demo*' sort=loss
-  python -m dtl.runs delete=checkpoints                  of finished runs, all but the best and the last
-  python -m dtl.runs delete=checkpoints state=stopped    of stopped runs, all but the best and the newest
-  python -m dtl.runs delete=empty                        runs that ended without a checkpoint
+  python -m dtl.runs delete=checkpoints         all but the best and the last
+  python -m dtl.runs delete=empty               runs without a checkpoint
   python -m dtl.runs delete=runs state=killed older_than_days=30
-
-Before deleting, it shows what would be deleted and how much space that frees, then asks; yes=true does not ask. A run
-with a best checkpoint is kept unless its folder is typed, or named by best_of=[2026-11-23/12-14-28-3698_demo].
-Running runs and sweeps are never touched.
 """,
-    free_text=("outputs", "state", "name"),
+    details="""\
+It reads files only, so it works while runs are in progress and after a crash. delete=checkpoints is of finished runs;
+with state=stopped of stopped ones, all but the best and the newest. yes=true does not ask. A run with a best
+checkpoint is kept unless its folder is typed, or named by best_of=[2026-11-23/12-14-28-3698_demo]. Running runs and
+sweeps are never touched.
+""",
+    free_text=("state", "name"),
 )
 
 

@@ -22,12 +22,12 @@ COMMAND = Command(
     StatusConfig,
     usage="""\
 python -m dtl.sweep [status=latest | status=FOLDER] [key=value ...]
+Shows the trials of a sweep: overrides, state, step, best loss, speed, time
+left, and why one did not finish. In a terminal it refreshes until the sweep
+ends; Ctrl-C does not stop the sweep.
 
-Shows the trials of a sweep: overrides, state, step, best loss, speed, time left, and why one did not finish. In a
-terminal it refreshes until the sweep ends; Ctrl-C does not stop the sweep.
-""",
-    footer="""\
-To start, stop or resume a sweep: python -m dtl.train -m ...
+  python -m dtl.sweep                           the last sweep
+  python -m dtl.train -m seed=1,2               start one, or resume it
 """,
 )
 

@@ -1,5 +1,6 @@
 """The command `python -m dtl.train`: compose a config, train, report the result. Torch is imported only to train."""
 
+import math
 import signal
 import sys
 from dataclasses import replace
@@ -11,29 +12,20 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from dtl.base.display import Display
-from dtl.base.json_files import read_json_or_empty
+from dtl.base.display import Display, command_line, shell_line, shown
+from dtl.base.json_files import as_number, as_whole, read_json_or_empty
 from dtl.base.redaction import check_no_secrets
 from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.listing import newest_valid, step_folders
 from dtl.checkpoints.upkeep import LOCK
-from dtl.commandline.cli import (
-    MULTIRUN,
-    JobFailedError,
-    as_shown,
-    override_key,
-    quoted,
-    remove_empty_run_dir,
-    run_command,
-    show_error,
-    unquoted,
-)
+from dtl.commandline.cli import MULTIRUN, JobFailedError, remove_empty_run_dir, run_command, show_error
 from dtl.commandline.command import Command
-from dtl.commandline.overrides import check_init_words, rerun_words
+from dtl.commandline.overrides import as_shown, check_init_words, override_key, quoted, rerun_words, resolved, unquoted
 from dtl.config import RunConfig, typed
 from dtl.data.tokenizers.prompt import read_prompt
 from dtl.errors import ConfigError, InterruptedRun
-from dtl.run_dir.provenance import RECORD, composition_flags
+from dtl.run_dir.provenance import RECORD, RESULT, composition_flags
+from dtl.run_dir.state import resume_command
 from dtl.run_dir.sweep_records import sweep_to_continue, with_its_flags
 from dtl.run_dir.trial import as_trial, current_trial
 
@@ -46,20 +38,19 @@ COMMAND = Command(
     RunConfig,
     usage="""\
 python -m dtl.train [group=choice ...] [key=value ...] [-m]
+Trains a small language model from scratch; all of it is stored in outputs/.
 
-Trains a small language model from scratch and stores everything in outputs/<date>/<time>-<pid>_<name>/.
-
-The most frequent commands
-  python -m dtl.train model=qa data=qa                         questions and answers that ship with DTL
-  python -m dtl.train data=wiki data.path=FOLDER               Wikipedia from .parquet or .jsonl files
-  python -m dtl.train -m model=small,medium optimizer.lr=1e-3,3e-3   a grid: one run for each combination
-  python -m dtl.train resume=latest                            resume the last run, exactly where it stopped
-  python -m dtl.train init=RUN data=qa                         a new run from another run's weights
+  python -m dtl.train experiment=demo           on any computer, in 2 minutes
+  python -m dtl.train experiment=qa_full        a better one, in 5 minutes
+  python -m dtl.train data=qa data.qa.path=my_pairs.jsonl  your own questions
+  python -m dtl.train model=medium data=text data.path=my_texts/   with a GPU
+  python -m dtl.train -m seed=1,2 optimizer.lr=1e-3,3e-3           all four
+  python -m dtl.train resume=latest             resume the last run, exactly
 """,
-    footer="""\
-Lists are written in quotes, 'key=[a,b]'; plugins=a,b needs none; null means none. -m (--multirun) runs every
-combination of values with commas. --config-dir=FOLDER adds config groups and recipes of your own.
---cfg job --resolve shows the whole config without running; debug=true shows tracebacks.
+    details="""\
+A new run from another run's weights: init=RUN. Lists are written in quotes, 'key=[a,b]'; plugins=a,b needs none; null
+means none. -m (--multirun) runs every combination of values with commas. --config-dir=FOLDER adds config groups and
+recipes of your own. --cfg job --resolve shows the whole config without running; debug=true shows tracebacks.
 Tab completion for the console script: eval "$(dtl-train -sc install=bash)"
 """,
     free_text=("data.qa.prompt",),
@@ -123,19 +114,21 @@ def _run_folder(spec: str) -> Path:
     """The folder of the run that `resume=` names."""
     checkpoint = find_checkpoint(spec, OUTPUTS, prefer="newest")
     if checkpoint.parent.name != "checkpoints":
-        raise ConfigError(f"resume={spec}: not a run of DTL. To start a new run from these weights: init={spec}")
+        raise ConfigError(
+            f"resume={spec}: not a run of DTL. To start a new run from these weights: {shell_line([f'init={spec}'])}"
+        )
     run_dir = checkpoint.parent.parent
     if Path(spec).name == checkpoint.name != (newest := newest_valid(run_dir)[0].path).name:
         raise ConfigError(
-            f"resume={spec}: a run resumes from its newest checkpoint, {newest.name}. For that: resume={run_dir}. "
-            f"To start a new run from this one: init={spec}"
+            f"resume={spec}: a run resumes from its newest checkpoint, {newest.name}. For that: "
+            f"{shell_line([f'resume={run_dir}'])}. To start a new run from this one: {shell_line([f'init={spec}'])}"
         )
     return run_dir
 
 
 def _split_word(argument: str) -> tuple[str, str, str]:
     key, equals, value = argument.partition("=")
-    return override_key(key), equals, unquoted(value)
+    return override_key(key), equals, resolved(unquoted(value))
 
 
 def job(composed: DictConfig) -> float:
@@ -146,6 +139,8 @@ def job(composed: DictConfig) -> float:
     words = [*composition_flags(hydra), *overrides]
     is_multirun = hydra.mode == RunMode.MULTIRUN
     try:
+        if (loss := _loss_if_finished(composed, Path(hydra.runtime.output_dir), overrides)) is not None:
+            return loss
         config, origin = _prepared(composed, Path(hydra.runtime.output_dir), overrides)
         if trial := current_trial():
             origin.group, origin.job_number = trial
@@ -186,7 +181,7 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
     choices = hydra.runtime.choices
     origin = Origin(
         overrides=overrides,
-        flags=composition_flags(hydra),
+        flags=[*composition_flags(hydra), *(word for word in hydra.overrides.hydra if "hydra.searchpath=" in word)],
         choices={key: str(value) for key, value in choices.items() if not key.startswith("hydra/")},
         init_from=init_from,
         plans=plans,
@@ -195,6 +190,25 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
         newest, origin.damage = newest_valid(run_dir)
         origin.resume_from = newest.path
     return config, origin
+
+
+def _loss_if_finished(composed: DictConfig, run_dir: Path, overrides: list[str]) -> float | None:
+    """Return the best loss, with a message, of a finished run that is resumed without a new length; else None."""
+    if composed.get("resume") is None:
+        return None
+    result = read_json_or_empty(run_dir / RESULT)
+    longer = any(override_key(override).startswith("trainer.") for override in overrides)
+    # `seen` is written after the evaluation at the end, which a resume makes up for.
+    if result.get("state") != "finished" or "seen" not in result or longer:
+        return None
+    step = as_whole(result.get("step")) or 0
+    folder = shown(run_dir)
+    with Display() as display:
+        display.print(f"{folder}: this run is finished, at step {step:,}. Nothing is left to train.")
+        display.print(f"To train further: {resume_command(run_dir, f'trainer.total_steps={2 * step}')}")
+        display.print(f"To use it: {command_line('chat', f'ckpt={folder}')}")
+    value = as_number(result.get("value"))
+    return math.nan if value is None else value
 
 
 def _was_started(run_dir: Path, overrides: list[str]) -> bool:

@@ -40,7 +40,7 @@ LAYERS: list[str] = [
     "terminal | diagnostics | housekeeping | reports | notebook",
     "benchmarks",
     "api",
-    "train | sweep | chat | generate | evaluate | diagnose | prepare | bench | report | runs",
+    "__main__ | train | sweep | chat | generate | evaluate | diagnose | prepare | bench | report | runs",
 ]
 OF_EXTRAS = {"reports.*": "report", "sweeps.*": "sweep"}  # what may import more than the core depends on
 MAX_FILES = 185  # without the __init__.py
@@ -131,7 +131,7 @@ def test_no_torch_before_training_starts():
     light = [name for name in MODULES if place(name)[1] in groups]
     program = f"""
 import sys
-sys.argv[1:] = ["--help"]
+sys.argv[1:] = ["--help=all"]
 import {", ".join(f"dtl.{name}" for name in light if name != "base.runtime")}
 dtl.train.main()
 heavy = "torch transformers tokenizers datasets pyarrow wandb huggingface_hub".split()

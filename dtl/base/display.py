@@ -246,6 +246,20 @@ class Display:
             self._lines(f"step {step}/{total_steps}  {'  '.join(status)}", "")
 
 
+def open_missing_streams() -> None:
+    """Open the null device for each standard stream that the process was started without (`>&-`, pythonw).
+
+    Otherwise the next file that is opened gets the stream's number, and with it what other processes print.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+
+
 @contextmanager
 def exit_when_output_closes() -> Iterator[None]:
     """End the program silently with exit code 1 once its output has no reader, as in `--help | head`."""

@@ -14,7 +14,7 @@ from dtl.base.json_files import read_json
 from dtl.benchmarks.config import SUITES
 from dtl.benchmarks.measuring import PERCENT, Goal, MissingPeerError, Row, peer, skipped
 from dtl.benchmarks.suite import Suite, Workplace, run_program, train_command
-from dtl.commandline.cli import quoted
+from dtl.commandline.overrides import quoted
 from dtl.run_dir.provenance import RESULT
 from dtl.run_dir.state import read_config
 from dtl.tracking.metrics import read_metrics

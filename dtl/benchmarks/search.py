@@ -12,7 +12,7 @@ from statistics import median, stdev
 from dtl.benchmarks.config import SUITES
 from dtl.benchmarks.measuring import PERCENT, Row, at_most, ratio_of
 from dtl.benchmarks.suite import Suite, Workplace, made_file, run_program, train_command
-from dtl.commandline.cli import quoted
+from dtl.commandline.overrides import quoted
 from dtl.diagnostics.machine import usable_cores
 from dtl.run_dir.state import read_run_state
 from dtl.run_dir.sweep_records import SweepFolder

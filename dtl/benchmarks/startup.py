@@ -16,7 +16,7 @@ from dtl.benchmarks import trainer_peer
 from dtl.benchmarks.config import SUITES
 from dtl.benchmarks.measuring import MissingPeerError, Row, at_most, compared, in_turns, peer, skipped
 from dtl.benchmarks.suite import MAX_CHARACTERS, Suite, Workplace, made_file, run_program, train_command
-from dtl.commandline.cli import quoted
+from dtl.commandline.overrides import quoted
 from dtl.errors import DTLError
 from dtl.tracking.metrics import METRICS
 

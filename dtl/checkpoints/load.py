@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dtl.base.display import shell_line
 from dtl.base.json_files import read_json
 from dtl.base.runtime import choose_device
 from dtl.checkpoints.find import find_checkpoint
@@ -71,9 +72,10 @@ def load_trained_weights(model: TransformerLM, folder: Path, averaged: bool) -> 
     They differ where the run publishes averaged weights. Raises CheckpointError for a checkpoint of the other kind.
     """
     if averaged != (folder / RAW).exists():
+        anew = shell_line([f"init={folder}"])
         raise CheckpointError(
             f"{folder}: saved {'without' if averaged else 'with'} averaged weights, and trainer.ema_decay in this "
-            f"run's config.yaml says otherwise. Restore that file, or start a new run with init={folder}."
+            f"run's config.yaml says otherwise. Restore that file, or start a new run with {anew}."
         )
     if averaged:
         verify(folder, only=(RAW,))
@@ -100,7 +102,7 @@ def load_training_state(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]
     if not is_checkpoint(folder):
         raise CheckpointError(
             f"{folder}: a model without training state, so it cannot be resumed. "
-            f"Start a new run from its weights with init={folder}"
+            f"Start a new run from its weights with {shell_line([f'init={folder}'])}"
         )
     verify(folder, only=STATE_FILES)
     state = read_json(folder / "state.json")

@@ -215,8 +215,7 @@ def storage_error(error: Exception, target: Path, needed_bytes: int) -> Checkpoi
     return CheckpointError(
         f"{target}: {reason}. Needed: {in_mib(needed_bytes, ',')}, free: {in_mib(free_bytes, ',')}.\n"
         + (f"Kept: {len(kept)} earlier, the newest of step {kept[0].step}.\n" if kept else "No earlier one exists.\n")
-        + "Free disk space (trainer.keep is the number of checkpoints kept) or fix the permissions, then resume with "
-        f"python -m dtl.train resume={run_dir}"
+        + "Free disk space (trainer.keep is the number of checkpoints kept) or fix the permissions."
     )
 
 

@@ -11,26 +11,28 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Collection, Sequence
+from itertools import zip_longest
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
-from omegaconf import DictConfig
+from hydra.core.hydra_config import HydraConfig
+from hydra.version import setbase
+from omegaconf import DictConfig, OmegaConf
 
 import dtl
-from dtl.base.display import exit_when_output_closes
+from dtl.base.display import exit_when_output_closes, open_missing_streams
 from dtl.base.paths import conf_dir
-from dtl.commandline.command import Command, section_of
+from dtl.commandline.command import Command, load_config, section_of
+from dtl.commandline.corrections import check_words
+from dtl.commandline.overrides import in_hydras_words, to_hydra_syntax
 from dtl.commandline.translate import translate_error
 from dtl.config import register
-from dtl.errors import ConfigError, DTLError
+from dtl.errors import ConfigError, DTLError, InterruptedRun
 from dtl.run_dir.trial import note_error
 
 MULTIRUN = "--multirun"
-# Texts that Hydra reads as text without quotes.
-PLAIN_TEXT = re.compile(r"(?!(?:null|true|false|nan|inf)\Z)[A-Za-z_/][\w./-]*", re.IGNORECASE | re.ASCII)
-MODULE = r"[^\W\d][\w.]*"  # the name of a module
 
 
 class JobFailedError(Exception):
@@ -48,27 +50,27 @@ def run_command(
     `exit_code` after printing its message, or with 1 after a traceback.
     """
     arguments = sys.argv[1:]
+    open_missing_streams()
     if "--version" in arguments:
         print(f"DTL {dtl.__version__}")
         return
-    if any(argument in ("-h", "--help") for argument in arguments):
-        with exit_when_output_closes():  # `--help | head`
-            print(command.help())
+    if (topic := help_topic(arguments)) is not None:
+        _show_help(topic, arguments, command)
         return
     register(command.name, command.schema)
     # Hydra would print its own error messages and exit; with this it raises them to us.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         _check_working_folder()
+        check_words(arguments, command)
         arguments = [in_hydras_words(argument) for argument in flags_first(arguments)]
         start = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command.name)(
             _report_once(task, arguments, command)
         )
         _check_multirun(arguments, command)
         check_sections(arguments, command)
-        prepared = prepare_arguments(arguments)
-        _check_config_folders(prepared)
-        sys.argv[1:] = [to_hydra_syntax(argument, command) for argument in prepared]
+        _check_config_folders(arguments)
+        sys.argv[1:] = prepare_arguments(_as_hydra_reads(arguments, command))
         start()
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
@@ -78,6 +80,41 @@ def run_command(
         sys.exit(1)
     except Exception as error:
         sys.exit(show_error(error, arguments, command))
+
+
+def help_topic(arguments: Sequence[str]) -> str | None:
+    """What help is asked for: "" by --help, `optimizer` by --help=optimizer or help=optimizer; None for none."""
+    for word, after in zip_longest(arguments, arguments[1:], fillvalue=""):
+        flag, _, topic = word.partition("=")
+        if flag in ("-h", "--help") or word == "help" or (flag == "help" and topic):
+            return topic or (after if after == "all" else "")
+    return None
+
+
+def _show_help(topic: str, arguments: Sequence[str], command: Command) -> None:
+    words = [word for word in arguments if "=" in word and not word.startswith(("-", "help="))]
+    try:
+        page = command.reference(topic, _values(words, command)) if topic else command.overview()
+    except Exception as error:
+        sys.exit(show_error(error, words, command))
+    with exit_when_output_closes():  # `--help | head`
+        print(page)
+
+
+def _values(words: Sequence[str], command: Command) -> dict[str, Any]:
+    """The values of all keys with the words given, nested."""
+    setbase("1.3")
+    composed = load_config(command, _as_hydra_reads(words, command))
+    HydraConfig.instance().set_config(composed)  # a run's name is made of its choices
+    own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    values = OmegaConf.to_container(own, resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _as_hydra_reads(arguments: Sequence[str], command: Command) -> list[str]:
+    sweeps = MULTIRUN in arguments
+    return [to_hydra_syntax(argument, command, sweeps) for argument in arguments]
 
 
 def _report_once(
@@ -106,13 +143,16 @@ def show_error(error: Exception, arguments: list[str], command: Command) -> int:
     if known is None:
         print("This is a bug in DTL or in a plugin, not in your settings.", file=sys.stderr)
         return 1
-    print(f"Error: {known}", file=sys.stderr)
+    # A run that was stopped and has saved its state did nothing wrong.
+    print(known if isinstance(known, InterruptedRun) else f"Error: {known}", file=sys.stderr)
     return known.exit_code
 
 
 def to_dtl_error(error: Exception, arguments: list[str], command: Command) -> DTLError | None:
     """Translate `error` to a DTLError with a message for the user; None for an unexpected one."""
     known = error if isinstance(error, DTLError) else translate_error(error, arguments, command)
+    if known is None and isinstance(error, ModuleNotFoundError) and error.name:
+        return DTLError(dtl._missing_package(error.name))
     if known is None and isinstance(error, OSError) and error.filename and error.strerror:
         return DTLError(f"{error.filename}: {error.strerror}. Choose another folder, or fix this one.")
     return known
@@ -180,16 +220,6 @@ def check_config_folder(given: str, folder: str) -> None:
         )
 
 
-def in_hydras_words(argument: str) -> str:
-    """`plugins=[a,b]` for `plugins=a,b`: brackets need quotes in zsh, and no sweep varies its plugins. `a=null,1` for
-    `a=choice(null,1)`, which means the same: Hydra's functions take no null."""
-    key, _, value = argument.partition("=")
-    if override_key(key) == "plugins" and value != "null" and re.fullmatch(rf"{MODULE}(,{MODULE})*", value):
-        return f"{key}=[{value}]"
-    choice = re.fullmatch(r"choice\((.*)\)", value)
-    return f"{key}={choice[1]}" if choice and re.search(r"(^|,)\s*null\s*(,|$)", choice[1]) else argument
-
-
 def _check_working_folder() -> None:
     try:
         Path.cwd()
@@ -197,18 +227,6 @@ def _check_working_folder() -> None:
         raise ConfigError(
             "The folder in which this command was started no longer exists. Change to one that does, for example: cd ~"
         ) from None
-
-
-def as_shown(override: str) -> str:
-    """An override as a user would type it: without Hydra's marks for a new key, and without quotes it does not need."""
-    key, equals, value = override.partition("=")
-    bare = unquoted(value)
-    return f"{key.lstrip('+')}{equals}{bare if PLAIN_TEXT.fullmatch(bare) else value}"
-
-
-def override_key(text: str) -> str:
-    """The key of a Hydra override without the prefix that adds or deletes it."""
-    return text.lstrip("+~")
 
 
 def _check_multirun(arguments: list[str], command: Command) -> None:
@@ -222,37 +240,6 @@ def check_sections(arguments: list[str], command: Command) -> None:
         given = next((argument for argument in arguments if argument.startswith(f"{section_of(choice)}=")), None)
         if given:
             raise ConfigError(f"{given}: this is a config group. Choose it with a slash, for example {choice}.")
-
-
-def to_hydra_syntax(argument: str, command: Command) -> str:
-    key, equals, value = argument.partition("=")
-    if equals and override_key(key) in command.free_text:
-        return argument if _is_quoted(value) or value == "null" else f"{key}={quoted(value)}"
-    mappings = [known.name for known in command.settings if known.type == "mapping"]
-    # Hydra's prefix for a new key: the user names the entries of a mapping.
-    is_entry = any(key == mapping or key.startswith(f"{mapping}.") for mapping in mappings)
-    return f"++{argument}" if is_entry else argument
-
-
-def quoted(text: str) -> str:
-    """Quote a text as the value of an override, so that Hydra and OmegaConf read back exactly that text."""
-    # OmegaConf would resolve ${...}; Hydra reads a backslash literally unless a quote follows.
-    escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
-    escaped = re.sub(r"(\\*)'", r"\1\1\'", escaped)
-    escaped = re.sub(r"(\\+)\Z", r"\1\1", escaped)
-    return f"'{escaped}'"
-
-
-def unquoted(value: str) -> str:
-    """The text that was passed to `quoted`; a value without quotes is returned unchanged."""
-    if not _is_quoted(value):
-        return value
-    escapes = re.compile(rf"\\+(?={value[0]}|\$\{{|\Z)")
-    return escapes.sub(lambda match: match[0][: len(match[0]) // 2], value[1:-1])
-
-
-def _is_quoted(value: str) -> bool:
-    return len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
 
 
 # --- after a rejected command line --------------------------------------------------------------------------------

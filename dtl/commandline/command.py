@@ -5,20 +5,53 @@ The meaning of a key is the comment after its field in the dataclass: one source
 
 import ast
 import inspect
+import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.utils import setup_globals
+from hydra.types import RunMode
+from omegaconf import DictConfig
 
 from dtl.base.paths import conf_dir, experiments_dir
+from dtl.config import register
+from dtl.errors import ConfigError, did_you_mean
 from dtl.sweeps.config import LauncherConfig, SearchConfig
 
+COLUMNS, LINES = 79, 23  # of --help: a terminal of 80 x 24
 ENTRY = "<name>"  # placeholder for the name of an entry of a mapping, in a key
 # Additional settings of a command with -m: for a choice in a config group of Hydra's, the schema of its keys.
 SWEEP_SETTINGS = {"hydra/launcher=dtl_process": LauncherConfig, "hydra/sweeper=dtl_optuna": SearchConfig}
+
+
+# Last parts of the keys whose text is a file or folder: commas, brackets and spaces belong to its name.
+PATHS = frozenset(
+    [
+        "path",
+        "cache_dir",
+        "export_text",
+        "resume",
+        "init",
+        "ckpt",
+        "ask",
+        "history",
+        "unanswerable",
+        "out",
+        "wiki",
+        "dump",
+        "runs",
+        "outputs",
+        "status",
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -30,19 +63,29 @@ class Key:
     default: str
     meaning: str
 
+    @property
+    def is_text(self) -> bool:
+        """True for text, also where it may be null."""
+        return self.type.startswith("text")
+
+    @property
+    def is_path(self) -> bool:
+        """True for the name of a file or folder, or of several."""
+        return self.is_text and self.name.rpartition(".")[2] in PATHS
+
 
 @dataclass(frozen=True)
 class Command:
     """`python -m dtl.<name>`: settings as in `schema`, initial values from conf/<name>.yaml.
 
-    `usage` is the first part of --help: usage, description, examples. `free_text` names keys whose values are
-    taken literally, with spaces, commas and brackets. Only a command with `multirun` accepts -m.
+    `usage` begins --help: usage, description, examples; `details` ends --help=all. `free_text` names keys whose values
+    are taken literally, `${...}` included. Only a command with `multirun` accepts -m.
     """
 
     name: str
     schema: type
     usage: str
-    footer: str = ""
+    details: str = ""
     free_text: tuple[str, ...] = ()
     multirun: bool = False
 
@@ -51,43 +94,95 @@ class Command:
         """All settings, in the order of the dataclasses."""
         return tuple(_walk(self.schema, ""))
 
+    def key(self, name: str) -> Key | None:
+        """The setting of this name, with the name of an entry in the place of `<name>`; None if there is none."""
+        return next((key for key in self.settings if _pattern(key.name).fullmatch(name)), None)
+
     @cached_property
     def sweep_settings(self) -> dict[str, tuple[Key, ...]]:
         """Settings of sweeps by the choice that they belong to; empty for a command without -m."""
         parts = SWEEP_SETTINGS.items() if self.multirun else ()
         return {choice: tuple(_walk(schema, f"{section_of(choice)}.")) for choice, schema in parts}
 
+    @cached_property
+    def chosen(self) -> dict[str, str | None]:
+        """The config groups of conf/<name>.yaml with the choice that it makes, in its order."""
+        defaults = yaml.safe_load((conf_dir() / f"{self.name}.yaml").read_text(encoding="utf-8"))["defaults"]
+        entries = [pair for entry in defaults if isinstance(entry, dict) for pair in entry.items()]
+        return {group: choice for group, choice in entries if not group.startswith("override ")}
+
     def groups(self) -> dict[str, list[str]]:
         """Config groups and the names of their files under conf/ and experiments/."""
-        defaults = yaml.safe_load((conf_dir() / f"{self.name}.yaml").read_text(encoding="utf-8"))["defaults"]
-        chosen = {group for entry in defaults if isinstance(entry, dict) for group in entry}
         groups: dict[str, list[str]] = {}
         for file in sorted(conf_dir().glob("*/**/*.yaml")):
             group = file.parent.relative_to(conf_dir()).as_posix()
-            if group.partition("/")[0] in chosen:
+            if group.partition("/")[0] in self.chosen:
                 groups.setdefault(group, []).append(file.stem)
-        if "experiment" in chosen:
+        if "experiment" in self.chosen:
             groups["experiment"] = sorted(file.stem for file in experiments_dir().glob("experiment/*.yaml"))
         return groups
 
-    def help(self) -> str:
-        """The text of --help, at most 100 columns wide where possible."""
-        lines = [self.usage, *(["Groups: choose with group=choice"] if self.groups() else [])]
-        lines += [_choices(group, names) for group, names in self.groups().items() if names]
-        lines += ["", "Keys: change with key=value (type, default of the schema: meaning; conf/ may override it)"]
+    # --- help -----------------------------------------------------------------------------------------------------
+
+    def overview(self) -> str:
+        """The text of --help: one screen of 80 columns and 24 lines."""
+        sections = list(dict.fromkeys(key.name.partition(".")[0] for key in self.settings if "." in key.name))
+        lines = self.usage.splitlines()
+        if groups := self.groups():
+            lines += ["", "Groups: group=choice; * is the default"]
+            order = [name for group in self.chosen for name in (group, f"{group}/arch") if name in groups]
+            lines += [_row_of_choices(group, groups[group], self.chosen.get(group)) for group in order]
+        names = f"Keys: {' '.join(key.name for key in self.settings)}; --help=all explains them"
+        keys = textwrap.wrap(names, COLUMNS, subsequent_indent="  ", break_on_hyphens=False)
+        if len(lines) + 1 + len(keys) > LINES:
+            keys = [f"Keys: --help=all explains each, --help={sections[0]} those of one section"]
+        return "\n".join([*lines, "", *keys])
+
+    def reference(self, topic: str, values: Mapping[str, Any]) -> str:
+        """The text of --help=<topic>: `all`, a section or a key; `values` is the config that the other words compose.
+
+        Raises ConfigError for a topic that is none of these.
+        """
+        everything = topic == "all"
+        keys = [key for key in self.settings if everything or f"{key.name}.".startswith(f"{topic}.")]
+        sweeps = self.sweep_settings if everything or topic in ("sweep", "hydra") else {}
+        groups = [name for name in self.groups() if everything or topic in (name, name.partition("/")[0])]
+        if not (keys or sweeps or groups):
+            topics = ["all", *dict.fromkeys([*self.groups(), *(key.name.partition(".")[0] for key in self.settings)])]
+            hint = did_you_mean(topic, topics)
+            raise ConfigError(f"--help={topic}: no section and no key.{hint} Known: {', '.join(topics)}.")
+        lines = [self.usage] if everything else []
+        lines += ["Groups: choose with group=choice"] if groups else []
+        lines += [_choices(group, self.groups()[group]) for group in groups]
+        lines += ["", "Keys: change with key=value (type, value with the words given: meaning)"] if keys else []
         section = None
-        for key in self.settings:
+        for key in keys:
             owner = key.name.rpartition(".")[0]
             if owner != section:
                 section = owner
                 lines.append(f"\n  {section or self.name}")
-            lines += _key_lines(key)
-        if self.sweep_settings:
-            lines += ["", "Sweeps: additional keys for -m"]
-        for choice, keys in self.sweep_settings.items():
+            lines += _key_lines(key, values)
+        lines += ["", "Sweeps: additional keys for -m"] if sweeps else []
+        for choice, keys in sweeps.items():
             lines.append(f"\n  {inspect.getdoc(SWEEP_SETTINGS[choice])}")
-            lines += [line for key in keys for line in _key_lines(key)]
-        return "\n".join([*lines, "", self.footer])
+            lines += [line for key in keys for line in _key_lines(key, {})]
+        return "\n".join([*lines, "", self.details if everything else ""]).strip("\n")
+
+
+def load_config(command: Command, words: Sequence[str], config_dir: Path | str | None = None) -> DictConfig:
+    """Compose conf/<command.name>.yaml with the words, as Hydra's main does; Hydra's own section is included."""
+    register(command.name, command.schema)
+    setup_globals()  # Hydra's resolvers
+    paths = create_config_search_path(str(conf_dir()))
+    if config_dir is not None:  # where Hydra's main puts --config-dir
+        folder = Path(config_dir).expanduser().absolute()
+        paths.prepend("command-line", f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
+    return ConfigLoaderImpl(paths).load_configuration(command.name, list(words), RunMode.RUN)
+
+
+@cache
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(re.escape(name).replace(re.escape(ENTRY), "[^.]+"))
 
 
 def section_of(choice: str) -> str:
@@ -95,8 +190,19 @@ def section_of(choice: str) -> str:
     return choice.partition("=")[0].replace("/", ".")
 
 
-def _key_lines(key: Key) -> list[str]:
-    return [f"    {key.name}={key.default}  ({key.type})", f"        {key.meaning}"]
+def _key_lines(key: Key, values: Mapping[str, Any]) -> list[str]:
+    """Two lines about a key, with its value in the nested `values`, else its default."""
+    *sections, leaf = key.name.split(".")
+    for section in sections:
+        values = values.get(section, {})
+    default = _as_yaml(values[leaf]) if leaf in values else key.default
+    return [f"    {key.name}={default}  ({key.type})", f"        {key.meaning}"]
+
+
+def _row_of_choices(group: str, names: list[str], default: str | None) -> str:
+    """A config group and its choices in one line, the last ones cut where there are many."""
+    row = f"  {group:<11} {' | '.join(f'{name}*' if name == default else name for name in names)}"
+    return row if len(row) <= COLUMNS else f"{row[: COLUMNS - 4].rpartition(' | ')[0]} | ..."
 
 
 def _choices(group: str, names: list[str]) -> str:
@@ -149,7 +255,9 @@ def _type_in_words(hint: Any) -> str:
     parts = get_args(hint)
     if type(None) in parts:
         return " or ".join(_type_in_words(part) for part in parts)
-    return "list" if getattr(hint, "__origin__", None) is list else "mapping"
+    if getattr(hint, "__origin__", None) is not list:
+        return "mapping"
+    return "list of text" if parts == (str,) else "list of numbers"
 
 
 def _as_yaml(value: Any) -> str:

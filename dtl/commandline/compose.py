@@ -6,29 +6,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import create_config_search_path
-from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import setup_globals
-from hydra.types import RunMode
 from hydra.version import VersionBase, setbase
 from omegaconf import DictConfig, OmegaConf
 
-from dtl.base.paths import conf_dir
 from dtl.base.redaction import check_no_secrets
-from dtl.commandline.cli import (
-    check_config_folder,
-    check_sections,
-    in_hydras_words,
-    override_key,
-    to_dtl_error,
-    to_hydra_syntax,
-)
-from dtl.commandline.command import Command
-from dtl.commandline.overrides import check_init_words
-from dtl.config import RunConfig, register, typed
+from dtl.commandline.cli import check_config_folder, check_sections, to_dtl_error
+from dtl.commandline.command import Command, load_config
+from dtl.commandline.corrections import check_words
+from dtl.commandline.overrides import check_init_words, in_hydras_words, override_key, to_hydra_syntax
+from dtl.config import RunConfig, typed
 from dtl.errors import ConfigError
 
 # As in dtl/train.py, but for the texts of --help.
@@ -95,6 +83,7 @@ def _check_words(words: list[str], config_dir: Path | str | None) -> None:
     if config_dir is not None:
         check_config_folder(f"config_dir={config_dir}", os.path.expanduser(config_dir))
     check_no_secrets(words)
+    check_words(words, COMMAND, lambda _, *right: f"dtl.compose({', '.join(map(repr, right))})")
     check_sections(words, COMMAND)
 
 
@@ -109,14 +98,7 @@ def _check_single_run(words: Sequence[str], hydra_words: list[str]) -> None:
 
 
 def _composed(words: list[str], config_dir: Path | str | None) -> RunConfig:
-    register()
-    setup_globals()  # Hydra's resolvers
-    paths = create_config_search_path(str(conf_dir()))
-    if config_dir is not None:  # where Hydra's main puts --config-dir
-        folder = Path(config_dir).expanduser().absolute()
-        paths.prepend("command-line", f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
-    config = ConfigLoaderImpl(paths).load_configuration("train", words, RunMode.RUN)
-    return typed_run(config)
+    return typed_run(load_config(COMMAND, words, config_dir))
 
 
 @contextmanager

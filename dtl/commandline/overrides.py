@@ -1,18 +1,134 @@
-"""The words of the command line that describe a given config: what a run from Python is labelled and rerun with."""
+"""The words of the command line: as a user types them, as Hydra reads them, and those that describe a given config."""
 
+import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import Field, fields, is_dataclass
 from typing import Any
 
-from dtl.commandline.cli import PLAIN_TEXT, override_key, quoted
+from omegaconf import OmegaConf
+
+from dtl.commandline.command import Command
 from dtl.config import RunConfig
 from dtl.errors import ConfigError
 
-DEFAULT_NAME = "small_qa"  # by the command, for its default choices of model and data
-_NAME = re.compile(r"[A-Za-z_][\w-]*", re.ASCII)  # an entry of a mapping that can be written key.name
-_SPECIAL_IN_KEYS = re.compile(r"([\\()\[\]{}:=, \t])")
+# --- as a user types them, and as Hydra reads them ----------------------------------------------------------------
 
+# Texts that Hydra reads as text without quotes.
+PLAIN_TEXT = re.compile(r"(?!(?:null|true|false|nan|inf)\Z)[A-Za-z_/][\w./-]*", re.IGNORECASE | re.ASCII)
+MODULE = r"[^\W\d][\w.]*"  # the name of a module
+FUNCTIONS = "choice|range|interval|glob|shuffle|sort|tag|extend_list|int|float|bool|str|json_str"  # Hydra's
+HYDRAS_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
+
+
+def override_key(text: str) -> str:
+    """The key of a Hydra override without the prefix that adds or deletes it."""
+    return text.lstrip("+~")
+
+
+def in_hydras_words(argument: str) -> str:
+    """`plugins=[a,b]` for `plugins=a,b`: brackets need quotes in zsh, and no sweep varies its plugins. `a=null,1` for
+    `a=choice(null,1)`, which means the same: Hydra's functions take no null."""
+    key, _, value = argument.partition("=")
+    if override_key(key) == "plugins" and value != "null" and re.fullmatch(rf"{MODULE}(,{MODULE})*", value):
+        return f"{key}=[{value}]"
+    choice = re.fullmatch(r"choice\((.*)\)", value)
+    return f"{key}={choice[1]}" if choice and re.search(r"(^|,)\s*null\s*(,|$)", choice[1]) else argument
+
+
+def to_hydra_syntax(argument: str, command: Command, sweeps: bool = False) -> str:
+    """Return a `key=value` word as Hydra reads what the user means: text stays text, a path needs no quotes, an entry
+    of a mapping is new. In a sweep commas separate values, unless what is typed is the name of a file."""
+    key, equals, value = argument.partition("=")
+    name = override_key(key)
+    known = command.key(name)
+    if not equals or not value or value == "null" or _is_quoted(value):
+        pass
+    elif name in command.free_text:
+        value = quoted(value)
+    elif name in HYDRAS_FOLDERS:
+        value = _literal(os.path.expanduser(value))
+    elif known and known.is_text:
+        value = _as_text(value, known.is_path, sweeps)
+    elif known and known.type == "list of text":
+        value = _as_list_of_text(value)
+    mappings = [known.name for known in command.settings if known.type == "mapping"]
+    # Hydra's prefix for a new key: the user names the entries of a mapping.
+    is_entry = any(key == mapping or key.startswith(f"{mapping}.") for mapping in mappings)
+    return f"{'++' * is_entry}{key}{equals}{value}"
+
+
+def _as_text(value: str, is_path: bool, sweeps: bool) -> str:
+    is_file = is_path and _exists(value)
+    if re.fullmatch(rf"({FUNCTIONS})\(.*\)", value) and not is_file:
+        return value
+    parts = value.split(",")
+    if len(parts) == 1 or is_file:
+        return _literal(value)
+    if not sweeps:  # where Hydra reads a list or several values, its message helps; a name with a comma is a path
+        return _literal(value) if is_path and not all(map(_exists, parts)) else value
+    return (
+        value
+        if value.startswith(("'", '"', "["))
+        else ",".join(part if part == "null" else _literal(part) for part in parts)
+    )
+
+
+def _as_list_of_text(value: str) -> str:
+    inside = re.fullmatch(r"\[([^\[\]{}()'\"]+)\]", value)
+    if inside is None:
+        return value
+    words = [word.strip() for word in inside[1].split(",")]
+    return f"[{','.join(word if word == 'null' else _literal(word) for word in words)}]"
+
+
+def _literal(text: str) -> str:
+    """The text in quotes where Hydra would read a number, a function or nothing at all; `${...}` is resolved."""
+    return text if PLAIN_TEXT.fullmatch(text) else quoted(text, interpolations=True)
+
+
+def _exists(path: str) -> bool:
+    with suppress(OSError, ValueError):
+        return os.path.exists(os.path.expanduser(path))
+    return False
+
+
+def quoted(text: str, interpolations: bool = False) -> str:
+    """Quote a text as the value of an override, so that Hydra and OmegaConf read back exactly that text, `${...}`
+    resolved with `interpolations`."""
+    # OmegaConf would resolve ${...}; Hydra reads a backslash literally unless a quote follows.
+    escaped = text if interpolations else re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+    escaped = re.sub(r"(\\*)'", r"\1\1\'", escaped)
+    escaped = re.sub(r"(\\+)\Z", r"\1\1", escaped)
+    return f"'{escaped}'"
+
+
+def unquoted(value: str) -> str:
+    """The text that was passed to `quoted`; a value without quotes is returned unchanged."""
+    if not _is_quoted(value):
+        return value
+    escapes = re.compile(rf"\\+(?={value[0]}|\$\{{|\Z)")
+    return escapes.sub(lambda match: match[0][: len(match[0]) // 2], value[1:-1])
+
+
+def _is_quoted(value: str) -> bool:
+    return len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+
+
+def as_shown(override: str) -> str:
+    """An override as a user would type it: without Hydra's marks for a new key, and without quotes it does not need."""
+    key, equals, value = override.partition("=")
+    bare = unquoted(value)
+    return f"{key.lstrip('+')}{equals}{bare if PLAIN_TEXT.fullmatch(bare) else value}"
+
+
+def resolved(value: str) -> str:
+    """The value of a word with its `${oc.env:NAME}` resolved, for what is read before Hydra composes."""
+    return str(OmegaConf.create({"value": value}).value) if "${" in value else value
+
+
+# --- what may be said together ------------------------------------------------------------------------------------
 
 KEPT_WITH_INIT = ("model.dropout", "model.token_dropout", "model.attention")
 
@@ -26,6 +142,13 @@ def check_init_words(init: str | None, overrides: Iterable[str]) -> None:
                 f"{override}: init={init} brings its own size, architecture and tokenizer. Leave it out "
                 f"({', '.join(KEPT_WITH_INIT[:-1])} and {KEPT_WITH_INIT[-1]} may be given)."
             )
+
+
+# --- that describe a config ---------------------------------------------------------------------------------------
+
+DEFAULT_NAME = "small_qa"  # by the command, for its default choices of model and data
+_NAME = re.compile(r"[A-Za-z_][\w-]*", re.ASCII)  # an entry of a mapping that can be written key.name
+_SPECIAL_IN_KEYS = re.compile(r"([\\()\[\]{}:=, \t])")
 
 
 def overrides_of(config: RunConfig) -> list[str]:

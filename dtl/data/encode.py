@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dtl.base.progress import Pace, Progress
-from dtl.base.units import in_units
+from dtl.base.units import in_units, number_of
 from dtl.data.cache import Cache, key_of
 from dtl.data.code_key import code_of
 from dtl.data.collect import SourceTexts, collect_texts
@@ -159,7 +159,7 @@ def _encode(
 
     def chunks(split: str) -> Iterator[EncodedChunk]:
         documents = texts.splits[split]
-        what = f"tokens of {texts.origin}: {split}, {len(documents):,} documents"
+        what = f"tokens of {texts.origin}: {split}, {number_of('documents', len(documents))}"
         log(what)
         encoded = encode_chunks(documents, tokenizer, max_tokens if split == "train" else None)
         return _logged(encoded, what, documents, log)

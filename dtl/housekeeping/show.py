@@ -1,6 +1,5 @@
 """The screen of dtl.runs: the table of runs, the list of deletions, and the questions before them."""
 
-import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from dtl.base.display import Display, aligned, table
+from dtl.base.display import Display, aligned, command_line, table
 from dtl.base.safe_text import in_one_line
 from dtl.base.units import in_age, in_bytes, number_of
 from dtl.housekeeping.config import DELETIONS, OUTPUTS, RunsConfig
@@ -72,10 +71,10 @@ def _table(rows: list[tuple[str, ...]]) -> Table:
 
 def show_cleanup_hints(display: Display, settings: RunsConfig, n_bytes: dict[str, int]) -> None:
     """Show what could be deleted, with its command; `n_bytes` has the size of each kind in CLEANUP_HINTS."""
-    where = "" if settings.outputs == OUTPUTS else f" outputs={shlex.quote(settings.outputs)}"
+    where = [] if settings.outputs == OUTPUTS else [f"outputs={settings.outputs}"]
     for kind, description in CLEANUP_HINTS.items():
         if n_bytes[kind]:  # any deletion removes leftovers first
-            command = in_one_line(f"python -m dtl.runs{where} delete={kind if kind in DELETIONS else 'checkpoints'}")
+            command = command_line("runs", *where, f"delete={kind if kind in DELETIONS else 'checkpoints'}")
             display.note(f"{description}: {in_bytes(n_bytes[kind])} ({command})")
 
 

@@ -69,18 +69,22 @@ def write_run_record(
     wandb_id: str | None = None,
     module: str = "dtl.train",
     flags: Sequence[str] = (),
+    init_from: Path | None = None,
     **extra: Any,
 ) -> None:
     """Write config.yaml, run.json, packages.txt and, when the checkout has changes, git.diff.
 
     `overrides` are those of this job, `choices` the files chosen in each config group, `flags` those of
-    `composition_flags`. `extra` is anything else to
-    record, such as the lineage of `init=`. Raises DTLError when the folder cannot be written.
+    `composition_flags`, `init_from` what `init=` led to: another run may be the latest later. `extra` is anything else
+    to record. Raises DTLError when the folder cannot be written.
     """
     git, diff = git_state(PACKAGE)
+    pinned = [
+        f"init={init_from.absolute()}" if init_from and re.match(r"\+*init=", word) else word for word in overrides
+    ]
     record = {
         "dtl": dtl.__version__,
-        "rerun": redact(shell_line(["python", "-m", module, *flags, *overrides])),
+        "rerun": redact(shell_line(["python", "-m", module, *flags, *pinned])),
         "cwd": str(Path.cwd()),
         "flags": list(flags),
         "overrides": overrides,

@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from dtl.base.display import shell_line, shown
+from dtl.base.display import command_line, shown
 from dtl.base.json_files import (
     MAX_YAML_BYTES,
     as_list,
@@ -94,12 +94,12 @@ def read_run_state(folder: Path) -> RunState:
     )
 
 
-def resume_command(folder: Path) -> str:
-    """The line that resumes the run in `folder`, with the config folders and plugins that it was given."""
+def resume_command(folder: Path, *more: str) -> str:
+    """The line that resumes the run in `folder`, with the config folders and plugins that it was given, and `more`."""
     flags = as_list(read_json_or_empty(folder / RECORD).get("flags"))
     plugins = as_list(read_config(folder).get("plugins"))
-    words = ["python", "-m", "dtl.train", *map(str, flags), f"resume={shown(folder)}"]
-    return visible(shell_line([*words, *([f"plugins={','.join(map(str, plugins))}"] if plugins else [])]))
+    words = [f"resume={shown(folder)}", *([f"plugins={','.join(map(str, plugins))}"] if plugins else []), *more]
+    return command_line("train", *map(str, flags), *words)
 
 
 def _lock_owner(folder: Path) -> dict[str, Any]:

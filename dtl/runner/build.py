@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dtl.base.display import command_line
 from dtl.base.runtime import (
     DTYPES,
     choose_device,
@@ -108,7 +109,8 @@ def raise_if_resume(config: RunConfig) -> None:
     """Raise ConfigError for a config that resumes a run: in Python it would silently start a new one."""
     if config.resume is not None:
         raise ConfigError(
-            f"resume={config.resume}: a run is resumed by the command, python -m dtl.train resume={config.resume}. "
+            f"resume={config.resume}: a run is resumed by the command, "
+            f"{command_line('train', f'resume={config.resume}')}. "
             "From Python, start a new run from its weights with init=."
         )
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from dtl.base.display import Display, shown
+from dtl.base.display import Display, command_line, shown
 from dtl.base.files import write_atomically
 from dtl.base.json_files import read_json_or_empty
 from dtl.base.redaction import redact
@@ -24,9 +24,10 @@ from dtl.config import RunConfig, to_dict, to_yaml
 from dtl.data.collect import open_sources
 from dtl.data.sources import SourcePlan
 from dtl.data.tokenizers.prompt import read_prompt
-from dtl.errors import ConfigError, DTLError, InterruptedRun, TrainingError
+from dtl.errors import CheckpointError, ConfigError, DTLError, InterruptedRun, TrainingError
 from dtl.evaluation.measure import Report
 from dtl.run_dir.provenance import RECORD, add_session, config_hash, update_run_record, write_result, write_run_record
+from dtl.run_dir.state import resume_command
 from dtl.run_dir.trial import in_search
 from dtl.runner.build import Parts, build_run, raise_if_resume
 from dtl.runner.screens import show_end, show_start, tokens_seen
@@ -69,7 +70,7 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
         data, origin.plans = open_sources(config.data, config.seed, start_from and read_prompt(start_from))
         config = replace(config, data=data)
     if origin.resume_from is None and step_folders(run_dir):
-        raise ConfigError(f"{run_dir}: contains a run. Resume it (resume={run_dir}) or choose another folder.")
+        raise ConfigError(f"{run_dir}: contains a run. Choose another folder, or resume it: {resume_command(run_dir)}")
     run_dir.mkdir(parents=True, exist_ok=True)
     with lock_run(run_dir), Display() as display, deterministic_algorithms(config.trainer.deterministic):
         for warning in [*remove_leftovers(run_dir), *([origin.damage] if origin.damage else [])]:
@@ -123,6 +124,8 @@ def _drain(session: Session) -> State:
         if isinstance(error, TrainingError):
             kept = [entry.path.name for entry in list_checkpoints(run_dir, contents=False)]
             error.args = (f"{error}\nKept: {', '.join(kept) or 'no checkpoint yet'}, in {run_dir / 'checkpoints'}",)
+        if isinstance(error, CheckpointError) and step_folders(run_dir):  # no room for another one
+            error.args = (f"{error} Then resume: {resume_command(run_dir)}",)
         raise
     finally:
         display.stop_progress()
@@ -131,7 +134,7 @@ def _drain(session: Session) -> State:
 def _evaluate_best(session: Session) -> Report | None:
     """Evaluate the best checkpoint; None after an error, which only warns."""
     _record_end(session, "finished")  # first: the run is finished, whatever happens to its evaluation
-    by_hand = f"python -m dtl.evaluate ckpt={shown(session.run_dir)}"
+    by_hand = command_line("evaluate", f"ckpt={shown(session.run_dir)}")
     try:
         return session.final_report()
     except KeyboardInterrupt:
@@ -216,6 +219,7 @@ def _record_start(parts: Parts, run_dir: Path, origin: Origin) -> None:
             parts.device.type,
             seed=parts.config.seed,
             flags=origin.flags,
+            init_from=origin.init_from,
             data_fingerprint=parts.data.fingerprint,
             computed_with=parts.fingerprint,
             lineage={"init": parts.config.init, "checkpoint": str(origin.init_from)} if origin.init_from else None,

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dtl.base.display import Display, shown
+from dtl.base.display import Display, command_line, shown
 from dtl.base.runtime import cpu_has_bf16, nvidia_without_cuda
 from dtl.base.units import in_epochs, in_percent, in_time, in_units, number_of
 from dtl.checkpoints.listing import list_checkpoints
@@ -29,18 +29,20 @@ def _data_lines(data: PreparedData) -> Iterator[str]:
     for source, splits in data.report.items():
         train = splits["train"]
         held_out = [f"{name} {in_units(split.tokens)}" for name, split in splits.items() if name != "train"]
+        others = f"{', '.join(held_out)} tokens" if held_out else "nothing held out"
         documents, sequences = number_of("documents", train.documents), number_of("sequences", train.rows)
         yield (
             f"{source}: {documents}, {in_units(train.tokens)} tokens ({in_units(train.targets)} with a loss) in "
-            f"{sequences}, {in_percent(train.wasted)} % padding; {', '.join(held_out) + ' tokens' if held_out else 'nothing held out'}"
+            f"{sequences}, {in_percent(train.wasted)} % padding; {others}"
         )
 
 
 def _model_line(config: ModelConfig, model: TransformerLM) -> str:
     """Line of the start screen about the model."""
     total, without = model.n_parameters(), model.n_parameters(embeddings=False)
+    heads, layers = number_of("heads", config.n_heads), number_of("layers", config.n_layers)
     return (
-        f"{config.arch.block}, width {config.dim}, {config.n_heads} heads, {config.n_layers} layers, "
+        f"{config.arch.block}, width {config.dim}, {heads}, {layers}, "
         f"context {config.max_seq_len}: {in_units(total)} parameters, {in_units(without)} without embeddings"
     )
 
@@ -87,8 +89,8 @@ def show_start(display: Display, parts: Parts, run_dir: Path, tracker: Tracker) 
         if warning:
             display.warn(warning)
     if parts.trainer.done:
-        more = f"trainer.max_epochs={2 * (config.max_epochs or 1)} or trainer.total_steps={2 * length.last_step}"
-        display.warn(f"this run has reached its last step, {length.last_step}. To train further: resume= with {more}.")
+        further = resume_command(run_dir, f"trainer.total_steps={2 * length.last_step}")
+        display.warn(f"this run has reached its last step, {length.last_step}. To train further: {further}")
 
 
 def disk_warning(run_dir: Path, keep: int, checkpoint_bytes: int) -> str | None:
@@ -155,7 +157,8 @@ def show_end(
     kept = list_checkpoints(run_dir, contents=False)
     folder = shown(run_dir)
     answers_questions = any(parts.data.pairs.values())
-    use_it = f"python -m dtl.{'chat' if answers_questions else 'generate'} ckpt={folder}"
+    use_it = command_line("chat" if answers_questions else "generate", f"ckpt={folder}")
+    evaluate_it = command_line("evaluate", f"ckpt={folder}")
     rows = [
         ("steps", f"{state.step}, {in_units(state.tokens)} tokens in {in_time(state.seconds)}"),
         ("best validation loss", best),
@@ -166,7 +169,7 @@ def show_end(
         *((name, f"{value:.4g}") for name, value in (report.tasks if report else {}).items()),
         ("checkpoints", ", ".join(f"{entry.path.name} (epoch {entry.epoch})" for entry in kept) or "none"),
         ("folder", folder),
-        *([("metrics", f"all: {EVALUATION_FILE} there; more: python -m dtl.evaluate ckpt={folder}")] if report else []),
+        *([("metrics", f"all: {EVALUATION_FILE} there; more: {evaluate_it}")] if report else []),
         ("next", resume_command(run_dir) if ended == "stopped" else use_it),
     ]
     display.screen(f"\n{ended.capitalize()}", rows)

@@ -9,7 +9,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
-from dtl.base.display import shown
+from dtl.base.display import command_line, shown
 from dtl.base.units import number_of
 from dtl.checkpoints.upkeep import LOCK, LOCK_PROBE_SECONDS
 from dtl.commandline.cli import JobFailedError, remove_empty_run_dir
@@ -101,8 +101,8 @@ def locked_sweep(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=LOCK_PROBE_SECONDS)
     except Timeout:
         raise ConfigError(
-            f"{shown(folder)}: this sweep is already running. Show it with python -m dtl.sweep "
-            f"status={shown(folder)}, or start another one with sweep.new=true."
+            f"{shown(folder)}: this sweep is already running. Show it with "
+            f"{command_line('sweep', f'status={shown(folder)}')}, or start another one with sweep.new=true."
         ) from None
     try:
         yield

@@ -9,7 +9,7 @@ from rich.text import Text
 from dtl.base.display import shown, table_console
 from dtl.base.safe_text import in_one_line
 from dtl.base.units import in_time, number_of
-from dtl.commandline.cli import as_shown
+from dtl.commandline.overrides import as_shown
 from dtl.run_dir.sweep_records import SweepFolder, Trial
 from dtl.sweeps.config import SearchConfig
 from dtl.sweeps.search_space import Space

@@ -1,7 +1,6 @@
 """A trial's process as its sweep sees it: start, stop, time limits, outcome."""
 
 import os
-import shlex
 import signal
 import socket
 import subprocess
@@ -10,12 +9,13 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from dtl.base.display import command_line
 from dtl.base.files import discard_directory
 from dtl.base.json_files import read_json, read_json_or_empty
 from dtl.base.safe_text import in_one_line
 from dtl.checkpoints.listing import newest_valid, step_folders
 from dtl.checkpoints.upkeep import LOCK_OWNER
-from dtl.commandline.cli import quoted
+from dtl.commandline.overrides import quoted
 from dtl.errors import CheckpointError, ConfigError
 from dtl.run_dir.provenance import RESULT
 from dtl.run_dir.state import is_locked
@@ -49,7 +49,7 @@ class TrialProcess:
         sweep.keep(trial)
         self._sweep = sweep
         with (self._folder / LOG).open("ab") as log:
-            log.write(f"\n--- {trial.started}  python -m dtl.train {shlex.join(arguments)}\n".encode())
+            log.write(f"\n--- {trial.started}  {command_line('train', *arguments)}\n".encode())
             log.flush()
             self._process = subprocess.Popen(
                 [*TRAIN, *arguments],

@@ -12,8 +12,9 @@ from omegaconf import DictConfig
 
 from dtl.base.units import number_of
 from dtl.checkpoints.upkeep import LOCK
-from dtl.commandline.cli import JobFailedError, as_shown, remove_empty_run_dir
+from dtl.commandline.cli import JobFailedError, remove_empty_run_dir
 from dtl.commandline.command import Command
+from dtl.commandline.overrides import as_shown
 from dtl.errors import ConfigError, InterruptedRun
 from dtl.run_dir.provenance import composition_flags
 from dtl.run_dir.state import read_run_state

@@ -14,7 +14,7 @@ from rich.text import Text
 from dtl.base.display import command_line, shell_line, shown, table
 from dtl.base.safe_text import in_one_line
 from dtl.base.units import in_time, in_units
-from dtl.commandline.cli import as_shown
+from dtl.commandline.overrides import as_shown
 from dtl.errors import ConfigError
 from dtl.run_dir.state import RUN_FILES, RunState, is_locked, read_run_state
 from dtl.run_dir.sweep_records import (
@@ -186,7 +186,7 @@ def _describe(folder: Path) -> str:
     if not folder.exists():
         return "there is no such folder."
     if is_sweep(folder.parent):
-        return f"is inside a sweep. Show it with status={shown(folder.parent)}."
+        return f"is inside a sweep. Show it with {shell_line([f'status={shown(folder.parent)}'])}."
     if any((folder / name).exists() for name in RUN_FILES):
         return "is a run, not a sweep. Show it with python -m dtl.runs."
     return f"is not the folder of a sweep (it has no {SWEEP})."

@@ -1,10 +1,9 @@
 """The checkpoint that `ckpt=` names, or the list of runs to choose from when it names none. Imports no torch."""
 
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from dtl.base.display import aligned
+from dtl.base.display import aligned, command_line
 from dtl.base.safe_text import in_one_line
 from dtl.checkpoints.find import find_checkpoint, list_runs
 from dtl.checkpoints.listing import step_folders
@@ -34,7 +33,6 @@ def _choices_message(spec: str | None, outputs: Path, command: str) -> str:
     if not folders:
         return f"{given}there is no run under {outputs} yet. Train one:\n{TO_MAKE_ONE}"
     runs = [read_run_state(folder) for folder in folders[:MAX_RUNS]]
-    begin = f"python -m dtl.{command} ckpt="
     example = next((run.folder for run in runs if step_folders(run.folder)), runs[0].folder)
     shown = f"the last {len(runs)} of {len(folders)}, " if len(folders) > len(runs) else ""
     return "\n".join(
@@ -42,8 +40,8 @@ def _choices_message(spec: str | None, outputs: Path, command: str) -> str:
             f"{given}choose a model. Runs under {outputs} ({shown}newest first):",
             *_table(runs),
             "Give the folder of one, or latest:",
-            f"  {begin}{in_one_line(shlex.quote(str(example)))}",
-            f"  {begin}latest",
+            f"  {command_line(command, f'ckpt={example}')}",
+            f"  {command_line(command, 'ckpt=latest')}",
             f"To train another:\n{TO_MAKE_ONE}",
         ]
     )

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from dtl.base.deadline import within
+from dtl.base.display import shell_line
 from dtl.base.redaction import redact
+from dtl.base.safe_text import visible
 
 log = logging.getLogger(__name__)
 
@@ -222,7 +224,7 @@ class WandbSink:
         folder = Path(self._run.dir).parent
         with suppress(ValueError):
             folder = folder.relative_to(Path.cwd())
-        return f"`wandb sync {folder}`"
+        return f"`{visible(shell_line(['wandb', 'sync', str(folder)]))}`"
 
 
 def _opened(seconds: float, connect: Callable[[], Any]) -> Any:

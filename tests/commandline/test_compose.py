@@ -55,7 +55,7 @@ def test_it_is_the_same_command():
             "++x=3",
             "name=a/b",
             "plugins=[nope]",
-            "data.path=x,",
+            "optimizer.betas=[0.9,",
         ),
         *("data.sources.qa.weight=-1", "wandb.api_key=3", "optimizer.betas=[1,2,3]"),
     ],

@@ -14,7 +14,7 @@ from dtl.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
-MODULES = sorted({entry.partition(":")[0] for entry in SCRIPTS.values()})
+MODULES = sorted({entry.partition(":")[0] for entry in SCRIPTS.values()} - {"dtl.__main__"})
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,262 @@
+"""The command line that the user meant: `--model small`, `lr=1e-3` and the words of other programs in DTL's own."""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hydra._internal.utils import get_args_parser
+
+from dtl.base.display import command_line
+from dtl.base.redaction import check_no_secrets
+from dtl.commandline.command import ENTRY, Command, Key
+from dtl.commandline.overrides import override_key
+from dtl.errors import ConfigError, did_you_mean
+
+# Settings by their names in nanoGPT, in Hugging Face's Trainer and model configs, and in tutorials' scripts.
+_NAMES = {
+    "ckpt": "model checkpoint ckpt_path checkpoint_path model_path model_name_or_path weights load out_dir output_dir",
+    "prompt": "start text input",
+    "trainer.total_steps": "max_iters max_steps steps n_steps num_steps iters iterations num_iterations n_iters "
+    "num_training_steps max_train_steps train_steps",
+    "trainer.max_epochs": "epochs num_epochs n_epochs num_train_epochs epoch",
+    "trainer.micro_batch_size": "batch_size per_device_train_batch_size train_batch_size device_batch_size bs",
+    "trainer.grad_accum_steps": "gradient_accumulation_steps grad_accum accumulate_grad_batches accumulation_steps",
+    "trainer.eval_every_steps": "eval_interval eval_steps eval_every val_check_interval val_interval",
+    "trainer.eval_max_batches": "eval_iters limit_val_batches",
+    "trainer.log_every_steps": "log_interval logging_steps log_every log_every_n_steps",
+    "trainer.save_every_steps": "save_interval save_steps save_every checkpoint_interval",
+    "trainer.keep": "save_total_limit save_top_k",
+    "trainer.max_grad_norm": "grad_clip gradient_clip_val clip_grad clip",
+    "trainer.early_stopping_patience": "patience early_stopping",
+    "trainer.activation_checkpointing": "gradient_checkpointing",
+    "trainer.compile": "torch_compile",
+    "trainer.precision": "dtype mixed_precision amp",
+    "trainer.loss.label_smoothing": "label_smoothing_factor",
+    "optimizer.lr": "learning_rate max_lr",
+    "optimizer.weight_decay": "wd",
+    "optimizer": "optim opt",
+    "schedule": "scheduler lr_scheduler lr_scheduler_type lr_schedule",
+    "schedule.warmup_steps": "warmup_iters warmup num_warmup_steps",
+    "schedule.warmup_fraction": "warmup_ratio",
+    "model.dim": "n_embd n_embed d_model hidden_size hidden_dim embed_dim emb_dim embedding_dim width",
+    "model.n_layers": "n_layer num_layers num_hidden_layers layers depth",
+    "model.n_heads": "n_head num_heads num_attention_heads heads",
+    "model.n_kv_heads": "num_key_value_heads n_kv_head",
+    "model.ffn_dim": "intermediate_size n_inner d_ff",
+    "model.max_seq_len": "block_size context_length context_size n_positions n_ctx max_length max_position_embeddings "
+    "seq_length sequence_length",
+    "model.dropout": "drop_rate dropout_rate hidden_dropout_prob",
+    "model.tie_embeddings": "tie_word_embeddings",
+    "data.path": "path data_path data_dir dataset_path train_file train_data input_file text_file",
+    "data": "dataset dataset_name",
+    "hydra.run.dir": "out_dir output_dir save_dir",
+    "name": "run_name wandb_run_name exp_name experiment_name",
+    "tracker": "report_to logger",
+    "tracker.project": "wandb_project project_name",
+    "resume": "resume_from_checkpoint resume_from",
+    "init": "init_from model_name_or_path pretrained base_model",
+    "seed": "random_seed manual_seed",
+    "sampling.max_new_tokens": "max_tokens num_tokens length",
+    "sampling.temperature": "temp",
+}
+# A name, or a name with its value, and the word for it here; empty where nothing needs to be said.
+_WORDS: dict[str, str] = {
+    **dict.fromkeys(("fp16", "fp16=true"), "trainer.precision=fp16"),
+    **dict.fromkeys(("bf16", "bf16=true"), "trainer.precision=bf16"),
+    **dict.fromkeys(("fp16=false", "bf16=false", "do_train", "do_train=true", "init_from=scratch"), ""),
+    **dict.fromkeys(("cpu", "no_cuda", "use_cpu", "no_cuda=true", "use_cpu=true"), "device=cpu"),
+    **dict.fromkeys(("cuda", "gpu"), "device=cuda"),
+    **dict.fromkeys(("wandb", "wandb_log", "wandb_log=true", "report_to=wandb"), "tracker=wandb"),
+    **dict.fromkeys(("no_wandb", "wandb_log=false", "report_to=none"), "tracker=local"),
+    **dict.fromkeys(("resume", "init_from=resume", "resume_from_checkpoint=true"), "resume=latest"),
+}
+_VALUES = {  # of trainer.precision
+    **dict.fromkeys(("float16", "half", "16"), "fp16"),
+    **dict.fromkeys(("bfloat16", "bf16-mixed"), "bf16"),
+    **dict.fromkeys(("float32", "float", "no", "32"), "fp32"),
+}
+_PAIRS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+_OPEN = {"chat": "ckpt", "generate": "ckpt", "evaluate": "ckpt", "report": "runs", "sweep": "status", "runs": "outputs"}
+
+
+def check_words(arguments: Sequence[str], command: Command, paste: Callable[..., str] = command_line) -> None:
+    """Raise ConfigError for words that mean a setting and are not written as one, with the right command.
+
+    `paste` makes that command from the command's name and its words. Words that mean nothing here are left to Hydra.
+    """
+    line = _Line(command)
+    line.read(list(arguments))
+    if not line.wrong:
+        return
+    check_no_secrets(line.right)
+    rest = ""
+    if line.unknown:
+        known = [*command.groups(), *(key.name for key in command.settings)]
+        hints = "".join(did_you_mean(word.lstrip("-"), known) for word in line.unknown)
+        rest = f" (without what is not known here: {', '.join(line.unknown)}{'.' * bool(hints)}{hints})"
+    raise ConfigError(
+        f"{', '.join(line.wrong)}: DTL's settings are words key=value. The same command in such words{rest}:\n"
+        f"  {paste(command.name, *line.right)}"
+    )
+
+
+@dataclass
+class _Line:
+    """A command line, read from left to right."""
+
+    command: Command
+    right: list[str] = field(default_factory=list)  # the words as they should be
+    wrong: list[str] = field(default_factory=list)  # what was typed instead
+    unknown: list[str] = field(default_factory=list)  # flags that mean nothing here
+
+    def read(self, words: list[str]) -> None:
+        flags = get_args_parser()._option_string_actions
+        while words:
+            word = words.pop(0)
+            flag, equals, _ = word.partition("=")
+            if flag in flags:  # Hydra's own
+                takes_one = flags[flag].nargs != 0 and not equals
+                self.right += [word, *([words.pop(0)] if takes_one and words else [])]
+            elif word.startswith("-") and len(word) > 1:
+                self._flag(word, words)
+            elif equals:
+                self._setting(word, words)
+            else:
+                self._bare(word, words)
+
+    def _flag(self, word: str, rest: list[str]) -> None:
+        """`--lr=1e-3`, `--lr 1e-3`, `--compile`."""
+        name, equals, value = word.lstrip("-").partition("=")
+        typed = word
+        if not equals and rest and _is_value(rest[0]):
+            value = rest.pop(0)
+            typed, equals = f"{word} {value}", "="
+        meant = self._meaning(name, value if equals else None)
+        if meant is None and not equals and name.startswith(("no-", "no_")):
+            meant = self._meaning(name[3:], "false")
+        if meant is None:
+            self.unknown.append(f"{'-' * (len(word) - len(word.lstrip('-')))}{name}")
+            return
+        self.wrong.append(typed)
+        self.right += meant
+
+    def _setting(self, word: str, rest: list[str]) -> None:
+        """`lr=1e-3`, and `lr= 1e-3`."""
+        key, _, value = word.partition("=")
+        typed = word
+        if not value and rest and _is_value(rest[0]) and self.command.key(rest[0]) is None:
+            value = rest.pop(0)
+            typed = f"{word} {value}"
+        known = key != override_key(key) or self._is_known(key)
+        meant = None if known else self._meaning(key, value)
+        if meant is None and typed != word:
+            meant = [f"{key}={value}"]
+        if meant is None:
+            self.right.append(word)
+            return
+        self.wrong.append(typed)
+        self.right += meant
+
+    def _bare(self, word: str, rest: list[str]) -> None:
+        """`model small`, `lr = 1e-3`, `my_texts/`."""
+        if word.startswith("~") and not _is_path(word):  # Hydra's way to delete an entry
+            self.right.append(word)
+            return
+        if rest and rest[0].startswith("=") and (rest[0] != "=" or len(rest) > 1):
+            joined = rest.pop(0)
+            joined += rest.pop(0) if joined == "=" else ""
+            self.wrong.append(f"{word} {joined}")
+            self.right += self._meaning(word, joined[1:]) or [f"{word}{joined}"]
+            return
+        if rest and _is_value(rest[0]) and (meant := self._meaning(word, rest[0])) is not None:
+            self.wrong.append(f"{word} {rest.pop(0)}")
+            self.right += meant
+            return
+        meant = self._alone(word)
+        if meant is None:
+            self.right.append(word)
+            return
+        self.wrong.append(word)
+        self.right += meant
+
+    def _is_known(self, key: str) -> bool:
+        groups = self.command.groups()
+        return (
+            key.startswith(("hydra.", "hydra/"))
+            or "@" in key
+            or key in groups
+            or bool(self.command.key(key))
+            or any(name.startswith(f"{key}.") for name in (setting.name for setting in self.command.settings))
+        )
+
+    def _meaning(self, name: str, value: str | None) -> list[str] | None:
+        """The words for a setting by its name here or elsewhere; None if it is not known."""
+        name = name.replace("-", "_")
+        said = name if value is None else f"{name}={value.lower()}"
+        word = _WORDS.get(said)
+        if word is not None and (not word or self._is_known(word.partition("=")[0])):
+            return word.split()
+        key = next(self._keys(name), None)
+        if key is None:
+            return None
+        if value is None:
+            setting = self.command.key(key)
+            return [f"{key}=true"] if setting and setting.type.startswith("true/false") else None
+        if key == "data.path" and name != "data.path":
+            return self._file(value)
+        return [f"{key}={_VALUES.get(value, value) if key == 'trainer.precision' else value}"]
+
+    def _keys(self, name: str) -> Iterator[str]:
+        """Keys and groups that `name` may mean, the likeliest first."""
+        groups = self.command.groups()
+        if name in groups or self.command.key(name):
+            yield name
+        settings = [key for key in self.command.settings if ENTRY not in key.name]
+        leaves = [key for key in settings if key.name.rpartition(".")[2] == name or key.name.replace(".", "_") == name]
+        for target, names in _NAMES.items():
+            if name in names.split() and (target in groups or target.startswith("hydra.") or self.command.key(target)):
+                yield target
+        if leaves and _only_one(leaves):
+            yield leaves[0].name
+
+    def _alone(self, word: str) -> list[str] | None:
+        """The words for one without a key: a file, a run, a choice."""
+        opens = _OPEN.get(self.command.name)
+        if self._is_known(word):  # a key without a value: `resume`
+            return [_WORDS[word]] if word in _WORDS else None
+        if opens:
+            if word == "latest" or _is_path(word) or opens != "ckpt":
+                return [f"{opens}={word}"]
+            return [f"prompt={word}"] if self.command.key("prompt") else None
+        if _is_path(word):
+            return self._file(word)
+        groups = [group for group, choices in self.command.groups().items() if word in choices]
+        return [f"{groups[0]}={word}"] if len(groups) == 1 else None
+
+    def _file(self, path: str) -> list[str] | None:
+        """The words that train on a file or folder, or resume a run."""
+        folder = Path(os.path.expanduser(path))
+        if self.command.key("resume") and (folder / "checkpoints").is_dir():
+            return [f"resume={path}"]
+        if not self.command.key("data.path"):
+            return None
+        pairs = folder.suffix.lower() in _PAIRS
+        return ["data=qa", f"data.qa.path={path}"] if pairs else ["data=text", f"data.path={path}"]
+
+
+def _only_one(leaves: list[Key]) -> bool:
+    """True where one of the keys is meant: there is no other, or the others are recommendations or of one source."""
+    main = [key for key in leaves if not key.name.startswith(("data.recommended.", "data.qa.", "data.wiki."))]
+    return len(leaves) == 1 or main == leaves[:1]
+
+
+def _is_value(word: str) -> bool:
+    return bool(re.match(r"-?\d", word)) or not (word.startswith("-") or "=" in word)
+
+
+def _is_path(word: str) -> bool:
+    """True for what exists, or looks like the name of a file or folder."""
+    looks_like = re.search(r"[/\\]|\.(txt|gz|bz2|xml|json|jsonl|csv|tsv|parquet|safetensors)\Z", word)
+    return bool(looks_like) or os.path.exists(os.path.expanduser(word))

@@ -1,0 +1,291 @@
+"""Words as people type them: paths and texts that mean what they say, and other programs' words with the right ones."""
+
+import importlib
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dtl.train
+from dtl.base.paths import conf_dir
+from dtl.commandline.command import ENTRY, Command
+from dtl.commandline.compose import compose
+from dtl.commandline.corrections import check_words
+from dtl.commandline.overrides import as_shown, to_hydra_syntax, unquoted
+from dtl.config import RunConfig
+from dtl.errors import ConfigError
+
+COMMANDS: dict[str, Command] = {
+    file.stem: importlib.import_module(f"dtl.{file.stem}").COMMAND for file in sorted(conf_dir().glob("*.yaml"))
+}
+TRAIN = COMMANDS["train"]
+PATHS = [
+    (name, key.name.replace(ENTRY, "mine"))
+    for name, command in COMMANDS.items()
+    for key in command.settings
+    if key.is_path
+] + [("train", "hydra.run.dir"), ("train", "hydra.sweep.dir")]
+TYPED = [
+    "~/texts",
+    "my texts",
+    "été/böse.txt",
+    "a=b.txt",
+    "text (1).txt",
+    "it's.txt",
+    "a, b.txt",
+    "[x]",
+    "{y}",
+    "C:\\a",
+]
+TYPED += ["2024_11_28", "3e-4", "007", "a;b&c#d!", "*.txt", "x:y", "-"]
+ODD = st.text(alphabet=st.sampled_from("'\"\\$[](){}, =:~+-#1aé.\t/"), min_size=1)
+
+
+@pytest.fixture(autouse=True)
+def outside_the_checkout(elsewhere: Path) -> None:
+    """A working directory without the checkout's outputs/."""
+
+
+def read_by_hydra(word: str, command: Command = TRAIN, sweeps: bool = False) -> object:
+    override = OverridesParser.create().parse_override(to_hydra_syntax(word, command, sweeps))
+    assert not override.is_sweep_override(), word
+    value = override.value()
+    return getattr(value, "text", value)
+
+
+def as_opened(path: str, key: str) -> str:
+    """Hydra opens its own folders itself, and knows no `~`."""
+    return str(Path(path).expanduser()) if key.startswith("hydra.") and path.startswith("~") else path
+
+
+@pytest.mark.parametrize(("name", "key"), PATHS)
+def test_a_path_arrives_as_it_was_typed(name, key):
+    for path in TYPED:
+        assert str(read_by_hydra(f"{key}={path}", COMMANDS[name])) == as_opened(path, key)
+
+
+@settings(max_examples=200, deadline=None)
+@given(ODD)
+def test_any_path_arrives(path):
+    quoted_already = len(path) > 1 and path[0] == path[-1] and path[0] in "'\""
+    if "${" not in path and not quoted_already:
+        assert str(read_by_hydra(f"data.path={path}")) == path
+
+
+def test_keys_of_files_and_folders_are_paths():
+    """Their names are listed once, for all commands; whatever speaks of a file or folder is among them."""
+    others = ("name", "group", "model", "verify", "column")  # speak of one, and are none
+    for command in COMMANDS.values():
+        for key in command.settings:
+            speaks_of_one = key.is_text and any(word in key.meaning for word in ("file", "folder"))
+            assert not speaks_of_one or key.is_path or key.name.rpartition(".")[2] in others, key
+
+
+TEXTS = [key.name.replace(ENTRY, "mine") for key in TRAIN.settings if key.is_text and key.name != "data.qa.prompt"]
+
+
+@pytest.mark.parametrize("key", TEXTS)
+def test_a_text_is_no_number(key):
+    for text in ("2024_11_28", "3e-4", "12e4567", "1e3", "007", "true", "nan", "-1", "0x1F", "1_000"):
+        assert read_by_hydra(f"{key}={text}") == text
+        assert read_by_hydra(f"{key}='{text}'") == text
+    assert read_by_hydra(f"{key}=null") is None
+
+
+@pytest.mark.parametrize("key", ["tracker.tags", "data.tasks", "sampling.stop", "trainer.stop_criteria"])
+def test_a_list_of_texts_has_no_numbers(key):
+    values = read_by_hydra(f"{key}=[1e3, 2024_11_28,true, a b,é]")
+    assert isinstance(values, list)
+    assert [getattr(value, "text", value) for value in values] == ["1e3", "2024_11_28", "true", "a b", "é"]
+    assert read_by_hydra(f"{key}=[]") == []
+
+
+def test_texts_in_a_config(tmp_path, monkeypatch):
+    monkeypatch.setenv("FOLDER_OF_MINE", "my texts")
+    config = compose("name=2024_11_28", "tracker.tags=[1e3,3e-4]", "data=text", "data.path=${oc.env:FOLDER_OF_MINE}/a")
+    assert (config.name, config.tracker.tags) == ("2024_11_28", ["1e3", "3e-4"])
+    assert config.data.path == "my texts/a"
+
+
+def values_of(word: str) -> list[str]:
+    override = OverridesParser.create().parse_override(to_hydra_syntax(word, TRAIN, sweeps=True))
+    assert override.is_sweep_override()
+    return [unquoted(value) for value in override.sweep_string_iterator()]
+
+
+def test_in_a_sweep_commas_separate_values(elsewhere):
+    assert values_of("data.path=a (1).txt,~/b.txt") == ["a (1).txt", "~/b.txt"]
+    assert values_of("name=1e3,2024_11_28") == ["1e3", "2024_11_28"]
+    assert values_of("device=choice(cpu,cuda)") == ["cpu", "cuda"]
+    assert values_of("data.path=null,a") == ["null", "a"]
+    (elsewhere / "a, b.txt").touch()
+    assert read_by_hydra("data.path=a, b.txt", sweeps=True) == "a, b.txt"
+
+
+def test_several_files_still_need_a_sweep(elsewhere):
+    for name in ("a.txt", "b.txt"):
+        (elsewhere / name).touch()
+    with pytest.raises(ConfigError, match="several values are several runs"):
+        compose("data=text", "data.path=a.txt,b.txt")
+
+
+@settings(max_examples=100, deadline=None)
+@given(ODD)
+def test_a_word_that_is_shown_can_be_typed_again(text):
+    word = to_hydra_syntax(f"data.sources.mine.path={text}", TRAIN)
+    assert to_hydra_syntax(as_shown(word), TRAIN) == word
+
+
+# --- words of other programs --------------------------------------------------------------------------------------
+
+NANOGPT = """--dataset=wiki --n_layer=6 --n_head=6 --n_embd=384 --block_size=256 --batch_size=64 --max_iters=5000
+--learning_rate=1e-3 --gradient_accumulation_steps=4 --eval_interval=250 --eval_iters=20 --log_interval=10
+--weight_decay=0.1 --dropout=0.2 --grad_clip=1.0 --warmup_iters=100 --dtype=bfloat16 --compile=False --device=cpu
+--seed=7 --wandb_log=False --out_dir=out"""
+TRAINER = """--num_train_epochs 3 --per_device_train_batch_size 8 --output_dir out --max_steps 100 --logging_steps 10
+--eval_steps 50 --save_steps 50 --save_total_limit 2 --warmup_steps 20 --lr_scheduler_type cosine --max_grad_norm 1.0
+--label_smoothing_factor 0.1 --gradient_checkpointing --bf16 --report_to none --run_name mine --do_train
+--hidden_size 64 --num_hidden_layers 2 --num_attention_heads 2 --num_key_value_heads 1 --intermediate_size 96"""
+RIGHT = {
+    "--model small": "model=small",
+    "--model=small --device cpu": "model=small device=cpu",
+    "model small": "model=small",
+    "model small data qa": "model=small data=qa",
+    "lr=1e-3": "optimizer.lr=1e-3",
+    "epochs=5": "trainer.max_epochs=5",
+    "batch_size=32 seed=3": "trainer.micro_batch_size=32 seed=3",
+    "-m lr=1e-3,3e-3": "-m optimizer.lr=1e-3,3e-3",
+    "--config-dir mine --epochs 3": "--config-dir mine trainer.max_epochs=3",
+    "lr = 1e-3": "optimizer.lr=1e-3",
+    "optimizer.lr= 1e-3": "optimizer.lr=1e-3",
+    "optimizer.lr =1e-3": "optimizer.lr=1e-3",
+    "--trainer-total-steps 5": "trainer.total_steps=5",
+    "--no-compile": "trainer.compile=false",
+    "--eps -3": "optimizer.eps=-3",
+    "~/texts": "data=text 'data.path=~/texts'",
+    "my_pairs.jsonl": "data=qa data.qa.path=my_pairs.jsonl",
+    "small": "model=small",
+    "resume": "resume=latest",
+    "resume latest": "resume=latest",
+    "--init_from=resume": "resume=latest",
+    NANOGPT: "data=wiki model.n_layers=6 model.n_heads=6 model.dim=384 model.max_seq_len=256 "
+    "trainer.micro_batch_size=64 trainer.total_steps=5000 optimizer.lr=1e-3 trainer.grad_accum_steps=4 "
+    "trainer.eval_every_steps=250 trainer.eval_max_batches=20 trainer.log_every_steps=10 "
+    "optimizer.weight_decay=0.1 model.dropout=0.2 "
+    "trainer.max_grad_norm=1.0 schedule.warmup_steps=100 trainer.precision=bf16 trainer.compile=False "
+    "device=cpu seed=7 tracker=local hydra.run.dir=out",
+    TRAINER: "trainer.max_epochs=3 trainer.micro_batch_size=8 hydra.run.dir=out trainer.total_steps=100 "
+    "trainer.log_every_steps=10 trainer.eval_every_steps=50 trainer.save_every_steps=50 trainer.keep=2 "
+    "schedule.warmup_steps=20 schedule=cosine trainer.max_grad_norm=1.0 trainer.loss.label_smoothing=0.1 "
+    "trainer.activation_checkpointing=true trainer.precision=bf16 tracker=local name=mine model.dim=64 "
+    "model.n_layers=2 model.n_heads=2 model.n_kv_heads=1 model.ffn_dim=96",
+}
+
+
+@pytest.mark.parametrize("typed", RIGHT)
+def test_the_right_command_is_shown_and_accepted(typed):
+    with pytest.raises(ConfigError) as rejected:
+        check_words(shlex.split(typed), TRAIN)
+    message, line = str(rejected.value).splitlines()
+    assert line == f"  python -m dtl.train {RIGHT[typed]}" and "key=value" in message
+    words = shlex.split(line)[3:]
+    check_words(words, TRAIN)
+    of_a_command = ("-", "hydra.", "resume=", "data", "optimizer.eps=-3")
+    if "--config-dir" not in words and "-m" not in words:
+        compose(*(word for word in words if not word.startswith(of_a_command)))
+
+
+@pytest.mark.parametrize(
+    ("name", "typed", "right"),
+    [
+        ("chat", ["--model", "outputs/a b", "--device=cpu"], "'ckpt=outputs/a b' device=cpu"),
+        ("chat", ["latest"], "ckpt=latest"),
+        ("chat", ["--checkpoint", "latest", "--temperature", "0.7"], "ckpt=latest sampling.temperature=0.7"),
+        ("generate", ["--prompt", "Once upon a time", "ckpt=latest"], "'prompt=Once upon a time' ckpt=latest"),
+        ("generate", ["Once upon a time", "ckpt=latest"], "'prompt=Once upon a time' ckpt=latest"),
+        (
+            "generate",
+            ["--start=x", "--max_new_tokens=5", "--top_k=3"],
+            "prompt=x sampling.max_new_tokens=5 sampling.top_k=3",
+        ),
+        ("evaluate", ["outputs/a"], "ckpt=outputs/a"),
+        ("report", ["outputs/a"], "runs=outputs/a"),
+        ("sweep", ["outputs/multirun/a"], "status=outputs/multirun/a"),
+        ("prepare", ["my_texts/"], "data=text data.path=my_texts/"),
+    ],
+)
+def test_other_commands_too(name, typed, right):
+    with pytest.raises(ConfigError) as rejected:
+        check_words(typed, COMMANDS[name])
+    assert str(rejected.value).splitlines()[1] == f"  python -m dtl.{name} {right}"
+
+
+def test_what_has_no_counterpart_is_left_out_and_said():
+    with pytest.raises(ConfigError) as rejected:
+        check_words(["--lr=3", "--bias=False", "--modle", "small"], TRAIN)
+    message, line = str(rejected.value).splitlines()
+    assert (
+        "--bias" in message
+        and "--modle. Did you mean 'model'?" in message
+        and line == "  python -m dtl.train optimizer.lr=3"
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "model=small data=qa -m seed=1,2",
+        "~data.sources.qa +data.sources.mine.kind=text",
+        "trainer.stop_options.lr=1 data.sources.mine.options.epochs=2 model.arch.options={lr: 3}",
+        "hydra.launcher.n_jobs=2 hydra/launcher=joblib optimizer@optimizer=muon ++optimizer.lr=3",
+        "foo=1 +lr=2 bar",
+        "--config-dir=mine --cfg job --resolve optimizer=own",
+        "name= seed=3",
+    ],
+)
+def test_words_of_dtl_and_unknown_ones_are_left_alone(words):
+    check_words(words.split(), TRAIN)
+
+
+@pytest.mark.parametrize("key", [key.name for key in TRAIN.settings if ENTRY not in key.name])
+def test_every_setting_is_found_as_a_flag(key):
+    for typed in ([f"--{key}", "1"], [f"--{key.replace('.', '-').replace('_', '-')}=1"]):
+        with pytest.raises(ConfigError) as rejected:
+            check_words(typed, TRAIN)
+        assert str(rejected.value).splitlines()[1] in (
+            f"  python -m dtl.train {key}=1",
+            "  python -m dtl.train data=text data.path=1",
+        )
+
+
+def test_from_python_the_call_is_shown():
+    with pytest.raises(ConfigError) as rejected:
+        compose("lr=1e-3", "model=small")
+    assert str(rejected.value).splitlines()[1] == "  dtl.compose('optimizer.lr=1e-3', 'model=small')"
+
+
+def test_a_key_is_never_shown(monkeypatch):
+    with pytest.raises(ConfigError) as rejected:
+        check_words(["--lr=3", "--wandb_api_key", "0123456789abcdef"], TRAIN)
+    assert "0123456789abcdef" not in str(rejected.value)
+
+
+def test_a_run_with_a_path_that_needs_quotes(monkeypatch, capsys, elsewhere):
+    """From the command line to the config of the run, the record included."""
+    folder = elsewhere / "my texts (1), é=b's"
+    folder.mkdir()
+    (folder / "a.txt").write_text("A text. " * 99)
+    monkeypatch.setenv("HOME", str(elsewhere))
+    configs: list[RunConfig] = []
+    monkeypatch.setattr(dtl.train, "train", lambda config, *_: configs.append(config) or 0.0)
+    for path in (folder.name, f"~/{folder.name}", "${oc.env:HOME}/" + folder.name):
+        monkeypatch.setattr(
+            sys, "argv", ["dtl-train", "data=text", f"data.path={path}", f"hydra.run.dir=~/runs of {len(configs)}"]
+        )
+        dtl.train.main()
+        assert configs[-1].data.path in (folder.name, f"~/{folder.name}", str(folder))
+    assert sorted(file.name for file in elsewhere.glob("runs of *")) == ["runs of 0", "runs of 1", "runs of 2"]
