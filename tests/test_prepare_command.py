@@ -45,6 +45,13 @@ def test_the_report_says_what_became_of_the_text(texts, monkeypatch, capsys):
     assert sorted(file.name for file in texts.parent.iterdir()) == ["cache", "texts.jsonl"]
 
 
+def test_rows_of_a_table_are_leftovers(elsewhere, monkeypatch, capsys):
+    (elsewhere / "rows.txt").write_text("One.\n\n|- |7||Vann||colspan=2|x\n\nTwo -{a}- three.\n" * 3)
+    code, out, _ = call(monkeypatch, capsys, "data.path=rows.txt")
+    assert code == 0 and "3 x '||'" not in out
+    assert all(mark in out for mark in ("x '||'", "colspan=", "'-{'"))
+
+
 def test_a_run_finds_what_was_prepared(texts, monkeypatch, capsys):
     call(monkeypatch, capsys, "data.path=texts.jsonl", "data.seq_len=32")
     before = sorted((texts.parent / "cache").iterdir())

@@ -19,6 +19,7 @@ AROUND = 30  # characters shown before and after a leftover
 LEFTOVERS = re.compile(
     r"\[\[|\]\]|\{\{|\}\}|\{\||\|\}|\(\s*[,;:]*\s*\)|\[\s*\]|'''?|={2,}"
     r"|&(?:[a-zA-Z]{2,8}|#\d{1,6}|#x[0-9a-fA-F]{1,6});|</?[a-zA-Z][^<>\n]{0,60}>"
+    r"|(?m:^[|!]-?)(?=.*(?:\|\||\|-|(?:col|row)span))|\|\||(?:col|row)span=|-\{|\}-"
     r"|(?:formula|codice)_\d+| @[-,.]@ |__[A-Z]+__|\b(?:File|Image|Category|Template):|https?://|\ufffd"
 )
 

@@ -119,6 +119,12 @@ def test_the_newest_revision_of_a_history_is_read(tmp_path):
     assert list(read_dump(written(tmp_path, dump(history)))) == [("Lake", "New.")]
 
 
+def test_the_language_of_a_dump_is_heeded(tmp_path):
+    text = "{{citation|Oui}}, dit-elle."
+    path = written(tmp_path, dump(page("A", text)).replace(b'xml:lang="en"', b'xml:lang="fr"'))
+    assert [article.text for article in read_dump(path)] == ["« Oui », dit-elle."]
+
+
 def test_processes_change_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("dtl.data.wikipedia.pages.CHUNK_CHARACTERS", 4001)
     path = written(tmp_path, bz2.compress(dump(*articles(97))))
@@ -139,7 +145,7 @@ def test_whoever_stops_early_waits_for_nothing_more(tmp_path, monkeypatch):
 
 
 def test_a_page_that_cannot_be_parsed_is_counted_and_the_others_are_kept(tmp_path, monkeypatch):
-    def fails_on_five(text: str, names: object) -> str:
+    def fails_on_five(text: str, names: object, language: str) -> str:
         if "Page 5" in text:
             raise RecursionError("too deep")
         return text

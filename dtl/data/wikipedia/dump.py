@@ -120,11 +120,11 @@ def _lead(wikitext: str) -> str:
 _Result = tuple[str, str, str]  # title, prose, error
 
 
-def _parse_chunk(chunk: list[Page], names: frozenset[str]) -> list[_Result]:
+def _parse_chunk(chunk: list[Page], names: frozenset[str], language: str) -> list[_Result]:
     results = []
     for title, wikitext in chunk:
         try:
-            results.append((title, to_prose(wikitext, names), ""))
+            results.append((title, to_prose(wikitext, names, language), ""))
         except Exception as error:  # one bad page must not lose the others
             results.append((title, "", f"{type(error).__name__}: {str(error)[:80]}"))
     return results
@@ -138,15 +138,15 @@ def _in_order(reader: Pages, workers: int) -> Iterator[list[_Result]]:
         return
     second = next(chunks, None) if workers > 1 else None
     if second is None:
-        yield _parse_chunk(first, reader.names)
+        yield _parse_chunk(first, reader.names, reader.language)
         for chunk in chunks:
-            yield _parse_chunk(chunk, reader.names)
+            yield _parse_chunk(chunk, reader.names, reader.language)
         return
     with _pool(workers) as pool:
         pending: deque[Future[list[_Result]]] = deque()
         try:
             for chunk in itertools.chain((first, second), chunks):
-                pending.append(pool.submit(_parse_chunk, chunk, reader.names))
+                pending.append(pool.submit(_parse_chunk, chunk, reader.names, reader.language))
                 if len(pending) > 2 * workers:  # one chunk in work and one waiting per worker: bounded memory
                     yield pending.popleft().result()
             while pending:

@@ -17,6 +17,7 @@ EXAMPLES = 3  # articles whose wikitext is kept, to show it next to the prose
 BLOCK = 1 << 16  # bytes
 CHUNK_CHARACTERS = 400_000  # wikitext sent to a worker at a time: a tenth of a second of work
 MAX_CHARACTERS = 4_000_000  # twice MediaWiki's limit for a page; a longer one is no article
+_LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"  # the attribute xml:lang
 FILE, CATEGORY, MAIN = 6, 14, 0  # keys of namespaces, the same in every language
 
 
@@ -79,6 +80,7 @@ class Pages:
         self.path = path
         self.counts = counts
         self.names: frozenset[str] = frozenset()  # the wiki's own namespaces of files and categories
+        self.language = ""  # the wiki's, such as `fr`
         self.failure: str | None = None
         self.is_damaged = False  # the file is truncated, or its bytes are damaged
         self.where = ""  # the same, without the file and the advice
@@ -137,6 +139,7 @@ class Pages:
         root: Any = ElementIterator.from_file(source)
         if root.tag != "mediawiki":
             raise ValueError(f"<mediawiki> was expected at the beginning, not <{root.tag}>")
+        self.language = root.attr(_LANGUAGE, "").partition("-")[0]
         dump = mwxml.Dump.from_element(root)
         spaces = dump.site_info.namespaces or ()
         self.names = frozenset(space.name.lower() for space in spaces if space.id in (FILE, CATEGORY) and space.name)
