@@ -124,6 +124,13 @@ class SourceConfig:
         if self.splits and "train" not in self.splits:
             raise ConfigError(f"{key}.splits={self.splits}: name the training split too, for example train: train.")
         traits = self.traits
+        if self.column is not None and not self.column.strip():
+            raise ConfigError(f"{key}.column={self.column!r}: an empty name. Give a column's name, or null for text.")
+        if self.column and traits.questions == "all" and not traits.own_settings:
+            raise ConfigError(
+                f"{key}.column={self.column}: is for one column of text. The columns of questions and answers: "
+                f"'data.qa.columns={{question: NAME, answer: {self.column}}}'."
+            )
         own = traits.own_settings or self.is_of_hub
         for setting in () if own else ("subset", "column", "rows", "splits", "revision"):
             if getattr(self, setting) and not (setting == "column" and traits.column):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import Document
-from dtl.data.local.files import LocalFiles, field, other_column, text_of
+from dtl.data.local.files import LocalFiles, field, other_column, raise_if_without_columns, text_of
 from dtl.data.sources import order_seed, path_key
 from dtl.errors import DataError
 from dtl.registry import SOURCES
@@ -20,6 +20,7 @@ class TextSource:
             raise DataError(f"{path_key(data, name)}=null: kind=text needs a file or folder.")
         self.files = LocalFiles(source.path, path_key(data, name), data.allow_truncated)
         self.origin = self.files.origin
+        raise_if_without_columns(self.files, name, source.column)
         self._column = source.column or "text"
         self._remedy = other_column(name)
         self._order_seed = order_seed(data, name, seed)

@@ -5,10 +5,10 @@
         print(article.title, len(article.text))
     print(*counts.lines(), sep="\\n")
 
-Reads export-0.10 and 0.11, with and without their XML namespace, plain or bz2, in one stream or many.
+Reads export-0.10 and 0.11, with and without their XML namespace, plain or compressed (.bz2, .gz, .xz, .zst), in one
+stream or many.
 """
 
-import bz2
 import itertools
 import os
 import time
@@ -20,12 +20,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from dtl.data.local.files import files_in
+from dtl.data.local.formats import decompressed_head, suffixes_of
+from dtl.data.local.unpacking import compression_of
 from dtl.data.wikipedia.pages import DumpCounts, Page, Pages
 from dtl.data.wikipedia.wikitext import to_prose
 from dtl.errors import DataError
 
-SUFFIXES = (".xml", ".xml.bz2")
-BZ2_BLOCK = 1_000_000  # bytes; bz2 decompresses nothing before a whole block of up to 900 kB is read
 EXAMPLE_CHARACTERS = 100  # of prose, and twice as many of wikitext, which has markup and links
 UNREADABLE_KEPT = 5  # titles of unreadable pages in the report
 
@@ -44,13 +45,10 @@ def is_dump(path: Path) -> bool:
     """
     with path.open("rb") as raw:
         head = raw.read(4096)
-        if head.startswith(b"BZh"):
-            try:
-                head = bz2.BZ2Decompressor().decompress(head + raw.read(BZ2_BLOCK), 4096)
-            except OSError:  # not bz2 after its first three letters
-                head = b""
+    if compression := compression_of(head):
+        head = decompressed_head(path, compression)
     if not head.strip():
-        return path.name.lower().endswith(SUFFIXES)
+        return suffixes_of(path.name)[0] == ".xml"
     return b"<mediawiki" in head[:4096]
 
 
@@ -60,8 +58,7 @@ def dumps_at(path: Path) -> list[Path]:
     Raises OSError when the path cannot be read; empty when there is no dump.
     """
     if path.is_dir():
-        named = (file for file in path.rglob("*") if ".xml" in file.name.lower() and not file.name.startswith("."))
-        return sorted(file for file in named if file.is_file() and is_dump(file))
+        return [file for file in files_in(path, str(path), lambda name: ".xml" in name.lower())[0] if is_dump(file)]
     return [path] if path.is_file() and is_dump(path) else []
 
 

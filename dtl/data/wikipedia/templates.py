@@ -127,6 +127,22 @@ _SHIPS = """
     hms hmas hmcs hmnzs hmis hmhs hmt uss usns uscgc usat usrc css ss rms ms mv mt mf nms ins sms ps pns rv rfa rss sts
     tss gts hsc hnlms hswms hnoms hdms nrp orp ara bns jds roks
 """
+_CONSTANTS = {
+    "eqm": "⇌",
+    "snd spaced_ndash spnd spaced_en_dash -": " – ",
+    "ndash en_dash endash": "–",
+    "mdash em_dash emdash": "—",
+    "nbsp space sp pad thinsp hair_space": " ",
+    "' apostrophe": "'",
+    "'s": "'s",
+    "... ellipsis": "…",
+    "pi": "π",
+    "! pipe": "|",
+    "= equals": "=",
+    "· dot middot •": " · ",
+    "av_j.-c. -av_jc av_jc": "av. J.-C.",
+    "ap_j.-c. ap_jc": "apr. J.-C.",
+}
 
 Handler = Callable[[list[str], dict[str, str]], str]  # from the positional and the named values to the text
 
@@ -246,7 +262,6 @@ def _table() -> dict[str, Handler]:
         ("wikt-lang", lambda values, named: "".join((values[2:3] or values[1:2])[:1])),
         ("sc smallcaps small_caps sc1 sc2", lambda values, named: _first(values, named).upper()),
         ("oldstyledate oldstyledatedy", lambda v, named: " ".join(v[:2])),  # Gregorian day, year; then Julian day
-        ("eqm", _constant("⇌")),
         ("simplenuclide simplenuclide2 nuclide", lambda values, named: "-".join(values[:2])),
         ("lang langx langue audio-text font color colour tooltip_text lang2 angbr_text script h:title resize textcolor",
          _named_or("text texte", 1)),
@@ -256,18 +271,7 @@ def _table() -> dict[str, Handler]:
         ("circa ca. c. ca", _years("c.")),
         ("floruit fl. fl", _years("fl.")),
         ("reign r.", lambda values, named: f"r. {'–'.join(values[:2])}" if values else "r."),
-        ("snd spaced_ndash spnd spaced_en_dash -", _constant(" – ")),
-        ("ndash en_dash endash", _constant("–")),
-        ("mdash em_dash emdash", _constant("—")),
-        ("nbsp space sp pad thinsp hair_space", _constant(" ")),
-        ("' apostrophe", _constant("'")),
-        ("'s", _constant("'s")),
-        ("... ellipsis", _constant("…")),
         ("music", lambda v, named: {"sharp": "♯", "flat": "♭", "natural": "♮"}.get(_first(v, named), _first(v, named))),
-        ("pi", _constant("π")),
-        ("! pipe", _constant("|")),
-        ("= equals", _constant("=")),
-        ("· dot middot •", _constant(" · ")),
         ("as_of", lambda values, named: f"{'as' if named.get('lc') else 'As'} of {values[0]}" if values else ""),
         ("chem chem2 fchim", _joined("")),
         ("val", _value),
@@ -281,11 +285,10 @@ def _table() -> dict[str, Handler]:
         ("siglo", lambda values, named: f"siglo {values[0]}" if values else ""),
         ("séc século", lambda values, named: f"século {values[0]}" if values else ""),
         ("höhe", lambda values, named: f"{values[0]} m" if values else ""),
-        ("av_j.-c. -av_jc av_jc", _constant("av. J.-C.")),
-        ("ap_j.-c. ap_jc", _constant("apr. J.-C.")),
         ("s siècle", _century),
         ("s- s2-", lambda values, named: f"{values[0]}e" if values else ""),
         ("date date_de_naissance date_de_décès date-", _joined(" ")),
+        *((names, _constant(text)) for names, text in _CONSTANTS.items()),
         *((code, _amount(sign)) for code, _, sign in (pair.partition("=") for pair in _CURRENCIES.split())),
         *((prefix, _ship(prefix.upper())) for prefix in _SHIPS.split()),
     ]  # fmt: skip
