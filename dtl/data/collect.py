@@ -203,9 +203,11 @@ def text_settings(plan: SourcePlan, data: DataConfig, fingerprint: str, budget: 
     names = [field.name for field in fields(DataConfig) if field.name not in _SHAPES_NO_TEXT]
     # The fingerprint holds the commit: the name it was asked for by (tag, branch, none) does not change the text.
     left_out = {"path", "weight", *(["revision"] if isinstance(plan.source, HubReader) else [])}
+    # A setting that is not given shapes nothing.
+    columns = {"qa.columns": dict(data.qa.columns)} if data.qa.columns and plan.config.traits.ships else {}
     return {
         "source": [fingerprint, type(plan.source).__qualname__, getattr(plan.source, "version", 0)],
-        "data": {name: getattr(data, name) for name in names},
+        "data": {name: getattr(data, name) for name in names if getattr(data, name) is not None} | columns,
         "prompt": None if plan.config.traits.questions == "none" else asdict(Prompt.of(data)),
         "settings": {key: value for key, value in asdict(plan.config).items() if key not in left_out},
         "splits": list(SPLITS),

@@ -23,6 +23,7 @@ LOSS_ON = ("all", "answer")
 VERIFY = ("quick", "full")
 # Names in metrics.jsonl and in reports of what every evaluation measures: no metric of one's own may take one's place.
 MEASURED_OF_TEXT = ("loss", "targets", "perplexity", "bits_per_byte", "tokens_per_second")
+QA_COLUMNS = ("question", "answer", "context", "topic", "id", "messages")  # names for data.qa.columns
 PLACEHOLDERS = ("question", "context")
 
 
@@ -157,6 +158,7 @@ class SourceAlias:
 class QuestionsConfig(SourceAlias):
     """Short form for the source of questions, and the prompt of the questions of every source."""
 
+    columns: dict[str, str] = field(default_factory=dict)  # your names: {question: q, answer: a}
     prompt: str | None = None  # text with {question} and {context}; \n is a new line; null = init's, else DTL's
 
     @property
@@ -269,6 +271,8 @@ class DataConfig:
                 raise ConfigError(
                     f"data.commits.{name}={commit}: must be a dataset of the hub and a commit's 40 digits."
                 )
+        if self.qa.columns:
+            self._validate_columns(sources)
         for task in self.tasks:
             TASKS.check(task)
         for metric in self.metrics:
@@ -286,6 +290,23 @@ class DataConfig:
         if template is not None and (problem := prompt_problem(template)):
             raise ConfigError(f"data.qa.prompt={in_one_line(template)}: {problem}")
         self._validate_layout()
+
+    def _validate_columns(self, sources: Mapping[str, SourceConfig]) -> None:
+        columns = self.qa.columns
+        shown = ", ".join(f"{name}: {column}" for name, column in columns.items())
+        for name, column in columns.items():
+            if name not in QA_COLUMNS or not column.strip():
+                raise ConfigError(
+                    f"data.qa.columns={{{shown}}}: gives the names of your columns for {', '.join(QA_COLUMNS)}: "
+                    f"{{question: q, answer: a}}.{did_you_mean(name, QA_COLUMNS)}"
+                )
+        if "messages" not in columns and not {"question", "answer"} <= {*columns}:
+            raise ConfigError(
+                f"data.qa.columns={{{shown}}}: name both question and answer, such as {{question: q, answer: a}}, or "
+                "messages, the column of chats."
+            )
+        if not any(source.traits.ships and source.path is not None for source in sources.values()):
+            raise ConfigError(f"data.qa.columns={{{shown}}}: is for questions of your own: data.qa.path=FILE.")
 
     def _validate_layout(self) -> None:
         check_choices(self, "data", layout=LAYOUTS, loss_on=LOSS_ON, verify=VERIFY)

@@ -224,7 +224,7 @@ def read_json(text: OpenText) -> Iterator[Record]:
                 f"{text.position:,}. Found: {content[at : at + 60]!r}\n"
                 f"The file must be a list of JSON objects; {CUT_OFF}.{read_before(number)}"
             ) from error
-        for element in value if isinstance(value, list) else [value]:
+        for element in value if isinstance(value, list) and not _is_chat(value) else [value]:
             number += 1
             text.anomalies.inspect(element, f"record {number}")
             yield _json_record(element, f"{text.file} (record {number})")
@@ -236,9 +236,19 @@ def _end_of_space(text: str, start: int) -> int:
     return match.start() if match else len(text)
 
 
+def _is_chat(value: Any) -> bool:
+    """Return True for a list of messages, which is one record."""
+    return isinstance(value, list) and all(
+        isinstance(message, dict) and ({"role", "content"} <= {*message} or {"from", "value"} <= {*message})
+        for message in value
+    )
+
+
 def _json_record(value: Any, place: str) -> Record:
     if isinstance(value, str):
         value = {"text": value}
+    if _is_chat(value):
+        value = {"messages": value}
     if not isinstance(value, dict):
         raise DataError(f'{place}: {json.dumps(value)[:60]!r} is not a JSON object, such as {{"text": "..."}}.')
     return Record(place, value)
