@@ -39,7 +39,7 @@ The most frequent commands
 
 All metrics are written to evaluation.json in the run's folder; for data other than the run's own, only to out=FILE.
 """,
-    free_text=("ckpt", "unanswerable", "out", "data.qa.prompt"),
+    free_text=("ckpt", "unanswerable", "out", "data.qa.prompt", "data.separator"),
 )
 
 

@@ -72,7 +72,7 @@ cache (data.cache_dir), where dtl.train with the same data and tokenizer finds i
   python -m dtl.prepare data=text data.path=books/ tokenizer=bpe
   python -m dtl.prepare data=text data.path=books/ data.export_text=books.jsonl
 """,
-    free_text=("data.path", "data.export_text", "data.cache_dir", "data.qa.prompt"),
+    free_text=("data.path", "data.export_text", "data.cache_dir", "data.qa.prompt", "data.separator"),
 )
 
 

@@ -141,6 +141,11 @@ class SourceConfig:
                 )
 
 
+def with_line_ends(typed: str) -> str:
+    """Return a text with its new lines: on a command line they are typed as a backslash and an n."""
+    return typed.replace("\\n", "\n")
+
+
 def no_questions(sources: Mapping[str, SourceConfig]) -> bool:
     """Return True when all sources have plain text only."""
     return all(source.traits.questions == "none" for source in sources.values())
@@ -164,7 +169,7 @@ class QuestionsConfig(SourceAlias):
     @property
     def template(self) -> str | None:
         """The prompt with its new lines: on a command line they are typed as a backslash and an n."""
-        return None if self.prompt is None else self.prompt.replace("\\n", "\n")
+        return None if self.prompt is None else with_line_ends(self.prompt)
 
 
 def prompt_problem(template: str) -> str | None:
@@ -226,6 +231,8 @@ class DataConfig:
     allow_truncated: bool = False  # true: keep what can be read of truncated or damaged files
     cache_dir: str | None = None  # folder for prepared text and tokens; null = the platform's cache folder
     verify: str = "quick"  # quick (files of unchanged size and time count as unchanged) | full (SHA-256 of all)
+    separator: str | None = None  # between documents of one text; null = lines of <|endoftext|>; '' = nothing
+    remove: list[str] = field(default_factory=list)  # cut from every text, not from questions: markers of chats
     commits: dict[str, str] = field(default_factory=dict)  # hub: {source: dataset@commit}; a run records it by itself
     tasks: list[str] = field(
         default_factory=list
@@ -271,6 +278,7 @@ class DataConfig:
                 raise ConfigError(
                     f"data.commits.{name}={commit}: must be a dataset of the hub and a commit's 40 digits."
                 )
+        self._validate_separator(sources)
         if self.qa.columns:
             self._validate_columns(sources)
         for task in self.tasks:
@@ -290,6 +298,15 @@ class DataConfig:
         if template is not None and (problem := prompt_problem(template)):
             raise ConfigError(f"data.qa.prompt={in_one_line(template)}: {problem}")
         self._validate_layout()
+
+    def _validate_separator(self, sources: Mapping[str, SourceConfig]) -> None:
+        if self.separator and not any(source.traits.needs_files for source in sources.values()):
+            raise ConfigError(
+                f"data.separator={in_one_line(self.separator)}: separates documents in files of data=text; this data "
+                "has none. Leave it out."
+            )
+        if not all(self.remove):
+            raise ConfigError(f"data.remove={self.remove}: an empty text cannot be cut. Leave it out.")
 
     def _validate_columns(self, sources: Mapping[str, SourceConfig]) -> None:
         columns = self.qa.columns

@@ -2,12 +2,16 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from dtl.base.progress import Pace, Progress
 from dtl.data.cleaning import cleaned
+from dtl.data.config import with_line_ends
 from dtl.data.documents import Document
+from dtl.data.qa.chats import chats_in, markers_in
 from dtl.data.sources import Source
 from dtl.data.split import HoldOut
 from dtl.data.stored import TextWriter
@@ -17,26 +21,33 @@ from dtl.errors import DataError
 COUNTED: tuple[str, ...] = (
     "read", "kept", "empty", "duplicate", "duplicate_characters", "cleaned", "characters"
 )  # fmt: skip
+END_OF_TEXT = "<|endoftext|>"  # the marker that most often separates documents
 EXAMPLES = 3  # changes by cleaning that the report shows
 EXCERPT = 40  # characters on either side of a change
 
 
 def read_source(
-    source: Source, held_out: tuple[float, float], budget: float, writer: TextWriter, log: Progress
+    source: Source,
+    held_out: tuple[float, float],
+    budget: float,
+    writer: TextWriter,
+    log: Progress,
+    remove: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Read, clean and split a source's documents into a writer; return the facts of SourceTexts.
 
     `held_out` are the fractions of documents for validation and for test where the source has no validation split
     of its own; its own test split is kept. Training text is read up to the document that reaches `budget`
     characters. Exact duplicates within a split are dropped before anything is held out; splits that the source
-    provides are kept as they are, and a note reports their overlap with the training text.
+    provides are kept as they are, and a note reports their overlap with the training text. The texts of `remove` are
+    cut from documents without a question.
     """
     splits = source.splits()
     for_validation, for_test = held_out
     holder = None if "validation" in splits else HoldOut(for_validation, 0.0 if "test" in splits else for_test)
     for split in ("train", "validation", *(["test"] if "test" in splits else [])):
         writer.begin(split)
-    reader = _Reader(source.origin, log)
+    reader = _Reader(source.origin, log, remove)
     for document in reader.read("train", splits.get("train", ()), budget):
         split = "train" if holder is None else holder.split_for(document)
         if split == "test":
@@ -88,8 +99,11 @@ def read_source(
 class _Reader:
     """Yields the cleaned documents of each split, and counts those that it drops."""
 
-    def __init__(self, origin: str, log: Progress) -> None:
+    def __init__(self, origin: str, log: Progress, remove: Sequence[str]) -> None:
         self.origin = origin
+        self._remove = re.compile("|".join(re.escape(with_line_ends(text)) for text in remove)) if remove else None
+        self._markers: Counter[str] = Counter()  # of chats -> documents
+        self._marked = self._chats = 0  # documents with such markers, and those that are chats
         self.log = log
         self.counts: dict[str, dict[str, int]] = {}
         self.has_pairs = False
@@ -104,7 +118,7 @@ class _Reader:
         seen = self._train if split == "train" else set()
         pace = Pace(f"reading {self.origin}: {split}", self.log)
         for raw in documents:
-            document = cleaned(raw)
+            document = cleaned(self._without_removed(raw))
             counts["read"] += 1
             if document is not raw:
                 counts["cleaned"] += 1
@@ -123,6 +137,8 @@ class _Reader:
             seen.add(digest)
             self._in_training += split != "train" and digest in self._train
             self.has_pairs |= document.pair is not None
+            if document.pair is None:
+                self._look_for_markers(document.text)
             counts["kept"] += 1
             counts["characters"] += len(document.text)
             yield document
@@ -130,8 +146,32 @@ class _Reader:
             if counts["characters"] >= budget:
                 break
 
+    def _without_removed(self, document: Document) -> Document:
+        if self._remove is None or document.answer_start is not None:
+            return document
+        text = self._remove.sub("", document.text)
+        return document if text == document.text else Document(text.strip())
+
+    def _look_for_markers(self, text: str) -> None:
+        if found := markers_in(text):
+            self._markers.update(found)
+            self._marked += 1
+            self._chats += bool(chats_in(text))
+
     def notes(self) -> list[str]:
         notes = []
+        if self._marked:
+            kept = sum(counts["kept"] for counts in self.counts.values())
+            markers = [marker for marker, _ in self._markers.most_common(4)]
+            listed = ",".join(f'"{marker}"' for marker in markers)
+            ways = ["data=qa data.qa.path=FILE reads such chats as questions with answers"] if self._chats else []
+            if END_OF_TEXT in markers and not ways:
+                ways.append(f"'data.separator={END_OF_TEXT}' splits a text of data=text there")
+            ways.append(f"'data.remove=[{listed}]' cuts them out")
+            notes.append(
+                f"{self.origin}: {self._marked:,} of {kept:,} documents have markers, {', '.join(markers)}, which are "
+                f"letters to the model. {'; '.join(ways)}."
+            )
         duplicates = sum(counts["duplicate"] for counts in self.counts.values())
         if duplicates:
             read = sum(counts["read"] for counts in self.counts.values())

@@ -10,10 +10,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from dtl.data.config import DataConfig, SourceConfig
+from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
 from dtl.data.documents import Document
 from dtl.data.local import files
 from dtl.data.local.files import LocalFiles, split_of
+from dtl.data.prepare import prepare_data
 from dtl.data.sources import plan_sources
 from dtl.data.split import HoldOut, split_hash
 from dtl.errors import ConfigError, DataError
@@ -199,6 +200,72 @@ def test_a_column_of_a_plain_text_is_rejected_before_it_is_read(tmp_path, kind, 
 def test_an_empty_column_is_rejected(column):
     with pytest.raises(ConfigError, match=r"data\.sources\.t\.column=' ?': an empty name"):
         DataConfig(sources={"t": SourceConfig("text", "x", column=column)}).validate()
+
+
+# Documents in one text, and markers that are letters to the model.
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+@pytest.mark.parametrize("mark", ["<|endoftext|>", "<|end_of_text|>", "  <eos> "])
+def test_lines_that_end_a_text_separate_documents(tmp_path, suffix, mark):
+    text = f"One {mark}.\n\nMore.\r\n{mark}\r\n{mark}\nTwo.\n{mark}"
+    (tmp_path / f"a{suffix}").write_text(text if suffix == ".txt" else json.dumps({"text": text}), newline="")
+    (tmp_path / "b.txt").write_text("Three.\n")
+    assert texts_of(tmp_path) == {"train": [f"One {mark}.\n\nMore.\n", "Two.\n", "Three.\n"]}
+    (note,) = (note for note in notes_of(tmp_path) if "separated" in note)
+    assert f"one text is separated by lines of {mark.strip()}: 2 documents (data.separator=" in note
+    (whole, _) = texts_of(tmp_path, separator="")["train"]
+    assert whole == text.replace("\r\n", "\n")
+
+
+def test_a_text_is_separated_by_what_the_setting_says(tmp_path):
+    (tmp_path / "a.txt").write_text("One.\n---\nTwo a---b.\n---\n<|endoftext|>\n")
+    assert texts_of(tmp_path, separator="\\n---\\n") == {"train": ["One.", "Two a---b.", "<|endoftext|>\n"]}
+    assert texts_of(tmp_path, separator="---")["train"][:2] == ["One.\n", "\nTwo a"]
+
+
+def test_a_separator_and_what_is_cut_are_checked():
+    with pytest.raises(ConfigError, match=r"data\.separator=x: separates documents in files of data=text"):
+        DataConfig(sources={"q": SourceConfig("qa", "a.csv")}, separator="x").validate()
+    with pytest.raises(ConfigError, match=r"data\.remove=\['a', ''\]: an empty text"):
+        DataConfig(sources={"t": SourceConfig("text", "a.txt")}, remove=["a", ""]).validate()
+
+
+@pytest.mark.parametrize(
+    ("text", "markers", "ways"),
+    [
+        ("<|im_start|>{}<|im_end|>", "<|im_end|>, <|im_start|>", ["'data.remove=["]),
+        ("<|im_start|>user\n{}?<|im_end|>\n<|im_start|>assistant\nYes", "<|im_start|>", ["data=qa", "data.remove"]),
+        ("[INST] {} [/INST] Yes", "[/INST], [INST]", ["data=qa", "data.remove"]),
+        ("<start_of_turn>user\n{}", "<start_of_turn>", ["data.remove"]),
+        ("### Instruction:\n{}\n### Response:\nYes", "### Instruction:", ["data=qa", "data.remove"]),
+        ("{}.<|endoftext|> More.", "<|endoftext|>", ["'data.separator=<|endoftext|>'", "data.remove"]),
+        ("{}</s>", "</s>", ["data.remove"]),
+    ],
+)
+def test_markers_in_a_text_are_reported_with_the_settings_that_read_them(tmp_path, text, markers, ways):
+    texts = [text.format(f"text number {number}") for number in range(23)] + [
+        "a </s> b <tag> [INSTALL] |x|",
+        "## Title",
+    ]
+    write_jsonl(tmp_path / "a.jsonl", *texts)
+    config = DataConfig(sources={"t": SourceConfig("text")}, path=str(tmp_path), validation_fraction=0.2)
+    (note,) = (note for note in prepare_data(config, TokenizerConfig("byte"), 32, 0).notes if "markers" in note)
+    assert "23 of 25 documents" in note and all(marker in note for marker in markers.split(", "))
+    found = [note.index(way) for way in ways]
+    assert found == sorted(found) and ("data=qa" in note) == ("data=qa" in ways)
+
+
+def test_what_the_setting_says_is_cut_from_texts_and_not_from_questions(tmp_path):
+    write_jsonl(tmp_path / "t.jsonl", *(f"<|im_start|>text {number} (b)\n<|im_end|>" for number in range(23)))
+    write_jsonl(tmp_path / "q.jsonl", *({"question": f"{n}?", "answer": "<|im_end|>"} for n in range(23)))
+    sources = {"t": SourceConfig("text", str(tmp_path / "t.jsonl")), "q": SourceConfig("qa", str(tmp_path / "q.jsonl"))}
+    remove = ["<|im_start|>", "<|im_end|>", "(b)\\n"]
+    config = DataConfig(sources=sources, validation_fraction=0.2, remove=remove)
+    data = prepare_data(config, TokenizerConfig("byte"), 32, 0)
+    texts = {name: data.tokenizer.decode(splits["train"].tokens.tolist()) for name, splits in data.rows.items()}
+    assert "text 8" in texts["t"] and not any(part in texts["t"] for part in ("<|im", "(b)", "\n"))
+    assert "Answer: <|im_end|>" in texts["q"]
 
 
 @pytest.mark.parametrize("name", ["dataset_infos.json", "dataset_info.json", "dataset-metadata.json", "croissant.json"])

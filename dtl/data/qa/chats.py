@@ -124,6 +124,21 @@ def chats_in(text: str) -> list[list[Message]]:
     return [chat for chat in chats if any(role in ASSISTANT for role, _ in chat)]
 
 
+# Markers that no prose has, and a part of each: a test for the part is a hundred times as fast.
+_MARKER = re.compile(
+    r"<\|(?:im_start|im_end|start_header_id|end_header_id|eot_id|eom_id|begin_of_text|end_of_text|endoftext|end|start"
+    r"|message|user|assistant|system|prompter|human|bot|tool|eos|pad)\|>|</?(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>"
+    r"|<[bp]os>|<eos>|<pad>|\A<s>|</s>\Z|^\#{2,4} ?(?:Instruction|Response|Human|Assistant):",
+    re.MULTILINE,
+)
+_PARTS = ("<|", "_of_turn>", "INST]", "<<SYS", "<bos>", "<eos>", "<pad>", "<s>", "</s>", "## ", "###")
+
+
+def markers_in(text: str) -> set[str]:
+    """Return the markers of chats and tokens spelt out in a text; empty for prose."""
+    return set(_MARKER.findall(text)) if any(part in text for part in _PARTS) else set()
+
+
 # --- turns --------------------------------------------------------------------------------------------------------
 
 
