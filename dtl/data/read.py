@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from dtl.base.progress import Pace, Progress
+from dtl.data.chats import chats_in, markers_in
 from dtl.data.cleaning import cleaned
 from dtl.data.config import with_line_ends
 from dtl.data.documents import Document
-from dtl.data.qa.chats import chats_in, markers_in
 from dtl.data.sources import Source
 from dtl.data.split import HoldOut
 from dtl.data.stored import TextWriter
@@ -39,27 +39,21 @@ def read_source(
     `held_out` are the fractions of documents for validation and for test where the source has no validation split
     of its own; its own test split is kept. Training text is read up to the document that reaches `budget`
     characters. Exact duplicates within a split are dropped before anything is held out; splits that the source
-    provides are kept as they are, and a note reports their overlap with the training text. The texts of `remove` are
+    provides are kept as they are, and a note reports their overlap with the training text. `remove` lists texts to
     cut from documents without a question.
     """
+    reader = _Reader(source.origin, log, remove)
     splits = source.splits()
     for_validation, for_test = held_out
     holder = None if "validation" in splits else HoldOut(for_validation, 0.0 if "test" in splits else for_test)
     for split in ("train", "validation", *(["test"] if "test" in splits else [])):
         writer.begin(split)
-    reader = _Reader(source.origin, log, remove)
     for document in reader.read("train", splits.get("train", ()), budget):
         split = "train" if holder is None else holder.split_for(document)
         if split == "test":
             writer.begin(split)  # only now: an empty test split must not exist
         writer.add(split, document)
-    if not reader.counts["train"]["kept"]:
-        notes_text = "".join(f"\n{note}" for note in source.notes())
-        read = reader.counts["train"]["read"]
-        raise DataError(
-            f"{source.origin}: no training text. Found: {read:,} documents{', all empty' if read else ''}. Needed: at "
-            f"least one with text.{notes_text}"
-        )
+    reader.require_training_text(source)
     notes: list[str] = []
     for split in ("validation", "test"):
         if split in splits:
@@ -145,6 +139,16 @@ class _Reader:
             pace.report(f"{counts['read']:,} documents, {counts['characters'] / 1e6:.1f} M characters")
             if counts["characters"] >= budget:
                 break
+
+    def require_training_text(self, source: Source) -> None:
+        """Raises DataError when no document for training was kept."""
+        if not self.counts["train"]["kept"]:
+            notes = "".join(f"\n{note}" for note in source.notes())
+            read = self.counts["train"]["read"]
+            raise DataError(
+                f"{self.origin}: no training text. Found: {read:,} documents{', all empty' if read else ''}. Needed: at "
+                f"least one with text.{notes}"
+            )
 
     def _without_removed(self, document: Document) -> Document:
         if self._remove is None or document.answer_start is not None:

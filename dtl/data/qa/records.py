@@ -2,7 +2,7 @@
 
 Supported are one question per record (question/answer, Alpaca's instruction/input/output, prompt/response,
 prompt/completion, each with an optional context), SQuAD as published (articles of paragraphs of questions) and as on
-the Hugging Face hub, DTL's own facts: one answer, and paraphrases by split, and chats (`dtl.data.qa.chats`). Case and
+the Hugging Face hub, DTL's own facts: one answer, and paraphrases by split, and chats (`dtl.data.chats`). Case and
 surrounding space of names are ignored.
 """
 
@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from dtl.data.chats import MESSAGES, Message, chats_in, messages_in, turns_of
 from dtl.data.config import SPLITS
 from dtl.data.documents import QuestionAnswer
 from dtl.data.local.files import text_of
 from dtl.data.local.readers import Record
-from dtl.data.qa.chats import MESSAGES, Message, chats_in, messages_in, turns_of
 from dtl.errors import DataError
 
 QUESTION = ("question", "instruction", "prompt", "input")
