@@ -17,6 +17,7 @@ from typing import NoReturn
 import hydra
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
+from omegaconf.errors import InterpolationResolutionError
 
 from dtl.base.display import exit_when_output_closes
 from dtl.base.paths import conf_dir
@@ -106,6 +107,11 @@ def show_error(error: Exception, arguments: list[str], command: Command) -> int:
 
 def to_dtl_error(error: Exception, arguments: list[str], command: Command) -> DTLError | None:
     """Translate `error` to a DTLError with a message for the user; None for an unexpected one."""
+    if isinstance(error, InterpolationResolutionError):  # around the error of a resolver such as dtl.checked_name
+        around: BaseException | None = error
+        while around is not None and not isinstance(around, DTLError):
+            around = around.__cause__ or around.__context__
+        error = around or error
     known = error if isinstance(error, DTLError) else translate_error(error, arguments, command)
     if known is None and isinstance(error, OSError) and error.filename and error.strerror:
         return DTLError(f"{error.filename}: {error.strerror}. Choose another folder, or fix this one.")

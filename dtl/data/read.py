@@ -146,8 +146,8 @@ class _Reader:
             notes = "".join(f"\n{note}" for note in source.notes())
             read = self.counts["train"]["read"]
             raise DataError(
-                f"{self.origin}: no training text. Found: {read:,} documents{', all empty' if read else ''}. Needed: at "
-                f"least one with text.{notes}"
+                f"{self.origin}: no training text. Found: {read:,} documents{', all empty' if read else ''}. Needed: "
+                f"at least one with text.{notes}"
             )
 
     def _without_removed(self, document: Document) -> Document:
