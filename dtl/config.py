@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dtl.base.checks import check_device, check_seed
 from dtl.base.paths import experiments_dir
+from dtl.base.safe_text import in_one_line
 from dtl.data.config import DataConfig, RecommendedConfig, SourceConfig, TokenizerConfig
 from dtl.errors import ConfigError
 from dtl.generation.config import SamplingConfig
@@ -121,11 +122,7 @@ class RunConfig:
         """Raise ConfigError, naming key, value, rule and remedy, for an invalid run."""
         for section in SECTIONS:
             getattr(self, section).validate()
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", self.name):
-            raise ConfigError(
-                f"name={self.name}: it becomes a folder's name. Use up to 80 letters, digits, dots, dashes and "
-                "underscores, beginning with a letter or digit."
-            )
+        checked_name(self.name)
         check_seed(self.seed)
         check_device(self.device)
         if self.resume is not None and self.init is not None:
@@ -137,6 +134,16 @@ class RunConfig:
             )
         if self.trainer.precision == "fp16" and self.device == "mps":
             raise ConfigError("trainer.precision=fp16: not supported on Apple GPUs. Use trainer.precision=fp32.")
+
+
+def checked_name(name: str) -> str:
+    """Return the name of a run. Raises ConfigError for one that cannot be a part of a folder's name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name):
+        raise ConfigError(
+            f"name={in_one_line(name, 100)}: it becomes a folder's name. Use up to 80 letters, digits, dots, dashes "
+            "and underscores, beginning with a letter or digit."
+        )
+    return name
 
 
 class Settings(Protocol):
@@ -237,6 +244,8 @@ def register(name: str = "train", schema: type = RunConfig) -> None:
     """Register the schema of the command `name` and the resolvers of its YAML. Called before Hydra starts."""
     ConfigStore.instance().store(name=f"{name}_schema", node=schema_defaults(_open(schema)))
     OmegaConf.register_new_resolver("dtl.experiments", lambda: str(experiments_dir()), replace=True)
+    # Hydra makes the run's folder before the settings are validated: a name such as ../x would lead elsewhere.
+    OmegaConf.register_new_resolver("dtl.checked_name", lambda name: checked_name(str(name)), replace=True)
     # One timestamp for the whole process: a resolver that reads the clock again would give each job of a sweep a
     # sweep folder of its own. The process id keeps two runs apart that start in the same second. Cached values travel
     # with the config: the workers of joblib and submitit take those of the process that started the sweep.

@@ -40,7 +40,7 @@ the confidence is lower on unanswerable questions; the most confident wrong answ
 occur in the training data. All metrics are written to evaluation.json in the run's folder; for data other than the
 run's own, only to out=FILE.
 """,
-    free_text=("data.qa.prompt",),
+    free_text=("data.qa.prompt", "data.separator"),
 )
 
 

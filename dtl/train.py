@@ -53,7 +53,7 @@ means none. -m (--multirun) runs every combination of values with commas. --conf
 recipes of your own. --cfg job --resolve shows the whole config without running; debug=true shows tracebacks.
 Tab completion for the console script: eval "$(dtl-train -sc install=bash)"
 """,
-    free_text=("data.qa.prompt",),
+    free_text=("data.qa.prompt", "data.separator"),
     multirun=True,
 )
 # Keys that may be given together with resume=: length, device and tracker. All others are the run's own.

@@ -108,7 +108,7 @@ def _question(number: int, pair: Pair) -> QuestionAnswer:
         by_split = reader.pairs(Record(place, dict(pair))) if isinstance(pair, Mapping) else {}
     except DataError as error:
         raise ConfigError(str(error)) from error
-    read = [question for questions in by_split.values() for question in questions]
+    read = [turns[0] for questions in by_split.values() for turns in questions if len(turns) == 1]
     if len(read) != 1:
         why = " ".join(reader.notes(place))
         raise ConfigError(f"{place}={pair!r}: give (question, answer), or a record with one of each. {why}".rstrip())

@@ -91,7 +91,7 @@ def _read(plan: SourcePlan, config: DataConfig, budget: float, cache: Cache, log
         def build(folder: Path) -> dict[str, Any]:
             writer = DiskWriter(folder)
             try:
-                facts = read_source(source, held_out, budget, writer, log, n_bytes)
+                facts = read_source(source, held_out, budget, writer, log, n_bytes, config.remove)
                 writer.close()
             finally:
                 writer.abandon()
@@ -104,7 +104,7 @@ def _read(plan: SourcePlan, config: DataConfig, budget: float, cache: Cache, log
             texts = read_texts(entry.folder, splits)
             return SourceTexts(source.origin, texts, key, entry.facts)
     writer = MemoryWriter()
-    facts = read_source(source, held_out, budget, writer, log, n_bytes)
+    facts = read_source(source, held_out, budget, writer, log, n_bytes, config.remove)
     splits = {split: texts for split, texts in writer.texts().items() if split in facts["counts"]}
     return SourceTexts(source.origin, dict(splits), None, facts)
 
@@ -214,9 +214,11 @@ def text_settings(plan: SourcePlan, data: DataConfig, fingerprint: str, budget: 
     names = [field.name for field in fields(DataConfig) if field.name not in _SHAPES_NO_TEXT]
     # The fingerprint holds the commit: the name it was asked for by (tag, branch, none) does not change the text.
     left_out = {"path", "weight", *(["revision"] if isinstance(plan.source, HubReader) else [])}
+    # A setting that is not given shapes nothing.
+    columns = {"qa.columns": dict(data.qa.columns)} if data.qa.columns and plan.config.traits.ships else {}
     return {
         "source": [fingerprint, type(plan.source).__qualname__, getattr(plan.source, "version", 0)],
-        "data": {name: getattr(data, name) for name in names},
+        "data": {name: getattr(data, name) for name in names if getattr(data, name) not in (None, [])} | columns,
         "prompt": None if plan.config.traits.questions == "none" else asdict(Prompt.of(data)),
         "settings": {key: value for key, value in asdict(plan.config).items() if key not in left_out},
         "splits": list(SPLITS),

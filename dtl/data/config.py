@@ -23,6 +23,7 @@ LOSS_ON = ("all", "answer")
 VERIFY = ("quick", "full")
 # Names in metrics.jsonl and in reports of what every evaluation measures: no metric of one's own may take one's place.
 MEASURED_OF_TEXT = ("loss", "targets", "perplexity", "bits_per_byte", "tokens_per_second")
+QA_COLUMNS = ("question", "answer", "context", "topic", "id", "messages")  # names for data.qa.columns
 PLACEHOLDERS = ("question", "context")
 AUTOMATIC_FRACTION = 0.1  # of documents for validation, and for the test, where the fractions are null
 
@@ -125,6 +126,13 @@ class SourceConfig:
         if self.splits and "train" not in self.splits:
             raise ConfigError(f"{key}.splits={self.splits}: name the training split too, for example train: train.")
         traits = self.traits
+        if self.column is not None and not self.column.strip():
+            raise ConfigError(f"{key}.column={self.column!r}: an empty name. Give a column's name, or null for text.")
+        if self.column and traits.questions == "all" and not traits.own_settings:
+            raise ConfigError(
+                f"{key}.column={self.column}: is for one column of text. The columns of questions and answers: "
+                f"'data.qa.columns={{question: NAME, answer: {self.column}}}'."
+            )
         own = traits.own_settings or self.is_of_hub
         for setting in () if own else ("subset", "column", "rows", "splits", "revision"):
             if getattr(self, setting) and not (setting == "column" and traits.column):
@@ -132,6 +140,11 @@ class SourceConfig:
                     f"{key}.{setting}={getattr(self, setting)}: is for datasets of the Hugging Face hub. This source "
                     f"reads {self.path or 'what ships with DTL'} (kind={self.kind})."
                 )
+
+
+def with_line_ends(typed: str) -> str:
+    """Return a text with its new lines: on a command line they are typed as a backslash and an n."""
+    return typed.replace("\\n", "\n")
 
 
 def no_questions(sources: Mapping[str, SourceConfig]) -> bool:
@@ -151,12 +164,13 @@ class SourceAlias:
 class QuestionsConfig(SourceAlias):
     """Short form for the source of questions, and the prompt of the questions of every source."""
 
+    columns: dict[str, str] = field(default_factory=dict)  # your names: {question: q, answer: a}
     prompt: str | None = None  # text with {question} and {context}; \n is a new line; null = init's, else DTL's
 
     @property
     def template(self) -> str | None:
         """The prompt with its new lines: on a command line they are typed as a backslash and an n."""
-        return None if self.prompt is None else self.prompt.replace("\\n", "\n")
+        return None if self.prompt is None else with_line_ends(self.prompt)
 
 
 def prompt_problem(template: str) -> str | None:
@@ -229,6 +243,8 @@ class DataConfig:
     allow_truncated: bool = False  # true: keep what can be read of truncated or damaged files
     cache_dir: str | None = None  # folder for prepared text and tokens; null = the platform's cache folder
     verify: str = "quick"  # quick (files of unchanged size and time count as unchanged) | full (SHA-256 of all)
+    separator: str | None = None  # between documents of one text; null = lines of <|endoftext|>; '' = nothing
+    remove: list[str] = field(default_factory=list)  # cut from every text, not from questions: markers of chats
     commits: dict[str, str] = field(default_factory=dict)  # hub: {source: dataset@commit}; a run records it by itself
     tasks: list[str] = field(
         default_factory=list
@@ -283,6 +299,9 @@ class DataConfig:
                 raise ConfigError(
                     f"data.commits.{name}={commit}: must be a dataset of the hub and a commit's 40 digits."
                 )
+        self._validate_separator(sources)
+        if self.qa.columns:
+            self._validate_columns(sources)
         for task in self.tasks:
             TASKS.check(task)
         for metric in self.metrics:
@@ -300,6 +319,32 @@ class DataConfig:
         if template is not None and (problem := prompt_problem(template)):
             raise ConfigError(f"data.qa.prompt={in_one_line(template)}: {problem}")
         self._validate_layout()
+
+    def _validate_separator(self, sources: Mapping[str, SourceConfig]) -> None:
+        if self.separator and not any(source.traits.needs_files for source in sources.values()):
+            raise ConfigError(
+                f"data.separator={in_one_line(self.separator)}: separates documents in files of data=text; this data "
+                "has none. Leave it out."
+            )
+        if not all(self.remove):
+            raise ConfigError(f"data.remove={self.remove}: an empty text cannot be cut. Leave it out.")
+
+    def _validate_columns(self, sources: Mapping[str, SourceConfig]) -> None:
+        columns = self.qa.columns
+        shown = ", ".join(f"{name}: {column}" for name, column in columns.items())
+        for name, column in columns.items():
+            if name not in QA_COLUMNS or not column.strip():
+                raise ConfigError(
+                    f"data.qa.columns={{{shown}}}: gives the names of your columns for {', '.join(QA_COLUMNS)}: "
+                    f"{{question: q, answer: a}}.{did_you_mean(name, QA_COLUMNS)}"
+                )
+        if "messages" not in columns and not {"question", "answer"} <= {*columns}:
+            raise ConfigError(
+                f"data.qa.columns={{{shown}}}: name both question and answer, such as {{question: q, answer: a}}, or "
+                "messages, the column of chats."
+            )
+        if not any(source.traits.ships and source.path is not None for source in sources.values()):
+            raise ConfigError(f"data.qa.columns={{{shown}}}: is for questions of your own: data.qa.path=FILE.")
 
     def _validate_layout(self) -> None:
         check_choices(self, "data", layout=LAYOUTS, loss_on=LOSS_ON, verify=VERIFY)

@@ -28,7 +28,7 @@ from dtl.data.pack import (
     pad_documents,
     with_targets,
 )
-from dtl.data.readable import readable
+from dtl.data.readable import BORDER, readable, shortened
 from dtl.data.sources import SourcePlan, plan_sources
 from dtl.data.stored import TokenDocuments
 from dtl.data.tokenizers.prompt import Prompt
@@ -65,6 +65,20 @@ class PreparedData:
     def decode(self, sequence: Batch, row: int = 0) -> str:
         """Return a sequence as text, with its loss marked: `data.decode(data.train[0])`. See `readable`."""
         return readable(self.tokenizer, sequence, row)
+
+    def samples(self, source: str, count: int, max_length: int = 400) -> list[str]:
+        """Return the first training texts of a source as the model sees them, with their loss marked.
+
+        A text is a document where attention ends at its border, else a sequence; each of at most about `max_length`
+        characters.
+        """
+        rows = self.rows[source]["train"]
+        found: list[str] = []
+        for number in range(len(rows)):
+            if len(found) >= count:
+                break
+            found += [text for text in self.decode(rows[number]).split(BORDER) if "«" in text]
+        return [shortened(text, max_length) for text in found[:count]]
 
     def longest_answer(self) -> int:
         """Return the most tokens to generate for an answer to any question of the data. See `longest_answer`."""

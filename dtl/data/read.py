@@ -2,14 +2,17 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from dtl.base.progress import Pace, Progress
 from dtl.base.units import in_units, number_of
+from dtl.data.chats import chats_in, markers_in
 from dtl.data.cleaning import cleaned
-from dtl.data.config import HeldOut
+from dtl.data.config import HeldOut, with_line_ends
 from dtl.data.documents import Document
 from dtl.data.sources import Source
 from dtl.data.split import HoldOut
@@ -20,6 +23,7 @@ from dtl.errors import DataError
 COUNTED: tuple[str, ...] = (
     "read", "kept", "empty", "duplicate", "duplicate_characters", "cleaned", "characters"
 )  # fmt: skip
+END_OF_TEXT = "<|endoftext|>"  # the marker that most often separates documents
 EXAMPLES = 3  # changes by cleaning that the report shows
 EXCERPT = 40  # characters on either side of a change
 
@@ -31,32 +35,28 @@ def read_source(
     writer: TextWriter,
     log: Progress,
     n_bytes: float = math.inf,
+    remove: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Read, clean and split a source's documents into a writer; return the facts of SourceTexts.
 
     `held_out` applies where the source has no validation split of its own; its own test split is kept. Training text
     is read up to the document that reaches `budget` characters. Exact duplicates within a split are dropped before
     anything is held out; splits that the source provides are kept as they are, and a note reports their overlap with
-    the training text. `n_bytes` is the size of all text, where it is known, for the progress.
+    the training text. `n_bytes` is the size of all text, where it is known, for the progress. `remove` lists texts to
+    cut from documents without a question.
     """
+    reader = _Reader(source.origin, log, n_bytes, remove)
     splits = source.splits()
     wanted = "validation" not in splits and held_out.validation > 0
     holder = HoldOut(replace(held_out, test=0.0) if "test" in splits else held_out) if wanted else None
     for split in ("train", "validation", *(["test"] if "test" in splits else [])):
         writer.begin(split)
-    reader = _Reader(source.origin, log, n_bytes)
     for document in reader.read("train", splits.get("train", ()), budget):
         split = "train" if holder is None else holder.split_for(document)
         if split == "test":
             writer.begin(split)  # only now: an empty test split must not exist
         writer.add(split, document)
-    if not reader.counts["train"]["kept"]:
-        notes_text = "".join(f"\n{note}" for note in source.notes())
-        read = reader.counts["train"]["read"]
-        raise DataError(
-            f"{source.origin}: no training text. Found: {read:,} documents{', all empty' if read else ''}. Needed: at "
-            f"least one with text.{notes_text}"
-        )
+    reader.require_training_text(source)
     notes: list[str] = []
     for split in ("validation", "test"):
         if split in splits:
@@ -95,8 +95,11 @@ def read_source(
 class _Reader:
     """Yields the cleaned documents of each split, and counts those that it drops."""
 
-    def __init__(self, origin: str, log: Progress, n_bytes: float) -> None:
+    def __init__(self, origin: str, log: Progress, n_bytes: float, remove: Sequence[str]) -> None:
         self.origin = origin
+        self._remove = re.compile("|".join(re.escape(with_line_ends(text)) for text in remove)) if remove else None
+        self._markers: Counter[str] = Counter()  # of chats -> documents
+        self._marked = self._chats = 0  # documents with such markers, and those that are chats
         self.log = log
         self.n_bytes = n_bytes  # of all splits
         self.bytes_read = 0
@@ -113,7 +116,7 @@ class _Reader:
         seen = self._train if split == "train" else set()
         pace = Pace(f"reading {self.origin}: {split}", self.log)
         for raw in documents:
-            document = cleaned(raw)
+            document = cleaned(self._without_removed(raw))
             counts["read"] += 1
             if document is not raw:
                 counts["cleaned"] += 1
@@ -134,6 +137,8 @@ class _Reader:
             seen.add(digest)
             self._in_training += split != "train" and digest in self._train
             self.has_pairs |= document.pair is not None
+            if document.pair is None:
+                self._look_for_markers(document.text)
             counts["kept"] += 1
             counts["characters"] += len(document.text)
             yield document
@@ -143,8 +148,42 @@ class _Reader:
             if counts["characters"] >= budget:
                 break
 
+    def require_training_text(self, source: Source) -> None:
+        """Raises DataError when no document for training was kept."""
+        if not self.counts["train"]["kept"]:
+            notes = "".join(f"\n{note}" for note in source.notes())
+            read = self.counts["train"]["read"]
+            raise DataError(
+                f"{self.origin}: no training text. Found: {read:,} documents{', all empty' if read else ''}. Needed: "
+                f"at least one with text.{notes}"
+            )
+
+    def _without_removed(self, document: Document) -> Document:
+        if self._remove is None or document.answer_start is not None:
+            return document
+        text = self._remove.sub("", document.text)
+        return document if text == document.text else Document(text.strip())
+
+    def _look_for_markers(self, text: str) -> None:
+        if found := markers_in(text):
+            self._markers.update(found)
+            self._marked += 1
+            self._chats += bool(chats_in(text))
+
     def notes(self) -> list[str]:
         notes = []
+        if self._marked:
+            kept = sum(counts["kept"] for counts in self.counts.values())
+            markers = [marker for marker, _ in self._markers.most_common(4)]
+            listed = ",".join(f'"{marker}"' for marker in markers)
+            ways = ["data=qa data.qa.path=FILE reads such chats as questions with answers"] if self._chats else []
+            if END_OF_TEXT in markers and not ways:
+                ways.append(f"'data.separator={END_OF_TEXT}' splits a text of data=text there")
+            ways.append(f"'data.remove=[{listed}]' cuts them out")
+            notes.append(
+                f"{self.origin}: {self._marked:,} of {kept:,} documents have markers, {', '.join(markers)}, which are "
+                f"letters to the model. {'; '.join(ways)}."
+            )
         duplicates = sum(counts["duplicate"] for counts in self.counts.values())
         if duplicates:
             read = sum(counts["read"] for counts in self.counts.values())

@@ -7,17 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
 from dtl.base.display import command_line
 from dtl.base.runtime import (
     DTYPES,
     choose_device,
     choose_precision,
+    device_memory,
     fingerprint,
     fingerprint_difference,
     restore_random_state,
     seed_everything,
 )
+from dtl.base.units import in_gib
 from dtl.checkpoints.load import (
     load_tokenizer,
     load_trained_weights,
@@ -33,7 +37,7 @@ from dtl.errors import CheckpointError, ConfigError
 from dtl.model.config import ModelConfig
 from dtl.model.kernel_choice import KernelChoice, KernelContext, choose_kernel
 from dtl.model.transformer import TransformerLM
-from dtl.training.optimizer import build_optimizers, load_optimizer_tensors
+from dtl.training.optimizer import build_optimizers, load_optimizer_tensors, numbers_per_weight
 from dtl.training.schedule import warmup_steps
 from dtl.training.trainer import Trainer
 
@@ -139,6 +143,7 @@ def build_run(
     if init_from:
         config = with_init(config, init_from, saved_model)
     data = prepare_data(config.data, tokenizer or config.tokenizer, config.seq_len, config.seed, progress, plans)
+    _raise_if_too_large(config, vocab_size or data.tokenizer.vocab_size, device)
     seed_everything(config.seed)  # again: the initial weights must not depend on what preparing the data drew
     model = _build_model(config, data.tokenizer, start_from, vocab_size).to(device)
     model.activation_checkpointing = config.trainer.activation_checkpointing
@@ -180,6 +185,42 @@ def build_run(
     if resume_from and saved:
         _restore(parts, resume_from, *saved)
     return parts
+
+
+def training_bytes(model: nn.Module, optimizers: Sequence[Optimizer], averaged: bool) -> int:
+    """Bytes of weights (two of each with averaged ones), gradients and optimizer state: what every step needs."""
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    state = sum(
+        numbers_per_weight(optimizer) * parameter.nbytes
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    )
+    return (3 if averaged else 2) * weights + state
+
+
+def too_large(config: RunConfig, needed: int, available: int, device: torch.device) -> str:
+    """Return the message on a model whose weights alone leave the device no memory."""
+    return (
+        f"model.dim={config.model.dim} model.n_layers={config.model.n_layers}: the weights, their gradients and the "
+        f"state of optimizer={config.optimizer.name} need {in_gib(needed)}, and this {device.type} has "
+        f"{in_gib(available)}. Only a smaller model helps, such as model=small, or less of model.dim and "
+        "model.n_layers; a smaller micro-batch or a shorter sequence does not."
+    )
+
+
+def _raise_if_too_large(config: RunConfig, vocab_size: int, device: torch.device) -> None:
+    """Raise ConfigError for a model that cannot fit: without it the system may kill the process, without a word."""
+    available = device_memory(device)
+    rough = 16 * config.model.dim * (vocab_size + 12 * config.model.n_layers * config.model.dim)  # of a common block
+    if available is None or rough < available / 8:
+        return
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        model = TransformerLM(config.model, vocab_size)
+        optimizers = build_optimizers(model, config.optimizer)
+    needed = training_bytes(model, optimizers, config.trainer.ema_decay is not None)
+    if needed > available:
+        raise ConfigError(too_large(config, needed, available, device))
 
 
 def with_init(config: RunConfig, init_from: Path, saved: ModelConfig) -> RunConfig:

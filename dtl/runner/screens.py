@@ -10,9 +10,11 @@ from torch.optim import Optimizer
 
 from dtl.base.display import Display, command_line, shown
 from dtl.base.runtime import cpu_has_bf16, nvidia_without_cuda
+from dtl.base.safe_text import visible
 from dtl.base.units import in_epochs, in_percent, in_time, in_units, number_of
 from dtl.checkpoints.listing import list_checkpoints
 from dtl.data.prepare import PreparedData
+from dtl.data.text_report import PREVIEW
 from dtl.evaluation.config import EVALUATION_FILE
 from dtl.evaluation.measure import Report
 from dtl.evaluation.tables import show_main_metrics
@@ -23,6 +25,8 @@ from dtl.runner.build import Parts
 from dtl.tracking.tracker import State, Tracker
 from dtl.training.config import LOSS_TERMS, LossConfig, TrainerConfig
 from dtl.training.optimizer import numbers_per_weight
+
+SAMPLE_LENGTH = 160  # characters of the training text on the start screen: two lines of a terminal
 
 
 def _data_lines(data: PreparedData) -> Iterator[str]:
@@ -82,6 +86,11 @@ def show_start(display: Display, parts: Parts, run_dir: Path, tracker: Tracker) 
     display.screen(f"DTL {config.name}", rows)
     for note in parts.notes:
         display.note(note)
+    if parts.resumed_from is None:
+        for text in data.samples(next(iter(data.rows)), 1, SAMPLE_LENGTH):
+            display.note(PREVIEW[0].upper() + PREVIEW[1:])
+            for line in visible(text).split("\n"):
+                display.note(f"  {line}")
     saved = checkpoint_bytes(parts.model, parts.trainer.optimizers, averaged=parts.trainer.averaged is not None)
     no_room = disk_warning(run_dir, config.trainer.keep, saved)
     looks_wrong = (nvidia_without_cuda(), no_room, _emulation_warning(parts))

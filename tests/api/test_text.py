@@ -93,7 +93,7 @@ def test_a_pair_in_any_form(trained, asked):
         ([("a",)], r"pairs\[0\]=\('a',\): give \(question, answer\)"),
         ([QuestionAnswer("a", "b"), {"question": "a"}], r"pairs\[1\]="),
         ([{"question": "a", "answer": ""}], r"pairs\[0\]=.* 1 x an empty answer"),
-        ([{"question": "a", "answer": ["b", True]}], r"pairs\[0\]: text is needed"),
+        ([{"question": "a", "answer": ["b", {"c": 1}]}], r"pairs\[0\]: text is needed"),
         (["ab"], r"pairs\[0\]='ab'"),
         ([("a", 3)], r"pairs\[0\]=\('a', 3\): give"),
     ],
