@@ -197,6 +197,7 @@ def _record_start(parts: Parts, run_dir: Path, origin: Origin) -> None:
             seed=parts.config.seed,
             flags=origin.flags,
             data_fingerprint=parts.data.fingerprint,
+            taught=parts.data.taught(),
             computed_with=parts.fingerprint,
             lineage={"init": parts.config.init, "checkpoint": str(origin.init_from)} if origin.init_from else None,
         )
