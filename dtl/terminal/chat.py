@@ -19,7 +19,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dtl.base.display import aligned
+from dtl.base.display import table
 from dtl.base.safe_text import in_one_line
 from dtl.base.units import n_tokens
 from dtl.commandline.command import Command
@@ -89,7 +89,7 @@ class Chat:
         elif any(character.isalnum() for character in line):
             self.ask(line.strip())
         elif self.line.is_terminal or line.strip():  # an empty line of a pipe separates questions
-            self._reject("There is nothing to answer in this line. Type a question; help lists the commands.")
+            self._reject("Type a question; help lists the commands.")
 
     def ask(self, question: str) -> None:
         """Answer one question on the screen, if it fits the context."""
@@ -210,11 +210,11 @@ def command_of(line: str) -> "Callable[[Chat], None] | None":
 
 def _help(chat: "Chat", argument: str) -> None:
     chat.screen.print(
-        "Type a question and press Enter. Each question is answered independently: the model was trained on\n"
-        "single pairs of question and answer, and does not remember earlier ones."
+        "Type a question and press Enter. Each question is answered independently: the model was trained on single "
+        "pairs of question and answer, and does not remember earlier ones."
     )
-    for line in aligned(list({command.usage: command.meaning for command in COMMANDS.values()}.items())):
-        chat.screen.print(f"  {line}")
+    commands = {command.usage: command.meaning for command in COMMANDS.values()}
+    chat.screen.console.print(table(("", ""), commands.items(), every={"overflow": "fold"}, show_header=False))
     chat.screen.print("Ctrl-C stops an answer, Ctrl-D quits. Arrow up recalls earlier input.")
 
 

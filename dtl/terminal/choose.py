@@ -39,7 +39,11 @@ def _chosen(folders: Sequence[Path], outputs: Path, ask: Ask) -> str | None:
         newest = find_checkpoint("latest", outputs).parent.parent
     except CheckpointError:
         return None
-    lines = [f"{number:>2}{line}" for number, line in enumerate(_table([*map(read_run_state, folders)]), 1)]
+    rows = [
+        (f"{number:>2}", in_one_line(str(folder.relative_to(outputs))), *_progress(read_run_state(folder)))
+        for number, folder in enumerate(folders, 1)
+    ]
+    lines = [line.rstrip() for line in aligned(rows)]
     offer = f"Enter for {in_one_line(str(newest))}, or a number: "
     asked = "\n".join([f"Runs under {outputs}, newest first:", *lines, offer])
     while True:
@@ -76,14 +80,13 @@ def _choices_message(spec: str | None, outputs: Path, command: str) -> str:
 
 
 def _table(runs: list[RunState]) -> Iterator[str]:
-    rows = [
-        (
-            in_one_line(str(run.folder)),
-            run.name,
-            run.state,
-            "no step yet" if run.step is None else f"step {run.step}",
-            "" if run.best_loss is None else f"best validation loss {run.best_loss:.4f}",
-        )
-        for run in runs
-    ]
+    rows = [(in_one_line(str(run.folder)), run.name, *_progress(run, "best validation loss")) for run in runs]
     return (f"  {line.rstrip()}" for line in aligned(rows))
+
+
+def _progress(run: RunState, loss: str = "loss") -> tuple[str, str, str]:
+    return (
+        run.state,
+        "no step yet" if run.step is None else f"step {run.step}",
+        "" if run.best_loss is None else f"{loss} {run.best_loss:.4f}",
+    )

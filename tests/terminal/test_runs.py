@@ -139,9 +139,9 @@ def test_without_a_name_the_newest_usable_run_is_offered():
     assert checkpoint_to_use(None, OUTPUTS, "chat", ask) == usable / "checkpoints" / "step-00000007"
     lines = shown[0].splitlines()
     assert lines[0] == "Runs under outputs, newest first:" and lines[-1] == f"Enter for {usable}, or a number: "
-    assert [line.split()[:3] for line in lines[1:3]] == [
-        ["1", "outputs/2026-01-02/03-04-05-6_no_checkpoint", "no_checkpoint"],
-        ["2", "outputs/2026-01-01/03-04-05-6_here", "here"],
+    assert [line.split() for line in lines[1:3]] == [
+        ["1", "2026-01-02/03-04-05-6_no_checkpoint", "failed", "step", "0"],
+        ["2", "2026-01-01/03-04-05-6_here", "unfinished", "step", "7"],
     ]
 
 
