@@ -1,6 +1,7 @@
 """The natural wordings and near misses that ship with DTL: every rule holds, and notices when it is broken."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
@@ -55,6 +56,8 @@ def answers_are_taught(questions: Questions) -> Iterator[str]:
             yield f"{q['question']!r}: {q['answers'][0]!r} is not the answer that is taught"
         if len({normalise(answer) for answer in q["answers"]}) != len(q["answers"]):
             yield f"{q['question']!r}: equal answers after normalisation"
+        # Normalised, 1/2 is 12: an answer of 12 would be right.
+        yield from (f"{q['question']!r}: {a!r}" for a in q["answers"][1:] if re.search(r"[/.]\d", a))
 
 
 def answers_are_hidden(questions: Questions) -> Iterator[str]:
@@ -121,6 +124,7 @@ BREAKAGES: list[tuple[Rule, Callable[[Questions], object]]] = [
     (schema, change("near_misses", "question", "capital of portugal ")),
     (answers_are_taught, change("natural", "answers", ["Nobody"])),
     (answers_are_taught, lambda questions: questions["natural"][6]["answers"].append("the edvard MUNCH")),
+    (answers_are_taught, lambda questions: questions["natural"][6]["answers"].append("1/2")),
     (answers_are_hidden, change("natural", "question", "is it edvard munch")),
     (all_different, change("natural", "question", "what is the   capital of CANADA")),
     (all_different, lambda questions: questions["natural"].append(questions["unanswerable"][0])),
