@@ -7,6 +7,7 @@ memory. Both ways give the same sequences.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -83,6 +84,13 @@ class PreparedData:
     def longest_answer(self) -> int:
         """Return the most tokens to generate for an answer to any question of the data. See `longest_answer`."""
         return longest_answer(self.tokenizer, [pair for pairs in self.pairs.values() for pair in pairs])
+
+    def taught(self) -> dict[str, Any] | None:
+        """Return the number of training questions, their topics and three examples; None for data without questions."""
+        pairs = self.pairs.get("train", [])
+        examples = [pairs[len(pairs) * n // 6].question for n in (1, 3, 5)] if pairs else []
+        topics = sorted({pair.topic for pair in pairs} - {""})
+        return {"questions": len(pairs), "topics": topics, "examples": list(dict.fromkeys(examples))} if pairs else None
 
 
 def longest_answer(tokenizer: Tokenizer, pairs: Iterable[QuestionAnswer]) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -18,7 +19,7 @@ from dtl.data.prepare import PreparedData, prepare_data
 from dtl.data.sources import SourcePlan
 from dtl.errors import ConfigError
 from dtl.evaluation.config import EVALUATION_FILE, EvaluateConfig
-from dtl.evaluation.detection import unanswerable_questions
+from dtl.evaluation.detection import natural_questions, unanswerable_questions
 from dtl.evaluation.measure import Plan, Report, measure
 from dtl.evaluation.metrics import mean
 from dtl.evaluation.tables import show_report
@@ -30,6 +31,7 @@ MAX_FRACTION_OF_TRAINING = 0.25
 MIN_QUESTIONS = 16  # of each split: a run of a few steps has metrics too
 MAX_QUESTIONS = 2000  # of each split: the accuracy is then known to within 2 % (1.96 sqrt(0.25 / 2000) = 2.2 %)
 MEASURED_PAIRS = 100  # of each split, for the mean length of a question
+Question = TypeVar("Question")
 
 
 def max_questions(available: Sequence[int], tokens_each: float, tokens_trained: int) -> int:
@@ -74,13 +76,17 @@ def evaluate_best(
     """
     checkpoint = run_dir / "checkpoints" / "best"
     unanswerable = unanswerable_questions(None, config.data)
-    available = [len(pairs) for pairs in (*data.pairs.values(), unanswerable) if pairs]
+    # 460 questions beside the 3,300 of the facts: seconds, and the result of every run has the scores that count.
+    natural, near_misses = natural_questions(config.data, data.pairs.get("train", ()))
+    available = [len(asked) for asked in (*data.pairs.values(), unanswerable, natural, near_misses) if asked]
     questions = max_questions(available, _tokens_of_a_question(data), tokens_trained)
     plan = Plan(
         batch_size=config.micro_batch_size,
         max_batches=config.trainer.eval_max_batches,
         questions=questions,
         unanswerable=evenly_spaced(unanswerable, questions),
+        natural=evenly_spaced(natural, questions),
+        near_misses=evenly_spaced(near_misses, questions),
         metrics=config.data.metrics,
         tasks=config.data.tasks,
         worst=0,
@@ -92,7 +98,7 @@ def evaluate_best(
     return report
 
 
-def evenly_spaced(questions: Sequence[str], most: int) -> Sequence[str]:
+def evenly_spaced(questions: Sequence[Question], most: int) -> Sequence[Question]:
     """Choose at most `most` questions at equal distances, since the list may be sorted by topic."""
     return [questions[n * len(questions) // most] for n in range(most)] if len(questions) > most else questions
 
@@ -158,11 +164,14 @@ def evaluate_checkpoint(
             *(("", note) for note in data.notes),
         ],
     )
+    natural, near_misses = natural_questions(run.data, data.pairs.get("train", ()))
     plan = Plan(
         batch_size=settings.batch_size,
         max_batches=settings.max_batches,
         questions=settings.questions,
         unanswerable=unanswerable,
+        natural=natural,
+        near_misses=near_misses,
         compare_text=[source.name for source in plans if source.config.traits.questions != "all"],
         leakage_tokens=settings.leakage_tokens,
         metrics=run.data.metrics,

@@ -24,7 +24,7 @@ from dtl.evaluation.answers import (
     with_baselines,
     worst_cases,
 )
-from dtl.evaluation.detection import Detection, detect
+from dtl.evaluation.detection import NATURAL, Detection, detect
 from dtl.evaluation.leakage import QuestionLeakage, TextLeakage, question_leakage, text_leakage
 from dtl.evaluation.text import MixedPrecision, TextScores, count_token_bytes, text_scores
 from dtl.generation.conversation import answer_greedily
@@ -41,6 +41,8 @@ class Plan:
     max_batches: int | None = None
     questions: int | None = None  # maximum of each split
     unanswerable: Sequence[str] = ()
+    natural: Sequence[QuestionAnswer] = ()  # asked as one more split, for evaluation alone
+    near_misses: Sequence[str] = ()
     compare_text: Sequence[str] = ()  # sources of plain text, to compare with their own training text
     leakage_tokens: int | None = None
     metrics: Sequence[str] = ()  # registered names of additional means over target tokens
@@ -85,14 +87,13 @@ class Report:
             metrics[f"gold_bits_per_byte/{answers.split}"] = answers.gold_bits_per_byte
         if self.detection:
             metrics |= {f"auc/{split}": area for split, area in self.detection.area_under_roc.items()}
-            metrics["abstention/threshold"] = self.detection.threshold
-            for split, abstention in (("validation", self.detection.validation), ("test", self.detection.test)):
-                if abstention is not None:
-                    metrics |= {
-                        f"abstention/coverage/{split}": abstention.coverage,
-                        f"abstention/refused/{split}": abstention.refused,
-                        f"abstention/accuracy/{split}": abstention.accuracy_answered,
-                    }
+            metrics |= {f"calibration_error/{split}": e for split, e in self.detection.calibration_error.items()}
+            for split, abstention in self.detection.by_split().items():
+                metrics |= {
+                    f"abstention/coverage/{split}": abstention.coverage,
+                    f"abstention/refused/{split}": abstention.refused,
+                    f"abstention/accuracy/{split}": abstention.accuracy_answered,
+                }
         return metrics | self.tasks
 
     def to_json(self, **extra: Any) -> str:
@@ -137,7 +138,8 @@ def _ask_all(
     baselines = bm25_baseline(training), majority(training)
     asked: dict[str, list[Asked]] = {}
     with plan.mixed_precision():
-        for split, pairs in chosen_questions(data.pairs, plan.questions, plan.seed).items():
+        to_ask = {**data.pairs, NATURAL: plan.natural}
+        for split, pairs in chosen_questions(to_ask, plan.questions, plan.seed).items():
             what = f"{len(pairs):,} {split} questions"
             log(f"... {what}")
             prompts = [data.prompt.text(pair.question, pair.context) for pair in pairs]
@@ -146,13 +148,14 @@ def _ask_all(
             scored = Pace(f"{split}: expected answers", log).count
             gold = likelihoods(model, tokenizer, pairs, token_bytes, plan.questions_at_once, data.prompt, scored)
             asked[split] = with_baselines(pairs, answers, gold, baselines)
-        what = f"{len(plan.unanswerable):,} questions without an answer in the data"
-        if plan.unanswerable:
+        without = [*plan.unanswerable, *plan.near_misses]
+        what = f"{len(without):,} questions without an answer in the data"
+        if without:
             log(f"... {what}")
-        prompts = [data.prompt.text(question) for question in plan.unanswerable]
+        prompts = [data.prompt.text(question) for question in without]
         answered = Pace(what, log).count
-        without = answer_greedily(model, tokenizer, prompts, longest, plan.questions_at_once, answered)
-    return asked, detect(asked, without)
+        answers = answer_greedily(model, tokenizer, prompts, longest, plan.questions_at_once, answered)
+    return asked, detect(asked, answers[: len(plan.unanswerable)], answers[len(plan.unanswerable) :])
 
 
 def _task_scores(

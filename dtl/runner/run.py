@@ -243,6 +243,7 @@ def _record_start(parts: Parts, run_dir: Path, origin: Origin) -> None:
             flags=origin.flags,
             init_from=origin.init_from,
             data_fingerprint=parts.data.fingerprint,
+            taught=parts.data.taught(),
             computed_with=parts.fingerprint,
             lineage={"init": parts.config.init, "checkpoint": str(origin.init_from)} if origin.init_from else None,
         )
