@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from dtl.checkpoints.load import load_model, load_tokenizer
     from dtl.commandline.compose import compose
     from dtl.config import RunConfig
+    from dtl.errors import DTLError
     from dtl.model.transformer import create_model
     from dtl.training.loss import mean_cross_entropy as loss
 
 __version__ = "0.1.0"
 __all__ = [
+    "DTLError",
     "FitResult",
     "RunConfig",
     "__version__",
@@ -37,6 +39,7 @@ __all__ = [
     "steps",
 ]
 _PLACES = {
+    "DTLError": "dtl.errors:DTLError",
     "FitResult": "dtl.api.runs:FitResult",
     "RunConfig": "dtl.config:RunConfig",
     "complete": "dtl.api.text:complete",

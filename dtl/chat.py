@@ -23,7 +23,7 @@ COMMAND = Command(
 python -m dtl.chat ckpt=latest [group=choice ...] [key=value ...]
 Answers your questions with a checkpoint. Type help in the chat for more.
 
-  python -m dtl.chat                            lists the runs to choose from
+  python -m dtl.chat                            offers the newest run
   python -m dtl.chat ckpt=latest                the newest run
   python -m dtl.chat ckpt=latest sampling=creative device=cpu
   python -m dtl.chat ckpt=latest ask=pairs.jsonl   exit code 1: a wrong answer
@@ -42,7 +42,7 @@ def main() -> None:
 def job(composed: DictConfig) -> None:
     """One chat, or the questions of `ask=`."""
     config = typed_as(ChatConfig, composed)
-    checkpoint = checkpoint_to_use(config.ckpt, OUTPUTS, "chat")
+    checkpoint = checkpoint_to_use(config.ckpt, OUTPUTS, "chat", input if is_interactive() else None)
     pairs = None if config.ask is None else read_pairs(config.ask)
     screen = open_screen(all_in_one=pairs is not None or is_interactive())
     with exit_when_output_closes(), quiet_keyboard():

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dtl.base.checks import check_device, check_seed
 from dtl.base.paths import experiments_dir
+from dtl.base.safe_text import in_one_line
 from dtl.data.config import DataConfig, RecommendedConfig, SourceConfig, TokenizerConfig
 from dtl.errors import ConfigError
 from dtl.generation.config import SamplingConfig
@@ -23,7 +24,7 @@ from dtl.model.config import ModelConfig
 from dtl.registry import load_plugins
 from dtl.sweeps.config import SweepConfig
 from dtl.tracking.config import TrackerConfig
-from dtl.training.config import OptimizerConfig, ScheduleConfig, TrainerConfig
+from dtl.training.config import CPU_BATCHES, OptimizerConfig, ScheduleConfig, TrainerConfig
 
 SECTIONS = ("model", "tokenizer", "data", "optimizer", "schedule", "trainer", "tracker", "sampling", "sweep")
 
@@ -35,9 +36,11 @@ def _default_data() -> DataConfig:
         seq_len=256,
         document_mask=True,
         loss_on="answer",
-        validation_fraction=0.1,
-        test_fraction=0.1,
-        recommended=RecommendedConfig(micro_batch_size=4, grad_accum_steps=1, max_epochs=30, lower_case_questions=True),
+        validation_fraction=None,
+        test_fraction=None,
+        recommended=RecommendedConfig(
+            micro_batch_size=4, grad_accum_steps=1, max_epochs=30, min_steps=300, lower_case_questions=True
+        ),
     )
 
 
@@ -100,15 +103,26 @@ class RunConfig:
             return self.trainer.max_epochs
         return None if self.trainer.total_steps is not None else self.data.recommended.max_epochs
 
+    def on(self, device_type: str) -> "RunConfig":
+        """The config for a type of device (cpu, cuda, mps): trainer.machine=auto is chosen, and its batches filled in.
+
+        A run records this one, so that a resume on another machine does not choose again.
+        """
+        trainer = self.trainer
+        if trainer.machine != "auto":
+            return self
+        if device_type != "cpu":
+            return replace(self, trainer=replace(trainer, machine="amp4060"))
+        own = trainer.micro_batch_size, trainer.grad_accum_steps
+        micro, accumulated = (given or default for given, default in zip(own, CPU_BATCHES, strict=True))
+        filled = replace(trainer, machine="cpu", micro_batch_size=micro, grad_accum_steps=accumulated)
+        return replace(self, trainer=filled)
+
     def validate(self) -> None:
         """Raise ConfigError, naming key, value, rule and remedy, for an invalid run."""
         for section in SECTIONS:
             getattr(self, section).validate()
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", self.name):
-            raise ConfigError(
-                f"name={self.name}: it becomes a folder's name. Use up to 80 letters, digits, dots, dashes and "
-                "underscores, beginning with a letter or digit."
-            )
+        checked_name(self.name)
         check_seed(self.seed)
         check_device(self.device)
         if self.resume is not None and self.init is not None:
@@ -120,6 +134,16 @@ class RunConfig:
             )
         if self.trainer.precision == "fp16" and self.device == "mps":
             raise ConfigError("trainer.precision=fp16: not supported on Apple GPUs. Use trainer.precision=fp32.")
+
+
+def checked_name(name: str) -> str:
+    """Return the name of a run. Raises ConfigError for one that cannot be a part of a folder's name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name):
+        raise ConfigError(
+            f"name={in_one_line(name, 100)}: it becomes a folder's name. Use up to 80 letters, digits, dots, dashes "
+            "and underscores, beginning with a letter or digit."
+        )
+    return name
 
 
 class Settings(Protocol):
@@ -220,6 +244,8 @@ def register(name: str = "train", schema: type = RunConfig) -> None:
     """Register the schema of the command `name` and the resolvers of its YAML. Called before Hydra starts."""
     ConfigStore.instance().store(name=f"{name}_schema", node=schema_defaults(_open(schema)))
     OmegaConf.register_new_resolver("dtl.experiments", lambda: str(experiments_dir()), replace=True)
+    # Hydra makes the run's folder before the settings are validated: a name such as ../x would lead elsewhere.
+    OmegaConf.register_new_resolver("dtl.checked_name", lambda name: checked_name(str(name)), replace=True)
     # One timestamp for the whole process: a resolver that reads the clock again would give each job of a sweep a
     # sweep folder of its own. The process id keeps two runs apart that start in the same second. Cached values travel
     # with the config: the workers of joblib and submitit take those of the process that started the sweep.

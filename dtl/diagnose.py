@@ -29,8 +29,8 @@ COMMAND = Command(
     usage="""\
 python -m dtl.diagnose [plugins=my_module]
 Shows what this machine can do for a run: torch, GPUs, precisions, memory,
-disk, packages, hub and W&B, what trainer=amp4060 would choose, how the last
-run ended. Takes a few seconds, needs no network, changes nothing.
+disk, packages, hub and W&B, what trainer=auto chooses, how the last run ended.
+Takes a few seconds, needs no network, changes nothing.
 
 Exit code 0: ready to train. 1: something prevents training or slows it down
 badly; each problem comes with a fix.

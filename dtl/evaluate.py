@@ -40,7 +40,7 @@ the confidence is lower on unanswerable questions; the most confident wrong answ
 occur in the training data. All metrics are written to evaluation.json in the run's folder; for data other than the
 run's own, only to out=FILE.
 """,
-    free_text=("data.qa.prompt",),
+    free_text=("data.qa.prompt", "data.separator"),
 )
 
 
@@ -54,6 +54,7 @@ def job(composed: DictConfig) -> None:
     settings = typed_as(EvaluateConfig, composed)
     checkpoint = checkpoint_to_use(settings.ckpt, OUTPUTS, "evaluate")
     run, is_own = _run_with_data(composed, settings, checkpoint)
+    Display().note(f"{shown(checkpoint)}: opening the data, loading torch ...")  # the first sign of life
     from dtl.data.collect import open_sources  # imports numpy, which --help does not need
 
     data, plans = open_sources(run.data, run.seed, read_prompt(checkpoint))

@@ -48,7 +48,7 @@ def job(composed: DictConfig) -> None:
     """Generate. Everything that can be checked without torch is checked before it is imported."""
     config = typed_as(GenerateConfig, composed)
     presets = _presets(config, composed)
-    checkpoint = checkpoint_to_use(config.ckpt, OUTPUTS, "generate")
+    checkpoint = checkpoint_to_use(config.ckpt, OUTPUTS, "generate", input if is_interactive() else None)
     screen = open_screen(all_in_one=is_interactive())
     with exit_when_output_closes(), quiet_keyboard():
         with screen.waiting("loading ..."):
@@ -57,6 +57,10 @@ def job(composed: DictConfig) -> None:
             model = load(checkpoint, config)
         writer = Writer(model, screen, presets, config.seed)
         introduce(model, screen)
+        if model.facts.learned_questions_alone:
+            screen.note(
+                "It was trained on questions and answers, not on plain text. To ask it instead: python -m dtl.chat"
+            )
         if config.prompt is not None:
             writer.write(config.prompt)
             return

@@ -37,6 +37,7 @@ class PrepareConfig:
 
     data: PreparedDataConfig = field(default_factory=PreparedDataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    preview: int = 1  # training texts of each source to show as the model sees them, «with a loss»
     seed: int = 1337  # as in dtl.train: draws the sample for data.max_samples
     plugins: list[str] = field(default_factory=list)  # modules that register sources and tokenizers of your own
     debug: bool = False  # show tracebacks
@@ -51,6 +52,8 @@ class PrepareConfig:
         self.data.validate()
         self.tokenizer.validate()
         check_seed(self.seed)
+        if self.preview < 0:
+            raise ConfigError(f"preview={self.preview}: a number of texts to show, 0 or more.")
         if self.data.export_text is not None:
             file = Path(self.data.export_text).expanduser()
             if file.exists():
@@ -69,9 +72,10 @@ result is cached: dtl.train with the same data and tokenizer finds it.
 
   python -m dtl.prepare data=text data.path=books/ tokenizer=bpe
   python -m dtl.prepare data=text data.path=books/ data.export_text=books.jsonl
+  python -m dtl.prepare data=qa data.qa.path=pairs.csv preview=3
   python -m dtl.prepare data=wiki data.path=FOLDER data.max_samples=null
 """,
-    free_text=("data.qa.prompt",),
+    free_text=("data.qa.prompt", "data.separator"),
 )
 
 
@@ -83,22 +87,23 @@ def main() -> None:
 def job(composed: DictConfig) -> None:
     """Prepare, report, export. Everything that can be checked without torch is checked before it is imported."""
     config = typed_as(PrepareConfig, composed)
+    screen = open_screen(all_in_one=False)
+    screen.note("Opening the data ...")  # the first sign of life
     from dtl.data.collect import open_sources  # imports numpy, which --help does not need
 
     data, plans = open_sources(config.data, config.seed)  # rejects missing data within a second
-    screen = open_screen(all_in_one=False)
     with exit_when_output_closes():
         from dtl.data.cache import Cache, cache_folder
         from dtl.data.encode import encode_sources
         from dtl.data.prepare import pack_sequences
         from dtl.data.text_report import report_lines
 
-        cache = Cache(cache_folder(config.data.cache_dir), config.data.verify == "full", screen.note)
+        cache = Cache(cache_folder(config.data.cache_dir), config.data.verify == "full", screen.log)
         tokenizer, sources = encode_sources(
-            data, plans, config.tokenizer, config.seq_len, config.seed, cache, screen.note
+            data, plans, config.tokenizer, config.seq_len, config.seed, cache, screen.log
         )
         prepared = pack_sequences(data, plans, tokenizer, sources, config.seq_len, config.seed, cache)
-        for line in report_lines(prepared, sources):
+        for line in report_lines(prepared, sources, config.preview):
             screen.piece(f"{line}\n")
         kept = [name for name, source in sources.items() if source.key is not None]
         screen.piece(f"In the cache {cache.folder}: {', '.join(kept) or 'nothing, it is quick to prepare again'}.\n")

@@ -12,7 +12,7 @@ import importlib.metadata
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, NoReturn, TypeVar, cast
 
 from dtl.errors import ConfigError, DTLError, did_you_mean
 
@@ -21,6 +21,24 @@ INTERACTIVE = "this session"  # the place of what is registered in a notebook or
 Part = TypeVar("Part")
 Traits = TypeVar("Traits")
 Decorated = TypeVar("Decorated")
+
+
+class Options(dict[str, Any]):
+    """The settings of a part of one's own, `optimizer.options` and the like: a missing one is an error with its key."""
+
+    key = "options"
+    part = "this part"
+
+    @classmethod
+    def of(cls, part: str, key: str, values: Mapping[str, Any]) -> "Options":
+        """Return `values` as the options of `part`, such as `optimizer.name=mine`, with the section's `key`."""
+        options = cls(values)
+        options.key, options.part = key, part
+        return options
+
+    def __missing__(self, name: str) -> NoReturn:
+        given = f"Given: {', '.join(self)}.{did_you_mean(name, self)}" if self else "No option is given."
+        raise ConfigError(f"{self.key}.{name}: {self.part} needs this option. {given} Add {self.key}.{name}=VALUE.")
 
 
 class Registry(Generic[Part, Traits]):
@@ -77,8 +95,8 @@ class Registry(Generic[Part, Traits]):
         """All names that `get` knows, sorted."""
         return sorted({*self._built_in, *self._parts})
 
-    def check(self, name: str, options: Mapping[str, Any] | None = None, key: str | None = None) -> None:
-        """Raise ConfigError when no part has this name, or for `options` of one of DTL's own parts, which have none.
+    def check(self, name: str, key: str | None = None) -> None:
+        """Raise ConfigError when no part has this name.
 
         `key` is the config key that chose it, where that has more than one form. Imports nothing.
         """
@@ -88,11 +106,21 @@ class Registry(Generic[Part, Traits]):
                 f"{key}={name}: there is no part of this name. Known: {', '.join(self.names())}."
                 f"{did_you_mean(name, self.names())} A part of your own needs plugins=its_module."
             )
+
+    def checked_options(self, name: str, options: Mapping[str, Any], key: str | None = None) -> Options:
+        """Return the `options` of the part of this name, in which a missing one is an error with key and remedy.
+
+        Raises ConfigError when no part has this name, and for options of one of DTL's own parts, which have none.
+        """
+        self.check(name, key)
+        key = key or self.key
+        checked = Options.of(f"{key}={name}", f"{key.rpartition('.')[0]}.options", options)
         if options and name in self._built_in:
             raise ConfigError(
-                f"{key.rpartition('.')[0]}.options={dict(options)}: {key}={name} has no options; they are "
-                "for parts of your own. Leave them out."
+                f"{checked.key}={dict(options)}: {checked.part} has no options; they are for parts of your own. "
+                "Leave them out."
             )
+        return checked
 
     def get(self, name: str) -> Part:
         """Return the part registered under `name`. Raises ConfigError when there is none."""

@@ -1,7 +1,7 @@
 """The types of the registered parts, for type checkers and editors."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from dtl.data.config import SourceTraits, TokenizerTraits
 from dtl.data.sources import Source
@@ -9,7 +9,7 @@ from dtl.data.tasks import Task
 from dtl.data.tokenizers.tokenizer import MakeTokenizer
 from dtl.model.config import BlockRules
 from dtl.model.transformer import TransformerBlock
-from dtl.training.config import OptimizerTraits
+from dtl.training.config import LossTraits, OptimizerTraits
 from dtl.training.evaluate import Metric
 from dtl.training.loss import Loss
 from dtl.training.optimizer import MakeOptimizers
@@ -21,6 +21,13 @@ Part = TypeVar("Part")
 Traits = TypeVar("Traits")
 Decorated = TypeVar("Decorated")
 
+class Options(dict[str, Any]):
+    key: str
+    part: str
+    @classmethod
+    def of(cls, part: str, key: str, values: Mapping[str, Any]) -> Options: ...
+    def __missing__(self, name: str) -> NoReturn: ...
+
 class Registry(Generic[Part, Traits]):
     key: str
     def __init__(self, key: str, built_in: dict[str, str]) -> None: ...
@@ -28,13 +35,14 @@ class Registry(Generic[Part, Traits]):
     def describe(self, name: str, traits: Traits) -> None: ...
     def traits(self, name: str) -> Traits | None: ...
     def names(self) -> list[str]: ...
-    def check(self, name: str, options: Mapping[str, Any] | None = None, key: str | None = None) -> None: ...
+    def check(self, name: str, key: str | None = None) -> None: ...
+    def checked_options(self, name: str, options: Mapping[str, Any], key: str | None = None) -> Options: ...
     def get(self, name: str) -> Part: ...
 
 BLOCKS: Registry[type[TransformerBlock], type[BlockRules]]
 OPTIMIZERS: Registry[MakeOptimizers, OptimizerTraits]
 SCHEDULES: Registry[Schedule, None]
-LOSSES: Registry[Loss, None]
+LOSSES: Registry[Loss, LossTraits]
 STOP_CRITERIA: Registry[StopCriterion, None]
 STEP_FIELDS: Registry[StepField, None]
 METRICS: Registry[Metric, None]

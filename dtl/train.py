@@ -55,7 +55,7 @@ means none. -m (--multirun) runs every combination of values with commas. --conf
 recipes of your own. --cfg job --resolve shows the whole config without running; debug=true shows tracebacks.
 Tab completion for the console script: eval "$(dtl-train -sc install=bash)"
 """,
-    free_text=("data.qa.prompt",),
+    free_text=("data.qa.prompt", "data.separator"),
     multirun=True,
 )
 # Keys that may be given together with resume=: length, device and tracker. All others are the run's own.
@@ -170,6 +170,7 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
     config = _resumed_config(composed, run_dir, [] if requeued else overrides) if resuming else typed(composed)
     check_init_words(config.init, overrides)
     init_from = find_checkpoint(config.init, OUTPUTS) if config.init is not None else None
+    Display().note(f"DTL {config.name}: opening the data, loading torch ...")  # the first sign of life
     from dtl.data.collect import open_sources  # imports numpy, which --help does not need
 
     # Missing files and a missing network are reported before torch is imported.

@@ -152,7 +152,7 @@ def test_the_datas_recommendation_holds_where_the_trainer_says_nothing():
 
 
 def test_the_trainer_beats_the_data():
-    assert batch("data=wiki", "trainer=cpu") == (4, 1, 10)
+    assert batch("data=wiki", "trainer=cpu") == (4, 1, 20)
     assert batch("data=wiki", "trainer=debug") == (2, 1, None)  # its total_steps sets the length
 
 
@@ -161,6 +161,24 @@ def test_the_command_line_beats_all(trainer):
     given = ("trainer.micro_batch_size=3", "trainer.grad_accum_steps=7", "trainer.max_epochs=11")
     assert batch("data=wiki", f"trainer={trainer}", *given) == (3, 7, 11)
     assert batch(*given, "data=qa", f"trainer={trainer}") == (3, 7, 11)
+
+
+@pytest.mark.parametrize("data", COMMAND.groups()["data"])
+def test_the_default_is_the_profile_of_the_device(data):
+    """`trainer=auto` on a device is the profile that a person would name, and chooses once."""
+    words = [f"data={data}", *NEEDED.get(("data", data), [])]
+    for device, profile in {"cpu": "cpu", "cuda": "amp4060", "mps": "amp4060"}.items():
+        chosen = composed(*words).on(device)
+        assert chosen == composed(*words, f"trainer={profile}")
+        assert chosen.on("cpu") == chosen.on("cuda") == chosen
+    given = composed(*words, "trainer.micro_batch_size=3").on("cpu")
+    assert (given.micro_batch_size, given.grad_accum_steps) == (3, 1)
+
+
+@pytest.mark.parametrize("name", ["trainer=debug", *(f"experiment={name}" for name in COMMAND.groups()["experiment"])])
+def test_a_recipe_is_the_same_on_every_machine(name):
+    on_cpu, on_gpu = (composed(name).on(device) for device in ("cpu", "cuda"))
+    assert (on_cpu.micro_batch_size, on_cpu.grad_accum_steps) == (on_gpu.micro_batch_size, on_gpu.grad_accum_steps)
 
 
 def test_steps_alone_set_the_length_and_epochs_can_be_given_beside_them():

@@ -45,6 +45,13 @@ def test_the_report_says_what_became_of_the_text(texts, monkeypatch, capsys):
     assert sorted(file.name for file in texts.parent.iterdir()) == ["cache", "texts.jsonl"]
 
 
+def test_rows_of_a_table_are_leftovers(elsewhere, monkeypatch, capsys):
+    (elsewhere / "rows.txt").write_text("One.\n\n|- |7||Vann||colspan=2|x\n\nTwo -{a}- three.\n" * 3)
+    code, out, _ = call(monkeypatch, capsys, "data.path=rows.txt")
+    assert code == 0 and "3 x '||'" not in out
+    assert all(mark in out for mark in ("x '||'", "colspan=", "'-{'"))
+
+
 def test_a_run_finds_what_was_prepared(texts, monkeypatch, capsys):
     call(monkeypatch, capsys, "data.path=texts.jsonl", "data.seq_len=32")
     before = sorted((texts.parent / "cache").iterdir())
@@ -83,6 +90,19 @@ def test_an_export_into_no_folder_is_refused_at_once(texts, monkeypatch, capsys)
     code, _, err = call(monkeypatch, capsys, "data.path=texts.jsonl", "data.export_text=nowhere/out.txt")
     assert code == 2 and "there is no folder nowhere" in err
     assert not (texts.parent / "cache").exists()
+
+
+def test_training_texts_are_shown_as_the_model_sees_them(elsewhere, monkeypatch, capsys):
+    pairs = [{"messages": [{"role": "user", "content": f"Who is {n}?"}, {"role": "assistant", "content": f"A{n}"}]}
+             for n in range(31)]  # fmt: skip
+    Path("chats.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    for given, shown in (([], 1), (["preview=3"], 3), (["preview=0"], 0)):
+        code, out, _ = call(monkeypatch, capsys, "data=qa", "data.qa.path=chats.jsonl", *given)
+        assert code == 0 and "read as chats: 31 with one turn as pairs" in out
+        assert out.count("a training text as the model sees it") == out.count("    Answer:« A") == shown
+        assert out.count("<|endoftext|>»\n") == shown
+    code, _, error = call(monkeypatch, capsys, "data=qa", "preview=-1")
+    assert code == 2 and "preview=-1" in error
 
 
 def test_the_questions_that_ship_with_dtl_are_reported_and_not_cached(elsewhere, monkeypatch, capsys):

@@ -11,8 +11,26 @@ import pytest
 
 from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
 from dtl.errors import ConfigError
-from dtl.registry import Registry, load_plugins
-from dtl.training.config import LossConfig, OptimizerConfig, ScheduleConfig
+from dtl.model.config import ArchConfig, BlockRules, ModelConfig
+from dtl.registry import (
+    BLOCKS,
+    LOSSES,
+    OPTIMIZERS,
+    SCHEDULES,
+    SOURCES,
+    STOP_CRITERIA,
+    TOKENIZERS,
+    Registry,
+    load_plugins,
+)
+from dtl.training.config import (
+    LOSS_TERMS,
+    LossConfig,
+    LossTraits,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainerConfig,
+)
 
 MODULE = Path(sys.modules[Registry.__module__].__file__ or "")
 PART = """\
@@ -114,13 +132,15 @@ def test_the_stub_says_what_the_module_has():
     def shape(suffix: str) -> dict[str, str]:
         found: dict[str, str] = {}
         body = ast.parse(MODULE.with_suffix(suffix).read_text()).body
-        (registry,) = (node for node in body if isinstance(node, ast.ClassDef))
-        for node in [*body, *registry.body]:
+        classes = [node for node in body if isinstance(node, ast.ClassDef)]
+        for node in [*body, *(node for inside in classes for node in inside.body)]:
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
                 found[node.target.id] = ""
             elif isinstance(node, ast.FunctionDef):
                 found[node.name] = f"{ast.unparse(node.args)} -> {ast.unparse(node.returns or ast.Constant(None))}"
-        found.pop("key", None)  # an attribute, which the module sets in `__init__`
+        for attribute in ("key", "part"):  # which the module sets without a type
+            found.pop(attribute, None)
+        found["of"] = found["of"].replace("'", "")
         return found
 
     assert shape(".pyi") == shape(".py")
@@ -143,3 +163,63 @@ def test_options_of_a_part_of_dtl_are_rejected_and_not_ignored(section: str) -> 
     CONFIGS_WITH_OPTIONS[section]().validate()
     with pytest.raises(ConfigError, match=rf"{section}\.options={{'power': 2}}: {section}\..* has no options"):
         CONFIGS_WITH_OPTIONS[section](options={"power": 2}).validate()
+
+
+PART_OF_ONES_OWN = {
+    "optimizer": (OPTIMIZERS, lambda options: OptimizerConfig("mine", options=options), "options"),
+    "schedule": (SCHEDULES, lambda options: ScheduleConfig("mine", options=options), "options"),
+    "trainer.loss": (LOSSES, lambda options: LossConfig("mine", options=options), "options"),
+    "tokenizer": (TOKENIZERS, lambda options: TokenizerConfig("mine", options=options), "options"),
+    "model.arch": (BLOCKS, lambda options: ModelConfig(arch=ArchConfig("mine", options=options)), "arch.options"),
+    "trainer": (
+        STOP_CRITERIA,
+        lambda options: TrainerConfig(stop_criteria=["mine"], stop_options=options),
+        "stop_options",
+    ),
+    "data.sources.odes": (
+        SOURCES,
+        lambda options: DataConfig(sources={"odes": SourceConfig("mine", options=options)}),
+        "sources.odes.options",
+    ),
+}
+
+
+@pytest.fixture
+def part_of_ones_own(request):
+    registry, make, path = PART_OF_ONES_OWN[request.param]
+    registry.register("mine")(BlockRules)
+    yield make, path
+    for table in (registry._parts, registry._places):
+        del table["mine"]
+
+
+@pytest.mark.parametrize("part_of_ones_own", PART_OF_ONES_OWN, indirect=True)
+@pytest.mark.parametrize(("given", "said"), [({"gama": 2}, "Did you mean 'gama'"), ({}, "No option is given")])
+def test_a_missing_option_is_named_with_its_key_and_the_part(part_of_ones_own, given, said):
+    make, path = part_of_ones_own
+    config = make(given)
+    config.validate()
+    options = config
+    for name in path.split("."):
+        options = options[name] if isinstance(options, dict) else getattr(options, name)
+    assert options == given and options.get("gamma", 3) == 3
+    with pytest.raises(
+        ConfigError, match=rf"options\.gamma: .*mine.* needs this option\..*{said}.*options\.gamma=VALUE"
+    ):
+        options["gamma"]
+
+
+@pytest.mark.parametrize("term", LOSS_TERMS)
+def test_terms_that_a_loss_does_not_read_are_rejected(term):
+    LossConfig(**{term: 0.1}).validate()
+    try:
+        LOSSES.register("mine")(object)
+        LOSSES.register("that_reads_it", LossTraits((term,)))(object)
+        LossConfig("mine").validate()
+        LossConfig("that_reads_it", **{term: 0.1}).validate()
+        with pytest.raises(ConfigError, match=rf"trainer\.loss\.{term}=0\.1: trainer\.loss\.name=mine does not read"):
+            LossConfig("mine", **{term: 0.1}).validate()
+    finally:
+        for name in ("mine", "that_reads_it"):
+            for table in (LOSSES._parts, LOSSES._places, LOSSES._traits):
+                table.pop(name, None)

@@ -172,12 +172,19 @@ def _checked(config: RunConfig) -> RunConfig:
 
 
 def _check_attributes(section: Any, prefix: str = "") -> None:
-    """Raise ConfigError for an attribute that is no setting, such as `config.optimizer.lrr = 3`."""
+    """Raise ConfigError for an attribute that is no setting, and for a section that was replaced by something else:
+    `config.optimizer.lrr = 3`, `config.model = "small"`."""
+    defaults = type(section)()
     known = {item.name for item in fields(section)}
     for name, value in vars(section).items():
         if name not in known:
             raise ConfigError(f"{prefix}{name}={value!r}: there is no such key.{did_you_mean(name, known)}")
-        if is_dataclass(value):
+        if is_dataclass(getattr(defaults, name)):
+            if not isinstance(value, type(getattr(defaults, name))):
+                raise ConfigError(
+                    f"{prefix}{name}={value!r}: is a section. Set its fields, or choose it by name when you compose: "
+                    f"dtl.compose('{prefix}{name}={value}')."
+                )
             _check_attributes(value, f"{prefix}{name}.")
 
 

@@ -31,10 +31,23 @@ def complete(model: TransformerLM, tokenizer: Tokenizer, text: str, *, seed: int
 
     `dtl.complete(model, tokenizer, "Once upon", temperature=0.7, max_new_tokens=20)`: the keywords are those of
     `sampling.` on the command line, with its defaults. Equal seeds give equal texts; no global random state is used.
-    Raises ConfigError for a keyword that does not exist and for a value of a wrong type or out of range.
+    Raises ConfigError for a keyword that does not exist, for a value of a wrong type or out of range, and for a model
+    or a tokenizer that is not DTL's.
     """
+    _check_arguments(model, tokenizer)
+    if not isinstance(text, str):
+        raise ConfigError(f"text={text!r:.80}: must be one text. Call dtl.complete for each of several.")
     check_seed(seed)
     return "".join(continue_text(model, tokenizer, text, _sampling(sampling), seed))
+
+
+def _check_arguments(model: object, tokenizer: object) -> None:
+    for name, value, kind in (("model", model, TransformerLM), ("tokenizer", tokenizer, Tokenizer)):
+        if not isinstance(value, kind):
+            raise ConfigError(
+                f"{name}: {type(value).__name__} is not a {kind.__name__} of DTL. Load it: dtl.load_{name}(PATH) of a "
+                "run, a checkpoint or a Hugging Face folder."
+            )
 
 
 def _sampling(given: Mapping[str, Any]) -> SamplingConfig:
@@ -61,8 +74,9 @@ def score(
     SQuAD's normalisation; and `gold_bits_per_byte`, of the expected answers by the model. The batch size changes the
     speed only.
 
-    Raises ConfigError for no pairs and for one that cannot be read.
+    Raises ConfigError for no pairs and for one that cannot be read, and for a model or a tokenizer that is not DTL's.
     """
+    _check_arguments(model, tokenizer)
     questions = [_question(number, pair) for number, pair in enumerate(pairs)]
     if not questions:
         raise ConfigError("pairs=[]: there is no question to ask. Give at least one (question, answer).")
@@ -94,7 +108,7 @@ def _question(number: int, pair: Pair) -> QuestionAnswer:
         by_split = reader.pairs(Record(place, dict(pair))) if isinstance(pair, Mapping) else {}
     except DataError as error:
         raise ConfigError(str(error)) from error
-    read = [question for questions in by_split.values() for question in questions]
+    read = [turns[0] for questions in by_split.values() for turns in questions if len(turns) == 1]
     if len(read) != 1:
         why = " ".join(reader.notes(place))
         raise ConfigError(f"{place}={pair!r}: give (question, answer), or a record with one of each. {why}".rstrip())

@@ -51,8 +51,8 @@ def check_unique(names: Sequence[str], key: str) -> None:
 
 def check_seed(seed: int) -> None:
     """Raise ConfigError for a seed that torch's generators do not take."""
-    if not 0 <= seed < 2**63:
-        raise ConfigError(f"seed={seed}: must be in [0, 2^63).")
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ConfigError(f"seed={seed}: must be an integer in [0, 2^63).")
 
 
 def check_device(device: str) -> None:

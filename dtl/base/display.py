@@ -5,17 +5,18 @@ In a terminal the progress line is updated in place and evaluations scroll above
 
 import errno
 import os
+import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Column, Table
 from rich.text import Text
 
 from dtl.base.safe_text import visible
@@ -94,6 +95,65 @@ def aligned(rows: Iterable[Sequence[str]]) -> Iterator[str]:
         yield "  ".join([*(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=False)), last])
 
 
+# A command to paste, or any other word: `wandb sync FOLDER`; python -m dtl.train with its key=value words and flags.
+_SHELL_WORD = r"""(?:'[^']*'|"[^"]*"|[^\s'"])+"""
+_UNBROKEN = re.compile(rf"`[^`]*`\S*|\(?python -m dtl\.\w+(?: (?=\S*=|-|'){_SHELL_WORD})*|\S+")
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Lines of at most `width` columns, broken between words; a command to paste stays in one line, however long."""
+    lines = []
+    for paragraph in text.split("\n"):
+        if len(paragraph) <= width:
+            lines.append(paragraph)
+            continue
+        line = paragraph[: len(paragraph) - len(paragraph.lstrip())]
+        for word in _UNBROKEN.findall(paragraph):
+            if line.strip() and len(line) + 1 + len(word) > width:
+                lines.append(line)
+                line = word
+            else:
+                line = f"{line} {word}" if line.strip() else line + word
+        lines.append(line)
+    return lines
+
+
+class Bar:
+    """A line of progress below everything else on a terminal, which disappears at its end."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress: Progress | None = None
+
+    def update(self, what: str, how_far: str, fraction: float | None) -> None:
+        """Show how far a piece of work is; with `fraction` None the end is not known."""
+        if self._progress is None:
+            cut = Column(no_wrap=True, overflow="ellipsis", max_width=28)
+            columns = TextColumn("{task.description}", markup=False, table_column=cut), BarColumn(12)
+            status = TextColumn("{task.fields[status]}", markup=False, table_column=Column(no_wrap=True))
+            self._progress = Progress(*columns, status, console=self._console, transient=True)
+            self._progress.add_task("", status="")
+            self._progress.start()
+        total = None if fraction is None else 1.0
+        self._progress.update(TaskID(0), description=what, status=how_far, total=total, completed=fraction or 0.0)
+
+    def stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+class TerminalLog:
+    """A log of lines (`Progress`) that also has a bar for `Pace`; the next line ends the bar."""
+
+    def __init__(self, note: Callable[[str], None], bar: Bar) -> None:
+        self._note = note
+        self.bar = bar.update
+
+    def __call__(self, message: str) -> None:
+        self._note(message)
+
+
 class Display:
     """The output of a command on the terminal; plain text on standard output outside one. A context manager."""
 
@@ -101,45 +161,60 @@ class Display:
         # Outside a terminal rich would wrap lines at 80 columns.
         self.console = console or plain_console(soft_wrap=not is_terminal(sys.stdout))
         self.progress: Progress | None = None
-        self._task = None
+        self._task = TaskID(0)
+        self._bar = Bar(self.console)
+        self.log = TerminalLog(self.note, self._bar) if self.console.is_terminal else self.note
 
     def __enter__(self) -> "Display":
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._bar.stop()
         self.stop_progress()
 
     def screen(self, title: str, rows: Iterable[tuple[str, str]]) -> None:
         """Print a title and a two-column table; without a terminal one line per row, of any length."""
         rows = list(rows)
-        self.console.print(Text(title, style="bold"))
+        self._lines(title, "bold")
         if not self.console.is_terminal:
             for line in aligned(rows):
                 self.print(line)
             return
-        columns = {"name": {"style": "dim", "no_wrap": True}, "value": {"overflow": "fold"}}
-        self.console.print(table(columns, rows, columns=columns, show_header=False))
+        indent = max((len(name) for name, _ in rows), default=0) + 2
+        for name, value in rows:
+            for n, line in enumerate(wrapped(value, self.console.width - indent)):
+                name_cell = f"{name if n == 0 else '':<{indent}}"
+                self.console.print(Text.assemble((name_cell, "dim"), line), soft_wrap=True)
 
     def note(self, message: str) -> None:
         """Print a line of information, dimmed."""
-        self.console.print(Text(message, style="dim"))
+        self._lines(message, "dim")
 
     def warn(self, message: str) -> None:
         """Print a warning."""
-        self.console.print(Text(f"Warning: {message}", style="yellow"))
+        self._lines(f"Warning: {message}", "yellow")
 
     def print(self, message: str) -> None:
         """Print a plain line."""
-        self.console.print(Text(message))
+        self._lines(message, "")
+
+    def _lines(self, text: str, style: str) -> None:
+        self._bar.stop()
+        # Not wrapped by rich, which breaks commands as well: a line with a line end in it cannot be pasted.
+        for line in wrapped(text, self.console.width) if self.console.is_terminal else [text]:
+            self.console.print(Text(line, style=style), soft_wrap=True)
 
     def start_progress(self, total_steps: int, done: int) -> None:
         """Show the progress bar. Does nothing without a terminal."""
+        self._bar.stop()
         if not self.console.is_terminal:
             return
+        counted = len(f"{total_steps}/{total_steps}")
         self.progress = Progress(
-            BarColumn(bar_width=24),
+            # The widest half of a status has 40 columns.
+            BarColumn(max(4, min(24, self.console.width - counted - 42))),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
+            TextColumn("{task.fields[status]}", markup=False),
             console=self.console,
             refresh_per_second=4,
         )
@@ -152,16 +227,23 @@ class Display:
             self.progress = None
 
     def advance(self, step: int) -> None:
-        """Move the progress bar; its text changes with `step`."""
-        if self.progress is not None and self._task is not None:
+        """Move the progress bar; its text changes with `step` and `status`."""
+        if self.progress is not None:
             self.progress.update(self._task, completed=step)
 
-    def step(self, step: int, total_steps: int, status: str) -> None:
-        """Show the state of training at `step`."""
-        if self.progress is not None and self._task is not None:
-            self.progress.update(self._task, completed=step, status=status)
+    def status(self, text: str) -> None:
+        """Replace the text next to the progress bar; shown nowhere else."""
+        if self.progress is not None:
+            self.progress.update(self._task, status=text)
+
+    def step(self, step: int, total_steps: int, status: Sequence[str]) -> None:
+        """Show the state of training at `step`: in a line, or in two next to a bar."""
+        if self.progress is not None:
+            rows = [status] if self.console.width >= 120 else [status[: len(status) // 2], status[len(status) // 2 :]]
+            text = "\n".join("  ".join(row) for row in rows)
+            self.progress.update(self._task, completed=step, status=text)
         else:
-            self.console.print(Text(f"step {step}/{total_steps}  {status}"))
+            self._lines(f"step {step}/{total_steps}  {'  '.join(status)}", "")
 
 
 def open_missing_streams() -> None:

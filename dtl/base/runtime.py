@@ -176,6 +176,19 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def device_memory(device: torch.device) -> int | None:
+    """Return the memory of the device in bytes; for CPU and MPS the machine's, or its container's. None: unknown."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    limits = []
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # no container, or "max"
+            limits.append(int(Path(file).read_text()))
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # Windows has no sysconf
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(limits, default=None)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return True when the error means out of memory; CUDA, MPS and CPU each raise their own."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):

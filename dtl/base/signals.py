@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a flag, read between two steps. Imports no torch."""
+"""Ctrl-C and SIGTERM as a flag, read between two micro-batches. Imports no torch."""
 
 import contextlib
 import os
@@ -10,8 +10,8 @@ _STOP = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignals:
-    """Signal handlers: the first SIGINT or SIGTERM sets `received`, which the loop reads between steps; the second
-    raises KeyboardInterrupt.
+    """Signal handlers: the first SIGINT or SIGTERM sets `received`, which the loop reads between micro-batches; the
+    second raises KeyboardInterrupt.
 
     A batch system's warning counts as well: SIGUSR1 or SIGUSR2, where a handler is already installed (submitit requeues
     the job and exits). The code that catches InterruptedRun raises the signal again for that handler.
@@ -43,7 +43,7 @@ class StopSignals:
             self.received = number
         # Not print: a signal during a print would enter the stream a second time, which raises RuntimeError.
         with contextlib.suppress(OSError):
-            os.write(2, b"\nStopping after this step and saving; press again to stop at once.\n")
+            os.write(2, b"\nStopping after the running micro-batch and saving; press again to stop at once.\n")
 
 
 def _warnings() -> list[signal.Signals]:

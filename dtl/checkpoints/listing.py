@@ -135,7 +135,7 @@ def best_checkpoint(run_dir: Path, only: Collection[str] | None = None, contents
 
 
 def newest_valid(run_dir: Path) -> tuple[Checkpoint, str | None]:
-    """The newest valid checkpoint of a run, and a message about damaged newer ones, or None.
+    """The newest valid checkpoint of a run, and a message about damaged ones before it, or None.
 
     All its files are verified. `best` counts as one. Raises CheckpointError when there is no valid one.
     """
@@ -157,10 +157,11 @@ def newest_valid(run_dir: Path) -> tuple[Checkpoint, str | None]:
 
 
 def _damage_message(damaged: list[Checkpoint], used: Checkpoint) -> str | None:
-    newer = [entry for entry in damaged if entry.step > used.step]
-    if not newer:
+    if not damaged:
         return None
+    lost = damaged[0].step - used.step
+    steps = "no step is" if lost <= 0 else "1 step is" if lost == 1 else f"{lost} steps are"
     return (
-        f"{newer[0].problem}\nUsing {used.path.name} (step {used.step}) instead: "
-        f"{newer[0].step - used.step} steps are lost. The damaged folder is kept."
+        f"{damaged[0].problem}\nUsing {used.path.name} (step {used.step}) instead: {steps} lost. "
+        "The damaged folder is kept."
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dtl.base.display import shell_line
 from dtl.base.json_files import read_json
+from dtl.base.runtime import choose_device
 from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.listing import MODEL_FILES, RAW, STATE_FILES, TOKENIZER_FILES, is_checkpoint, verify
 from dtl.checkpoints.weights import numel, read_shapes, read_tensors, weight_files
@@ -28,9 +29,12 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> Transfor
     """Load the model of a run (its best checkpoint), a checkpoint or a Hugging Face directory: token ids (b, t) to
     logits (b, t, v), fp32, in evaluation mode.
 
-    Half-precision and sharded weights are supported; pickles are not. Torch's random state is not changed.
-    Raises CheckpointError naming the file that is missing, damaged, or of an unsupported model.
+    Half-precision and sharded weights are supported; pickles are not. Torch's random state is not changed. `device` is
+    what `device=` is on the command line, or torch's. Raises CheckpointError naming the file that is missing, damaged,
+    or of an unsupported model; ConfigError for a device that is not available.
     """
+    if isinstance(device, str):
+        device, _ = choose_device(device)
     folder = _model_folder(path)  # once: while a run trains, its best checkpoint may change
     config, vocab_size = read_model_config(folder)
     with torch.random.fork_rng(devices=[]):  # the initial weights draw random numbers, on the CPU

@@ -20,6 +20,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError
 
 import dtl
 from dtl.base.display import exit_when_output_closes, open_missing_streams
@@ -150,6 +151,11 @@ def show_error(error: Exception, arguments: list[str], command: Command) -> int:
 
 def to_dtl_error(error: Exception, arguments: list[str], command: Command) -> DTLError | None:
     """Translate `error` to a DTLError with a message for the user; None for an unexpected one."""
+    if isinstance(error, InterpolationResolutionError):  # around the error of a resolver such as dtl.checked_name
+        around: BaseException | None = error
+        while around is not None and not isinstance(around, DTLError):
+            around = around.__cause__ or around.__context__
+        error = around or error
     known = error if isinstance(error, DTLError) else translate_error(error, arguments, command)
     if known is None and isinstance(error, ModuleNotFoundError) and error.name:
         return DTLError(dtl._missing_package(error.name))

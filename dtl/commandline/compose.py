@@ -20,7 +20,7 @@ from dtl.config import RunConfig, typed
 from dtl.errors import ConfigError
 
 # As in dtl/train.py, but for the texts of --help.
-COMMAND = Command("train", RunConfig, usage="", free_text=("data.qa.prompt",), multirun=True)
+COMMAND = Command("train", RunConfig, usage="", free_text=("data.qa.prompt", "data.separator"), multirun=True)
 # Hydra's state belongs to the process: its config is replaced for the moment in which a composed one is resolved.
 _one_at_a_time = threading.RLock()
 

@@ -32,6 +32,7 @@ _SHAPES_NO_TEXT = {
 }  # fmt: skip
 # Smaller files are prepared in about a second: a cache entry would cost more than it saves.
 SMALL_BYTES = 2**20
+PLAIN = {".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv"}  # files about as large as their text, for the progress
 
 
 @dataclass(frozen=True)
@@ -80,15 +81,17 @@ def _characters_wanted(
 
 def _read(plan: SourcePlan, config: DataConfig, budget: float, cache: Cache, log: Progress) -> SourceTexts:
     """Return the texts of a source from the cache; read into it, or into memory where they cannot be cached."""
-    source, held_out = plan.source, (config.validation_fraction, config.test_fraction)
-    fingerprint = _fingerprint(source, cache)
+    source, held_out = plan.source, config.held_out
+    files = _files(source)
+    fingerprint = _fingerprint(files, cache)
+    n_bytes = _bytes_of_text(files)
     key = None if fingerprint is None else text_key(plan, config, fingerprint, budget)
     if key is not None:
 
         def build(folder: Path) -> dict[str, Any]:
             writer = DiskWriter(folder)
             try:
-                facts = read_source(source, held_out, budget, writer, log)
+                facts = read_source(source, held_out, budget, writer, log, n_bytes, config.remove)
                 writer.close()
             finally:
                 writer.abandon()
@@ -101,23 +104,31 @@ def _read(plan: SourcePlan, config: DataConfig, budget: float, cache: Cache, log
             texts = read_texts(entry.folder, splits)
             return SourceTexts(source.origin, texts, key, entry.facts)
     writer = MemoryWriter()
-    facts = read_source(source, held_out, budget, writer, log)
+    facts = read_source(source, held_out, budget, writer, log, n_bytes, config.remove)
     splits = {split: texts for split, texts in writer.texts().items() if split in facts["counts"]}
     return SourceTexts(source.origin, dict(splits), None, facts)
 
 
-def _fingerprint(source: Source, cache: Cache) -> str | None:
-    """Return the fingerprint of a source's documents; None where it has none, or where its files are small.
-
-    The source's optional method `fingerprint()` returns a text, or all the files that it reads.
-    """
+def _files(source: Source) -> list[Path] | str | None:
+    """Return what the source's optional method `fingerprint()` does: a text, or all the files that it reads."""
     method = getattr(source, "fingerprint", None)
-    made_of = method() if method is not None else None
-    if made_of is None or isinstance(made_of, str):
-        return made_of
-    if sum(file.stat().st_size for file in made_of) < SMALL_BYTES:
+    return method() if method is not None else None
+
+
+def _fingerprint(files: list[Path] | str | None, cache: Cache) -> str | None:
+    """Return the fingerprint of a source's documents; None where it has none, or where its files are small."""
+    if files is None or isinstance(files, str):
+        return files
+    if sum(file.stat().st_size for file in files) < SMALL_BYTES:
         return None
-    return cache.files_fingerprint(made_of)
+    return cache.files_fingerprint(files)
+
+
+def _bytes_of_text(files: list[Path] | str | None) -> float:
+    """Return the size of the text in files; infinity where their sizes do not tell, as of compressed ones."""
+    if not isinstance(files, list) or any(file.suffix.lower() not in PLAIN for file in files):
+        return math.inf
+    return max(1, sum(file.stat().st_size for file in files))
 
 
 def all_notes(collected: Mapping[str, SourceTexts]) -> list[str]:
@@ -203,13 +214,15 @@ def text_settings(plan: SourcePlan, data: DataConfig, fingerprint: str, budget: 
     names = [field.name for field in fields(DataConfig) if field.name not in _SHAPES_NO_TEXT]
     # The fingerprint holds the commit: the name it was asked for by (tag, branch, none) does not change the text.
     left_out = {"path", "weight", *(["revision"] if isinstance(plan.source, HubReader) else [])}
+    # A setting that is not given shapes nothing.
+    columns = {"qa.columns": dict(data.qa.columns)} if data.qa.columns and plan.config.traits.ships else {}
     return {
         "source": [fingerprint, type(plan.source).__qualname__, getattr(plan.source, "version", 0)],
-        "data": {name: getattr(data, name) for name in names},
+        "data": {name: getattr(data, name) for name in names if getattr(data, name) not in (None, [])} | columns,
         "prompt": None if plan.config.traits.questions == "none" else asdict(Prompt.of(data)),
         "settings": {key: value for key, value in asdict(plan.config).items() if key not in left_out},
         "splits": list(SPLITS),
-        "held_out": [data.validation_fraction, data.test_fraction],
+        "held_out": [data.validation_fraction, data.held_out.test],
         "read": [None if budget == math.inf else budget, plan.order_seed],
     }
 

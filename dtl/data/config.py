@@ -23,7 +23,9 @@ LOSS_ON = ("all", "answer")
 VERIFY = ("quick", "full")
 # Names in metrics.jsonl and in reports of what every evaluation measures: no metric of one's own may take one's place.
 MEASURED_OF_TEXT = ("loss", "targets", "perplexity", "bits_per_byte", "tokens_per_second")
+QA_COLUMNS = ("question", "answer", "context", "topic", "id", "messages")  # names for data.qa.columns
 PLACEHOLDERS = ("question", "context")
+AUTOMATIC_FRACTION = 0.1  # of documents for validation, and for the test, where the fractions are null
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class TokenizerConfig:
         return TOKENIZERS.traits(self.kind) or TokenizerTraits()
 
     def validate(self) -> None:
-        TOKENIZERS.check(self.kind, self.options)
+        self.options = TOKENIZERS.checked_options(self.kind, self.options)
         min_size = self.traits.min_vocab_size
         if self.traits.by_vocab_size and self.vocab_size < min_size:
             raise ConfigError(
@@ -124,6 +126,13 @@ class SourceConfig:
         if self.splits and "train" not in self.splits:
             raise ConfigError(f"{key}.splits={self.splits}: name the training split too, for example train: train.")
         traits = self.traits
+        if self.column is not None and not self.column.strip():
+            raise ConfigError(f"{key}.column={self.column!r}: an empty name. Give a column's name, or null for text.")
+        if self.column and traits.questions == "all" and not traits.own_settings:
+            raise ConfigError(
+                f"{key}.column={self.column}: is for one column of text. The columns of questions and answers: "
+                f"'data.qa.columns={{question: NAME, answer: {self.column}}}'."
+            )
         own = traits.own_settings or self.is_of_hub
         for setting in () if own else ("subset", "column", "rows", "splits", "revision"):
             if getattr(self, setting) and not (setting == "column" and traits.column):
@@ -131,6 +140,11 @@ class SourceConfig:
                     f"{key}.{setting}={getattr(self, setting)}: is for datasets of the Hugging Face hub. This source "
                     f"reads {self.path or 'what ships with DTL'} (kind={self.kind})."
                 )
+
+
+def with_line_ends(typed: str) -> str:
+    """Return a text with its new lines: on a command line they are typed as a backslash and an n."""
+    return typed.replace("\\n", "\n")
 
 
 def no_questions(sources: Mapping[str, SourceConfig]) -> bool:
@@ -150,12 +164,13 @@ class SourceAlias:
 class QuestionsConfig(SourceAlias):
     """Short form for the source of questions, and the prompt of the questions of every source."""
 
+    columns: dict[str, str] = field(default_factory=dict)  # your names: {question: q, answer: a}
     prompt: str | None = None  # text with {question} and {context}; \n is a new line; null = init's, else DTL's
 
     @property
     def template(self) -> str | None:
         """The prompt with its new lines: on a command line they are typed as a backslash and an n."""
-        return None if self.prompt is None else self.prompt.replace("\\n", "\n")
+        return None if self.prompt is None else with_line_ends(self.prompt)
 
 
 def prompt_problem(template: str) -> str | None:
@@ -193,7 +208,17 @@ class RecommendedConfig:
     micro_batch_size: int = 8  # sequences in one forward pass
     grad_accum_steps: int = 4  # forward passes in one optimizer step
     max_epochs: int = 20  # epochs of the first source
+    min_steps: int = 0  # optimizer steps that these epochs have at least, of however little data
     lower_case_questions: bool = False  # for a model that has not learnt questions before (init)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Fractions of documents for validation and for the test, where a source has no validation split of its own."""
+
+    validation: float
+    test: float
+    automatic: bool = False  # questions of which too few would be held out, or whose answers are not taught, are not
 
 
 @dataclass
@@ -212,11 +237,14 @@ class DataConfig:
     lower_case_questions: bool | None = None  # in training, evaluation and chat; null = init's, else as recommended
     loss_on: str = "all"  # all tokens | answer (only the answer of a question and answer pair)
     max_samples: int | None = None  # at most so many training sequences per source; None = all
-    validation_fraction: float = 0.01  # fraction of documents held out where the source has no validation split
-    test_fraction: float = 0.0  # the same for a test split, on which nothing is chosen; 0 = none
+    validation_fraction: float | None = 0.01  # documents held out where the source has no validation split; null = as
+    # many as help: a tenth, or nothing where that would take away what is to be learnt (dtl/data/split.py)
+    test_fraction: float | None = 0.0  # the same for a test split, on which nothing is chosen; 0 = none
     allow_truncated: bool = False  # true: keep what can be read of truncated or damaged files
     cache_dir: str | None = None  # folder for prepared text and tokens; null = the platform's cache folder
     verify: str = "quick"  # quick (files of unchanged size and time count as unchanged) | full (SHA-256 of all)
+    separator: str | None = None  # between documents of one text; null = lines of <|endoftext|>; '' = nothing
+    remove: list[str] = field(default_factory=list)  # cut from every text, not from questions: markers of chats
     commits: dict[str, str] = field(default_factory=dict)  # hub: {source: dataset@commit}; a run records it by itself
     tasks: list[str] = field(
         default_factory=list
@@ -237,6 +265,13 @@ class DataConfig:
             source.weight = alias.weight if alias.weight is not None else source.weight
         return {name: source for name, source in resolved.items() if source.weight != 0}
 
+    @property
+    def held_out(self) -> "HeldOut":
+        """The fractions of documents to hold out."""
+        validation = AUTOMATIC_FRACTION if self.validation_fraction is None else self.validation_fraction
+        test = min(AUTOMATIC_FRACTION, validation) if self.test_fraction is None else self.test_fraction
+        return HeldOut(validation, test, automatic=self.validation_fraction is None)
+
     def validate(self) -> None:
         """Raises ConfigError for invalid or contradictory settings. Reads no file."""
         if not self.sources:
@@ -248,7 +283,9 @@ class DataConfig:
             )
         sources = self.resolved_sources()
         for name, source in sources.items():
-            SOURCES.check(source.kind, source.options, f"data.sources.{name}.kind")
+            options = SOURCES.checked_options(source.kind, source.options, f"data.sources.{name}.kind")
+            if name in self.sources:  # the resolved ones are copies
+                self.sources[name].options = options
             source.validate(name)
             if source.traits.needs_files and source.path is None:
                 raise ConfigError(
@@ -262,6 +299,9 @@ class DataConfig:
                 raise ConfigError(
                     f"data.commits.{name}={commit}: must be a dataset of the hub and a commit's 40 digits."
                 )
+        self._validate_separator(sources)
+        if self.qa.columns:
+            self._validate_columns(sources)
         for task in self.tasks:
             TASKS.check(task)
         for metric in self.metrics:
@@ -280,15 +320,48 @@ class DataConfig:
             raise ConfigError(f"data.qa.prompt={in_one_line(template)}: {problem}")
         self._validate_layout()
 
+    def _validate_separator(self, sources: Mapping[str, SourceConfig]) -> None:
+        if self.separator and not any(source.traits.needs_files for source in sources.values()):
+            raise ConfigError(
+                f"data.separator={in_one_line(self.separator)}: separates documents in files of data=text; this data "
+                "has none. Leave it out."
+            )
+        if not all(self.remove):
+            raise ConfigError(f"data.remove={self.remove}: an empty text cannot be cut. Leave it out.")
+
+    def _validate_columns(self, sources: Mapping[str, SourceConfig]) -> None:
+        columns = self.qa.columns
+        shown = ", ".join(f"{name}: {column}" for name, column in columns.items())
+        for name, column in columns.items():
+            if name not in QA_COLUMNS or not column.strip():
+                raise ConfigError(
+                    f"data.qa.columns={{{shown}}}: gives the names of your columns for {', '.join(QA_COLUMNS)}: "
+                    f"{{question: q, answer: a}}.{did_you_mean(name, QA_COLUMNS)}"
+                )
+        if "messages" not in columns and not {"question", "answer"} <= {*columns}:
+            raise ConfigError(
+                f"data.qa.columns={{{shown}}}: name both question and answer, such as {{question: q, answer: a}}, or "
+                "messages, the column of chats."
+            )
+        if not any(source.traits.ships and source.path is not None for source in sources.values()):
+            raise ConfigError(f"data.qa.columns={{{shown}}}: is for questions of your own: data.qa.path=FILE.")
+
     def _validate_layout(self) -> None:
         check_choices(self, "data", layout=LAYOUTS, loss_on=LOSS_ON, verify=VERIFY)
         if self.seq_len is not None and self.seq_len < 2:
             raise ConfigError(f"data.seq_len={self.seq_len}: a sequence needs at least 2 tokens.")
         check_at_least(self, "data", ", or null for all", max_samples=1)
-        check_fractions(self, "data", "validation_fraction", interval="(0, 1)")
-        if not 0 <= self.test_fraction < 1 - self.validation_fraction:
+        check_fractions(self, "data", "validation_fraction", interval="[0, 1)", rest=", or null; 0 holds nothing out")
+        validation, test = self.held_out.validation, self.held_out.test
+        if test and not validation:
             raise ConfigError(
-                f"data.test_fraction={self.test_fraction}: a fraction in [0, 1); with data.validation_fraction="
-                f"{self.validation_fraction} it must leave some text for training."
+                f"data.test_fraction={test}: with data.validation_fraction=0 nothing is held out. Set both to 0."
             )
-        check_at_least(self.recommended, "data.recommended", micro_batch_size=1, grad_accum_steps=1, max_epochs=1)
+        if not 0 <= test < 1 - validation:
+            raise ConfigError(
+                f"data.test_fraction={test}: a fraction in [0, 1); with data.validation_fraction={validation} it must "
+                "leave some text for training."
+            )
+        check_at_least(
+            self.recommended, "data.recommended", micro_batch_size=1, grad_accum_steps=1, max_epochs=1, min_steps=0
+        )

@@ -1,6 +1,6 @@
 """Documents, which every source yields: a text to learn and, where it was made of one, its question and answer."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -25,7 +25,8 @@ class Document:
 
     text: str
     answer_start: int | None = None  # character where the answer begins, its leading space included
-    pair: QuestionAnswer | None = None  # the question and answer that the text was made of
+    pair: QuestionAnswer | None = None  # the question and answer that the text was made of; of a dialogue the first
+    turns: tuple["Document", ...] = ()  # of a dialogue: its questions with answers, an end token after each
 
 
 def article(title: str, text: str) -> Document:
@@ -38,6 +39,14 @@ def document(pair: QuestionAnswer, prompt: Prompt) -> Document:
     """Return the pair as a text to learn, with the place where its answer begins."""
     asked = prompt.text(pair.question, pair.context)
     return Document(f"{asked}{space_after(asked)}{pair.answer.strip()}", answer_start=len(asked), pair=pair)
+
+
+def dialogue(pairs: Sequence[QuestionAnswer], prompt: Prompt) -> Document:
+    """Return one or several pairs as a text to learn: each question after all turns before it, as in a chat."""
+    turns = tuple(document(pair, prompt) for pair in pairs)
+    if len(turns) == 1:
+        return turns[0]
+    return Document("\n".join(turn.text for turn in turns), turns[0].answer_start, turns[0].pair, turns)
 
 
 # --- chunks -------------------------------------------------------------------------------------------------------

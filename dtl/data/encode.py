@@ -16,7 +16,7 @@ from dtl.data.collect import SourceTexts, collect_texts
 from dtl.data.config import DataConfig, TokenizerConfig
 from dtl.data.documents import Document, in_chunks
 from dtl.data.sources import SourcePlan
-from dtl.data.stored import EncodedChunk, Texts, TokenDocuments, read_tokens, token_dtype, write_tokens
+from dtl.data.stored import EncodedChunk, Texts, TokenDocuments, offsets_of, read_tokens, token_dtype, write_tokens
 from dtl.data.tokenizers.tokenizer import Tokenizer, build_tokenizer
 from dtl.errors import CheckpointError
 from dtl.registry import TOKENIZERS
@@ -35,18 +35,23 @@ def encode_chunks(
     dtype = token_dtype(encoder.vocab_size)
     n_tokens = 0
     for chunk in in_chunks(documents, lambda document: len(document.text), CHUNK_CHARACTERS):
-        ids = iter(encoder.encode_batch([part for document in chunk for part in _parts(document)]))
+        turns = [document.turns or (document,) for document in chunk]
+        ids = iter(encoder.encode_batch([part for of_one in turns for turn in of_one for part in _parts(turn)]))
         flat: list[list[int]] = []
-        lengths: list[int] = []
+        lengths: list[list[int]] = []  # of the turns of each document
         answer_starts: list[int] = []
-        for document in chunk:
-            parts = [next(ids) for _ in _parts(document)]
-            answer_starts.append(len(parts[0]) if len(parts) == 2 else 0)
-            lengths.append(sum(map(len, parts)) + 1)
-            flat += [*parts, [encoder.eos_id]]
-        tokens = np.fromiter(itertools.chain.from_iterable(flat), dtype, sum(lengths))
+        for of_one in turns:
+            lengths.append([])
+            for turn in of_one:
+                parts = [next(ids) for _ in _parts(turn)]
+                answer_starts.append(len(parts[0]) if len(parts) == 2 else 0)
+                lengths[-1].append(sum(map(len, parts)) + 1)
+                flat += [*parts, [encoder.eos_id]]
+        of_documents = np.array([sum(of_one) for of_one in lengths], np.int64)
+        of_turns = np.array([*itertools.chain.from_iterable(lengths)], np.int64)
+        tokens = np.fromiter(itertools.chain.from_iterable(flat), dtype, int(of_documents.sum()))
         n_characters = sum(len(document.text) for document in chunk)
-        yield EncodedChunk(tokens, np.array(lengths, np.int64), np.array(answer_starts, np.int32), n_characters)
+        yield EncodedChunk(tokens, of_documents, of_turns, np.array(answer_starts, np.int32), n_characters)
         n_tokens += len(tokens)
         if max_tokens is not None and n_tokens >= max_tokens:
             break
@@ -62,10 +67,10 @@ def encode_documents(
 def joined(chunks: Iterable[EncodedChunk], dtype: np.dtype) -> TokenDocuments:
     """Concatenate chunks."""
     kept = list(chunks)
-    lengths = np.concatenate([np.empty(0, np.int64), *(chunk.lengths for chunk in kept)])
     return TokenDocuments(
         tokens=np.concatenate([np.empty(0, dtype), *(chunk.tokens for chunk in kept)]),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        offsets=offsets_of([chunk.lengths for chunk in kept]),
+        turns=offsets_of([chunk.turn_lengths for chunk in kept]),
         answer_starts=np.concatenate([np.empty(0, np.int32), *(chunk.answer_starts for chunk in kept)]),
     )
 
@@ -101,16 +106,24 @@ def encode_sources(
     texts = collect_texts(config, plans, seq_len, seed, cache, log)
     if isinstance(tokenizer, TokenizerConfig):
         log(f"tokenizer {tokenizer.kind}")
-        tokenizer = _tokenizer(tokenizer, texts, cache)
+        tokenizer = _tokenizer(tokenizer, texts, cache, log)
     max_tokens = None if config.max_samples is None else config.max_samples * seq_len + 1
     return tokenizer, {name: _encode(source, tokenizer, max_tokens, cache, log) for name, source in texts.items()}
 
 
-def _tokenizer(config: TokenizerConfig, texts: dict[str, SourceTexts], cache: Cache) -> Tokenizer:
+def _tokenizer(config: TokenizerConfig, texts: dict[str, SourceTexts], cache: Cache, log: Progress) -> Tokenizer:
     """Build a tokenizer. One that is trained on cached text is cached too; others do not depend on the text alone."""
 
+    def training_texts() -> Iterator[str]:
+        splits = [each.splits["train"] for each in texts.values()]
+        pace, total, done = Pace(f"tokenizer {config.kind}", log), sum(int(s.characters.sum()) for s in splits), 0
+        for document in itertools.chain.from_iterable(splits):
+            yield document.text
+            done += len(document.text)
+            pace.report(f"{done / 1e6:.1f} M characters", done / max(total, 1))
+
     def made() -> Tokenizer:
-        return build_tokenizer(config, lambda: (text.text for each in texts.values() for text in each.splits["train"]))
+        return build_tokenizer(config, training_texts)
 
     if not config.traits.learnt or any(source.key is None for source in texts.values()):
         return made()

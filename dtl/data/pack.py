@@ -133,12 +133,12 @@ def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
 def answer_mask(documents: TokenDocuments) -> np.ndarray | None:
     """Return a mask of the tokens that count as targets, (n_tokens,) bool; None when all do.
 
-    In a question and answer pair the answer and the end token count, in other documents everything.
+    In each question and answer pair the answer and the end token count, in other documents everything.
     """
     if not documents.answer_starts.any():
         return None
-    lengths = np.diff(documents.offsets)
-    within = np.arange(len(documents.tokens)) - np.repeat(documents.offsets[:-1], lengths)
+    lengths = np.diff(documents.turns)
+    within = np.arange(len(documents.tokens)) - np.repeat(documents.turns[:-1], lengths)
     return within >= np.repeat(documents.answer_starts, lengths)
 
 
@@ -182,7 +182,8 @@ def data_fingerprint(layout: object, made: Sequence[tuple[str, TokenDocuments, P
     """Return SHA-256 over the settings of the layout, and over each split's title, tokens and rows."""
     digest = hashlib.sha256(repr(layout).encode())
     for title, encoded, packing in made:
-        arrays = (encoded.tokens, encoded.offsets, encoded.answer_starts)
+        has_dialogues = len(encoded.turns) > len(encoded.offsets)
+        arrays = (encoded.tokens, encoded.offsets, encoded.answer_starts, *([encoded.turns] if has_dialogues else []))
         _update(digest, title, *arrays, packing.starts, packing.lengths, packing.sequence_offsets)
     return digest.hexdigest()
 

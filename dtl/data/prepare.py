@@ -7,6 +7,7 @@ memory. Both ways give the same sequences.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ from dtl.data.pack import (
     pad_documents,
     with_targets,
 )
-from dtl.data.readable import readable
+from dtl.data.readable import BORDER, readable, shortened
 from dtl.data.sources import SourcePlan, plan_sources
 from dtl.data.stored import TokenDocuments
 from dtl.data.tokenizers.prompt import Prompt
@@ -52,7 +53,7 @@ class PreparedData:
     """The data of a run. Validation and test are those of the first source; `rows` has every source's."""
 
     train: TrainingData
-    validation: PackedSequences
+    validation: PackedSequences | None  # None: nothing is held out
     test: PackedSequences | None
     rows: dict[str, dict[str, PackedSequences]]  # source -> split -> sequences
     tokenizer: Tokenizer
@@ -66,9 +67,30 @@ class PreparedData:
         """Return a sequence as text, with its loss marked: `data.decode(data.train[0])`. See `readable`."""
         return readable(self.tokenizer, sequence, row)
 
+    def samples(self, source: str, count: int, max_length: int = 400) -> list[str]:
+        """Return the first training texts of a source as the model sees them, with their loss marked.
+
+        A text is a document where attention ends at its border, else a sequence; each of at most about `max_length`
+        characters.
+        """
+        rows = self.rows[source]["train"]
+        found: list[str] = []
+        for number in range(len(rows)):
+            if len(found) >= count:
+                break
+            found += [text for text in self.decode(rows[number]).split(BORDER) if "«" in text]
+        return [shortened(text, max_length) for text in found[:count]]
+
     def longest_answer(self) -> int:
         """Return the most tokens to generate for an answer to any question of the data. See `longest_answer`."""
         return longest_answer(self.tokenizer, [pair for pairs in self.pairs.values() for pair in pairs])
+
+    def taught(self) -> dict[str, Any] | None:
+        """Return the number of training questions, their topics and three examples; None for data without questions."""
+        pairs = self.pairs.get("train", [])
+        examples = [pairs[len(pairs) * n // 6].question for n in (1, 3, 5)] if pairs else []
+        topics = sorted({pair.topic for pair in pairs} - {""})
+        return {"questions": len(pairs), "topics": topics, "examples": list(dict.fromkeys(examples))} if pairs else None
 
 
 def longest_answer(tokenizer: Tokenizer, pairs: Iterable[QuestionAnswer]) -> int:
@@ -92,7 +114,7 @@ def prepare_data(
     `config.recommended.max_epochs` epochs; after these its sequences repeat. `plans` are the sources of `config`
     where they have been opened already.
 
-    Raises DataError when a source is missing, empty, or too small for a training and a validation sequence.
+    Raises DataError when a source is missing, empty, or too small for a sequence of each of its splits.
     """
     log = progress or (lambda message: None)
     cache = Cache(cache_folder(config.cache_dir), config.verify == "full", log)
@@ -209,7 +231,7 @@ class _Packer:
         first = next(iter(self.rows.values()))
         return PreparedData(
             train=TrainingData({name: splits["train"] for name, splits in self.rows.items()}, self.weights),
-            validation=first["validation"],
+            validation=first.get("validation"),
             test=first.get("test"),
             rows=self.rows,
             tokenizer=self.tokenizer,

@@ -2,12 +2,17 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from dtl.base.progress import Pace, Progress
 from dtl.base.units import in_units, number_of
+from dtl.data.chats import chats_in, markers_in
 from dtl.data.cleaning import cleaned
+from dtl.data.config import HeldOut, with_line_ends
 from dtl.data.documents import Document
 from dtl.data.sources import Source
 from dtl.data.split import HoldOut
@@ -18,38 +23,40 @@ from dtl.errors import DataError
 COUNTED: tuple[str, ...] = (
     "read", "kept", "empty", "duplicate", "duplicate_characters", "cleaned", "characters"
 )  # fmt: skip
+END_OF_TEXT = "<|endoftext|>"  # the marker that most often separates documents
 EXAMPLES = 3  # changes by cleaning that the report shows
 EXCERPT = 40  # characters on either side of a change
 
 
 def read_source(
-    source: Source, held_out: tuple[float, float], budget: float, writer: TextWriter, log: Progress
+    source: Source,
+    held_out: HeldOut,
+    budget: float,
+    writer: TextWriter,
+    log: Progress,
+    n_bytes: float = math.inf,
+    remove: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Read, clean and split a source's documents into a writer; return the facts of SourceTexts.
 
-    `held_out` are the fractions of documents for validation and for test where the source has no validation split
-    of its own; its own test split is kept. Training text is read up to the document that reaches `budget`
-    characters. Exact duplicates within a split are dropped before anything is held out; splits that the source
-    provides are kept as they are, and a note reports their overlap with the training text.
+    `held_out` applies where the source has no validation split of its own; its own test split is kept. Training text
+    is read up to the document that reaches `budget` characters. Exact duplicates within a split are dropped before
+    anything is held out; splits that the source provides are kept as they are, and a note reports their overlap with
+    the training text. `n_bytes` is the size of all text, where it is known, for the progress. `remove` lists texts to
+    cut from documents without a question.
     """
+    reader = _Reader(source.origin, log, n_bytes, remove)
     splits = source.splits()
-    for_validation, for_test = held_out
-    holder = None if "validation" in splits else HoldOut(for_validation, 0.0 if "test" in splits else for_test)
+    wanted = "validation" not in splits and held_out.validation > 0
+    holder = HoldOut(replace(held_out, test=0.0) if "test" in splits else held_out) if wanted else None
     for split in ("train", "validation", *(["test"] if "test" in splits else [])):
         writer.begin(split)
-    reader = _Reader(source.origin, log)
     for document in reader.read("train", splits.get("train", ()), budget):
         split = "train" if holder is None else holder.split_for(document)
         if split == "test":
             writer.begin(split)  # only now: an empty test split must not exist
         writer.add(split, document)
-    if not reader.counts["train"]["kept"]:
-        notes_text = "".join(f"\n{note}" for note in source.notes())
-        read = reader.counts["train"]["read"]
-        raise DataError(
-            f"{source.origin}: no training text. Found: {read:,} documents{', all empty' if read else ''}. Needed: at "
-            f"least one with text.{notes_text}"
-        )
+    reader.require_training_text(source)
     notes: list[str] = []
     for split in ("validation", "test"):
         if split in splits:
@@ -68,15 +75,14 @@ def read_source(
         if changed is not None:
             writer.replace(changed)
         notes += [f"{source.origin}: {note}"] if note else []
-    texts = {
-        split: found for split, found in writer.texts().items() if len(found) or split in splits or split != "test"
-    }
-    for split in ("train", "validation"):
-        if not len(texts[split]):
+    texts = {split: found for split, found in writer.texts().items() if len(found) or split in splits}
+    all_trained = "validation" not in splits and (held_out.validation == 0 or held_out.automatic)
+    for split in ("train", *([] if all_trained else ["validation"])):
+        if split not in texts:
             raise DataError(
                 f"{source.origin}: no document is left for {split}, of {reader.counts['train']['read']} read. Give "
-                f"at least two different documents, or hold out less (data.validation_fraction={for_validation}, "
-                f"data.test_fraction={for_test})."
+                "at least two different documents, or hold out less: data.validation_fraction=0 holds nothing out "
+                f"(data.validation_fraction={held_out.validation}, data.test_fraction={held_out.test})."
             )
     notes += [*reader.notes(), *source.notes()]
     # Empty held-out splits do not exist, so they have no counts.
@@ -89,9 +95,14 @@ def read_source(
 class _Reader:
     """Yields the cleaned documents of each split, and counts those that it drops."""
 
-    def __init__(self, origin: str, log: Progress) -> None:
+    def __init__(self, origin: str, log: Progress, n_bytes: float, remove: Sequence[str]) -> None:
         self.origin = origin
+        self._remove = re.compile("|".join(re.escape(with_line_ends(text)) for text in remove)) if remove else None
+        self._markers: Counter[str] = Counter()  # of chats -> documents
+        self._marked = self._chats = 0  # documents with such markers, and those that are chats
         self.log = log
+        self.n_bytes = n_bytes  # of all splits
+        self.bytes_read = 0
         self.counts: dict[str, dict[str, int]] = {}
         self.has_pairs = False
         self.examples: list[tuple[str, str]] = []  # changed by cleaning: before and after
@@ -105,7 +116,7 @@ class _Reader:
         seen = self._train if split == "train" else set()
         pace = Pace(f"reading {self.origin}: {split}", self.log)
         for raw in documents:
-            document = cleaned(raw)
+            document = cleaned(self._without_removed(raw))
             counts["read"] += 1
             if document is not raw:
                 counts["cleaned"] += 1
@@ -116,7 +127,9 @@ class _Reader:
                 counts["empty"] += 1
                 continue
             # 16 bytes exclude collisions; the text of a pair holds question and answer.
-            digest = hashlib.blake2b(document.text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+            raw_text = document.text.encode("utf-8", "surrogatepass")
+            digest = hashlib.blake2b(raw_text, digest_size=16).digest()
+            self.bytes_read += len(raw_text)
             if digest in seen:
                 counts["duplicate"] += 1
                 counts["duplicate_characters"] += len(document.text)
@@ -124,15 +137,53 @@ class _Reader:
             seen.add(digest)
             self._in_training += split != "train" and digest in self._train
             self.has_pairs |= document.pair is not None
+            if document.pair is None:
+                self._look_for_markers(document.text)
             counts["kept"] += 1
             counts["characters"] += len(document.text)
             yield document
-            pace.report(f"{number_of('documents', counts['read'])}, {in_units(counts['characters'])} characters")
+            fraction = max(self.bytes_read / self.n_bytes, counts["characters"] / budget)  # 0 where neither is known
+            read = f"{number_of('documents', counts['read'])}, {in_units(counts['characters'])} characters"
+            pace.report(read, fraction or None)
             if counts["characters"] >= budget:
                 break
 
+    def require_training_text(self, source: Source) -> None:
+        """Raises DataError when no document for training was kept."""
+        if not self.counts["train"]["kept"]:
+            notes = "".join(f"\n{note}" for note in source.notes())
+            read = self.counts["train"]["read"]
+            raise DataError(
+                f"{self.origin}: no training text. Found: {read:,} documents{', all empty' if read else ''}. Needed: "
+                f"at least one with text.{notes}"
+            )
+
+    def _without_removed(self, document: Document) -> Document:
+        if self._remove is None or document.answer_start is not None:
+            return document
+        text = self._remove.sub("", document.text)
+        return document if text == document.text else Document(text.strip())
+
+    def _look_for_markers(self, text: str) -> None:
+        if found := markers_in(text):
+            self._markers.update(found)
+            self._marked += 1
+            self._chats += bool(chats_in(text))
+
     def notes(self) -> list[str]:
         notes = []
+        if self._marked:
+            kept = sum(counts["kept"] for counts in self.counts.values())
+            markers = [marker for marker, _ in self._markers.most_common(4)]
+            listed = ",".join(f'"{marker}"' for marker in markers)
+            ways = ["data=qa data.qa.path=FILE reads such chats as questions with answers"] if self._chats else []
+            if END_OF_TEXT in markers and not ways:
+                ways.append(f"'data.separator={END_OF_TEXT}' splits a text of data=text there")
+            ways.append(f"'data.remove=[{listed}]' cuts them out")
+            notes.append(
+                f"{self.origin}: {self._marked:,} of {kept:,} documents have markers, {', '.join(markers)}, which are "
+                f"letters to the model. {'; '.join(ways)}."
+            )
         duplicates = sum(counts["duplicate"] for counts in self.counts.values())
         if duplicates:
             read = sum(counts["read"] for counts in self.counts.values())

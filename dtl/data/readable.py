@@ -31,6 +31,14 @@ def readable(tokenizer: Tokenizer, batch: Batch, row: int = 0) -> str:
     return BORDER.join([*texts, *([padding] if end < len(inputs) else [])])
 
 
+def shortened(marked: str, max_length: int) -> str:
+    """Return the beginning of a marked text, its last mark closed."""
+    if len(marked) <= max_length:
+        return marked
+    beginning = marked[:max_length].rstrip()
+    return f"{beginning} ...{CLOSE if beginning.count(OPEN) > beginning.count(CLOSE) else ''}"
+
+
 def _marked(tokenizer: Tokenizer, ids: Sequence[int], has_loss: Sequence[bool]) -> str:
     starts = [i for i in range(len(ids)) if i == 0 or has_loss[i] != has_loss[i - 1]]
     pieces = []

@@ -5,8 +5,16 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from dtl.data.config import SPLITS
+from dtl.base.units import number_of
+from dtl.data.config import SPLITS, HeldOut
 from dtl.data.documents import Document
+
+# With an automatic hold-out, of fewer questions none are held out: a tenth would be five, too few to say anything.
+MIN_QUESTIONS = 50
+# Of fewer questions than these, those with an answer that no training question has stay in the training text: each is a
+# fact to learn, and a loss on facts that were never taught measures nothing that training could improve. (Early
+# stopping by it ended runs before they knew the others.) More are a sample of a topic, of which some can be spared.
+MAX_FACTS = 5000
 
 
 def split_hash(document: Document) -> float:
@@ -36,9 +44,10 @@ class SplitThresholds:
 class HoldOut:
     """Assigns documents to splits as they arrive; keeps none of them."""
 
-    def __init__(self, validation_fraction: float, test_fraction: float = 0.0) -> None:
-        self.validation_fraction = validation_fraction
-        self.test_fraction = test_fraction
+    def __init__(self, held_out: HeldOut) -> None:
+        self.automatic = held_out.automatic
+        self.validation_fraction = validation_fraction = held_out.validation
+        self.test_fraction = test_fraction = held_out.test
         self.thresholds = SplitThresholds(validation_fraction, 1 - test_fraction if test_fraction else math.inf)
         self.lowest, self.highest = 1.0, 0.0
         self.n_documents = 0
@@ -60,8 +69,11 @@ class HoldOut:
         """Return the splits after the last document, or None where they stay, and a note on any exception.
 
         Where no hash falls into a fraction, the document nearest to it is held out; too few documents give no test
-        split. A single text is cut at line breaks: its end is for validation, the part before that for the test.
+        split. A single text is cut at line breaks: its end is for validation, the part before that for the test. With
+        an automatic hold-out a question stays held out only if others teach its answer, and none of a few does.
         """
+        if self.automatic and self.n_documents < MAX_FACTS and next(_all(splits)).pair:
+            return self._taught_only(splits)
         if self.n_documents == 1:
             (document,) = _all(splits)
             emptied: dict[str, Iterable[Document]] = {split: [] for split in splits}
@@ -81,6 +93,29 @@ class HoldOut:
 
         return {split: documents(split) for split in wanted}, note
 
+    def _taught_only(
+        self, splits: Mapping[str, Sequence[Document]]
+    ) -> tuple[dict[str, Iterable[Document]] | None, str | None]:
+        """Hold out, of the questions drawn, those whose answer others teach; none where these are too few."""
+        taught = {_answer(document) for document in splits["train"]}
+        drawn = [(split, document) for split in SPLITS[1:] for document in splits.get(split, ())]
+        kept: dict[str, list[Document]] = {split: [] for split in splits}
+        for split, document in drawn:
+            kept[split if _answer(document) in taught else "train"].append(document)
+        n_facts = len(kept["train"])
+        few = self.n_documents < MIN_QUESTIONS
+        if few or 2 * n_facts > len(drawn):
+            why = "too few to spare any" if few else "most have an answer of their own"
+            everything: dict[str, Iterable[Document]] = {split: [] for split in splits}
+            return everything | {"train": list(_all(splits))}, (
+                f"all {number_of('questions', self.n_documents)} are trained on ({why}). So there is no validation "
+                "loss, and the last step counts as the best. To hold some out: data.validation_fraction=0.1"
+            )
+        note = (
+            f"{n_facts} of the {len(drawn)} questions drawn to be held out are trained on: no other has their answer."
+        )
+        return {**kept, "train": [*splits["train"], *kept["train"]]}, note if n_facts else None
+
     def _enough_for_each(self) -> tuple[SplitThresholds, list[str]]:
         if self.n_documents < 2:
             return self.thresholds, []
@@ -99,6 +134,10 @@ class HoldOut:
                 test_from = self.highest
                 notes.append(few.format(self.n_documents, 100 * self.test_fraction, "test"))
         return SplitThresholds(below, test_from), notes
+
+
+def _answer(document: Document) -> str | None:
+    return " ".join(document.pair.answer.casefold().split()) if document.pair else None
 
 
 def _all(splits: Mapping[str, Sequence[Document]]) -> Iterator[Document]:

@@ -25,16 +25,18 @@ class TokenDocuments:
 
     tokens         (n_tokens,) uint16, or int32 for vocabularies above 65,536
     offsets        (n_documents + 1,) int64: document i is tokens[offsets[i] : offsets[i + 1]]
-    answer_starts  (n_documents,) int32: tokens before the answer; 0 where the document has no answer
+    turns          (n_turns + 1,) int64: the same of the turns of dialogues; any other document is one turn
+    answer_starts  (n_turns,) int32: tokens before the answer; 0 where there is no answer
     """
 
     tokens: np.ndarray
     offsets: np.ndarray
+    turns: np.ndarray
     answer_starts: np.ndarray
 
     @property
     def n_documents(self) -> int:
-        return len(self.answer_starts)
+        return len(self.offsets) - 1
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,19 @@ class EncodedChunk:
 
     tokens: np.ndarray  # (n_tokens,) of the vocabulary's dtype
     lengths: np.ndarray  # (n_documents,) int64
-    answer_starts: np.ndarray  # (n_documents,) int32
+    turn_lengths: np.ndarray  # (n_turns,) int64
+    answer_starts: np.ndarray  # (n_turns,) int32
     n_characters: int
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
     """Return the smallest type for the ids of a vocabulary: 2 bytes up to 65,536 entries."""
     return np.dtype(np.uint16 if vocab_size <= 2**16 else np.int32)
+
+
+def offsets_of(lengths: Sequence[np.ndarray]) -> np.ndarray:
+    """Return where each of consecutive spans begins, and the end of the last, (n_spans + 1,) int64."""
+    return np.concatenate([[0], np.cumsum(np.concatenate([np.empty(0, np.int64), *lengths]))]).astype(np.int64)
 
 
 # --- texts and tokens, in memory or on disk -----------------------------------------------------------------------
@@ -223,23 +231,34 @@ class _LineFile:
         return TextsOnDisk(self.path, np.array(self.offsets, np.int64), np.array(self.characters, np.int64))
 
 
-def _to_line(document: Document) -> bytes:
+def _to_fields(document: Document) -> dict[str, Any]:
     fields: dict[str, Any] = {"text": document.text}
     if document.answer_start is not None:
         fields["answer_start"] = document.answer_start
     if document.pair is not None:
         fields["pair"] = asdict(document.pair)
+    if document.turns:
+        fields["turns"] = [_to_fields(turn) for turn in document.turns]
+    return fields
+
+
+def _to_line(document: Document) -> bytes:
+    fields = _to_fields(document)
     return json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
 
 
 def _from_line(line: bytes) -> Document:
-    fields = json.loads(line.decode("utf-8", "surrogatepass"))
+    return _from_fields(json.loads(line.decode("utf-8", "surrogatepass")))
+
+
+def _from_fields(fields: dict[str, Any]) -> Document:
+    turns = tuple(map(_from_fields, fields.get("turns", ())))
     made_of: dict[str, Any] | None = fields.get("pair")
     if made_of is None:
         return Document(fields["text"], fields.get("answer_start"))
     # JSON has no tuple.
     lists: dict[str, Any] = {name: tuple(value) for name, value in made_of.items() if isinstance(value, list)}
-    return Document(fields["text"], fields.get("answer_start"), QuestionAnswer(**(made_of | lists)))
+    return Document(fields["text"], fields.get("answer_start"), QuestionAnswer(**(made_of | lists)), turns)
 
 
 def read_texts(folder: Path, splits: Iterable[str]) -> dict[str, Texts]:
@@ -253,8 +272,11 @@ def read_texts(folder: Path, splits: Iterable[str]) -> dict[str, Texts]:
 
 
 def write_tokens(folder: Path, split: str, chunks: Iterable[EncodedChunk], dtype: np.dtype) -> None:
-    """Write chunks as they arrive: `<split>.tokens.npy`, `.offsets.npy`, `.answer_starts.npy`. Raises OSError."""
-    lengths, answer_starts = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
+    """Write chunks as they arrive: `<split>.tokens.npy`, `.offsets.npy`, `.turns.npy`, `.answer_starts.npy`.
+
+    Raises OSError.
+    """
+    lengths, turn_lengths, answer_starts = list[np.ndarray](), list[np.ndarray](), [np.empty(0, np.int32)]
     n_tokens = 0
     with (folder / f"{split}.tokens.npy").open("wb") as stream:
         header_size = _write_header(stream, 0, dtype)
@@ -262,12 +284,13 @@ def write_tokens(folder: Path, split: str, chunks: Iterable[EncodedChunk], dtype
             chunk.tokens.tofile(stream)
             n_tokens += len(chunk.tokens)
             lengths.append(chunk.lengths)
+            turn_lengths.append(chunk.turn_lengths)
             answer_starts.append(chunk.answer_starts)
         stream.seek(0)
         # numpy leaves room in the header for the first axis to grow.
         assert _write_header(stream, n_tokens, dtype) == header_size
-    offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
-    np.save(folder / f"{split}.offsets.npy", offsets, allow_pickle=False)
+    np.save(folder / f"{split}.offsets.npy", offsets_of(lengths), allow_pickle=False)
+    np.save(folder / f"{split}.turns.npy", offsets_of(turn_lengths), allow_pickle=False)
     np.save(folder / f"{split}.answer_starts.npy", np.concatenate(answer_starts), allow_pickle=False)
 
 
@@ -282,6 +305,7 @@ def read_tokens(folder: Path, split: str) -> TokenDocuments:
     return TokenDocuments(
         tokens=_array(folder, f"{split}.tokens"),
         offsets=_array(folder, f"{split}.offsets"),
+        turns=_array(folder, f"{split}.turns"),
         answer_starts=_array(folder, f"{split}.answer_starts"),
     )
 

@@ -15,17 +15,19 @@ from dtl.data.stored import Texts
 MAX_SCANNED = 50_000_000  # characters of training text searched for leftovers: half a minute
 PERCENTILES = (5, 25, 50, 75, 95, 100)
 MAX_LEFTOVERS = 8  # kinds listed, the most frequent first
+PREVIEW = "a training text as the model sees it, «with a loss»:"
 AROUND = 30  # characters shown before and after a leftover
 # Marks of a source's markup that a reader of prose would not expect.
 LEFTOVERS = re.compile(
     r"\[\[|\]\]|\{\{|\}\}|\{\||\|\}|\(\s*[,;:]*\s*\)|\[\s*\]|'''?|={2,}"
     r"|&(?:[a-zA-Z]{2,8}|#\d{1,6}|#x[0-9a-fA-F]{1,6});|</?[a-zA-Z][^<>\n]{0,60}>"
+    r"|(?m:^[|!]-?)(?=.*(?:\|\||\|-|(?:col|row)span))|\|\||(?:col|row)span=|-\{|\}-"
     r"|(?:formula|codice)_\d+| @[-,.]@ |__[A-Z]+__|\b(?:File|Image|Category|Template):|https?://|\ufffd"
 )
 
 
-def report_lines(prepared: PreparedData, sources: dict[str, EncodedSource]) -> Iterator[str]:
-    """Yield the lines of the report."""
+def report_lines(prepared: PreparedData, sources: dict[str, EncodedSource], preview: int = 0) -> Iterator[str]:
+    """Yield the lines of the report, with `preview` training texts of each source as the model sees them."""
     for name, source in sources.items():
         yield f"{name}: {source.texts.origin}"
         yield from _counts(prepared, name, source)
@@ -35,6 +37,9 @@ def report_lines(prepared: PreparedData, sources: dict[str, EncodedSource]) -> I
             yield f"  before {before!r}"
             yield f"  after  {after!r}"
         yield from _leftovers(source.texts.splits["train"])
+        for text in prepared.samples(name, preview):
+            yield f"  {PREVIEW}"
+            yield from (f"    {line}" for line in text.split("\n"))
         yield ""
     yield from prepared.notes
 

@@ -202,24 +202,24 @@ def precisions(facts: TorchFacts, features: frozenset[str]) -> str:
 
 # --- the default profile ------------------------------------------------------------------------------------------
 
-PROFILE = "amp4060"
+PROFILE = "auto"
 DATA = ("qa", "wiki")
 
 
 def profile_config(data: str) -> RunConfig:
-    """Return the config of trainer=amp4060 with data=`data`, all else by default; no plugins are loaded."""
+    """Return the config of trainer=auto with data=`data`, all else by default; no plugins are loaded."""
     files = {"trainer": conf_dir() / "trainer" / f"{PROFILE}.yaml", "data": conf_dir() / "data" / f"{data}.yaml"}
     values = {section: yaml.safe_load(file.read_text(encoding="utf-8")) for section, file in files.items()}
     return converted(RunConfig, values)
 
 
 def look_at_profile() -> Finding:
-    """Return the device and precision that trainer=amp4060 chooses here, with reasons, and its batch sizes."""
+    """Return the device, precision and profile that trainer=auto chooses here, with reasons, and its batch sizes."""
     from dtl.base.runtime import choose_device, choose_precision
 
-    configs = {data: profile_config(data) for data in DATA}
+    device, device_reason = choose_device(RunConfig().device)
+    configs = {data: profile_config(data).on(device.type) for data in DATA}
     trainer = configs[DATA[0]].trainer
-    device, device_reason = choose_device(configs[DATA[0]].device)
     precision, precision_reason = choose_precision(trainer.precision, device)
     batches = ", ".join(
         f"{config.micro_batch_size} x {config.grad_accum_steps} (data={data})" for data, config in configs.items()
@@ -228,6 +228,6 @@ def look_at_profile() -> Finding:
     return Finding(
         [
             (f"trainer={PROFILE}", f"{device} ({device_reason}); {precision} ({precision_reason}); {compiled}"),
-            ("", f"micro-batch x accumulation: {batches}"),
+            ("", f"as trainer={trainer.machine}; micro-batch x accumulation: {batches}"),
         ]
     )

@@ -1,7 +1,7 @@
 """Scores of answers by split and by topic: the model's, and those of the baselines for comparison."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,10 +38,11 @@ def likelihoods(
     token_bytes: np.ndarray,
     batch_size: int,
     prompt: Prompt,
+    after_batch: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Likelihood]:
     """Return the likelihood of each pair's own answer; a pair longer than the context is cut at its beginning.
 
-    `token_bytes`: see `count_token_bytes`.
+    `token_bytes`: see `count_token_bytes`. `after_batch` gets the number of pairs done and of all.
     """
     texts = [document(pair, prompt) for pair in pairs]
     asked = tokenizer.encode_batch([text.text[: text.answer_start] for text in texts])
@@ -55,6 +56,7 @@ def likelihoods(
             for i, total in zip(chosen, nats, strict=True):
                 scored = answers[i][1 - model.config.max_seq_len :]  # with the end token, as many as fit the context
                 by_pair[i] = Likelihood(total, int(token_bytes[scored].sum()))
+            after_batch(len(by_pair), len(pairs))
     finally:
         model.train(was_training)
     return [by_pair[i] for i in range(len(pairs))]

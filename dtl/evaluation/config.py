@@ -7,6 +7,7 @@ from dtl.data.config import DataConfig
 from dtl.training.config import PRECISIONS
 
 EVALUATION_FILE = "evaluation.json"  # in a run folder: all metrics of the best checkpoint
+MIN_PROBABILITY = 0.5  # of being right: an answer that is more likely wrong counts as not known
 
 
 @dataclass

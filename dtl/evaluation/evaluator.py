@@ -1,14 +1,16 @@
 """Evaluation of a checkpoint: the best one at the end of a run, within a fraction of its training, or any in full."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from dtl.base.display import Display, shown
 from dtl.base.files import write_atomically
+from dtl.base.progress import Progress
 from dtl.base.runtime import autocast, choose_device, choose_precision
 from dtl.base.units import in_units
 from dtl.checkpoints.load import load_model, load_tokenizer
@@ -17,7 +19,7 @@ from dtl.data.prepare import PreparedData, prepare_data
 from dtl.data.sources import SourcePlan
 from dtl.errors import ConfigError
 from dtl.evaluation.config import EVALUATION_FILE, EvaluateConfig
-from dtl.evaluation.detection import unanswerable_questions
+from dtl.evaluation.detection import natural_questions, unanswerable_questions
 from dtl.evaluation.measure import Plan, Report, measure
 from dtl.evaluation.metrics import mean
 from dtl.evaluation.tables import show_report
@@ -29,6 +31,7 @@ MAX_FRACTION_OF_TRAINING = 0.25
 MIN_QUESTIONS = 16  # of each split: a run of a few steps has metrics too
 MAX_QUESTIONS = 2000  # of each split: the accuracy is then known to within 2 % (1.96 sqrt(0.25 / 2000) = 2.2 %)
 MEASURED_PAIRS = 100  # of each split, for the mean length of a question
+Question = TypeVar("Question")
 
 
 def max_questions(available: Sequence[int], tokens_each: float, tokens_trained: int) -> int:
@@ -64,7 +67,7 @@ def evaluate_best(
     device: torch.device,
     precision: str,
     tokens_trained: int,
-    log: Callable[[str], None],
+    log: Progress,
 ) -> Report:
     """Evaluate a run's best checkpoint on its own data and write evaluation.json.
 
@@ -73,13 +76,17 @@ def evaluate_best(
     """
     checkpoint = run_dir / "checkpoints" / "best"
     unanswerable = unanswerable_questions(None, config.data)
-    available = [len(pairs) for pairs in (*data.pairs.values(), unanswerable) if pairs]
+    # 460 questions beside the 3,300 of the facts: seconds, and the result of every run has the scores that count.
+    natural, near_misses = natural_questions(config.data, data.pairs.get("train", ()))
+    available = [len(asked) for asked in (*data.pairs.values(), unanswerable, natural, near_misses) if asked]
     questions = max_questions(available, _tokens_of_a_question(data), tokens_trained)
     plan = Plan(
         batch_size=config.micro_batch_size,
         max_batches=config.trainer.eval_max_batches,
         questions=questions,
         unanswerable=evenly_spaced(unanswerable, questions),
+        natural=evenly_spaced(natural, questions),
+        near_misses=evenly_spaced(near_misses, questions),
         metrics=config.data.metrics,
         tasks=config.data.tasks,
         worst=0,
@@ -91,7 +98,7 @@ def evaluate_best(
     return report
 
 
-def evenly_spaced(questions: Sequence[str], most: int) -> Sequence[str]:
+def evenly_spaced(questions: Sequence[Question], most: int) -> Sequence[Question]:
     """Choose at most `most` questions at equal distances, since the list may be sorted by topic."""
     return [questions[n * len(questions) // most] for n in range(most)] if len(questions) > most else questions
 
@@ -148,7 +155,7 @@ def evaluate_checkpoint(
     context = model.config.max_seq_len
     if run.data.seq_len is not None and run.data.seq_len > context:
         raise ConfigError(f"data.seq_len={run.data.seq_len}: longer than the model's context, {context}. Lower it.")
-    data = prepare_data(run.data, tokenizer, run.data.seq_len or context, run.seed, display.note, plans)
+    data = prepare_data(run.data, tokenizer, run.data.seq_len or context, run.seed, display.log, plans)
     display.screen(
         f"Evaluation of {shown(checkpoint)}",
         [
@@ -157,11 +164,14 @@ def evaluate_checkpoint(
             *(("", note) for note in data.notes),
         ],
     )
+    natural, near_misses = natural_questions(run.data, data.pairs.get("train", ()))
     plan = Plan(
         batch_size=settings.batch_size,
         max_batches=settings.max_batches,
         questions=settings.questions,
         unanswerable=unanswerable,
+        natural=natural,
+        near_misses=near_misses,
         compare_text=[source.name for source in plans if source.config.traits.questions != "all"],
         leakage_tokens=settings.leakage_tokens,
         metrics=run.data.metrics,
@@ -170,7 +180,7 @@ def evaluate_checkpoint(
         seed=run.seed,
         mixed_precision=lambda: autocast(device, precision),
     )
-    report = measure(model, data, plan, lambda doing: display.note(f"... {doing}"))
+    report = measure(model, data, plan, display.log)
     show_report(display.console, report, NO_DETECTION)
     if out is not None:
         write_metrics(out, report, checkpoint, run, plan, data, device, precision)

@@ -2,13 +2,14 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
+from dtl.base.progress import Pace, Progress
 from dtl.data.batches import epoch_order
 from dtl.data.documents import QuestionAnswer
 from dtl.data.prepare import PreparedData
@@ -23,7 +24,7 @@ from dtl.evaluation.answers import (
     with_baselines,
     worst_cases,
 )
-from dtl.evaluation.detection import Detection, detect
+from dtl.evaluation.detection import NATURAL, Detection, detect
 from dtl.evaluation.leakage import QuestionLeakage, TextLeakage, question_leakage, text_leakage
 from dtl.evaluation.text import MixedPrecision, TextScores, count_token_bytes, text_scores
 from dtl.generation.conversation import answer_greedily
@@ -40,6 +41,8 @@ class Plan:
     max_batches: int | None = None
     questions: int | None = None  # maximum of each split
     unanswerable: Sequence[str] = ()
+    natural: Sequence[QuestionAnswer] = ()  # asked as one more split, for evaluation alone
+    near_misses: Sequence[str] = ()
     compare_text: Sequence[str] = ()  # sources of plain text, to compare with their own training text
     leakage_tokens: int | None = None
     metrics: Sequence[str] = ()  # registered names of additional means over target tokens
@@ -84,14 +87,13 @@ class Report:
             metrics[f"gold_bits_per_byte/{answers.split}"] = answers.gold_bits_per_byte
         if self.detection:
             metrics |= {f"auc/{split}": area for split, area in self.detection.area_under_roc.items()}
-            metrics["abstention/threshold"] = self.detection.threshold
-            for split, abstention in (("validation", self.detection.validation), ("test", self.detection.test)):
-                if abstention is not None:
-                    metrics |= {
-                        f"abstention/coverage/{split}": abstention.coverage,
-                        f"abstention/refused/{split}": abstention.refused,
-                        f"abstention/accuracy/{split}": abstention.accuracy_answered,
-                    }
+            metrics |= {f"calibration_error/{split}": e for split, e in self.detection.calibration_error.items()}
+            for split, abstention in self.detection.by_split().items():
+                metrics |= {
+                    f"abstention/coverage/{split}": abstention.coverage,
+                    f"abstention/refused/{split}": abstention.refused,
+                    f"abstention/accuracy/{split}": abstention.accuracy_answered,
+                }
         return metrics | self.tasks
 
     def to_json(self, **extra: Any) -> str:
@@ -99,16 +101,16 @@ class Report:
         return json.dumps({**extra, **_finite(asdict(self))}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def measure(model: TransformerLM, data: PreparedData, plan: Plan, log: Callable[[str], None]) -> Report:
+def measure(model: TransformerLM, data: PreparedData, plan: Plan, log: Progress) -> Report:
     """Measure all that `plan` asks for. Metrics do not depend on the batch size, except speed."""
     tokenizer = data.tokenizer
     token_bytes = count_token_bytes(tokenizer)
-    log("loss on the held-out text")
+    log("... loss on the held-out text")
     scope = (plan.batch_size, plan.max_batches, plan.mixed_precision, plan.metrics)
-    text = text_scores(model, data.rows, token_bytes, *scope)
+    text = text_scores(model, data.rows, token_bytes, *scope, log)
     compared: list[TextLeakage] = []
     for source in plan.compare_text:
-        log(f"{source}: held-out text that occurs in the training text")
+        log(f"... {source}: held-out text that occurs in the training text")
         tokens = {split: rows.tokens for split, rows in data.rows[source].items()}
         compared += text_leakage(source, tokens, tokenizer, plan.leakage_tokens)
     if not any(data.pairs.values()):
@@ -128,7 +130,7 @@ def measure(model: TransformerLM, data: PreparedData, plan: Plan, log: Callable[
 
 
 def _ask_all(
-    model: TransformerLM, data: PreparedData, token_bytes: np.ndarray, plan: Plan, log: Callable[[str], None]
+    model: TransformerLM, data: PreparedData, token_bytes: np.ndarray, plan: Plan, log: Progress
 ) -> tuple[dict[str, list[Asked]], Detection | None]:
     tokenizer = data.tokenizer
     longest = data.longest_answer()
@@ -136,17 +138,24 @@ def _ask_all(
     baselines = bm25_baseline(training), majority(training)
     asked: dict[str, list[Asked]] = {}
     with plan.mixed_precision():
-        for split, pairs in chosen_questions(data.pairs, plan.questions, plan.seed).items():
-            log(f"{len(pairs):,} {split} questions")
+        to_ask = {**data.pairs, NATURAL: plan.natural}
+        for split, pairs in chosen_questions(to_ask, plan.questions, plan.seed).items():
+            what = f"{len(pairs):,} {split} questions"
+            log(f"... {what}")
             prompts = [data.prompt.text(pair.question, pair.context) for pair in pairs]
-            answers = answer_greedily(model, tokenizer, prompts, longest, plan.questions_at_once)
-            gold = likelihoods(model, tokenizer, pairs, token_bytes, plan.questions_at_once, data.prompt)
+            answered = Pace(what, log).count
+            answers = answer_greedily(model, tokenizer, prompts, longest, plan.questions_at_once, answered)
+            scored = Pace(f"{split}: expected answers", log).count
+            gold = likelihoods(model, tokenizer, pairs, token_bytes, plan.questions_at_once, data.prompt, scored)
             asked[split] = with_baselines(pairs, answers, gold, baselines)
-        if plan.unanswerable:
-            log(f"{len(plan.unanswerable):,} questions without an answer in the data")
-        prompts = [data.prompt.text(question) for question in plan.unanswerable]
-        without = answer_greedily(model, tokenizer, prompts, longest, plan.questions_at_once)
-    return asked, detect(asked, without)
+        without = [*plan.unanswerable, *plan.near_misses]
+        what = f"{len(without):,} questions without an answer in the data"
+        if without:
+            log(f"... {what}")
+        prompts = [data.prompt.text(question) for question in without]
+        answered = Pace(what, log).count
+        answers = answer_greedily(model, tokenizer, prompts, longest, plan.questions_at_once, answered)
+    return asked, detect(asked, answers[: len(plan.unanswerable)], answers[len(plan.unanswerable) :])
 
 
 def _task_scores(
@@ -154,7 +163,7 @@ def _task_scores(
     data: PreparedData,
     asked: Mapping[str, Sequence[Asked]],
     plan: Plan,
-    log: Callable[[str], None],
+    log: Progress,
 ) -> dict[str, float]:
     """Score the tasks that are not in every report, on the same questions, so that known answers are reused."""
 
@@ -169,7 +178,7 @@ def _task_scores(
     with plan.mixed_precision():
         for name in plan.tasks:
             if name not in MEASURED_ALWAYS:
-                log(name)
+                log(f"... {name}")
                 scores |= TASKS.get(name)(answer, {s: [q.pair for q in questions] for s, questions in asked.items()})
     return scores
 

@@ -1,6 +1,5 @@
 """Metrics as pure functions of sums and scores."""
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,31 +33,54 @@ def area_under_roc(positives: Sequence[float], negatives: Sequence[float]) -> fl
     return float((wins + not_lost) / 2 / (len(above) * len(below)))
 
 
-def best_threshold(positives: Sequence[float], negatives: Sequence[float]) -> float:
-    """Return the threshold with the highest Youden's J (1950): the fraction of positives minus that of negatives above.
+# --- confidence as a probability ----------------------------------------------------------------------------------
 
-    Of equally good ones the lowest, which answers most. Raises ValueError when either is empty.
+# Mean log-probabilities are limited to these, where the logit is finite: fp32 cannot tell probabilities above from 1.
+LOWEST, HIGHEST = -50.0, -1e-6
+BINS = 10
+
+
+def logit(mean_logprob: float) -> float:
+    """Return log(p / (1 - p)) of the mean token probability p, from its natural logarithm."""
+    log_p = min(max(mean_logprob, LOWEST), HIGHEST)
+    return log_p - math.log(-math.expm1(log_p))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Monotone map from an answer's mean log-probability to the probability that it is right (Platt 1999).
+
+    Field names are keys of evaluation.json.
     """
-    if not len(positives) or not len(negatives):
-        raise ValueError("A threshold needs answerable and unanswerable questions.")
-    finite = sorted({score for score in (*positives, *negatives) if math.isfinite(score)})
-    if not finite:
-        return 0.0
-    # Between two scores that occur, so that rounding does not decide about either.
-    middles = [(low + high) / 2 for low, high in itertools.pairwise(finite)]
-    candidates = np.array([finite[0] - 1, *middles, finite[-1] + 1])
-    j = _fraction_at_or_above(positives, candidates) - _fraction_at_or_above(negatives, candidates)
-    return float(candidates[int(np.argmax(j))])
+
+    slope: float  # at least 0, per unit of `logit`
+    intercept: float
+
+    def probability(self, mean_logprob: float) -> float:
+        """Return the probability, in [0, 1]; `mean_logprob` is the natural logarithm, -inf for an empty answer."""
+        return (1 + math.tanh((self.slope * logit(mean_logprob) + self.intercept) / 2)) / 2
 
 
-def _fraction_at_or_above(scores: Sequence[float], thresholds: np.ndarray) -> np.ndarray:
-    ordered = np.sort(np.asarray(scores, np.float64))
-    return 1 - np.searchsorted(ordered, thresholds, "left") / len(ordered)
+def balanced(n_answerable: int, n_unanswerable: int) -> np.ndarray:
+    """Return weights of answerable questions, then of unanswerable ones, that give each kind half of the total, 1."""
+    return np.repeat([0.5 / max(1, n_answerable), 0.5 / max(1, n_unanswerable)], [n_answerable, n_unanswerable])
+
+
+def calibration_error(probabilities: Sequence[float], right: Sequence[bool], weights: np.ndarray) -> float:
+    """Return the mean distance of the predicted from the measured fraction of right answers over ten equal bins.
+
+    Expected calibration error (Guo et al. 2017), in [0, 1]; nan for no answers.
+    """
+    p, hits = np.asarray(probabilities, np.float64), np.asarray(right, np.float64)
+    if not weights.sum():
+        return math.nan
+    bins = np.minimum((p * BINS).astype(int), BINS - 1)
+    return float(np.abs(np.bincount(bins, weights * (p - hits), BINS)).sum() / weights.sum())
 
 
 @dataclass(frozen=True)
 class Abstention:
-    """Effect of a threshold on the confidence. Field names are keys of evaluation.json."""
+    """Effect of not answering below a threshold of the confidence. Field names are keys of evaluation.json."""
 
     answerable: int
     unanswerable: int

@@ -1,5 +1,6 @@
 """Tables of an evaluation report for the terminal."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console
@@ -9,13 +10,25 @@ from dtl.base.display import table, table_console
 from dtl.base.safe_text import in_one_line
 from dtl.base.units import in_units
 from dtl.evaluation.answers import ALL_TOPICS, AnswerScores
-from dtl.evaluation.detection import Detection
+from dtl.evaluation.config import MIN_PROBABILITY
+from dtl.evaluation.detection import NATURAL, Detection
 from dtl.evaluation.measure import Report
-from dtl.evaluation.metrics import Abstention
 
 MAX_CHARACTERS = 60  # of a text in a table
 MAX_COLUMNS = 1000
-SCORE_COLUMNS = ("\nexact", "\nF1", "BM25\nexact", "\nF1", "majority\nexact", "\nF1")  # the first two: the model
+SCORE_COLUMNS = tuple(f"{who}\n{score}" for who in ("model", "BM25", "majority") for score in ("exact", "F1"))
+SCORES = (
+    "exact: equals an accepted answer after SQuAD's normalisation. F1: of its words with the answer's. BM25: the "
+    "answer to the nearest training question. majority: always the most frequent answer. bits/byte: of the expected "
+    "answer, by the model."
+)
+NATURAL_SCORES = " natural: wordings as people type them, never used to train, tune or choose."
+ABSTENTION = (
+    "answered: with a confidence of at least {threshold:.0%}, calibrated on validation to be the probability of a "
+    "right answer. unanswerable: questions without an answer in the data{near}. ROC area: how well the confidence "
+    "separates the two kinds; 0.5 is chance. calibration error: of the confidence, were half of the questions "
+    "unanswerable."
+)
 LONG_TEXTS = ("question", "answer", "expected")  # columns that are folded in a narrow terminal
 
 
@@ -75,10 +88,11 @@ def _show_text(console: Console, report: Report) -> None:
 
 
 def _show_answers(console: Console, answers: Sequence[AnswerScores]) -> None:
+    every_topic = [scores for scores in answers if scores.topic == ALL_TOPICS]
     _show(
         console,
-        "Questions (exact match and token F1 after SQuAD's normalisation)",
-        ["\nwordings", "\nasked", *SCORE_COLUMNS, "gold\nbits/byte"],
+        "Questions",
+        ["\nwordings", "\nasked", *SCORE_COLUMNS, "answer\nbits/byte"],
         [
             [
                 scores.split,
@@ -86,20 +100,20 @@ def _show_answers(console: Console, answers: Sequence[AnswerScores]) -> None:
                 *(_percent(x) for s in (scores.model, scores.look_up, scores.majority) for x in (s.exact_match, s.f1)),
                 f"{scores.gold_bits_per_byte:.3f}",
             ]
-            for scores in answers
-            if scores.topic == ALL_TOPICS
+            for scores in every_topic
         ],
+        SCORES + (NATURAL_SCORES if any(scores.split == NATURAL for scores in every_topic) else ""),
     )
 
 
 def _show_topics(console: Console, answers: Sequence[AnswerScores]) -> None:
     topics = sorted({scores.topic for scores in answers} - {ALL_TOPICS})
-    splits = list(dict.fromkeys(scores.split for scores in answers))
+    splits = list(dict.fromkeys(scores.split for scores in answers if scores.split != "train")) or ["train"]
     by_cell = {(scores.topic, scores.split): scores for scores in answers}
     _show(
         console,
-        "Exact match by topic, and of retrieval (BM25)",
-        ["topic", *(column for split in splits for column in (split, "BM25"))],
+        "Exact match by topic, of the model and of retrieval (BM25)",
+        ["topic", *(column for split in splits for column in (split, f"{split}\nBM25"))],
         [
             [topic, *(cell for split in splits for cell in _model_and_bm25(by_cell.get((topic, split))))]
             for topic in topics
@@ -114,27 +128,28 @@ def _model_and_bm25(scores: AnswerScores | None) -> tuple[str, str]:
 
 
 def _show_detection(console: Console, detection: Detection) -> None:
-    areas = ", ".join(f"{area:.3f} ({split})" for split, area in detection.area_under_roc.items())
-    rows: list[tuple[str, Abstention | None]] = [("validation", detection.validation), ("test", detection.test)]
     _show(
         console,
-        f"Confidence separates answerable from unanswerable questions: area under the ROC curve {areas}\n"
-        f"Answers with a mean log-probability of at least {detection.threshold:.3f}, chosen on validation",
-        ["\nwordings", "\nasked", "\nanswered", "right\nof these", "right\nof all", "\nunanswerable", "\nrejected"],
+        "Abstention: what the model knows that it does not know",
+        [
+            "\nwordings", "\nasked", "\nanswered", "right\nof these", "un-\nanswerable", "\nrejected", "ROC\narea",
+            "calibration\nerror",
+        ],
         [
             [
                 split,
                 f"{abstention.answerable:,}",
                 _percent(abstention.coverage),
                 _percent(abstention.accuracy_answered),
-                _percent(abstention.accuracy_without),
                 f"{abstention.unanswerable:,}",
                 _percent(abstention.refused),
+                f"{detection.area_under_roc[split]:.3f}",
+                _percent(detection.calibration_error[split]),
             ]
-            for split, abstention in rows
-            if abstention is not None
+            for split, abstention in detection.by_split().items()
         ],
-    )
+        ABSTENTION.format(threshold=MIN_PROBABILITY, near="; natural: near misses" if detection.natural else ""),
+    )  # fmt: skip
 
 
 def _leakage(report: Report) -> Iterator[str]:
@@ -149,7 +164,9 @@ def _leakage(report: Report) -> Iterator[str]:
         )
 
 
-def _show(console: Console, title: str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _show(
+    console: Console, title: str, names: Sequence[str], rows: Sequence[Sequence[str]], explanation: str = ""
+) -> None:
     if not rows:
         return
     console.print(Text(f"\n{title}", style="bold"))
@@ -159,10 +176,12 @@ def _show(console: Console, title: str, names: Sequence[str], rows: Sequence[Seq
     if not console.is_terminal:  # in a file or a pipe a line is as long as it is
         console = table_console(file=console.file, width=MAX_COLUMNS)
     console.print(table(names, (map(in_one_line, row) for row in rows), right, every, wide), crop=False)
+    if explanation:
+        console.print(Text(explanation, style="dim"))
 
 
 def _percent(fraction: float) -> str:
-    return f"{fraction:.1%}"
+    return "-" if math.isnan(fraction) else f"{fraction:.1%}"
 
 
 def _short(text: str) -> str:

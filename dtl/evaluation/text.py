@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from dtl.base.progress import Pace, Progress
 from dtl.data.batches import PackedSequences
 from dtl.data.tokenizers.tokenizer import UNKNOWN, Tokenizer
 from dtl.evaluation.metrics import bits_per_byte, perplexity
@@ -79,6 +80,7 @@ def text_scores(
     max_batches: int | None,
     mixed_precision: MixedPrecision,
     metrics: Sequence[str] = (),
+    log: Progress = lambda message: None,
 ) -> list[TextScores]:
     """Score every held-out split of every source, with the registered `metrics` in addition.
 
@@ -89,7 +91,9 @@ def text_scores(
         for split, split_rows in splits.items():
             if split == "train":
                 continue
-            result = evaluate(model, split_rows, batch_size, max_batches, mixed_precision, token_bytes, metrics)
+            after_batch = Pace(f"{source}: {split} sequences", log).count
+            scope = (split_rows, batch_size, max_batches, mixed_precision, token_bytes, metrics)
+            result = evaluate(model, *scope, after_batch)
             scores.append(
                 TextScores(
                     source=source,

@@ -1,7 +1,7 @@
 """Generation from text to text: answers to questions and continuations of prompts, by a model and its tokenizer."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -165,9 +165,17 @@ def continue_text(
 
 
 def answer_greedily(
-    model: TransformerLM, tokenizer: Tokenizer, asked: Sequence[str], max_new_tokens: int, batch_size: int
+    model: TransformerLM,
+    tokenizer: Tokenizer,
+    asked: Sequence[str],
+    max_new_tokens: int,
+    batch_size: int,
+    after_batch: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[GreedyAnswer]:
-    """Answer each prompt (`Prompt.text`). The batch size does not change the answers."""
+    """Answer each prompt (`Prompt.text`). The batch size does not change the answers.
+
+    `after_batch` gets the number of answers so far and the number of prompts.
+    """
     greedy = SamplingConfig(temperature=0, top_k=None, max_new_tokens=max_new_tokens)
     prompts = [fitting_prompt(model, tokenizer, ids, greedy) for ids in tokenizer.encode_batch(list(asked))]
     answers: dict[int, GreedyAnswer] = {}
@@ -182,6 +190,7 @@ def answer_greedily(
         for row, i in enumerate(chosen):
             confidence = math.fsum(logprobs[row]) / len(logprobs[row]) if logprobs[row] else -math.inf
             answers[i] = GreedyAnswer(tokenizer.decode(ids[row]).strip(), confidence)
+        after_batch(len(answers), len(prompts))
     return [answers[i] for i in range(len(prompts))]
 
 

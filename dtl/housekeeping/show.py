@@ -63,12 +63,16 @@ def _row(run: DiskRun) -> tuple[str, ...]:
 
 def _table(rows: list[tuple[str, ...]]) -> Table:
     """Return the table for 100 columns; a name is omitted where the folder ends with it."""
+    # The name of a run without a config is the folder's.
+    names = ["" if folder.endswith((f"_{name}", f"/{name}")) else name for folder, name, *_ in rows]
+    n_shown = 2 if any(names) else 1
     cells = (
-        [folder, "" if folder.endswith(f"_{name}") else name, Text(state, STYLES.get(state, "yellow")), *metrics]
-        for folder, name, state, *metrics in rows
+        [*(folder, name)[:n_shown], Text(state, STYLES.get(state, "yellow")), *metrics]
+        for name, (folder, _, state, *metrics) in zip(names, rows, strict=True)
     )
+    headers = [header for header in HEADERS if header != "name" or any(names)]
     wide = {key: {"no_wrap": False} for key in ("folder", "name")}
-    return table(HEADERS, cells, RIGHT, every={"no_wrap": True, "overflow": "fold"}, columns=wide)
+    return table(headers, cells, RIGHT, every={"no_wrap": True, "overflow": "fold"}, columns=wide)
 
 
 def show_cleanup_hints(display: Display, settings: RunsConfig, n_bytes: dict[str, int]) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from dtl.base.checks import check_at_least, check_choices, check_fractions
 from dtl.errors import ConfigError
-from dtl.registry import BLOCKS
+from dtl.registry import BLOCKS, Options
 
 ATTENTION_KERNELS = ("auto", "sdpa", "padded", "varlen", "flex", "reference")
 
@@ -147,6 +147,7 @@ class ModelConfig:
     def validate(self) -> None:
         """Raises ConfigError for a model that cannot be built."""
         BLOCKS.check(self.arch.block)
+        self.arch.options = Options.of(f"model.arch.block={self.arch.block}", "model.arch.options", self.arch.options)
         check_at_least(self, "model", dim=1, n_layers=1, n_heads=1, max_seq_len=1)
         check_at_least(self, "model", ", or null for its default", n_kv_heads=1, head_dim=1, ffn_dim=1)
         if self.head_dim is None and self.dim % self.n_heads:

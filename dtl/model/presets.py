@@ -28,15 +28,19 @@ def with_overrides(config: ModelConfig, *changes: Any) -> ModelConfig:
     Raises ConfigError for a field that does not exist or a value of a wrong type.
     """
     node = OmegaConf.structured(config)
+    fields = list(node)
     for change in changes:
         change = dict(change)
+        unknown = [name for name in change if name not in fields]
+        if unknown:
+            hint = did_you_mean(unknown[0], fields)
+            raise ConfigError(f"model.{unknown[0]}: there is no such field.{hint} Fields: {', '.join(fields)}.")
         if isinstance(change.get("arch"), str):
             change["arch"] = _load_group("model/arch", "arch", change["arch"])
         try:
             node = OmegaConf.merge(node, change)
         except OmegaConfBaseException as error:
-            known = ", ".join(OmegaConf.structured(ModelConfig))
-            raise ConfigError(f"model.{error.full_key}: {str(error).splitlines()[0]}. Fields: {known}.") from error
+            raise ConfigError(f"model.{error.full_key}: {str(error).splitlines()[0]}.") from error
     merged = OmegaConf.to_object(node)
     assert isinstance(merged, ModelConfig)
     return merged

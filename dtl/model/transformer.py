@@ -19,6 +19,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dtl.errors import ConfigError
 from dtl.model.attention import (
     DOCUMENT_KERNELS,
     AttentionContext,
@@ -390,6 +391,8 @@ def create_model(preset_or_config: str | ModelConfig, vocab_size: int = 50257, *
     """
     if isinstance(preset_or_config, str):
         config = load_preset(preset_or_config, **overrides)
-    else:
+    elif isinstance(preset_or_config, ModelConfig):
         config = with_overrides(preset_or_config, overrides)
+    else:
+        raise ConfigError(f"create_model({preset_or_config!r}): give the name of a preset, such as 'small'.")
     return TransformerLM(config, vocab_size)

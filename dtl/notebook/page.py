@@ -35,6 +35,8 @@ _SCORES = {
     "exact_match/validation": "validation wordings",
     "exact_match/test": "test wordings",
     "lookup/exact_match/test": "BM25 retrieval (test)",
+    "exact_match/natural": "natural wordings",
+    "lookup/exact_match/natural": "BM25 retrieval (natural)",
     "validation/bits_per_byte": "bits per byte",
     "test/loss": "test loss",
 }

@@ -8,7 +8,7 @@ from dtl.errors import ConfigError
 
 # Metrics that are better when higher, or lower, by any part of their name between slashes.
 HIGHER = ("exact_match", "f1", "auc", "accuracy", "coverage", "refused", "tokens_per_second")
-LOWER = ("value", "loss", "perplexity", "bits_per_byte", "gold_bits_per_byte")
+LOWER = ("value", "loss", "perplexity", "bits_per_byte", "gold_bits_per_byte", "calibration_error")
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Renders the report as one self-contained HTML file, without scripts or network."""
 
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.resources import files
@@ -19,6 +20,17 @@ from dtl.reports.statistics import Comparison
 
 MAX_ROWS = 300  # of a table; the others are only counted
 MAX_SENTENCES = 8
+# Scores of questions that have a column where a run has them: head to key of result.json.
+ANSWERS = {
+    "validation": "exact_match/validation",
+    "test": "exact_match/test",
+    "natural": "exact_match/natural",
+    "natural, BM25": "lookup/exact_match/natural",
+    "natural answered": "abstention/coverage/natural",
+    "right of these": "abstention/accuracy/natural",
+    "near misses rejected": "abstention/refused/natural",
+    "calibration error": "calibration_error/natural",
+}
 PAIRS = (INK, FAINT, GREY, GROUND, *SERIES)
 
 
@@ -54,6 +66,7 @@ def render(report: Report) -> str:
         facts=facts(report),
         sections={title: _shown_in(drawings) for title, drawings in report.drawings.items()},
         rows=[configuration_row(group, report.metric) for group in report.configurations[:MAX_ROWS]],
+        answers=answer_rows(report.configurations[:MAX_ROWS]),
         keys=[_breakable(key) for key in _shown_keys(report)],
         sentences=_sentences(report),
         comparisons=[_comparison_row(comparison) for comparison in report.comparisons[:MAX_ROWS]],
@@ -103,6 +116,22 @@ def configuration_row(group: Configuration, metric: Metric) -> dict[str, Any]:
         "speed": f"{median(speeds(group)):,.0f}" if speeds(group) else "-",
         "memory": f"{max(peaks(group)):.2f}" if peaks(group) else "-",
     }
+
+
+def answer_rows(configurations: Sequence[Configuration]) -> list[list[str]]:
+    """Return the table of the questions that were answered, heads first; empty if no run was asked any."""
+    keys = {head: key for head, key in ANSWERS.items() if any(group.values(key) for group in configurations)}
+    if not keys:
+        return []
+    cells = ((_percent(group.values(key).values()) for key in keys.values()) for group in configurations)
+    return [["configuration", *keys], *([group.label, *row] for group, row in zip(configurations, cells, strict=True))]
+
+
+def _percent(fractions: Iterable[float]) -> str:
+    mean, spread = mean_and_spread(fractions)
+    if mean is None:
+        return "-"
+    return f"{100 * mean:.1f}" + (f" ± {100 * spread:.1f}" if spread is not None else "") + " %"
 
 
 def _shown_in(drawings: list[Drawing] | Drawing | Skipped) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dtl.base.files import write_atomically
-from dtl.run_dir.sweep_records import ERROR, TRACEBACK
+from dtl.run_dir.sweep_records import ERROR, TRACEBACK, SweepFolder
 
 # Environment variables that make a process a trial.
 FOLDER = "DTL_TRIAL_FOLDER"  # folder for its error.json and traceback.txt
@@ -29,6 +29,14 @@ SECONDS_TO_END = 10.0  # additional time before it exits without saving
 def current_trial() -> tuple[str, int] | None:
     """The sweep's name and the trial's number of this process; None when it is not a trial."""
     return (os.environ[SWEEP], int(os.environ[NUMBER])) if FOLDER in os.environ else None
+
+
+def in_search() -> bool:
+    """Return True in the process of a trial whose sweep is a search, which needs its validation loss."""
+    if FOLDER not in os.environ:
+        return False
+    record = SweepFolder(Path(os.environ[FOLDER]).parent).read()
+    return record is not None and record.kind == "search"
 
 
 @contextmanager

@@ -7,17 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
 from dtl.base.display import command_line
 from dtl.base.runtime import (
     DTYPES,
     choose_device,
     choose_precision,
+    device_memory,
     fingerprint,
     fingerprint_difference,
     restore_random_state,
     seed_everything,
 )
+from dtl.base.units import in_gib
 from dtl.checkpoints.load import (
     load_tokenizer,
     load_trained_weights,
@@ -33,7 +37,7 @@ from dtl.errors import CheckpointError, ConfigError
 from dtl.model.config import ModelConfig
 from dtl.model.kernel_choice import KernelChoice, KernelContext, choose_kernel
 from dtl.model.transformer import TransformerLM
-from dtl.training.optimizer import build_optimizers, load_optimizer_tensors
+from dtl.training.optimizer import build_optimizers, load_optimizer_tensors, numbers_per_weight
 from dtl.training.schedule import warmup_steps
 from dtl.training.trainer import Trainer
 
@@ -49,9 +53,14 @@ class RunLength:
 
     @classmethod
     def of(cls, config: RunConfig, steps_per_epoch: int) -> "RunLength":
-        """Return the length: the horizon is `total_steps` if set, else all epochs; the first limit ends the run."""
+        """Return the length: the horizon is `total_steps` if set, else all epochs; the first limit ends the run.
+
+        Epochs that the data recommends are as many more as `data.recommended.min_steps` needs.
+        """
         epochs, total = config.max_epochs, config.trainer.total_steps
         by_epochs = epochs * steps_per_epoch if epochs is not None else None
+        if by_epochs is not None and config.trainer.max_epochs is None:
+            by_epochs = max(by_epochs, config.data.recommended.min_steps)
         horizon = total if total is not None else by_epochs
         assert horizon is not None  # max_epochs falls back to the data's recommendation
         last_step = min(horizon, by_epochs) if by_epochs is not None else horizon
@@ -87,6 +96,7 @@ class Parts:
     device_reason: str
     precision: str
     precision_reason: str
+    machine_reason: str  # why trainer.machine=auto chose its profile; empty where nothing was chosen
     tokenizer: Tokenizer
     data: PreparedData
     model: TransformerLM
@@ -122,6 +132,10 @@ def build_run(
     """
     device, device_reason = choose_device(config.device)
     precision, precision_reason = choose_precision(config.trainer.precision, device)
+    # A resumed run keeps its batches, on whatever machine.
+    chosen = config if resume_from else config.on(device.type)
+    machine_reason = "" if chosen is config else f"auto: the device is a {'CPU' if device.type == 'cpu' else 'GPU'}"
+    config = chosen
     seed_everything(config.seed)
     start_from = resume_from or init_from
     tokenizer = load_tokenizer(start_from) if start_from else None
@@ -129,6 +143,7 @@ def build_run(
     if init_from:
         config = with_init(config, init_from, saved_model)
     data = prepare_data(config.data, tokenizer or config.tokenizer, config.seq_len, config.seed, progress, plans)
+    _raise_if_too_large(config, vocab_size or data.tokenizer.vocab_size, device)
     seed_everything(config.seed)  # again: the initial weights must not depend on what preparing the data drew
     model = _build_model(config, data.tokenizer, start_from, vocab_size).to(device)
     model.activation_checkpointing = config.trainer.activation_checkpointing
@@ -155,6 +170,7 @@ def build_run(
         device_reason=device_reason,
         precision=precision,
         precision_reason=precision_reason,
+        machine_reason=machine_reason,
         tokenizer=data.tokenizer,
         data=data,
         model=model,
@@ -169,6 +185,42 @@ def build_run(
     if resume_from and saved:
         _restore(parts, resume_from, *saved)
     return parts
+
+
+def training_bytes(model: nn.Module, optimizers: Sequence[Optimizer], averaged: bool) -> int:
+    """Bytes of weights (two of each with averaged ones), gradients and optimizer state: what every step needs."""
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    state = sum(
+        numbers_per_weight(optimizer) * parameter.nbytes
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    )
+    return (3 if averaged else 2) * weights + state
+
+
+def too_large(config: RunConfig, needed: int, available: int, device: torch.device) -> str:
+    """Return the message on a model whose weights alone leave the device no memory."""
+    return (
+        f"model.dim={config.model.dim} model.n_layers={config.model.n_layers}: the weights, their gradients and the "
+        f"state of optimizer={config.optimizer.name} need {in_gib(needed)}, and this {device.type} has "
+        f"{in_gib(available)}. Only a smaller model helps, such as model=small, or less of model.dim and "
+        "model.n_layers; a smaller micro-batch or a shorter sequence does not."
+    )
+
+
+def _raise_if_too_large(config: RunConfig, vocab_size: int, device: torch.device) -> None:
+    """Raise ConfigError for a model that cannot fit: without it the system may kill the process, without a word."""
+    available = device_memory(device)
+    rough = 16 * config.model.dim * (vocab_size + 12 * config.model.n_layers * config.model.dim)  # of a common block
+    if available is None or rough < available / 8:
+        return
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        model = TransformerLM(config.model, vocab_size)
+        optimizers = build_optimizers(model, config.optimizer)
+    needed = training_bytes(model, optimizers, config.trainer.ema_decay is not None)
+    if needed > available:
+        raise ConfigError(too_large(config, needed, available, device))
 
 
 def with_init(config: RunConfig, init_from: Path, saved: ModelConfig) -> RunConfig:

@@ -15,7 +15,7 @@ from dtl.base.display import Display, command_line, shown
 from dtl.base.files import write_atomically
 from dtl.base.json_files import read_json_or_empty
 from dtl.base.redaction import redact
-from dtl.base.runtime import deterministic_algorithms, is_out_of_memory
+from dtl.base.runtime import deterministic_algorithms, device_memory, is_out_of_memory
 from dtl.base.signals import StopSignals
 from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.listing import best_checkpoint, list_checkpoints, step_folders
@@ -28,12 +28,15 @@ from dtl.errors import CheckpointError, ConfigError, DTLError, InterruptedRun, T
 from dtl.evaluation.measure import Report
 from dtl.run_dir.provenance import RECORD, add_session, config_hash, update_run_record, write_result, write_run_record
 from dtl.run_dir.state import resume_command
-from dtl.runner.build import Parts, build_run, raise_if_resume
+from dtl.run_dir.trial import in_search
+from dtl.runner.build import Parts, build_run, raise_if_resume, too_large, training_bytes
 from dtl.runner.screens import show_end, show_start, tokens_seen
 from dtl.runner.session import Session
 from dtl.tracking.metrics import truncate_metrics
 from dtl.tracking.tracker import State, Tracker, open_tracker
 from dtl.training.trainer import NonFiniteError
+
+MAX_FIXED = 0.9  # of the device's memory for weights, gradients and state: more leaves a step nothing to compute in
 
 
 @dataclass
@@ -74,8 +77,10 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
     with lock_run(run_dir), Display() as display, deterministic_algorithms(config.trainer.deterministic):
         for warning in [*remove_leftovers(run_dir), *([origin.damage] if origin.damage else [])]:
             display.warn(warning)
-        with _memory_advice(config):
-            parts = build_run(config, origin.plans, origin.resume_from, origin.init_from, display.note)
+        with _memory_advice_before_training():
+            parts = build_run(config, origin.plans, origin.resume_from, origin.init_from, display.log)
+        if parts.data.validation is None:
+            _raise_if_validation_is_needed(origin)
         _record_start(parts, run_dir, origin)
         with _open_tracker(parts, run_dir, origin) as tracker:
             update_run_record(run_dir, wandb_id=tracker.run_id, last_step=parts.length.last_step)
@@ -86,11 +91,28 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
             return _conclude(session, state, report)
 
 
+def _raise_if_validation_is_needed(origin: Origin) -> None:
+    """Raise ConfigError for what needs a validation loss, where nothing is held out."""
+    patience = "trainer.early_stopping_patience"
+    for word in origin.overrides:
+        key, _, value = word.partition("=")
+        if key.lstrip("+") == patience and value != "null":
+            raise ConfigError(
+                f"{word}: there is no validation loss to stop by, because nothing is held out of this data. Leave it "
+                "out, or hold some out: data.validation_fraction=0.1"
+            )
+    if in_search():
+        raise ConfigError(
+            "hydra/sweeper=dtl_optuna: a search compares validation losses, and nothing is held out of this data. Set "
+            "data.validation_fraction=0.1, or run a grid with -m alone and compare by metric=exact_match/train."
+        )
+
+
 def _drain(session: Session) -> State:
     """Train until the session ends; record the error if it ends with one."""
     parts, run_dir, display = session.parts, session.run_dir, session.display
     try:
-        with _memory_advice(parts.config), StopSignals() as signals:
+        with _memory_advice(parts.config, parts), StopSignals() as signals:
             display.start_progress(parts.length.last_step, parts.trainer.state.step)
             return session.drain(signals)
     except BaseException as error:
@@ -162,13 +184,33 @@ def _open_tracker(parts: Parts, run_dir: Path, origin: Origin) -> Tracker:
 
 
 @contextmanager
-def _memory_advice(config: RunConfig) -> Iterator[None]:
-    """Turn an out-of-memory error into a TrainingError with the setting to try next."""
+def _memory_advice_before_training() -> Iterator[None]:
+    """Turn an out-of-memory error of the data or the model, where no micro-batch is involved, into a TrainingError."""
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
+        raise TrainingError(
+            "Out of memory while the data were read and the model was built, before the first step. A smaller model "
+            "(model=small, model.dim, model.n_layers) or smaller files help, and closing other programs; a smaller "
+            "micro-batch does not."
+        ) from error
+
+
+@contextmanager
+def _memory_advice(config: RunConfig, parts: Parts | None = None) -> Iterator[None]:
+    """Turn an out-of-memory error into a TrainingError with the setting to try next, or with why none helps."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        if parts is not None and (available := device_memory(parts.device)) is not None:
+            trainer = parts.trainer
+            needed = training_bytes(parts.model, trainer.optimizers, trainer.averaged is not None)
+            if needed > MAX_FIXED * available:
+                raise TrainingError(f"Out of memory. {too_large(config, needed, available, parts.device)}") from error
         micro, rows = config.micro_batch_size, config.global_batch_size
         # Smaller micro-batches first: they give the same optimizer steps. A shorter seq_len, which does not, last.
         if micro > 1:
@@ -201,6 +243,7 @@ def _record_start(parts: Parts, run_dir: Path, origin: Origin) -> None:
             flags=origin.flags,
             init_from=origin.init_from,
             data_fingerprint=parts.data.fingerprint,
+            taught=parts.data.taught(),
             computed_with=parts.fingerprint,
             lineage={"init": parts.config.init, "checkpoint": str(origin.init_from)} if origin.init_from else None,
         )

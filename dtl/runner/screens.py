@@ -10,9 +10,11 @@ from torch.optim import Optimizer
 
 from dtl.base.display import Display, command_line, shown
 from dtl.base.runtime import cpu_has_bf16, nvidia_without_cuda
+from dtl.base.safe_text import visible
 from dtl.base.units import in_epochs, in_percent, in_time, in_units, number_of
 from dtl.checkpoints.listing import list_checkpoints
 from dtl.data.prepare import PreparedData
+from dtl.data.text_report import PREVIEW
 from dtl.evaluation.config import EVALUATION_FILE
 from dtl.evaluation.measure import Report
 from dtl.evaluation.tables import show_main_metrics
@@ -21,17 +23,21 @@ from dtl.model.transformer import TransformerLM
 from dtl.run_dir.state import resume_command
 from dtl.runner.build import Parts
 from dtl.tracking.tracker import State, Tracker
+from dtl.training.config import LOSS_TERMS, LossConfig, TrainerConfig
 from dtl.training.optimizer import numbers_per_weight
+
+SAMPLE_LENGTH = 160  # characters of the training text on the start screen: two lines of a terminal
 
 
 def _data_lines(data: PreparedData) -> Iterator[str]:
     for source, splits in data.report.items():
         train = splits["train"]
-        held_out = ", ".join(f"{name} {in_units(split.tokens)}" for name, split in splits.items() if name != "train")
+        held_out = [f"{name} {in_units(split.tokens)}" for name, split in splits.items() if name != "train"]
+        others = f"{', '.join(held_out)} tokens" if held_out else "nothing held out"
         documents, sequences = number_of("documents", train.documents), number_of("sequences", train.rows)
         yield (
             f"{source}: {documents}, {in_units(train.tokens)} tokens ({in_units(train.targets)} with a loss) in "
-            f"{sequences}, {in_percent(train.wasted)} % padding; {held_out} tokens"
+            f"{sequences}, {in_percent(train.wasted)} % padding; {others}"
         )
 
 
@@ -43,6 +49,17 @@ def _model_line(config: ModelConfig, model: TransformerLM) -> str:
         f"{config.arch.block}, width {config.dim}, {heads}, {layers}, "
         f"context {config.max_seq_len}: {in_units(total)} parameters, {in_units(without)} without embeddings"
     )
+
+
+def objective_rows(trainer: TrainerConfig) -> Iterator[tuple[str, str]]:
+    """Rows of the start screen about a loss that is not the plain cross-entropy, and about averaged weights."""
+    loss = trainer.loss
+    if loss != LossConfig():
+        terms = [f"{name} {getattr(loss, name):g}" for name in LOSS_TERMS if getattr(loss, name)]
+        settings = [f"{name} {value}" for name, value in loss.options.items()]
+        yield "loss", f"{', '.join([loss.name, *terms, *settings])}; validation measures the plain cross-entropy"
+    if trainer.ema_decay is not None:
+        yield "averages", f"of the weights, decay {trainer.ema_decay:g} per step: these are evaluated and saved as best"
 
 
 def show_start(display: Display, parts: Parts, run_dir: Path, tracker: Tracker) -> None:
@@ -59,6 +76,8 @@ def show_start(display: Display, parts: Parts, run_dir: Path, tracker: Tracker) 
             f"{config.micro_batch_size} x {config.grad_accum_steps} sequences of {config.seq_len} tokens per step",
         ),
         ("optimizer", f"{config.optimizer.name}, peak learning rate {config.optimizer.lr:g}, {config.schedule.name}"),
+        *objective_rows(config.trainer),
+        *([("profile", f"{config.trainer.machine} ({parts.machine_reason})")] if parts.machine_reason else []),
         ("device", f"{parts.device} ({parts.device_reason}); {parts.precision} ({parts.precision_reason})"),
         ("attention", f"{parts.attention.name} ({parts.attention.reason})"),
         ("tracker", tracker.status),
@@ -67,6 +86,11 @@ def show_start(display: Display, parts: Parts, run_dir: Path, tracker: Tracker) 
     display.screen(f"DTL {config.name}", rows)
     for note in parts.notes:
         display.note(note)
+    if parts.resumed_from is None:
+        for text in data.samples(next(iter(data.rows)), 1, SAMPLE_LENGTH):
+            display.note(PREVIEW[0].upper() + PREVIEW[1:])
+            for line in visible(text).split("\n"):
+                display.note(f"  {line}")
     saved = checkpoint_bytes(parts.model, parts.trainer.optimizers, averaged=parts.trainer.averaged is not None)
     no_room = disk_warning(run_dir, config.trainer.keep, saved)
     looks_wrong = (nvidia_without_cuda(), no_room, _emulation_warning(parts))
@@ -137,6 +161,8 @@ def show_end(
         show_main_metrics(display.console, report)
     state = parts.trainer.state
     best = "none yet" if state.best_loss is None else f"{state.best_loss:.4f} at step {state.best_step}"
+    if parts.data.validation is None:
+        best = "none: nothing is held out, and the last step counts as the best"
     kept = list_checkpoints(run_dir, contents=False)
     folder = shown(run_dir)
     answers_questions = any(parts.data.pairs.values())

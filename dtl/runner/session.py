@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from dtl.base.units import in_gib, in_time, in_units
 from dtl.checkpoints.save import save_checkpoint
 from dtl.checkpoints.upkeep import publish_best, rotate
 from dtl.config import to_yaml
+from dtl.data.batches import PackedSequences
 from dtl.errors import InterruptedRun
 from dtl.evaluation.evaluator import evaluate_best
 from dtl.evaluation.measure import Report
@@ -31,6 +33,10 @@ from dtl.training.trainer import StepReport
 N_SAMPLES = 3
 LOG_EVERY_SECONDS = 10.0  # log at least this often, for slow steps
 SAMPLE_PROMPT_TOKENS = 16
+
+
+class _StopRequested(Exception):
+    """A signal came during an evaluation."""
 
 
 def due(step: int, every: int | None) -> bool:
@@ -51,13 +57,17 @@ class Session:
         self.display = display
         self.unlogged: list[StepReport] = []
         self.logged_at = time.monotonic()
+        self.stop_requested: Callable[[], bool] = lambda: False
         state = parts.trainer.state
         self.evaluations = [row for row in read_metrics(run_dir) if "val/loss" in row] if parts.resumed_from else []
         self.saved: Path | None = parts.resumed_from  # the checkpoint of the current state; None: not saved yet
         self._tokens_before, self._seconds_before = state.tokens, state.seconds
         every = self.config.trainer
-        self.eval_every = every.eval_every_steps or parts.length.steps_per_epoch
-        self.save_every_by_epochs = every.save_every_epochs and every.save_every_epochs * parts.length.steps_per_epoch
+        per_epoch = parts.length.steps_per_epoch
+        if parts.data.validation is None:  # small data: an epoch may be a single step
+            per_epoch = max(per_epoch, math.ceil(parts.length.last_step / 10))
+        self.eval_every = every.eval_every_steps or per_epoch
+        self.save_every_by_epochs = every.save_every_epochs and every.save_every_epochs * per_epoch
 
     def drain(self, signals: StopSignals) -> State:
         """Train until the first reason to stop; return the state for result.json.
@@ -67,9 +77,14 @@ class Session:
         limits = self.config.trainer
         profiler = self._profiler() if limits.profile else None
         steps = self.trainer.steps()
+        self.trainer.stop_requested = self.stop_requested = lambda: signals.received is not None
+        if self._evaluation_is_due():  # of the resumed step: a signal stopped the run before or during it
+            self.evaluate()
         # Checked before the first step too: a resumed run may have been stopped after its last step.
         while (reason := self.reason_to_stop(signals)) == "running":
-            report = next(steps)
+            report = next(steps, None)
+            if report is None:  # stopped between two micro-batches
+                continue
             self.unlogged.append(report)
             self.saved = None
             if profiler:
@@ -78,7 +93,7 @@ class Session:
             if due(report.step, limits.log_every_steps) or time.monotonic() - self.logged_at > LOG_EVERY_SECONDS:
                 self.log()
             # Evaluate before saving: one checkpoint then has the step's validation loss in its state.
-            if due(report.step, self.eval_every):
+            if self._evaluation_is_due():
                 self.evaluate()
             if due(report.step, limits.save_every_steps) or due(report.step, self.save_every_by_epochs):
                 self.save()
@@ -86,7 +101,7 @@ class Session:
             profiler.stop()
         # Not for a pause: a resumed run must equal one that never stopped, which would not evaluate here.
         if reason == "finished" and self.trainer.state.evaluated_step != self.trainer.state.step:
-            self.evaluate()
+            reason = "finished" if self.evaluate() else "interrupted"
         self.save()
         if reason == "interrupted":
             assert signals.received is not None
@@ -156,9 +171,14 @@ class Session:
         self.display.step(
             last.step,
             length.last_step,
-            f"epoch {self.trainer.state.epoch + self.trainer.state.step_in_epoch / length.steps_per_epoch:.2f}  "
-            f"loss {losses[-1]:.4f}  lr {last.lr:.2e}  {in_units(speed)} tok/s  "
-            f"left {in_time(left)}  {in_gib(memory)}",
+            [
+                f"epoch {self.trainer.state.epoch + self.trainer.state.step_in_epoch / length.steps_per_epoch:.2f}",
+                f"loss {losses[-1]:.4f}",
+                f"lr {last.lr:.2e}",
+                f"{in_units(speed)} tok/s",
+                f"left {in_time(left)}",
+                in_gib(memory),
+            ],
         )
 
     def _tokens_per_second(self, reports: list[StepReport]) -> float:
@@ -168,21 +188,48 @@ class Session:
         self._tokens_before, self._seconds_before = reports[-1].tokens, reports[-1].seconds
         return tokens / seconds if seconds > 0 else 0.0
 
-    def evaluate(self) -> None:
-        """Measure the validation loss; when it is the best so far, the checkpoint of this step becomes `best`."""
+    def _evaluation_is_due(self) -> bool:
+        state = self.trainer.state
+        return state.step > 0 and due(state.step, self.eval_every) and state.evaluated_step != state.step
+
+    def _after_batch(self, done: int, total: int) -> None:
+        self.display.status(f"validation: {done:,} of {total:,} sequences")
+        if self.stop_requested():
+            raise _StopRequested
+
+    def evaluate(self) -> bool:
+        """Measure the validation loss; when it is the best so far, the checkpoint of this step becomes `best`.
+
+        Where nothing is held out there is no loss to measure, and `save` publishes each checkpoint as the best. False
+        when a signal stopped it: nothing has changed then, and a resumed run makes up for it.
+        """
         self.log()
+        state, validation = self.trainer.state, self.parts.data.validation
+        try:
+            better = validation is not None and self._measure(validation)
+        except _StopRequested:
+            return False
+        self.saved = None
+        state.evaluated_step = state.step
+        state.evaluations += 1
+        if due(state.evaluations, self.config.trainer.sample_every_evals or None):
+            self.tracker.log_samples(state.step, self.sample())
+        if better:
+            publish_best(self.run_dir, self.save())
+        return True
+
+    def _measure(self, validation: PackedSequences) -> bool:
+        """Measure and log the validation loss; return True for the best so far."""
         state = self.trainer.state
         result = evaluate(
             self.trainer.evaluated_model,
-            self.parts.data.validation,
+            validation,
             self.config.micro_batch_size,
             self.config.trainer.eval_max_batches,
             lambda: autocast(self.parts.device, self.parts.precision),
             metrics=self.config.data.metrics,
+            after_batch=self._after_batch,
         )
-        self.saved = None
-        state.evaluated_step = state.step
-        state.evaluations += 1
         better = math.isfinite(result.loss) and (state.best_loss is None or result.loss < state.best_loss)
         state.evaluations_since_best = 0 if better else state.evaluations_since_best + 1
         row = {"val/loss": result.loss, "val/targets": result.n_targets}
@@ -192,20 +239,18 @@ class Session:
         shown_metrics = "".join(f"  {name} {value:.4f}" for name, value in result.metrics.items())
         best = "  best so far" * better
         self.display.print(f"step {state.step:>7}  validation loss {result.loss:.4f}{shown_metrics}{best}")
-        if due(state.evaluations, self.config.trainer.sample_every_evals or None):
-            self.tracker.log_samples(state.step, self.sample())
         if better:
             state.best_loss, state.best_step = result.loss, state.step
-            publish_best(self.run_dir, self.save())
+        return better
 
     def sample(self) -> list[dict[str, str]]:
         """Generate a few texts with the current model, from a generator of their own: training is not affected."""
         data, tokenizer = self.parts.data, self.parts.tokenizer
-        prompts = [
-            data.prompt.text(pair.question, pair.context) for pair in data.pairs.get("validation", [])[:N_SAMPLES]
-        ]
+        pairs = data.pairs.get("train" if data.validation is None else "validation", [])[:N_SAMPLES]
+        prompts = [data.prompt.text(pair.question, pair.context) for pair in pairs]
         if not prompts:
-            rows = data.validation.batch(range(min(N_SAMPLES, len(data.validation)))).inputs
+            source = data.validation or next(iter(data.train.rows.values()))
+            rows = source.batch(range(min(N_SAMPLES, len(source)))).inputs
             prompts = [tokenizer.decode(row[:SAMPLE_PROMPT_TOKENS].tolist()) for row in rows]
         with autocast(self.parts.device, self.parts.precision):
             texts = continuations(
@@ -219,6 +264,9 @@ class Session:
         trainer = self.trainer
         if self.saved is not None:
             return self.saved
+        nothing_held_out = self.parts.data.validation is None
+        if nothing_held_out:
+            trainer.state.best_step = trainer.state.step
         values = trainer.state_values() | {
             "step": trainer.state.step,
             "epoch": trainer.state.epoch,
@@ -236,6 +284,8 @@ class Session:
             optimizer_tensors(trainer.model, trainer.optimizers),
             raw=None if trainer.averaged is None else trainer.model,
         )
+        if nothing_held_out:
+            publish_best(self.run_dir, self.saved)
         for warning in rotate(self.run_dir, self.config.trainer.keep):
             self.display.warn(warning)
         return self.saved
@@ -247,11 +297,11 @@ class Session:
             return None
         self.display.note("Evaluation of the best checkpoint")
         run = (self.config, parts.data, self.run_dir, parts.device, parts.precision, state.tokens)
-        report = evaluate_best(*run, lambda what: self.display.note(f"... {what}"))
+        report = evaluate_best(*run, self.display.log)
         metrics = report.metrics()
         # A run that was killed after this, or is resumed after its last step, has them in its metrics already.
         if not any(row["step"] == state.step and metrics.keys() <= row.keys() for row in read_metrics(self.run_dir)):
-            self.tracker.log(state.step, metrics)
+            self.tracker.log_once(state.step, metrics)
         return report
 
 

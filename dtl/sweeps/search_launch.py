@@ -15,7 +15,7 @@ from dtl.checkpoints.upkeep import LOCK
 from dtl.commandline.cli import JobFailedError, remove_empty_run_dir
 from dtl.commandline.command import Command
 from dtl.commandline.overrides import as_shown
-from dtl.errors import InterruptedRun
+from dtl.errors import ConfigError, InterruptedRun
 from dtl.run_dir.provenance import composition_flags
 from dtl.run_dir.state import read_run_state
 from dtl.run_dir.sweep_records import SUCCEEDED, SWEEP, SweepFolder, SweepRecord, Trial, as_typed, now
@@ -108,6 +108,10 @@ def launch_search(
     JobFailedError if no trial or no confirming run finished; NoTrialError if every trial of a new search is rejected
     (its folder is removed).
     """
+    if config.data.validation_fraction == 0:
+        raise ConfigError(
+            "data.validation_fraction=0: a search compares validation losses. Hold some out, or run a grid: -m alone."
+        )
     space = parse_space(trial_overrides(arguments), context.config_loader)
     sweep = SweepFolder(Path(config.hydra.sweep.dir))
     try:

@@ -19,7 +19,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dtl.base.display import aligned
+from dtl.base.display import table
 from dtl.base.safe_text import in_one_line
 from dtl.base.units import number_of
 from dtl.commandline.command import Command
@@ -30,6 +30,7 @@ from dtl.data.local.files import LocalFiles
 from dtl.data.qa.source import QuestionSource
 from dtl.data.tasks import is_right
 from dtl.errors import ConfigError, DataError, DTLError, did_you_mean
+from dtl.evaluation.config import MIN_PROBABILITY
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.dialogue import StopOnInterrupt, introduce, take_lines
 from dtl.terminal.input import InputLine, TooLong
@@ -75,17 +76,20 @@ class Chat:
                 "It was trained on plain text, not on questions. To continue texts instead: python -m dtl.generate"
             )
         if self.line.is_terminal:
-            self.screen.note(HELP_LINE)
+            for line in (*self.model.facts.taught, HELP_LINE):
+                self.screen.note(line)
 
     def _take(self, line: str | TooLong) -> None:
         if isinstance(line, TooLong):
-            self._reject(f"{line.n_characters:,} characters, of which {self.model.max_characters:,} can fit, exceed")
-        elif not line.strip():
-            return
+            self._reject_long(
+                f"{line.n_characters:,} characters, of which {self.model.max_characters:,} can fit, exceed"
+            )
         elif command := command_of(line):
             command(self)
-        else:
+        elif any(character.isalnum() for character in line):
             self.ask(line.strip())
+        elif self.line.is_terminal or line.strip():  # an empty line of a pipe separates questions
+            self._reject("Type a question; help lists the commands.")
 
     def ask(self, question: str) -> None:
         """Answer one question on the screen, if it fits the context."""
@@ -93,7 +97,7 @@ class Chat:
             return self._take(TooLong(len(question)))
         n_prompt = self.model.count_tokens(self.model.prompt(question))
         if n_prompt >= self.model.context:
-            return self._reject(f"{n_prompt:,} tokens ({len(question):,} characters) do not fit into")
+            return self._reject_long(f"{n_prompt:,} tokens ({len(question):,} characters) do not fit into")
         sampling = self._leaving_room(n_prompt)
         started = time.perf_counter()
         output = self.model.continue_text(self.model.prompt(question), sampling, self.seed)
@@ -115,22 +119,27 @@ class Chat:
             return self.sampling
         return replace(self.sampling, max_new_tokens=context - n_prompt)
 
-    def _reject(self, problem: str) -> None:
-        self.screen.warn(f"{problem} the model's context of {self.model.context:,} tokens. Ask a shorter question.")
+    def _reject_long(self, problem: str) -> None:
+        self._reject(f"{problem} the model's context of {self.model.context:,} tokens. Ask a shorter question.")
+
+    def _reject(self, why: str) -> None:
+        self.screen.warn(why)
         if not self.screen.labelled:
             self.screen.piece("\n")  # in a pipe line n of the answers belongs to line n of the questions
 
     def _report(self, turn: Turn, continuation: "Continuation", n_prompt: int) -> None:
         speed = turn.n_tokens / turn.seconds if turn.seconds > 0 else 0
         parts = [f"seed {turn.seed}", number_of("tokens", turn.n_tokens), f"{speed:.0f} tokens/s"]
-        if not math.isnan(turn.mean_logprob):  # an empty answer has none
-            parts.insert(0, self._confidence(turn.mean_logprob))
+        is_empty = math.isnan(turn.mean_logprob)
+        probability = math.nan if is_empty else self._probability(turn.mean_logprob)
+        is_calibrated = self.model.facts.calibration is not None
+        if not is_empty:
+            # Rounded down: no answer is certain, and below one half at most two of five dots are filled.
+            number = f"{int(100 * probability)} % sure" if is_calibrated else f"log p {turn.mean_logprob:.2f}"
+            parts.insert(0, f"{self._dots(probability)} {number}")
         self.screen.note(", ".join(parts))
-        threshold = self.model.facts.abstention_threshold
-        if threshold is not None and turn.mean_logprob < threshold:
-            self.screen.warn(
-                f"The model does not know this: its log p is below {threshold:.2f}, the threshold of dtl.evaluate."
-            )
+        if is_calibrated and probability < MIN_PROBABILITY:
+            self.screen.warn("The model does not know this: the answer is more likely wrong than right.")
         if continuation.context_shifted:
             self.screen.note(
                 f"The text exceeded the context: the model now sees only its last {self.model.context // 2} or more "
@@ -141,11 +150,15 @@ class Chat:
         elif turn.ended == "length":
             self.screen.note(f"Cut off at {turn.n_tokens} tokens. Longer: /params max_new_tokens={2 * turn.n_tokens}")
 
-    def _confidence(self, mean_logprob: float) -> str:
-        """Return the geometric mean probability of a token as filled dots, and its logarithm."""
+    def _probability(self, mean_logprob: float) -> float:
+        """Return the probability that an answer is right; without a calibration, the mean probability of a token."""
+        calibration = self.model.facts.calibration
+        return math.exp(min(0.0, mean_logprob)) if calibration is None else calibration.probability(mean_logprob)
+
+    def _dots(self, probability: float) -> str:
         filled, empty = "●○" if self.screen.can_show("●○") else "*."
-        n_filled = round(N_DOTS * math.exp(min(0.0, mean_logprob)))
-        return f"{filled * n_filled}{empty * (N_DOTS - n_filled)} log p {mean_logprob:.2f}"
+        n_filled = int(N_DOTS * probability + 0.5)
+        return filled * n_filled + empty * (N_DOTS - n_filled)
 
 
 def stream_answer(continuation: "Continuation", screen: Screen) -> tuple[str, bool]:
@@ -197,11 +210,11 @@ def command_of(line: str) -> "Callable[[Chat], None] | None":
 
 def _help(chat: "Chat", argument: str) -> None:
     chat.screen.print(
-        "Type a question and press Enter. Each question is answered independently: the model was trained on\n"
-        "single pairs of question and answer, and does not remember earlier ones."
+        "Type a question and press Enter. Each question is answered independently: the model was trained on single "
+        "pairs of question and answer, and does not remember earlier ones."
     )
-    for line in aligned(list({command.usage: command.meaning for command in COMMANDS.values()}.items())):
-        chat.screen.print(f"  {line}")
+    commands = {command.usage: command.meaning for command in COMMANDS.values()}
+    chat.screen.console.print(table(("", ""), commands.items(), every={"overflow": "fold"}, show_header=False))
     chat.screen.print("Ctrl-C stops an answer, Ctrl-D quits. Arrow up recalls earlier input.")
 
 
@@ -317,7 +330,8 @@ COMMANDS = {
         _save, "/save [FILE]", "save the questions and answers as Markdown, or .jsonl for data.qa.path"
     ),
     "clear": ChatCommand(_clear, "clear", "clear the screen and forget the questions so far"),
-    "help": ChatCommand(_help, "help", "show this list"),
+    "help": ChatCommand(_help, "help", "show this list; so does ?"),
+    "?": ChatCommand(_help, "help", "show this list; so does ?"),
     "quit": ChatCommand(_quit, "quit", "end the chat; so do exit and Ctrl-D"),
     "exit": ChatCommand(_quit, "quit", "end the chat; so do exit and Ctrl-D"),
 }

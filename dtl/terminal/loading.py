@@ -5,21 +5,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dtl.base.display import shown
-from dtl.base.json_files import read_json_or_empty
+from dtl.base.json_files import as_list, as_number, as_object, as_whole, read_json_or_empty
 from dtl.base.runtime import choose_device
 from dtl.base.safe_text import in_one_line
 from dtl.base.units import in_units
 from dtl.checkpoints.listing import is_checkpoint
 from dtl.checkpoints.load import load_model, load_tokenizer
-from dtl.data.tokenizers.prompt import Prompt, has_learnt_plain_text
+from dtl.data.tokenizers.prompt import Prompt, has_learnt_plain_text, has_learnt_questions_alone
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.evaluation.config import EVALUATION_FILE
+from dtl.evaluation.metrics import Calibration, logit
 from dtl.generation.config import SamplingConfig
 from dtl.generation.conversation import Continuation, continue_text
 from dtl.generation.engine import transpose_for_decoding
 from dtl.model.transformer import TransformerLM
+from dtl.run_dir.provenance import RECORD
 from dtl.run_dir.state import read_config
 from dtl.terminal.config import TalkConfig
+
+MAX_TOPICS, MAX_CHARACTERS = 12, 76  # shown of the training questions
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,10 @@ class CheckpointFacts:
     name: str
     step: int | None = None
     best_loss: float | None = None  # on the validation split, of the run so far
-    abstention_threshold: float | None = None  # low confidence below it: mean log p, chosen by dtl.evaluate
+    calibration: Calibration | None = None  # of the confidence, fitted at the end of the run and by dtl.evaluate
     learned_plain_text: bool = False  # trained without any questions and answers
+    learned_questions_alone: bool = False  # trained without any other text
+    taught: tuple[str, ...] = ()  # lines about the training questions
 
 
 class LoadedModel:
@@ -96,15 +102,40 @@ def read_facts(folder: Path) -> CheckpointFacts:
         name=in_one_line(str(config.get("name") or folder.resolve().parent.parent.name), 80),
         step=step if isinstance(step, int) else None,
         best_loss=float(loss) if isinstance(loss, int | float) else None,
-        abstention_threshold=_abstention_threshold(folder),
+        calibration=_calibration(folder),
         learned_plain_text=plain,
+        learned_questions_alone=has_learnt_questions_alone(folder),
+        taught=tuple(_taught(folder)),
     )
 
 
-def _abstention_threshold(folder: Path) -> float | None:
-    """Return the threshold that dtl.evaluate chose, if its evaluation is of this very checkpoint."""
+def _calibration(folder: Path) -> Calibration | None:
+    """Return the calibration of the run's last evaluation, if that was of this very checkpoint."""
     evaluation = read_json_or_empty(folder.parent.parent / EVALUATION_FILE)
-    detection = evaluation.get("detection")
-    threshold = detection.get("threshold") if isinstance(detection, dict) else None
-    is_current = Path(str(evaluation.get("checkpoint"))).name == folder.name
-    return float(threshold) if is_current and isinstance(threshold, int | float) else None
+    detection = as_object(evaluation.get("detection"))
+    fitted = as_object(detection.get("calibration"))
+    slope, intercept = as_number(fitted.get("slope")), as_number(fitted.get("intercept"))
+    threshold = as_number(detection.get("threshold"))
+    if Path(str(evaluation.get("checkpoint"))).name != folder.name:
+        return None
+    if slope is not None and intercept is not None:
+        return Calibration(slope, intercept)
+    # Runs from before the calibration have a threshold of the mean log-probability alone: one half is there.
+    return None if threshold is None else Calibration(1.0, -logit(threshold))
+
+
+def _taught(folder: Path) -> Iterator[str]:
+    """Yield the lines about the training questions that run.json records."""
+    taught = as_object(read_json_or_empty(folder.parent.parent / RECORD).get("taught"))
+    number = as_whole(taught.get("questions"))
+    if not number:
+        return
+    topics = [_words(topic).replace("_", " ") for topic in as_list(taught.get("topics"))]
+    more = f" and {len(topics) - MAX_TOPICS} more topics" if len(topics) > MAX_TOPICS else ""
+    about = f" about {', '.join(topics[:MAX_TOPICS])}{more}" if topics else ""
+    yield f"It was taught {number:,} question{'s' if number > 1 else ''}{about}, for example:"
+    yield from (f"  {_words(example)}" for example in as_list(taught.get("examples")))
+
+
+def _words(value: object) -> str:
+    return in_one_line(str(value), MAX_CHARACTERS)

@@ -13,6 +13,7 @@ from rich.control import Control
 from rich.segment import ControlType
 from rich.text import Text
 
+from dtl.base.display import Bar, TerminalLog, wrapped
 from dtl.base.safe_text import visible
 
 
@@ -28,6 +29,8 @@ class Screen:
         self.labelled = labelled
         # No markup: a model's text may contain [red] or :smile:. No wrapping in a pipe: a note is one line.
         self.console = Console(file=notes, highlight=False, markup=False, emoji=False, soft_wrap=not notes.isatty())
+        self._bar = Bar(self.console)
+        self.log = TerminalLog(self.note, self._bar) if self.console.is_terminal else self.note
 
     @property
     def is_terminal(self) -> bool:
@@ -42,6 +45,7 @@ class Screen:
 
     def piece(self, text: str) -> None:
         """Write a piece of an answer, unbuffered."""
+        self._bar.stop()
         # Not through rich, which would wrap each piece as if it began at the left margin.
         self.answers.write(visible(text))
         self.answers.flush()
@@ -83,7 +87,9 @@ class Screen:
         return True
 
     def _line(self, text: str, style: str) -> None:
-        self.console.print(Text(visible(text), style=style))
+        self._bar.stop()
+        for line in wrapped(visible(text), self.console.width) if self.is_terminal else [visible(text)]:
+            self.console.print(Text(line, style=style), soft_wrap=True)
 
 
 def open_screen(all_in_one: bool) -> Screen:

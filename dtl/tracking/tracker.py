@@ -99,6 +99,11 @@ class Tracker:
         self._lines.append([{"step": step, **metrics}])
         self._send(step, dict(metrics))
 
+    def log_once(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append the metrics of the end of a run to metrics.jsonl. W&B gets them with `finish`, in the summary of the
+        run: a chart of a single point says nothing, and there is one for each name."""
+        self._lines.append([{"step": step, **metrics}])
+
     def log_samples(self, step: int, rows: list[dict[str, str]]) -> None:
         """Write generated texts to samples/step-00001000.jsonl, a JSON object a line, and as a W&B table."""
         path = self.run_dir / "samples" / f"step-{step:08d}.jsonl"
@@ -108,7 +113,7 @@ class Tracker:
         except OSError as error:
             log.warning("%s: cannot be written (%s). Training continues.", path, error.strerror)
         if self._sink is not None and rows:
-            self._sink.log_table("samples", rows, step)
+            self._sink.log_table("val/samples", rows, step)
 
     def finish(self, state: State, summary: Mapping[str, Any] | None = None) -> None:
         """Close the run, once; W&B shows it as finished for `finished` and `stopped`, else as failed."""
@@ -130,7 +135,8 @@ class Tracker:
 
     def _send(self, step: int, metrics: dict[str, Any]) -> None:
         if self._sink is not None:
-            grouped = {key if "/" in key else f"train/{key}": value for key, value in metrics.items()}
+            # W&B sorts charts by name: so named, train/loss is the first, and val/loss the first of the next group.
+            grouped = {key if key.startswith(("train/", "val/")) else f"train/{key}": v for key, v in metrics.items()}
             self._sink.log({key: value for key, value in grouped.items() if value is not None}, step)
 
 

@@ -5,9 +5,13 @@ from typing import Any
 
 from dtl.base.checks import check_at_least, check_choices, check_fractions, check_positive, check_unique
 from dtl.errors import ConfigError
-from dtl.registry import LOSSES, OPTIMIZERS, SCHEDULES, STEP_FIELDS, STOP_CRITERIA
+from dtl.registry import LOSSES, OPTIMIZERS, SCHEDULES, STEP_FIELDS, STOP_CRITERIA, Options
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+MACHINES = ("auto", "amp4060", "cpu")
+# micro_batch_size and grad_accum_steps of trainer=cpu. A step then takes a second or so, not minutes: progress is seen,
+# Ctrl-C is obeyed, and small text gives the many steps that a model needs.
+CPU_BATCHES = (4, 1)
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class OptimizerConfig:
         return OPTIMIZERS.traits(self.name) or OptimizerTraits()
 
     def validate(self) -> None:
-        OPTIMIZERS.check(self.name, self.options)
+        self.options = OPTIMIZERS.checked_options(self.name, self.options)
         check_positive(self, "optimizer", "lr", "eps", "matrix_lr", "embedding_lr", finite=True)
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"optimizer.betas={self.betas}: two numbers in [0, 1), for example [0.9,0.95].")
@@ -62,9 +66,22 @@ class ScheduleConfig:
     options: dict[str, Any] = field(default_factory=dict)  # settings of a user-defined schedule
 
     def validate(self) -> None:
-        SCHEDULES.check(self.name, self.options)
+        self.options = SCHEDULES.checked_options(self.name, self.options)
         check_fractions(self, "schedule", "warmup_fraction", "min_lr_fraction", "decay_fraction")
         check_at_least(self, "schedule", warmup_steps=0)
+
+
+LOSS_TERMS = ("z_loss", "label_smoothing")  # settings of trainer.loss that a loss may read or not; 0 = off
+
+
+@dataclass(frozen=True)
+class LossTraits:
+    """Properties of a loss that the rest of DTL needs; these defaults are those of a user-defined one."""
+
+    reads: tuple[str, ...] = ()  # those of LOSS_TERMS that it applies; setting another is an error
+
+
+LOSSES.describe("cross_entropy", LossTraits(LOSS_TERMS))
 
 
 @dataclass
@@ -77,7 +94,14 @@ class LossConfig:
     options: dict[str, Any] = field(default_factory=dict)  # settings of a user-defined loss
 
     def validate(self) -> None:
-        LOSSES.check(self.name, self.options)
+        self.options = LOSSES.checked_options(self.name, self.options)
+        reads = (LOSSES.traits(self.name) or LossTraits()).reads
+        for name in LOSS_TERMS:
+            if getattr(self, name) and name not in reads:
+                raise ConfigError(
+                    f"trainer.loss.{name}={getattr(self, name)}: trainer.loss.name={self.name} does not read it. Leave "
+                    f'it out, or register a loss that does: @LOSSES.register("{self.name}", LossTraits(("{name}",))).'
+                )
         check_fractions(self, "trainer.loss", "z_loss", "label_smoothing", interval="[0, 1)", rule="must lie in")
 
 
@@ -85,6 +109,7 @@ class LossConfig:
 class TrainerConfig:
     """Batch, precision, length and intervals of a run."""
 
+    machine: str | None = "auto"  # fills the next two where null: auto (by device) | amp4060 (as recommended) | cpu
     micro_batch_size: int | None = None  # sequences in one forward pass; None = the data's recommendation
     grad_accum_steps: int | None = None  # forward passes in one optimizer step; None = the data's recommendation
     precision: str = "auto"  # auto (bf16 where the device has it, else fp32) | fp32 | bf16 | fp16
@@ -113,12 +138,14 @@ class TrainerConfig:
 
     def validate(self) -> None:
         """Raises ConfigError for a loop that cannot run."""
-        check_choices(self, "trainer", precision=PRECISIONS)
+        check_choices(self, "trainer", precision=PRECISIONS, machine=MACHINES)
         self.loss.validate()
         for registry, names in ((STOP_CRITERIA, self.stop_criteria), (STEP_FIELDS, self.step_fields)):
             for name in names:
                 registry.check(name)
             check_unique(names, registry.key)
+        criteria = f"trainer.stop_criteria=[{','.join(self.stop_criteria)}]"
+        self.stop_options = Options.of(criteria, "trainer.stop_options", self.stop_options)
         if self.stop_options and not self.stop_criteria:
             raise ConfigError(
                 f"trainer.stop_options={self.stop_options}: nothing reads them without trainer.stop_criteria=[name]."

@@ -42,12 +42,13 @@ def evaluate(
     mixed_precision: Callable[[], AbstractContextManager] | None = None,
     token_bytes: np.ndarray | None = None,
     metrics: Sequence[str] = (),
+    after_batch: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Return the mean cross-entropy over the targets of the first `max_batches` x `batch_size` sequences (None = all),
     and the means of the registered `metrics`.
 
     `token_bytes`, (vocab_size,), are the UTF-8 bytes of each token (`dtl.evaluation.text`). Out of memory, the batch is
-    halved: the same sequences, the same mean.
+    halved: the same sequences, the same mean. `after_batch` gets the sequences done and all; it may raise to stop.
     """
     device = next(model.parameters()).device
     n_rows = len(rows) if max_batches is None else min(len(rows), max_batches * batch_size)
@@ -75,6 +76,7 @@ def evaluate(
             if token_bytes is not None:
                 n_bytes += int(token_bytes[batch.targets[batch.targets != IGNORE].numpy()].sum())
             start += len(batch.rows)
+            after_batch(start, n_rows)
     finally:
         model.train(was_training)
     loss, *means = (totals / max(1, n_targets)).tolist()  # the only sync of an evaluation, and before the clock stops

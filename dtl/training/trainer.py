@@ -7,7 +7,7 @@ position in the data is two integers.
 
 import copy
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from dtl.base.runtime import autocast
+from dtl.base.runtime import autocast, random_state, restore_random_state
 from dtl.data.batches import Batch, TrainingData
 from dtl.errors import TrainingError
 from dtl.model.transformer import TransformerLM
@@ -122,6 +122,7 @@ class Trainer:
         self.loss = LOSSES.get(config.loss.name)
         self.step_fields = [STEP_FIELDS.get(name) for name in config.step_fields]
         self.steps_per_epoch = data.steps_per_epoch(micro_batch_size * grad_accum_steps)
+        self.stop_requested: Callable[[], bool] = lambda: False  # asked between two micro-batches
 
     @property
     def done(self) -> bool:
@@ -134,12 +135,17 @@ class Trainer:
         return self.model if self.averaged is None else self.averaged.model
 
     def steps(self) -> Iterator[StepReport]:
-        """Train until the last step, one report per optimizer step. A caller pauses by not asking for the next."""
+        """Train until the last step, one report per optimizer step. A caller pauses by not asking for the next.
+
+        Ends in the middle of a step when `stop_requested`: everything is then as it was before that step.
+        """
         while not self.done:
             began = time.monotonic()
             lr = self.set_learning_rate()
             batches = self.next_batches()
             loss = self.accumulate_gradients(batches)
+            if loss is None:
+                return
             grad_norm = self.gradient_norm()  # unscales fp16's gradients: the check and the clipping need true ones
             # Before clipping and step: a NaN norm as clipping factor spreads to every gradient, and one such step
             # spoils all weights. So one device sync per step, here for loss and norm together (fp16's scaler has more).
@@ -173,13 +179,22 @@ class Trainer:
             self.seed, self.state.epoch, self.state.step_in_epoch, self.micro_batch_size, self.grad_accum_steps
         )
 
-    def accumulate_gradients(self, batches: list[Batch]) -> Tensor:
-        """Accumulate the gradient of the mean loss over all target tokens of the step; return that loss, shape ()."""
+    def accumulate_gradients(self, batches: list[Batch]) -> Tensor | None:
+        """Accumulate the gradient of the mean loss over all target tokens of the step; return that loss, shape ().
+
+        None when a stop was requested between two micro-batches: the gradients are dropped, the random states restored.
+        """
         self.model.train()
+        # Dropout draws in every micro-batch: a step that is taken again after a resume must draw the same numbers.
+        before = random_state(self.device) if len(batches) > 1 else {}
         # Divided by the targets of the step and not of a micro-batch: 1 x 8 and 4 x 2 sequences have the same gradient.
         n_targets = max(1, sum(batch.n_targets for batch in batches))
         total = torch.zeros((), device=self.device)
-        for batch in batches:
+        for n, batch in enumerate(batches):
+            if n > 0 and self.stop_requested():
+                self.clear_gradients()
+                restore_random_state(before, self.device)
+                return None
             here = batch.to(self.device)
             with autocast(self.device, self.precision):
                 x_btd = self.forward(here.inputs, here.positions, here.documents)
@@ -188,6 +203,11 @@ class Trainer:
             self.scaler.scale(loss).backward()
             total += loss.detach()
         return total
+
+    def clear_gradients(self) -> None:
+        """Drop all gradients."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
 
     def gradient_norm(self) -> Tensor:
         """Return the norm of all gradients together, after removing fp16's scale from them."""
@@ -255,7 +275,7 @@ class Trainer:
         for optimizer in self.optimizers:
             if not skipped:
                 self.scaler.step(optimizer)
-            optimizer.zero_grad(set_to_none=True)
+        self.clear_gradients()
         self.scaler.update()
         self.state.skipped_in_a_row = self.state.skipped_in_a_row + 1 if skipped else 0
         scale = self.scaler.get_scale()

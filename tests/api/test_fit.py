@@ -155,7 +155,7 @@ def test_train_returns_a_float_and_records_its_config(config, elsewhere):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"seed": -1}, ConfigError, "seed=-1: must be in"),
+        ({"seed": -1}, ConfigError, "seed=-1: must be an integer in"),
         ({"seed": "many"}, ConfigError, "seed=many: must be an integer"),
         ({"data": DataConfig()}, ConfigError, "data.sources={}: name at least one source"),
         ({"data": replace(dtl.RunConfig().data, seq_len=97, path="nowhere.jsonl")}, DataError, "nowhere.jsonl"),
@@ -205,6 +205,14 @@ def test_a_misspelt_attribute_is_named_and_not_ignored(config, section, name):
         owner = getattr(owner, part)
     setattr(owner, name, 3)
     with pytest.raises(ConfigError, match=rf"{section}\.?{name}=3: there is no such key\. Did you mean"):
+        dtl.steps(config)
+
+
+@pytest.mark.parametrize(("section", "value"), [("model", "small"), ("optimizer", None), ("trainer.loss", "focal")])
+def test_a_section_that_was_replaced_by_a_name_is_an_error(config, section, value):
+    owner, _, name = section.rpartition(".")
+    setattr(getattr(config, owner) if owner else config, name, value)
+    with pytest.raises(ConfigError, match=rf"{section}={value!r}: is a section\. .*dtl\.compose\('{section}="):
         dtl.steps(config)
 
 

@@ -36,13 +36,30 @@ def test_it_draws_from_a_generator_of_its_own(trained):
         ({"temperature": "hot"}, "sampling.temperature=hot: must be a number"),
         ({"temperature": -1}, "sampling.temperature=-1.0: must be at least 0"),
         ({"stop": "x"}, "sampling.stop=x: must be a list"),
-        ({"seed": -1}, "seed=-1: must be in"),
+        ({"seed": -1}, "seed=-1: must be an integer in"),
+        ({"seed": None}, "seed=None: must be an integer in"),
+        ({"seed": 1.5}, "seed=1.5: must be an integer in"),
     ],
 )
 def test_a_wrong_setting_is_named(trained, given, message):
     with pytest.raises(ConfigError) as rejected:
         dtl.complete(trained.model(), trained.tokenizer(), "how", **given)
     assert str(rejected.value).startswith(message)
+
+
+def test_what_is_no_model_tokenizer_or_text_is_named(trained):
+    model, tokenizer = trained.model(), trained.tokenizer()
+    for use in (dtl.complete, lambda model, tokenizer, _: dtl.score(model, tokenizer, [("how", "so")])):
+        with pytest.raises(ConfigError, match=r"model: str is not a TransformerLM of DTL\. Load it: dtl\.load_model"):
+            use("latest", tokenizer, "how")
+        with pytest.raises(ConfigError, match=r"tokenizer: NoneType is not a Tokenizer of DTL"):
+            use(model, None, "how")
+    with pytest.raises(ConfigError, match=r"text=\['how'\]: must be one text"):
+        dtl.complete(model, tokenizer, ["how"])
+    with pytest.raises(ConfigError, match=r"device=tpu: one of auto, cpu"):
+        trained.model("tpu")
+    with pytest.raises(dtl.DTLError, match="nowhere: no such folder"):
+        dtl.load_model("nowhere")
 
 
 def test_scores_are_those_of_the_evaluation(trained, words):
@@ -76,7 +93,7 @@ def test_a_pair_in_any_form(trained, asked):
         ([("a",)], r"pairs\[0\]=\('a',\): give \(question, answer\)"),
         ([QuestionAnswer("a", "b"), {"question": "a"}], r"pairs\[1\]="),
         ([{"question": "a", "answer": ""}], r"pairs\[0\]=.* 1 x an empty answer"),
-        ([{"question": "a", "answer": ["b", True]}], r"pairs\[0\]: text is needed"),
+        ([{"question": "a", "answer": ["b", {"c": 1}]}], r"pairs\[0\]: text is needed"),
         (["ab"], r"pairs\[0\]='ab'"),
         ([("a", 3)], r"pairs\[0\]=\('a', 3\): give"),
     ],

@@ -87,6 +87,16 @@ def test_no_damage_loads_without_a_word(two_checkpoints: Path, tmp_path: Path, d
         shutil.rmtree(run_dir)
 
 
+def test_damage_is_named_when_best_holds_the_same_step(two_checkpoints: Path) -> None:
+    """Nothing is lost then, and yet a file on this disk is not what was written."""
+    newer = two_checkpoints / "checkpoints" / "step-00000020"
+    shutil.copytree(newer, two_checkpoints / "checkpoints" / "best")
+    (newer / "model.safetensors").write_bytes(b"")
+    found, note = newest_valid(two_checkpoints)
+    assert found.path.name == "best" and note is not None
+    assert "step-00000020/model.safetensors" in note and "Using best (step 20) instead: no step is lost" in note
+
+
 def test_a_run_without_a_whole_checkpoint_says_so_and_deletes_nothing(tmp_path: Path) -> None:
     folders = [save(tmp_path, step) for step in (10, 20)]
     for folder in folders:

@@ -551,7 +551,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         data = DataConfig(sources={"some": SourceConfig(**of_source)}, cache_dir=str(tmp_path / "cache"), **of_data)
         (plan,) = plan_sources(data, 3)
         monkeypatch.setattr(collect, "SMALL_BYTES", 0)
-        fingerprint = collect._fingerprint(plan.source, Cache(tmp_path / "cache"))
+        fingerprint = collect._fingerprint(collect._files(plan.source), Cache(tmp_path / "cache"))
         assert fingerprint is not None
         wanted = collect.characters_wanted(data, data.seq_len or 0)
         budget = collect.characters_read(wanted)

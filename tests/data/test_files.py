@@ -1,10 +1,12 @@
 """Local files: every kind, packed or not; odd bytes are counted, cut-off files are refused, empty ones are named."""
 
 import bz2
+import codecs
 import csv
 import gzip
 import io
 import json
+import lzma
 import os
 import random
 import re
@@ -27,7 +29,12 @@ from dtl.data.prepare import prepare_data
 from dtl.errors import DataError
 
 TEXTS = [f"Record {number}: {'naïve, café; ' * (number % 5)}end" for number in range(23)]
-PACK = {"gz": lambda raw: gzip.compress(raw, mtime=0), "bz2": bz2.compress}
+PACK = {
+    "gz": lambda raw: gzip.compress(raw, mtime=0),
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": lambda raw: pyarrow.Codec("zstd").compress(raw, asbytes=True),
+}
 
 
 def jsonl(texts: list[str]) -> bytes:
@@ -70,7 +77,7 @@ def refusal(path: Path) -> str:
 
 
 @pytest.mark.parametrize("suffix", WRITE)
-@pytest.mark.parametrize("packing", ["", "gz", "bz2"])
+@pytest.mark.parametrize("packing", ["", *PACK])
 def test_every_kind_says_the_same_packed_or_not(tmp_path, suffix, packing):
     raw = WRITE[suffix](TEXTS)
     file = tmp_path / f"a{suffix}{packing and '.'}{packing}"
@@ -107,7 +114,12 @@ def test_what_stands_in_a_file_counts_more_than_its_name(tmp_path):
     ("name", "raw", "words"),
     [
         ("a.txt", b"PK\x03\x04\x14\x00", ["zip archive"]),
-        ("a.jsonl.zst", b"\x28\xb5\x2f\xfd\x00", ["zstd", ".bz2"]),
+        ("a.jsonl.7z", b"7z\xbc\xaf\x27\x1c\x00", ["7z archive", "7z x FILE", ".zst"]),
+        ("a.tar", b"a.txt".ljust(257, b"\0") + b"ustar\x00", ["tar archive", "tar xf FILE"]),
+        ("a.tgz", gzip.compress(b"a.txt".ljust(257, b"\0") + b"ustar\x00"), ["tar archive"]),
+        ("a.jsonl.zst", b"\x28\xb5\x2f\xfd\x00", ["zst file that is cut off"]),
+        ("wiki_00", b'<doc id="1" title="A">\nA\n', ["wiki_00:1", "no </doc>", "byte 0"]),
+        ("wiki_00", b'<doc id="1" title="A">\nA\n\nB\n</doc>\nC\n', ["wiki_00:6", "outside", "Read before it: 1"]),
         ("a.xml", b'<mediawiki xmlns="x">', ["MediaWiki dump", "data=wiki"]),
         ("a.html", b"<html>", ["'.html' is not supported"]),
         ("a.bin", b"\x00\x01\x02", ["'.bin' is not supported"]),
@@ -297,6 +309,24 @@ def test_a_row_of_csv_without_a_line_end_is_told(tmp_path):
 
 
 @pytest.mark.slow
+def test_xz_may_pad_its_streams(tmp_path):
+    parts = [lzma.compress(jsonl([text])) + b"\0" * 4 for text in TEXTS]
+    (tmp_path / "a.jsonl.xz").write_bytes(b"".join(parts))
+    assert read(tmp_path / "a.jsonl.xz") == (TEXTS, [])
+
+
+@pytest.mark.parametrize("declared", ["sep=;", '"sep=;"', "SEP=;"])
+def test_a_line_of_excel_names_the_delimiter(tmp_path, declared):
+    """Here commas are the more frequent in the header; line numbers count the line."""
+    raw = f"{declared}\r\nid;text, or, words\r\n1;a, b\r\n2\r\n".encode()
+    (tmp_path / "a.csv").write_bytes(raw)
+    (tmp_path / "b.csv").write_bytes(codecs.BOM_UTF16_LE + raw.replace(b"2\r\n", b"").decode().encode("utf-16-le"))
+    (record,) = LocalFiles(str(tmp_path / "b.csv"), "data.path").records("train")
+    assert record.fields == {"id": "1", "text, or, words": "a, b"} and record.place.endswith("b.csv:3")
+    with pytest.raises(DataError, match=r"a\.csv:4: 1 fields"):
+        list(LocalFiles(str(tmp_path / "a.csv"), "data.path").records("train"))
+
+
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".json", ".csv", ".jsonl.gz"])
 def test_a_line_of_a_hundred_megabytes(tmp_path, suffix):
     text = "0123456789" * 10_000_000
@@ -311,7 +341,7 @@ def test_a_line_of_a_hundred_megabytes(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", WRITE)
-@pytest.mark.parametrize("packing", ["", "gz", "bz2"])
+@pytest.mark.parametrize("packing", ["", *PACK])
 def test_a_cut_off_file_is_never_half_read(tmp_path, suffix, packing):
     if suffix == ".parquet" and packing:
         pytest.skip("not read")
@@ -333,10 +363,10 @@ def test_a_cut_off_file_is_never_half_read(tmp_path, suffix, packing):
     assert n_refused >= (100 if packing or suffix in (".json", ".parquet") else 85)
 
 
-@pytest.mark.parametrize("packing", ["gz", "bz2"])
+@pytest.mark.parametrize("packing", PACK)
 def test_what_was_read_before_the_cut_is_told(tmp_path, packing):
     texts = [f"{number} {random.Random(number).randbytes(500).hex()}" for number in range(997)]
-    raw = bz2.compress(jsonl(texts), 1) if packing == "bz2" else gzip.compress(jsonl(texts))
+    raw = bz2.compress(jsonl(texts), 1) if packing == "bz2" else PACK[packing](jsonl(texts))
     (tmp_path / f"a.jsonl.{packing}").write_bytes(raw[: len(raw) * 2 // 3])
     message = refusal(tmp_path / f"a.jsonl.{packing}")
     found = re.search(r"after decompressed byte ([\d,]+) .* Read before it: (\d+) records", message)
@@ -345,7 +375,7 @@ def test_what_was_read_before_the_cut_is_told(tmp_path, packing):
     assert n_read > 300 and int(found[1].replace(",", "")) == len(jsonl(texts[:n_read]))
 
 
-@pytest.mark.parametrize("packing", ["gz", "bz2"])
+@pytest.mark.parametrize("packing", PACK)
 def test_packed_files_may_have_several_parts_but_no_damage(tmp_path, packing):
     parts = [PACK[packing](jsonl([text])) for text in TEXTS]
     file = tmp_path / f"a.jsonl.{packing}"

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from dtl.data.cache import Cache
 from dtl.data.collect import collect_texts
-from dtl.data.config import SPLITS, DataConfig, SourceConfig
-from dtl.data.documents import Document
+from dtl.data.config import SPLITS, DataConfig, HeldOut, SourceConfig
+from dtl.data.documents import Document, QuestionAnswer
+from dtl.data.documents import document as document_of
 from dtl.data.sources import plan_sources
-from dtl.data.split import HoldOut, split_hash
+from dtl.data.split import MAX_FACTS, MIN_QUESTIONS, HoldOut, split_hash
+from dtl.data.tokenizers.prompt import Prompt
 from dtl.errors import ConfigError, DataError
 
 DOCUMENTS = [Document(f"text number {number}") for number in range(1999)]
@@ -22,10 +24,10 @@ SHARES = st.sampled_from([1e-9, 0.05, 0.1, 0.3, 0.45])
 
 
 def hold_out(
-    documents: Iterable[Document], for_validation: float, for_test: float
+    documents: Iterable[Document], for_validation: float, for_test: float, automatic: bool = False
 ) -> tuple[dict[str, list[Document]], str | None]:
     """The splits as `read_source` makes them, and the note."""
-    holder = HoldOut(for_validation, for_test)
+    holder = HoldOut(HeldOut(for_validation, for_test, automatic))
     splits: dict[str, list[Document]] = {"train": [], "validation": []}
     for document in documents:
         splits.setdefault(holder.split_for(document), []).append(document)
@@ -187,3 +189,50 @@ def test_nothing_left_to_train_on_is_said_with_both_shares(tmp_path):
     with pytest.raises(DataError, match=r"no document is left for train.*data\.test_fraction=0\.01"):
         two = {"a.jsonl": '{"text": "one"}\n{"text": "two"}\n'}
         splits_of(tmp_path, two, validation_fraction=0.98, test_fraction=0.01)
+
+
+# --- automatic -----------------------------------------------------------------------------------------------------
+
+
+def questions(n: int, n_answers: int) -> list[Document]:
+    """`n` questions, with as many answers, of which those after the first `n_answers` recur."""
+    pairs = [QuestionAnswer(f"question {i}?", f"answer {i if i < n_answers else i % 7}") for i in range(n)]
+    return [document_of(pair, Prompt()) for pair in pairs]
+
+
+@pytest.mark.parametrize(
+    ("n", "n_answers"), [(1, 1), (2, 2), (11, 11), (MIN_QUESTIONS - 1, 0), (53, 53), (499, 499), (499, 400)]
+)
+def test_few_questions_and_facts_that_are_asked_once_are_all_trained_on(n, n_answers):
+    splits, note = hold_out(questions(n, n_answers), 0.1, 0.1, automatic=True)
+    assert len(splits["train"]) == n and not splits["validation"] and not splits.get("test")
+    assert note and "no validation loss" in note and "data.validation_fraction=0.1" in note
+    assert f"all {n} question" in note
+
+
+@pytest.mark.parametrize("n_answers", [0, 97])
+def test_paraphrases_are_held_out_and_every_answer_stays_taught(n_answers):
+    documents = questions(997, n_answers)
+    splits, note = hold_out(documents, 0.1, 0.1, automatic=True)
+    assert sorted(d.text for split in splits.values() for d in split) == sorted(texts(documents))
+    taught = {d.pair.answer for d in splits["train"] if d.pair}
+    assert all(d.pair and d.pair.answer in taught for split in ("validation", "test") for d in splits[split])
+    assert 50 < len(splits["validation"]) < 150 and 50 < len(splits["test"]) < 150
+    assert (note is None) == (n_answers == 0)
+    by_hash, _ = hold_out(documents, 0.1, 0.1)
+    assert all(texts(splits[split]) <= texts(by_hash[split]) for split in ("validation", "test"))
+
+
+@pytest.mark.parametrize("documents", [questions(MAX_FACTS, MAX_FACTS), DOCUMENTS, DOCUMENTS[:3]])
+def test_many_questions_and_plain_text_are_held_out_by_hash_alone(documents):
+    assert hold_out(documents, 0.1, 0.1, automatic=True) == hold_out(documents, 0.1, 0.1)
+
+
+def test_nothing_is_held_out_where_nothing_is_asked_for(tmp_path):
+    for settings in ({"validation_fraction": 0.0}, {"validation_fraction": 0.0, "test_fraction": None}):
+        splits = splits_of(tmp_path, {"a.jsonl": LINES}, **settings)
+        assert tuple(splits) == ("train",) and len(splits["train"]) == 401
+    with pytest.raises(
+        ConfigError, match=r"data\.test_fraction=0\.1: with data\.validation_fraction=0 nothing is held out"
+    ):
+        DataConfig(sources={"qa": SourceConfig("qa")}, validation_fraction=0.0, test_fraction=0.1).validate()

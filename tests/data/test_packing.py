@@ -111,7 +111,10 @@ def test_select_keeps_whole_rows_in_the_order_given():
 
 def answered(lengths: list[int], answer_starts: list[int]) -> TokenDocuments:
     return TokenDocuments(
-        np.arange(sum(lengths), dtype=np.int32), offsets_of(lengths), np.array(answer_starts, np.int32)
+        np.arange(sum(lengths), dtype=np.int32),
+        offsets_of(lengths),
+        offsets_of(lengths),
+        np.array(answer_starts, np.int32),
     )
 
 

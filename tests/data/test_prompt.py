@@ -14,6 +14,7 @@ from dtl.data.tokenizers.prompt import (
     Prompt,
     chat_template,
     has_learnt_plain_text,
+    has_learnt_questions_alone,
     prompt_entry,
     read_prompt,
     with_prompt,
@@ -193,6 +194,26 @@ def test_checkpoints_of_format_1_are_known_by_the_settings_of_their_data(tmp_pat
     folder = written(tmp_path, {"dtl": {"attention": "auto"}}, f"name: x\ndata: {data}\n")
     assert read_prompt(folder) == prompt
     assert has_learnt_plain_text(folder) is (prompt is None)
+
+
+@pytest.mark.parametrize(
+    ("config", "alone"),
+    [
+        (f"data: {{sources: {{a: {QA}}}}}", True),
+        (f"data: {{sources: {{a: {QA}}}, wiki: {{path: null, weight: null}}}}\ninit: null", True),
+        (f"data: {{sources: {{a: {QA}}}, wiki: {{path: null, weight: 0.5}}}}", False),
+        (f"data: {{sources: {{a: {QA}}}, wiki: {{path: dump.xml, weight: null}}}}", False),
+        (f"data: {{sources: {{a: {QA}, b: {TEXT}}}}}", False),
+        (f"data: {{sources: {{a: {TEXT}}}}}", False),
+        (f"data: {{sources: {{a: {QA}}}}}\ninit: outputs/texts", False),  # what was learnt there is not lost
+        ("data: {sources: {a: {kind: my_pairs}}}", False),
+        ("data: 7", False),
+        ("{", False),
+    ],
+)
+def test_a_model_of_questions_alone_is_known_by_its_data(tmp_path, config, alone):
+    (tmp_path / "config.yaml").write_text(config)
+    assert has_learnt_questions_alone(tmp_path) is alone
 
 
 def test_a_model_of_another_program_has_no_prompt_and_is_not_called_plain(tmp_path):

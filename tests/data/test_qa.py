@@ -2,21 +2,26 @@
 
 import json
 import re
+from datetime import date
+from decimal import Decimal
 
+import jinja2
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
-from dtl.data.documents import QuestionAnswer, document
+from dtl.data import collect
+from dtl.data.config import DataConfig, QuestionsConfig, SourceConfig, TokenizerConfig
+from dtl.data.documents import Document, QuestionAnswer, document
 from dtl.data.encode import encode_documents
 from dtl.data.local.readers import Record
+from dtl.data.pack import answer_mask
 from dtl.data.prepare import prepare_data
 from dtl.data.qa import source as qa
 from dtl.data.sources import plan_sources
-from dtl.data.tokenizers.prompt import Prompt
+from dtl.data.tokenizers.prompt import Prompt, chat_template
 from dtl.data.tokenizers.tokenizer import build_tokenizer
-from dtl.errors import DataError
+from dtl.errors import ConfigError, DataError
 
 FACT = {
     "id": "geography-001",
@@ -28,11 +33,20 @@ FACT = {
 }
 
 
-def read(path: object = None) -> tuple[dict[str, list[QuestionAnswer]], list[str]]:
-    config = DataConfig(sources={"qa": SourceConfig("qa", None if path is None else str(path))})
+def documents_of(path: object = None, **settings: object) -> tuple[dict[str, list[Document]], list[str]]:
+    questions = QuestionsConfig(**settings)  # pyright: ignore
+    config = DataConfig(sources={"qa": SourceConfig("qa", None if path is None else str(path))}, qa=questions)
+    config.validate()
     (source,) = (plan.source for plan in plan_sources(config, 0))
-    pairs = {split: [document.pair for document in documents] for split, documents in source.splits().items()}
-    return pairs, source.notes()
+    documents = {split: list(documents) for split, documents in source.splits().items()}
+    return documents, source.notes()
+
+
+def read(path: object = None, **settings: object) -> tuple[dict[str, list[QuestionAnswer]], list[str]]:
+    """The pairs, and the notes but those on what was recognised."""
+    documents, notes = documents_of(path, **settings)
+    pairs = {split: [document.pair for document in of_split] for split, of_split in documents.items()}
+    return pairs, [note for note in notes if ": read as " not in note]  # pyright: ignore
 
 
 def write(path, *records):
@@ -295,3 +309,185 @@ def test_a_source_that_is_read_twice_says_the_same(tmp_path):
         assert len(list(source.splits()["train"])) == 1
         told.append(source.notes())
     assert told[0] == told[1]
+
+
+# What it is recognised as, and columns of other names.
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ({"question": "a?", "answer": "b"}, "question 'question', answer 'answer' (3 records)."),
+        (
+            {"instruction": "Add.", "input": "1 2", "output": 3},
+            "question 'instruction', context 'input', answer 'output' (3 records).",
+        ),
+        (FACT, "question 'train validation test', answer 'answer' (3 records)."),
+    ],
+)
+def test_what_was_recognised_is_reported(tmp_path, record, words):
+    _, (note,) = documents_of(write(tmp_path / "a.jsonl", record, record, record))
+    assert note.startswith("data.sources.qa.path=") or note.startswith("data.qa.path=")
+    assert note.endswith(f"a.jsonl: read as questions and answers: {words}")
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [(True, "true"), (False, "false"), (0, "0"), (1907, "1907"), (-3.5, "-3.5"), (["no", False], "no")],
+)
+def test_answers_that_are_no_text_are_written_as_json_does(tmp_path, answer, text):
+    pair = only_pair(write(tmp_path / "a.jsonl", {"question": "a?", "answer": answer}))
+    assert pair.answer == text
+
+
+def test_answers_of_tables_are_taken_as_they_are_written(tmp_path):
+    (tmp_path / "a.csv").write_text("question,answer\na?,TRUE\nb?,0\nc?,1.50\n")
+    pairs, notes = read(tmp_path / "a.csv")
+    assert [pair.answer for pair in pairs["train"]] == ["TRUE", "0", "1.50"] and not notes
+    rows = [{"question": "a?", "answer": Decimal("1.50")}, {"question": "b?", "answer": None}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    pairs, (note,) = read(tmp_path / "a.parquet")
+    assert [pair.answer for pair in pairs["train"]] == ["1.50"] and "1 x an empty answer" in note
+    days = [{"question": "a?", "answer": date(1907, 3, 1)}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(days), tmp_path / "b.parquet")
+    assert only_pair(tmp_path / "b.parquet").answer == "1907-03-01"
+    (tmp_path / "c.jsonl").write_text('{"question": "a?", "answer": NaN}\n{"question": "b?", "answer": 1}\n')
+    pairs, (note,) = read(tmp_path / "c.jsonl")
+    assert [pair.answer for pair in pairs["train"]] == ["1"] and "1 x an empty answer" in note
+
+
+def test_columns_of_other_names_are_read_by_a_map(tmp_path):
+    record = {"Nr": 7, "Frage ": "a?", "Antwort": "b", "question": "no", "Thema": "c", "Text": "d"}
+    columns = {"question": "frage", "answer": "Antwort", "topic": "Thema", "id": "nr", "context": "text"}
+    pairs, _ = read(write(tmp_path / "a.jsonl", record), columns=columns)
+    assert pairs == {"train": [QuestionAnswer("a?", "b", "c", "7", "d")]}
+
+
+@pytest.mark.parametrize(
+    ("record", "advice"),
+    [
+        ({"Nr": 1, "Frage": "Wer?", "Antwort": "Ada"}, "'data.qa.columns={question: frage, answer: antwort}'"),
+        ({"reply": "Ada", "My question": "Who?"}, "'data.qa.columns={question: \"my question\", answer: reply}'"),
+        ({"q": "Say it", "a": 3, "n": 1}, "'data.qa.columns={question: q, answer: a}'"),
+        ({"Who is it?": "Who was it?", "Ada": "Bob"}, "The first line must name the columns"),
+        ({"text": "Only a text."}, "Plain text is read with data=text data.path=FILE."),
+        ({"body": [1], "n": 3}, 'A record has a question and an answer: {"question": "...", "answer": "..."}.'),
+    ],
+)
+def test_other_names_are_answered_with_the_setting_to_paste(tmp_path, record, advice):
+    with pytest.raises(DataError) as caught:
+        read(write(tmp_path / "a.jsonl", record))
+    assert advice in str(caught.value).partition("\n")[0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"questoin": "q", "answer": "a"}, ["question, answer, context", "Did you mean 'question'?"]),
+        ({"question": "q"}, ["name both question and answer"]),
+        ({"question": "q", "answer": " "}, ["gives the names of your columns"]),
+    ],
+)
+def test_a_wrong_map_is_rejected(columns, words):
+    with pytest.raises(ConfigError, match=r"^data\.qa\.columns=\{q") as caught:
+        DataConfig(sources={"qa": SourceConfig("qa")}, qa=QuestionsConfig("a.csv", columns=columns)).validate()
+    assert all(word in str(caught.value) for word in words)
+    with pytest.raises(ConfigError, match=r"is for questions of your own: data\.qa\.path=FILE"):
+        columns = {"question": "q", "answer": "a"}
+        DataConfig(sources={"qa": SourceConfig("qa")}, qa=QuestionsConfig(columns=columns)).validate()
+
+
+# Chats.
+
+USER, REPLY = {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ada."}
+SHARED = [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Ada."}]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"messages": [{"role": "system", "content": "Be kind."}, USER, REPLY]},
+        {"messages": [{"role": "developer", "content": "Be kind."}, USER, REPLY], "id": None},
+        {"conversations": SHARED},
+        {"Conversation": [{"from": "system", "value": "x"}, *SHARED]},
+        {"messages": json.dumps([USER, REPLY])},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "Who?"}, {"type": "image"}]}, REPLY]},
+        {"prompt": [USER], "completion": [REPLY]},
+        {"prompt": [USER], "completion": "Ada."},
+        {"chosen": [USER, REPLY], "rejected": [USER]},
+        {"dialog": ["Who?", "Ada."]},
+        [USER, REPLY],
+        {
+            "text": "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nWho?<|im_end|>\n"
+            "<|im_start|>assistant\nAda.<|im_end|>"
+        },
+        {"text": "<s>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nWho? [/INST] Ada. </s>"},
+        {"text": "<bos><start_of_turn>user\nWho?<end_of_turn>\n<start_of_turn>model\nAda.<end_of_turn>\n"},
+        {
+            "text": "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nWho?<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\nAda.<|eot_id|>"
+        },
+        {"text": "<|system|>\nBe kind.<|end|>\n<|user|>\nWho?<|end|>\n<|assistant|>\nAda.<|end|>"},
+        {"text": "<|prompter|>Who?<|endoftext|><|assistant|>Ada.<|endoftext|>"},
+        {"text": "### Instruction:\nWho?\n\n### Response:\nAda."},
+        {"text": "### Human: Who?### Assistant: Ada."},
+        {"chosen": "\n\nHuman: Who?\n\nAssistant: Ada.", "rejected": "\n\nHuman: Who?\n\nAssistant: Bob."},
+    ],
+)
+def test_a_chat_of_one_turn_is_a_pair(tmp_path, record):
+    pairs, _ = read(write(tmp_path / "a.jsonl", record))
+    assert pairs == {"train": [QuestionAnswer("Who?", "Ada.")]}
+
+
+def test_messages_in_a_column_of_another_name(tmp_path):
+    write(tmp_path / "a.jsonl", {"talk": [USER, REPLY]})
+    pairs, _ = read(tmp_path / "a.jsonl", columns={"messages": "talk"})
+    assert pairs == {"train": [QuestionAnswer("Who?", "Ada.")]}
+
+
+def test_a_text_may_have_several_chats(tmp_path):
+    task = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+    blocks = [f"{task}\n\n### Instruction:\nWhat is {n}?\n\n### Response:\nIt is {n}.\n\n" for n in range(3)]
+    (tmp_path / "a.txt").write_text("".join(blocks))
+    pairs, _ = read(tmp_path / "a.txt")
+    assert pairs == {"train": [QuestionAnswer(f"What is {n}?", f"It is {n}.") for n in range(3)]}
+
+
+def test_several_turns_are_a_document_in_the_chat_template(tmp_path):
+    """Its tokens are those of the template, and each answer with its end token has a loss, nothing else."""
+    said = [("assistant", "Hello!"), ("tool", "x"), ("user", "Who?"), ("assistant", "Ada."), ("user", "And")]
+    said += [("user", "then?"), ("assistant", "Bob."), ("user", "Bye")]
+    chat = [{"role": role, "content": text} for role, text in said]
+    file = write(tmp_path / "a.jsonl", {"messages": chat}, {"messages": [USER, REPLY]})
+    documents, (note,) = documents_of(file)
+    dialogue, single = documents["train"]
+    assert single.pair == dialogue.pair == QuestionAnswer("Who?", "Ada.") and not single.turns
+    assert "1 with one turn as pairs, 1 with several as documents in the chat template" in note
+    assert all(why in note for why in ("1 x role tool", "1 x role assistant before any", "1 x a question without"))
+
+    tokenizer = build_tokenizer(TokenizerConfig("byte"), lambda: ())
+    encoded = encode_documents([dialogue, single, Document("plain")], tokenizer)
+    assert encoded.n_documents == 3 and len(encoded.turns) == 5
+    messages = [USER, REPLY, {"role": "user", "content": "And\nthen?"}, chat[-2]]
+    end = tokenizer.backend.id_to_token(tokenizer.eos_id)
+    written = jinja2.Environment().from_string(chat_template(Prompt())).render(messages=messages, eos_token=end)
+    first = encoded.tokens[: encoded.offsets[1]].tolist()
+    assert tokenizer.backend.decode(first, skip_special_tokens=False) == written
+    mask = answer_mask(encoded)
+    assert mask is not None
+    with_loss = [token for token, has_loss in zip(first, mask[: len(first)], strict=True) if has_loss]
+    assert tokenizer.backend.decode(with_loss, skip_special_tokens=False) == f" Ada.{end} Bob.{end}"
+
+
+def test_a_dialogue_is_kept_in_the_cache_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(collect, "SMALL_BYTES", 0)
+    asked = [{"role": "user", "content": f"Who is {n}?"} for n in range(40)]
+    chats = [{"messages": [question, REPLY] * (1 + n % 3)} for n, question in enumerate(asked)]
+    sources = {"qa": SourceConfig("qa", str(write(tmp_path / "a.jsonl", *chats)))}
+    config = DataConfig(sources=sources, cache_dir=str(tmp_path / "cache"), loss_on="answer", validation_fraction=0.2)
+    made, found = (prepare_data(config, TokenizerConfig("byte"), 512, 0) for _ in range(2))
+    assert list((tmp_path / "cache").glob("tokens-*"))
+    monkeypatch.setattr(collect, "SMALL_BYTES", 2**20)
+    in_memory = prepare_data(config, TokenizerConfig("byte"), 512, 0)
+    assert made.fingerprint == found.fingerprint == in_memory.fingerprint
+    assert found.decode(found.train[0]) == in_memory.decode(in_memory.train[0])

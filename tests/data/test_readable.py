@@ -82,3 +82,14 @@ def test_sequences_by_number(data):
         with pytest.raises(IndexError):
             split[len(split)]
     assert len(list(data.train)) == len(data.train) == len(np.unique(data.train.epoch_sequences(3, 0)))
+
+
+def test_samples_are_texts_as_the_model_sees_them(data, layout):
+    """In the order of the sequences, without padding; the mark of a shortened one is closed."""
+    whole = [text for sequence in data.train for text in data.decode(sequence).split("\n---\n") if "«" in text]
+    assert (len(whole) > len(data.train)) == (layout in ("masked", "everything"))
+    assert data.samples("qa", 3, 10_000) == whole[:3] and data.samples("qa", 0) == []
+    assert data.samples("qa", 10_000, 10_000) == whole
+    for text, short in zip(whole, data.samples("qa", 3, 50), strict=False):
+        assert short.count("«") == short.count("»") and len(short) <= 55
+        assert short == text or text.startswith(short.removesuffix("»").removesuffix(" ..."))

@@ -1,5 +1,6 @@
 """Sources: what is read from files, folders and the hub, how it is split, and what is said when it cannot be."""
 
+import bz2
 import json
 import sys
 from collections.abc import Iterable
@@ -9,9 +10,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from dtl.data.config import DataConfig, SourceConfig
+from dtl.data.config import DataConfig, HeldOut, SourceConfig, TokenizerConfig
 from dtl.data.documents import Document
+from dtl.data.local import files
 from dtl.data.local.files import LocalFiles, split_of
+from dtl.data.prepare import prepare_data
 from dtl.data.sources import plan_sources
 from dtl.data.split import HoldOut, split_hash
 from dtl.errors import ConfigError, DataError
@@ -170,15 +173,174 @@ def test_a_column_that_is_not_there_is_named_with_the_setting(tmp_path, kind, co
         (plan,) = plan_sources(DataConfig(sources={"mine": SourceConfig(kind, str(file), column=column)}), 0)
         with pytest.raises(DataError, match=rf"no field '{column or 'text'}'\. Found: id, Body\.") as caught:
             list(plan.source.splits()["train"])
-        assert "data.sources.mine.column=NAME" in str(caught.value)
+        assert str(caught.value).endswith("To read another one: data.sources.mine.column=Body.")
 
 
 def test_a_column_is_rejected_where_there_is_none(tmp_path):
     (tmp_path / "dump.xml").write_text('<mediawiki xml:lang="en">\n</mediawiki>')
     with pytest.raises(DataError, match=r"data\.sources\.w\.column=body: a MediaWiki dump has no columns"):
         plan_sources(DataConfig(sources={"w": SourceConfig("wiki", str(tmp_path / "dump.xml"), column="body")}), 0)
-    with pytest.raises(ConfigError, match=r"data\.sources\.q\.column=body: is for datasets"):
+    with pytest.raises(ConfigError, match=r"q\.column=body: is for one column .*data\.qa\.columns="):
         DataConfig(sources={"q": SourceConfig("qa", "pairs.jsonl", column="body")}).validate()
+
+
+@pytest.mark.parametrize("kind", ["text", "wiki"])
+@pytest.mark.parametrize(("others", "advice"), [([], "Leave the setting out."), (["a.jsonl"], "or give a folder")])
+def test_a_column_of_a_plain_text_is_rejected_before_it_is_read(tmp_path, kind, others, advice):
+    (tmp_path / "b.txt").write_text("Some text.")
+    for name in others:
+        write_jsonl(tmp_path / name, *ROWS)
+    config = DataConfig(sources={"mine": SourceConfig(kind, str(tmp_path), column="Body")})
+    with pytest.raises(DataError, match=r"data\.sources\.mine\.column=Body: .*b\.txt is a plain text") as caught:
+        plan_sources(config, 0)
+    assert advice in str(caught.value)
+
+
+@pytest.mark.parametrize("column", ["", " "])
+def test_an_empty_column_is_rejected(column):
+    with pytest.raises(ConfigError, match=r"data\.sources\.t\.column=' ?': an empty name"):
+        DataConfig(sources={"t": SourceConfig("text", "x", column=column)}).validate()
+
+
+# Documents in one text, and markers that are letters to the model.
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+@pytest.mark.parametrize("mark", ["<|endoftext|>", "<|end_of_text|>", "  <eos> "])
+def test_lines_that_end_a_text_separate_documents(tmp_path, suffix, mark):
+    text = f"One {mark}.\n\nMore.\r\n{mark}\r\n{mark}\nTwo.\n{mark}"
+    (tmp_path / f"a{suffix}").write_text(text if suffix == ".txt" else json.dumps({"text": text}), newline="")
+    (tmp_path / "b.txt").write_text("Three.\n")
+    assert texts_of(tmp_path) == {"train": [f"One {mark}.\n\nMore.\n", "Two.\n", "Three.\n"]}
+    (note,) = (note for note in notes_of(tmp_path) if "separated" in note)
+    assert f"one text is separated by lines of {mark.strip()}: 2 documents (data.separator=" in note
+    (whole, _) = texts_of(tmp_path, separator="")["train"]
+    assert whole == text.replace("\r\n", "\n")
+
+
+def test_a_text_is_separated_by_what_the_setting_says(tmp_path):
+    (tmp_path / "a.txt").write_text("One.\n---\nTwo a---b.\n---\n<|endoftext|>\n")
+    assert texts_of(tmp_path, separator="\\n---\\n") == {"train": ["One.", "Two a---b.", "<|endoftext|>\n"]}
+    assert texts_of(tmp_path, separator="---")["train"][:2] == ["One.\n", "\nTwo a"]
+
+
+def test_a_separator_and_what_is_cut_are_checked():
+    with pytest.raises(ConfigError, match=r"data\.separator=x: separates documents in files of data=text"):
+        DataConfig(sources={"q": SourceConfig("qa", "a.csv")}, separator="x").validate()
+    with pytest.raises(ConfigError, match=r"data\.remove=\['a', ''\]: an empty text"):
+        DataConfig(sources={"t": SourceConfig("text", "a.txt")}, remove=["a", ""]).validate()
+
+
+@pytest.mark.parametrize(
+    ("text", "markers", "ways"),
+    [
+        ("<|im_start|>{}<|im_end|>", "<|im_end|>, <|im_start|>", ["'data.remove=["]),
+        ("<|im_start|>user\n{}?<|im_end|>\n<|im_start|>assistant\nYes", "<|im_start|>", ["data=qa", "data.remove"]),
+        ("[INST] {} [/INST] Yes", "[/INST], [INST]", ["data=qa", "data.remove"]),
+        ("<start_of_turn>user\n{}", "<start_of_turn>", ["data.remove"]),
+        ("### Instruction:\n{}\n### Response:\nYes", "### Instruction:", ["data=qa", "data.remove"]),
+        ("{}.<|endoftext|> More.", "<|endoftext|>", ["'data.separator=<|endoftext|>'", "data.remove"]),
+        ("{}</s>", "</s>", ["data.remove"]),
+    ],
+)
+def test_markers_in_a_text_are_reported_with_the_settings_that_read_them(tmp_path, text, markers, ways):
+    texts = [text.format(f"text number {number}") for number in range(23)] + [
+        "a </s> b <tag> [INSTALL] |x|",
+        "## Title",
+    ]
+    write_jsonl(tmp_path / "a.jsonl", *texts)
+    config = DataConfig(sources={"t": SourceConfig("text")}, path=str(tmp_path), validation_fraction=0.2)
+    (note,) = (note for note in prepare_data(config, TokenizerConfig("byte"), 32, 0).notes if "markers" in note)
+    assert "23 of 25 documents" in note and all(marker in note for marker in markers.split(", "))
+    found = [note.index(way) for way in ways]
+    assert found == sorted(found) and ("data=qa" in note) == ("data=qa" in ways)
+
+
+def test_what_the_setting_says_is_cut_from_texts_and_not_from_questions(tmp_path):
+    write_jsonl(tmp_path / "t.jsonl", *(f"<|im_start|>text {number} (b)\n<|im_end|>" for number in range(23)))
+    write_jsonl(tmp_path / "q.jsonl", *({"question": f"{n}?", "answer": "<|im_end|>"} for n in range(23)))
+    sources = {"t": SourceConfig("text", str(tmp_path / "t.jsonl")), "q": SourceConfig("qa", str(tmp_path / "q.jsonl"))}
+    remove = ["<|im_start|>", "<|im_end|>", "(b)\\n"]
+    config = DataConfig(sources=sources, validation_fraction=0.2, remove=remove)
+    data = prepare_data(config, TokenizerConfig("byte"), 32, 0)
+    texts = {name: data.tokenizer.decode(splits["train"].tokens.tolist()) for name, splits in data.rows.items()}
+    assert "text 8" in texts["t"] and not any(part in texts["t"] for part in ("<|im", "(b)", "\n"))
+    assert "Answer: <|im_end|>" in texts["q"]
+
+
+@pytest.mark.parametrize("name", ["dataset_infos.json", "dataset_info.json", "dataset-metadata.json", "croissant.json"])
+def test_files_about_the_data_are_not_read(tmp_path, name):
+    write_jsonl(tmp_path / "data" / "a.jsonl", {"text": "one"})
+    (tmp_path / name).write_text('{"default": {"splits": []}}')
+    assert texts_of(tmp_path) == {"train": ["one"]}
+    assert f"files about the data, not read: {name}." in notes_of(tmp_path)[-1]
+    (tmp_path / "data" / "a.jsonl").rename(tmp_path / "data" / "state.arrow")
+    with pytest.raises(DataError, match=r"no \.txt.*Found: state\.arrow.*to_parquet"):
+        texts_of(tmp_path)
+    (tmp_path / name).write_text('{"text": "the only file"}')
+    (tmp_path / "data" / "state.arrow").unlink()
+    assert texts_of(tmp_path) == {"train": ["the only file"]}
+
+
+WIKI_EXTRACTOR = """<doc id="7" url="https://x.example/?curid=7" title="Lake &quot;Vann&quot;">
+Lake "Vann"
+
+A lake &amp; a town.
+
+It is deep.
+</doc>
+<doc id="8" url="https://x.example/?curid=8" title="Empty">
+Empty
+
+</doc>
+"""
+
+
+@pytest.mark.parametrize("packing", ["", ".bz2"])
+@pytest.mark.parametrize("as_json", [False, True])
+def test_folders_of_wiki_extractor(tmp_path, packing, as_json):
+    raw = WIKI_EXTRACTOR.encode()
+    if as_json:
+        records = [
+            {"id": "7", "title": 'Lake "Vann"', "text": "A lake & a town.\n\nIt is deep."},
+            {"id": "8", "text": ""},
+        ]
+        raw = "".join(json.dumps(record) + "\n" for record in records).encode()
+    for number in range(2):
+        file = tmp_path / "AA" / f"wiki_0{number}{packing}"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(bz2.compress(raw) if packing else raw)
+    (tmp_path / "AA" / "wiki.log").write_text("no")
+    article = 'Lake "Vann"\n\nA lake & a town.\n\nIt is deep.'
+    assert texts_of(tmp_path, "wiki") == {"train": [article, ""] * 2}
+    in_file = article if not as_json else article.partition("\n\n")[2]
+    assert texts_of(tmp_path) == {"train": [in_file, ""] * 2}
+    if not as_json:
+        (tmp_path / "all.txt").write_text(WIKI_EXTRACTOR)
+        assert texts_of(tmp_path / "all.txt", "wiki") == {"train": [article, ""]}
+
+
+def test_the_wrong_folder_is_rejected_before_all_of_it_is_searched(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_OTHERS", 30)
+    monkeypatch.setattr(files, "MAX_AT_HOME", 20)
+    for folder in ("code", "texts", ".cache"):
+        (tmp_path / folder).mkdir()
+    for number in range(40):
+        (tmp_path / "code" / f"{number}.py").touch()
+        (tmp_path / "texts" / f"{number}.txt").write_text(f"Text {number}.")
+        (tmp_path / ".cache" / f"{number}.bin").touch()
+    assert len(texts_of(tmp_path / "texts")["train"]) == 40
+    with pytest.raises(
+        DataError, match=r"data\.path=.*code: more than 30 files, and 0 of them .* Give the folder in it"
+    ):
+        texts_of(tmp_path / "code")
+    monkeypatch.setenv("HOME", str(tmp_path / "texts"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "texts"))
+    for path in (tmp_path, "~", tmp_path / "texts"):
+        with pytest.raises(
+            DataError, match=r"data\.path=.*: a home folder, .* more than 20 files. Give the folder in it"
+        ):
+            texts_of(path)
 
 
 def test_no_hub_is_said_before_its_library_is_imported(monkeypatch, tmp_path):
@@ -213,7 +375,7 @@ def test_a_source_of_ones_own_is_chosen_by_name(monkeypatch):
 
 def hold_out(documents: Iterable[Document], fraction: float) -> tuple[list[Document], list[Document], str | None]:
     """Training and validation documents, and a note where the split is not the plain one; see `HoldOut`."""
-    holder = HoldOut(fraction)
+    holder = HoldOut(HeldOut(fraction, 0.0))
     sides: dict[str, list[Document]] = {"train": [], "validation": []}
     for document in documents:
         sides[holder.split_for(document)].append(document)

@@ -1,11 +1,14 @@
 """MediaWiki dumps: every article once, in order, whoever wrote the dump; a cut one says where it was cut."""
 
 import bz2
+import gzip
+import lzma
 import random
 import re
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+import pyarrow
 import pytest
 
 from dtl.data.wikipedia import dump as dump_module
@@ -13,6 +16,12 @@ from dtl.data.wikipedia.dump import Article, dumps_at, is_dump, read_dump
 from dtl.data.wikipedia.pages import DumpCounts
 from dtl.errors import DataError
 
+PACK = {
+    "bz2": bz2.compress,
+    "gz": gzip.compress,
+    "xz": lzma.compress,
+    "zst": lambda raw: pyarrow.Codec("zstd").compress(raw, asbytes=True),
+}
 NAMESPACES = {
     "en": ("File", "Category", "Talk"),
     "de": ("Datei", "Kategorie", "Diskussion"),
@@ -56,12 +65,12 @@ def articles(number: int, words: int = 11) -> list[str]:
 
 
 @pytest.mark.parametrize("version", ["0.10", "0.11", None])
-@pytest.mark.parametrize("kind", ["xml", "bz2", "multistream"])
+@pytest.mark.parametrize("kind", ["xml", *PACK, "multistream"])
 def test_every_form_of_dump_gives_the_same_articles(tmp_path, version, kind):
     pages = articles(13)
     content = dump(*pages, version=version)
-    if kind == "bz2":
-        content = bz2.compress(content)
+    if kind in PACK:
+        content = PACK[kind](content)
     if kind == "multistream":
         parts = [head(version), "".join(pages[:5]), "".join(pages[5:]), "</mediawiki>"]
         content = b"".join(bz2.compress(part.encode()) for part in parts)
@@ -119,6 +128,12 @@ def test_the_newest_revision_of_a_history_is_read(tmp_path):
     assert list(read_dump(written(tmp_path, dump(history)))) == [("Lake", "New.")]
 
 
+def test_the_language_of_a_dump_is_heeded(tmp_path):
+    text = "{{citation|Oui}}, dit-elle."
+    path = written(tmp_path, dump(page("A", text)).replace(b'xml:lang="en"', b'xml:lang="fr"'))
+    assert [article.text for article in read_dump(path)] == ["« Oui », dit-elle."]
+
+
 def test_processes_change_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("dtl.data.wikipedia.pages.CHUNK_CHARACTERS", 4001)
     path = written(tmp_path, bz2.compress(dump(*articles(97))))
@@ -139,7 +154,7 @@ def test_whoever_stops_early_waits_for_nothing_more(tmp_path, monkeypatch):
 
 
 def test_a_page_that_cannot_be_parsed_is_counted_and_the_others_are_kept(tmp_path, monkeypatch):
-    def fails_on_five(text: str, names: object) -> str:
+    def fails_on_five(text: str, names: object, language: str) -> str:
         if "Page 5" in text:
             raise RecursionError("too deep")
         return text
@@ -152,7 +167,7 @@ def test_a_page_that_cannot_be_parsed_is_counted_and_the_others_are_kept(tmp_pat
     assert counts.lines()[1] == "Unreadable: 'Page 5' (RecursionError: too deep)"
 
 
-@pytest.mark.parametrize("kind", ["xml", "bz2", "multistream"])
+@pytest.mark.parametrize("kind", ["xml", *PACK, "multistream"])
 @pytest.mark.parametrize("share", [0.01, 0.13, 0.37, 0.51, 0.73, 0.97, 0.999])
 def test_a_cut_dump_names_the_place_and_keeps_what_came_before(tmp_path, kind, share):
     pages = articles(53)
@@ -160,8 +175,8 @@ def test_a_cut_dump_names_the_place_and_keeps_what_came_before(tmp_path, kind, s
     if kind == "multistream":
         parts = [head(), *("".join(pages[at : at + 5]) for at in range(0, 53, 5)), "</mediawiki>"]
         whole = b"".join(bz2.compress(part.encode()) for part in parts)
-    elif kind == "bz2":
-        whole = bz2.compress(whole)
+    elif kind in PACK:
+        whole = PACK[kind](whole)
     path = written(tmp_path, whole[: int(len(whole) * share)], "cut.xml.bz2")
     kept = []
     with pytest.raises(DataError) as error:
@@ -205,7 +220,9 @@ def test_what_is_no_dump_is_named(tmp_path, content, said):
 
 def test_a_dump_is_known_by_its_content_then_by_its_name(tmp_path):
     assert is_dump(written(tmp_path, dump(), "anything.txt"))
-    assert is_dump(written(tmp_path, bz2.compress(dump()), "pages.xml-p1p41242.bz2"))
+    for pack in PACK.values():
+        assert is_dump(written(tmp_path, pack(dump()), "pages.xml-p1p41242.bz2"))
+    assert all(is_dump(written(tmp_path, b"", f"empty.xml.{kind}")) for kind in PACK)
     noise = random.Random(7).randbytes(600_011).hex()  # a first block of bz2 that is nearly as long as they get
     assert is_dump(written(tmp_path, bz2.compress(dump(page("A", noise))), "noise.dat"))
     assert is_dump(written(tmp_path, b"", "empty.xml"))

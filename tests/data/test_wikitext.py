@@ -64,6 +64,48 @@ def test_markup_becomes_what_a_reader_reads(wikitext, prose):
 @pytest.mark.parametrize(
     ("wikitext", "prose"),
     [
+        # named parameters
+        ("He wrote: {{quote|text=It is cold.|source=B}} Later:", "He wrote: It is cold. Later:"),
+        ("{{cquote|quote=Cold.}} {{lang|code=de|text=See}}, {{langx|sq|Liqeni|label=none}}", "Cold. See, Liqeni"),
+        ("{{ill|Vann|no|lt=the lake}}, {{wikt-lang|no|vann|vannet}}", "the lake, vannet"),
+        ("{{as of|2019|lc=y}} {{nowrap|1=a = b}}", "as of 2019 a = b"),
+        # numbers, money, ships, dates
+        ("2{{e|7}}, {{val|1.5|0.2|e=-3|ul=km|up=s}}", "2×10^7, 1.5±0.2×10^-3 km/s"),
+        ("{{A$|3}}, {{EUR|4 million}}, {{INR|9}}", "A$3, €4 million, ₹9"),
+        ("{{USS|Vann|DD-7}}, {{RMS|Otter|1911|6}}, {{ship|SS|Pike}}, {{ps|date=May}}now", "USS Vann (DD-7), RMS Otter, "
+         "SS Pike, now"),
+        ("{{sclass|Vann|ferry}}, {{fl.|1100}}, {{c.|1560|1565}}", "Vann-class ferry, fl. 1100, c. 1560 – 1565"),
+        ("the 2<sup>nd</sup>, XIX<sup>e</sup>, n<sup>o</sup> 4, M<sup>me</sup> A", "the 2nd, XIXe, nº 4, Mme A"),
+        ("x<sup>n</sup>, 2<sup>ab</sup>", "xⁿ, 2^(ab)"),
+        # the same name in other languages
+        ("au {{s|XVII}}", "au XVIIe siècle"),
+        ("{{s|12 км}} пути", "12 км пути"),
+        ("le {{1er}} mai, {{frS|lac}}", "le 1er mai, lac"),
+        # spellings that readers choose from
+        ("-{zh-tw:軟體; zh-cn:软件}-好", "软件好"),
+        ("-{T|zh-cn:a;zh-tw:b}-好-{中}--{R|zh}-", "好中zh"),
+        # tables that a template opened, or ends
+        ("Old.\n{{Stats top|X}}\n|-\n|1999||[[Vann]]||colspan=2|7\n!Sum\n{{Stats end}}\nNew.", "Old.\n\nNew."),
+        ("Old.\n{{Top}}\n|-\n| a\n* b\n| c\n{{Bottom}} New.", "Old.\n\nNew."),
+        ("Old.\n{{Top}}\n|a||b\nNew | old.\n\n!Kung", "Old.\n\nNew | old.\n\n!Kung"),
+        ("Old.\n{| class=x\n|-\n|a\n{{s-end}}\nNew.", "Old.\n\nNew."),
+    ],
+)  # fmt: skip
+def test_templates_and_spellings_are_the_words_that_a_page_shows(wikitext, prose):
+    assert to_prose(wikitext) == prose
+
+
+@pytest.mark.parametrize(
+    ("language", "wikitext", "prose"),
+    [("ru", "{{s|XIX}} век", "XIX век"), ("fr", "{{citation|oui}}", "« oui »"), ("it", "{{M|5|ul=km}}", "5 km")],
+)
+def test_a_name_may_mean_something_else_in_a_language(language, wikitext, prose):
+    assert to_prose(wikitext, language=language) == prose
+
+
+@pytest.mark.parametrize(
+    ("wikitext", "prose"),
+    [
         ("Vann ({{IPA|v}}; {{respell|VAN}}) is", "Vann is"),
         ("Vann ({{IPA|v}}, , born {{x}} 1900; {{y}}) is", "Vann (born 1900) is"),
         ("Vann ({{a}}({{b}})) is", "Vann is"),

@@ -27,7 +27,7 @@ ROWS = [
     "torch",
     "GPU",
     "precisions",
-    "trainer=amp4060",
+    "trainer=auto",
     "",
     "processor",
     "memory",
@@ -112,7 +112,7 @@ def test_no_secret_is_shown_however_it_gets_there(diagnosed, monkeypatch):
 LOOKS = {
     "look_at_python": ["Python"],
     "judge": ["GPU"],
-    "look_at_profile": ["trainer=amp4060"],
+    "look_at_profile": ["trainer=auto"],
     "look_at_processor": ["processor"],
     "look_at_memory": ["memory"],
     "look_at_disk": ["disk"],
@@ -150,7 +150,7 @@ def test_looks_that_hang(monkeypatch):
     finding, facts = examine(DiagnoseConfig(), Path("outputs"))
     assert time.monotonic() - began < 30
     released.set()
-    assert names(finding) == [name for name in ROWS if name not in ("GPU", "precisions", "trainer=amp4060", "")]
+    assert names(finding) == [name for name in ROWS if name not in ("GPU", "precisions", "trainer=auto", "")]
     assert all("no answer within 0.05 seconds" in value for _, value in finding.rows)
     assert facts is None and len(finding.problems) == 1, "torch alone is what no run can do without"
 
@@ -190,7 +190,7 @@ def test_the_profile_is_what_a_run_would_get():
     qa, wiki = profile_config("qa"), profile_config("wiki")
     assert (qa.micro_batch_size, qa.grad_accum_steps) == (4, 1)
     assert (wiki.micro_batch_size, wiki.grad_accum_steps) == (8, 4)
-    given = OmegaConf.load(conf_dir() / "trainer" / "amp4060.yaml")
+    given = OmegaConf.load(conf_dir() / "trainer" / "auto.yaml")
     assert qa.trainer == wiki.trainer == TrainerConfig(**given)  # type: ignore[arg-type]
 
 
@@ -249,7 +249,7 @@ def test_packages_that_are_missing_cost_their_rows_alone(tmp_path):
     )
     shown = dict(line.split("  ", 1) for line in done.stdout.splitlines()[1:])
     assert "No module named 'torch'" in shown["torch"]
-    assert {*ROWS} - {*shown} == {"GPU", "precisions", "trainer=amp4060", ""}
+    assert {*ROWS} - {*shown} == {"GPU", "precisions", "trainer=auto", ""}
     assert all("No module named" in shown[name] for name in ("tokenizer", "disk", "last run"))
     assert done.returncode == 1 and "torch does not work here" in done.stderr, done.stderr
 

@@ -63,14 +63,15 @@ def test_evaluates_a_run_on_its_own_data(evaluate, run_dir):
     assert {one["question"] for one in written["worst"]} <= {"tell a0", "tell a1", "tell a2"}
 
 
-def test_unanswerable_questions_set_a_threshold(evaluate, run_dir):
+def test_unanswerable_questions_calibrate_the_confidence(evaluate, run_dir):
     Path("asked.jsonl").write_text("".join(json.dumps({"question": f"Who is {n}?"}) + "\n" for n in range(5)))
     code, out, err = evaluate("ckpt=latest", "unanswerable=asked.jsonl", "out=figures.json")
     assert code == 0, err
-    assert "area under the ROC curve" in out
+    assert "calibration error: of the confidence" in out and "natural" not in out
     assert not (run_dir / "evaluation.json").exists()
     detection = json.loads(Path("figures.json").read_text())["detection"]
     assert (detection["validation"]["unanswerable"], detection["test"]["unanswerable"]) == (3, 2)
+    assert detection["calibration"].keys() == {"slope", "intercept"} and detection["natural"] is None
 
 
 def test_other_data_leaves_the_runs_figures_alone(evaluate, run_dir):

@@ -2,11 +2,20 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtl.evaluation.metrics import abstain, area_under_roc, best_threshold, bits_per_byte, perplexity
+from dtl.evaluation.metrics import (
+    Calibration,
+    abstain,
+    area_under_roc,
+    balanced,
+    bits_per_byte,
+    calibration_error,
+    perplexity,
+)
 
 SCORES = st.lists(st.sampled_from([-math.inf, -3.0, -1.5, -1.0, -0.25, 0.0]), min_size=1, max_size=13)
 
@@ -32,26 +41,30 @@ def test_area_without_questions_is_no_number():
     assert math.isnan(area_under_roc([], [1.0])) and math.isnan(area_under_roc([1.0], []))
 
 
-@given(SCORES, SCORES)
-def test_no_threshold_separates_better_than_the_chosen_one(positives, negatives):
-    def j(threshold):
-        return sum(p >= threshold for p in positives) / len(positives) - sum(n >= threshold for n in negatives) / len(
-            negatives
-        )
-
-    chosen = best_threshold(positives, negatives)
-    assert math.isfinite(chosen)
-    assert j(chosen) == pytest.approx(max(j(threshold) for threshold in (-10, -2.9, -1.4, -0.9, -0.2, 1)))
+@given(SCORES, st.floats(0, 5), st.floats(-5, 5))
+def test_a_calibration_never_falls(scores, slope, intercept):
+    probabilities = [Calibration(slope, intercept).probability(score) for score in sorted(scores)]
+    assert probabilities == sorted(probabilities) and 0 <= probabilities[0] <= probabilities[-1] <= 1
 
 
-def test_of_equally_good_thresholds_the_one_that_answers_most():
-    assert best_threshold([-1.0, -0.5], [-4.0]) == -2.5
-    assert best_threshold([-1.0], [-1.0]) < -1.0
+def test_a_calibration_that_changes_nothing_is_the_mean_probability():
+    for p in (1e-9, 0.02, 0.5, 0.7, 0.999):
+        assert Calibration(1.0, 0.0).probability(math.log(p)) == pytest.approx(p)
 
 
-def test_a_threshold_needs_both_kinds():
-    with pytest.raises(ValueError):
-        best_threshold([], [1.0])
+def test_answerable_and_unanswerable_questions_weigh_the_same():
+    assert balanced(4, 1).tolist() == [0.125] * 4 + [0.5]
+    assert balanced(2, 0).sum() == 0.5 and not balanced(0, 0).sum()
+
+
+def test_the_calibration_error_by_hand():
+    """Bins [0.2, 0.3), [0.9, 1]: predicted 0.25 and 0.95, measured 1/2 and 1; three quarters are in the first."""
+    weights = np.array([1.0, 1.0, 1.0])
+    error = calibration_error([0.24, 0.26, 0.95], [True, False, True], weights)
+    assert error == pytest.approx((2 * 0.25 + 0.05) / 3)
+    assert calibration_error([0.24, 0.26, 0.95], [True, False, True], weights / 7) == pytest.approx(error)
+    assert calibration_error([1.0, 0.0], [True, False], np.ones(2)) == 0
+    assert math.isnan(calibration_error([], [], np.ones(0)))
 
 
 def test_abstaining_by_hand():

@@ -1,14 +1,18 @@
 """Laws of the whole report: comparable across tokenizers, the same for any batch size, flat in memory."""
 
+import io
 import json
 import math
+import random
 import weakref
 from contextlib import nullcontext
+from dataclasses import astuple
 
 import pytest
 import torch
 import torch.nn.functional as F
 from checkpoint_examples import tiny_model, tiny_tokenizer
+from rich.console import Console
 
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import QuestionAnswer
@@ -16,8 +20,10 @@ from dtl.data.prepare import PreparedData, prepare_data
 from dtl.data.tokenizers.prompt import Prompt
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.evaluation.answers import likelihoods
-from dtl.evaluation.detection import detect, unanswerable_questions
+from dtl.evaluation.detection import calibrate, detect, natural_questions, unanswerable_questions
 from dtl.evaluation.measure import Plan, chosen_questions, measure
+from dtl.evaluation.metrics import Calibration
+from dtl.evaluation.tables import show_report
 from dtl.evaluation.text import count_token_bytes, text_scores
 from dtl.generation.config import SamplingConfig
 from dtl.generation.conversation import GreedyAnswer, answer_greedily, continue_text
@@ -128,9 +134,9 @@ def test_no_figure_depends_on_the_batch_size(byte_data):
     assert first.answers and first.detection and len(first.worst) == 3 and first.question_leakage
     assert len(first.answers) == 3 * (1 + 2)  # three splits; all topics, and two of them
     for other in others:
-        assert untimed(other.metrics()) == pytest.approx(untimed(first.metrics()), rel=1e-4)
+        assert untimed(other.metrics()) == pytest.approx(untimed(first.metrics()), rel=1e-3, nan_ok=True)
         assert other.detection is not None
-        assert other.detection.threshold == pytest.approx(first.detection.threshold, rel=1e-4)
+        assert astuple(other.detection.calibration) == pytest.approx(astuple(first.detection.calibration), rel=1e-3)
         assert [wrong.question for wrong in other.worst] == [wrong.question for wrong in first.worst]
 
 
@@ -157,20 +163,72 @@ def test_confidence_is_the_mean_log_probability_of_what_was_said(byte_data):
     assert said.confidence == pytest.approx(sum(logprobs) / 5, rel=1e-4)
 
 
-def test_the_threshold_never_looks_at_the_test(byte_data):
-    """Other test wordings, and other questions in the half that is kept for the test: the same threshold."""
+def test_the_calibration_looks_at_nothing_but_validation(byte_data):
+    """Other test wordings, natural wordings, near misses, and other questions in the half that is kept for the test."""
     model = model_for(byte_data.tokenizer)
     unanswerable = [f"Unknown {n}" for n in range(8)]
     first = measure(model, byte_data, Plan(questions_at_once=1, unanswerable=unanswerable), quiet).detection
     byte_data.pairs["test"] = [QuestionAnswer("Something else?", "yes")]
     changed = [question if n % 2 == 0 else "x" * 50 for n, question in enumerate(unanswerable)]
-    second = measure(model, byte_data, Plan(questions_at_once=1, unanswerable=changed), quiet).detection
-    assert first and second and first.test != second.test
-    assert (first.threshold, first.validation) == (second.threshold, second.validation)
+    natural = {"natural": [QuestionAnswer("and wat else", "no")], "near_misses": ["another thing"]}
+    second = measure(model, byte_data, Plan(questions_at_once=1, unanswerable=changed, **natural), quiet).detection
+    assert first and second and first.test != second.test and first.natural is None and second.natural is not None
+    assert (first.calibration, first.validation) == (second.calibration, second.validation)
     third = measure(
         model, byte_data, Plan(questions_at_once=1, unanswerable=["z" * 60, *unanswerable[1:]]), quiet
     ).detection
-    assert third and third.threshold != first.threshold
+    assert third and third.calibration != first.calibration
+
+
+def test_natural_wordings_are_scored_beside_the_splits(byte_data):
+    natural = [QuestionAnswer(f"fact {n}??", f"name {n // 3}", "sea", f"f{n}") for n in range(5)]
+    plan = Plan(unanswerable=["Who?", "Where?"], natural=natural, near_misses=["fact 99?", "fact 98?", "fact 97?"])
+    report = measure(model_for(byte_data.tokenizer), byte_data, plan, quiet)
+    metrics = report.metrics()
+    for name in ("exact_match", "lookup/exact_match", "auc", "calibration_error", "abstention/refused"):
+        assert f"{name}/natural" in metrics
+    assert metrics["lookup/exact_match/natural"] == 1 and "natural" not in byte_data.pairs
+    assert report.detection and report.detection.natural
+    assert (report.detection.natural.answerable, report.detection.natural.unanswerable) == (5, 3)
+    shown = io.StringIO()
+    show_report(Console(file=shown, width=80, force_terminal=True, color_system=None), report, "none")
+    assert all(len(line) <= 80 for line in shown.getvalue().splitlines())
+    for words in ("natural: wordings as people type them", "majority: always", "near misses", "calibration error"):
+        assert words in " ".join(shown.getvalue().split())
+
+
+# --- calibration ----------------------------------------------------------------------------------------------------
+
+
+def test_a_calibration_finds_the_probabilities_that_the_answers_were_drawn_with():
+    chance = random.Random(5)
+    scores = [math.log(chance.uniform(0.01, 0.999)) for _ in range(6000)]
+    drawn = Calibration(0.8, -1.5)
+    right = [chance.random() < drawn.probability(score) for score in scores]
+    # Unanswerable ones as the answerable ones that are wrong: the balance of the two changes nothing but the rate.
+    fitted = calibrate(scores, right, [])
+    assert astuple(fitted) == pytest.approx(astuple(drawn), abs=0.12)
+    probabilities = [fitted.probability(score) for score in scores]
+    assert sum(probabilities) == pytest.approx(sum(right), rel=0.01)  # the first-order condition of the fit
+
+
+@pytest.mark.parametrize(
+    ("right", "scores", "unanswerable", "known"),
+    [
+        ([True] * 9, [-0.01] * 9, [-3.0] * 4, (True, False)),  # separated without an error: still finite
+        ([False] * 9, [-0.01] * 9, [-3.0] * 4, (False, False)),  # nothing is right
+        ([True] * 9, [-3.0] * 9, [-0.01] * 4, None),  # the confidence is upside down: it says nothing
+        ([True] * 3, [-math.inf] * 3, [-math.inf] * 3, None),  # empty answers alone
+    ],
+)
+def test_a_calibration_is_finite_and_never_falling(right, scores, unanswerable, known):
+    fitted = calibrate(scores, right, unanswerable)
+    assert math.isfinite(fitted.intercept) and 0 <= fitted.slope < math.inf
+    high, low = fitted.probability(-0.01), fitted.probability(-3.0)
+    if known is None:
+        assert high == pytest.approx(low, abs=1e-3)
+    else:
+        assert (high >= 0.5, low >= 0.5) == known
 
 
 def test_nothing_is_detected_without_questions():
@@ -204,9 +262,20 @@ def test_chosen_questions_are_the_same_each_time():
 def test_questions_without_an_answer_belong_to_the_facts(file, tmp_path):
     own = DataConfig(sources={"qa": SourceConfig("qa", str(file))})
     assert unanswerable_questions(None, own) == []
+    assert natural_questions(own, [QuestionAnswer("q", "a", fact="geography-001")]) == ([], [])
     asked = tmp_path / "asked.jsonl"
     asked.write_text('{"question": "Who?"}\n{"question": " Where? "}\n')
     assert unanswerable_questions(str(asked), own) == ["Who?", "Where?"]
+
+
+def test_natural_wordings_ask_for_what_was_taught_alone():
+    """With data.max_samples some of the facts are not taught: these are not asked for."""
+    shipped = DataConfig(sources={"qa": SourceConfig("qa")})
+    taught = [QuestionAnswer("q", "Paris", fact="geography-001"), QuestionAnswer("q", "a", fact="no-such")]
+    natural, near_misses = natural_questions(shipped, taught)
+    assert {(pair.fact, pair.answer, pair.topic) for pair in natural} == {("geography-001", "Paris", "geography")}
+    assert len(near_misses) == 100
+    assert natural_questions(shipped, []) == ([], [])
 
 
 def test_json_holds_no_infinity(byte_data):

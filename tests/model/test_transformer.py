@@ -310,8 +310,10 @@ def test_create_model_names_what_is_wrong():
         create_model("smal")
     with pytest.raises(ConfigError, match=r"model/arch=clasic: .* classic, modern"):
         create_model("small", arch="clasic")
-    with pytest.raises(ConfigError, match=r"model\.n_layer: "):
+    with pytest.raises(ConfigError, match=r"model\.n_layer: .*Did you mean 'n_layers'"):
         create_model("small", n_layer=3)
+    with pytest.raises(ConfigError, match=r"create_model\(7\): give the name of a preset"):
+        create_model(7)
     with pytest.raises(ConfigError, match=r"model\.dim: .*'wide'"):
         create_model("small", dim="wide")
     with pytest.raises(ConfigError, match=r"must divide model\.dim"):

@@ -163,6 +163,20 @@ def test_one_run_alone(elsewhere):
     assert "No learning rate varies" in page and "This plot needs 20 finished runs" in page
 
 
+def test_scores_of_questions_have_a_table(elsewhere, without_drawings):
+    """A column where a run has the score: records from before the natural wordings lack theirs."""
+    make_run(Path("in/a"), lr=1e-3, figures={"exact_match/test": 0.75})
+    for seed, natural in ((1, 0.5), (2, 0.75)):
+        figures = {"exact_match/test": 0.875, "exact_match/natural": natural, "abstention/refused/natural": 0.5}
+        make_run(Path(f"in/b{seed}"), lr=1e-2, seed=seed, figures=figures)
+    _, page = report_of("in", Path("out"))
+    text = " ".join(Elements(page).text.split())
+    assert "configuration test natural near misses rejected lr=" in text
+    assert "lr=0.01 87.5 ± 0.0 % 62.5 ± 17.7 % 50.0 ± 0.0 %" in text and "lr=0.001 75.0 % - -" in text
+    make_run(Path("text"))
+    assert 'id="answers"' not in report_of("text", Path("out"))[1]
+
+
 def test_runs_that_never_began(elsewhere):
     Path("run").mkdir()
     Path("run/trial.json").write_text('{"state": "refused", "reason": "no such key", "overrides": ["a=1"]}')

@@ -96,7 +96,15 @@ def test_settings_that_cannot_be(settings, message):
 
 @pytest.mark.parametrize(
     ("metric", "higher"),
-    [(None, False), ("exact_match/test", True), ("lookup/f1/test", True), ("test/loss", False), ("auc/test", True)],
+    [
+        (None, False),
+        ("exact_match/test", True),
+        ("lookup/f1/test", True),
+        ("test/loss", False),
+        ("auc/test", True),
+        ("calibration_error/natural", False),
+        ("abstention/refused/natural", True),
+    ],
 )
 def test_a_metrics_name_tells_which_way_is_better(metric, higher):
     assert ReportConfig(metric=metric).prefers_higher() is higher

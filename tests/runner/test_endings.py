@@ -15,10 +15,13 @@ from dtl.base.display import shown
 from dtl.checkpoints.listing import best_checkpoint, list_checkpoints
 from dtl.config import RunConfig
 from dtl.data.config import DataConfig, SourceConfig
-from dtl.errors import TrainingError
+from dtl.errors import ConfigError, TrainingError
+from dtl.model.transformer import TransformerLM
+from dtl.runner import build, run
 from dtl.runner.run import _memory_advice
 from dtl.tracking.metrics import read_metrics
 from dtl.training.evaluate import Evaluation
+from dtl.training.optimizer import build_optimizers
 from dtl.training.trainer import Trainer
 
 ADVANCE = Trainer.advance
@@ -210,6 +213,50 @@ def test_the_advice_goes_on_when_a_batch_is_one_row(pairs: Path) -> None:
 
     assert "trainer.activation_checkpointing=true" in advice(tiny_config(pairs, micro_batch_size=1))
     assert "data.seq_len=36" in advice(tiny_config(pairs, micro_batch_size=1, activation_checkpointing=True))
+
+
+def test_a_model_that_cannot_fit_is_rejected_before_it_is_built(pairs, tmp_path, monkeypatch) -> None:
+    """Weights, gradients and the two moments of AdamW: 16 bytes a parameter."""
+    monkeypatch.setattr(build, "device_memory", lambda device: 1000)
+    with pytest.raises(
+        ConfigError, match=r"^model\.dim=\d+ model\.n_layers=\d+: .* Only a smaller model helps"
+    ) as told:
+        start(tiny_config(pairs), tmp_path)
+    assert "micro_batch_size" not in str(told.value)
+    model = TransformerLM(tiny_config(pairs).model, 97)
+    needed = 16 * model.n_parameters()
+    optimizers = build_optimizers(model, tiny_config(pairs).optimizer)
+    assert build.training_bytes(model, optimizers, averaged=False) == needed
+    assert build.training_bytes(model, optimizers, averaged=True) == needed + 4 * model.n_parameters()
+    for memory in (needed, None):
+        monkeypatch.setattr(build, "device_memory", lambda device, memory=memory: memory)
+        build._raise_if_too_large(tiny_config(pairs), 97, torch.device("cpu"))
+
+
+def test_advice_that_cannot_help_is_not_given(pairs, tmp_path, monkeypatch) -> None:
+    def cramped(self: Trainer, batches: Any) -> torch.Tensor:
+        needed.append(build.training_bytes(self.model, self.optimizers, averaged=False))
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    needed: list[int] = []
+    monkeypatch.setattr(Trainer, "accumulate_gradients", cramped)
+    monkeypatch.setattr(run, "device_memory", lambda device: int(needed[0] / 0.95))
+    with pytest.raises(TrainingError, match=r"Out of memory\. model\.dim=.* Only a smaller model helps") as told:
+        start(tiny_config(pairs), tmp_path / "a")
+    assert "Try next" not in str(told.value)
+    monkeypatch.setattr(run, "device_memory", lambda device: 2 * needed[0])
+    with pytest.raises(TrainingError, match=r"Try next: trainer\.micro_batch_size=1"):
+        start(tiny_config(pairs), tmp_path / "b")
+
+
+def test_too_little_memory_before_the_first_step_is_no_matter_of_micro_batches(pairs, tmp_path, monkeypatch) -> None:
+    def cramped(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(build, "prepare_data", cramped)
+    with pytest.raises(TrainingError, match="before the first step") as told:
+        start(tiny_config(pairs), tmp_path)
+    assert "trainer.micro_batch_size" not in str(told.value) and "smaller files" in str(told.value)
 
 
 def test_other_errors_pass_through_the_advice(pairs: Path) -> None:

@@ -51,15 +51,19 @@ def test_the_tracker_is_told_at_its_end(pairs: Path, tmp_path: Path, monkeypatch
     assert state == "finished" and summary["best/step"] > 0 and "exact_match/validation" in summary
 
 
-def test_the_chat_knows_its_threshold_right_after_training(
+def test_the_chat_knows_the_run_right_after_training(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     questions = [f"Who is number {n}?" for n in range(7)]
     monkeypatch.setattr("dtl.evaluation.evaluator.unanswerable_questions", lambda path, data: questions)
     start(tiny_config(pairs), tmp_path)
-    threshold = read_facts(tmp_path / "checkpoints" / "best").abstention_threshold
-    assert threshold is not None and threshold == result(tmp_path)["abstention/threshold"]
-    assert 0 <= result(tmp_path)["auc/validation"] <= 1
+    facts = read_facts(tmp_path / "checkpoints" / "best")
+    assert facts.calibration is not None and 0 <= facts.calibration.probability(-0.1) <= 1
+    assert 0 <= result(tmp_path)["auc/validation"] <= 1 and 0 <= result(tmp_path)["calibration_error/validation"] <= 1
+    assert facts.learned_questions_alone and not facts.learned_plain_text
+    first, *examples = facts.taught
+    assert first.startswith("It was taught 39 questions") and len(examples) == 3
+    assert all(f'"{example.strip()}"' in pairs.read_text() for example in examples)
 
 
 def test_a_pause_is_not_evaluated(pairs: Path, tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from dtl.checkpoints.load import load_model
 from dtl.config import RunConfig
 from dtl.data.prepare import prepare_data
 from dtl.registry import LOSSES, METRICS, STEP_FIELDS, STOP_CRITERIA
+from dtl.runner.screens import objective_rows
 from dtl.tracking.metrics import read_metrics
-from dtl.training.config import LossConfig
+from dtl.training.config import LossConfig, TrainerConfig
 from dtl.training.evaluate import evaluate
 from dtl.training.stopping import Reached
 from dtl.training.trainer import Trainer
@@ -108,3 +109,12 @@ def test_a_resumed_run_sees_what_was_before(
     go_on(config, tmp_path)
     found: dict[str, Any] = outcome(tmp_path)
     assert found == outcome(run_dir)
+
+
+def test_the_start_screen_names_what_is_minimised_and_what_is_evaluated():
+    assert list(objective_rows(TrainerConfig())) == []
+    loss = LossConfig("focal", z_loss=0.01, options={"gamma": 3})
+    assert list(objective_rows(TrainerConfig(loss=loss, ema_decay=0.9))) == [
+        ("loss", "focal, z_loss 0.01, gamma 3; validation measures the plain cross-entropy"),
+        ("averages", "of the weights, decay 0.9 per step: these are evaluated and saved as best"),
+    ]

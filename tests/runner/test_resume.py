@@ -1,5 +1,7 @@
 """A run that was stopped, killed or paused, and went on, ends with the same bits as one that never was."""
 
+import importlib
+import itertools
 import json
 import os
 import signal
@@ -143,6 +145,53 @@ def test_a_signal_ends_the_step_saves_and_the_run_goes_on(
     monkeypatch.setattr(Trainer, "advance", ADVANCE)
     go_on(tiny_config(pairs), tmp_path)
     assert outcome(tmp_path) == uninterrupted
+
+
+def signal_at_call(monkeypatch: pytest.MonkeyPatch, function: str, call: int) -> None:
+    """Have a signal come during one call of a function, the first of which is call 1."""
+    module, _, name = function.rpartition(".")
+    original, calls = getattr(importlib.import_module(module), name), itertools.count(1)
+
+    def signalled(*arguments: Any) -> Any:
+        if next(calls) == call:
+            signal.raise_signal(signal.SIGTERM)
+        return original(*arguments)
+
+    monkeypatch.setattr(function, signalled)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_signal_between_two_micro_batches_undoes_the_step(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """Of three in a step, which have drawn their dropout and left their gradients; after the last the step ends."""
+    config = tiny_config(pairs, precision=precision, total_steps=6, micro_batch_size=1, grad_accum_steps=3)
+    start(config, tmp_path / "whole")
+    for call, step in ((1, 0), (8, 2), (9, 3), (10, 3)):
+        run_dir = tmp_path / str(call)
+        with monkeypatch.context() as patched, pytest.raises(InterruptedRun, match=f"Stopped at step {step} and saved"):
+            signal_at_call(patched, "dtl.training.trainer.at_targets", call)
+            start(config, run_dir)
+        assert steps_kept(run_dir)[0] == step
+        go_on(config, run_dir)
+        assert outcome(run_dir) == outcome(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("total_steps", [12, 11])  # the last evaluation is due, or is that of the run's end
+def test_a_signal_during_an_evaluation_leaves_it_to_the_resume(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, total_steps: int
+) -> None:
+    config = tiny_config(pairs, total_steps=total_steps)
+    start(config, tmp_path / "whole")
+    # Four batches, at steps 3, 6, 9 and at the last one.
+    for call, step in ((1, 3), (4, 3), (5, 6), (14, total_steps)):
+        run_dir = tmp_path / str(call)
+        with monkeypatch.context() as patched, pytest.raises(InterruptedRun, match=f"Stopped at step {step} and saved"):
+            signal_at_call(patched, "dtl.training.evaluate._sums", call)
+            start(config, run_dir)
+        assert [row["step"] for row in read_metrics(run_dir) if "val/loss" in row] == list(range(3, step, 3))
+        go_on(config, run_dir)
+        assert outcome(run_dir) == outcome(tmp_path / "whole")
 
 
 def test_a_second_signal_stops_at_once(

@@ -39,6 +39,7 @@ def write_pairs(path: Path, n_facts: int = 13) -> Path:
 def tiny_config(pairs: Path, **trainer: Any) -> RunConfig:
     """A model of some thousand weights with dropout; a step takes milliseconds, an epoch 5 steps."""
     limits: dict[str, Any] = {
+        "machine": "cpu",
         "micro_batch_size": 2,
         "grad_accum_steps": 2,
         "precision": "fp32",

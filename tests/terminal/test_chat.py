@@ -123,7 +123,7 @@ REJECTED = {
     "chkpt=x": "chkpt=x: there is no such key. Did you mean 'ckpt'?",
     "sampling=creativ": "sampling=creativ: there is no such choice. Known: conservative, creative, standard.",
     "sampling.temperature=-1": "sampling.temperature=-1.0: must be at least 0",
-    "seed=-1": "seed=-1: must be in [0, 2^63).",
+    "seed=-1": "seed=-1: must be an integer in [0, 2^63).",
     "device=gpu": "device=gpu: one of auto, cpu,",
     "-m ckpt=a,b": "-m: dtl.chat runs once",
 }

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 from chat_fakes import RoteContinuation, ScriptedInput, rote_model, talk
+from hypothesis import given
+from hypothesis import strategies as st
 from pyte import Screen as Terminal
 from pyte import Stream
 
 from dtl.base.display import exit_when_output_closes
+from dtl.evaluation.metrics import Calibration
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.chat import Chat, stream_answer
 from dtl.terminal.dialogue import Leaving, StopOnInterrupt
@@ -57,6 +60,12 @@ def test_the_greeting_names_the_model():
     assert "dtl.generate" not in shown
 
 
+def test_the_greeting_says_what_was_taught_to_who_types():
+    taught = ("It was taught 3 questions about tea, for example:", "  Who likes tea?")
+    assert "for example:\n  Who likes tea?\nEach question" in greeting(taught=taught)
+    assert "taught" not in talk("One?", is_terminal=False, taught=taught).shown
+
+
 def test_a_model_of_plain_text_says_so():
     assert "python -m dtl.generate" in " ".join(greeting(learned_plain_text=True).split())
 
@@ -69,10 +78,21 @@ def test_dots_are_filled_by_the_mean_probability(logprob, mark):
     assert f"{mark}, seed 11, 3 tokens, " in chat.shown
 
 
-@pytest.mark.parametrize(("least", "says_so"), [(None, False), (-0.75, False), (-0.25, True)])
-def test_an_answer_below_the_threshold_is_not_known(least, says_so):
-    chat = talk("One?", answer=lambda *_: RoteContinuation([" a", " b", " c"], -0.5), abstention_threshold=least)
-    assert ("The model does not know" in chat.shown) is says_so
+@given(st.floats(-60, 0), st.floats(0, 9), st.floats(-9, 9))
+def test_dots_number_and_sentence_are_one_probability(logprob, slope, intercept):
+    """Three dots and more, and 50 % and more, exactly where the chat does not say that the model does not know."""
+    calibration = Calibration(slope, intercept)
+    chat = talk("One?", answer=lambda *_: RoteContinuation([" a", " b"], logprob), calibration=calibration)
+    (line,) = [line for line in chat.shown.splitlines() if " % sure" in line]
+    percent = int(line.partition("%")[0].split()[-1])
+    known = calibration.probability(logprob) >= 0.5
+    assert (line.count("●") >= 3, percent >= 50, "The model does not know" not in chat.shown) == (known,) * 3
+    assert percent == int(100 * calibration.probability(logprob)) and "log p" not in line
+
+
+def test_without_a_calibration_nothing_is_said_about_knowing():
+    chat = talk("One?", answer=lambda *_: RoteContinuation([" a"], -9.0))
+    assert "does not know" not in chat.shown and " % sure" not in chat.shown
 
 
 def test_an_empty_answer_has_no_confidence():
@@ -161,6 +181,27 @@ def test_a_pipe_gets_the_answers_alone():
     chat = talk("One?", "", "  ", "Two?", is_terminal=False)
     assert chat.answers.getvalue() == "seed 11\nseed 12\n"
     assert "DTL parrot" in chat.notes.getvalue() and "●" in chat.notes.getvalue()
+
+
+@pytest.mark.parametrize("line", ["", "  ", "?!", "...", "\N{WAVING HAND SIGN}"])
+def test_a_line_without_a_word_is_not_asked(line):
+    chat = talk(line, "One?")
+    assert len(chat.asked) == 1 and "Type a question; help lists the commands." in one_line(chat)
+
+
+@pytest.mark.parametrize("line", ["5!", "\u65e5\u672c?", "what is @", "\xe9"])
+def test_any_word_or_number_is_a_question(line):
+    assert len(talk(line).asked) == 1
+
+
+def test_a_question_mark_asks_for_help():
+    chat = talk("?", " ? ")
+    assert not chat.asked and chat.shown.count("/params [PRESET]") == 2
+
+
+def test_a_line_without_a_word_keeps_the_answers_of_a_pipe_in_step():
+    chat = talk("One?", "...", "Three?", is_terminal=False)
+    assert chat.answers.getvalue() == "seed 11\n\nseed 12\n"
 
 
 def test_a_rejected_line_of_a_pipe_keeps_answers_in_step():
@@ -257,6 +298,7 @@ def test_nobody_reads_any_more():
     """As in `... | head -1`: no traceback, and Python's last flush has nothing to complain about."""
     program = """
 from dtl.base.display import exit_when_output_closes
+from dtl.evaluation.metrics import Calibration
 from dtl.terminal.streams import open_screen
 with exit_when_output_closes():
     while True:

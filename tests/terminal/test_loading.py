@@ -1,5 +1,6 @@
 """A checkpoint loaded for chat and generate: the facts read from its small files, also damaged ones."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from tiny_checkpoints import CONTEXT, make_checkpoint
 
 from dtl.checkpoints.find import find_checkpoint
 from dtl.errors import ConfigError
+from dtl.evaluation.metrics import Calibration
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.config import ChatConfig
 from dtl.terminal.loading import load, read_facts
@@ -57,20 +59,58 @@ def test_small_files_that_are_damaged_leave_gaps(tmp_path, contents):
     assert facts.step in (None, 7)
 
 
+FITTED = '{"slope": 0.7, "intercept": -2.5}'
+
+
 @pytest.mark.parametrize(
-    ("contents", "threshold"),
+    ("contents", "calibration"),
     [
-        ('{"checkpoint": "outputs/x/checkpoints/step-00000007", "detection": {"threshold": -0.5}}', -0.5),
-        ('{"checkpoint": "outputs/x/checkpoints/best", "detection": {"threshold": -0.5}}', None),
+        (f'{{"checkpoint": "a/step-00000007", "detection": {{"calibration": {FITTED}}}}}', Calibration(0.7, -2.5)),
+        (f'{{"checkpoint": "outputs/x/checkpoints/best", "detection": {{"calibration": {FITTED}}}}}', None),
         ('{"checkpoint": "step-00000007", "detection": null}', None),
+        ('{"checkpoint": "step-00000007", "detection": {"calibration": {"slope": "low", "intercept": 0}}}', None),
         ('{"checkpoint": "step-00000007", "detection": {"threshold": "low"}}', None),
         ('{"detection": 7', None),
     ],
 )
-def test_the_threshold_is_that_of_this_checkpoint(tmp_path, contents, threshold):
+def test_the_calibration_is_that_of_this_checkpoint(tmp_path, contents, calibration):
     folder = imitate(tmp_path / "run", 7)
     (tmp_path / "run" / "evaluation.json").write_text(contents)
-    assert folder.name == "step-00000007" and read_facts(folder).abstention_threshold == threshold
+    assert folder.name == "step-00000007" and read_facts(folder).calibration == calibration
+
+
+def test_an_older_run_knows_what_its_threshold_let_it_know(tmp_path):
+    """Evaluations from before the calibration chose a threshold of the mean log-probability."""
+    folder = imitate(tmp_path / "run", 7)
+    contents = '{"checkpoint": "step-00000007", "detection": {"threshold": -0.017}}'
+    (tmp_path / "run" / "evaluation.json").write_text(contents)
+    calibration = read_facts(folder).calibration
+    assert calibration is not None
+    assert [calibration.probability(score) >= 0.5 for score in (-0.001, -0.0169, -0.0171, -2.0)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_what_was_taught_is_read_from_the_run(tmp_path):
+    folder = imitate(tmp_path / "run", 7)
+    taught = {"questions": 1800, "topics": [f"topic_{n}" for n in range(14)], "examples": ["Who\x1b[2J?", "w " * 99]}
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"taught": taught}))
+    first, *examples = read_facts(folder).taught
+    assert first.startswith("It was taught 1,800 questions about topic 0, topic 1, ")
+    assert first.endswith("topic 11 and 2 more topics, for example:")
+    assert examples[0] == "  Who\N{SYMBOL FOR ESCAPE}[2J?" and len(examples[1]) <= 80
+
+
+@pytest.mark.parametrize(
+    "taught", [None, 7, {}, {"questions": 0}, {"questions": "x"}, {"questions": 1, "topics": {"a": 1}}]
+)
+def test_what_was_taught_may_be_missing_or_damaged(tmp_path, taught):
+    folder = imitate(tmp_path / "run", 7)
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"taught": taught}))
+    assert read_facts(folder).taught in ((), ("It was taught 1 question, for example:",))
 
 
 def test_a_model_of_somebody_else_has_the_name_of_its_folder(tmp_path):

@@ -118,6 +118,58 @@ def test_a_checkpoint_is_found():
         assert checkpoint_to_use(spec, OUTPUTS, "chat") == run_dir / "checkpoints" / "step-00000007"
 
 
+def typed(*lines: str | type[Exception]):
+    """What `input` would return, and what it was called with."""
+    shown: list[str] = []
+
+    def ask(question: str) -> str:
+        shown.append(question)
+        line = lines[len(shown) - 1]
+        if isinstance(line, str):
+            return line
+        raise line
+
+    return ask, shown
+
+
+def test_without_a_name_the_newest_usable_run_is_offered():
+    usable = make_run(1, "here")
+    make_run(2, "no_checkpoint", None, state="failed", step=0)
+    ask, shown = typed("")
+    assert checkpoint_to_use(None, OUTPUTS, "chat", ask) == usable / "checkpoints" / "step-00000007"
+    lines = shown[0].splitlines()
+    assert lines[0] == "Runs under outputs, newest first:" and lines[-1] == f"Enter for {usable}, or a number: "
+    assert [line.split() for line in lines[1:3]] == [
+        ["1", "2026-01-02/03-04-05-6_no_checkpoint", "failed", "step", "0"],
+        ["2", "2026-01-01/03-04-05-6_here", "unfinished", "step", "7"],
+    ]
+
+
+def test_another_run_is_chosen_by_its_number():
+    for day in range(1, 5):
+        make_run(day, f"run{day}")
+    ask, shown = typed("5", "0", "two", "\u0663", "\x1b[2J", " 3 ")
+    assert checkpoint_to_use(None, OUTPUTS, "chat", ask).parent.parent.name == "03-04-05-6_run2"
+    assert shown[1] == f"5: there is no run with this number. {shown[0].splitlines()[-1]}" and len(shown) == 6
+    assert not any("\x1b" in line for line in shown)
+
+
+def test_leaving_the_offer_is_no_error():
+    make_run(1, "here")
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint_to_use(None, OUTPUTS, "chat", typed(EOFError)[0])
+
+
+def test_nothing_is_offered_where_nothing_can_be_used():
+    ask, shown = typed()
+    with pytest.raises(ConfigError, match="there is no run under outputs yet"):
+        checkpoint_to_use(None, OUTPUTS, "chat", ask)
+    make_run(1, "empty", None)
+    with pytest.raises(ConfigError, match="ckpt=null: choose a model"):
+        checkpoint_to_use(None, OUTPUTS, "chat", ask)
+    assert not shown
+
+
 def test_it_is_all_said_without_torch():
     make_run(1, "here")
     program = """

@@ -174,6 +174,14 @@ def test_the_same_seed_writes_the_same(generate):
     assert first == second != third
 
 
+def test_a_model_of_questions_names_the_chat(generate, monkeypatch):
+    hint = "It was trained on questions and answers, not on plain text. To ask it instead: python -m dtl.chat"
+    asked = ("ckpt=latest", "prompt=Once", "sampling=creative", "sampling.max_new_tokens=2")
+    assert hint not in generate(*asked)[2]
+    monkeypatch.setattr("dtl.terminal.loading.has_learnt_questions_alone", lambda folder: True)
+    assert hint in generate(*asked)[2]
+
+
 def test_refusals_come_before_a_model_is_loaded(generate, monkeypatch):
     monkeypatch.setitem(sys.modules, "dtl.terminal.loading", None)  # an import of it would fail
     for arguments, expected in (

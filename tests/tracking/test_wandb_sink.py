@@ -95,7 +95,8 @@ def test_offline_runs_of_one_process_keep_apart(tmp_path: Path, home: Path) -> N
             tracker.log(10, {"val/loss": 0.5 + job})
             tracker.log_samples(10, [{"prompt": "p", "text": "t"}, {"prompt": "q", "text": "u"}])
             tracker.log_steps(steps(11, 20))
-            tracker.finish("finished", {"best/loss": 0.5 + job})
+            tracker.log_once(20, {"exact_match/test": 0.25})
+            tracker.finish("finished", {"best/loss": 0.5 + job, "exact_match/test": 0.25})
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert random.getstate() == randomness, "a tracker must not draw from the random numbers of the run"
     assert trackers[0].run_id != trackers[1].run_id
@@ -108,17 +109,20 @@ def test_offline_runs_of_one_process_keep_apart(tmp_path: Path, home: Path) -> N
         assert found["config"] == {"model": {"dim": 3}, "name": "x"}
         assert found["name"] == f"small-00{job} seed={job}"
         assert (found["project"], found["tags"], found["state"]) == ("dtl", ["a"], "finished")
-        assert found["summary"]["best/loss"] == 0.5 + job
+        assert (found["summary"]["best/loss"], found["summary"]["exact_match/test"]) == (0.5 + job, 0.25)
         first, second = history(folder)
         assert (first["_step"], second["_step"]) == (10, 20)
         assert first["val/loss"] == 0.5 + job
-        assert first["speed/tokens_per_second"] == 100.0 + job
+        assert first["train/speed/tokens_per_second"] == 100.0 + job
+        # What has a single value is no chart, and the first chart by name is the one that everybody looks for.
+        charts = sorted(key for key in first | second if not key.startswith("_"))
+        assert charts[0] == "train/loss" and "exact_match/test" not in charts
         assert (second["train/loss"], second["train/tokens"]) == (1 / 20, 140)
         run_record = next(json.loads(line) for line in inspect(folder).splitlines() if '"type":"run"' in line)["run"]
         assert (run_record["run_group"], run_record["job_type"]) == ("sweep", "train")
-        (table,) = folder.glob("files/media/table/*.json")
+        (table,) = folder.glob("files/media/table/**/*.json")
         assert json.loads(table.read_text())["data"] == [["p", "t"], ["q", "u"]]
-        assert len(read_metrics(tmp_path / str(job))) == 21
+        assert len(read_metrics(tmp_path / str(job))) == 22
     assert not (home / ".local").exists() and not (home / ".netrc").exists(), "a run's data stays in its folder"
 
 

@@ -1,18 +1,22 @@
 """Reading of local files as records: the files of a path, their splits, and their contents.
 
 Reads .txt (one record per file), .jsonl (one per line), .json (one per element of its list), .csv, .tsv and .parquet
-(one per row); all but parquet may be compressed (.gz, .bz2). A wrong encoding never stops a run: undecodable bytes
-become U+FFFD, are counted, and reported in a note.
+(one per row), and WikiExtractor's files (one per article); all but parquet may be compressed. A wrong encoding never
+stops a run: undecodable bytes become U+FFFD, are counted, and reported in a note.
 """
 
 import os
 import random
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dtl.data.local.formats import READ, Format, has_known_suffix, recognise
+from dtl.base.progress import Pace
+from dtl.data.local.formats import KINDS, READ, Format, has_known_name, recognise, suffixes_of
 from dtl.data.local.readers import TEXT_READERS, Record, open_parquet, read_parquet
 from dtl.data.local.reading import Anomalies, OpenText, describe
 from dtl.data.local.unpacking import DAMAGE
@@ -23,6 +27,15 @@ SPLIT_WORDS = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+# Files that the Hugging Face hub, `datasets` and Kaggle store beside the data, about it.
+METADATA = frozenset({
+    "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "croissant.json",
+    "dataset-metadata.json", "datapackage.json",
+})  # fmt: skip
+# So many files of other kinds in a folder, and ten times as many as there are with text: the wrong folder. Listing them
+# takes a second.
+MAX_OTHERS = 100_000
+MAX_AT_HOME = 2_000  # files in a home folder, or above it, before it counts as the wrong folder
 FILES_IN_NOTES = 5  # whose anomalies are listed; the others are only counted
 
 
@@ -44,12 +57,59 @@ def split_of(relative: Path) -> str | None:
     return next((SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS), None)
 
 
+def files_in(folder: Path, origin: str, wanted: Callable[[str], bool]) -> tuple[list[Path], list[str]]:
+    """Return the wanted files in a folder and its subfolders, sorted, and the names of a few others.
+
+    Hidden files and folders are left out, and links to folders. Raises DataError soon for what is no folder of data: a
+    home folder or one above it, and one where few of many files are wanted. Raises OSError.
+    """
+    home = Path(os.path.expanduser("~")).resolve()
+    is_home = folder.resolve() in (home, *home.parents)
+    pace = Pace(f"looking through {origin}", lambda line: print(line, file=sys.stderr) if sys.stderr else None)
+    found: list[Path] = []
+    others: list[str] = []
+    n_others = 0
+    folders = [str(folder)]
+    while folders:
+        at = folders.pop()
+        try:
+            entries = os.scandir(at)
+        except PermissionError:
+            if at == str(folder):
+                raise
+            continue
+        with entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif entry.is_file() and wanted(entry.name):
+                    found.append(Path(entry.path))
+                elif entry.is_file():
+                    n_others += 1
+                    others = sorted([*others, entry.name])[:4]
+                if is_home and len(found) + n_others > MAX_AT_HOME:
+                    raise DataError(
+                        f"{origin}: a home folder, or one above it, with more than {MAX_AT_HOME:,} files. Give the "
+                        "folder in it that holds the texts."
+                    )
+                if n_others > max(MAX_OTHERS, 10 * len(found)):
+                    raise DataError(
+                        f"{origin}: more than {n_others - 1:,} files, and {len(found):,} of them are of a kind that "
+                        f"holds text. Give the folder in it that holds the texts ({READ})."
+                    )
+            pace.report(f"{len(found) + n_others:,} files")
+    return sorted(found), others
+
+
 class LocalFiles:
     """The readable files under a path, by split, and the anomalies found while reading them.
 
     `key` is the setting that gave the path, for messages. With `allow_truncated` the readable part of a truncated or
     damaged file is kept, and a note reports it. A folder is searched with its subfolders, in sorted order, without
-    hidden and empty files, for files of a known suffix; a single file may have any. Names count as splits when at
+    hidden and empty files, and those that only describe the data, for files of a known suffix; a single file may have
+    any. Names count as splits when at
     least one of them is `train` (then files that name no split are left out); otherwise every file is training text.
 
     Raises DataError when there is nothing to read at the path.
@@ -64,6 +124,7 @@ class LocalFiles:
         self._anomalies: dict[_Unit, Anomalies] = {}
         self._left_out: list[Path] = []
         self._empty: list[Path] = []
+        self._metadata: list[Path] = []
         self.by_split = self._find()
 
     def paths(self) -> list[Path]:
@@ -94,15 +155,18 @@ class LocalFiles:
         return f"{self.origin}: there is no such file or folder. Found in {nearest}: {listing}."
 
     def _find_in_folder(self) -> dict[str, list[Path]]:
-        visible = [
-            file
-            for file in sorted(self.root.rglob("*"))
-            if file.is_file() and not any(part.startswith(".") for part in file.relative_to(self.root).parts)
-        ]
-        files = [file for file in visible if has_known_suffix(file)]
+        files, others = files_in(self.root, self.origin, has_known_name)
+        self._metadata = [file for file in files if file.name in METADATA]
+        if len(self._metadata) < len(files) or others:  # where it is the only file, it is the data
+            files = [file for file in files if file.name not in METADATA]
+        else:
+            self._metadata = []
         if not files:
-            others = ", ".join(file.name for file in visible[:4]) or "no file at all"
-            raise DataError(f"{self.origin}: no {READ} file in this folder. Found: {others}.")
+            found = ", ".join(others) or "no file at all"
+            arrow = " An .arrow file of `datasets` becomes one of these with its to_json() or to_parquet()."
+            raise DataError(
+                f"{self.origin}: no {READ} file in this folder. Found: {found}.{arrow if '.arrow' in found else ''}"
+            )
         self._empty = [file for file in files if not file.stat().st_size]
         files = [file for file in files if file not in set(self._empty)]
         if not files:
@@ -148,6 +212,8 @@ class LocalFiles:
             notes.append(f"{self.origin}: {len(lines) - FILES_IN_NOTES} more files have such anomalies.")
         if self._empty:
             notes.append(f"{self.origin}: empty files (0 bytes) left out: {_listed(self._empty)}.")
+        if self._metadata:
+            notes.append(f"{self.origin}: files about the data, not read: {_listed(self._metadata)}.")
         if self._left_out:
             names = _listed(self._left_out)
             notes.append(f"{self.origin}: not used, since only other files' names name a split: {names}.")
@@ -202,25 +268,43 @@ def field(record: Record, *names: str, remedy: str = "") -> Any:
         if (plain := name.strip().casefold()) in named:
             return named[plain]
     present = ", ".join(map(str, record.fields)) or "none"
+    if remedy:  # ready to paste: the column with the longest text
+        by_length = {name: len(value) for name, value in record.fields.items() if isinstance(value, str)}
+        longest = str(max(by_length, key=by_length.__getitem__, default="NAME"))
+        quoted = longest if re.fullmatch(r"[\w.-]+", longest) else f'"{longest}"'
+        remedy = f"{remedy}{quoted}."
     raise DataError(f"{record.place}: no field '{' or '.join(names)}'. Found: {present}.{remedy}")
 
 
 def other_column(name: str) -> str:
-    """Return the remedy for a file of the source `name` that has its text in another column."""
-    return f" To read another one: data.sources.{name}.column=NAME."
+    """Return the remedy for a file of the source `name` that has its text in another column, up to its name."""
+    return f" To read another one: data.sources.{name}.column="
+
+
+def raise_if_without_columns(files: LocalFiles, name: str, column: str | None) -> None:
+    """Raise DataError for the `column` of a source `name` among whose files is a plain text, which has none."""
+    if column is None:
+        return
+    for file in files.paths():
+        if KINDS.get(suffixes_of(file.name)[0], "txt") == "txt" and recognise(file).kind == "txt":
+            alone = len(files.paths()) == 1
+            raise DataError(
+                f"data.sources.{name}.column={column}: {file} is a plain text, which has no columns. Leave the "
+                f"setting out{'' if alone else ', or give a folder without such files'}."
+            )
 
 
 def text_of(value: Any, place: str) -> str:
-    """Return the value as text with line ends as `\\n`; a missing value is empty, and a number is its digits.
+    """Return the value as text with line ends as `\\n`; a missing value is empty, a number its digits, a date ISO.
 
     Line ends of Windows (`\\r\\n`) are normalised, since a model would otherwise learn two kinds; half
     surrogate pairs, which JSON can spell but no encoding can write, become U+FFFD.
 
     Raises DataError for a list, an object or a boolean.
     """
-    if value is None:
+    if value is None or value != value:  # NaN, a missing number
         return ""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal | date):
         raise DataError(f"{place}: text is needed. Found: {str(value)[:60]!r} ({type(value).__name__}).")
     text = str(value).replace("\r\n", "\n")
     try:

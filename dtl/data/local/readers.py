@@ -6,6 +6,7 @@ a .json and a parquet file can only be read as a whole.
 """
 
 import csv
+import html
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from dtl.errors import DataError
 # delimiter or file, which is an error.
 
 DELIMITERS = ",\t;|"  # the most frequent in the header is used
+_DECLARED = re.compile(r'"?sep=(.)"?\r?\n', re.I)  # the first line of many a CSV of Excel
 MAX_MISMATCHED = 0.1  # fraction of rows of another length: more are no mere slips in the file
 ROWS_BEFORE_JUDGING = 1000  # so that a wrong file is not read to its end
 
@@ -36,9 +38,15 @@ class CsvRows:
         self._text = text
         self._lines = _Lines(text)
         header = next(self._lines, "")
+        declared = _DECLARED.fullmatch(header)
+        self._n_before = 1 if declared else 0  # lines before the header
+        if declared:
+            header = next(self._lines, "")
         self._lines.put_back(header)
         outside_quotes = re.sub(r'"[^"]*"', "", header)
-        self._rows = csv.reader(self._lines, delimiter=max(DELIMITERS, key=outside_quotes.count))
+        self._rows = csv.reader(
+            self._lines, delimiter=declared[1] if declared else max(DELIMITERS, key=outside_quotes.count)
+        )
         self._names: list[str] = []
         self._n_read = 0
         self._n_mismatched = 0
@@ -46,7 +54,8 @@ class CsvRows:
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, str]]]:
         while True:
-            start, number = self._text.position if self._rows.line_num else 0, self._rows.line_num + 1
+            number = self._n_before + self._rows.line_num + 1
+            start = self._text.position if self._rows.line_num else 0
             place = f"{self._text.file}:{number}"
             try:
                 row = next(self._rows, None)
@@ -160,6 +169,10 @@ _JSON = json.JSONDecoder(strict=False)  # accepts a NUL or a tab inside a string
 _ANOMALOUS_ESCAPE = re.compile(r"\\(u[dD][89a-fA-F]|u0000|u000[dD]|r)")
 
 
+_DOC = re.compile(r"<doc\b(.*)>\s*$")
+_ATTRIBUTE = re.compile(r'(\w+)="(.*?)"(?=\s+\w+="|\s*$)')
+
+
 class Record(NamedTuple):
     """The fields of one record, and its place (`file` or `file:line`) for messages."""
 
@@ -211,7 +224,7 @@ def read_json(text: OpenText) -> Iterator[Record]:
                 f"{text.position:,}. Found: {content[at : at + 60]!r}\n"
                 f"The file must be a list of JSON objects; {CUT_OFF}.{read_before(number)}"
             ) from error
-        for element in value if isinstance(value, list) else [value]:
+        for element in value if isinstance(value, list) and not _is_chat(value) else [value]:
             number += 1
             text.anomalies.inspect(element, f"record {number}")
             yield _json_record(element, f"{text.file} (record {number})")
@@ -223,12 +236,58 @@ def _end_of_space(text: str, start: int) -> int:
     return match.start() if match else len(text)
 
 
+def _is_chat(value: Any) -> bool:
+    """Return True for a list of messages, which is one record."""
+    return isinstance(value, list) and all(
+        isinstance(message, dict) and ({"role", "content"} <= {*message} or {"from", "value"} <= {*message})
+        for message in value
+    )
+
+
 def _json_record(value: Any, place: str) -> Record:
     if isinstance(value, str):
         value = {"text": value}
+    if _is_chat(value):
+        value = {"messages": value}
     if not isinstance(value, dict):
         raise DataError(f'{place}: {json.dumps(value)[:60]!r} is not a JSON object, such as {{"text": "..."}}.')
     return Record(place, value)
+
+
+def read_docs(text: OpenText) -> Iterator[Record]:
+    """Read WikiExtractor's files: articles as `<doc id="..." url="..." title="...">`, title and text, `</doc>`."""
+    n_read = start = 0
+    number = line_number = 0
+    opened: re.Match[str] | None = None
+    lines: list[str] = []
+    for line_number, (at, line) in enumerate(text.lines(), 1):
+        if opened is not None and line.strip() == "</doc>":
+            yield _doc_record(opened[1], lines, f"{text.file}:{number}")
+            n_read, opened = n_read + 1, None
+        elif opened is not None:
+            lines.append(line)
+        elif opened := _DOC.match(line):
+            start, number, lines = at, line_number, []
+        elif line.strip():
+            raise DataError(
+                f"{text.file}:{line_number}: a line outside of <doc ...> and </doc>. Found: {line.strip()[:60]!r}\n"
+                f"A file of WikiExtractor has none; {CUT_OFF}.{read_before(n_read)}"
+            )
+    if opened is not None:
+        if not text.allow_truncated:
+            raise DataError(
+                f"{text.file}:{number}: the article from {text.at(start)} on has no </doc>; {CUT_OFF}{KEEP_BEGINNING}."
+                f"{read_before(n_read)}"
+            )
+        text.leave_out_end(start)
+
+
+def _doc_record(attributes: str, lines: list[str], place: str) -> Record:
+    fields: dict[str, Any] = {name: html.unescape(value) for name, value in _ATTRIBUTE.findall(attributes)}
+    title, _, body = html.unescape("".join(lines)).strip().partition("\n")
+    # The first line repeats the title. An article that has nothing else is an empty one.
+    repeats = title.strip() == fields.get("title", "").strip()
+    return Record(place, fields | {"text": "" if repeats and not body.strip() else f"{title}\n{body}".strip()})
 
 
 def read_csv(text: OpenText) -> Iterator[Record]:
@@ -242,6 +301,7 @@ TEXT_READERS: dict[str, Callable[[OpenText], Iterator[Record]]] = {
     "jsonl": read_jsonl,
     "json": read_json,
     "csv": read_csv,
+    "docs": read_docs,
 }
 
 

@@ -1,39 +1,73 @@
 """The source `text`: local files of text."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from dtl.data.config import DataConfig, SourceConfig
+from dtl.base.safe_text import in_one_line
+from dtl.data.config import DataConfig, SourceConfig, with_line_ends
 from dtl.data.documents import Document
-from dtl.data.local.files import LocalFiles, field, other_column, text_of
+from dtl.data.local.files import LocalFiles, field, other_column, raise_if_without_columns, text_of
 from dtl.data.sources import order_seed, path_key
 from dtl.errors import DataError
 from dtl.registry import SOURCES
 
+# A line that is nothing but a token for the end of a text separates documents, as in the files of TinyStories.
+_LINES_BETWEEN = re.compile(r"^[ \t]*<(?:\|endoftext\||\|end_of_text\||\|eos\||eos)>[ \t]*(?:\n|\Z)", re.M)
+
 
 @SOURCES.register("text")
 class TextSource:
-    """Documents of local files: a whole .txt, or the field `column` (default: text) of each record of other formats."""
+    """Documents of local files: a whole .txt, or the field `column` (default: text) of each record of other formats;
+    each split where `data.separator` separates documents."""
 
     def __init__(self, name: str, source: SourceConfig, data: DataConfig, seed: int) -> None:
         if source.path is None:
             raise DataError(f"{path_key(data, name)}=null: kind=text needs a file or folder.")
         self.files = LocalFiles(source.path, path_key(data, name), data.allow_truncated)
         self.origin = self.files.origin
+        raise_if_without_columns(self.files, name, source.column)
         self._column = source.column or "text"
         self._remedy = other_column(name)
         self._order_seed = order_seed(data, name, seed)
+        self._separator = None if data.separator is None else with_line_ends(data.separator)
+        self._n_separated = self._n_parts = 0
+        self._marks: set[str] = set()
 
     def splits(self) -> dict[str, Iterator[Document]]:
+        self._n_separated = self._n_parts = 0  # a second read must not count twice
         return {split: self._documents(split) for split in self.files.by_split}
 
     def _documents(self, split: str) -> Iterator[Document]:
         for record in self.files.records(split, (self._column,), self._order_seed):
-            yield Document(text_of(field(record, self._column, remedy=self._remedy), record.place))
+            text = text_of(field(record, self._column, remedy=self._remedy), record.place)
+            yield from map(Document, self._parts(text))
+
+    def _parts(self, text: str) -> list[str]:
+        """Return the documents in a text."""
+        if self._separator is None:
+            mark = _LINES_BETWEEN.search(text)
+            parts = [text] if mark is None else _LINES_BETWEEN.split(text)
+        else:
+            mark = self._separator if self._separator and self._separator in text else None
+            parts = text.split(mark) if isinstance(mark, str) else [text]
+        if mark is not None:
+            parts = [part for part in parts if part.strip()]
+            self._n_separated += 1
+            self._n_parts += len(parts)
+            self._marks.add(mark if isinstance(mark, str) else mark[0].strip())
+        return parts
 
     def fingerprint(self) -> list[Path]:
         """Return the files that the text is read from."""
         return self.files.paths()
 
     def notes(self) -> list[str]:
-        return self.files.notes()
+        notes = self.files.notes()
+        if self._n_separated:
+            marks = " or ".join(sorted(in_one_line(mark) for mark in self._marks))
+            texts = "one text is" if self._n_separated == 1 else f"{self._n_separated:,} texts are"
+            way = "lines of " if self._separator is None else ""
+            keep = " (data.separator= keeps each whole)" if self._separator is None else ""
+            notes.append(f"{self.files.origin}: {texts} separated by {way}{marks}: {self._n_parts:,} documents{keep}.")
+        return notes

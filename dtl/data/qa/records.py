@@ -2,13 +2,16 @@
 
 Supported are one question per record (question/answer, Alpaca's instruction/input/output, prompt/response,
 prompt/completion, each with an optional context), SQuAD as published (articles of paragraphs of questions) and as on
-the Hugging Face hub, and DTL's own facts: one answer, and paraphrases by split. Case and surrounding space of names
-are ignored.
+the Hugging Face hub, DTL's own facts: one answer, and paraphrases by split, and chats (`dtl.data.chats`). Case and
+surrounding space of names are ignored.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from dtl.data.chats import MESSAGES, Message, chats_in, messages_in, turns_of
 from dtl.data.config import SPLITS
 from dtl.data.documents import QuestionAnswer
 from dtl.data.local.files import text_of
@@ -16,9 +19,10 @@ from dtl.data.local.readers import Record
 from dtl.errors import DataError
 
 QUESTION = ("question", "instruction", "prompt", "input")
-ANSWER = ("answer", "output", "response", "completion", "answers")
+ANSWER = ("answer", "output", "response", "completion", "chosen", "answers")
 CONTEXT = ("context", "input")
 TOPIC = ("topic", "category")
+MARKED = ("text", "chosen", "conversation", "dialogue", "dialog", "chat")  # may hold a chat as a text with markers
 NESTED = ("data", "paragraphs", "qas")  # SQuAD's lists, outermost first
 MAX_PLACES = 3  # named of the records left out for one reason
 
@@ -26,56 +30,115 @@ EMPTY_QUESTION = "an empty question"
 EMPTY_ANSWER = "an empty answer"
 NO_QUESTION = "no field for a question"
 NO_ANSWER = "no field for an answer"
+NO_TURN = "a chat without an answer"
 IMPOSSIBLE = "marked as unanswerable"
 
 
-class PairReader:
-    """Turns records into pairs by split, and counts the records without a pair by reason."""
+Turns = tuple[QuestionAnswer, ...]  # of a dialogue; one of most records
 
-    def __init__(self) -> None:
+
+class PairReader:
+    """Turns records into pairs by split, and counts the records without a pair by reason.
+
+    `columns` are names that the records use, by DTL's: `{"question": "frage", "answer": "antwort"}` (data.qa.columns).
+    """
+
+    def __init__(self, columns: Mapping[str, str] | None = None) -> None:
         self.n_pairs = 0
+        self._own = {name: (column.strip().casefold(),) for name, column in (columns or {}).items()}
+        self._question: Sequence[str] = self._own.get("question", QUESTION)
+        self._answer: Sequence[str] = self._own.get("answer", ANSWER)
+        self._context: Sequence[str] = self._own.get("context", CONTEXT)
+        self._topic: Sequence[str] = self._own.get("topic", TOPIC)
+        self._forms: Counter[str] = Counter()  # what the records were recognised as
+        self._chats: Counter[int] = Counter()  # with one turn, with several
+        self._left_out_of_chats: Counter[str] = Counter()
         self._skipped: dict[str, tuple[int, list[str]]] = {}  # reason -> how many, the first places
         self._lacking: str | None = None  # message on the first record without a needed field
 
-    def pairs(self, record: Record) -> dict[str, list[QuestionAnswer]]:
-        """Return the pairs in a record, by split; a record that names no split is for training.
+    def pairs(self, record: Record) -> dict[str, list[Turns]]:
+        """Return the pairs in a record, by split, each by itself or as a turn of a dialogue; a record that names no
+        split is for training.
 
         Raises DataError for a question or an answer that is not text.
         """
-        by_split: dict[str, list[QuestionAnswer]] = {}
-        for place, fields in _innermost(record.place, _by_plain_name(record.fields), {}):
-            for split, pair in self._read(place, fields):
-                by_split.setdefault(split, []).append(pair)
+        fields = _by_plain_name(record.fields)
+        if chats := self._chats_in(fields):
+            dialogues = [turns for chat in chats if (turns := self._turns(chat, record.place, fields))]
+            return {"train": dialogues} if dialogues else {}
+        by_split: dict[str, list[Turns]] = {}
+        for place, innermost in _innermost(record.place, fields, {}):
+            for split, pair in self._read(place, innermost):
+                by_split.setdefault(split, []).append((pair,))
                 self.n_pairs += 1
         return by_split
+
+    def _chats_in(self, fields: dict[str, Any]) -> list[list[Message]]:
+        if "question" in self._own:
+            return []
+        messages = messages_in(fields, self._own.get("messages", MESSAGES))
+        if messages is not None:
+            return [messages]
+        if _first_name(fields, self._question):
+            return []
+        texts = (fields[name] for name in self._own.get("messages", MARKED) if isinstance(fields.get(name), str))
+        return next((chats for text in texts if (chats := chats_in(text))), [])
+
+    def _turns(self, chat: list[Message], place: str, fields: dict[str, Any]) -> Turns:
+        turns = turns_of(chat, self._left_out_of_chats)
+        if not turns:
+            self._skip(NO_TURN, place)
+            return ()
+        self._chats[len(turns) > 1] += 1
+        self.n_pairs += len(turns)
+        fact = text_of(fields.get("id"), place) or None
+        return tuple(
+            QuestionAnswer(text_of(asked, place), text_of(answer, place), fact=fact) for asked, answer in turns
+        )
 
     def _read(self, place: str, fields: dict[str, Any]) -> Iterator[tuple[str, QuestionAnswer]]:
         if str(fields.get("is_impossible")).lower() == "true":  # a string in CSV
             return self._skip(IMPOSSIBLE, place)
-        questions = _questions(fields, place)
+        questions, question_name = self._questions(fields, place)
         if questions is None:
-            self._lacks(QUESTION, place, fields)
+            self._lacks(self._question, place, fields)
             return self._skip(NO_QUESTION, place)
-        answer_name = _first_name(fields, ANSWER)
+        answer_name = _first_name(fields, self._answer)
         if not answer_name:
-            self._lacks(ANSWER, place, fields)
+            self._lacks(self._answer, place, fields)
             return self._skip(NO_ANSWER, place)
         answers = _answers(fields, answer_name, place)
         if not answers:
             is_squad = isinstance(fields[answer_name], dict | list)  # which marks a question without answer so
             return self._skip(IMPOSSIBLE if is_squad else EMPTY_ANSWER, place)
         accepted = tuple(answers) if len(answers) > 1 else ()
-        context_name = _first_name(fields, CONTEXT)
-        is_context = context_name and context_name != _question_name(fields)
+        context_name = _first_name(fields, self._context)
+        is_context = context_name and context_name != question_name
         context = text_of(fields[context_name], place).strip() if is_context else ""
-        topic_name = _first_name(fields, TOPIC)
+        topic_name = _first_name(fields, self._topic)
         topic = text_of(fields[topic_name], place) if topic_name else ""
-        fact = text_of(fields.get("id"), place) or None
+        fact = text_of(fields.get(self._own.get("id", ("id",))[0]), place) or None
+        given = {"question": question_name, "context": context_name if context else "", "answer": answer_name}
+        self._forms[", ".join(f"{what} '{name}'" for what, name in given.items() if name)] += 1
         for split, question in questions:
             if question.strip():
                 yield split, QuestionAnswer(question.strip(), answers[0], topic, fact, context, accepted)
             else:
                 self._skip(EMPTY_QUESTION, place)
+
+    def _questions(self, fields: dict[str, Any], place: str) -> tuple[list[tuple[str, str]] | None, str]:
+        """Return questions with their splits, several for a fact of DTL's, else one, and the name of their field; None
+        when no field has one."""
+        by_split = {split: fields[split] for split in SPLITS if isinstance(fields.get(split), str | list)}
+        if by_split and "question" not in self._own:
+            questions = [
+                (split, text_of(question, place))
+                for split, value in by_split.items()
+                for question in (value if isinstance(value, list) else [value])
+            ]
+            return questions, " ".join(by_split)
+        name = _first_name(fields, self._question)
+        return ([("train", text_of(fields[name], place))], name) if name else (None, "")
 
     def _skip(self, reason: str, place: str) -> None:
         count, places = self._skipped.get(reason, (0, []))
@@ -83,11 +146,22 @@ class PairReader:
 
     def _lacks(self, names: Sequence[str], place: str, fields: dict[str, Any]) -> None:
         present = ", ".join(fields) or "none"
-        self._lacking = self._lacking or f"{place}: no field '{' or '.join(names)}'. Found the fields: {present}."
+        self._lacking = self._lacking or (
+            f"{place}: no field '{' or '.join(names)}'. Found the fields: {present}.{_columns_to_give(fields)}"
+        )
 
     def notes(self, origin: str) -> list[str]:
-        """Return a line per reason for which records were left out, and one on the first record without a field."""
-        notes = [
+        """Return what the records were recognised as, a line per reason for which records were left out, and one on
+        the first record without a field."""
+        forms = "; ".join(f"{form} ({count:,} records)" for form, count in self._forms.most_common(MAX_PLACES))
+        notes = [f"{origin}: read as questions and answers: {forms}."] if forms else []
+        if self._chats:
+            left_out = ", ".join(f"{count:,} x {reason}" for reason, count in self._left_out_of_chats.most_common())
+            notes.append(
+                f"{origin}: read as chats: {self._chats[False]:,} with one turn as pairs, {self._chats[True]:,} with "
+                f"several as documents in the chat template. Left out of them: {left_out or 'nothing'}."
+            )
+        notes += [
             f"{origin}: {count:,} x {reason}, left out: {', '.join(places)}"
             + (f" and {count - len(places):,} more." if count > len(places) else ".")
             for reason, (count, places) in self._skipped.items()
@@ -120,27 +194,32 @@ def _innermost(place: str, fields: dict[str, Any], outside: dict[str, Any]) -> I
     yield place, {**outside, **fields}
 
 
+def _columns_to_give(fields: dict[str, Any]) -> str:
+    """Return advice for a record whose fields have other names: the setting, where possible ready to paste."""
+    texts = {name: str(value).strip() for name, value in fields.items() if isinstance(value, str | int | float)}
+    words = [name for name, text in texts.items() if text and not re.fullmatch(r"[\d.-]*", text)]
+    if any(name.endswith("?") for name in fields):
+        return " The first line must name the columns, for example: question,answer"
+    if len(texts) < 2 or not words:
+        return (
+            ' A record has a question and an answer: {"question": "...", "answer": "..."}. Plain text is read with '
+            "data=text data.path=FILE."
+        )
+    asked = next((name for name in words if texts[name].endswith(("?", "？"))), words[0])  # noqa: RUF001
+    after = [*texts][[*texts].index(asked) + 1 :]
+    before = [name for name in words if name != asked]
+    answer = (after or before or ["NAME"])[0]
+    return f" Name them: 'data.qa.columns={{question: {_quoted(asked)}, answer: {_quoted(answer)}}}'"
+
+
+def _quoted(name: str) -> str:
+    return name if re.fullmatch(r"[\w.-]+", name) else f'"{name}"'
+
+
 def _first_name(fields: dict[str, Any], names: Sequence[str]) -> str:
     """Return the first of the names with a value; else the first that is present; else an empty text."""
     present = [name for name in names if name in fields]
     return next((name for name in present if fields[name] not in (None, "", [])), present[0] if present else "")
-
-
-def _questions(fields: dict[str, Any], place: str) -> list[tuple[str, str]] | None:
-    """Return questions with their splits: several for a fact of DTL's, else one; None when no field has one."""
-    by_split = {split: fields[split] for split in SPLITS if isinstance(fields.get(split), str | list)}
-    if by_split:
-        return [
-            (split, text_of(question, place))
-            for split, value in by_split.items()
-            for question in (value if isinstance(value, list) else [value])
-        ]
-    name = _question_name(fields)
-    return [("train", text_of(fields[name], place))] if name else None
-
-
-def _question_name(fields: dict[str, Any]) -> str:
-    return _first_name(fields, QUESTION)
 
 
 def _answers(fields: dict[str, Any], name: str, place: str) -> list[str]:
@@ -148,8 +227,13 @@ def _answers(fields: dict[str, Any], name: str, place: str) -> list[str]:
     values = _texts(fields[name])
     if "answers" in fields and name != "answers":
         values += _texts(fields["answers"])
-    texts = [text_of(value, place).strip() for value in values]
+    texts = [_answer(value, place).strip() for value in values]
     return list(dict.fromkeys(text for text in texts if text))
+
+
+def _answer(value: Any, place: str) -> str:
+    """Return an answer as text: true and false as JSON writes them."""
+    return str(value).lower() if isinstance(value, bool) else text_of(value, place)
 
 
 def _texts(value: Any) -> list[Any]:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from dtl.data.config import DataConfig, SourceConfig
-from dtl.data.documents import Document, document
+from dtl.data.documents import Document, dialogue
 from dtl.data.local.files import LocalFiles
 from dtl.data.local.readers import Record
 from dtl.data.qa.records import PairReader
@@ -25,8 +25,9 @@ from dtl.registry import SOURCES
 class QuestionSource:
     """Pairs from the facts that ship with DTL (path=None), or from local files.
 
-    A record is a pair under one of the common names (question/answer, instruction/input/output, ...), an article
-    of SQuAD, or a fact with several paraphrases, like DTL's own: `dtl.data.qa.records`.
+    A record is a pair under one of the common names (question/answer, instruction/input/output, ...) or those of
+    `data.qa.columns`, an article of SQuAD, a fact with several paraphrases, like DTL's own, or a chat:
+    `dtl.data.qa.records`.
     """
 
     def __init__(self, name: str, source: SourceConfig, data: DataConfig, seed: int) -> None:
@@ -35,12 +36,13 @@ class QuestionSource:
         )
         self.origin = self.files.origin if self.files else "the facts that ship with DTL"
         self._order_seed = order_seed(data, name, seed)
-        self._document = partial(document, prompt=Prompt.of(data))
-        self._reader = PairReader()
+        self._document = partial(dialogue, prompt=Prompt.of(data))
+        self._columns = data.qa.columns if self.files else {}
+        self._reader = PairReader(self._columns)
 
     def splits(self) -> Mapping[str, Iterable[Document]]:
         """Return documents by split. Raises DataError, here or while they are read, when there is no pair in a file."""
-        self._reader = PairReader()
+        self._reader = PairReader(self._columns)
         if self.files is None:
             return self._by_split(shipped_facts())
         if set(self.files.by_split) == {"train"}:
@@ -68,7 +70,7 @@ class QuestionSource:
         return by_split
 
     def notes(self) -> list[str]:
-        return (self.files.notes() if self.files else []) + self._reader.notes(self.origin)
+        return [*self.files.notes(), *self._reader.notes(self.origin)] if self.files else []
 
 
 def shipped_facts() -> list[Record]:

@@ -90,6 +90,13 @@ def has_learnt_plain_text(folder: Path) -> bool:
     return _read_prompt(folder) == (None, True)
 
 
+def has_learnt_questions_alone(folder: Path) -> bool:
+    """Return True for a checkpoint of DTL that was trained on questions and no other text, from random weights."""
+    config = as_object(read_yaml_or_empty(folder / "config.yaml"))
+    data = as_object(config.get("data"))
+    return config.get("init") is None and not _is_added(data, "wiki") and _all_questions_are(data, "all")
+
+
 def _read_prompt(folder: Path) -> tuple[Prompt | None, bool]:
     """Return the prompt, and True where the folder says which it is."""
     # A config.json that is missing or damaged is reported where the model is loaded.
@@ -122,12 +129,20 @@ def _prompt_of_format_1(file: Path) -> Prompt | None:
 
 
 def _has_no_questions(data: Mapping[str, Any]) -> bool:
-    added = as_object(data.get("qa"))  # data.qa.path or data.qa.weight adds questions to any other source
-    if added.get("path") is not None or added.get("weight") is not None:
-        return False
+    return not _is_added(data, "qa") and _all_questions_are(data, "none")
+
+
+def _is_added(data: Mapping[str, Any], name: str) -> bool:
+    """Return True where data.qa.path or data.qa.weight adds questions to any other source, or data.wiki.* text."""
+    added = as_object(data.get(name))
+    return added.get("path") is not None or added.get("weight") is not None
+
+
+def _all_questions_are(data: Mapping[str, Any], how_many: str) -> bool:
+    """Return True where `none` or `all` of the documents of each source are questions."""
     kinds = [as_object(source).get("kind") for source in as_object(data.get("sources")).values()]
     traits = [SOURCES.traits(kind) if isinstance(kind, str) else None for kind in kinds]
-    return bool(traits) and all(trait is not None and trait.questions == "none" for trait in traits)
+    return bool(traits) and all(trait is not None and trait.questions == how_many for trait in traits)
 
 
 # --- for other programs -------------------------------------------------------------------------------------------

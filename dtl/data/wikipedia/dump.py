@@ -5,10 +5,10 @@
         print(article.title, len(article.text))
     print(*counts.lines(), sep="\\n")
 
-Reads export-0.10 and 0.11, with and without their XML namespace, plain or bz2, in one stream or many.
+Reads export-0.10 and 0.11, with and without their XML namespace, plain or compressed (.bz2, .gz, .xz, .zst), in one
+stream or many.
 """
 
-import bz2
 import itertools
 import os
 import time
@@ -20,12 +20,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from dtl.data.local.files import files_in
+from dtl.data.local.formats import decompressed_head, suffixes_of
+from dtl.data.local.unpacking import compression_of
 from dtl.data.wikipedia.pages import DumpCounts, Page, Pages
 from dtl.data.wikipedia.wikitext import to_prose
 from dtl.errors import DataError
 
-SUFFIXES = (".xml", ".xml.bz2")
-BZ2_BLOCK = 1_000_000  # bytes; bz2 decompresses nothing before a whole block of up to 900 kB is read
 EXAMPLE_CHARACTERS = 100  # of prose, and twice as many of wikitext, which has markup and links
 UNREADABLE_KEPT = 5  # titles of unreadable pages in the report
 
@@ -44,13 +45,10 @@ def is_dump(path: Path) -> bool:
     """
     with path.open("rb") as raw:
         head = raw.read(4096)
-        if head.startswith(b"BZh"):
-            try:
-                head = bz2.BZ2Decompressor().decompress(head + raw.read(BZ2_BLOCK), 4096)
-            except OSError:  # not bz2 after its first three letters
-                head = b""
+    if compression := compression_of(head):
+        head = decompressed_head(path, compression)
     if not head.strip():
-        return path.name.lower().endswith(SUFFIXES)
+        return suffixes_of(path.name)[0] == ".xml"
     return b"<mediawiki" in head[:4096]
 
 
@@ -60,8 +58,7 @@ def dumps_at(path: Path) -> list[Path]:
     Raises OSError when the path cannot be read; empty when there is no dump.
     """
     if path.is_dir():
-        named = (file for file in path.rglob("*") if ".xml" in file.name.lower() and not file.name.startswith("."))
-        return sorted(file for file in named if file.is_file() and is_dump(file))
+        return [file for file in files_in(path, str(path), lambda name: ".xml" in name.lower())[0] if is_dump(file)]
     return [path] if path.is_file() and is_dump(path) else []
 
 
@@ -120,11 +117,11 @@ def _lead(wikitext: str) -> str:
 _Result = tuple[str, str, str]  # title, prose, error
 
 
-def _parse_chunk(chunk: list[Page], names: frozenset[str]) -> list[_Result]:
+def _parse_chunk(chunk: list[Page], names: frozenset[str], language: str) -> list[_Result]:
     results = []
     for title, wikitext in chunk:
         try:
-            results.append((title, to_prose(wikitext, names), ""))
+            results.append((title, to_prose(wikitext, names, language), ""))
         except Exception as error:  # one bad page must not lose the others
             results.append((title, "", f"{type(error).__name__}: {str(error)[:80]}"))
     return results
@@ -138,15 +135,15 @@ def _in_order(reader: Pages, workers: int) -> Iterator[list[_Result]]:
         return
     second = next(chunks, None) if workers > 1 else None
     if second is None:
-        yield _parse_chunk(first, reader.names)
+        yield _parse_chunk(first, reader.names, reader.language)
         for chunk in chunks:
-            yield _parse_chunk(chunk, reader.names)
+            yield _parse_chunk(chunk, reader.names, reader.language)
         return
     with _pool(workers) as pool:
         pending: deque[Future[list[_Result]]] = deque()
         try:
             for chunk in itertools.chain((first, second), chunks):
-                pending.append(pool.submit(_parse_chunk, chunk, reader.names))
+                pending.append(pool.submit(_parse_chunk, chunk, reader.names, reader.language))
                 if len(pending) > 2 * workers:  # one chunk in work and one waiting per worker: bounded memory
                     yield pending.popleft().result()
             while pending:

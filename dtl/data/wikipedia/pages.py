@@ -1,7 +1,5 @@
 """The pages of a MediaWiki dump that are worth parsing, in constant memory, and counts of all pages."""
 
-import bz2
-import io
 import os
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -10,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dtl.data.documents import in_chunks
+from dtl.data.local.unpacking import DAMAGE, Decompressed, compression_of, open_decompressed
 from dtl.data.wikipedia.names import is_disambiguation, is_redirect
 from dtl.errors import DataError
 
@@ -17,6 +16,7 @@ EXAMPLES = 3  # articles whose wikitext is kept, to show it next to the prose
 BLOCK = 1 << 16  # bytes
 CHUNK_CHARACTERS = 400_000  # wikitext sent to a worker at a time: a tenth of a second of work
 MAX_CHARACTERS = 4_000_000  # twice MediaWiki's limit for a page; a longer one is no article
+_LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"  # the attribute xml:lang
 FILE, CATEGORY, MAIN = 6, 14, 0  # keys of namespaces, the same in every language
 
 
@@ -61,7 +61,7 @@ class DumpCounts:
 class _Counting:
     """A file's decompressed bytes and their position, for the XML parser, which reads a few kilobytes at a time."""
 
-    def __init__(self, stream: bz2.BZ2File | io.BufferedReader) -> None:
+    def __init__(self, stream: Decompressed) -> None:
         self._stream = stream
         self.position = 0
 
@@ -79,6 +79,7 @@ class Pages:
         self.path = path
         self.counts = counts
         self.names: frozenset[str] = frozenset()  # the wiki's own namespaces of files and categories
+        self.language = ""  # the wiki's, such as `fr`
         self.failure: str | None = None
         self.is_damaged = False  # the file is truncated, or its bytes are damaged
         self.where = ""  # the same, without the file and the advice
@@ -95,12 +96,13 @@ class Pages:
         from mwxml.errors import MalformedXML
 
         source: _Counting | None = None
+        compression = ""
         try:
             with self.path.open("rb") as raw:
                 self.counts.bytes_in_file = os.fstat(raw.fileno()).st_size
-                compressed = raw.read(3) == b"BZh"
+                compression = compression_of(raw.read(8))
                 raw.seek(0)
-                source = _Counting(bz2.BZ2File(raw) if compressed else raw)
+                source = _Counting(open_decompressed(raw, compression))
                 for page, revision in self._pages(source):
                     self.counts.bytes_read = raw.tell()
                     self.counts.pages += 1
@@ -114,17 +116,17 @@ class Pages:
                 while source.read(BLOCK):  # to the file's end: a wrong checksum is damage, too
                     pass
                 self.counts.bytes_read = raw.tell()
-        except EOFError as error:  # BZ2File: the file ends inside a stream
-            self._stop("the bz2 file is cut off", source, error, is_damaged=True)
+        except EOFError as error:  # the file ends inside a stream
+            self._stop(f"the {compression} file is cut off", source, error, is_damaged=True)
         except ParseError as error:
             ended = "no element found" in str(error) or "unclosed" in str(error)
             # A file that is no XML from the start is not a damaged dump.
             is_damaged = self._last_title is not None
             self._stop(f"the XML is {'cut off' if ended else 'damaged'} ({error})", source, error, is_damaged)
-        except OSError as error:
-            if error.errno is not None:  # a fault of the disk, not of the contents
+        except DAMAGE as error:
+            if isinstance(error, OSError) and error.errno is not None:  # a fault of the disk, not of the contents
                 raise DataError(f"{self.path}: cannot be read ({error.strerror}).") from error
-            self._stop(f"the bz2 data is damaged ({error})", source, error, is_damaged=True)
+            self._stop(f"the {compression} data is damaged ({error})", source, error, is_damaged=True)
         except (MalformedXML, AssertionError, AttributeError, TypeError, ValueError, KeyError) as error:
             # mwxml assumes that all fields exist: any of these errors means a malformed record
             self._stop(f"not MediaWiki's format ({type(error).__name__}: {error})", source, error)
@@ -137,6 +139,7 @@ class Pages:
         root: Any = ElementIterator.from_file(source)
         if root.tag != "mediawiki":
             raise ValueError(f"<mediawiki> was expected at the beginning, not <{root.tag}>")
+        self.language = root.attr(_LANGUAGE, "").partition("-")[0]
         dump = mwxml.Dump.from_element(root)
         spaces = dump.site_info.namespaces or ()
         self.names = frozenset(space.name.lower() for space in spaces if space.id in (FILE, CATEGORY) and space.name)

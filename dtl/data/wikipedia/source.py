@@ -10,7 +10,7 @@ from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import Document, article
 from dtl.data.hub.source import hub_dataset_spec
 from dtl.data.hub.texts import HubTexts
-from dtl.data.local.files import LocalFiles, field, other_column, text_of
+from dtl.data.local.files import LocalFiles, field, other_column, raise_if_without_columns, text_of
 from dtl.data.sources import order_seed, path_key
 from dtl.errors import DataError
 from dtl.registry import SOURCES
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 @SOURCES.register("wiki")
 class WikiSource:
-    """Wikipedia: a MediaWiki dump (.xml, .xml.bz2), files in the schema of `wikimedia/wikipedia` (title, text), or
-    that dataset of the hub.
+    """Wikipedia: a MediaWiki dump (.xml, also compressed), the files of WikiExtractor, files in the schema of
+    `wikimedia/wikipedia` (title, text), or that dataset of the hub.
 
     A document is the title, an empty line, and the text: a small model then knows an article's subject
     from its first token, and writes an article when given `Title\\n\\n`.
@@ -45,6 +45,7 @@ class WikiSource:
                 raise DataError(f"{key}: a MediaWiki dump has no columns. Leave it out.")
             if not self.dumps:
                 self.files = LocalFiles(source.path, path_key(data, name), data.allow_truncated)
+                raise_if_without_columns(self.files, name, source.column)
         else:
             alternatives = (
                 f"Without the hub: {path_key(data, name)}=FOLDER with the dataset's parquet or jsonl files (columns "
@@ -67,7 +68,10 @@ class WikiSource:
     def _from_files(self, files: LocalFiles, split: str) -> Iterator[Document]:
         for record in files.records(split, ("title", self._column), self._order_seed):
             text = text_of(field(record, self._column, remedy=self._remedy), record.place)
-            yield article(text_of(record.fields.get("title"), record.place), text)
+            title = text_of(record.fields.get("title"), record.place)
+            first, _, rest = text.partition("\n")
+            # WikiExtractor repeats the title as the first line.
+            yield article(title, rest.lstrip() if title and first.strip() == title.strip() else text)
 
     def _from_dumps(self) -> Iterator[Document]:
         """Yield articles in the order of the dump: a sample of it is its beginning."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 # --- formulas -----------------------------------------------------------------------------------------------------
 # TeX as plain text, where that is possible: `\frac{a}{2}` as `a/2`, `x^2` as `x²`.
 
-# ruff: noqa: RUF001  (dashes, primes and letters of other scripts are what this file is about)
+# ruff: noqa: RUF001, RUF002  (dashes, primes and letters of other scripts are what this file is about)
 
 _NAMES = r"""
     alpha=α beta=β gamma=γ delta=δ epsilon=ε varepsilon=ε zeta=ζ eta=η theta=θ vartheta=θ iota=ι kappa=κ lambda=λ mu=μ
@@ -39,11 +39,26 @@ _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _SUPERSCRIPTS = str.maketrans("0123456789+-−n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻ⁿ")
 _SUBSCRIPTS = str.maketrans("0123456789+−aeoxijknm", "₀₁₂₃₄₅₆₇₈₉₊₋ₐₑₒₓᵢⱼₖₙₘ")
 _LONGEST_FORMULA = 80  # characters of a formula that still reads well inside a sentence
+# Letters raised by custom, not as exponents: the 1st, la 1ère, Mme.
+_BY_CUSTOM = "st nd rd th er re ère ers nde ème ter de te me mme lle mes lles gr ve tm sm bis ste"
+_ONE_LETTER = {"o": "º", "a": "ª"}
 
 
-def raised(text: str) -> str:
-    """Return an exponent: digits as superscripts, anything else after `^`."""
+def raised(text: str, before: str = "") -> str:
+    """Return an exponent: digits as superscripts, anything else after `^`.
+
+    `before` is the word that it is raised after: in `1<sup>st</sup>`, `XIX<sup>e</sup>`, `n<sup>o</sup>` the letters
+    belong to it.
+    """
     text = text.strip()
+    if before and text.lower() in _BY_CUSTOM.split():
+        return text
+    if text in ("e", "d") and re.fullmatch(r"\d+|[IVXL]+", before):
+        return text
+    if text in ("r", "s", "t") and before in ("D", "M", "S"):  # Dr, Mr, St
+        return text
+    if text in _ONE_LETTER and re.fullmatch(r"\d+|[nN]", before):
+        return _ONE_LETTER[text]
     if text in ("°", "′", "*"):
         return text
     if text and all(ord(letter) in _SUPERSCRIPTS for letter in text):
@@ -89,7 +104,9 @@ _LONGEST = 2000  # characters; a longer template is a box
 _SEPARATOR = re.compile(r"\|(?![^\[\]]*\]\])")  # a bar that is not inside a link
 _NAMED = re.compile(r"\s*([\w -]+?)\s*=")
 _CENTURY = re.compile(r"[IVX]+(?:er|re|e) siècle(?: av\. J\.-C\.)?")  # French templates named after their text
-_IN_A_LANGUAGE = re.compile(r"lang-[a-z-]{2,12}")  # {{lang-sq|Shqipëria}}
+_ORDINAL = re.compile(r"(?:[IVX]+|\d+)(?:er|re|e|nd|nde)|M\.|Mme|Mlle|Dr|Mgr|Ve")  # the same
+_IN_A_LANGUAGE = re.compile(r"[Ll]ang-[a-z-]{2,12}|[A-Za-z][a-z]{1,2}S")  # {{lang-sq|Shqipëria}}, {{frS|bonjour}}
+_ROMAN = re.compile(r"[IVXL]+")
 _RANGES = {
     "-": "–",
     "–": "–",
@@ -101,13 +118,50 @@ _RANGES = {
     "×": " × ",
     "to(-)": " to ",
 }
+_CURRENCIES = """
+    us$=US$ usd=US$ a$=A$ au$=A$ aud=A$ c$=C$ ca$=C$ cad=C$ nz$=NZ$ nzd=NZ$ hk$=HK$ hkd=HK$ s$=S$ sgd=S$ r$=R$ brl=R$
+    £=£ gbp=£ gb£=£ pound=£ €=€ eur=€ euro=€ ¥=¥ jpy=¥ yen=¥ cny=CN¥ rmb=CN¥ ₹=₹ inr=₹ ₩=₩ krw=₩
+    ₽=₽ rub=₽ ₱=₱ php=₱ ₪=₪ ils=₪ uah=₴
+"""
+_SHIPS = """
+    hms hmas hmcs hmnzs hmis hmhs hmt uss usns uscgc usat usrc css ss rms ms mv mt mf nms ins sms ps pns rv rfa rss sts
+    tss gts hsc hnlms hswms hnoms hdms nrp orp ara bns jds roks
+"""
+_CONSTANTS = {
+    "eqm": "⇌",
+    "snd spaced_ndash spnd spaced_en_dash -": " – ",
+    "ndash en_dash endash": "–",
+    "mdash em_dash emdash": "—",
+    "nbsp space sp pad thinsp hair_space": " ",
+    "' apostrophe": "'",
+    "'s": "'s",
+    "... ellipsis": "…",
+    "pi": "π",
+    "! pipe": "|",
+    "= equals": "=",
+    "· dot middot •": " · ",
+    "av_j.-c. -av_jc av_jc": "av. J.-C.",
+    "ap_j.-c. ap_jc": "apr. J.-C.",
+}
+
+Handler = Callable[[list[str], dict[str, str]], str]  # from the positional and the named values to the text
 
 
-def _first(values: list[str]) -> str:
+def _first(values: list[str], named: dict[str, str]) -> str:
     return values[0] if values else ""
 
 
-def _measure(values: list[str]) -> str:
+def _named_or(names: str, position: int = 0) -> Handler:
+    """Return the first of the named values; else the positional one."""
+
+    def handler(values: list[str], named: dict[str, str]) -> str:
+        given = next((named[name] for name in names.split() if named.get(name)), "")
+        return given or "".join(values[position : position + 1])
+
+    return handler
+
+
+def _measure(values: list[str], named: dict[str, str]) -> str:
     """Return `{{convert|5|km|mi}}` and its ranges in the unit that the author gave."""
     if len(values) >= 4 and values[1] in _RANGES:
         return f"{values[0]}{_RANGES[values[1]]}{values[2]} {values[3]}"
@@ -116,84 +170,177 @@ def _measure(values: list[str]) -> str:
     return " ".join(values[:2])
 
 
-def _fraction(values: list[str]) -> str:
+def _value(values: list[str], named: dict[str, str]) -> str:
+    """Return `{{val|3.2|0.1|e=5|u=m|up=s}}` as `3.2±0.1×10^5 m/s`."""
+    error = f"±{values[1]}" if len(values) > 1 and values[1] else ""
+    exponent = f"×10^{named['e']}" if named.get("e") else ""
+    unit = named.get("u") or named.get("ul") or ""
+    per = named.get("up") or named.get("upl")
+    return f"{_first(values, named)}{error}{exponent}{f' {unit}' if unit else ''}{f'/{per}' if per else ''}"
+
+
+def _power_of_ten(values: list[str], named: dict[str, str]) -> str:
+    """Return `{{e|5}}`, in German `{{ZahlExp|3|5}}`, as powers of ten; without a number the letter."""
+    if len(values) > 1:
+        return f"{values[0]}×10^{values[1]}"
+    return f"×10^{values[0]}" if values else "e"
+
+
+def _fraction(values: list[str], named: dict[str, str]) -> str:
     if len(values) == 3:
         return f"{values[0]} {values[1]}/{values[2]}"
-    return "/".join(values[:2]) if len(values) == 2 else f"1/{_first(values)}"
+    return "/".join(values[:2]) if len(values) == 2 else f"1/{_first(values, named)}"
 
 
-def _circa(values: list[str]) -> str:
-    return "c. " + " – ".join(values[:2]) if values else "c."
+def _years(sign: str) -> Handler:
+    """Return `{{circa|1560|1570}}` as `c. 1560 – 1570`."""
+    return lambda values, named: f"{sign} " + " – ".join(values[:2]) if values else sign
 
 
-def _constant(text: str) -> Callable[[list[str]], str]:
-    return lambda values: text
+def _ship(prefix: str) -> Handler:
+    """Return `{{USS|Enterprise|CV-6}}` as `USS Enterprise (CV-6)`; a third value chooses parts of it."""
+
+    def handler(values: list[str], named: dict[str, str]) -> str:
+        ship, number, form = (*values[:3], "", "", "")[:3]
+        if not ship:  # a mark such as {{ps|date=May}}
+            return ""
+        name = f"{prefix} {ship}".strip() if form in ("", "6") else ship
+        return number if form == "1" else f"{name} ({number})" if number and form in ("", "5") else name
+
+    return handler
 
 
-def _joined(separator: str) -> Callable[[list[str]], str]:
-    return lambda values: separator.join(values)
+def _any_ship(values: list[str], named: dict[str, str]) -> str:
+    return _ship(_first(values, named))(values[1:], named)
 
 
-def _table() -> dict[str, Callable[[list[str]], str]]:
+def _ship_class(values: list[str], named: dict[str, str]) -> str:
+    return f"{values[0]}-class {values[1]}" if len(values) > 1 else _first(values, named)
+
+
+def _century(values: list[str], named: dict[str, str]) -> str:
+    """Return the French `{{s|XIX}}` as `XIXe siècle`."""
+    return f"{_first(values, named)}e siècle" if values else ""
+
+
+def _amount(sign: str) -> Handler:
+    return lambda values, named: f"{sign}{_first(values, named)}"
+
+
+def _constant(text: str) -> Handler:
+    return lambda values, named: text
+
+
+def _joined(separator: str) -> Handler:
+    return lambda values, named: separator.join(values)
+
+
+def _around(before: str, after: str) -> Handler:
+    return lambda values, named: f"{before}{values[0]}{after}" if values else ""
+
+
+def _table() -> dict[str, Handler]:
     """Return handlers by the templates' names, in lower case. Most Wikipedias accept the English names."""
-    groups: list[tuple[str, Callable[[list[str]], str]]] = [
-        ("nowrap nobr nobreak small smaller big larger abbr mvar math tt code mono em strong sic", _first),
-        ("ill interlanguage_link illm lien wikt wikt-lang quote blockquote cquote as_of_text visible_anchor", _first),
+    groups: list[tuple[str, Handler]] = [
+        ("nowrap nobr nobreak small smaller big larger abbr mvar math tt code mono em strong sic nowrapped", _first),
+        ("wikt as_of_text visible_anchor noitalic nobold italic bold allow_wrap tooltip hover_title j w esd", _first),
         ("vanchor anchor_text usurped lc uc ucfirst formatnum num nombre nihongo japonais zh_text", _first),
         ("flag flagcountry flagu country pays drapeau2 drapeau unicode polytonic grec hebrew he-n", _first),
-        ("angbr angle_bracket keypress key key_press vr grapheme nts bibleverse", _first),
-        ("sc smallcaps small_caps sc1 sc2", lambda values: _first(values).upper()),
-        ("oldstyledate oldstyledatedy", lambda values: " ".join(values[:2])),  # Gregorian day, year; then Julian day
-        ("eqm", _constant("⇌")),
-        ("simplenuclide simplenuclide2 nuclide", lambda values: "-".join(values[:2])),
-        ("lang langue audio-text font color colour tooltip_text lang2 angbr_text script", lambda v: "".join(v[1:2])),
-        ("transl transliteration translit", lambda values: "".join(values[-1:])),
-        ("convert cvt unité unite unit", _measure),
-        ("frac fraction sfrac", _fraction),
-        ("circa ca.", _circa),
-        ("snd spaced_ndash spnd spaced_en_dash -", _constant(" – ")),
-        ("ndash en_dash endash", _constant("–")),
-        ("mdash em_dash emdash", _constant("—")),
-        ("nbsp space sp pad thinsp hair_space", _constant(" ")),
-        ("' apostrophe", _constant("'")),
-        ("'s", _constant("'s")),
-        ("! pipe", _constant("|")),
-        ("= equals", _constant("=")),
-        ("· dot middot •", _constant(" · ")),
-        ("as_of", lambda values: f"As of {values[0]}" if values else ""),
-        ("chem chem2", _joined("")),
-        ("val", _first),
-        ("sup", lambda values: f"<sup>{_first(values)}</sup>"),
-        ("sub e", _first),
-        ("av_j.-c. -av_jc", _constant("av. J.-C.")),
-        ("s siècle", lambda values: f"{_first(values)}e siècle" if values else ""),
-        ("s- s2-", lambda values: f"{_first(values)}e" if values else ""),
+        ("angbr angle_bracket keypress key key_press vr grapheme nts bibleverse linktext ruby флагификация", _first),
+        ("число comment подсказка 仮リンク 補助漢字フォント 僻字 lj inglese dal fmtn", _first),
+        ("quote blockquote block_quote bquote quotation cquote centered quote_text poemquote zitat citaat cytat "
+         "citazione citation_bloc cita citação цитата",
+         _named_or("text quote content texto texte testo tekst inhalt citation цитата текст")),
+        ('"', _around("„", "“")),
+        ("citation guil guillemets", _named_or("texte citation")),
+        ("incise", _around("– ", " –")),
+        ("ill interlanguage_link illm link-interwiki interlanguage_link_multi", _named_or("lt")),
+        ("lien", lambda values, named: _named_or("texte fr trad")([*values[1:2], *values[:1]], named)),
+        ("нп нп2 нп3 нп4 нп5 не_переведено iw", lambda values, named: "".join(values[1:2]) or _first(values, named)),
+        ("link-en le", _named_or("lt")),
+        ("tsl", lambda values, named: "".join((values[2:3] or values[1:2])[:1])),
+        ("wikt-lang", lambda values, named: "".join((values[2:3] or values[1:2])[:1])),
+        ("sc smallcaps small_caps sc1 sc2", lambda values, named: _first(values, named).upper()),
+        ("oldstyledate oldstyledatedy", lambda v, named: " ".join(v[:2])),  # Gregorian day, year; then Julian day
+        ("simplenuclide simplenuclide2 nuclide", lambda values, named: "-".join(values[:2])),
+        ("lang langx langue audio-text font color colour tooltip_text lang2 angbr_text script h:title resize textcolor",
+         _named_or("text texte", 1)),
+        ("transl transliteration translit", lambda values, named: "".join(values[-1:])),
+        ("convert cvt unité unite unit unidad", _measure),
+        ("frac fraction sfrac bruch дробь", _fraction),
+        ("circa ca. c. ca", _years("c.")),
+        ("floruit fl. fl", _years("fl.")),
+        ("reign r.", lambda values, named: f"r. {'–'.join(values[:2])}" if values else "r."),
+        ("music", lambda v, named: {"sharp": "♯", "flat": "♭", "natural": "♮"}.get(_first(v, named), _first(v, named))),
+        ("as_of", lambda values, named: f"{'as' if named.get('lc') else 'As'} of {values[0]}" if values else ""),
+        ("chem chem2 fchim", _joined("")),
+        ("val", _value),
+        ("e exp10 ×10 zahlexp", _power_of_ten),
+        ("sup exp hoch", lambda values, named: f"<sup>{_first(values, named)}</sup>"),
+        ("sub ind tief", _first),
+        ("ship", _any_ship),
+        ("sclass sclass2 sclass- sclass2-", _ship_class),
+        ("n° nº num°", lambda values, named: f"nº {_first(values, named)}".strip()),
+        ("heure", lambda values, named: f"{_first(values, named)} h {''.join(values[1:2])}".strip()),
+        ("siglo", lambda values, named: f"siglo {values[0]}" if values else ""),
+        ("séc século", lambda values, named: f"século {values[0]}" if values else ""),
+        ("höhe", lambda values, named: f"{values[0]} m" if values else ""),
+        ("s siècle", _century),
+        ("s- s2-", lambda values, named: f"{values[0]}e" if values else ""),
         ("date date_de_naissance date_de_décès date-", _joined(" ")),
-    ]
+        *((names, _constant(text)) for names, text in _CONSTANTS.items()),
+        *((code, _amount(sign)) for code, _, sign in (pair.partition("=") for pair in _CURRENCIES.split())),
+        *((prefix, _ship(prefix.upper())) for prefix in _SHIPS.split()),
+    ]  # fmt: skip
     return {name.replace("_", " "): handler for names, handler in groups for name in names.split()}
 
 
 _HANDLERS = _table()
+# Names that mean something else in some Wikipedias.
+_BY_LANGUAGE: dict[tuple[str, str], Handler] = {
+    ("ru", "s"): _first,  # a wrapper without line breaks
+    ("uk", "s"): _first,
+    ("be", "s"): _first,
+    ("fr", "citation"): _around("« ", " »"),
+    ("fr", "guil"): _around("« ", " »"),
+    ("fr", "guillemets"): _around("« ", " »"),
+    ("it", "m"): _value,
+}
 
 
-def template_text(content: str) -> str:
-    """Return the words of a template, given the text between its braces; empty for most templates."""
+def template_text(content: str, language: str = "") -> str:
+    """Return the words of a template, given the text between its braces; empty for most templates.
+
+    `language` is the wiki's, such as `fr`: some names mean something else in another. Empty: unknown.
+    """
     if len(content) > _LONGEST:
         return ""
     name, bar, rest = content.partition("|")
     if not bar and ":" in name:  # {{formatnum:1234}}, {{lc:Word}}
         name, _, rest = name.partition(":")
-    if _CENTURY.fullmatch(name.strip()):
-        return name.strip()
-    known = name.strip().lower().replace("_", " ")
-    handler = _first if _IN_A_LANGUAGE.fullmatch(known) else _HANDLERS.get(known)
-    if handler is None:
-        return ""
+    name = name.strip()
+    if _CENTURY.fullmatch(name) or (not bar and _ORDINAL.fullmatch(name)):
+        return name
+    values, named = _arguments(rest)
+    known = name.lower().replace("_", " ")
+    handler = _BY_LANGUAGE.get((language, known)) or _HANDLERS.get(known)
+    if handler is _century and language != "fr" and values and not _ROMAN.fullmatch(values[0]):
+        handler = _first  # only French numbers centuries so: in other languages it keeps words on one line
+    if handler is None and _IN_A_LANGUAGE.fullmatch(name.replace("_", " ")):
+        handler = _named_or("text")
+    return handler(values, named) if handler else ""
+
+
+def _arguments(rest: str) -> tuple[list[str], dict[str, str]]:
+    """Return the positional and the named values of a template."""
     values: list[str] = []
+    named: dict[str, str] = {}
     for value in _SEPARATOR.split(rest) if rest else []:
-        named = _NAMED.match(value)
-        if named is None:
+        match = _NAMED.match(value)
+        if match is None:
             values.append(value.strip())
-        elif named[1] == str(len(values) + 1):  # {{lang|fr|2=...}}
-            values.append(value[named.end() :].strip())
-    return handler(values)
+        elif match[1] == str(len(values) + 1):  # {{lang|fr|2=...}}
+            values.append(value[match.end() :].strip())
+        else:
+            named[match[1].lower()] = value[match.end() :].strip()
+    return values, named

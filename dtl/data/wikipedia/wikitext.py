@@ -30,7 +30,7 @@ _BREAK = re.compile(r"\s*<\s*/?\s*br\b[^<>]*>[ \t]*\n?", re.I)
 _BLOCK = re.compile(r"</?(?:p|div|center|blockquote|ul|ol|dl|hr)\b[^<>]*>", re.I)
 _ITEM = re.compile(r"\s*<(?:li|dd|dt)\b[^<>]*>\s*", re.I)
 _HEADING_TAG = re.compile(r"<h([1-6])\b[^<>]*>([^<\n]*(?:<(?!/?h[1-6])[^<\n]*)*)</h\1\s*>", re.I)
-_RAISED = re.compile(r"<sup\b[^<>]*>([^<>]*)</sup\s*>", re.I)
+_RAISED = re.compile(r"(\w*)<sup\b[^<>]*>([^<>]*)</sup\s*>", re.I)
 _INLINE_TAG = re.compile(
     r"</?(?:b|i|u|em|strong|small|big|span|font|cite|code|kbd|samp|tt|var|sub|sup|abbr|dfn|q|ins|nobr|poem|noinclude"
     r"|onlyinclude|li|dd|dt|ruby|rb|rbc|rtc|bdi|bdo|data|time|wbr|mark|h[1-6]|ref|references|gallery|math|nowiki|table"
@@ -38,6 +38,12 @@ _INLINE_TAG = re.compile(
     re.I,
 )
 _SCAN = re.compile(r"\{\{|\}\}|^[ \t:*#]*\{\||^[ \t]*\|\}(?!\}(?!\}))", re.M)
+_ENDS_TABLE = re.compile(r"\s*(?:[^|{}]*[ _-])?(?:end|bottom|foot|footer|fin|ende|fim|slut|koniec|конец)\s*", re.I)
+_ROW = re.compile(r"^[ \t]*\|(?=.)", re.M)
+_VARIANTS = re.compile(r"-\{([^{}]*)\}-")
+_CODE = re.compile(r"[a-z]{2,3}(?:-[a-z]{2,8})?")
+_SPELLINGS = re.compile(r";\s*(?=[a-z]{2,3}(?:-[a-z]{2,8})?\s*:|$)")
+_PREFERRED = ("zh-hans", "zh-cn", "zh", "zh-sg", "zh-my", "sr-ec", "sr-cyrl")
 _PARAMETER = re.compile(r"\{\{\{[^{}]*\}\}\}")
 _BRACKETS = re.compile(r"\[\[|\]\]")
 _SWITCH = re.compile(r"__([^\W\d_]+(?:_[^\W\d_]+)*)__")
@@ -54,16 +60,18 @@ _UNKNOWN_TAG = re.compile(r"</?[A-Za-z][\w:-]*(?:\s[^<>\n]*)?/?>")
 _PARAGRAPHS = re.compile(r"\n(?:[ \t]*\n)+")
 
 
-def to_prose(wikitext: str, names: Iterable[str] = ()) -> str:
+def to_prose(wikitext: str, names: Iterable[str] = (), language: str = "") -> str:
     """Return the prose of a page: paragraphs and headings separated by empty lines, items of lists on their own lines.
 
     `names` are the wiki's own namespaces for files and categories, in addition to those of
-    `dtl.data.wikipedia.names`. Raises ParserError or RecursionError where mwparserfromhell fails.
+    `dtl.data.wikipedia.names`; `language` is its code, such as `fr` (see `template_text`). Raises ParserError or
+    RecursionError where mwparserfromhell fails.
     """
     text = wikitext.replace("\r\n", "\n").replace(CUT, "")
     text = _COMMENT_OR_LITERAL.sub(_literal, text)
     text = _without_tags_that_hide(text)
-    text = _without_templates_and_tables(_PARAMETER.sub("", text))
+    text = _without_templates_and_tables(_PARAMETER.sub("", text), language)
+    text = _without_variants(_without_rows(text))
     text = _without_files(text, frozenset(names))
     text = _SWITCH.sub(lambda match: "" if match[1].upper() == match[1] else match[0], text)
     text = _without_tags(text)
@@ -107,10 +115,11 @@ def _without_pairs(text: str) -> str:
     return "".join(kept) + text[position:]
 
 
-def _without_templates_and_tables(text: str) -> str:
+def _without_templates_and_tables(text: str, language: str) -> str:
     """Cut `{{...}}` and `{|...|}`, at any nesting; keep the few templates that are words of a sentence.
 
-    An unclosed template removes the rest of its paragraph, an unclosed table the rest of its section, not the page.
+    A table may end with a template such as `{{s-end}}`. An unclosed template removes the rest of its paragraph, an
+    unclosed table the rest of its section, not the page.
     """
     frames: list[tuple[str, list[str]]] = [("", [])]
     templates = position = 0  # `templates`: frames that are templates
@@ -126,7 +135,9 @@ def _without_templates_and_tables(text: str) -> str:
             while frames[-1][0] != "{{":
                 frames.pop()
             content = "".join(frames.pop()[1])
-            frames[-1][1].append(template_text(content) or CUT)
+            if frames[-1][0] == "{|" and _ENDS_TABLE.fullmatch(content):
+                frames.pop()
+            frames[-1][1].append(template_text(content, language) or CUT)
         elif sign != "}}" and frames[-1][0] == "{|":
             frames.pop()
         elif frames[-1][0] == "{{":  # the end of a table that the template began
@@ -138,6 +149,50 @@ def _without_templates_and_tables(text: str) -> str:
         end = re.search(r"\n[ \t]*\n|\n==" if kind == "{{" else r"\n==", rest)
         kept += rest[end.start() :] if end else ""
     return kept
+
+
+def _without_rows(text: str) -> str:
+    """Cut the rows of tables that a template opened: lines that begin with `|`, and what belongs to their cells."""
+    if not _ROW.search(text):
+        return text
+    kept: list[str] = []
+    lines = text.split("\n")
+    number = 0
+    while number < len(lines):
+        if not _ROW.match(lines[number]):
+            kept.append(lines[number])
+            number += 1
+            continue
+        # Up to an empty line or a heading. The template that closes the table, where there is one, ends it earlier;
+        # lines between rows are text of a cell then.
+        end = next((n for n in range(number, len(lines)) if not lines[n].strip() or lines[n].startswith("=")), None)
+        block = lines[number:end]
+        closing = next((n for n, line in enumerate(block) if line.startswith(CUT)), None)
+        if closing is not None:
+            kept.append(block[closing])
+            number += closing + 1
+        else:
+            kept += [line for line in block if not line.lstrip().startswith(("|", "!"))]
+            number += len(block)
+    return "\n".join(kept)
+
+
+def _without_variants(text: str) -> str:
+    """Return the text with one of the spellings in `-{zh-hans:计算机; zh-hant:電腦}-`, which readers choose from."""
+    return _VARIANTS.sub(lambda match: _one_variant(match[1]), text) if "-{" in text else text
+
+
+def _one_variant(content: str) -> str:
+    flags, bar, spellings = content.rpartition("|")
+    if bar and {flag.strip() for flag in flags.split(";")} & set("HTD-"):
+        return ""  # rules for the rest of the page
+    by_code: dict[str, str] = {}
+    for spelling in filter(str.strip, _SPELLINGS.split(spellings)):
+        code, colon, words = spelling.partition(":")
+        if not colon or not _CODE.fullmatch(code.strip()):
+            return spellings.strip()  # the same in all of them
+        by_code.setdefault(code.strip(), words.strip().rstrip(";"))
+    return next((by_code[code] for code in _PREFERRED if code in by_code), next(iter(by_code.values()), ""))
 
 
 @lru_cache(maxsize=8)
@@ -179,7 +234,7 @@ def _without_tags(text: str) -> str:
     text = _POEM.sub(lambda match: match[1].strip().replace("\n", HARD_BREAK), text)
     text = _BREAK.sub(HARD_BREAK, text)
     text = _HEADING_TAG.sub(lambda match: f"\n{'=' * int(match[1])}{match[2].strip()}{'=' * int(match[1])}\n", text)
-    text = _RAISED.sub(lambda match: raised(match[1]), text)
+    text = _RAISED.sub(lambda match: match[1] + raised(match[2], match[1]), text)
     text = _ITEM.sub("\n* ", text)
     text = _INLINE_TAG.sub("", _BLOCK.sub("\n\n", text))
     return _UNKNOWN_TAG.sub("", text).replace("<", "&lt;")  # any other < means "less than"
