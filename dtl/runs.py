@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from dtl.base.display import Display, exit_when_output_closes
+from dtl.base.display import Display, exit_when_output_closes, shell_line
 from dtl.base.units import in_bytes, number_of
 from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
@@ -102,7 +102,7 @@ def _agreed(display: Display, found: list[Removal], settings: RunsConfig) -> lis
     elif guarded:
         display.warn(
             f"kept, for their best checkpoint: {number_of('runs', len(guarded))}. To delete one anyway: "
-            f"best_of=[{guarded[0].run.label}]"
+            f"{shell_line([f'best_of=[{guarded[0].run.label}]'])}"
         )
     if not free:
         display.print(f"delete={settings.delete}: nothing to delete.")

@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from dtl.commandline.command import Command
+from dtl.commandline.command import PATHS, Command
 from dtl.config import RunConfig
 from dtl.errors import ConfigError
 
@@ -120,7 +120,9 @@ def as_shown(override: str) -> str:
     """An override as a user would type it: without Hydra's marks for a new key, and without quotes it does not need."""
     key, equals, value = override.partition("=")
     bare = unquoted(value)
-    return f"{key.lstrip('+')}{equals}{bare if PLAIN_TEXT.fullmatch(bare) else value}"
+    is_path = key.rpartition(".")[2].lstrip("+") in PATHS and not re.search(rf",|\$\{{|^({FUNCTIONS})\(", bare)
+    plain = PLAIN_TEXT.fullmatch(bare) or (is_path and bare not in ("", "null") and not _is_quoted(bare))
+    return f"{key.lstrip('+')}{equals}{bare if plain else value}"
 
 
 def resolved(value: str) -> str:

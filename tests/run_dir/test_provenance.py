@@ -113,12 +113,15 @@ def test_the_command_to_rerun_gives_the_same_words_to_the_program(run_dir: Path)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX quoting")
-def test_lines_to_paste_bring_the_config_folders_and_plugins_that_were_given(run_dir: Path) -> None:
+def test_lines_to_paste_bring_the_config_folders_and_plugins_that_were_given(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     flags = ["--config-dir=/my conf", "--config-name=night"]
     found = write(run_dir, flags=flags)
     assert shlex.split(found["rerun"])[3:] == [*flags, *OVERRIDES]
+    monkeypatch.setattr(sys.modules[__name__], "OVERRIDES", [*OVERRIDES, "init=latest"])  # another run, tomorrow
+    pinned = [*OVERRIDES[:-1], f"init={run_dir}/checkpoints/best"]
     found = write(run_dir, flags=flags, init_from=run_dir / "checkpoints" / "best")
-    pinned = [f"init={run_dir}/checkpoints/best" if word.startswith("init=") else word for word in OVERRIDES]
     assert shlex.split(found["rerun"])[3:] == [*flags, *pinned] and found["overrides"] == OVERRIDES
     (run_dir / "config.yaml").write_text("plugins: [my_lab.a, my_lab.b]\n")
     resumed = ["python", "-m", "dtl.train", *flags, f"resume={run_dir}", "plugins=my_lab.a,my_lab.b"]
