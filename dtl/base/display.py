@@ -14,7 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
@@ -22,6 +23,7 @@ from rich.text import Text
 from dtl.base.safe_text import visible
 
 OUTPUT_CLOSED = (errno.EPIPE, errno.EIO)  # the reader of the pipe has ended; the terminal was closed
+NARROW = 72  # columns of a terminal; in fewer, a table of many columns cuts its cells
 WIDTH_OF_A_FILE = 160  # columns of a table outside a terminal
 
 
@@ -65,6 +67,23 @@ def table_console(soft_wrap: bool = False, file: IO[str] | None = None, width: i
     return plain_console(file=file, soft_wrap=soft_wrap, width=width)
 
 
+class FittingTable(Table):
+    """A table that hides nothing: in a terminal that is too narrow for it, a paragraph for each row."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        natural = Measurement.get(console, options.update(width=10**6), self).maximum
+        would_cut = natural > options.max_width and any(column.no_wrap for column in self.columns)
+        if options.max_width >= NARROW or not would_cut or not self.show_header:
+            yield from super().__rich_console__(console, options)
+            return
+        names = [str(column.header) for column in self.columns]
+        for cells in zip(*(column.cells for column in self.columns), strict=True):
+            texts = [" ".join(str(cell).split()) for cell in cells]
+            first, *facts = (f"{name} {text}" for name, text in zip(names, texts, strict=True) if text)
+            yield Text(first)
+            yield Text(f"  {', '.join(facts)}", style="dim")
+
+
 def table(
     headers: Iterable[str],
     rows: Iterable[Iterable[RenderableType]],
@@ -78,7 +97,7 @@ def table(
     `right` names the columns aligned to the right. `every` has rich's options of all columns, `columns` of single ones
     by name, `look` of the table.
     """
-    result = Table(**{"box": None, "pad_edge": False, "padding": (0, 2, 0, 0), "header_style": "dim"} | look)
+    result = FittingTable(**{"box": None, "pad_edge": False, "padding": (0, 2, 0, 0), "header_style": "dim"} | look)
     for header in headers:
         options = {"justify": "right" if header in right else "left", **every, **columns.get(header, {})}
         result.add_column(Text(header), **options)

@@ -136,6 +136,8 @@ class _Line:
         meant = self._meaning(name, value if equals else None)
         if meant is None and not equals and name.startswith(("no-", "no_")):
             meant = self._meaning(name[3:], "false")
+        if meant is None and not equals and (key := next(self._keys(name.replace("-", "_")), None)):
+            raise ConfigError(f"{word}: needs a value. Settings are key=value: {key}=...")
         if meant is None:
             self.unknown.append(f"{'-' * (len(word) - len(word.lstrip('-')))}{name}")
             return

@@ -16,7 +16,6 @@ from dtl.housekeeping.removal import Removal
 from dtl.run_dir.sweep_records import is_sweep
 
 HEADERS = ("folder", "name", "state", "step", "best loss", "size", "age")
-NARROW = 72  # columns; in fewer, a table would cut its cells
 RIGHT = ("step", "best loss", "size", "age")
 STYLES = {"running": "green", "failed": "red", "killed": "red", "finished": ""}
 CLEANUP_HINTS = {
@@ -35,11 +34,6 @@ def show_runs(display: Display, runs: list[DiskRun], n_all: int, outputs: Path) 
     if not runs:
         return
     rows = [_row(run) for run in runs]
-    if display.console.is_terminal and display.console.width < NARROW:
-        for folder, *facts in rows:
-            display.print(folder)
-            display.note("  " + ", ".join(fact for fact in facts if fact))
-        return
     if display.console.is_terminal:
         display.console.print(_table(rows), soft_wrap=False)
         return

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from dtl.base import progress
-from dtl.base.display import Display, command_line, is_terminal, table_console, wrapped
+from dtl.base.display import Display, command_line, is_terminal, table, table_console, wrapped
 from dtl.base.progress import Pace
 from dtl.base.units import in_bytes, in_epochs, in_gb, in_gib, in_mib, in_percent, in_units, number_of
 
@@ -45,6 +45,21 @@ def test_a_notebook_gets_plain_lines(monkeypatch):
         assert ("\x1b" not in shown) == plain
         if plain:
             assert shown.splitlines() == ["a word " * 30, "step 3/7  loss 1", "b " * 60]
+
+
+@pytest.mark.parametrize("width", [20, 40, 71, 72, 100])
+def test_a_table_in_a_narrow_terminal_cuts_no_cell(width):
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    cells = [
+        ("outputs/a-very-long-name-of-a-folder", "finished", "1,000/1,000", "1.2345", "12 min"),
+        ("b", "", "", "", ""),
+    ]
+    headers = ("folder", "state", "step", "loss", "age")
+    console.print(table(headers, cells, every={"no_wrap": True}, columns={"folder": {"no_wrap": False}}))
+    shown = "".join(console.file.getvalue().split())  # pyright: ignore[reportAttributeAccessIssue]
+    for cell in cells[0][1:]:
+        assert "".join(cell.split()) in shown, shown
+    assert ("folderb" in shown) == (width < 72)
 
 
 # --- numbers ------------------------------------------------------------------------------------------------------

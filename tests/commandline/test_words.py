@@ -224,6 +224,15 @@ def test_other_commands_too(name, typed, right):
     assert str(rejected.value).splitlines()[1] == f"  python -m dtl.{name} {right}"
 
 
+@pytest.mark.parametrize(
+    ("flag", "key"), [("--model", "model"), ("--lr", "optimizer.lr"), ("--max-iters", "trainer.total_steps")]
+)
+def test_a_flag_that_needs_a_value_is_told_so(flag, key):
+    for words in ([flag], [flag, "seed=3"], [flag, "--compile"]):
+        with pytest.raises(ConfigError, match=f"^{flag}: needs a value. Settings are key=value: {key}=...$"):
+            check_words(words, TRAIN)
+
+
 def test_what_has_no_counterpart_is_left_out_and_said():
     with pytest.raises(ConfigError) as rejected:
         check_words(["--lr=3", "--bias=False", "--modle", "small"], TRAIN)
