@@ -130,7 +130,7 @@ def _model_and_bm25(scores: AnswerScores | None) -> tuple[str, str]:
 def _show_detection(console: Console, detection: Detection) -> None:
     _show(
         console,
-        "Abstention: what the model knows that it does not know",
+        "Questions that are answered, by confidence",
         [
             "\nwordings", "\nasked", "\nanswered", "right\nof these", "un-\nanswerable", "\nrejected", "ROC\narea",
             "calibration\nerror",

@@ -84,6 +84,17 @@ def until(holds, terminal: PtyProcess) -> None:
     terminal.wait_for(lambda _: holds())
 
 
+@pytest.mark.parametrize("command", ["chat", "generate"])
+def test_without_a_checkpoint_the_newest_run_is_offered(run_dir, tmp_path, command):
+    environment = {"XDG_STATE_HOME": str(tmp_path)}
+    with PtyProcess([f"dtl.{command}", "device=cpu"], run_dir.parents[2], environment) as terminal:
+        terminal.wait_for("or a number: ")
+        assert terminal.lines[0] == "Runs under outputs, newest first:"
+        terminal.send("\r")
+        terminal.wait_for(READY)
+        assert any(line.startswith("DTL tiny, step 7") for line in terminal.lines)
+
+
 def test_history_and_a_paste_of_10_mb(run_dir, tmp_path):
     file = tmp_path / "dtl" / "chat_history"
     with chat(run_dir, "sampling.max_new_tokens=7", state=tmp_path) as terminal:
