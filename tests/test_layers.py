@@ -213,6 +213,14 @@ def own_imports(module: str) -> set[str]:
     return {name.removeprefix("dtl.") for name in imported(module)} & set(MODULES) - {module}
 
 
+def test_no_test_asserts_how_long_something_took():
+    """On a busy machine it takes longer. What must not wait for something is tested with something that never comes."""
+    elapsed = re.compile(r"assert .*(monotonic|perf_counter|time)\(\) - |deadline=(?!None)", re.IGNORECASE)
+    files = [file for file in Path(__file__).parent.rglob("*.py") if file != Path(__file__)]
+    lines = [(file.name, line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    assert [(name, line) for name, line in lines if elapsed.search(line)] == []
+
+
 def test_files_are_few_and_worth_opening():
     assert len(MODULES) <= MAX_FILES
     importers = Counter(name for module in MODULES for name in own_imports(module))

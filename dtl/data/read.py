@@ -22,12 +22,7 @@ EXCERPT = 40  # characters on either side of a change
 
 
 def read_source(
-    source: Source,
-    held_out: tuple[float, float],
-    budget: float,
-    writer: TextWriter,
-    log: Progress,
-    n_bytes: float = math.inf,
+    source: Source, held_out: tuple[float, float], budget: float, writer: TextWriter, log: Progress, n_bytes: float
 ) -> dict[str, Any]:
     """Read, clean and split a source's documents into a writer; return the facts of SourceTexts.
 
@@ -35,7 +30,7 @@ def read_source(
     of its own; its own test split is kept. Training text is read up to the document that reaches `budget`
     characters. Exact duplicates within a split are dropped before anything is held out; splits that the source
     provides are kept as they are, and a note reports their overlap with the training text. `n_bytes` is the size of
-    all text, where it is known, for the progress.
+    all text, infinity where it is not known, for the progress.
     """
     splits = source.splits()
     for_validation, for_test = held_out
