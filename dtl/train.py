@@ -48,9 +48,11 @@ python -m dtl.train [group=choice ...] [key=value ...] [-m]
 
 Trains a small language model from scratch and stores everything in outputs/<date>/<time>-<pid>_<name>/.
 
-The most frequent commands
-  python -m dtl.train model=qa data=qa                         questions and answers that ship with DTL
-  python -m dtl.train data=wiki data.path=FOLDER               Wikipedia from .parquet or .jsonl files
+The most frequent commands, with their time on two CPU cores
+  python -m dtl.train experiment=demo                          2 min: questions that ship with DTL
+  python -m dtl.train experiment=text_cpu data.path=FOLDER     10 min: text of your own
+  python -m dtl.train model=qa data=qa                         4 hours, so for a GPU: the questions, 57 M parameters
+  python -m dtl.train data=wiki data.path=FOLDER               for a GPU: Wikipedia from .parquet or .jsonl files
   python -m dtl.train -m model=small,medium optimizer.lr=1e-3,3e-3   a grid: one run for each combination
   python -m dtl.train resume=latest                            resume the last run, exactly where it stopped
   python -m dtl.train init=RUN data=qa                         a new run from another run's weights
