@@ -219,6 +219,7 @@ class Session:
             )
         except _StopRequested:
             return False
+        self.display.status(None)
         self.saved = None
         state.evaluated_step = state.step
         state.evaluations += 1

@@ -29,7 +29,7 @@ from dtl.model.config import ArchConfig, ModelConfig
 from dtl.training.config import OptimizerConfig, TrainerConfig
 
 CHOICES = [f"{group}={choice}" for group, choices in COMMAND.groups().items() for choice in choices]
-NEEDED = dict.fromkeys(("data=text", "experiment=text_cpu"), ["data.path=books/"])
+NEEDED = {choice: ["data.path=books/"] for choice in ("data=text", "experiment=text_cpu")}
 
 
 @pytest.mark.parametrize("words", [[], ["model=large", "data=wiki"], ["experiment=demo"], ["name=mine", "seed=3"]])
