@@ -142,6 +142,21 @@ print(*sorted({{name for name in heavy if name in sys.modules}}), file=sys.stder
     assert done.stderr.split() == []
 
 
+@pytest.mark.parametrize("words", ["train experiment=demo tracker=local", "prepare data=qa tokenizer=bpe"])
+def test_the_first_line_is_shown_before_torch_is_imported(words, elsewhere):
+    """It comes within a second; torch takes two more, four on a cold disk."""
+    program = f"""
+import sys
+import dtl.{words.split()[0]} as command
+sys.argv[1:] = {words.split()[1:]}
+sys.modules["torch"] = None  # an import of it fails
+command.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1 and "import of torch halted" in done.stderr
+    assert "pening the data" in done.stdout + done.stderr
+
+
 def test_third_party_imports_are_declared_and_declarations_used():
     project = tomllib.loads(PYPROJECT.read_text())["project"]
     extras = {pattern: _distributions(project["optional-dependencies"][extra]) for pattern, extra in OF_EXTRAS.items()}
