@@ -104,19 +104,19 @@ class RunConfig:
         return None if self.trainer.total_steps is not None else self.data.recommended.max_epochs
 
     def on(self, device_type: str) -> "RunConfig":
-        """The config for a type of device (cpu, cuda, mps): trainer.machine=auto is chosen, and its batches filled in.
+        """The config for a type of device (cpu, cuda, mps): trainer.machine is chosen, a CPU's batches are filled in.
 
         A run records this one, so that a resume on another machine does not choose again.
         """
         trainer = self.trainer
-        if trainer.machine != "auto":
-            return self
-        if device_type != "cpu":
-            return replace(self, trainer=replace(trainer, machine="amp4060"))
-        own = trainer.micro_batch_size, trainer.grad_accum_steps
-        micro, accumulated = (given or default for given, default in zip(own, CPU_BATCHES, strict=True))
-        filled = replace(trainer, machine="cpu", micro_batch_size=micro, grad_accum_steps=accumulated)
-        return replace(self, trainer=filled)
+        machine = trainer.machine
+        if machine == "auto":
+            machine = "cpu" if device_type == "cpu" else "amp4060"
+        micro, accumulated = trainer.micro_batch_size, trainer.grad_accum_steps
+        if machine == "cpu":
+            micro, accumulated = micro or CPU_BATCHES[0], accumulated or CPU_BATCHES[1]
+        chosen = replace(trainer, machine=machine, micro_batch_size=micro, grad_accum_steps=accumulated)
+        return replace(self, trainer=chosen)
 
     def validate(self) -> None:
         """Raise ConfigError, naming key, value, rule and remedy, for an invalid run."""

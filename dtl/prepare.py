@@ -104,12 +104,12 @@ def job(composed: DictConfig) -> None:
         )
         prepared = pack_sequences(data, plans, tokenizer, sources, config.seq_len, config.seed, cache)
         for line in report_lines(prepared, sources, config.preview):
-            screen.piece(f"{line}\n")
+            screen.line(line)
         kept = [name for name, source in sources.items() if source.key is not None]
-        screen.piece(f"In the cache {cache.folder}: {', '.join(kept) or 'nothing, it is quick to prepare again'}.\n")
+        screen.line(f"In the cache {cache.folder}: {', '.join(kept) or 'nothing, it is quick to prepare again'}.")
         if config.data.export_text is not None:
             file = Path(config.data.export_text).expanduser()
-            screen.piece(f"{file}: {_export(file, sources):,} documents.\n")
+            screen.line(f"{file}: {_export(file, sources):,} documents.")
 
 
 def _export(file: Path, sources: "dict[str, EncodedSource]") -> int:

@@ -44,14 +44,13 @@ def show(composed: DictConfig) -> None:
     console = table_console()
     watch = console.is_terminal if settings.watch is None else settings.watch
     status = status_of(sweep)
-    if not watch or not status.is_running:
-        console.print(status.renderable)
-    else:
-        with Live(status.renderable, console=console, auto_refresh=False) as live:
+    if watch and status.is_running:
+        with Live(status.renderable, console=console, auto_refresh=False, transient=True) as live:
             while status.is_running:
                 time.sleep(SECONDS_BETWEEN_REFRESHES)
                 status = status_of(sweep)
                 live.update(status.renderable, refresh=True)
+    console.print(status.renderable, crop=False)
     if status.how_to_resume:
         console.print(Text(status.how_to_resume, style="yellow"), soft_wrap=True)  # to be pasted: no line feeds in it
 

@@ -44,8 +44,9 @@ Trains a small language model from scratch; all of it is stored in outputs/.
 
   python -m dtl.train experiment=demo           on any computer, in 2 minutes
   python -m dtl.train experiment=qa_full        a better one, in 5 minutes
-  python -m dtl.train data=qa data.qa.path=my_pairs.jsonl  your own questions
-  python -m dtl.train model=medium data=text data.path=my_texts/   with a GPU
+  python -m dtl.train experiment=my_pairs data.qa.path=my_pairs.jsonl   2 min
+  python -m dtl.train experiment=text_cpu data.path=my_texts/          10 min
+  python -m dtl.train model=qa data=qa          with a GPU: 57 M parameters
   python -m dtl.train -m seed=1,2 optimizer.lr=1e-3,3e-3           all four
   python -m dtl.train resume=latest             resume the last run, exactly
 """,

@@ -1,4 +1,4 @@
-"""What holds for every test: one thread, no network, nobody's accounts, and a folder of its own to run in."""
+"""What holds for every test: one thread, no network, nobody's accounts, a folder of its own to run in, and no clock."""
 
 import ipaddress
 import os
@@ -7,6 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The same examples everywhere, however long they take: a machine may be busy with something else.
+settings.register_profile("dtl", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("dtl")
 
 # Before torch, wandb and the hub's library are imported, which read these once; children inherit them.
 os.environ |= {

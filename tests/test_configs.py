@@ -47,7 +47,7 @@ COMMANDS = (
 CHOICES = [(group, choice) for group, choices in COMMAND.groups().items() for choice in choices]
 COMPOSED = Path(__file__).parent / "golden" / "composed.json"
 # What a choice cannot do without.
-NEEDED = {("data", "text"): ["data.path=books/"]}
+NEEDED = {choice: ["data.path=books/"] for choice in (("data", "text"), ("experiment", "text_cpu"))}
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=lambda name: name)
@@ -175,9 +175,10 @@ def test_the_default_is_the_profile_of_the_device(data):
     assert (given.micro_batch_size, given.grad_accum_steps) == (3, 1)
 
 
-@pytest.mark.parametrize("name", ["trainer=debug", *(f"experiment={name}" for name in COMMAND.groups()["experiment"])])
-def test_a_recipe_is_the_same_on_every_machine(name):
-    on_cpu, on_gpu = (composed(name).on(device) for device in ("cpu", "cuda"))
+@pytest.mark.parametrize(("group", "name"), [("trainer", "debug"), *(c for c in CHOICES if c[0] == "experiment")])
+def test_a_recipe_is_the_same_on_every_machine(group, name):
+    words = [f"{group}={name}", *NEEDED.get((group, name), [])]
+    on_cpu, on_gpu = (composed(*words).on(device) for device in ("cpu", "cuda"))
     assert (on_cpu.micro_batch_size, on_cpu.grad_accum_steps) == (on_gpu.micro_batch_size, on_gpu.grad_accum_steps)
 
 

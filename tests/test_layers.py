@@ -142,6 +142,21 @@ print(*sorted({{name for name in heavy if name in sys.modules}}), file=sys.stder
     assert done.stderr.split() == []
 
 
+@pytest.mark.parametrize("words", ["train experiment=demo tracker=local", "prepare data=qa tokenizer=bpe"])
+def test_the_first_line_is_shown_before_torch_is_imported(words, elsewhere):
+    """It comes within a second; torch takes two more, four on a cold disk."""
+    program = f"""
+import sys
+import dtl.{words.split()[0]} as command
+sys.argv[1:] = {words.split()[1:]}
+sys.modules["torch"] = None  # an import of it fails
+command.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1 and "import of torch halted" in done.stderr
+    assert "pening the data" in done.stdout + done.stderr
+
+
 def test_third_party_imports_are_declared_and_declarations_used():
     project = tomllib.loads(PYPROJECT.read_text())["project"]
     extras = {pattern: _distributions(project["optional-dependencies"][extra]) for pattern, extra in OF_EXTRAS.items()}
@@ -211,6 +226,14 @@ def test_files_and_functions_stay_short(module):
 def own_imports(module: str) -> set[str]:
     """The other modules of DTL that a module imports."""
     return {name.removeprefix("dtl.") for name in imported(module)} & set(MODULES) - {module}
+
+
+def test_no_test_asserts_how_long_something_took():
+    """On a busy machine it takes longer. What must not wait for something is tested with something that never comes."""
+    elapsed = re.compile(r"assert .*(monotonic|perf_counter|time)\(\) - |deadline=(?!None)", re.IGNORECASE)
+    files = [file for file in Path(__file__).parent.rglob("*.py") if file != Path(__file__)]
+    lines = [(file.name, line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    assert [(name, line) for name, line in lines if elapsed.search(line)] == []
 
 
 def test_files_are_few_and_worth_opening():

@@ -283,6 +283,7 @@ def test_every_command_is_known():
     """A new kind of command in the README or in a page needs a test here."""
     known = ("python -m dtl.train", "make ", "source .venv/bin/activate", "wandb leet run ", "wandb sync ")
     known += ("python -m dtl.diagnose", "python -m dtl.prepare", "python -m dtl.evaluate", "python -m dtl.runs")
+    known += ("git clone <", "uv venv ", "uv pip install ")
     known += ("python -m dtl.report", "python -m dtl.sweep", 'pip install -e ".[offline]"')
     assert [command for command in COMMANDS if not command.startswith(known) and not TALK.fullmatch(command)] == []
 

@@ -126,11 +126,12 @@ def wrapped(text: str, width: int) -> list[str]:
         if len(paragraph) <= width:
             lines.append(paragraph)
             continue
-        line = paragraph[: len(paragraph) - len(paragraph.lstrip())]
+        indent = paragraph[: len(paragraph) - len(paragraph.lstrip())]
+        line = indent
         for word in _UNBROKEN.findall(paragraph):
             if line.strip() and len(line) + 1 + len(word) > width:
                 lines.append(line)
-                line = word
+                line = indent + word
             else:
                 line = f"{line} {word}" if line.strip() else line + word
         lines.append(line)
@@ -181,6 +182,7 @@ class Display:
         self.console = console or plain_console(soft_wrap=not is_terminal(sys.stdout))
         self.progress: Progress | None = None
         self._task = TaskID(0)
+        self._status = ""  # of the newest step
         self._bar = Bar(self.console)
         self.log = TerminalLog(self.note, self._bar) if self.console.is_terminal else self.note
 
@@ -250,17 +252,17 @@ class Display:
         if self.progress is not None:
             self.progress.update(self._task, completed=step)
 
-    def status(self, text: str) -> None:
-        """Replace the text next to the progress bar; shown nowhere else."""
+    def status(self, text: str | None) -> None:
+        """Replace the text next to the progress bar, with None by that of the newest step; shown nowhere else."""
         if self.progress is not None:
-            self.progress.update(self._task, status=text)
+            self.progress.update(self._task, status=self._status if text is None else text)
 
     def step(self, step: int, total_steps: int, status: Sequence[str]) -> None:
         """Show the state of training at `step`: in a line, or in two next to a bar."""
         if self.progress is not None:
             rows = [status] if self.console.width >= 120 else [status[: len(status) // 2], status[len(status) // 2 :]]
-            text = "\n".join("  ".join(row) for row in rows)
-            self.progress.update(self._task, completed=step, status=text)
+            self._status = "\n".join("  ".join(row) for row in rows)
+            self.progress.update(self._task, completed=step, status=self._status)
         else:
             self._lines(f"step {step}/{total_steps}  {'  '.join(status)}", "")
 

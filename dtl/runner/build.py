@@ -132,10 +132,9 @@ def build_run(
     """
     device, device_reason = choose_device(config.device)
     precision, precision_reason = choose_precision(config.trainer.precision, device)
-    # A resumed run keeps its batches, on whatever machine.
-    chosen = config if resume_from else config.on(device.type)
-    machine_reason = "" if chosen is config else f"auto: the device is a {'CPU' if device.type == 'cpu' else 'GPU'}"
-    config = chosen
+    is_auto = resume_from is None and config.trainer.machine == "auto"
+    machine_reason = f"auto: the device is a {'CPU' if device.type == 'cpu' else 'GPU'}" if is_auto else ""
+    config = config if resume_from else config.on(device.type)  # a resumed run keeps its batches, on whatever machine
     seed_everything(config.seed)
     start_from = resume_from or init_from
     tokenizer = load_tokenizer(start_from) if start_from else None

@@ -30,7 +30,7 @@ from dtl.run_dir.provenance import RECORD, add_session, config_hash, update_run_
 from dtl.run_dir.state import resume_command
 from dtl.run_dir.trial import in_search
 from dtl.runner.build import Parts, build_run, raise_if_resume, too_large, training_bytes
-from dtl.runner.screens import show_end, show_start, tokens_seen
+from dtl.runner.screens import quicker_run, show_end, show_start, tokens_seen
 from dtl.runner.session import Session
 from dtl.tracking.metrics import truncate_metrics
 from dtl.tracking.tracker import State, Tracker, open_tracker
@@ -86,6 +86,9 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
             update_run_record(run_dir, wandb_id=tracker.run_id, last_step=parts.length.last_step)
             show_start(display, parts, run_dir, tracker)
             session = Session(parts, run_dir, tracker, display)
+            if origin.group is None and origin.choices:  # neither a trial nor from Python
+                recipe = origin.choices.get("experiment")
+                session.quicker = quicker_run(parts, origin.overrides, origin.flags, recipe)
             state = _drain(session)
             report = _evaluate_best(session) if state == "finished" else None
             return _conclude(session, state, report)

@@ -1,7 +1,7 @@
 """Screens of a run: the settings before the first step, the results after the last."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from dtl.evaluation.measure import Report
 from dtl.evaluation.tables import show_main_metrics
 from dtl.model.config import ModelConfig
 from dtl.model.transformer import TransformerLM
+from dtl.run_dir.provenance import shell_line
 from dtl.run_dir.state import resume_command
 from dtl.runner.build import Parts
 from dtl.tracking.tracker import State, Tracker
@@ -139,6 +140,36 @@ def _emulation_warning(parts: Parts) -> str | None:
         f"optimizer={parts.config.optimizer.name}: computes in bf16, which this processor only emulates: a step may "
         "take seconds. Use optimizer=adamw."
     )
+
+
+# Recipes for a CPU: the minutes that they took on two cores (experiments/README.md).
+TEXT_RECIPE, QUESTIONS_RECIPE, QUESTIONS_WITHOUT_BF16 = ("text_cpu", 10), ("qa_full", 5), ("demo", 2)
+# What the recipe sets itself.
+SET_BY_RECIPE = ("model", "tokenizer", "optimizer", "schedule", "trainer", "experiment", "data.seq_len")
+
+
+def quicker_run(parts: Parts, overrides: Sequence[str], flags: Sequence[str], recipe: str | None) -> str | None:
+    """Return a sentence with the command that trains on the same data within minutes on a CPU.
+
+    `overrides` and `flags` are the words of this run's command line, `recipe` its experiment. None on a GPU, for a run
+    that starts from other weights, and for that recipe itself.
+    """
+    if parts.device.type != "cpu" or parts.resumed_from is not None or parts.config.init is not None:
+        return None
+    if not any(parts.data.pairs.values()):
+        name, minutes = TEXT_RECIPE
+    else:
+        name, minutes = QUESTIONS_RECIPE if cpu_has_bf16() else QUESTIONS_WITHOUT_BF16  # qa_full uses muon
+    if recipe == name:
+        return None
+    keys = [word.lstrip("+~").partition("=")[0].replace("/", ".") for word in overrides]
+    kept = [
+        word
+        for key, word in zip(keys, overrides, strict=True)
+        if key not in SET_BY_RECIPE and key.partition(".")[0] not in SET_BY_RECIPE
+    ]
+    command = visible(shell_line(["python", "-m", "dtl.train", *flags, f"experiment={name}", *kept]))
+    return f"About {minutes} minutes on two cores: {command}"
 
 
 def tokens_seen(parts: Parts) -> dict[str, dict[str, float]]:

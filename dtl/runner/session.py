@@ -32,6 +32,7 @@ from dtl.training.trainer import StepReport
 
 N_SAMPLES = 3
 LOG_EVERY_SECONDS = 10.0  # log at least this often, for slow steps
+SLOW_SECONDS = 1800.0  # a run that needs longer than this on a CPU is told of a recipe that does not
 SAMPLE_PROMPT_TOKENS = 16
 
 
@@ -58,6 +59,7 @@ class Session:
         self.unlogged: list[StepReport] = []
         self.logged_at = time.monotonic()
         self.stop_requested: Callable[[], bool] = lambda: False
+        self.quicker: str | None = None  # what to say about a quicker run when the first steps are slow
         state = parts.trainer.state
         self.evaluations = [row for row in read_metrics(run_dir) if "val/loss" in row] if parts.resumed_from else []
         self.saved: Path | None = parts.resumed_from  # the checkpoint of the current state; None: not saved yet
@@ -168,6 +170,11 @@ class Session:
         self.tracker.log_steps(rows)
         last, length = reports[-1], self.parts.length
         left = (length.last_step - last.step) * last.seconds / last.step
+        # The first step is slower than the others; one that takes half a minute is telling all the same.
+        if self.quicker is not None and (last.step >= 3 or last.seconds >= 30):
+            if left > SLOW_SECONDS:
+                self.display.print(f"At this speed the run needs about {in_time(left)} on this CPU. {self.quicker}")
+            self.quicker = None
         self.display.step(
             last.step,
             length.last_step,
@@ -209,6 +216,7 @@ class Session:
             better = validation is not None and self._measure(validation)
         except _StopRequested:
             return False
+        self.display.status(None)
         self.saved = None
         state.evaluated_step = state.step
         state.evaluations += 1

@@ -218,10 +218,15 @@ def status_of(sweep: SweepFolder) -> Status:
     planned = record.planned if record and record.planned else len(trials)
     lines: list[RenderableType] = [
         Text(f"{shown(sweep.path)}: {state}; {counted(trials) or 'no trial yet'}, of {planned}", style="bold"),
-        *([Text(in_one_line(command), style="dim")] if command else []),
+        *([_in_one_line(in_one_line(command))] if command else []),
         trial_table(rows),
     ]
     lines += [Text(line, style="dim") for line in failures(sweep, trials)]
-    lines += [Text(line, style="dim") for line in comparing(sweep, trials)]
+    lines += [_in_one_line(line) for line in comparing(sweep, trials)]
     resume = f"The same command resumes it: {command}" if state in ("killed", "interrupted") else ""
     return Status(alive, Group(*lines), resume)
+
+
+def _in_one_line(command: str) -> Text:
+    """A command to paste, in one line however long (with `crop=False`)."""
+    return Text(command, style="dim", no_wrap=True, overflow="ignore")

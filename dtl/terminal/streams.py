@@ -50,6 +50,11 @@ class Screen:
         self.answers.write(visible(text))
         self.answers.flush()
 
+    def line(self, text: str) -> None:
+        """Write a line of an answer; on a terminal it is wrapped between words."""
+        for line in wrapped(text, self.console.width) if self.answers.isatty() else [text]:
+            self.piece(f"{line}\n")
+
     def note(self, text: str) -> None:
         """Write a dimmed line about progress."""
         self._line(text, "dim")

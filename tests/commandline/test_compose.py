@@ -29,7 +29,7 @@ from dtl.model.config import ArchConfig, ModelConfig
 from dtl.training.config import OptimizerConfig, TrainerConfig
 
 CHOICES = [f"{group}={choice}" for group, choices in COMMAND.groups().items() for choice in choices]
-NEEDED = {"data=text": ["data.path=books/"]}
+NEEDED = {choice: ["data.path=books/"] for choice in ("data=text", "experiment=text_cpu")}
 
 
 @pytest.mark.parametrize("words", [[], ["model=large", "data=wiki"], ["experiment=demo"], ["name=mine", "seed=3"]])
@@ -180,7 +180,7 @@ VALUES = TEXTS | st.none() | st.booleans() | st.integers() | st.floats(allow_nan
 NAMES = st.text(string.ascii_letters, min_size=1).filter(lambda name: not is_secret_name(name))
 
 
-@settings(max_examples=10, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@settings(max_examples=10, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 @given(path=TEXTS, stop=st.lists(TEXTS.filter(bool), max_size=3), options=st.dictionaries(NAMES, VALUES, max_size=3))
 def test_any_value_survives(path, stop, options):
     config = compose()

@@ -1,6 +1,5 @@
 """Batches: what a row shows the model, and an order of rows that depends on (seed, epoch, step) alone."""
 
-import time
 from collections import Counter
 
 import numpy as np
@@ -166,16 +165,3 @@ def test_batches_mix_sources():
     assert data.batch([4, 0]).inputs.tolist() == [[1003, 1004, 1005], [0, 1, 2]]
     assert data.batch([4, 0]).rows == (4, 0)
     assert data.n_tokens == 18
-
-
-def test_making_a_batch_is_quick():
-    tokens = np.zeros(500_001, np.uint16)
-    offsets = np.arange(0, 500_001, 20)
-    data = TrainingData(
-        {"a": PackedSequences(tokens, pack_documents(offsets, 256), pad_id=0, document_mask=True)}, {"a": 1.0}
-    )
-    data.batch_sequences(0, 0, 0, 8)
-    start = time.perf_counter()
-    for step in range(25):
-        data.micro_batches(0, 0, step, 8, 1)
-    assert (time.perf_counter() - start) / 200 < 1e-3  # seconds a row; about a tenth of it is usual

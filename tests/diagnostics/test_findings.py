@@ -2,7 +2,6 @@
 
 import sys
 import threading
-import time
 
 import pytest
 
@@ -30,9 +29,7 @@ def test_a_look_that_wants_to_leave_does_not_leave():
 
 def test_a_look_that_hangs_is_left_behind():
     released = threading.Event()
-    began = time.monotonic()
-    finding = look("disk", lambda: Finding([("", str(released.wait(60)))]), 0.1)
-    assert time.monotonic() - began < 30
+    finding = look("disk", lambda: Finding([("", str(released.wait()))]), 0.1)
     assert "no answer within 0.1 seconds" in finding.rows[0][1]
     released.set()
 

@@ -88,7 +88,6 @@ def test_min_p_of_known_probabilities() -> None:
         assert kept == expected, p
 
 
-@settings(deadline=None)
 @given(some_logits, st.floats(1.01, 20), st.data())
 def test_the_penalty_lowers_what_was_seen_and_nothing_else(logits_bv: Tensor, penalty: float, data: Any) -> None:
     seen = data.draw(st.lists(st.booleans(), min_size=logits_bv.numel(), max_size=logits_bv.numel()))

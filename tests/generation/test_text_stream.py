@@ -93,7 +93,7 @@ def random_ids(data: st.DataObject, tokenizer: Tokenizer) -> list[int]:
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "byte_fallback"])
 @given(data=st.data())
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_pieces_of_random_tokens_are_the_text(built: dict[str, Tokenizer], kind: str, data: st.DataObject) -> None:
     tokenizer = of_kind(built, kind)
     assert_pieces_are_the_text(tokenizer, random_ids(data, tokenizer))
@@ -101,7 +101,7 @@ def test_pieces_of_random_tokens_are_the_text(built: dict[str, Tokenizer], kind:
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_only_what_is_no_character_yet_is_held_back(
     built: dict[str, Tokenizer], kind: str, data: st.DataObject
 ) -> None:
@@ -117,7 +117,7 @@ def test_only_what_is_no_character_yet_is_held_back(
 @pytest.mark.parametrize("kind", BYTE_LEVEL)
 @given(text=st.text(st.sampled_from(LETTERS), max_size=20))
 @example(text=FAMILY * 2)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_whole_characters_only(built: dict[str, Tokenizer], kind: str, text: str) -> None:
     """Of well-formed text no piece holds a replacement character that is not the text's own."""
     tokenizer = of_kind(built, kind)
@@ -191,7 +191,6 @@ def fallback_ids(tokenizer: Tokenizer, tokens: Sequence[str | int]) -> list[int]
 
 
 @given(st.lists(st.sampled_from(["\u2581", "\u2581a", "a", "\u00e9", *LETTERS]), max_size=12))
-@settings(deadline=None)
 def test_byte_tokens_of_whole_characters_are_the_text(built: dict[str, Tokenizer], words: list[str]) -> None:
     """SentencePiece writes a character that it does not know as its bytes."""
     tokenizer = of_kind(built, "byte_fallback")

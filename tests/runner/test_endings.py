@@ -3,23 +3,29 @@ and what is kept."""
 
 import json
 import math
+import shlex
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from composing import composed
 from tiny_runs import go_on, outcome, result, start, steps_kept, tiny_config
 
 from dtl.base.display import shown
 from dtl.checkpoints.listing import best_checkpoint, list_checkpoints
+from dtl.commandline.cli import to_hydra_syntax, unquoted
 from dtl.config import RunConfig
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.errors import ConfigError, TrainingError
 from dtl.model.transformer import TransformerLM
 from dtl.runner import build, run
-from dtl.runner.run import _memory_advice
+from dtl.runner.run import Origin, _memory_advice, train
+from dtl.runner.screens import quicker_run
 from dtl.tracking.metrics import read_metrics
+from dtl.train import COMMAND
 from dtl.training.evaluate import Evaluation
 from dtl.training.optimizer import build_optimizers
 from dtl.training.trainer import Trainer
@@ -79,6 +85,69 @@ def test_a_slow_muon_is_warned_of(
     config = tiny_config(pairs, total_steps=1)
     start(replace(config, optimizer=replace(config.optimizer, name=name)), tmp_path)
     assert ("this processor only emulates" in capsys.readouterr().out) == warned
+
+
+# --- too slow for a CPU -------------------------------------------------------------------------------------------
+
+SLOW = {
+    "data=text \"data.path='my texts/it (1).txt'\"": ("text_cpu", None),
+    "model=medium data=wiki trainer.max_epochs=3 data.seq_len=512 device=cpu": ("text_cpu", None),
+    "model=qa data=qa +experiment=qa_muon optimizer.lr=1e-3 data.qa.path=mine.jsonl seed=7": ("qa_full", "qa"),
+    "data=text data.path=x.txt model/arch=classic tokenizer=bpe tracker=local plugins=[my_lab]": ("text_cpu", None),
+}
+
+
+@pytest.mark.parametrize("words", SLOW)
+def test_what_is_proposed_keeps_the_data_and_fits_a_cpu(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dtl.runner.screens.cpu_has_bf16", lambda: True)
+    recipe, pairs = SLOW[words]
+    given = shlex.split(words)
+    sentence = quicker_run(parts_of(pairs), given, ["--config-dir=/my conf"], None)
+    assert sentence is not None
+    command = shlex.split(sentence[sentence.index("python -m") :])
+    assert command[:5] == ["python", "-m", "dtl.train", "--config-dir=/my conf", f"experiment={recipe}"]
+    kept = command[5:]
+    assert kept == [word for word in given if word.startswith(("data", "device", "seed", "tracker", "plugins"))
+                    and not word.startswith("data.seq_len")]  # fmt: skip
+    config = composed(*[to_hydra_syntax(word, COMMAND) for word in command[4:] if not word.startswith("plugins")])
+    path = next((word.partition("=")[2] for word in given if word.startswith("data.path")), None)
+    assert config.data.path == (path and unquoted(path))
+    as_recommended = composed(f"experiment={recipe}", *(["data.path=x"] if pairs is None else []))
+    assert config.trainer.total_steps is not None and config.model == as_recommended.model
+
+
+@pytest.mark.parametrize("other", [{"device": "cuda"}, {"resumed_from": Path("x")}, {"init": "run"}])
+def test_nothing_is_proposed_to_who_cannot_or_does_not_want_to_change(other: dict[str, str]) -> None:
+    assert quicker_run(parts_of(None, **other), ["data=text"], [], None) is None
+    assert quicker_run(parts_of(None), ["experiment=text_cpu"], [], "text_cpu") is None
+
+
+def parts_of(pairs: str | None, device: str = "cpu", resumed_from: Path | None = None, init: str | None = None) -> Any:
+    """As much of a run's parts as the proposal depends on."""
+    return SimpleNamespace(
+        device=torch.device(device),
+        resumed_from=resumed_from,
+        config=RunConfig(init=init),
+        data=SimpleNamespace(pairs={"train": [pairs]} if pairs else {}),
+    )
+
+
+@pytest.mark.parametrize(("minutes_a_step", "told"), [(5.0, True), (0.5, False)])
+def test_slow_first_steps_are_answered_once(
+    pairs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    minutes_a_step: float,
+    told: bool,
+) -> None:
+    monkeypatch.setattr(Trainer, "advance", lambda self, batches, _: ADVANCE(self, batches, 60 * minutes_a_step))
+    words = ["data=qa", f"data.qa.path={pairs}"]
+    train(tiny_config(pairs), tmp_path, Origin(overrides=words, choices={"data": "qa"}))
+    shown = capsys.readouterr().out
+    assert shown.count("At this speed the run needs about") == told
+    line = next((line for line in shown.splitlines() if line.startswith("At this speed")), "")
+    assert (" 50:00 on this CPU" in line and line.endswith(f" data=qa data.qa.path={pairs}")) == told, line
 
 
 # --- limits -------------------------------------------------------------------------------------------------------

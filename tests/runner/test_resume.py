@@ -86,6 +86,21 @@ def test_half_precision_too(pairs: Path, tmp_path: Path, precision: str) -> None
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(("recorded", "batches"), [("auto", (4, 1)), ("cpu", (4, 1)), ("amp4060", (8, 4))])
+def test_the_machine_is_chosen_once(pairs: Path, tmp_path: Path, recorded: str, batches: tuple[int, int]) -> None:
+    """By a new run on a CPU; a resume on one keeps the batches of a run that began elsewhere, or before there was a
+    choice, which here are those that the data recommends."""
+    given = {"micro_batch_size": None, "grad_accum_steps": None, "total_steps": 2}
+    start(tiny_config(pairs, **given, machine=recorded, stop_after_steps=1), tmp_path)
+    stored = typed(yaml.safe_load((tmp_path / "config.yaml").read_text()))
+    assert stored.trainer.machine == ("cpu" if recorded == "auto" else recorded)
+    assert (stored.micro_batch_size, stored.grad_accum_steps) == batches
+    go_on(replace(stored, trainer=replace(stored.trainer, machine="auto")), tmp_path)
+    stored = typed(yaml.safe_load((tmp_path / "config.yaml").read_text()))
+    assert (stored.micro_batch_size, stored.grad_accum_steps) == batches
+    assert result(tmp_path)["state"] == "finished"
+
+
 def test_a_pause_is_never_stored(pairs: Path, tmp_path: Path) -> None:
     start(tiny_config(pairs, stop_after_steps=3), tmp_path)
     stored = [tmp_path / "config.yaml", *(tmp_path / "checkpoints").glob("*/config.yaml")]

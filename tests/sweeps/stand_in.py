@@ -36,7 +36,7 @@ def stop(number: int, frame: object) -> None:
     sys.exit(128 + number)
 
 
-signal.signal(signal.SIGINT, stop)
+signal.signal(signal.SIGINT, signal.SIG_IGN if plan == "deaf" else stop)
 
 
 def watch() -> None:
@@ -51,6 +51,7 @@ def watch() -> None:
 
 
 watch()
+(folder / "ready").touch()
 if plan == "crash":
     (folder / "error.json").write_text(json.dumps({"type": "ValueError", "message": "ValueError: planted\nmore"}))
     (folder / "traceback.txt").write_text("Traceback ... planted")
@@ -68,10 +69,7 @@ if plan == "segv":
 if plan == "paused":
     write_result("stopped")
     sys.exit(0)
-while plan == "wait":
-    time.sleep(0.02)
-while plan == "deaf":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+while plan in ("wait", "deaf"):
     time.sleep(0.02)
 if plan == "wait once":
     state["plan"] = "finish"

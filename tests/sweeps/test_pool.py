@@ -26,6 +26,13 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def sweep(tmp_path, monkeypatch):
     monkeypatch.setattr(process, "TRAIN", (sys.executable, str(STAND_IN)))
     monkeypatch.setattr(process, "newest_valid", lambda folder: None)  # the stand-in's checkpoints are empty
+    enforce = TrialProcess._enforce_time_limits
+
+    def once_ready(trial: TrialProcess) -> None:  # on a busy machine the stand-in may start after its time is up
+        if (trial._folder / "ready").exists():
+            enforce(trial)
+
+    monkeypatch.setattr(TrialProcess, "_enforce_time_limits", once_ready)
     return SweepFolder(tmp_path / "sweep of mine")
 
 
@@ -95,9 +102,9 @@ def test_ctrl_c_stops_the_running_and_starts_no_other(sweep):
     pressed: list[int] = []
 
     def press(running: list[Trial]) -> None:
-        if [trial.number for trial in running] == [1] and not pressed:
+        ready = (sweep.trial_folder(1) / "ready").exists()
+        if [trial.number for trial in running] == [1] and ready and not pressed:
             pressed.append(1)
-            time.sleep(0.3)
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(InterruptedRun):
@@ -148,11 +155,12 @@ import time; time.sleep(60)
     parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
-    time.sleep(0.5)
+    while not (tmp_path / "killed" / "0" / "ready").exists():
+        time.sleep(0.05)
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 600
     while Path(f"/proc/{child}/cmdline").exists() and Path(f"/proc/{child}/cmdline").read_bytes():
         assert time.monotonic() < deadline, "the trial outlived its sweep"
         time.sleep(0.05)
@@ -171,7 +179,7 @@ with lock_run(Path({str(tmp_path)!r})):
     orphan = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert orphan.stdout is not None and orphan.stdout.readline() == "held\n"
     process.end_orphan(tmp_path)
-    assert orphan.wait(timeout=10) == -signal.SIGKILL
+    assert orphan.wait(timeout=600) == -signal.SIGKILL
     orphan.stdout.close()
 
 

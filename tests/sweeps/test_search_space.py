@@ -64,7 +64,7 @@ def test_what_cannot_be_searched_is_refused(override, words):
         parse_space([override])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), low=st.floats(1e-9, 10), width=st.floats(1e-6, 1e3))
 def test_overrides_lead_back_to_the_parameters_and_stay_in_the_space(seed, low, width):
     texts = [f"x=interval({low!r},{low + width!r})", f"y=tag(log,interval({low!r},{low + width!r}))"]

@@ -4,7 +4,6 @@ import signal
 import stat
 import sys
 import termios
-import time
 from pathlib import Path
 
 import pytest
@@ -111,10 +110,8 @@ def test_history_and_a_paste_of_10_mb(run_dir, tmp_path):
         terminal.send("\x1b[A\x1b[A")
         until(lambda: "You: What was first?" in terminal.lines, terminal)
 
-        started = time.monotonic()
         terminal.send("\x1b[200~" + "paste\r" * (10 * 2**20 // 6) + "\x1b[201~")
         at = terminal.wait_for("10,485,7", at)
-        assert time.monotonic() - started < 10  # 0.5 s by itself; other tests share the machine
         at = terminal.wait_for(READY, at)
         until(lambda: terminal.lines.count("You: What was first?") == 2, terminal)
 

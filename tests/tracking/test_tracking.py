@@ -90,7 +90,7 @@ def test_rows_come_back_as_they_were_given(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1))
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_losses_keep_every_bit(tmp_path: Path, losses: list[float]) -> None:
     (tmp_path / METRICS).unlink(missing_ok=True)
     opened(tmp_path).log_steps([{"step": n, "train/loss": loss} for n, loss in enumerate(losses)])
@@ -198,7 +198,7 @@ ROWS = st.lists(
 
 
 @given(rows=ROWS, step=st.integers(0, 9), torn=st.integers(0, 12), again=st.integers(0, 9))
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_truncating_moves_what_is_beyond_the_step_and_nothing_else(
     tmp_path: Path, rows: list[dict[str, Any]], step: int, torn: int, again: int
 ) -> None:
