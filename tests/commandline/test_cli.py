@@ -256,9 +256,9 @@ def test_a_run_finds_its_data_from_another_folder(moved, trained, command):
     assert command("resume=run") == (0, "")
     assert path_of(trained[0]) == str(folder / "lab" / "pairs.jsonl")
     (folder / "lab").rename(folder / "hall")  # all of it: run.json names a folder that is gone
-    assert with_data_found(
-        {"data": {"sources": {"a": {"kind": "qa", "path": "pairs.jsonl"}}}}, folder / "hall/outputs/r"
-    )["data"]["sources"]["a"]["path"] == str(folder / "hall" / "pairs.jsonl")
+    config = {"data": {"sources": {"a": {"kind": "qa"}}, "path": "pairs.jsonl"}}
+    found = with_data_found(config, folder / "hall" / "outputs" / "run")
+    assert found["data"]["path"] == str(folder / "hall" / "pairs.jsonl")
 
 
 def test_a_resumed_run_is_told_where_its_data_is_now(moved, trained, command):
