@@ -15,7 +15,7 @@ from dtl.config import RunConfig, converted, typed_as
 from dtl.data.tokenizers.prompt import read_prompt
 from dtl.errors import ConfigError
 from dtl.evaluation.config import EVALUATION_FILE, EvaluateConfig
-from dtl.run_dir.state import read_config
+from dtl.run_dir.state import read_config, with_data_found
 from dtl.terminal.choose import checkpoint_to_use
 
 OUTPUTS = Path("outputs")
@@ -77,7 +77,8 @@ def _run_with_data(composed: DictConfig, settings: EvaluateConfig, checkpoint: P
     `data=` replaces the data, keys such as `data.path=` change it.
     """
     hydra = HydraConfig.get()
-    own = read_config(checkpoint)
+    in_run = checkpoint.parent.name == "checkpoints"
+    own = with_data_found(read_config(checkpoint), checkpoint.parent.parent if in_run else checkpoint)
     keys = [override_key(override.partition("=")[0]) for override in hydra.overrides.task]
     changed = [key.removeprefix("data.") for key in keys if key.startswith("data.")]
     if hydra.runtime.choices.get("data") is not None:

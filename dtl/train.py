@@ -1,12 +1,13 @@
 """The command `python -m dtl.train`: compose a config, train, report the result. Torch is imported only to train."""
 
 import math
+import os
 import re
 import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
@@ -27,7 +28,7 @@ from dtl.config import RunConfig, typed
 from dtl.data.tokenizers.prompt import read_prompt
 from dtl.errors import ConfigError, DataError, InterruptedRun
 from dtl.run_dir.provenance import RECORD, RESULT, composition_flags
-from dtl.run_dir.state import resume_command
+from dtl.run_dir.state import resume_command, with_data_found
 from dtl.run_dir.sweep_records import sweep_to_continue, with_its_flags
 from dtl.run_dir.trial import as_trial, current_trial
 
@@ -72,6 +73,7 @@ ALLOWED_WITH_RESUME = (
     "debug",
     "plugins",
 )
+PLACE_OF_DATA = re.compile(r"data\.(?:(?:qa|wiki|sources\.[\w-]+)\.)?path")  # too: where the same data is now
 
 
 def train(config: RunConfig, out_dir: Path | str, origin: "Origin | None" = None) -> float:
@@ -178,7 +180,11 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
     try:
         data, plans = open_sources(config.data, config.seed, init_from and read_prompt(init_from))
     except DataError as error:
-        raise DataError(f"{error}{_how_to_get(str(error))}") from error
+        if not resuming:
+            raise DataError(f"{error}{_how_to_get(str(error))}") from error
+        key = str(error).partition("=")[0]
+        place = key if PLACE_OF_DATA.fullmatch(key) else "data.path"
+        raise DataError(f"{error}\nIf the same data is elsewhere now, add its place: {place}=NEW") from error
     config = replace(config, data=data)
 
     from dtl.runner.run import Origin
@@ -239,16 +245,19 @@ def _resumed_config(composed: DictConfig, run_dir: Path, overrides: list[str]) -
     in a folder never makes DTL import code."""
     keys = [override_key(override.partition("=")[0]) for override in overrides]
     for key, override in zip(keys, overrides, strict=True):
-        if key not in ALLOWED_WITH_RESUME and not key.startswith("tracker."):
+        if key not in ALLOWED_WITH_RESUME and not key.startswith("tracker.") and not PLACE_OF_DATA.fullmatch(key):
             raise ConfigError(
                 f"{override}: a resumed run keeps its config. With resume= only {', '.join(ALLOWED_WITH_RESUME[1:])} "
-                "may be given. To change the rest, start a new run from the weights with init=."
+                "may be given, and data.path where the same data is elsewhere now. To change the rest, start a new run "
+                "from the weights with init=."
             )
     try:
         own = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"resume={run_dir}: its config.yaml cannot be read ({error}).") from error
-    for key in keys:
+    own = with_data_found(own, run_dir)
+    _set_places_of_data(own, composed, [key for key in keys if PLACE_OF_DATA.fullmatch(key)])
+    for key in (key for key in keys if not PLACE_OF_DATA.fullmatch(key)):
         section = key.partition(".")[0] if key.startswith("tracker") else key
         value = OmegaConf.select(composed, section)
         parent, _, leaf = section.rpartition(".")
@@ -261,6 +270,25 @@ def _resumed_config(composed: DictConfig, run_dir: Path, overrides: list[str]) -
     if "trainer.stop_after_steps" not in keys:
         own["trainer"]["stop_after_steps"] = None
     return typed(own)
+
+
+def _set_places_of_data(own: dict[str, Any], composed: DictConfig, keys: list[str]) -> None:
+    """Set where the data of a resumed run is now; its fingerprint tells later whether it is the same."""
+    data = own["data"]
+    for key in keys:
+        path = OmegaConf.select(composed, key)
+        names = key.split(".")[1:-1]  # of qa, wiki, or sources and a name; none of data.path
+        holder = data
+        for name in names:
+            holder = holder.get(name) if isinstance(holder, dict) else None
+        if not isinstance(holder, dict):
+            raise ConfigError(f"{key}={path}: this run has no such source. Its sources: {', '.join(data['sources'])}.")
+        # One source may have its path in several places, of which another one would take precedence.
+        aliases = ("qa", "wiki") if not names else names[1:]  # data.qa.path is an alias of data.sources.qa.path
+        for other in (*(data.get(alias) for alias in aliases), data if names[:1] == ["sources"] else None):
+            if isinstance(other, dict) and "path" in other:
+                other["path"] = None
+        holder["path"] = os.path.abspath(os.path.expanduser(str(path)))
 
 
 if __name__ == "__main__":

@@ -106,6 +106,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "FOLDER" / "articles.jsonl").write_text("".join(json.dumps(article) + "\n" for article in articles))
     pairs = [{"question": f"What is {n} plus {n}?", "answer": str(2 * n)} for n in range(101)]
     (folder / "my_pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    rows = [f"Was ist {n} plus {n}?;{2 * n}\n" for n in range(101)]
+    (folder / "my_table.csv").write_text("Frage;Antwort\n" + "".join(rows))
     recipes = re.findall(r"`(my_conf/\S+\.yaml)`:\n\n```yaml\n(.*?)```", ALL_TEXT, re.DOTALL)
     assert recipes
     for name, text in recipes:
@@ -242,7 +244,7 @@ def talk_in_each_way(monkeypatch, capsys):
 
 def prepare_and_evaluate(monkeypatch, capsys):
     found = [command for command in COMMANDS if command.startswith(("python -m dtl.prepare", "python -m dtl.evaluate"))]
-    assert len(found) == 4
+    assert len(found) == 5
     for command in found:
         module = dtl.prepare if "dtl.prepare" in command else dtl.evaluate
         few = ["questions=3", "max_batches=1"] if module is dtl.evaluate else []

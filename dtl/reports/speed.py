@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from statistics import median
 
+from dtl.base.safe_text import in_one_line
 from dtl.reports.canvas import MARKERS, SERIES, WIDTH, Drawing, Skipped, finish, new_figure
 from dtl.reports.configurations import Configuration
 
 MAX_ROWS = 24
+MAX_LABEL = 48  # characters
 
 
 def speeds(configuration: Configuration) -> list[float]:
@@ -42,7 +44,8 @@ def speed_and_memory(configurations: Sequence[Configuration]) -> Drawing | Skipp
         panel.xaxis.set_major_locator(MaxNLocator(4))
         panel.xaxis.set_major_formatter("{x:,g}")
         panel.grid(axis="y", visible=False)
-    left.set_yticks(range(len(shown)), [group.label for group in shown])
+    # A longer label would leave the panels no room: matplotlib then gives up the layout.
+    left.set_yticks(range(len(shown)), [in_one_line(group.label, MAX_LABEL) for group in shown])
     left.set_title("speed")
     right.set_title("memory")
     title = "Speed of training and peak memory"

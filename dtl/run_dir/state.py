@@ -4,6 +4,7 @@ The single source for lists of runs, diagnoses, sweeps and reports. A missing, t
 empty. Text from a file is made safe to print. Imports no torch.
 """
 
+import copy
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -28,6 +29,7 @@ from dtl.base.safe_text import in_one_line, visible
 from dtl.checkpoints.find import list_runs, start_of
 from dtl.checkpoints.listing import step_folders
 from dtl.checkpoints.upkeep import LOCK, LOCK_OWNER
+from dtl.data.config import SourceConfig
 from dtl.run_dir.provenance import CONFIG, RECORD, RESULT, config_hash
 from dtl.run_dir.sweep_records import ERROR, TRIAL
 from dtl.tracking.metrics import METRICS, parse_row
@@ -164,6 +166,34 @@ def last_metrics(folder: Path, n_bytes: int = 2**16) -> list[dict[str, Any]]:
 def read_config(folder: Path) -> dict[str, Any]:
     """The config.yaml of a run or a checkpoint as plain values; empty when it is missing or invalid."""
     return read_yaml_or_empty(folder / CONFIG)
+
+
+def with_data_found(config: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
+    """The config of a run with the relative paths of its data as they are seen from the working directory.
+
+    They are looked for in the folder in which the run was started (run.json), then in the one that holds its outputs/;
+    a path that is in neither stays as it is.
+    """
+    started = read_json_or_empty(run_dir / RECORD).get("cwd")
+    beside = [folder.parent for folder in run_dir.absolute().parents if folder.name == "outputs"]
+    folders = [*([Path(started)] if isinstance(started, str) else []), *beside[:1]]
+
+    def found(path: Any) -> Any:
+        if not isinstance(path, str) or not path.strip() or Path(os.path.expanduser(path)).is_absolute():
+            return path
+        folder = next((folder for folder in folders if (folder / path).exists()), Path.cwd())
+        return path if folder == Path.cwd() else str(folder / path)
+
+    changed = copy.deepcopy(dict(config))
+    data = as_object(changed.get("data"))
+    sources = [as_object(source) for source in as_object(data.get("sources")).values()]
+    of_files = [source for source in sources if SourceConfig(str(source.get("kind"))).traits.hub != "always"]
+    for holder in (*of_files, as_object(data.get("qa")), as_object(data.get("wiki")), *([data] if of_files else [])):
+        if "path" in holder:
+            holder["path"] = found(holder["path"])
+    if "cache_dir" in data:
+        data["cache_dir"] = found(data["cache_dir"])
+    return changed
 
 
 def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

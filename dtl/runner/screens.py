@@ -27,7 +27,7 @@ from dtl.tracking.tracker import State, Tracker
 from dtl.training.config import LOSS_TERMS, LossConfig, TrainerConfig
 from dtl.training.optimizer import numbers_per_weight
 
-SAMPLE_LENGTH = 160  # characters of the training text on the start screen: two lines of a terminal
+SAMPLE_LENGTH, SAMPLE_LINES = 160, 4  # of the training text on the start screen
 
 
 def _data_lines(data: PreparedData) -> Iterator[str]:
@@ -90,7 +90,8 @@ def show_start(display: Display, parts: Parts, run_dir: Path, tracker: Tracker) 
     if parts.resumed_from is None:
         for text in data.samples(next(iter(data.rows)), 1, SAMPLE_LENGTH):
             display.note(PREVIEW[0].upper() + PREVIEW[1:])
-            for line in visible(text).split("\n"):
+            lines = visible(text).split("\n")
+            for line in [*lines[:SAMPLE_LINES], *(["..."] if len(lines) > SAMPLE_LINES else [])]:
                 display.note(f"  {line}")
     saved = checkpoint_bytes(parts.model, parts.trainer.optimizers, averaged=parts.trainer.averaged is not None)
     no_room = disk_warning(run_dir, config.trainer.keep, saved)

@@ -23,6 +23,7 @@ from dtl.commandline.overrides import quoted
 from dtl.commandline.translate import translate_error
 from dtl.config import RunConfig, to_yaml
 from dtl.errors import DataError, InterruptedRun
+from dtl.run_dir.state import with_data_found
 from dtl.train import COMMAND
 from dtl.training.config import TrainerConfig
 
@@ -111,6 +112,8 @@ REFUSED = {
     "seed=-1": "seed=-1: must be an integer in [0, 2^63).",
     "device=gpu": "device=gpu: one of auto, cpu, cuda, cuda:0, mps.",
     "name=../x": "name=../x: it becomes a folder's name.",
+    "name=../../x": "name=../../x: it becomes a folder's name.",
+    f"name={'x' * 260}": f"name={'x' * 97}...: it becomes a folder's name. Use up to 80 letters",
     "name='a b'": "name=a b: it becomes a folder's name.",
     # values that do not go together
     "model.n_heads=7": "model.n_heads=7: must divide model.dim=256.",
@@ -265,6 +268,78 @@ def test_a_resumed_run_keeps_its_config(command, elsewhere, argument):
     code, shown = command("resume=latest", argument)
     assert code == 2 and shown.startswith(f"Error: {argument}: a resumed run keeps its config. With resume= only")
     assert len(shown.splitlines()) == 1 and left_behind(elsewhere) == before
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "x" * 260])
+def test_a_name_of_a_recipe_leads_nowhere_either(command, elsewhere, name):
+    (elsewhere / "in" / "conf" / "experiment").mkdir(parents=True)
+    (elsewhere / "in" / "conf" / "experiment" / "mine.yaml").write_text(f"# @package _global_\nname: {name}\n")
+    before = left_behind(elsewhere)
+    code, shown = command("--config-dir=in/conf", "experiment=mine")
+    assert code == 2 and shown.startswith(f"Error: name={name[:90]}") and left_behind(elsewhere) == before
+
+
+# Data of a run that is somewhere else, seen from another folder.
+
+OWN_DATA = {
+    "qa": {"sources": {"qa": {"kind": "qa"}}, "qa": {"path": "pairs.jsonl"}},
+    "path": {"sources": {"qa": {"kind": "qa"}}, "path": "pairs.jsonl"},
+    "sources": {"sources": {"mine": {"kind": "qa", "path": "pairs.jsonl"}, "facts": {"kind": "qa"}}},
+}
+
+
+@pytest.fixture(params=OWN_DATA)
+def moved(request, elsewhere, monkeypatch) -> tuple[str, Path]:
+    """A run whose data was given in one of the ways, seen from a folder beside the one it was started in."""
+    run_dir = elsewhere / "lab" / "outputs" / "2031-01-02" / "03-04-05-6_mine"
+    run_dir.mkdir(parents=True)
+    values = OmegaConf.merge(OmegaConf.structured(RunConfig), {"data": {"sources": {}}})
+    values.data.sources = {}
+    values = OmegaConf.merge(values, {"data": OWN_DATA[request.param]})
+    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(values))
+    (run_dir / "run.json").write_text(json.dumps({"cwd": str(elsewhere / "lab")}))
+    pairs = [{"question": f"{n}?", "answer": f"{n}"} for n in range(9)]
+    (elsewhere / "lab" / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    (elsewhere / "desk").mkdir()
+    monkeypatch.chdir(elsewhere / "desk")
+    monkeypatch.setattr(dtl.train, "_run_folder", lambda spec: run_dir)
+    monkeypatch.setattr(dtl.train, "newest_valid", lambda folder: (Checkpoint(folder, 3), None))
+    return request.param, elsewhere
+
+
+def path_of(config: RunConfig) -> str | None:
+    return next(iter(config.data.resolved_sources().values())).path
+
+
+def test_a_run_finds_its_data_from_another_folder(moved, trained, command):
+    _, folder = moved
+    assert command("resume=run") == (0, "")
+    assert path_of(trained[0]) == str(folder / "lab" / "pairs.jsonl")
+    (folder / "lab").rename(folder / "hall")  # all of it: run.json names a folder that is gone
+    config = {"data": {"sources": {"a": {"kind": "qa"}}, "path": "pairs.jsonl"}}
+    found = with_data_found(config, folder / "hall" / "outputs" / "run")
+    assert found["data"]["path"] == str(folder / "hall" / "pairs.jsonl")
+
+
+def test_a_resumed_run_is_told_where_its_data_is_now(moved, trained, command):
+    way, folder = moved
+    (folder / "lab" / "pairs.jsonl").rename(folder / "desk" / "here.jsonl")
+    key = {"qa": "data.qa.path", "path": "data.path", "sources": "data.sources.mine.path"}[way]
+    code, shown = command("resume=run")
+    assert code == 1 and f"add its place: {key}=NEW" in shown
+    keys = ["data.sources.mine.path"] if way == "sources" else ["data.path", "data.qa.path", "data.sources.qa.path"]
+    for given in keys:
+        assert command("resume=run", f"{given}=here.jsonl") == (0, "")
+        assert path_of(trained[-1]) == str(folder / "desk" / "here.jsonl")
+    code, shown = command("resume=run", "data.sources.other.path=here.jsonl")
+    assert code == 2 and "data.sources.other.path=here.jsonl: this run has no such source" in shown
+
+
+def test_a_name_on_the_hub_is_no_path(tmp_path):
+    (tmp_path / "me" / "x").mkdir(parents=True)
+    (tmp_path / "run.json").write_text(json.dumps({"cwd": str(tmp_path)}))
+    config = {"data": {"sources": {"hub": {"kind": "hub", "path": "me/x"}}, "path": "me/x", "cache_dir": None}}
+    assert with_data_found(config, tmp_path) == config
 
 
 def test_a_bad_job_does_not_stop_a_sweep_of_hydras_own_launcher(command, trained, elsewhere):

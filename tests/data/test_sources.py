@@ -316,6 +316,7 @@ def test_folders_of_wiki_extractor(tmp_path, packing, as_json):
     in_file = article if not as_json else article.partition("\n\n")[2]
     assert texts_of(tmp_path) == {"train": [in_file, ""] * 2}
     if not as_json:
+        assert any("2 files of WikiExtractor" in note for note in notes_of(tmp_path))
         (tmp_path / "all.txt").write_text(WIKI_EXTRACTOR)
         assert texts_of(tmp_path / "all.txt", "wiki") == {"train": [article, ""]}
 

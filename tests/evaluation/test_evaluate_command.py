@@ -63,6 +63,15 @@ def test_evaluates_a_run_on_its_own_data(evaluate, run_dir):
     assert {one["question"] for one in written["worst"]} <= {"tell a0", "tell a1", "tell a2"}
 
 
+def test_evaluates_a_run_on_its_own_data_from_another_folder(evaluate, run_dir, monkeypatch):
+    (run_dir / "run.json").write_text(json.dumps({"cwd": str(Path.cwd())}))
+    Path("desk").mkdir()
+    monkeypatch.chdir("desk")
+    code, _, error = evaluate(f"ckpt=../{run_dir}")
+    assert code == 0, error
+    assert (Path("..") / run_dir / "evaluation.json").is_file() and not list(Path().iterdir())
+
+
 def test_unanswerable_questions_calibrate_the_confidence(evaluate, run_dir):
     Path("asked.jsonl").write_text("".join(json.dumps({"question": f"Who is {n}?"}) + "\n" for n in range(5)))
     code, out, err = evaluate("ckpt=latest", "unanswerable=asked.jsonl", "out=figures.json")

@@ -1,6 +1,7 @@
 """Plots and labels: one slow seed does not distort time, a single evaluation is visible, recipes are named."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from dtl.reports.curves import Band, _axes, _over_seeds
 from dtl.reports.metric import Metric
 from dtl.reports.rates import rates_against_metric
 from dtl.reports.reading import Run, read_run
+from dtl.reports.speed import speed_and_memory
 
 
 def slowed(folder: Path, factor: float) -> Path:
@@ -54,6 +56,14 @@ def test_one_evaluation_at_a_time_of_its_own_for_each_seed_is_seen(tmp_path):
         runs.append(read_run(folder))
     found = over_time(runs, "validation")
     assert found.mean.tolist() == [4.0] and found.x == pytest.approx([0.1 * 40 * 1.04])
+
+
+def test_a_long_label_leaves_the_panels_their_room(tmp_path):
+    """Matplotlib warns when a layout has no room, and warnings are errors here."""
+    (group,) = group_runs([read_run(make_run(tmp_path / "1", seed=1, steps=40))])
+    long = replace(group, label="data.qa.path=" + "a/long/folder/" * 20)
+    with style():
+        assert isinstance(speed_and_memory([long]), Drawing)
 
 
 def recipe(folder: Path, name: str, **made: float) -> Run:

@@ -245,6 +245,14 @@ def test_a_loss_that_is_not_finite_keeps_what_was_good(
     assert outcome(tmp_path) == uninterrupted
 
 
+def test_the_first_screen_of_a_run_shows_a_training_text(pairs, tmp_path, capsys) -> None:
+    """As the model sees it, with its loss marked; a resumed run does not repeat it."""
+    start(tiny_config(pairs, stop_after_steps=4), tmp_path)
+    assert "training text as the model sees it" in (shown := capsys.readouterr().out) and "  Answer:« " in shown
+    go_on(tiny_config(pairs), tmp_path)
+    assert "as the model sees it" not in capsys.readouterr().out
+
+
 def test_out_of_memory_says_what_fits_next(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     n_calls = 0
 

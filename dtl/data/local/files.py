@@ -212,6 +212,9 @@ class LocalFiles:
             notes.append(f"{self.origin}: {len(lines) - FILES_IN_NOTES} more files have such anomalies.")
         if self._empty:
             notes.append(f"{self.origin}: empty files (0 bytes) left out: {_listed(self._empty)}.")
+        n_extracted = len({unit.file for unit in self._anomalies if unit.format.kind == "docs"})
+        if n_extracted:
+            notes.append(f"{self.origin}: {n_extracted:,} files of WikiExtractor, each <doc> an article.")
         if self._metadata:
             notes.append(f"{self.origin}: files about the data, not read: {_listed(self._metadata)}.")
         if self._left_out:

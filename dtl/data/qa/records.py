@@ -202,8 +202,8 @@ def _columns_to_give(fields: dict[str, Any]) -> str:
         return " The first line must name the columns, for example: question,answer"
     if len(texts) < 2 or not words:
         return (
-            ' A record has a question and an answer: {"question": "...", "answer": "..."}. Plain text is read with '
-            "data=text data.path=FILE."
+            ' A record has a question and an answer: {"question": "...", "answer": "..."}. A table needs a '
+            "name that ends in .csv or .tsv. Plain text is read with data=text data.path=FILE."
         )
     asked = next((name for name in words if texts[name].endswith(("?", "？"))), words[0])  # noqa: RUF001
     after = [*texts][[*texts].index(asked) + 1 :]

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dtl.data.local.files import files_in
-from dtl.data.local.formats import decompressed_head, suffixes_of
+from dtl.data.local.formats import decompressed_head, has_known_name, suffixes_of
 from dtl.data.local.unpacking import compression_of
 from dtl.data.wikipedia.pages import DumpCounts, Page, Pages
 from dtl.data.wikipedia.wikitext import to_prose
@@ -52,13 +52,15 @@ def is_dump(path: Path) -> bool:
     return b"<mediawiki" in head[:4096]
 
 
-def dumps_at(path: Path) -> list[Path]:
+def dumps_at(path: Path, origin: str | None = None) -> list[Path]:
     """Return the dumps at a path: the file itself, or those in a folder and its subfolders, by name.
 
-    Raises OSError when the path cannot be read; empty when there is no dump.
+    `origin` names the path in messages. Empty when there is no dump. Raises DataError for a folder that is too large
+    to be one of data, OSError when the path cannot be read.
     """
     if path.is_dir():
-        return [file for file in files_in(path, str(path), lambda name: ".xml" in name.lower())[0] if is_dump(file)]
+        named, _ = files_in(path, origin or str(path), lambda name: ".xml" in name.lower() or has_known_name(name))
+        return [file for file in named if ".xml" in file.name.lower() and is_dump(file)]
     return [path] if path.is_file() and is_dump(path) else []
 
 

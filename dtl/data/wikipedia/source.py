@@ -30,7 +30,7 @@ class WikiSource:
 
     def __init__(self, name: str, source: SourceConfig, data: DataConfig, seed: int) -> None:
         self._order_seed = order_seed(data, name, seed)
-        self.dumps = _dumps(source.path)
+        self.dumps = _dumps(source.path, f"{path_key(data, name)}={source.path}")
         self._dump_counts: list[tuple[Path, DumpCounts]] = []
         self._allow_truncated = data.allow_truncated
         self._column = source.column or "text"
@@ -104,12 +104,12 @@ class WikiSource:
         return notes + [f"{dump}: {line}" for dump, counts in self._dump_counts for line in counts.lines()]
 
 
-def _dumps(path: str | None) -> list[Path]:
+def _dumps(path: str | None, origin: str) -> list[Path]:
     if path is None or not path.strip():
         return []
     from dtl.data.wikipedia.dump import dumps_at  # imported here: its import takes a moment
 
     try:
-        return dumps_at(Path(os.path.expanduser(path)))
+        return dumps_at(Path(os.path.expanduser(path)), origin)
     except OSError:
         return []  # `LocalFiles` raises the error for this path
