@@ -16,7 +16,7 @@ from tiny_runs import go_on, outcome, result, start, steps_kept, tiny_config
 
 from dtl.base.display import shown
 from dtl.checkpoints.listing import best_checkpoint, list_checkpoints
-from dtl.commandline.cli import to_hydra_syntax, unquoted
+from dtl.commandline.overrides import to_hydra_syntax, unquoted
 from dtl.config import RunConfig
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.errors import ConfigError, TrainingError
