@@ -210,14 +210,14 @@ def test_the_end_of_a_sweep_says_how_to_compare_what_went_through(tmp_path, valu
     trials = [Trial(number, [f"a={number}"], str(number), "finished", value=v) for number, v in enumerate(values)]
     sweep = made(tmp_path / "s", *trials, arguments=["a=0,1"], state="finished")
     text = io.StringIO()
-    SweepScreen(sweep, Console(file=text, width=150)).end(trials)
-    for shown in (text.getvalue(), _text_of(status_of(sweep))):
-        assert (f"python -m dtl.report runs={sweep.path}" in shown.replace("\n", "")) == told
+    SweepScreen(sweep, Console(file=text, width=40)).end(trials)
+    for shown in (text.getvalue(), _text_of(status_of(sweep), width=40)):
+        assert (f"python -m dtl.report runs={sweep.path}" in shown) == told  # in one line
 
 
-def _text_of(status: Status) -> str:
+def _text_of(status: Status, width: int = 150) -> str:
     text = io.StringIO()
-    Console(file=text, width=150).print(status.renderable)
+    Console(file=text, width=width).print(status.renderable, crop=False)
     return text.getvalue()
 
 
