@@ -462,7 +462,7 @@ def test_several_turns_are_a_document_in_the_chat_template(tmp_path):
     documents, (note,) = documents_of(file)
     dialogue, single = documents["train"]
     assert single.pair == dialogue.pair == QuestionAnswer("Who?", "Ada.") and not single.turns
-    assert "1 with one turn as pairs, 1 with several as documents in the chat template" in note
+    assert "1 with one turn as pairs, 1 with several turns as documents in the chat template" in note
     assert all(why in note for why in ("1 x role tool", "1 x role assistant before any", "1 x a question without"))
 
     tokenizer = build_tokenizer(TokenizerConfig("byte"), lambda: ())

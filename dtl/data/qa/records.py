@@ -156,11 +156,10 @@ class PairReader:
         forms = "; ".join(f"{form} ({count:,} records)" for form, count in self._forms.most_common(MAX_PLACES))
         notes = [f"{origin}: read as questions and answers: {forms}."] if forms else []
         if self._chats:
+            ways = {False: "with one turn as pairs", True: "with several turns as documents in the chat template"}
+            read = ", ".join(f"{self._chats[several]:,} {way}" for several, way in ways.items() if self._chats[several])
             left_out = ", ".join(f"{count:,} x {reason}" for reason, count in self._left_out_of_chats.most_common())
-            notes.append(
-                f"{origin}: read as chats: {self._chats[False]:,} with one turn as pairs, {self._chats[True]:,} with "
-                f"several as documents in the chat template. Left out of them: {left_out or 'nothing'}."
-            )
+            notes.append(f"{origin}: read as chats: {read}.{f' Left out of them: {left_out}.' if left_out else ''}")
         notes += [
             f"{origin}: {count:,} x {reason}, left out: {', '.join(places)}"
             + (f" and {count - len(places):,} more." if count > len(places) else ".")
