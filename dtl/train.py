@@ -44,7 +44,6 @@ python -m dtl.train [group=choice ...] [key=value ...] [-m]
 Trains a small language model from scratch; all of it is stored in outputs/.
 
   python -m dtl.train experiment=demo           on any computer, in 2 minutes
-  python -m dtl.train experiment=qa_full        a better one, in 5 minutes
   python -m dtl.train experiment=my_pairs data.qa.path=my_pairs.jsonl   2 min
   python -m dtl.train experiment=text_cpu data.path=my_texts/          10 min
   python -m dtl.train model=qa data=qa          with a GPU: 57 M parameters

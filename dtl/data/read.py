@@ -78,7 +78,7 @@ def read_source(
     texts = {split: found for split, found in writer.texts().items() if len(found) or split in splits}
     all_trained = "validation" not in splits and (held_out.validation == 0 or held_out.automatic)
     for split in ("train", *([] if all_trained else ["validation"])):
-        if split not in texts:
+        if not len(texts.get(split, ())):
             raise DataError(
                 f"{source.origin}: no document is left for {split}, of {reader.counts['train']['read']} read. Give "
                 "at least two different documents, or hold out less: data.validation_fraction=0 holds nothing out "

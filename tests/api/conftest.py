@@ -34,7 +34,7 @@ def words(questions: Path) -> list[str]:
     return [
         *("model.dim=16", "model.n_layers=2", "model.n_heads=2", "model.max_seq_len=97", "data.seq_len=97"),
         *("tokenizer=byte", f"data.path={questions}", "tracker=local", "device=cpu", "trainer=debug", "seed=11"),
-        *("trainer.total_steps=7", "sampling.max_new_tokens=3", "optimizer.lr=0.01"),
+        *("trainer.total_steps=7", "data.validation_fraction=0.1", "sampling.max_new_tokens=3", "optimizer.lr=0.01"),
     ]
 
 

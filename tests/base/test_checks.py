@@ -92,7 +92,7 @@ def test_choices():
 
 @pytest.mark.parametrize(("seed", "passes"), [(0, True), (2**63 - 1, True), (2**63, False), (-1, False), (NAN, False)])
 def test_seed(seed, passes):
-    assert refusal(check_seed, seed) == (None if passes else f"seed={seed}: must be in [0, 2^63).")
+    assert refusal(check_seed, seed) == (None if passes else f"seed={seed}: must be an integer in [0, 2^63).")
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "mps", "cuda", "cuda:17"])

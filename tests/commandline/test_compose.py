@@ -39,7 +39,7 @@ def test_the_config_is_the_commands(words):
 
 def test_it_is_the_same_command():
     """Its texts are for --help; all else decides about words and messages."""
-    assert replace(dtl.train.COMMAND, usage="", footer="") == COMMAND
+    assert replace(dtl.train.COMMAND, usage="", details="") == COMMAND
 
 
 @pytest.mark.parametrize(

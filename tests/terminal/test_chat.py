@@ -143,7 +143,7 @@ def test_a_missing_file_of_questions_is_told_before_the_model_is_loaded(chat, ru
 
 
 def test_help_explains_every_setting(chat):
-    code, out, _ = chat("--help")
+    code, out, _ = chat("--help=all")
     assert code == 0
     for setting in dtl.chat.COMMAND.settings:
         assert f"    {setting.name}=" in out and len(setting.meaning) > 5

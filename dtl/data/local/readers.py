@@ -238,9 +238,13 @@ def _end_of_space(text: str, start: int) -> int:
 
 def _is_chat(value: Any) -> bool:
     """Return True for a list of messages, which is one record."""
-    return isinstance(value, list) and all(
-        isinstance(message, dict) and ({"role", "content"} <= {*message} or {"from", "value"} <= {*message})
-        for message in value
+    return (
+        bool(value)
+        and isinstance(value, list)
+        and all(
+            isinstance(message, dict) and ({"role", "content"} <= {*message} or {"from", "value"} <= {*message})
+            for message in value
+        )
     )
 
 
