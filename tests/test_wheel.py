@@ -57,7 +57,7 @@ def test_it_brings_its_configs_and_recipes(environment, tmp_path):
 
 
 def test_help(environment, tmp_path):
-    assert "model/arch   classic | modern" in run(tmp_path, environment / "dtl-train", "--help")
+    assert "model/arch   classic | modern" in run(tmp_path, environment / "dtl-train", "--help=all")
     for name in ("chat", "generate", "diagnose"):
         assert run(tmp_path, environment / f"dtl-{name}", "--help").startswith(f"python -m dtl.{name} ")
 

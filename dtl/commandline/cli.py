@@ -70,8 +70,9 @@ def run_command(
         )
         _check_multirun(arguments, command)
         check_sections(arguments, command)
-        _check_config_folders(arguments)
-        sys.argv[1:] = prepare_arguments(_as_hydra_reads(arguments, command))
+        prepared = prepare_arguments(_as_hydra_reads(arguments, command))
+        _check_config_folders(prepared)  # a sweep that is resumed has the folder that it was started with
+        sys.argv[1:] = prepared
         start()
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
