@@ -1,6 +1,6 @@
 """Makes the README's pictures: runs the real commands in a pseudo-terminal and draws its screen as SVG.
 
-    python docs/pictures.py            # trains experiment=demo, then chats with it: a minute on two cores
+    python docs/pictures.py            # trains experiment=demo, then chats with it: two minutes on two cores
     python docs/pictures.py chat       # one of them: train | chat (with the newest run)
 
 Needs a system with pseudo-terminals (Linux, macOS). Writes docs/train.svg and docs/chat.svg.

@@ -55,8 +55,12 @@ _PLACES = {
 }
 
 
-def _missing_package(name: str) -> str:
-    """What a command shows for a package that this Python lacks: most often an environment was not activated."""
+def missing_package(error: BaseException) -> str | None:
+    """The message for a package that this Python lacks: most often an environment was not activated. None for another
+    error, and for a module of DTL itself."""
+    name = error.name if isinstance(error, ModuleNotFoundError) else None
+    if not name or name.partition(".")[0] == "dtl":
+        return None
     return (
         f"{name}: not installed for {sys.executable}. Activate the environment that has DTL "
         "(source .venv/bin/activate), or install DTL with: make install"
@@ -64,8 +68,8 @@ def _missing_package(name: str) -> str:
 
 
 def _show_in_one_sentence(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] != "dtl":
-        print(f"Error: {_missing_package(error.name)}", file=sys.stderr)
+    if message := missing_package(error):
+        print(f"Error: {message}", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
 
@@ -73,7 +77,7 @@ def _show_in_one_sentence(kind: type[BaseException], error: BaseException, trace
 def _check_python() -> None:
     """End a command, and nothing but a command, in one sentence where Python is too old or lacks a package."""
     # `-m` is what Python calls a module that it is about to run.
-    if not sys.argv or not re.fullmatch(r"-m|dtl([-.].*)?", os.path.basename(sys.argv[0])):
+    if not sys.argv or not re.fullmatch(r"-m|dtl(-[a-z]+)?(\.exe)?", os.path.basename(sys.argv[0])):
         return
     if sys.version_info < (3, 11):  # noqa: UP036
         sys.exit(f"Error: DTL needs Python 3.11 or newer, and this is {sys.version.split()[0]}: {sys.executable}")

@@ -50,7 +50,7 @@ def _overview() -> str:
             *lines,
             "",
             "The first minutes:",
-            "  dtl train experiment=demo     a small model, in 2 minutes on any computer",
+            "  dtl train experiment=demo     a small model, in 2 minutes on two cores",
             "  dtl chat ckpt=latest          ask it something",
             "",
             "dtl COMMAND --help explains a command; dtl --version shows the version.",

@@ -15,7 +15,7 @@ from dtl.config import RunConfig, converted, typed_as
 from dtl.data.tokenizers.prompt import read_prompt
 from dtl.errors import ConfigError
 from dtl.evaluation.config import EVALUATION_FILE, EvaluateConfig
-from dtl.run_dir.state import read_config, with_data_found
+from dtl.run_dir.state import PLACE_OF_DATA, clear_other_places, read_config, with_data_found
 from dtl.terminal.choose import checkpoint_to_use
 
 OUTPUTS = Path("outputs")
@@ -77,13 +77,14 @@ def _run_with_data(composed: DictConfig, settings: EvaluateConfig, checkpoint: P
     `data=` replaces the data, keys such as `data.path=` change it.
     """
     hydra = HydraConfig.get()
-    in_run = checkpoint.parent.name == "checkpoints"
-    own = with_data_found(read_config(checkpoint), checkpoint.parent.parent if in_run else checkpoint)
+    own = with_data_found(read_config(checkpoint), _run_of(checkpoint) or checkpoint)
     keys = [override_key(override.partition("=")[0]) for override in hydra.overrides.task]
     changed = [key.removeprefix("data.") for key in keys if key.startswith("data.")]
     if hydra.runtime.choices.get("data") is not None:
         data: Any = composed.data
     elif isinstance(own.get("data"), dict):
+        for key in filter(PLACE_OF_DATA.fullmatch, keys):
+            clear_other_places(own["data"], key)
         changes = OmegaConf.masked_copy(composed.data, [key.partition(".")[0] for key in changed])
         data = OmegaConf.create(own["data"])
         for key in changed:
@@ -111,8 +112,13 @@ def _metrics_file(asked: str | None, checkpoint: Path, is_own: bool) -> Path | N
         if file.is_dir() or not file.parent.is_dir():
             raise ConfigError(f"out={asked}: cannot be written. Give a file in a folder that exists.")
         return file
-    in_run = checkpoint.parent.name == "checkpoints"
-    return checkpoint.parent.parent / EVALUATION_FILE if is_own and in_run else None
+    run_dir = _run_of(checkpoint)
+    return run_dir / EVALUATION_FILE if is_own and run_dir else None
+
+
+def _run_of(checkpoint: Path) -> Path | None:
+    """Return the folder of the checkpoint's run; None for a checkpoint that is not in one."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None
 
 
 if __name__ == "__main__":

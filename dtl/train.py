@@ -28,7 +28,7 @@ from dtl.config import RunConfig, typed
 from dtl.data.tokenizers.prompt import read_prompt
 from dtl.errors import ConfigError, DataError, InterruptedRun
 from dtl.run_dir.provenance import RECORD, RESULT, composition_flags
-from dtl.run_dir.state import resume_command, with_data_found
+from dtl.run_dir.state import PLACE_OF_DATA, clear_other_places, resume_command, with_data_found
 from dtl.run_dir.sweep_records import sweep_to_continue, with_its_flags
 from dtl.run_dir.trial import as_trial, current_trial
 
@@ -43,11 +43,11 @@ COMMAND = Command(
 python -m dtl.train [group=choice ...] [key=value ...] [-m]
 Trains a small language model from scratch; all of it is stored in outputs/.
 
-  python -m dtl.train experiment=demo           on any computer, in 2 minutes
+  python -m dtl.train experiment=demo           2 minutes on two cores
   python -m dtl.train experiment=my_pairs data.qa.path=my_pairs.jsonl   2 min
   python -m dtl.train experiment=text_cpu data.path=my_texts/          10 min
   python -m dtl.train model=qa data=qa          with a GPU: 57 M parameters
-  python -m dtl.train -m seed=1,2 optimizer.lr=1e-3,3e-3           all four
+  python -m dtl.train -m seed=1,2 optimizer.lr=1e-3,3e-3           four runs
   python -m dtl.train resume=latest             resume the last run, exactly
 """,
     details="""\
@@ -59,7 +59,8 @@ Tab completion for the console script: eval "$(dtl-train -sc install=bash)"
     free_text=("data.qa.prompt", "data.separator"),
     multirun=True,
 )
-# Keys that may be given together with resume=: length, device and tracker. All others are the run's own.
+# Keys that may be given together with resume=: length, device and tracker, and where the same data is now
+# (PLACE_OF_DATA). All others are the run's own.
 ALLOWED_WITH_RESUME = (
     "resume",
     "trainer.total_steps",
@@ -72,7 +73,6 @@ ALLOWED_WITH_RESUME = (
     "debug",
     "plugins",
 )
-PLACE_OF_DATA = re.compile(r"data\.(?:(?:qa|wiki|sources\.[\w-]+)\.)?path")  # too: where the same data is now
 
 
 def train(config: RunConfig, out_dir: Path | str, origin: "Origin | None" = None) -> float:
@@ -255,8 +255,9 @@ def _resumed_config(composed: DictConfig, run_dir: Path, overrides: list[str]) -
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"resume={run_dir}: its config.yaml cannot be read ({error}).") from error
     own = with_data_found(own, run_dir)
-    _set_places_of_data(own, composed, [key for key in keys if PLACE_OF_DATA.fullmatch(key)])
-    for key in (key for key in keys if not PLACE_OF_DATA.fullmatch(key)):
+    places = [key for key in keys if PLACE_OF_DATA.fullmatch(key)]
+    _set_places_of_data(own, composed, places)
+    for key in (key for key in keys if key not in places):
         section = key.partition(".")[0] if key.startswith("tracker") else key
         value = OmegaConf.select(composed, section)
         parent, _, leaf = section.rpartition(".")
@@ -282,11 +283,7 @@ def _set_places_of_data(own: dict[str, Any], composed: DictConfig, keys: list[st
             holder = holder.get(name) if isinstance(holder, dict) else None
         if not isinstance(holder, dict):
             raise ConfigError(f"{key}={path}: this run has no such source. Its sources: {', '.join(data['sources'])}.")
-        # One source may have its path in several places, of which another one would take precedence.
-        aliases = ("qa", "wiki") if not names else names[1:]  # data.qa.path is an alias of data.sources.qa.path
-        for other in (*(data.get(alias) for alias in aliases), data if names[:1] == ["sources"] else None):
-            if isinstance(other, dict) and "path" in other:
-                other["path"] = None
+        clear_other_places(data, key)
         holder["path"] = os.path.abspath(os.path.expanduser(str(path)))
 
 

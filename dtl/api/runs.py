@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from omegaconf.errors import OmegaConfBaseException
 
+from dtl.base.json_files import dotted
 from dtl.base.runtime import deterministic_algorithms, random_state, random_state_kept, restore_random_state
 from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.listing import step_folders
@@ -31,7 +32,7 @@ from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.errors import ConfigError, did_you_mean
 from dtl.model.transformer import TransformerLM
 from dtl.run_dir.provenance import RECORD
-from dtl.run_dir.state import dotted, resume_command
+from dtl.run_dir.state import resume_command
 from dtl.runner.build import build_run, raise_if_resume
 from dtl.runner.run import Origin, train
 from dtl.tracking.metrics import read_metrics

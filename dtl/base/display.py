@@ -71,9 +71,8 @@ class FittingTable(Table):
     """A table that hides nothing: in a terminal that is too narrow for it, a paragraph for each row."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        natural = Measurement.get(console, options.update(width=10**6), self).maximum
-        would_cut = natural > options.max_width and any(column.no_wrap for column in self.columns)
-        if options.max_width >= NARROW or not would_cut or not self.show_header:
+        fits = options.max_width >= NARROW or not self.show_header or not any(c.no_wrap for c in self.columns)
+        if fits or Measurement.get(console, options.update(width=10**6), self).maximum <= options.max_width:
             yield from super().__rich_console__(console, options)
             return
         names = [str(column.header) for column in self.columns]
@@ -136,6 +135,13 @@ def wrapped(text: str, width: int) -> list[str]:
                 line = f"{line} {word}" if line.strip() else line + word
         lines.append(line)
     return lines
+
+
+def print_lines(console: Console, text: str, style: str = "") -> None:
+    """Print a text; on a terminal in lines broken between words, with each command to paste in one of them."""
+    # Not wrapped by rich, which breaks commands as well: a line with a line end in it cannot be pasted.
+    for line in wrapped(text, console.width) if console.is_terminal else [text]:
+        console.print(Text(line, style=style), soft_wrap=True)
 
 
 class Bar:
@@ -221,9 +227,7 @@ class Display:
 
     def _lines(self, text: str, style: str) -> None:
         self._bar.stop()
-        # Not wrapped by rich, which breaks commands as well: a line with a line end in it cannot be pasted.
-        for line in wrapped(text, self.console.width) if self.console.is_terminal else [text]:
-            self.console.print(Text(line, style=style), soft_wrap=True)
+        print_lines(self.console, text, style)
 
     def start_progress(self, total_steps: int, done: int) -> None:
         """Show the progress bar. Does nothing without a terminal."""

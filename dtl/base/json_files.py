@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -189,3 +189,12 @@ def plain(value: Any) -> Any:
         return plain(value.item())  # the one number of a tensor or an array
     except (AttributeError, TypeError, ValueError, RuntimeError):
         return str(value)
+
+
+def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The keys of a nested config as on the command line, `optimizer.lr`, each with its value."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

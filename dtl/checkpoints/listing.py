@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dtl.base.files import ASIDE, MANIFEST, Manifest, read_manifest, verify_manifest
+from dtl.base.units import number_of
 from dtl.errors import CheckpointError
 
 # 2: config.json has the prompt of the questions (dtl/data/tokenizers/prompt.py), and raw.safetensors may exist
@@ -160,7 +161,7 @@ def _damage_message(damaged: list[Checkpoint], used: Checkpoint) -> str | None:
     if not damaged:
         return None
     lost = damaged[0].step - used.step
-    steps = "no step is" if lost <= 0 else "1 step is" if lost == 1 else f"{lost} steps are"
+    steps = "no step is" if lost <= 0 else f"{number_of('steps', lost)} {'is' if lost == 1 else 'are'}"
     return (
         f"{damaged[0].problem}\nUsing {used.path.name} (step {used.step}) instead: {steps} lost. "
         "The damaged folder is kept."

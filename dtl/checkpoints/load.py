@@ -72,10 +72,10 @@ def load_trained_weights(model: TransformerLM, folder: Path, averaged: bool) -> 
     They differ where the run publishes averaged weights. Raises CheckpointError for a checkpoint of the other kind.
     """
     if averaged != (folder / RAW).exists():
-        anew = shell_line([f"init={folder}"])
         raise CheckpointError(
             f"{folder}: saved {'without' if averaged else 'with'} averaged weights, and trainer.ema_decay in this "
-            f"run's config.yaml says otherwise. Restore that file, or start a new run with {anew}."
+            f"run's config.yaml says otherwise. Restore that file, or start a new run with "
+            f"{shell_line([f'init={folder}'])}."
         )
     if averaged:
         verify(folder, only=(RAW,))

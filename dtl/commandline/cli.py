@@ -94,19 +94,20 @@ def help_topic(arguments: Sequence[str]) -> str | None:
 
 
 def _show_help(topic: str, arguments: Sequence[str], command: Command) -> None:
-    words = [word for word in arguments if "=" in word and not word.startswith(("-", "help="))]
+    words = [in_hydras_words(word) for word in arguments if "=" in word and not word.startswith(("-", "help="))]
+    folders = [word.partition("=")[2] for word in arguments if word.startswith("--config-dir=")]
     try:
-        page = command.reference(topic, _values(words, command)) if topic else command.overview()
+        page = command.reference(topic, _values(words, command, *folders[:1])) if topic else command.overview()
     except Exception as error:
         sys.exit(show_error(error, words, command))
     with exit_when_output_closes():  # `--help | head`
         print(page)
 
 
-def _values(words: Sequence[str], command: Command) -> dict[str, Any]:
+def _values(words: Sequence[str], command: Command, config_dir: str | None = None) -> dict[str, Any]:
     """The values of all keys with the words given, nested."""
     setbase("1.3")
-    composed = load_config(command, _as_hydra_reads(words, command))
+    composed = load_config(command, _as_hydra_reads(words, command), config_dir)
     HydraConfig.instance().set_config(composed)  # a run's name is made of its choices
     own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     values = OmegaConf.to_container(own, resolve=True)
@@ -158,8 +159,8 @@ def to_dtl_error(error: Exception, arguments: list[str], command: Command) -> DT
             around = around.__cause__ or around.__context__
         error = around or error
     known = error if isinstance(error, DTLError) else translate_error(error, arguments, command)
-    if known is None and isinstance(error, ModuleNotFoundError) and error.name:
-        return DTLError(dtl._missing_package(error.name))
+    if known is None and (message := dtl.missing_package(error)):
+        return DTLError(message)
     if known is None and isinstance(error, OSError) and error.filename and error.strerror:
         return DTLError(f"{error.filename}: {error.strerror}. Choose another folder, or fix this one.")
     return known

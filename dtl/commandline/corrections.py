@@ -61,7 +61,7 @@ _NAMES = {
     "sampling.max_new_tokens": "max_tokens num_tokens length",
     "sampling.temperature": "temp",
 }
-# A name, or a name with its value, and the word for it here; empty where nothing needs to be said.
+# A name, or a name with its value, and the word for it here; empty where no word is needed.
 _WORDS: dict[str, str] = {
     **dict.fromkeys(("fp16", "fp16=true"), "trainer.precision=fp16"),
     **dict.fromkeys(("bf16", "bf16=true"), "trainer.precision=bf16"),
@@ -93,7 +93,7 @@ def check_words(arguments: Sequence[str], command: Command, paste: Callable[...,
     check_no_secrets(line.right)
     rest = ""
     if line.unknown:
-        known = [*command.groups(), *(key.name for key in command.settings)]
+        known = [*line.groups, *(key.name for key in command.settings)]
         hints = "".join(did_you_mean(word.lstrip("-"), known) for word in line.unknown)
         rest = f" (without what is not known here: {', '.join(line.unknown)}{'.' * bool(hints)}{hints})"
     raise ConfigError(
@@ -110,6 +110,9 @@ class _Line:
     right: list[str] = field(default_factory=list)  # the words as they should be
     wrong: list[str] = field(default_factory=list)  # what was typed instead
     unknown: list[str] = field(default_factory=list)  # flags that mean nothing here
+
+    def __post_init__(self) -> None:
+        self.groups = self.command.groups()  # read from disk: once for all words
 
     def read(self, words: list[str]) -> None:
         flags = get_args_parser()._option_string_actions
@@ -184,20 +187,19 @@ class _Line:
         self.right += meant
 
     def _is_known(self, key: str) -> bool:
-        groups = self.command.groups()
         return (
             key.startswith(("hydra.", "hydra/"))
             or "@" in key
-            or key in groups
+            or key in self.groups
             or bool(self.command.key(key))
-            or any(name.startswith(f"{key}.") for name in (setting.name for setting in self.command.settings))
+            or any(setting.name.startswith(f"{key}.") for setting in self.command.settings)
         )
 
     def _meaning(self, name: str, value: str | None) -> list[str] | None:
         """The words for a setting by its name here or elsewhere; None if it is not known."""
         name = name.replace("-", "_")
-        said = name if value is None else f"{name}={value.lower()}"
-        word = _WORDS.get(said)
+        typed = name if value is None else f"{name}={value.lower()}"
+        word = _WORDS.get(typed)
         if word is not None and (not word or self._is_known(word.partition("=")[0])):
             return word.split()
         key = next(self._keys(name), None)
@@ -212,13 +214,13 @@ class _Line:
 
     def _keys(self, name: str) -> Iterator[str]:
         """Keys and groups that `name` may mean, the likeliest first."""
-        groups = self.command.groups()
-        if name in groups or self.command.key(name):
+        if name in self.groups or self.command.key(name):
             yield name
         settings = [key for key in self.command.settings if ENTRY not in key.name]
         leaves = [key for key in settings if key.name.rpartition(".")[2] == name or key.name.replace(".", "_") == name]
         for target, names in _NAMES.items():
-            if name in names.split() and (target in groups or target.startswith("hydra.") or self.command.key(target)):
+            known = target in self.groups or target.startswith("hydra.") or self.command.key(target)
+            if known and name in names.split():
                 yield target
         if leaves and _only_one(leaves):
             yield leaves[0].name
@@ -234,7 +236,7 @@ class _Line:
             return [f"prompt={word}"] if self.command.key("prompt") else None
         if _is_path(word):
             return self._file(word)
-        groups = [group for group, choices in self.command.groups().items() if word in choices]
+        groups = [group for group, choices in self.groups.items() if word in choices]
         return [f"{groups[0]}={word}"] if len(groups) == 1 else None
 
     def _file(self, path: str) -> list[str] | None:

@@ -68,24 +68,17 @@ def _as_text(value: str, is_path: bool, sweeps: bool) -> str:
         return _literal(value)
     if not sweeps:  # where Hydra reads a list or several values, its message helps; a name with a comma is a path
         return _literal(value) if is_path and not all(map(_exists, parts)) else value
-    return (
-        value
-        if value.startswith(("'", '"', "["))
-        else ",".join(part if part == "null" else _literal(part) for part in parts)
-    )
+    return value if value.startswith(("'", '"', "[")) else ",".join(map(_literal, parts))
 
 
 def _as_list_of_text(value: str) -> str:
     inside = re.fullmatch(r"\[([^\[\]{}()'\"]+)\]", value)
-    if inside is None:
-        return value
-    words = [word.strip() for word in inside[1].split(",")]
-    return f"[{','.join(word if word == 'null' else _literal(word) for word in words)}]"
+    return f"[{','.join(_literal(word.strip()) for word in inside[1].split(','))}]" if inside else value
 
 
 def _literal(text: str) -> str:
-    """The text in quotes where Hydra would read a number, a function or nothing at all; `${...}` is resolved."""
-    return text if PLAIN_TEXT.fullmatch(text) else quoted(text, interpolations=True)
+    """The text in quotes where Hydra would read a number or a function; null is none, and `${...}` is resolved."""
+    return text if text == "null" or PLAIN_TEXT.fullmatch(text) else quoted(text, interpolations=True)
 
 
 def _exists(path: str) -> bool:
@@ -130,7 +123,7 @@ def resolved(value: str) -> str:
     return str(OmegaConf.create({"value": value}).value) if "${" in value else value
 
 
-# --- what may be said together ------------------------------------------------------------------------------------
+# --- words that exclude each other --------------------------------------------------------------------------------
 
 KEPT_WITH_INIT = ("model.dropout", "model.token_dropout", "model.attention")
 

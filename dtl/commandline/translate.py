@@ -18,6 +18,7 @@ from yaml import MarkedYAMLError
 from yaml.reader import ReaderError
 
 from dtl.base.display import command_line, shown
+from dtl.base.json_files import dotted
 from dtl.base.paths import conf_dir, experiments_dir
 from dtl.commandline.command import ENTRY, Command
 from dtl.errors import ConfigError, did_you_mean
@@ -287,8 +288,6 @@ def _recipe_problem(recipe: object, command: Command) -> str | None:
         group = str(key).removeprefix("override ").strip().strip("/")
         if group in command.groups() and str(key) != f"override /{group}":
             return f"'{key}: {choice}': write override and a slash: defaults: [{{override /{group}: {choice}}}]"
-    from dtl.run_dir.state import dotted  # needs packages that dtl.diagnose runs without
-
     for key, value in dotted(recipe):
         group = key.replace(".", "/")
         if group in command.groups() and isinstance(value, str):

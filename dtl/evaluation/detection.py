@@ -115,6 +115,7 @@ def detect(
         for split, scores in unanswered.items()
         if asked.get(split)
     }
+    effects = {split: effect for split, (_, effect) in measured.items()}
     return Detection(
         area_under_roc={
             split: area_under_roc(scores, near if split == NATURAL else without)
@@ -123,9 +124,9 @@ def detect(
         },
         calibration=calibration,
         calibration_error={split: error for split, (error, _) in measured.items()},
-        validation=measured["validation"][1],
-        test=measured["test"][1] if "test" in measured else None,
-        natural=measured[NATURAL][1] if NATURAL in measured else None,
+        validation=effects["validation"],
+        test=effects.get("test"),
+        natural=effects.get(NATURAL),
     )
 
 

@@ -27,7 +27,7 @@ from dtl.evaluation.answers import (
 from dtl.evaluation.detection import NATURAL, Detection, detect
 from dtl.evaluation.leakage import QuestionLeakage, TextLeakage, question_leakage, text_leakage
 from dtl.evaluation.text import MixedPrecision, TextScores, count_token_bytes, text_scores
-from dtl.generation.conversation import answer_greedily
+from dtl.generation.conversation import GreedyAnswer, answer_greedily
 from dtl.model.transformer import TransformerLM
 from dtl.registry import TASKS
 
@@ -137,24 +137,22 @@ def _ask_all(
     training = data.pairs.get("train", ())
     baselines = bm25_baseline(training), majority(training)
     asked: dict[str, list[Asked]] = {}
+
+    def ask(what: str, prompts: Sequence[str]) -> list[GreedyAnswer]:
+        log(f"... {what}")
+        return answer_greedily(model, tokenizer, prompts, longest, plan.questions_at_once, Pace(what, log).count)
+
     with plan.mixed_precision():
         to_ask = {**data.pairs, NATURAL: plan.natural}
         for split, pairs in chosen_questions(to_ask, plan.questions, plan.seed).items():
-            what = f"{len(pairs):,} {split} questions"
-            log(f"... {what}")
             prompts = [data.prompt.text(pair.question, pair.context) for pair in pairs]
-            answered = Pace(what, log).count
-            answers = answer_greedily(model, tokenizer, prompts, longest, plan.questions_at_once, answered)
+            answers = ask(f"{len(pairs):,} {split} questions", prompts)
             scored = Pace(f"{split}: expected answers", log).count
             gold = likelihoods(model, tokenizer, pairs, token_bytes, plan.questions_at_once, data.prompt, scored)
             asked[split] = with_baselines(pairs, answers, gold, baselines)
         without = [*plan.unanswerable, *plan.near_misses]
-        what = f"{len(without):,} questions without an answer in the data"
-        if without:
-            log(f"... {what}")
         prompts = [data.prompt.text(question) for question in without]
-        answered = Pace(what, log).count
-        answers = answer_greedily(model, tokenizer, prompts, longest, plan.questions_at_once, answered)
+        answers = ask(f"{len(without):,} questions without an answer in the data", prompts) if without else []
     return asked, detect(asked, answers[: len(plan.unanswerable)], answers[len(plan.unanswerable) :])
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from dtl.base.units import number_of
 from dtl.errors import DataError
 
 PAGE = "README.md"
@@ -140,7 +141,7 @@ def _row(label: str, records: Sequence[dict[str, Any]], scores: Sequence[str]) -
     scored = [_spread((record.get("figures", {}).get(key) for record in group), "exact_match" in key) for key in scores]
     made = f"{last['date'][:10]}, {last.get('device') or 'unknown device'}"
     if last.get("threads"):
-        made += f", {last['threads']} thread{'s' if last['threads'] != 1 else ''}"
+        made += f", {number_of('threads', last['threads'])}"
     if last.get("commit"):
         made += f", `{str(last['commit'])[:7]}`{' and changes' if last.get('dirty') else ''}"
     note = f"; {last['note']}" if last.get("note") else ""

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import dtl
 from dtl.base.files import write_atomically
-from dtl.base.json_files import as_list, as_object, json_line, read_json_or_empty
+from dtl.base.json_files import as_list, as_object, dotted, json_line, read_json_or_empty
 from dtl.base.paths import experiments_dir
 from dtl.base.safe_text import in_one_line
 from dtl.checkpoints.upkeep import LOCK
@@ -27,7 +27,7 @@ from dtl.errors import ConfigError, DataError, DTLError
 from dtl.evaluation.config import EVALUATION_FILE
 from dtl.notebook.page import PAGE, notebook_page, page_of, read_records, results_file
 from dtl.run_dir.provenance import RECORD, RESULT
-from dtl.run_dir.state import RunState, dotted, last_metrics, read_config, read_run_state
+from dtl.run_dir.state import RunState, last_metrics, read_config, read_run_state
 
 MAX_CHARACTERS = 300  # of a text in a record
 DIGITS = 6  # of a metric: far finer than the noise of seeds

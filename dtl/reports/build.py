@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtl.base.files import write_atomically
+from dtl.base.units import number_of
 from dtl.errors import ConfigError, DTLError, did_you_mean
 from dtl.reports.config import ReportConfig
 
@@ -48,7 +49,7 @@ def build(
     from dtl.reports.reading import read_run
     from dtl.reports.statistics import compare_all
 
-    log(f"reading {len(folders)} run{'s' if len(folders) > 1 else ''}")
+    log(f"reading {number_of('runs', len(folders))}")
     runs = [read_run(folder) for folder in folders]
     is_default = settings.metric is None and settings.higher_is_better is None
     asked = None if is_default else Metric(settings.metric_key(), settings.prefers_higher())

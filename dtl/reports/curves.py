@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dtl.base.units import number_of
 from dtl.reports.canvas import DASHES, GREY, INK, MARKERS, SERIES, WIDTH, Drawing, Skipped, finish, new_figure
 from dtl.reports.configurations import Configuration
 from dtl.reports.metric import NATS, same_tokenizer, to_bits_per_byte
@@ -140,7 +141,7 @@ def name_series(figure: "Figure", configurations: Sequence[Configuration]) -> No
         Line2D([], [], color=SERIES[number][0], linestyle=DASHES[number], marker=MARKERS[number], markersize=4)
         for number in range(len(configurations))
     ]
-    labels = [f"{each.label} ({len(each.finished)} run{'s' * (len(each.finished) != 1)})" for each in configurations]
+    labels = [f"{each.label} ({number_of('runs', len(each.finished))})" for each in configurations]
     columns = 1 if max(map(len, labels)) > 70 or len(labels) == 1 else 2
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9)
 

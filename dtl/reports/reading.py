@@ -9,11 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from dtl.base.json_files import as_list, as_number, as_object, json_object, json_object_or_empty, read_json_or_empty
+from dtl.base.json_files import (
+    as_list,
+    as_number,
+    as_object,
+    dotted,
+    json_object,
+    json_object_or_empty,
+    read_json_or_empty,
+)
 from dtl.base.safe_text import in_one_line, visible
 from dtl.evaluation.config import EVALUATION_FILE
 from dtl.run_dir.provenance import RECORD, RESULT
-from dtl.run_dir.state import dotted, read_config, read_run_state
+from dtl.run_dir.state import read_config, read_run_state
 from dtl.run_dir.sweep_records import TRACEBACK, TRIAL
 from dtl.tracking.metrics import METRICS
 

@@ -6,7 +6,8 @@ empty. Text from a file is made safe to print. Imports no torch.
 
 import copy
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -175,10 +176,10 @@ def with_data_found(config: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
     a path that is in neither stays as it is.
     """
     started = read_json_or_empty(run_dir / RECORD).get("cwd")
-    beside = [folder.parent for folder in run_dir.absolute().parents if folder.name == "outputs"]
-    folders = [*([Path(started)] if isinstance(started, str) else []), *beside[:1]]
+    holding_outputs = [folder.parent for folder in run_dir.absolute().parents if folder.name == "outputs"]
+    folders = [*([Path(started)] if isinstance(started, str) else []), *holding_outputs[:1]]
 
-    def found(path: Any) -> Any:
+    def located(path: Any) -> Any:
         if not isinstance(path, str) or not path.strip() or Path(os.path.expanduser(path)).is_absolute():
             return path
         folder = next((folder for folder in folders if (folder / path).exists()), Path.cwd())
@@ -190,19 +191,24 @@ def with_data_found(config: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
     of_files = [source for source in sources if SourceConfig(str(source.get("kind"))).traits.hub != "always"]
     for holder in (*of_files, as_object(data.get("qa")), as_object(data.get("wiki")), *([data] if of_files else [])):
         if "path" in holder:
-            holder["path"] = found(holder["path"])
+            holder["path"] = located(holder["path"])
     if "cache_dir" in data:
-        data["cache_dir"] = found(data["cache_dir"])
+        data["cache_dir"] = located(data["cache_dir"])
     return changed
 
 
-def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The keys of a nested config as on the command line, `optimizer.lr`, each with its value."""
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from dotted(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+# Keys of where data is: of a group with one source, of the short forms, of a source by name.
+PLACE_OF_DATA = re.compile(r"data\.(?:(?:qa|wiki|sources\.[\w-]+)\.)?path")
+
+
+def clear_other_places(data: dict[str, Any], key: str) -> None:
+    """Clear the other places of a source's path, one of which would take precedence over `key`, such as data.path."""
+    names = key.split(".")[1:-1]  # of qa, wiki, or sources and a name; none of data.path
+    sources = as_object(data.get("sources"))
+    aliases = names[1:] if names else list(sources)  # data.qa.path is an alias of data.sources.qa.path
+    for other in (*(data.get(alias) for alias in aliases), data if names[:1] == ["sources"] else None):
+        if isinstance(other, dict) and "path" in other:
+            other["path"] = None
 
 
 def _hash(folder: Path, outcome: dict[str, Any]) -> str | None:

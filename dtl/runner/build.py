@@ -3,14 +3,15 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dtl.base.display import command_line
+from dtl.base.display import command_line, shell_line
 from dtl.base.runtime import (
     DTYPES,
     choose_device,
@@ -186,16 +187,19 @@ def build_run(
     return parts
 
 
+def checkpoint_bytes(model: nn.Module, optimizers: Sequence[Optimizer], averaged: bool = False) -> int:
+    """Bytes of weights (two of each with averaged ones) and optimizer state in a checkpoint after the first step."""
+    n_bytes = sum(parameter.nbytes for parameter in model.parameters()) * (2 if averaged else 1)
+    for optimizer in optimizers:
+        for parameter in chain.from_iterable(group["params"] for group in optimizer.param_groups):
+            state = [value.nbytes for value in optimizer.state.get(parameter, {}).values() if isinstance(value, Tensor)]
+            n_bytes += sum(state) or numbers_per_weight(optimizer) * parameter.nbytes
+    return n_bytes
+
+
 def training_bytes(model: nn.Module, optimizers: Sequence[Optimizer], averaged: bool) -> int:
-    """Bytes of weights (two of each with averaged ones), gradients and optimizer state: what every step needs."""
-    weights = sum(parameter.nbytes for parameter in model.parameters())
-    state = sum(
-        numbers_per_weight(optimizer) * parameter.nbytes
-        for optimizer in optimizers
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    )
-    return (3 if averaged else 2) * weights + state
+    """Bytes that every step needs: those of a checkpoint, and the gradients."""
+    return checkpoint_bytes(model, optimizers, averaged) + sum(parameter.nbytes for parameter in model.parameters())
 
 
 def too_large(config: RunConfig, needed: int, available: int, device: torch.device) -> str:
@@ -273,7 +277,7 @@ def _restore(parts: Parts, checkpoint: Path, values: dict[str, Any], tensors: di
             f"{checkpoint}: the data has changed since this run began: {read}.\n"
             f"  then {values['data_fingerprint']}\n  now  {parts.data.fingerprint}\n"
             "The run was not changed. Restore the data, or start a new run from these weights with "
-            f"init={checkpoint}."
+            f"{shell_line([f'init={checkpoint}'])}."
         )
     # The averages have been copied from the model, which holds them until here.
     load_trained_weights(parts.model, checkpoint, averaged=parts.trainer.averaged is not None)

@@ -6,7 +6,7 @@ The layer below the commands; `dtl.train.train` is its public name.
 import json
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -77,7 +77,7 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
     with lock_run(run_dir), Display() as display, deterministic_algorithms(config.trainer.deterministic):
         for warning in [*remove_leftovers(run_dir), *([origin.damage] if origin.damage else [])]:
             display.warn(warning)
-        with _memory_advice_before_training():
+        with _memory_advice(lambda: BEFORE_TRAINING):
             parts = build_run(config, origin.plans, origin.resume_from, origin.init_from, display.log)
         if parts.data.validation is None:
             _raise_if_validation_is_needed(origin)
@@ -115,7 +115,7 @@ def _drain(session: Session) -> State:
     """Train until the session ends; record the error if it ends with one."""
     parts, run_dir, display = session.parts, session.run_dir, session.display
     try:
-        with _memory_advice(parts.config, parts), StopSignals() as signals:
+        with _memory_advice(lambda: _advice_in_training(parts)), StopSignals() as signals:
             display.start_progress(parts.length.last_step, parts.trainer.state.step)
             return session.drain(signals)
     except BaseException as error:
@@ -186,46 +186,46 @@ def _open_tracker(parts: Parts, run_dir: Path, origin: Origin) -> Tracker:
     )
 
 
+BEFORE_TRAINING = (
+    "Out of memory while the data were read and the model was built, before the first step. A smaller model "
+    "(model=small, model.dim, model.n_layers) or smaller files help, and closing other programs; a smaller micro-batch "
+    "does not."
+)
+
+
 @contextmanager
-def _memory_advice_before_training() -> Iterator[None]:
-    """Turn an out-of-memory error of the data or the model, where no micro-batch is involved, into a TrainingError."""
+def _memory_advice(advice: Callable[[], str]) -> Iterator[None]:
+    """Turn an out-of-memory error into a TrainingError with this advice."""
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise TrainingError(
-            "Out of memory while the data were read and the model was built, before the first step. A smaller model "
-            "(model=small, model.dim, model.n_layers) or smaller files help, and closing other programs; a smaller "
-            "micro-batch does not."
-        ) from error
+        raise TrainingError(advice()) from error
 
 
-@contextmanager
-def _memory_advice(config: RunConfig, parts: Parts | None = None) -> Iterator[None]:
-    """Turn an out-of-memory error into a TrainingError with the setting to try next, or with why none helps."""
-    try:
-        yield
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        if parts is not None and (available := device_memory(parts.device)) is not None:
-            trainer = parts.trainer
-            needed = training_bytes(parts.model, trainer.optimizers, trainer.averaged is not None)
-            if needed > MAX_FIXED * available:
-                raise TrainingError(f"Out of memory. {too_large(config, needed, available, parts.device)}") from error
-        micro, rows = config.micro_batch_size, config.global_batch_size
-        # Smaller micro-batches first: they give the same optimizer steps. A shorter seq_len, which does not, last.
-        if micro > 1:
-            smaller = max(m for m in range(1, (micro + 1) // 2 + 1) if rows % m == 0)
-            advice = f"trainer.micro_batch_size={smaller} trainer.grad_accum_steps={rows // smaller}"
-        elif not config.trainer.activation_checkpointing:
-            advice = "trainer.activation_checkpointing=true"
-        else:
-            advice = f"data.seq_len={config.seq_len // 2}"
-        raise TrainingError(
-            f"Out of memory with micro-batches of {micro} x {config.seq_len} tokens. Try next: {advice}"
-        ) from error
+def _advice_in_training(parts: Parts) -> str:
+    """Return the setting to try next, or why none helps."""
+    trainer, available = parts.trainer, device_memory(parts.device)
+    if available is not None:
+        needed = training_bytes(parts.model, trainer.optimizers, trainer.averaged is not None)
+        if needed > MAX_FIXED * available:
+            return f"Out of memory. {too_large(parts.config, needed, available, parts.device)}"
+    return smaller_step(parts.config)
+
+
+def smaller_step(config: RunConfig) -> str:
+    """Return the advice to try the next smaller forward pass."""
+    micro, rows = config.micro_batch_size, config.global_batch_size
+    # Smaller micro-batches first: they give the same optimizer steps. A shorter seq_len, which does not, last.
+    if micro > 1:
+        smaller = max(m for m in range(1, (micro + 1) // 2 + 1) if rows % m == 0)
+        advice = f"trainer.micro_batch_size={smaller} trainer.grad_accum_steps={rows // smaller}"
+    elif not config.trainer.activation_checkpointing:
+        advice = "trainer.activation_checkpointing=true"
+    else:
+        advice = f"data.seq_len={config.seq_len // 2}"
+    return f"Out of memory with micro-batches of {micro} x {config.seq_len} tokens. Try next: {advice}"
 
 
 # --- records in the run folder ------------------------------------------------------------------------------------

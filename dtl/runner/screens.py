@@ -2,11 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from pathlib import Path
-
-from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from dtl.base.display import Display, command_line, shown
 from dtl.base.runtime import cpu_has_bf16, nvidia_without_cuda
@@ -20,12 +16,10 @@ from dtl.evaluation.measure import Report
 from dtl.evaluation.tables import show_main_metrics
 from dtl.model.config import ModelConfig
 from dtl.model.transformer import TransformerLM
-from dtl.run_dir.provenance import shell_line
 from dtl.run_dir.state import resume_command
-from dtl.runner.build import Parts
+from dtl.runner.build import Parts, checkpoint_bytes
 from dtl.tracking.tracker import State, Tracker
 from dtl.training.config import LOSS_TERMS, LossConfig, TrainerConfig
-from dtl.training.optimizer import numbers_per_weight
 
 SAMPLE_LENGTH, SAMPLE_LINES = 160, 4  # of the training text on the start screen
 
@@ -124,16 +118,6 @@ def disk_warning(run_dir: Path, keep: int, checkpoint_bytes: int) -> str | None:
     )
 
 
-def checkpoint_bytes(model: nn.Module, optimizers: list[Optimizer], averaged: bool = False) -> int:
-    """Bytes of weights (two of each with averaged ones) and optimizer state in a checkpoint after the first step."""
-    n_bytes = sum(parameter.nbytes for parameter in model.parameters()) * (2 if averaged else 1)
-    for optimizer in optimizers:
-        for parameter in chain.from_iterable(group["params"] for group in optimizer.param_groups):
-            state = [value.nbytes for value in optimizer.state.get(parameter, {}).values() if isinstance(value, Tensor)]
-            n_bytes += sum(state) or numbers_per_weight(optimizer) * parameter.nbytes
-    return n_bytes
-
-
 def _emulation_warning(parts: Parts) -> str | None:
     if not parts.config.optimizer.traits.needs_bf16 or parts.device.type != "cpu" or cpu_has_bf16():
         return None
@@ -146,7 +130,7 @@ def _emulation_warning(parts: Parts) -> str | None:
 # Recipes for a CPU: the minutes that they took on two cores (experiments/README.md).
 TEXT_RECIPE, QUESTIONS_RECIPE, QUESTIONS_WITHOUT_BF16 = ("text_cpu", 10), ("qa_full", 5), ("demo", 2)
 # What the recipe sets itself.
-SET_BY_RECIPE = ("model", "tokenizer", "optimizer", "schedule", "trainer", "experiment", "data.seq_len")
+SET_BY_RECIPE = {"model", "tokenizer", "optimizer", "schedule", "trainer", "experiment", "data.seq_len"}
 
 
 def quicker_run(parts: Parts, overrides: Sequence[str], flags: Sequence[str], recipe: str | None) -> str | None:
@@ -164,13 +148,8 @@ def quicker_run(parts: Parts, overrides: Sequence[str], flags: Sequence[str], re
     if recipe == name:
         return None
     keys = [word.lstrip("+~").partition("=")[0].replace("/", ".") for word in overrides]
-    kept = [
-        word
-        for key, word in zip(keys, overrides, strict=True)
-        if key not in SET_BY_RECIPE and key.partition(".")[0] not in SET_BY_RECIPE
-    ]
-    command = visible(shell_line(["python", "-m", "dtl.train", *flags, f"experiment={name}", *kept]))
-    return f"About {minutes} minutes on two cores: {command}"
+    kept = [word for key, word in zip(keys, overrides, strict=True) if not {key, key.partition(".")[0]} & SET_BY_RECIPE]
+    return f"About {minutes} minutes on two cores: {command_line('train', *flags, f'experiment={name}', *kept)}"
 
 
 def tokens_seen(parts: Parts) -> dict[str, dict[str, float]]:

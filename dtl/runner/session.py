@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from dtl.training.trainer import StepReport
 
 N_SAMPLES = 3
 LOG_EVERY_SECONDS = 10.0  # log at least this often, for slow steps
-SLOW_SECONDS = 1800.0  # a run that needs longer than this on a CPU is told of a recipe that does not
+SLOW_SECONDS = 1800.0  # of a run on a CPU: a longer one is shown a recipe that takes minutes
 SAMPLE_PROMPT_TOKENS = 16
 
 
@@ -58,7 +57,6 @@ class Session:
         self.display = display
         self.unlogged: list[StepReport] = []
         self.logged_at = time.monotonic()
-        self.stop_requested: Callable[[], bool] = lambda: False
         self.quicker: str | None = None  # what to say about a quicker run when the first steps are slow
         state = parts.trainer.state
         self.evaluations = [row for row in read_metrics(run_dir) if "val/loss" in row] if parts.resumed_from else []
@@ -79,7 +77,7 @@ class Session:
         limits = self.config.trainer
         profiler = self._profiler() if limits.profile else None
         steps = self.trainer.steps()
-        self.trainer.stop_requested = self.stop_requested = lambda: signals.received is not None
+        self.trainer.stop_requested = lambda: signals.received is not None
         if self._evaluation_is_due():  # of the resumed step: a signal stopped the run before or during it
             self.evaluate()
         # Checked before the first step too: a resumed run may have been stopped after its last step.
@@ -170,7 +168,7 @@ class Session:
         self.tracker.log_steps(rows)
         last, length = reports[-1], self.parts.length
         left = (length.last_step - last.step) * last.seconds / last.step
-        # The first step is slower than the others; one that takes half a minute is telling all the same.
+        # The first step is slower than the others; one that takes half a minute is enough to judge by.
         if self.quicker is not None and (last.step >= 3 or last.seconds >= 30):
             if left > SLOW_SECONDS:
                 self.display.print(f"At this speed the run needs about {in_time(left)} on this CPU. {self.quicker}")
@@ -201,7 +199,7 @@ class Session:
 
     def _after_batch(self, done: int, total: int) -> None:
         self.display.status(f"validation: {done:,} of {total:,} sequences")
-        if self.stop_requested():
+        if self.trainer.stop_requested():
             raise _StopRequested
 
     def evaluate(self) -> bool:

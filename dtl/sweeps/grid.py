@@ -10,6 +10,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from dtl.base.safe_text import in_one_line
+from dtl.base.units import number_of
 from dtl.commandline.cli import to_dtl_error
 from dtl.commandline.command import Command
 from dtl.commandline.compose import typed_run
@@ -142,7 +143,7 @@ class NoTrialError(ConfigError):
         lines = [_line(reason, names) for reason, names in trials.items()]
         if len(lines) > MAX_REASONS:
             rest = len(lines) - MAX_REASONS
-            lines[MAX_REASONS:] = [f"... and {rest} other reason{'s' if rest > 1 else ''}"]
+            lines[MAX_REASONS:] = [f"... and {number_of('other reasons', rest)}"]
         super().__init__("\n  ".join([f"none of the {len(reasons)} trials can be run:", *lines]))
 
 

@@ -259,7 +259,7 @@ def _save(chat: "Chat", argument: str) -> None:
     except DTLError as error:
         chat.screen.warn(str(error))
     else:
-        chat.screen.note(f"{len(chat.turns)} question{'s' if len(chat.turns) > 1 else ''} saved in {path}")
+        chat.screen.note(f"{number_of('questions', len(chat.turns))} saved in {path}")
 
 
 # --- sampling -----------------------------------------------------------------------------------------------------

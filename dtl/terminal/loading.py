@@ -8,7 +8,7 @@ from dtl.base.display import shown
 from dtl.base.json_files import as_list, as_number, as_object, as_whole, read_json_or_empty
 from dtl.base.runtime import choose_device
 from dtl.base.safe_text import in_one_line
-from dtl.base.units import in_units
+from dtl.base.units import in_units, number_of
 from dtl.checkpoints.listing import is_checkpoint
 from dtl.checkpoints.load import load_model, load_tokenizer
 from dtl.data.tokenizers.prompt import Prompt, has_learnt_plain_text, has_learnt_questions_alone
@@ -133,7 +133,7 @@ def _taught(folder: Path) -> Iterator[str]:
     topics = [_words(topic).replace("_", " ") for topic in as_list(taught.get("topics"))]
     more = f" and {len(topics) - MAX_TOPICS} more topics" if len(topics) > MAX_TOPICS else ""
     about = f" about {', '.join(topics[:MAX_TOPICS])}{more}" if topics else ""
-    yield f"It was taught {number:,} question{'s' if number > 1 else ''}{about}, for example:"
+    yield f"It was taught {number_of('questions', number)}{about}, for example:"
     yield from (f"  {_words(example)}" for example in as_list(taught.get("examples")))
 
 

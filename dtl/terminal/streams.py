@@ -13,7 +13,7 @@ from rich.control import Control
 from rich.segment import ControlType
 from rich.text import Text
 
-from dtl.base.display import Bar, TerminalLog, wrapped
+from dtl.base.display import Bar, TerminalLog, print_lines, wrapped
 from dtl.base.safe_text import visible
 
 
@@ -93,8 +93,7 @@ class Screen:
 
     def _line(self, text: str, style: str) -> None:
         self._bar.stop()
-        for line in wrapped(visible(text), self.console.width) if self.is_terminal else [visible(text)]:
-            self.console.print(Text(line, style=style), soft_wrap=True)
+        print_lines(self.console, visible(text), style)
 
 
 def open_screen(all_in_one: bool) -> Screen:

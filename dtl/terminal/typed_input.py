@@ -5,7 +5,7 @@ import re
 import stat
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -200,9 +200,18 @@ def _eager_reader(source: "Vt100Input") -> "PosixStdinReader":
 
 
 class KeptHistory(FileHistory):
-    """A history file that may become unwritable: the session then continues without it, with one warning."""
+    """A history file that may become unusable: the session then continues without it, with one warning."""
 
     _problem: str | None = None
+
+    def load_history_strings(self) -> Iterable[str]:
+        """See `FileHistory.load_history_strings`. An error would end in prompt_toolkit's own report of it, which asks
+        for Enter and leaves a Ctrl-C without effect."""
+        try:
+            return list(super().load_history_strings())
+        except OSError as error:
+            self._problem = self._problem or _not_kept(Path(os.fsdecode(self.filename)), error.strerror)
+            return []
 
     def store_string(self, string: str) -> None:
         """See `FileHistory.store_string`."""

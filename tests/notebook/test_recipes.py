@@ -6,9 +6,9 @@ from itertools import pairwise
 import pytest
 from composing import composed
 
+from dtl.base.json_files import dotted
 from dtl.base.paths import experiments_dir
 from dtl.config import RunConfig, to_dict
-from dtl.run_dir.state import dotted
 
 
 def differences(first: RunConfig, second: RunConfig) -> set[str]:

@@ -22,7 +22,7 @@ from dtl.data.config import DataConfig, SourceConfig
 from dtl.errors import ConfigError, TrainingError
 from dtl.model.transformer import TransformerLM
 from dtl.runner import build, run
-from dtl.runner.run import Origin, _memory_advice, train
+from dtl.runner.run import Origin, _memory_advice, smaller_step, train
 from dtl.runner.screens import quicker_run
 from dtl.tracking.metrics import read_metrics
 from dtl.train import COMMAND
@@ -274,7 +274,7 @@ def test_out_of_memory_says_what_fits_next(pairs: Path, tmp_path: Path, monkeypa
 @pytest.mark.parametrize("micro, accumulation", [(8, 4), (7, 2), (5, 1), (3, 1), (2, 3), (5, 3), (6, 1)])
 def test_the_advice_keeps_the_rows_of_a_step(pairs: Path, micro: int, accumulation: int) -> None:
     config = tiny_config(pairs, micro_batch_size=micro, grad_accum_steps=accumulation)
-    with pytest.raises(TrainingError) as told, _memory_advice(config):
+    with pytest.raises(TrainingError) as told, _memory_advice(lambda: smaller_step(config)):
         raise torch.OutOfMemoryError("CUDA out of memory.")
     settings = dict(word.split("=") for word in str(told.value).split() if word.startswith("trainer."))
     smaller = int(settings["trainer.micro_batch_size"])
@@ -284,7 +284,7 @@ def test_the_advice_keeps_the_rows_of_a_step(pairs: Path, micro: int, accumulati
 
 def test_the_advice_goes_on_when_a_batch_is_one_row(pairs: Path) -> None:
     def advice(config: RunConfig) -> str:
-        with pytest.raises(TrainingError) as told, _memory_advice(config):
+        with pytest.raises(TrainingError) as told, _memory_advice(lambda: smaller_step(config)):
             raise MemoryError
         return str(told.value)
 
@@ -337,5 +337,5 @@ def test_too_little_memory_before_the_first_step_is_no_matter_of_micro_batches(p
 
 
 def test_other_errors_pass_through_the_advice(pairs: Path) -> None:
-    with pytest.raises(ZeroDivisionError), _memory_advice(tiny_config(pairs)):
+    with pytest.raises(ZeroDivisionError), _memory_advice(lambda: smaller_step(tiny_config(pairs))):
         raise ZeroDivisionError

@@ -298,7 +298,6 @@ def test_nobody_reads_any_more():
     """As in `... | head -1`: no traceback, and Python's last flush has nothing to complain about."""
     program = """
 from dtl.base.display import exit_when_output_closes
-from dtl.evaluation.metrics import Calibration
 from dtl.terminal.streams import open_screen
 with exit_when_output_closes():
     while True:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -203,7 +204,7 @@ def test_a_history_that_cannot_be_kept_is_a_note(tmp_path):
 
 
 def test_a_history_that_stops_being_writable_is_told_once(tmp_path):
-    file = tmp_path / "history"
+    file, on_interrupt = tmp_path / "history", signal.getsignal(signal.SIGINT)
     with terminal(history=file) as (line, keyboard):
         file.unlink()
         file.mkdir()
@@ -212,6 +213,7 @@ def test_a_history_that_stops_being_writable_is_told_once(tmp_path):
         note = line.take_note()
         assert note is not None and "Is a directory" in note
         assert line.read() == "Two?"
+        assert signal.getsignal(signal.SIGINT) == on_interrupt
 
 
 def test_without_a_file_nothing_is_remembered():

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dtl.base.units import number_of
 from dtl.data.local.formats import encoding_of
 from dtl.data.local.unpacking import UpToDamage, open_decompressed
 
@@ -143,8 +144,7 @@ class OpenText:
         kept = self.position if self._end_left_out_at is None else self._end_left_out_at
         why = f"cut off or damaged ({self.damage})" if self.damage is not None else "cut off within its last record"
         return (
-            f"{why}; data.allow_truncated=true keeps what comes before {self.at(kept)}: "
-            f"{n_read:,} record{'' if n_read == 1 else 's'}"
+            f"{why}; data.allow_truncated=true keeps what comes before {self.at(kept)}: {number_of('records', n_read)}"
         )
 
     def at(self, byte: int) -> str:
