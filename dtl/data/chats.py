@@ -124,7 +124,7 @@ def chats_in(text: str) -> list[list[Message]]:
     return [chat for chat in chats if any(role in ASSISTANT for role, _ in chat)]
 
 
-# Markers that no prose has, and a part of each: a test for the part is a hundred times as fast.
+# Markers that no prose has, and a part of each: a test for the parts is several times as fast.
 _MARKER = re.compile(
     r"<\|(?:im_start|im_end|start_header_id|end_header_id|eot_id|eom_id|begin_of_text|end_of_text|endoftext|end|start"
     r"|message|user|assistant|system|prompter|human|bot|tool|eos|pad)\|>|</?(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>"
@@ -142,6 +142,9 @@ def markers_in(text: str) -> set[str]:
 # --- turns --------------------------------------------------------------------------------------------------------
 
 
+BEFORE_TURNS = "text before the first turn"
+
+
 def turns_of(messages: Sequence[Message], left_out: Counter[str]) -> list[tuple[str, str]]:
     """Return questions with answers: what users wrote before an assistant's message, and the message.
 
@@ -153,8 +156,8 @@ def turns_of(messages: Sequence[Message], left_out: Counter[str]) -> list[tuple[
         if role in USER and text:
             asked.append(text)
         elif role not in ASSISTANT or not text:
-            known = "an empty message" if role in USER | ASSISTANT else "text before the first turn"
-            left_out[f"role {role}" if role and role not in USER | ASSISTANT else known] += 1
+            reason = "an empty message" if role in USER | ASSISTANT else f"role {role}" if role else BEFORE_TURNS
+            left_out[reason] += 1
         elif asked:
             turns.append(("\n".join(asked), text))
             asked = []

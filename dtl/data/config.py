@@ -266,7 +266,7 @@ class DataConfig:
         return {name: source for name, source in resolved.items() if source.weight != 0}
 
     @property
-    def held_out(self) -> "HeldOut":
+    def held_out(self) -> HeldOut:
         """The fractions of documents to hold out."""
         validation = AUTOMATIC_FRACTION if self.validation_fraction is None else self.validation_fraction
         test = min(AUTOMATIC_FRACTION, validation) if self.test_fraction is None else self.test_fraction
@@ -299,7 +299,7 @@ class DataConfig:
                 raise ConfigError(
                     f"data.commits.{name}={commit}: must be a dataset of the hub and a commit's 40 digits."
                 )
-        self._validate_separator(sources)
+        self._validate_text_settings(sources)
         if self.qa.columns:
             self._validate_columns(sources)
         for task in self.tasks:
@@ -320,7 +320,7 @@ class DataConfig:
             raise ConfigError(f"data.qa.prompt={in_one_line(template)}: {problem}")
         self._validate_layout()
 
-    def _validate_separator(self, sources: Mapping[str, SourceConfig]) -> None:
+    def _validate_text_settings(self, sources: Mapping[str, SourceConfig]) -> None:
         if self.separator and not any(source.traits.needs_files for source in sources.values()):
             raise ConfigError(
                 f"data.separator={in_one_line(self.separator)}: separates documents in files of data=text; this data "

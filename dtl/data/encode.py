@@ -120,7 +120,7 @@ def _tokenizer(config: TokenizerConfig, texts: dict[str, SourceTexts], cache: Ca
         for document in itertools.chain.from_iterable(splits):
             yield document.text
             done += len(document.text)
-            pace.report(f"{done / 1e6:.1f} M characters", done / max(total, 1))
+            pace.report(f"{in_units(done)} characters", done / max(total, 1))
 
     def made() -> Tokenizer:
         return build_tokenizer(config, training_texts)

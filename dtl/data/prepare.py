@@ -29,7 +29,7 @@ from dtl.data.pack import (
     pad_documents,
     with_targets,
 )
-from dtl.data.readable import BORDER, readable, shortened
+from dtl.data.readable import BORDER, OPEN, readable, shortened
 from dtl.data.sources import SourcePlan, plan_sources
 from dtl.data.stored import TokenDocuments
 from dtl.data.tokenizers.prompt import Prompt
@@ -74,12 +74,10 @@ class PreparedData:
         characters.
         """
         rows = self.rows[source]["train"]
-        found: list[str] = []
-        for number in range(len(rows)):
-            if len(found) >= count:
-                break
-            found += [text for text in self.decode(rows[number]).split(BORDER) if "«" in text]
-        return [shortened(text, max_length) for text in found[:count]]
+        texts = (
+            text for number in range(len(rows)) for text in self.decode(rows[number]).split(BORDER) if OPEN in text
+        )
+        return [shortened(text, max_length) for text in islice(texts, count)]
 
     def longest_answer(self) -> int:
         """Return the most tokens to generate for an answer to any question of the data. See `longest_answer`."""
@@ -87,10 +85,12 @@ class PreparedData:
 
     def taught(self) -> dict[str, Any] | None:
         """Return the number of training questions, their topics and three examples; None for data without questions."""
-        pairs = self.pairs.get("train", [])
-        examples = [pairs[len(pairs) * n // 6].question for n in (1, 3, 5)] if pairs else []
+        pairs = self.pairs.get("train")
+        if not pairs:
+            return None
+        examples = [pairs[len(pairs) * n // 6].question for n in (1, 3, 5)]
         topics = sorted({pair.topic for pair in pairs} - {""})
-        return {"questions": len(pairs), "topics": topics, "examples": list(dict.fromkeys(examples))} if pairs else None
+        return {"questions": len(pairs), "topics": topics, "examples": list(dict.fromkeys(examples))}
 
 
 def longest_answer(tokenizer: Tokenizer, pairs: Iterable[QuestionAnswer]) -> int:

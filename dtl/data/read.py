@@ -99,7 +99,8 @@ class _Reader:
         self.origin = origin
         self._remove = re.compile("|".join(re.escape(with_line_ends(text)) for text in remove)) if remove else None
         self._markers: Counter[str] = Counter()  # of chats -> documents
-        self._marked = self._chats = 0  # documents with such markers, and those that are chats
+        self._marked = 0  # documents with such markers
+        self._is_chat = False  # True once one of them is a chat
         self.log = log
         self.n_bytes = n_bytes  # of all splits
         self.bytes_read = 0
@@ -168,7 +169,7 @@ class _Reader:
         if found := markers_in(text):
             self._markers.update(found)
             self._marked += 1
-            self._chats += bool(chats_in(text))
+            self._is_chat = self._is_chat or bool(chats_in(text))
 
     def notes(self) -> list[str]:
         notes = []
@@ -176,7 +177,7 @@ class _Reader:
             kept = sum(counts["kept"] for counts in self.counts.values())
             markers = [marker for marker, _ in self._markers.most_common(4)]
             listed = ",".join(f'"{marker}"' for marker in markers)
-            ways = ["data=qa data.qa.path=FILE reads such chats as questions with answers"] if self._chats else []
+            ways = ["data=qa data.qa.path=FILE reads such chats as questions with answers"] if self._is_chat else []
             if END_OF_TEXT in markers and not ways:
                 ways.append(f"'data.separator={END_OF_TEXT}' splits a text of data=text there")
             ways.append(f"'data.remove=[{listed}]' cuts them out")

@@ -95,7 +95,7 @@ class HoldOut:
 
     def _taught_only(
         self, splits: Mapping[str, Sequence[Document]]
-    ) -> tuple[dict[str, Iterable[Document]] | None, str | None]:
+    ) -> tuple[dict[str, Iterable[Document]], str | None]:
         """Hold out, of the questions drawn, those whose answer others teach; none where these are too few."""
         taught = {_answer(document) for document in splits["train"]}
         drawn = [(split, document) for split in SPLITS[1:] for document in splits.get(split, ())]

@@ -308,7 +308,6 @@ def test_a_row_of_csv_without_a_line_end_is_told(tmp_path):
     assert "a.csv:3: the file ends" in refusal(tmp_path / "a.csv")
 
 
-@pytest.mark.slow
 def test_xz_may_pad_its_streams(tmp_path):
     parts = [lzma.compress(jsonl([text])) + b"\0" * 4 for text in TEXTS]
     (tmp_path / "a.jsonl.xz").write_bytes(b"".join(parts))
@@ -327,6 +326,7 @@ def test_a_line_of_excel_names_the_delimiter(tmp_path, declared):
         list(LocalFiles(str(tmp_path / "a.csv"), "data.path").records("train"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".json", ".csv", ".jsonl.gz"])
 def test_a_line_of_a_hundred_megabytes(tmp_path, suffix):
     text = "0123456789" * 10_000_000

@@ -445,6 +445,12 @@ def test_messages_in_a_column_of_another_name(tmp_path):
     assert pairs == {"train": [QuestionAnswer("Who?", "Ada.")]}
 
 
+def test_a_chat_has_the_id_of_its_own_column(tmp_path):
+    write(tmp_path / "a.jsonl", {"talk": [USER, REPLY], "Nr": 7, "id": "not this"})
+    pairs, _ = read(tmp_path / "a.jsonl", columns={"messages": "talk", "id": "nr"})
+    assert pairs == {"train": [QuestionAnswer("Who?", "Ada.", fact="7")]}
+
+
 def test_a_text_may_have_several_chats(tmp_path):
     task = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
     blocks = [f"{task}\n\n### Instruction:\nWhat is {n}?\n\n### Response:\nIt is {n}.\n\n" for n in range(3)]

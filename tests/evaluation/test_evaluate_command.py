@@ -63,6 +63,22 @@ def test_evaluates_a_run_on_its_own_data(evaluate, run_dir):
     assert {one["question"] for one in written["worst"]} <= {"tell a0", "tell a1", "tell a2"}
 
 
+@pytest.mark.parametrize("own", ["qa: {path: pairs.jsonl}", "path: pairs.jsonl"])
+@pytest.mark.parametrize("key", ["data.path", "data.qa.path"])
+def test_the_path_that_is_given_is_the_one_that_is_evaluated(evaluate, run_dir, own, key):
+    """A run's path may be recorded in another of the places that name the same source."""
+    config = f"seed: 7\ndata: {{sources: {{qa: {{kind: qa}}}}, {own}, loss_on: answer, cache_dir: cache}}\n"
+    model = tiny_model(vocab_size=258, max_seq_len=61)
+    save_checkpoint(
+        run_dir, model, tiny_tokenizer().with_prompt(LEARNT), config, {"step": 9, "epoch": 1}, moments(model)
+    )
+    fact = {"answer": "b", "train": ["What is b?"], "validation": "Say b", "test": "tell b"}
+    Path("new.jsonl").write_text(json.dumps(fact) + "\n")
+    code, _, error = evaluate("ckpt=latest", f"{key}=new.jsonl", "out=metrics.json")
+    assert code == 0, error
+    assert {one["question"] for one in json.loads(Path("metrics.json").read_text())["worst"]} == {"tell b"}
+
+
 def test_evaluates_a_run_on_its_own_data_from_another_folder(evaluate, run_dir, monkeypatch):
     (run_dir / "run.json").write_text(json.dumps({"cwd": str(Path.cwd())}))
     Path("desk").mkdir()

@@ -274,9 +274,13 @@ def field(record: Record, *names: str, remedy: str = "") -> Any:
     if remedy:  # ready to paste: the column with the longest text
         by_length = {name: len(value) for name, value in record.fields.items() if isinstance(value, str)}
         longest = str(max(by_length, key=by_length.__getitem__, default="NAME"))
-        quoted = longest if re.fullmatch(r"[\w.-]+", longest) else f'"{longest}"'
-        remedy = f"{remedy}{quoted}."
+        remedy = f"{remedy}{quoted_name(longest)}."
     raise DataError(f"{record.place}: no field '{' or '.join(names)}'. Found: {present}.{remedy}")
+
+
+def quoted_name(name: str) -> str:
+    """Return a column's name as it is written in a setting: in quotes unless it is a plain word."""
+    return name if re.fullmatch(r"[\w.-]+", name) else f'"{name}"'
 
 
 def other_column(name: str) -> str:

@@ -11,10 +11,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from dtl.base.units import number_of
 from dtl.data.chats import MESSAGES, Message, chats_in, messages_in, turns_of
 from dtl.data.config import SPLITS
 from dtl.data.documents import QuestionAnswer
-from dtl.data.local.files import text_of
+from dtl.data.local.files import quoted_name, text_of
 from dtl.data.local.readers import Record
 from dtl.errors import DataError
 
@@ -50,6 +51,7 @@ class PairReader:
         self._answer: Sequence[str] = self._own.get("answer", ANSWER)
         self._context: Sequence[str] = self._own.get("context", CONTEXT)
         self._topic: Sequence[str] = self._own.get("topic", TOPIC)
+        self._id = self._own.get("id", ("id",))[0]
         self._forms: Counter[str] = Counter()  # what the records were recognised as
         self._chats: Counter[int] = Counter()  # with one turn, with several
         self._left_out_of_chats: Counter[str] = Counter()
@@ -91,7 +93,7 @@ class PairReader:
             return ()
         self._chats[len(turns) > 1] += 1
         self.n_pairs += len(turns)
-        fact = text_of(fields.get("id"), place) or None
+        fact = text_of(fields.get(self._id), place) or None
         return tuple(
             QuestionAnswer(text_of(asked, place), text_of(answer, place), fact=fact) for asked, answer in turns
         )
@@ -117,7 +119,7 @@ class PairReader:
         context = text_of(fields[context_name], place).strip() if is_context else ""
         topic_name = _first_name(fields, self._topic)
         topic = text_of(fields[topic_name], place) if topic_name else ""
-        fact = text_of(fields.get(self._own.get("id", ("id",))[0]), place) or None
+        fact = text_of(fields.get(self._id), place) or None
         given = {"question": question_name, "context": context_name if context else "", "answer": answer_name}
         self._forms[", ".join(f"{what} '{name}'" for what, name in given.items() if name)] += 1
         for split, question in questions:
@@ -153,7 +155,9 @@ class PairReader:
     def notes(self, origin: str) -> list[str]:
         """Return what the records were recognised as, a line per reason for which records were left out, and one on
         the first record without a field."""
-        forms = "; ".join(f"{form} ({count:,} records)" for form, count in self._forms.most_common(MAX_PLACES))
+        forms = "; ".join(
+            f"{form} ({number_of('records', count)})" for form, count in self._forms.most_common(MAX_PLACES)
+        )
         notes = [f"{origin}: read as questions and answers: {forms}."] if forms else []
         if self._chats:
             ways = {False: "with one turn as pairs", True: "with several turns as documents in the chat template"}
@@ -208,11 +212,7 @@ def _columns_to_give(fields: dict[str, Any]) -> str:
     after = [*texts][[*texts].index(asked) + 1 :]
     before = [name for name in words if name != asked]
     answer = (after or before or ["NAME"])[0]
-    return f" Name them: 'data.qa.columns={{question: {_quoted(asked)}, answer: {_quoted(answer)}}}'"
-
-
-def _quoted(name: str) -> str:
-    return name if re.fullmatch(r"[\w.-]+", name) else f'"{name}"'
+    return f" Name them: 'data.qa.columns={{question: {quoted_name(asked)}, answer: {quoted_name(answer)}}}'"
 
 
 def _first_name(fields: dict[str, Any], names: Sequence[str]) -> str:

@@ -40,7 +40,8 @@ _SUPERSCRIPTS = str.maketrans("0123456789+-−n", "⁰¹²³⁴⁵⁶⁷⁸⁹�
 _SUBSCRIPTS = str.maketrans("0123456789+−aeoxijknm", "₀₁₂₃₄₅₆₇₈₉₊₋ₐₑₒₓᵢⱼₖₙₘ")
 _LONGEST_FORMULA = 80  # characters of a formula that still reads well inside a sentence
 # Letters raised by custom, not as exponents: the 1st, la 1ère, Mme.
-_BY_CUSTOM = "st nd rd th er re ère ers nde ème ter de te me mme lle mes lles gr ve tm sm bis ste"
+_CUSTOM = "st nd rd th er re ère ers nde ème ter de te me mme lle mes lles gr ve tm sm bis ste"
+_BY_CUSTOM = frozenset(_CUSTOM.split())
 _ONE_LETTER = {"o": "º", "a": "ª"}
 
 
@@ -51,7 +52,7 @@ def raised(text: str, before: str = "") -> str:
     belong to it.
     """
     text = text.strip()
-    if before and text.lower() in _BY_CUSTOM.split():
+    if before and text.lower() in _BY_CUSTOM:
         return text
     if text in ("e", "d") and re.fullmatch(r"\d+|[IVXL]+", before):
         return text

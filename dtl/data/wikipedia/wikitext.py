@@ -30,7 +30,8 @@ _BREAK = re.compile(r"\s*<\s*/?\s*br\b[^<>]*>[ \t]*\n?", re.I)
 _BLOCK = re.compile(r"</?(?:p|div|center|blockquote|ul|ol|dl|hr)\b[^<>]*>", re.I)
 _ITEM = re.compile(r"\s*<(?:li|dd|dt)\b[^<>]*>\s*", re.I)
 _HEADING_TAG = re.compile(r"<h([1-6])\b[^<>]*>([^<\n]*(?:<(?!/?h[1-6])[^<\n]*)*)</h\1\s*>", re.I)
-_RAISED = re.compile(r"(\w*)<sup\b[^<>]*>([^<>]*)</sup\s*>", re.I)
+# The word before it is read from its beginning and never given back: otherwise a long word is tried at each letter.
+_RAISED = re.compile(r"(?<!\w)(\w*+)<sup\b[^<>]*>([^<>]*)</sup\s*>", re.I)
 _INLINE_TAG = re.compile(
     r"</?(?:b|i|u|em|strong|small|big|span|font|cite|code|kbd|samp|tt|var|sub|sup|abbr|dfn|q|ins|nobr|poem|noinclude"
     r"|onlyinclude|li|dd|dt|ruby|rb|rbc|rtc|bdi|bdo|data|time|wbr|mark|h[1-6]|ref|references|gallery|math|nowiki|table"
