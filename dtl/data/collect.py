@@ -13,7 +13,6 @@ from dtl.base.progress import Progress
 from dtl.data.cache import Cache, cache_folder, key_of
 from dtl.data.code_key import code_of
 from dtl.data.config import SPLITS, DataConfig
-from dtl.data.local.formats import KINDS
 from dtl.data.read import read_source
 from dtl.data.sources import HubReader, Source, SourcePlan, plan_sources
 from dtl.data.stored import DiskWriter, MemoryWriter, Texts, read_texts, sample
@@ -33,6 +32,7 @@ _SHAPES_NO_TEXT = {
 }  # fmt: skip
 # Smaller files are prepared in about a second: a cache entry would cost more than it saves.
 SMALL_BYTES = 2**20
+PLAIN = {".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv"}  # files about as large as their text, for the progress
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _fingerprint(files: list[Path] | str | None, cache: Cache) -> str | None:
 
 def _bytes_of_text(files: list[Path] | str | None) -> float:
     """Return the size of the text in files; infinity where their sizes do not tell, as of compressed ones."""
-    if not isinstance(files, list) or any(KINDS.get(file.suffix.lower(), "parquet") == "parquet" for file in files):
+    if not isinstance(files, list) or any(file.suffix.lower() not in PLAIN for file in files):
         return math.inf
     return max(1, sum(file.stat().st_size for file in files))
 
