@@ -66,5 +66,6 @@ def test_every_command_of_the_texts_composes():
         text = re.sub(r"\\\n\s*", "", file.read_text(encoding="utf-8"))
         for line in re.findall(r"python -m dtl\.train ([^`\n]+)", text):
             line = re.sub(r"\S+=<[^>]*>|\S+=\.\.\.|-m |hydra\.\S+", "", line)
-            for choice in (0, -1):
-                composed(*(f"{key}={values.split(',')[choice]}" for key, values in re.findall(r"(\S+?)=(\S+)", line)))
+            settings = [(key, values.split(",")) for key, values in re.findall(r"(\S+?)=(\S+)", line)]
+            for overrides in {tuple(f"{key}={values[choice]}" for key, values in settings) for choice in (0, -1)}:
+                composed(*overrides)

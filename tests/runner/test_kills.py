@@ -18,7 +18,7 @@ posix = pytest.mark.skipif(os.name == "nt", reason="Windows knows neither fork n
 
 
 @posix
-@pytest.mark.parametrize("n_kills, seed", [(10, 1), pytest.param(60, 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_kills, seed", [(5, 1), pytest.param(60, 2, marks=pytest.mark.slow)])
 def test_killed_runs_end_as_if_never_killed(tmp_path: Path, n_kills: int, seed: int) -> None:
     script = Path(__file__).with_name("kill_runs.py")
     ran = subprocess.run(

@@ -58,7 +58,7 @@ silent, server, canaries = sys.argv[1:]
 go("no-key", {})
 go("no-key-online", {}, "online")
 go("silent", {**json.loads(canaries), "WANDB_BASE_URL": silent})
-go("half", {"WANDB_BASE_URL": server + "/half"}, patience=20.0)
+go("half", {"WANDB_BASE_URL": server + "/half"}, patience=6.0)
 go("whole", {"WANDB_BASE_URL": server + "/whole"})
 wandb_sink.FINISH_SECONDS = 1.0
 go("dying", {"WANDB_BASE_URL": server + "/dying"})
