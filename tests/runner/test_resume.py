@@ -153,6 +153,20 @@ def test_a_longer_run_goes_on_and_stays_longer(
     assert best.step == last or result(tmp_path)["value"] is not None  # without validation data: the last
 
 
+@pytest.mark.parametrize(("limit", "lift"), [("max_epochs", "trainer.max_epochs=null "), ("total_steps", "")])
+def test_a_length_that_is_reached_already_names_one_that_is_not(
+    pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], limit: str, lift: str
+) -> None:
+    config = tiny_config(pairs, **{"total_steps": None, "max_epochs": None, limit: 2})
+    start(config, tmp_path)
+    at = result(tmp_path)["step"]
+    go_on(config, tmp_path, **{limit: 1})
+    assert f"at step {at}, and its last is {at // 2}. To train further: " in (shown := capsys.readouterr().out)
+    assert f" {lift}trainer.total_steps={2 * at}\n" in shown
+    go_on(config, tmp_path, max_epochs=None, total_steps=2 * at)
+    assert result(tmp_path)["step"] == 2 * at
+
+
 # --- signals ------------------------------------------------------------------------------------------------------
 
 
