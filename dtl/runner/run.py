@@ -83,7 +83,8 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
             _raise_if_validation_is_needed(config, origin)
         _record_start(parts, run_dir, origin)
         with _open_tracker(parts, run_dir, origin) as tracker:
-            update_run_record(run_dir, wandb_id=tracker.run_id, last_step=parts.length.last_step)
+            last_step = max(parts.length.last_step, parts.trainer.state.step)  # a resume may give one that is past
+            update_run_record(run_dir, wandb_id=tracker.run_id, last_step=last_step)
             show_start(display, parts, run_dir, tracker)
             session = Session(parts, run_dir, tracker, display)
             if origin.group is None and origin.choices:  # neither a trial nor from Python

@@ -20,6 +20,7 @@ from dtl.checkpoints.upkeep import publish_best
 from dtl.config import typed
 from dtl.data.prepare import prepare_data
 from dtl.errors import CheckpointError, ConfigError, InterruptedRun
+from dtl.run_dir.state import read_run_state
 from dtl.runner.run import Origin, train
 from dtl.tracking import tracker as tracking
 from dtl.tracking.metrics import read_metrics
@@ -163,6 +164,7 @@ def test_a_length_that_is_reached_already_names_one_that_is_not(
     go_on(config, tmp_path, **{limit: 1})
     assert f"at step {at}, and its last is {at // 2}. To train further: " in (shown := capsys.readouterr().out)
     assert f" {lift}trainer.total_steps={2 * at}\n" in shown
+    assert read_run_state(tmp_path).last_step == at
     go_on(config, tmp_path, max_epochs=None, total_steps=2 * at)
     assert result(tmp_path)["step"] == 2 * at
 
