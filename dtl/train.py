@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dtl.base.display import Display, command_line, shell_line, shown
-from dtl.base.json_files import as_number, as_whole, read_json_or_empty
+from dtl.base.json_files import as_number, as_object, as_whole, read_json_or_empty
 from dtl.base.redaction import check_no_secrets
 from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.listing import newest_valid, step_folders
@@ -28,7 +28,7 @@ from dtl.config import RunConfig, typed
 from dtl.data.tokenizers.prompt import read_prompt
 from dtl.errors import ConfigError, DataError, InterruptedRun
 from dtl.run_dir.provenance import RECORD, RESULT, composition_flags
-from dtl.run_dir.state import PLACE_OF_DATA, clear_other_places, resume_command, with_data_found
+from dtl.run_dir.state import PLACE_OF_DATA, clear_other_places, longer_run, read_config, with_data_found
 from dtl.run_dir.sweep_records import sweep_to_continue, with_its_flags
 from dtl.run_dir.trial import as_trial, current_trial
 
@@ -217,7 +217,8 @@ def _loss_if_finished(composed: DictConfig, run_dir: Path, overrides: list[str])
     use = "chat" if any("exact_match" in name for name in result) else "generate"
     with Display() as display:
         display.print(f"{folder}: this run is finished, at step {step:,}. Nothing is left to train.")
-        display.print(f"To train further: {resume_command(run_dir, f'trainer.total_steps={2 * step}')}")
+        max_epochs = as_whole(as_object(read_config(run_dir).get("trainer")).get("max_epochs"))
+        display.print(f"To train further: {longer_run(run_dir, 2 * step, max_epochs)}")
         display.print(f"To use it: {command_line(use, f'ckpt={folder}')}")
     value = as_number(result.get("value"))
     return math.nan if value is None else value

@@ -55,6 +55,12 @@ def test_every_choice_makes_a_valid_run(group, choice):
     composed(f"{group}={choice}", *NEEDED.get((group, choice), []))
 
 
+@pytest.mark.parametrize("data", COMMAND.groups()["data"])
+def test_nothing_is_held_out_of_any_data_by_one_setting(data):
+    held_out = composed(f"data={data}", *NEEDED.get(("data", data), []), "data.validation_fraction=0").data.held_out
+    assert (held_out.validation, held_out.test) == (0, 0)
+
+
 @pytest.mark.parametrize("trainer", COMMAND.groups()["trainer"])
 @pytest.mark.parametrize("data", COMMAND.groups()["data"])
 def test_every_trainer_takes_all_data(data, trainer):

@@ -67,6 +67,20 @@ def collect_texts(
     return collected
 
 
+def has_validation(config: DataConfig, plans: Sequence[SourcePlan], seq_len: int, seed: int, log: Progress) -> bool:
+    """Return True if the data of a configuration has a validation split. Only its text may tell: then that is read.
+
+    Raises DataError as `collect_texts` does.
+    """
+    if "validation" in plans[0].source.splits():
+        return True
+    if not config.held_out.automatic:
+        return config.held_out.validation > 0
+    cache = Cache(cache_folder(config.cache_dir), config.verify == "full", log)
+    texts = collect_texts(config, plans[:1], seq_len, seed, cache, log)
+    return "validation" in texts[plans[0].name].splits
+
+
 def _characters_wanted(
     config: DataConfig, plan: SourcePlan, first: SourcePlan, collected: Mapping[str, SourceTexts], seq_len: int
 ) -> float:

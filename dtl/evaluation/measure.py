@@ -105,12 +105,14 @@ def measure(model: TransformerLM, data: PreparedData, plan: Plan, log: Progress)
     """Measure all that `plan` asks for. Metrics do not depend on the batch size, except speed."""
     tokenizer = data.tokenizer
     token_bytes = count_token_bytes(tokenizer)
-    log("... loss on the held-out text")
+    if any(rows.keys() - {"train"} for rows in data.rows.values()):
+        log("... loss on the held-out text")
     scope = (plan.batch_size, plan.max_batches, plan.mixed_precision, plan.metrics)
     text = text_scores(model, data.rows, token_bytes, *scope, log)
     compared: list[TextLeakage] = []
     for source in plan.compare_text:
-        log(f"... {source}: held-out text that occurs in the training text")
+        if len(data.rows[source]) > 1:
+            log(f"... {source}: held-out text that occurs in the training text")
         tokens = {split: rows.tokens for split, rows in data.rows[source].items()}
         compared += text_leakage(source, tokens, tokenizer, plan.leakage_tokens)
     if not any(data.pairs.values()):

@@ -51,6 +51,8 @@ def show_report(console: Console, report: Report, why_no_detection: str) -> None
                 for wrong in report.worst
             ],
         )
+    if not report.text and not report.answers:
+        console.print(Text("Nothing is held out of this text, so there is no loss. To measure another: data.path=FILE"))
     for name, score in report.tasks.items():
         console.print(Text(f"{name}  {score:.4g}"))
     for line in _leakage(report):

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dtl.base.units import number_of
 from dtl.reports.configurations import Configuration
-from dtl.reports.metric import BITS, Metric, format_number, not_comparable, same_tokenizer
+from dtl.reports.metric import BEST_LOSS, BITS, Metric, format_number, not_comparable, same_tokenizer
 from dtl.reports.reading import Run
 from dtl.reports.statistics import MIN_SEEDS, Comparison
 
@@ -111,7 +112,8 @@ def notices(runs: Sequence[Run], configurations: Sequence[Configuration], metric
         caveats.append(f"{single} of {len(configurations)} configurations have one seed: they cannot be compared.")
     without = sum(metric.key not in run.metrics for run in runs if run.finished)
     if without:
-        caveats.append(f"{without} finished runs have no {metric.title}.")
+        why = " (nothing is held out of the data, or none was measured)" if metric.key == BEST_LOSS else ""
+        caveats.append(f"{number_of('finished runs', without)} without {metric.title}{why}.")
     if any(map(_repeated, configurations)):
         caveats.append("Some seeds ran more than once in a configuration; each counts once, with its last run.")
     if _data_differs(runs):

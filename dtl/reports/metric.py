@@ -9,6 +9,7 @@ from dtl.reports.reading import Curve, Run
 
 BEST_LOSS = "value"
 BITS = "validation/bits_per_byte"
+TAUGHT = "exact_match/train"
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,13 @@ def same_tokenizer(runs: Iterable[Run]) -> bool:
 
 
 def metric_for(runs: Sequence[Run], asked: Metric | None) -> Metric:
-    """Return the `asked` metric, else validation loss, else bits per byte if tokenizers differ and all runs have it."""
+    """Return the `asked` metric, else validation loss, else bits per byte if tokenizers differ and all runs have it.
+
+    Of runs without validation data, all of which have it, the score on the training questions.
+    """
     finished = [run for run in runs if run.finished]
+    if asked is None and finished and all(BEST_LOSS not in run.metrics and TAUGHT in run.metrics for run in finished):
+        return Metric(TAUGHT, higher_is_better=True)
     if asked is None and not same_tokenizer(finished) and all(BITS in run.metrics for run in finished):
         return Metric(BITS)
     return asked or Metric()

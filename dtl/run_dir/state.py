@@ -105,6 +105,12 @@ def resume_command(folder: Path, *more: str) -> str:
     return command_line("train", *map(str, flags), *words)
 
 
+def longer_run(folder: Path, steps: int, max_epochs: int | None) -> str:
+    """The line that trains the run in `folder` up to `steps`; a limit of epochs would end it first, and is lifted."""
+    without_limit = ["trainer.max_epochs=null"] if max_epochs is not None else []
+    return resume_command(folder, *without_limit, f"trainer.total_steps={steps}")
+
+
 def _lock_owner(folder: Path) -> dict[str, Any]:
     """The lock owner file of the process that runs here, or was killed; empty when there is none."""
     # The file is removed when a session ends. When it is older than the result, only that removal was interrupted.

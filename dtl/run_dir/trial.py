@@ -24,6 +24,11 @@ FOLDER = "DTL_TRIAL_FOLDER"  # folder for its error.json and traceback.txt
 SWEEP, NUMBER = "DTL_SWEEP", "DTL_TRIAL"  # its group and number in the tracker
 SECONDS_TO_SAVE = 120.0  # time for a trial to save its state after it is stopped
 SECONDS_TO_END = 10.0  # additional time before it exits without saving
+NO_LOSS_TO_SEARCH = (
+    "hydra/sweeper=dtl_optuna: a search compares validation losses, and nothing is held out of this data. Set "
+    "data.validation_fraction=0.1, or run a grid, -m alone, and compare the training questions: dtl.report "
+    "metric=exact_match/train"
+)
 
 
 def current_trial() -> tuple[str, int] | None:

@@ -28,7 +28,7 @@ from dtl.errors import CheckpointError, ConfigError, DTLError, InterruptedRun, T
 from dtl.evaluation.measure import Report
 from dtl.run_dir.provenance import RECORD, add_session, config_hash, update_run_record, write_result, write_run_record
 from dtl.run_dir.state import resume_command
-from dtl.run_dir.trial import in_search
+from dtl.run_dir.trial import NO_LOSS_TO_SEARCH, in_search
 from dtl.runner.build import Parts, build_run, raise_if_resume, too_large, training_bytes
 from dtl.runner.screens import quicker_run, show_end, show_start, tokens_seen
 from dtl.runner.session import Session
@@ -80,10 +80,11 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
         with _memory_advice(lambda: BEFORE_TRAINING):
             parts = build_run(config, origin.plans, origin.resume_from, origin.init_from, display.log)
         if parts.data.validation is None:
-            _raise_if_validation_is_needed(origin)
+            _raise_if_validation_is_needed(config, origin)
         _record_start(parts, run_dir, origin)
         with _open_tracker(parts, run_dir, origin) as tracker:
-            update_run_record(run_dir, wandb_id=tracker.run_id, last_step=parts.length.last_step)
+            last_step = max(parts.length.last_step, parts.trainer.state.step)  # a resume may give one that is past
+            update_run_record(run_dir, wandb_id=tracker.run_id, last_step=last_step)
             show_start(display, parts, run_dir, tracker)
             session = Session(parts, run_dir, tracker, display)
             if origin.group is None and origin.choices:  # neither a trial nor from Python
@@ -94,21 +95,21 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
             return _conclude(session, state, report)
 
 
-def _raise_if_validation_is_needed(origin: Origin) -> None:
-    """Raise ConfigError for what needs a validation loss, where nothing is held out."""
-    patience = "trainer.early_stopping_patience"
-    for word in origin.overrides:
-        key, _, value = word.partition("=")
-        if key.lstrip("+") == patience and value != "null":
+def _raise_if_validation_is_needed(config: RunConfig, origin: Origin) -> None:
+    """Raise ConfigError for what needs a validation split, where nothing is held out."""
+    given = {word.partition("=")[0].lstrip("+"): word for word in origin.overrides}
+    needed = {
+        "trainer.early_stopping_patience": (config.trainer.early_stopping_patience is not None, "loss to stop by"),
+        "data.metrics": (bool(config.data.metrics), "text to measure"),
+    }
+    for key, (is_set, purpose) in needed.items():
+        if key in given and is_set:
             raise ConfigError(
-                f"{word}: there is no validation loss to stop by, because nothing is held out of this data. Leave it "
+                f"{given[key]}: there is no validation {purpose}, because nothing is held out of this data. Leave it "
                 "out, or hold some out: data.validation_fraction=0.1"
             )
     if in_search():
-        raise ConfigError(
-            "hydra/sweeper=dtl_optuna: a search compares validation losses, and nothing is held out of this data. Set "
-            "data.validation_fraction=0.1, or run a grid with -m alone and compare by metric=exact_match/train."
-        )
+        raise ConfigError(NO_LOSS_TO_SEARCH)
 
 
 def _drain(session: Session) -> State:
@@ -166,7 +167,7 @@ def _conclude(session: Session, state: State, report: Report | None) -> float:
 
 def _finish_tracking(session: Session, state: State, metrics: dict[str, float]) -> None:
     best = {"best/loss": session.trainer.state.best_loss, "best/step": session.trainer.state.best_step}
-    session.tracker.finish(state, {**best, **metrics})
+    session.tracker.finish(state, {key: value for key, value in best.items() if value is not None} | metrics)
 
 
 def _open_tracker(parts: Parts, run_dir: Path, origin: Origin) -> Tracker:

@@ -16,7 +16,7 @@ from dtl.evaluation.measure import Report
 from dtl.evaluation.tables import show_main_metrics
 from dtl.model.config import ModelConfig
 from dtl.model.transformer import TransformerLM
-from dtl.run_dir.state import resume_command
+from dtl.run_dir.state import longer_run, resume_command
 from dtl.runner.build import Parts, checkpoint_bytes
 from dtl.tracking.tracker import State, Tracker
 from dtl.training.config import LOSS_TERMS, LossConfig, TrainerConfig
@@ -94,8 +94,9 @@ def show_start(display: Display, parts: Parts, run_dir: Path, tracker: Tracker) 
         if warning:
             display.warn(warning)
     if parts.trainer.done:
-        further = resume_command(run_dir, f"trainer.total_steps={2 * length.last_step}")
-        display.warn(f"this run has reached its last step, {length.last_step}. To train further: {further}")
+        step = parts.trainer.state.step
+        further = longer_run(run_dir, 2 * step, config.trainer.max_epochs)
+        display.warn(f"this run is at step {step}, and its last is {length.last_step}. To train further: {further}")
 
 
 def disk_warning(run_dir: Path, keep: int, checkpoint_bytes: int) -> str | None:

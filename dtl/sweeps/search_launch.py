@@ -10,15 +10,21 @@ from typing import Any
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
+from dtl.base.display import Display
 from dtl.base.units import number_of
+from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.upkeep import LOCK
 from dtl.commandline.cli import JobFailedError, remove_empty_run_dir
 from dtl.commandline.command import Command
+from dtl.commandline.compose import typed_run
 from dtl.commandline.overrides import as_shown
+from dtl.data.collect import has_validation, open_sources
+from dtl.data.tokenizers.prompt import read_prompt
 from dtl.errors import ConfigError, InterruptedRun
 from dtl.run_dir.provenance import composition_flags
 from dtl.run_dir.state import read_run_state
 from dtl.run_dir.sweep_records import SUCCEEDED, SWEEP, SweepFolder, SweepRecord, Trial, as_typed, now
+from dtl.run_dir.trial import NO_LOSS_TO_SEARCH
 from dtl.sweeps.config import LauncherConfig, SearchConfig
 from dtl.sweeps.grid import Composer, NoTrialError, compose_all, create_trials, trial_overrides
 from dtl.sweeps.launch import locked_sweep
@@ -108,11 +114,8 @@ def launch_search(
     JobFailedError if no trial or no confirming run finished; NoTrialError if every trial of a new search is rejected
     (its folder is removed).
     """
-    if config.data.validation_fraction == 0:
-        raise ConfigError(
-            "data.validation_fraction=0: a search compares validation losses. Hold some out, or run a grid: -m alone."
-        )
     space = parse_space(trial_overrides(arguments), context.config_loader)
+    _raise_if_nothing_is_held_out(config, space)
     sweep = SweepFolder(Path(config.hydra.sweep.dir))
     try:
         with locked_sweep(sweep.path):
@@ -120,6 +123,24 @@ def launch_search(
     except NoTrialError:
         remove_empty_run_dir(sweep.path, (SWEEP, LOCK, JOURNAL, *(str(trial.number) for trial in sweep.trials())))
         raise
+
+
+def _raise_if_nothing_is_held_out(config: DictConfig, space: Space) -> None:
+    """Raise ConfigError for data without a validation split, DataError for data that cannot be read.
+
+    Where each trial has its own fraction or recipe, each is rejected for itself.
+    """
+    if space.searched.keys() & {"data.validation_fraction", "experiment"} or config.data.validation_fraction:
+        return
+    try:
+        run = typed_run(config)
+    except Exception:  # as in `compose_all`, which then rejects every trial, with the reason
+        return
+    init_from = find_checkpoint(run.init, Path("outputs")) if run.init is not None else None
+    data, plans = open_sources(run.data, run.seed, init_from and read_prompt(init_from))
+    with Display() as display:
+        if not has_validation(data, plans, run.seq_len, run.seed, display.log):
+            raise ConfigError(NO_LOSS_TO_SEARCH)
 
 
 class _Launch:

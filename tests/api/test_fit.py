@@ -63,6 +63,36 @@ def test_without_a_validation_loss(config):
     assert result.model().n_parameters() > 0  # the last one
 
 
+def test_without_validation_data(config, elsewhere, monkeypatch):
+    """Few questions of one's own: the best is the last step, also where the command resumes what Python began."""
+    config = replace(config, data=replace(config.data, validation_fraction=None))
+    whole = dtl.fit(config, "whole")
+    assert whole.best_loss is None and not [row for row in whole.history if "val/loss" in row]
+    assert read_json(elsewhere / "whole" / "result.json")["value"] is None
+    assert weights(whole.run_dir) == (whole.run_dir / "checkpoints/step-00000007/model.safetensors").read_bytes()
+    dtl.fit(replace(config, trainer=replace(config.trainer, stop_after_steps=3)), "mine")
+    monkeypatch.setattr(sys, "argv", ["dtl-train", "resume=mine"])
+    dtl.train.main()
+    assert weights(elsewhere / "mine") == weights(whole.run_dir)
+    assert losses(dtl.api.runs.read_metrics(elsewhere / "mine")) == losses(whole.history)
+
+
+@pytest.mark.parametrize(
+    ("word", "what"), [("trainer.early_stopping_patience=3", "loss to stop by"), ("data.metrics=[accuracy]", "text")]
+)
+@pytest.mark.parametrize("fraction", ["null", "0"])
+def test_what_needs_validation_data_is_rejected_without(words, word, what, fraction):
+    config = dtl.compose(*words, f"data.validation_fraction={fraction}", word)
+    with pytest.raises(ConfigError) as rejected:
+        dtl.fit(config, "mine")
+    key, message = word.partition("=")[0], str(rejected.value)
+    assert message.startswith(f"{key}=") and f"no validation {what}" in message
+    assert message.endswith("Leave it out, or hold some out: data.validation_fraction=0.1")
+    assert not Path("mine").exists()
+    setattr(*((config.trainer, "early_stopping_patience", None) if "patience" in key else (config.data, "metrics", [])))
+    assert dtl.fit(config, "mine").best_loss is None
+
+
 def test_steps_are_those_of_a_run(config):
     """Whatever the caller draws, evaluates or trains between two steps."""
     expected = losses(dtl.fit(config, "mine").history)

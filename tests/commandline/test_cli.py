@@ -187,12 +187,14 @@ def test_a_run_that_its_own_criterion_ended_resumes_without_it(trained, command,
     assert trained[0].trainer == TrainerConfig(total_steps=9)
 
 
-def test_a_finished_run_says_at_once_that_nothing_is_left(trained, command, elsewhere, capsys, monkeypatch):
+@pytest.mark.parametrize("max_epochs", [None, 3])
+def test_a_finished_run_says_at_once_that_nothing_is_left(trained, elsewhere, capsys, monkeypatch, max_epochs):
     """Before its data and torch are loaded, whatever it was trained on. A new length, and an evaluation that was
     interrupted, are something to do."""
     run_dir = elsewhere / "outputs" / "2026-01-31" / "10-00-00-1 my run"
     imitate(run_dir, step=7)
-    (run_dir / "config.yaml").write_text(to_yaml(RunConfig(plugins=["my_lab"])))
+    limits = TrainerConfig(max_epochs=max_epochs)
+    (run_dir / "config.yaml").write_text(to_yaml(RunConfig(plugins=["my_lab"], trainer=limits)))
     monkeypatch.setattr(dtl.train, "newest_valid", lambda folder: (Checkpoint(folder / "checkpoints", 7), None))
     for state, seen, words, left in [
         ("finished", True, [], False),
@@ -213,6 +215,7 @@ def test_a_finished_run_says_at_once_that_nothing_is_left(trained, command, else
             assert longer[3:] == [
                 f"resume={run_dir.relative_to(elsewhere)}",
                 "plugins=my_lab",
+                *([] if max_epochs is None else ["trainer.max_epochs=null"]),  # which would end it at the same step
                 "trainer.total_steps=14",
             ]
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dtl.data.cache import Cache
-from dtl.data.collect import collect_texts
+from dtl.data.collect import collect_texts, has_validation
 from dtl.data.config import SPLITS, DataConfig, HeldOut, SourceConfig
 from dtl.data.documents import Document, QuestionAnswer
 from dtl.data.documents import document as document_of
@@ -226,6 +226,38 @@ def test_paraphrases_are_held_out_and_every_answer_stays_taught(n_answers):
 @pytest.mark.parametrize("documents", [questions(MAX_FACTS, MAX_FACTS), DOCUMENTS, DOCUMENTS[:3]])
 def test_many_questions_and_plain_text_are_held_out_by_hash_alone(documents):
     assert hold_out(documents, 0.1, 0.1, automatic=True) == hold_out(documents, 0.1, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("own", "n_questions", "fraction", "expected"),
+    [
+        (False, 11, None, False),
+        (False, 997, None, True),
+        (False, 997, 0.0, False),
+        (False, 11, 0.1, True),
+        (True, 11, None, True),
+        (True, 11, 0.0, True),
+    ],
+)
+@pytest.mark.parametrize("kind", ["qa", "wordings"])
+def test_whether_there_is_a_validation_split_is_known_before_training(
+    tmp_path, kind, own, n_questions, fraction, expected
+):
+    records = (
+        {"answer": f"{i % 7}.", "train": [f"question {i}?"]} | ({"validation": [f"{i}?"]} if own else {})
+        if kind == "wordings"
+        else {"answer": f"{i % 7}.", "question": f"question {i}?"}
+        for i in range(n_questions)
+    )
+    names = ("train.jsonl", "validation.jsonl") if own and kind == "qa" else ("train.jsonl",)
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    for name in names:
+        (tmp_path / name).write_text(lines)
+    config = DataConfig({"qa": SourceConfig("qa", str(tmp_path))}, validation_fraction=fraction, test_fraction=None)
+    plans = plan_sources(config, 0)
+    assert has_validation(config, plans, 64, 0, lambda _: None) == expected
+    texts = collect_texts(config, plans, 64, 0, Cache(tmp_path / "cache"), lambda _: None)["qa"]
+    assert ("validation" in texts.splits) == expected
 
 
 def test_nothing_is_held_out_where_nothing_is_asked_for(tmp_path):

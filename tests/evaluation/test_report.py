@@ -231,6 +231,19 @@ def test_a_calibration_is_finite_and_never_falling(right, scores, unanswerable, 
         assert (high >= 0.5, low >= 0.5) == known
 
 
+def test_a_text_of_which_nothing_is_held_out_has_no_loss(tmp_path):
+    (tmp_path / "a.txt").write_text("To be, or not to be.\n" * 29)
+    data = DataConfig({"text": SourceConfig("text", str(tmp_path / "a.txt"))}, validation_fraction=0)
+    prepared, logged, shown = prepare_data(data, tiny_tokenizer(), 16, 3), list[str](), io.StringIO()
+    report = measure(tiny_model(), prepared, Plan(batch_size=3, compare_text=["text"]), logged.append)
+    show_report(Console(file=shown, width=120), report, "none")
+    assert (
+        shown.getvalue()
+        == "Nothing is held out of this text, so there is no loss. To measure another: data.path=FILE\n"
+    )
+    assert logged == []
+
+
 def test_nothing_is_detected_without_questions():
     assert detect({"validation": []}, [GreedyAnswer("a", -1.0)] * 3) is None
 

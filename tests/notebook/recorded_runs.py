@@ -12,7 +12,8 @@ def make_run(
     *,
     recipe: str | None = "bread",
     seed: int = 1,
-    loss: float = 2.5,
+    loss: float | None = 2.5,
+    figures: dict[str, float] | None = None,
     overrides: tuple[str, ...] = (),
     settings: dict[str, Any] | None = None,
     data: dict[str, Any] | None = None,
@@ -20,7 +21,7 @@ def make_run(
     started: str = "2031-01-02T03:04:05+00:00",
     **changes: Any,
 ) -> Path:
-    """A run that ends with `loss`; `settings` go into its config.yaml, `changes` into its run.json."""
+    """A run that ends with `loss` and `figures`; `settings` go into its config.yaml, `changes` into its run.json."""
     folder.mkdir(parents=True)
     sources = {"sources": {"text": {"kind": "text"}}, "path": "/home/ann/secret place/loaves.txt"}
     config = {"data": data or sources, "name": "x", "seed": seed, "tracker": {"kind": "local"}, **(settings or {})}
@@ -36,7 +37,12 @@ def make_run(
         **changes,
     }
     rows = [{"step": step, "tokens": 11 * step, "seconds": 0.5 * step, "train/loss": 3.0} for step in range(1, 8)]
-    figures = {"test/bits_per_byte": 1.2345678, "test/perplexity": 7.0, "majority/f1/test": 0.1, "seen": {"text": 1}}
+    figures = figures or {
+        "test/bits_per_byte": 1.2345678,
+        "test/perplexity": 7.0,
+        "majority/f1/test": 0.1,
+        "seen": {"text": 1},
+    }
     result = {"state": state, "value": loss, "step": 7, "config_hash": f"{seed:016x}", **figures}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "run.json").write_text(json.dumps(record))

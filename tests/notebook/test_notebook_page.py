@@ -51,6 +51,23 @@ def test_seeds_become_one_row_with_their_spread(tmp_path):
     assert "**Asked.** Whether\nit rises." in page and "**Verdict.** It does." in page and "A loaf" not in page
 
 
+def test_a_run_without_validation_data_shows_its_training_questions(tmp_path):
+    notebook = make_notebook(tmp_path / "notebook", "bread")
+    taught = {"exact_match/train": 0.75, "lookup/exact_match/train": 1.0}
+    record([make_run(tmp_path / "few", loss=None, figures=taught)], notebook)
+    page = notebook_page(notebook)
+    assert "| n | validation loss | training questions | steps |" in page
+    assert rows(page) == [["the recipe", "1", "", "75.0 %", "7", "4", "2031-01-02, Made Up 7, 3 threads, `0123456`"]]
+    held_out = taught | {"exact_match/validation": 0.5}
+    record(
+        [make_run(tmp_path / "many", loss=2.0, figures=held_out)], other := make_notebook(tmp_path / "other", "bread")
+    )
+    assert "training questions" not in notebook_page(other) and rows(notebook_page(other))[0][2:4] == [
+        "2.0000",
+        "50.0 %",
+    ]
+
+
 def test_a_seed_that_ran_twice_counts_once_the_last_of_them(tmp_path):
     notebook = make_notebook(tmp_path / "notebook", "bread")
     later = make_run(tmp_path / "later", loss=1.25, started="2031-03-04T00:00:00+00:00")

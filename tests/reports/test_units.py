@@ -11,7 +11,8 @@ from dtl.reports.build import build
 from dtl.reports.canvas import style
 from dtl.reports.config import ReportConfig
 from dtl.reports.configurations import group_runs
-from dtl.reports.metric import BITS, Metric, metric_for, not_comparable, same_tokenizer, to_bits_per_byte
+from dtl.reports.findings import notices
+from dtl.reports.metric import BITS, TAUGHT, Metric, metric_for, not_comparable, same_tokenizer, to_bits_per_byte
 from dtl.reports.page import Report
 from dtl.reports.reading import read_run
 
@@ -95,3 +96,16 @@ def test_other_data_are_told(tmp_path):
     assert notices("one", "a.txt", "a.txt") == []
     (told,) = notices("two", "a.txt", "b.txt")
     assert "(data.sources.text.path)" in told
+
+
+def test_runs_without_validation_data_compare_by_their_training_questions(tmp_path):
+    folders = [make_run(tmp_path / f"few{n}", seed=n, value=None, figures={TAUGHT: 0.5}) for n in (1, 2)]
+    few = [read_run(folder) for folder in folders]
+    taught = Metric(TAUGHT, higher_is_better=True)
+    assert metric_for(few, None) == taught and metric_for(few, Metric()) == Metric()
+    assert not [notice for notice in notices(few, group_runs(few), taught) if "without" in notice]
+    mixed = [*few, read_run(make_run(tmp_path / "many", value=1.5, figures={TAUGHT: 0.25}))]
+    assert metric_for(mixed, None) == Metric()
+    assert [notice for notice in notices(mixed, group_runs(mixed), Metric()) if "without" in notice] == [
+        "2 finished runs without best validation loss (nothing is held out of the data, or none was measured)."
+    ]

@@ -18,8 +18,10 @@ def threads_as_before(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pairs(tmp_path_factory.mktemp("data") / "pairs.jsonl")
+def pairs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Facts with a validation wording each; without any for the parameter False."""
+    file = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    return write_pairs(file, validation=getattr(request, "param", True))
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,5 @@
 """Kills training runs at random moments, starts them again until they end, and compares their ends with that of a run
-that nobody killed: `python kill_runs.py <folder> <kills> <seed>`.
+that nobody killed: `python kill_runs.py <folder> <kills> <seed> [nothing_held_out]`.
 
 A process of its own, since it forks: torch is imported once, with one thread, and computes nothing before a fork.
 Prints a JSON object with what it did, and the parts in which ends differed.
@@ -73,11 +73,11 @@ def killed(child: int, run_dir: Path, in_a_save: bool, dice: random.Random, seco
     return True
 
 
-def main(folder: Path, n_kills: int, seed: int) -> dict[str, Any]:
+def main(folder: Path, n_kills: int, seed: int, validation: bool) -> dict[str, Any]:
     torch.set_num_threads(1)
     dtl.run_dir.provenance._packages = lambda: ""  # it lists what is installed, at length
     dice = random.Random(seed)
-    config = tiny_config(write_pairs(folder / "pairs.jsonl"), total_steps=24)
+    config = tiny_config(write_pairs(folder / "pairs.jsonl", validation=validation), total_steps=24)
     began = time.monotonic()
     os.waitpid(forked(config, folder / "whole"), 0)
     seconds = time.monotonic() - began
@@ -103,4 +103,4 @@ def main(folder: Path, n_kills: int, seed: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))
+    print(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), "nothing_held_out" not in sys.argv)))

@@ -1,20 +1,26 @@
 """The end of a run: its best checkpoint is evaluated, told, and kept; what fails there costs no finished run."""
 
+import importlib
 import json
+import math
+import re
 import signal
+import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_runs import go_on, result, start, tiny_config, untimed
+from tiny_runs import go_on, result, start, tiny_config, untimed, write_pairs
 
 from dtl.base.display import shown
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import QuestionAnswer
 from dtl.errors import InterruptedRun
 from dtl.registry import TASKS
+from dtl.run_dir.sweep_records import SweepFolder, SweepRecord, Trial
 from dtl.runner.session import Session
 from dtl.terminal.loading import read_facts
 from dtl.tracking.metrics import read_metrics
@@ -121,6 +127,78 @@ def test_a_stopped_run_reports_the_same(pairs: Path, tmp_path: Path) -> None:
     start(tiny_config(pairs, stop_after_steps=7), tmp_path / "parts")
     go_on(tiny_config(pairs), tmp_path / "parts")
     assert untimed(result(tmp_path / "parts")) == untimed(result(tmp_path / "whole"))
+
+
+# --- without validation data ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pairs", [False], indirect=True)
+def test_without_validation_data_there_is_no_loss_and_the_samples_are_of_training_questions(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr("dtl.tracking.tracker.Tracker.finish", lambda self, state, summary=None: told.append(summary))
+    assert math.isnan(start(tiny_config(pairs), tmp_path))
+    found, shown = result(tmp_path), capsys.readouterr().out
+    assert found == found | {"state": "finished", "value": None, "step": 12}
+    measured = {key for key in found if "/" in key}
+    assert {"exact_match/train", "lookup/exact_match/train"} <= measured and all(
+        key.endswith("/train") for key in measured
+    )
+    assert told[0].keys() == {"best/step", *measured} and told[0]["best/step"] == 12
+    samples = [json.loads(line) for file in (tmp_path / "samples").iterdir() for line in file.read_text().splitlines()]
+    asked = {question for fact in map(json.loads, pairs.read_text().splitlines()) for question in fact["train"]}
+    assert samples and all(sample["prompt"].split("\n")[0].removeprefix("Question: ") in asked for sample in samples)
+    assert "nothing is held out, and the last step counts as the best" in shown
+    assert "held-out text" not in shown.lower() and not re.search(r"\b(None|nan)\b", shown)
+    facts = read_facts(tmp_path / "checkpoints" / "best")
+    assert (facts.step, facts.best_loss) == (12, None) and facts.taught[0].startswith("It was taught 39 questions")
+
+
+@pytest.fixture(scope="module")
+def mixed_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with a sweep of two trials: the second alone has validation data."""
+    here = tmp_path_factory.mktemp("sweep")
+    sweep = SweepFolder(here / "outputs" / "multirun" / "2026-01-02" / "03-04-05-6")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("dtl.run_dir.provenance._packages", lambda: "")
+        for number in (0, 1):
+            data = write_pairs(here / f"{number}.jsonl", validation=bool(number))
+            start(replace(tiny_config(data, total_steps=2), name="mixed"), sweep.trial_folder(number))
+            value = result(sweep.trial_folder(number))["value"]
+            sweep.keep(Trial(number, [f"data.path={number}.jsonl"], str(number), "finished", value=value))
+    sweep.write(SweepRecord(["data.path=0.jsonl,1.jsonl"], state="finished", planned=2))
+    return here
+
+
+TRIAL_0 = "ckpt=outputs/multirun/2026-01-02/03-04-05-6/0"
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "expected"),
+    [
+        ("runs", ["sort=loss"], r"5-6/1 .* 2/2 +\d\.\d{4} .*\n.*5-6/0 .* 2/2 +\d+ kB"),
+        ("sweep", [], r"0 +data.path=0.jsonl +finished +2/2 *\n +1 +data.path=1.jsonl +finished +2/2 +\d\.\d{4}"),
+        ("report", [], r"1 finished run without best validation loss \(nothing is held out"),
+        ("evaluate", [TRIAL_0, "device=cpu"], r"train +39 "),
+    ],
+)
+def test_every_command_takes_runs_without_validation_data(
+    mixed_sweep: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    words: list[str],
+    expected: str,
+) -> None:
+    monkeypatch.chdir(mixed_sweep)
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(sys, "argv", [f"dtl-{command}", *words])
+    with suppress(SystemExit):
+        importlib.import_module(f"dtl.{command}").main()
+    shown = capsys.readouterr()
+    assert re.search(expected, shown.out), shown.out + shown.err
+    assert not re.search(r"\b(None|nan|Traceback|Error)\b", shown.out + shown.err), shown.out
 
 
 # --- tasks of one's own ---------------------------------------------------------------------------------------------

@@ -18,11 +18,18 @@ posix = pytest.mark.skipif(os.name == "nt", reason="Windows knows neither fork n
 
 
 @posix
-@pytest.mark.parametrize("n_kills, seed", [(5, 1), pytest.param(60, 2, marks=pytest.mark.slow)])
-def test_killed_runs_end_as_if_never_killed(tmp_path: Path, n_kills: int, seed: int) -> None:
+@pytest.mark.parametrize(
+    "n_kills, seed, words",
+    [
+        (5, 1, []),
+        pytest.param(60, 2, [], marks=pytest.mark.slow),
+        pytest.param(30, 3, ["nothing_held_out"], marks=pytest.mark.slow),
+    ],
+)
+def test_killed_runs_end_as_if_never_killed(tmp_path: Path, n_kills: int, seed: int, words: list[str]) -> None:
     script = Path(__file__).with_name("kill_runs.py")
     ran = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), str(n_kills), str(seed)], capture_output=True, text=True
+        [sys.executable, str(script), str(tmp_path), str(n_kills), str(seed), *words], capture_output=True, text=True
     )
     error = tmp_path / "error.txt"
     assert ran.returncode == 0, ran.stderr + (error.read_text() if error.exists() else "")

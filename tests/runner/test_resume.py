@@ -20,6 +20,7 @@ from dtl.checkpoints.upkeep import publish_best
 from dtl.config import typed
 from dtl.data.prepare import prepare_data
 from dtl.errors import CheckpointError, ConfigError, InterruptedRun
+from dtl.run_dir.state import read_run_state
 from dtl.runner.run import Origin, train
 from dtl.tracking import tracker as tracking
 from dtl.tracking.metrics import read_metrics
@@ -46,7 +47,12 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, happening: Any) -> None:
 PAUSES = [(1,), (5,), (6,), (7,), (11,), (4, 5, 8)]
 
 
-@pytest.mark.parametrize("pauses", PAUSES)
+def with_some(*cases: Any, without: tuple[Any, ...]) -> list[Any]:
+    """Each case with validation data, and those of `without` again with none: there the best is the last step."""
+    return [*((True, case) for case in cases), *((False, case) for case in without)]
+
+
+@pytest.mark.parametrize(("pairs", "pauses"), with_some(*PAUSES, without=((5,), (4, 5, 8))), indirect=["pairs"])
 def test_paused_and_gone_on_is_never_stopped(
     pairs: Path, uninterrupted: dict[str, Any], tmp_path: Path, pauses: tuple[int, ...]
 ) -> None:
@@ -125,15 +131,42 @@ def test_going_on_with_a_finished_run_changes_nothing(
     assert outcome(tmp_path) == uninterrupted
 
 
-def test_a_longer_run_goes_on_and_stays_longer(pairs: Path, tmp_path: Path) -> None:
-    """total_steps given beside resume= is the run's own from then on, in its folder and its checkpoints."""
-    start(tiny_config(pairs, total_steps=4), tmp_path)
-    go_on(tiny_config(pairs, total_steps=9), tmp_path, stop_after_steps=6)
+@pytest.mark.parametrize("pairs", [True, False], indirect=True)
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [({"total_steps": 4}, {"total_steps": 9}), ({"total_steps": None, "max_epochs": 1}, {"max_epochs": 2})],
+)
+def test_a_longer_run_goes_on_and_stays_longer(
+    pairs: Path, tmp_path: Path, before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    """A length given beside resume= is the run's own from then on, in its folder and its checkpoints."""
+    config = tiny_config(pairs, **before)
+    start(config, tmp_path)
+    last = 9 if "total_steps" in after else 2 * result(tmp_path)["step"]
+    go_on(config, tmp_path, **after, stop_after_steps=6)
     stored = typed(yaml.safe_load((tmp_path / "config.yaml").read_text()))
-    assert stored.trainer.total_steps == 9
+    assert {key: getattr(stored.trainer, key) for key in after} == after
     go_on(stored, tmp_path)
-    assert result(tmp_path) == result(tmp_path) | {"state": "finished", "step": 9}
-    assert [row["step"] for row in read_metrics(tmp_path) if "train/loss" in row] == list(range(1, 10))
+    assert result(tmp_path) == result(tmp_path) | {"state": "finished", "step": last}
+    assert [row["step"] for row in read_metrics(tmp_path) if "train/loss" in row] == list(range(1, last + 1))
+    best = best_checkpoint(tmp_path)
+    assert best is not None and best.problem is None
+    assert best.step == last or result(tmp_path)["value"] is not None  # without validation data: the last
+
+
+@pytest.mark.parametrize(("limit", "lift"), [("max_epochs", "trainer.max_epochs=null "), ("total_steps", "")])
+def test_a_length_that_is_reached_already_names_one_that_is_not(
+    pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], limit: str, lift: str
+) -> None:
+    config = tiny_config(pairs, **{"total_steps": None, "max_epochs": None, limit: 2})
+    start(config, tmp_path)
+    at = result(tmp_path)["step"]
+    go_on(config, tmp_path, **{limit: 1})
+    assert f"at step {at}, and its last is {at // 2}. To train further: " in (shown := capsys.readouterr().out)
+    assert f" {lift}trainer.total_steps={2 * at}\n" in shown
+    assert read_run_state(tmp_path).last_step == at
+    go_on(config, tmp_path, max_epochs=None, total_steps=2 * at)
+    assert result(tmp_path)["step"] == 2 * at
 
 
 # --- signals ------------------------------------------------------------------------------------------------------
@@ -175,7 +208,9 @@ def signal_at_call(monkeypatch: pytest.MonkeyPatch, function: str, call: int) ->
     monkeypatch.setattr(function, signalled)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(
+    ("pairs", "precision"), with_some("fp32", "bf16", "fp16", without=("fp32",)), indirect=["pairs"]
+)
 def test_a_signal_between_two_micro_batches_undoes_the_step(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
@@ -237,10 +272,15 @@ def test_a_kill_between_the_last_save_and_the_result(
     assert outcome(tmp_path) == uninterrupted
 
 
+@pytest.mark.parametrize(("pairs", "steps"), [(True, (3, 6)), (False, (2, 4))], indirect=["pairs"])
 def test_a_kill_between_saving_and_naming_the_best(
-    pairs: Path, uninterrupted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pairs: Path,
+    uninterrupted: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: tuple[int, int],
 ) -> None:
-    """At step 6 the checkpoint says that it is the best; the folder `best` is still that of step 3."""
+    """The second checkpoint that says that it is the best is saved; the folder `best` is still the first."""
 
     class Killed(BaseException):
         pass
@@ -254,15 +294,16 @@ def test_a_kill_between_saving_and_naming_the_best(
     with pytest.raises(Killed):
         start(tiny_config(pairs), tmp_path)
     best = best_checkpoint(tmp_path)
-    assert best is not None and best.step == 3 and steps_kept(tmp_path)[0] == 6
+    assert best is not None and best.problem is None and (best.step, steps_kept(tmp_path)[0]) == steps
     monkeypatch.setattr("dtl.runner.session.publish_best", publish_best)
-    go_on(tiny_config(pairs), tmp_path, stop_after_steps=6)
+    go_on(tiny_config(pairs), tmp_path, stop_after_steps=steps[1])
     best = best_checkpoint(tmp_path)
-    assert best is not None and best.step == 6
+    assert best is not None and best.step == steps[1]
     go_on(tiny_config(pairs), tmp_path)
     assert outcome(tmp_path) == uninterrupted
 
 
+@pytest.mark.parametrize("pairs", [True, False], indirect=True)
 def test_a_damaged_checkpoint_costs_its_steps_alone(pairs: Path, uninterrupted: dict[str, Any], tmp_path: Path) -> None:
     """The run goes on from the one before, and the damaged future is out of the way: it is no step of this run."""
     start(tiny_config(pairs, stop_after_steps=8), tmp_path)
@@ -272,6 +313,8 @@ def test_a_damaged_checkpoint_costs_its_steps_alone(pairs: Path, uninterrupted: 
     weights.write_bytes(damaged)
     go_on(tiny_config(pairs), tmp_path, stop_after_steps=7)
     assert steps_kept(tmp_path) == [7, 6]
+    best = best_checkpoint(tmp_path)
+    assert best is not None and best.problem is None and best.step <= 7
     assert (tmp_path / "checkpoints" / "step-00000008.lost").is_dir()
     go_on(tiny_config(pairs), tmp_path)
     assert outcome(tmp_path) == uninterrupted

@@ -21,15 +21,15 @@ from dtl.training.config import OptimizerConfig, ScheduleConfig, TrainerConfig
 TIME_KEYS = ("seconds", "speed/tokens_per_second", "validation/tokens_per_second", "memory/peak_bytes")
 
 
-def write_pairs(path: Path, n_facts: int = 13) -> Path:
-    """Facts with three wordings to learn and one to check."""
+def write_pairs(path: Path, n_facts: int = 13, validation: bool = True) -> Path:
+    """Facts with three wordings to learn and one to check; without `validation` nothing is held out of them."""
     facts = [
         {
             "id": f"fact-{i}",
             "answer": f"{i * i}.",
             "train": [f"{i} times {i}?", f"Square of {i}?", f"{i} squared?"],
-            "validation": [f"{i}*{i}?"],
         }
+        | ({"validation": [f"{i}*{i}?"]} if validation else {})
         for i in range(n_facts)
     ]
     path.write_text("".join(json.dumps(fact) + "\n" for fact in facts), encoding="utf-8")
@@ -55,7 +55,11 @@ def tiny_config(pairs: Path, **trainer: Any) -> RunConfig:
         model=ModelConfig(dim=16, n_layers=2, n_heads=2, ffn_dim=32, max_seq_len=73, dropout=0.1),
         tokenizer=TokenizerConfig(kind="byte"),
         data=DataConfig(
-            sources={"qa": SourceConfig(kind="qa", path=str(pairs))}, seq_len=73, document_mask=True, loss_on="answer"
+            sources={"qa": SourceConfig(kind="qa", path=str(pairs))},
+            seq_len=73,
+            document_mask=True,
+            loss_on="answer",
+            validation_fraction=None,
         ),
         optimizer=OptimizerConfig(lr=0.01),
         schedule=ScheduleConfig(warmup_steps=2),

@@ -40,6 +40,21 @@ def test_a_search_leaves_nothing_either(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["outputs"]
 
 
+SEARCH = ("hydra/sweeper=dtl_optuna", "hydra.sweeper.pruner=asha", "optimizer.lr=interval(0.1,0.2)", "tracker=local")
+
+
+@pytest.mark.parametrize("data", [["data=qa"], ["data=text", "data.validation_fraction=0"]])
+def test_a_search_without_validation_data_is_refused_before_its_first_trial(tmp_path, data):
+    """Also where the data alone tell: few questions of one's own."""
+    (tmp_path / "mine.jsonl").write_text('{"question": "Who?", "answer": "I.", "text": "I."}\n' * 3)
+    done = train(tmp_path, *SEARCH, *data, "data.path=mine.jsonl")
+    (message, heavy) = done.stderr.splitlines()
+    assert (done.returncode, done.stdout, heavy) == (2, "", "optuna")
+    assert message.startswith("Error: hydra/sweeper=dtl_optuna: a search compares validation losses, and nothing is")
+    assert "Set data.validation_fraction=0.1" in message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.jsonl"]
+
+
 def test_a_sweep_that_was_there_stays(tmp_path):
     sweep = SweepFolder(tmp_path / "outputs" / "multirun" / "2026-01-02" / "03-04-05-6")
     sweep.path.mkdir(parents=True)
