@@ -220,7 +220,7 @@ def test_what_is_key_and_value_already_is_told_the_full_key(typed, rule):
 
 def test_a_file_whose_name_has_an_equals_sign(elsewhere):
     (elsewhere / "a=b.txt").touch()
-    with pytest.raises(ConfigError, match="\n  python -m dtl.train data=text data.path=a=b.txt$"):
+    with pytest.raises(ConfigError, match=r"\n  python -m dtl\.train data=text data\.path=a=b\.txt$"):
         check_words(["a=b.txt"], TRAIN)
     check_words(["a=c.txt"], TRAIN)  # a key that does not exist: Hydra's error has the hint
 
