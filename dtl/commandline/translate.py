@@ -129,7 +129,11 @@ def _wrong_key_or_type(
             return ConfigError(f"{given}: only valid with {choice}, which is not chosen. Add it or leave this out.")
     if full_key in known:
         key = known[full_key]
-        default = "It has no default." if key.default == MISSING_VALUE else f"Default: {full_key}={key.default}"
+        default = (
+            f"It has no default: add {full_key}=..."
+            if key.default == MISSING_VALUE
+            else f"Default: {full_key}={key.default}"
+        )
         return ConfigError(f"{given}: must be {_article(key.type)} ({key.meaning}). {default}")
     inside = [name for name in known if name.startswith(full_key + ".")]
     if inside:
