@@ -83,7 +83,7 @@ def _complete_sources(composed: DictConfig) -> None:
     for name in incomplete:
         kind = as_object(as_object(own).get(name)).get("kind")
         if isinstance(kind, str):
-            sources[name].kind = kind
+            OmegaConf.update(sources[name], "kind", kind, force_add=True)
 
 
 def _run_with_data(composed: DictConfig, settings: EvaluateConfig, checkpoint: Path) -> tuple[RunConfig, bool]:
