@@ -134,8 +134,8 @@ NO_DETECTION = (
     "Confidence on questions without an answer in the data: skipped, there are none. Give some: unanswerable=FILE"
 )
 NO_VALIDATION = (
-    "Confidence: not measured. It is calibrated on validation questions, and none are held out. To hold some out, train "
-    "with data.validation_fraction=0.1"
+    "Confidence: not measured. It is calibrated on validation questions, and none are held out. To hold some out, "
+    "train with data.validation_fraction=0.1"
 )
 
 
