@@ -16,7 +16,7 @@ from dtl.data.collect import SourceTexts, collect_texts
 from dtl.data.config import DataConfig, TokenizerConfig
 from dtl.data.documents import Document, in_chunks
 from dtl.data.sources import SourcePlan
-from dtl.data.stored import EncodedChunk, Texts, TokenDocuments, offsets_of, read_tokens, token_dtype, write_tokens
+from dtl.data.stored import EncodedChunk, TokenDocuments, offsets_of, read_tokens, token_dtype, write_tokens
 from dtl.data.tokenizers.tokenizer import Tokenizer, build_tokenizer, pieces
 from dtl.errors import CheckpointError
 from dtl.registry import TOKENIZERS
