@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hydra._internal.utils import get_args_parser
 
-from dtl.base.display import command_line
+from dtl.base.display import command_line, shell_line
 from dtl.base.redaction import check_no_secrets
 from dtl.commandline.command import ENTRY, Command, Key
 from dtl.commandline.overrides import override_key
@@ -141,6 +141,7 @@ class _Line:
         if not equals and rest and _is_value(rest[0]):
             value = rest.pop(0)
             typed, equals = f"{word} {value}", "="
+        self._reject_prompt(typed, name, value)
         meant = self._meaning(name, value if equals else None)
         if meant is None and not equals and name.startswith(("no-", "no_")):
             meant = self._meaning(name[3:], "false")
@@ -160,6 +161,7 @@ class _Line:
             value = rest.pop(0)
             typed = f"{word} {value}"
         known = key != override_key(key) or self._is_known(key)
+        self._reject_prompt(typed, key, value)
         meant = None if known else self._meaning(key, value)
         if meant and typed == word:
             self.full_keys.append(meant[-1].partition("=")[0])
@@ -194,6 +196,16 @@ class _Line:
             return
         self.wrong.append(word)
         self.right += meant
+
+    def _reject_prompt(self, typed: str, name: str, value: str) -> None:
+        """Raise ConfigError for `--prompt x` or `prompt=x` where there is no such setting."""
+        if name != "prompt" or self.command.key("prompt"):
+            return
+        if self.command.name == "chat":
+            ask = f"{shell_line(['echo', value])} | {command_line('chat', 'ckpt=latest')}"
+            raise ConfigError(f"{typed}: the chat reads its questions. To ask one alone:\n  {ask}")
+        use = command_line("generate", "ckpt=latest", f"prompt={value}")
+        raise ConfigError(f"{typed}: a prompt is for dtl.generate:\n  {use}")
 
     def _is_known(self, key: str) -> bool:
         return (

@@ -251,6 +251,20 @@ def test_other_commands_too(name, typed, right):
     assert str(rejected.value).splitlines()[1] == f"  python -m dtl.{name} {right}"
 
 
+@pytest.mark.parametrize("typed", [["--prompt", "it's"], ["prompt=it's"], ["--prompt=it's"]])
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("chat", ["echo", "it's", "|", "python", "-m", "dtl.chat", "ckpt=latest"]),
+        ("train", ["python", "-m", "dtl.generate", "ckpt=latest", "prompt=it's"]),
+    ],
+)
+def test_a_prompt_for_a_command_without_one(typed, name, line):
+    with pytest.raises(ConfigError) as rejected:
+        check_words(typed, COMMANDS[name])
+    assert shlex.split(str(rejected.value).splitlines()[1]) == line
+
+
 @pytest.mark.parametrize(
     ("flag", "key"), [("--model", "model"), ("--lr", "optimizer.lr"), ("--max-iters", "trainer.total_steps")]
 )
