@@ -26,7 +26,8 @@ def main() -> None:
     open_missing_streams()
     name, *arguments = sys.argv[1:] or ["--help"]
     if name == "help" and arguments:
-        name, arguments = arguments[0], ["--help"]
+        name, *topic = arguments
+        arguments = ["--help", *topic]
     if name in COMMANDS:
         sys.argv = [f"dtl-{name}", *arguments]
         importlib.import_module(f"dtl.{name}").main()

@@ -8,6 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from dtl.base.display import Display, exit_when_output_closes, shown
+from dtl.base.json_files import as_object
 from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
 from dtl.commandline.overrides import override_key
@@ -51,6 +52,7 @@ def main() -> None:
 
 def job(composed: DictConfig) -> None:
     """Evaluate the checkpoint. Everything that can be checked without torch is checked before it is imported."""
+    _complete_sources(composed)
     settings = typed_as(EvaluateConfig, composed)
     checkpoint = checkpoint_to_use(settings.ckpt, OUTPUTS, "evaluate")
     run, is_own = _run_with_data(composed, settings, checkpoint)
@@ -69,6 +71,19 @@ def job(composed: DictConfig) -> None:
             display.note("Not written to a file. To write one: out=FILE")
         else:
             display.note(f"All metrics: {shown(out)}")
+
+
+def _complete_sources(composed: DictConfig) -> None:
+    """Give the sources of the checkpoint's run, of which one key is changed here, the kind that they have there."""
+    sources = composed.data.sources
+    incomplete = [name for name in sources if "kind" not in sources[name]]
+    if not incomplete:
+        return
+    own = as_object(read_config(checkpoint_to_use(composed.ckpt, OUTPUTS, "evaluate")).get("data")).get("sources")
+    for name in incomplete:
+        kind = as_object(as_object(own).get(name)).get("kind")
+        if isinstance(kind, str):
+            OmegaConf.update(sources[name], "kind", kind, force_add=True)
 
 
 def _run_with_data(composed: DictConfig, settings: EvaluateConfig, checkpoint: Path) -> tuple[RunConfig, bool]:

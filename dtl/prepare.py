@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from dtl.base.checks import check_seed
 from dtl.base.display import exit_when_output_closes
 from dtl.base.files import unfinished
+from dtl.base.units import number_of
 from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
 from dtl.config import typed_as
@@ -109,7 +110,7 @@ def job(composed: DictConfig) -> None:
         screen.line(f"In the cache {cache.folder}: {', '.join(kept) or 'nothing, it is quick to prepare again'}.")
         if config.data.export_text is not None:
             file = Path(config.data.export_text).expanduser()
-            screen.line(f"{file}: {_export(file, sources):,} documents.")
+            screen.line(f"{file}: {number_of('documents', _export(file, sources))}.")
 
 
 def _export(file: Path, sources: "dict[str, EncodedSource]") -> int:

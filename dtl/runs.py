@@ -60,7 +60,7 @@ def job(composed: DictConfig) -> None:
     with exit_when_output_closes(), Display() as display:
         everything, left = read_runs(outputs), leftovers(outputs)
         if not everything and not left:
-            display.print(f"There is no run under {outputs}/ yet. Train one: python -m dtl.train")
+            display.print(f"There is no run under {outputs}/ yet. Train one: python -m dtl.train experiment=demo")
             return
         runs = chosen(everything, settings)
         if settings.delete is None:

@@ -37,7 +37,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *a
 def test_the_report_says_what_became_of_the_text(texts, monkeypatch, capsys):
     code, out, err = call(monkeypatch, capsys, "data.path=texts.jsonl")
     assert code == 0, err
-    assert "train: 93 documents read, 91 kept, dropped: 1 empty, 1 duplicates of 32 characters; " in out
+    assert "train: 93 documents read, 91 kept, dropped: 1 empty, 1 duplicate of 32 characters; " in out
     assert "'text number 0 () is about\\xa00 things.'" in out and "'text number 0 is about 0 things.'" in out
     assert "2 x 'formula_N', first in 'see [[File:a.png]] and formula_12" in out and "1 x '[['" in out
     assert "tokens of a training document: 5 %: " in out and "1.000 tokens a byte" in out

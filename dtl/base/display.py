@@ -159,9 +159,9 @@ class Bar:
             status = TextColumn("{task.fields[status]}", markup=False, table_column=Column(no_wrap=True))
             self._progress = Progress(*columns, status, console=self._console, transient=True)
             self._progress.add_task("", status="")
-            self._progress.start()
         total = None if fraction is None else 1.0
         self._progress.update(TaskID(0), description=what, status=how_far, total=total, completed=fraction or 0.0)
+        self._progress.start()  # does nothing the next time
 
     def stop(self) -> None:
         if self._progress is not None:

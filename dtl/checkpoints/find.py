@@ -107,8 +107,8 @@ def _resolve_latest(outputs: Path, prefer: Preference) -> Path:
             log.warning("latest: skipping %s", error)
     if not runs:
         raise CheckpointError(
-            f"latest: no run with checkpoints under {outputs.resolve()}. Train one with python -m dtl.train, "
-            "or give the path of a run."
+            f"latest: no run with checkpoints under {outputs.resolve()}. Give the path of a run, or "
+            "train one: python -m dtl.train experiment=demo"
         )
     raise CheckpointError(f"latest: none of the {len(runs)} runs under {outputs.resolve()} has a valid checkpoint.")
 

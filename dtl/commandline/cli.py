@@ -85,11 +85,11 @@ def run_command(
 
 
 def help_topic(arguments: Sequence[str]) -> str | None:
-    """What help is asked for: "" by --help, `optimizer` by --help=optimizer or help=optimizer; None for none."""
+    """What help is asked for: "" by --help, `optimizer` by --help=optimizer or --help optimizer; None for none."""
     for word, after in zip_longest(arguments, arguments[1:], fillvalue=""):
         flag, _, topic = word.partition("=")
         if flag in ("-h", "--help") or word == "help" or (flag == "help" and topic):
-            return topic or (after if after == "all" else "")
+            return topic or (after if re.fullmatch(r"[a-z][\w./]*", after) else "")
     return None
 
 

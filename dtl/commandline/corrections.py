@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hydra._internal.utils import get_args_parser
 
-from dtl.base.display import command_line
+from dtl.base.display import command_line, shell_line
 from dtl.base.redaction import check_no_secrets
 from dtl.commandline.command import ENTRY, Command, Key
 from dtl.commandline.overrides import override_key
@@ -49,7 +49,7 @@ _NAMES = {
     "seq_length sequence_length",
     "model.dropout": "drop_rate dropout_rate hidden_dropout_prob",
     "model.tie_embeddings": "tie_word_embeddings",
-    "data.path": "path data_path data_dir dataset_path train_file train_data input_file text_file",
+    "data.path": "path data_path data_dir dataset_path file train_file train_data input_file text_file",
     "data": "dataset dataset_name",
     "hydra.run.dir": "out_dir output_dir save_dir",
     "name": "run_name wandb_run_name exp_name experiment_name",
@@ -96,9 +96,10 @@ def check_words(arguments: Sequence[str], command: Command, paste: Callable[...,
         known = [*line.groups, *(key.name for key in command.settings)]
         hints = "".join(did_you_mean(word.lstrip("-"), known) for word in line.unknown)
         rest = f" (without what is not known here: {', '.join(line.unknown)}{'.' * bool(hints)}{hints})"
+    by_key_alone = len(line.full_keys) == len(line.wrong)
+    rule = f"DTL calls this {', '.join(line.full_keys)}" if by_key_alone else "DTL's settings are key=value"
     raise ConfigError(
-        f"{', '.join(line.wrong)}: DTL's settings are words key=value. The same command in such words{rest}:\n"
-        f"  {paste(command.name, *line.right)}"
+        f"{', '.join(line.wrong)}: {rule}. The same command in DTL's words{rest}:\n  {paste(command.name, *line.right)}"
     )
 
 
@@ -109,12 +110,15 @@ class _Line:
     command: Command
     right: list[str] = field(default_factory=list)  # the words as they should be
     wrong: list[str] = field(default_factory=list)  # what was typed instead
+    full_keys: list[str] = field(default_factory=list)  # of the words whose key alone is another here: `lr=1e-3`
     unknown: list[str] = field(default_factory=list)  # flags that mean nothing here
+    chooses: bool = False  # from a config group, by a word of the line
 
     def __post_init__(self) -> None:
         self.groups = self.command.groups()  # read from disk: once for all words
 
     def read(self, words: list[str]) -> None:
+        self.chooses = any(word.partition("=")[0].lstrip("-") in self.groups for word in words)
         flags = get_args_parser()._option_string_actions
         while words:
             word = words.pop(0)
@@ -128,6 +132,7 @@ class _Line:
                 self._setting(word, words)
             else:
                 self._bare(word, words)
+        self.right = list(dict.fromkeys(self.right))  # `data=qa my_pairs.jsonl`
 
     def _flag(self, word: str, rest: list[str]) -> None:
         """`--lr=1e-3`, `--lr 1e-3`, `--compile`."""
@@ -136,6 +141,7 @@ class _Line:
         if not equals and rest and _is_value(rest[0]):
             value = rest.pop(0)
             typed, equals = f"{word} {value}", "="
+        self._reject_prompt(typed, name, value)
         meant = self._meaning(name, value if equals else None)
         if meant is None and not equals and name.startswith(("no-", "no_")):
             meant = self._meaning(name[3:], "false")
@@ -155,7 +161,12 @@ class _Line:
             value = rest.pop(0)
             typed = f"{word} {value}"
         known = key != override_key(key) or self._is_known(key)
+        self._reject_prompt(typed, key, value)
         meant = None if known else self._meaning(key, value)
+        if meant and typed == word:
+            self.full_keys.append(meant[-1].partition("=")[0])
+        if meant is None and not known and (_exists(word) or not re.fullmatch(r"[\w./@-]+", key)):
+            meant = self._alone(word)  # the name of a file with a =, a text
         if meant is None and typed != word:
             meant = [f"{key}={value}"]
         if meant is None:
@@ -185,6 +196,16 @@ class _Line:
             return
         self.wrong.append(word)
         self.right += meant
+
+    def _reject_prompt(self, typed: str, name: str, value: str) -> None:
+        """Raise ConfigError for `--prompt x` or `prompt=x` where there is no such setting."""
+        if name != "prompt" or self.command.key("prompt"):
+            return
+        if self.command.name == "chat":
+            ask = f"{shell_line(['echo', value])} | {command_line('chat', 'ckpt=latest')}"
+            raise ConfigError(f"{typed}: the chat reads its questions. To ask one alone:\n  {ask}")
+        use = command_line("generate", "ckpt=latest", f"prompt={value}")
+        raise ConfigError(f"{typed}: a prompt is for dtl.generate:\n  {use}")
 
     def _is_known(self, key: str) -> bool:
         return (
@@ -246,8 +267,11 @@ class _Line:
             return [f"resume={path}"]
         if not self.command.key("data.path"):
             return None
-        pairs = folder.suffix.lower() in _PAIRS
-        return ["data=qa", f"data.qa.path={path}"] if pairs else ["data=text", f"data.path={path}"]
+        if folder.suffix.lower() not in _PAIRS:
+            return ["data=text", f"data.path={path}"]
+        # The recipe learns them in minutes on any machine.
+        recipe = not self.chooses and "my_pairs" in self.groups.get("experiment", ())
+        return ["experiment=my_pairs" if recipe else "data=qa", f"data.qa.path={path}"]
 
 
 def _only_one(leaves: list[Key]) -> bool:
@@ -263,4 +287,8 @@ def _is_value(word: str) -> bool:
 def _is_path(word: str) -> bool:
     """True for what exists, or looks like the name of a file or folder."""
     looks_like = re.search(r"[/\\]|\.(txt|gz|bz2|xml|json|jsonl|csv|tsv|parquet|safetensors)\Z", word)
-    return bool(looks_like) or os.path.exists(os.path.expanduser(word))
+    return bool(looks_like) or _exists(word)
+
+
+def _exists(word: str) -> bool:
+    return os.path.exists(os.path.expanduser(word))

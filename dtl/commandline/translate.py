@@ -129,7 +129,11 @@ def _wrong_key_or_type(
             return ConfigError(f"{given}: only valid with {choice}, which is not chosen. Add it or leave this out.")
     if full_key in known:
         key = known[full_key]
-        default = "It has no default." if key.default == MISSING_VALUE else f"Default: {full_key}={key.default}"
+        default = (
+            f"It has no default: add {full_key}=..."
+            if key.default == MISSING_VALUE
+            else f"Default: {full_key}={key.default}"
+        )
         return ConfigError(f"{given}: must be {_article(key.type)} ({key.meaning}). {default}")
     inside = [name for name in known if name.startswith(full_key + ".")]
     if inside:
@@ -140,8 +144,15 @@ def _wrong_key_or_type(
     section = asked.rpartition(".")[0]
     siblings = [name for name in known if name.rpartition(".")[0] == section]
     listed = f" Keys here: {', '.join(siblings)}." if siblings else " --help lists them all."
-    hint = hint or did_you_mean(asked, [*known, *command.groups()])
+    hint = hint or did_you_mean(asked, [*known, *command.groups()]) or _of_training(asked, command)
     return ConfigError(f"{given}: there is no such key.{hint}{listed}")
+
+
+def _of_training(key: str, command: Command) -> str:
+    """A hint where another command is given a recipe or a config group of dtl.train."""
+    group = key.partition(".")[0]
+    is_group = group == "experiment" or (group.isidentifier() and (conf_dir() / group).is_dir())
+    return " It is a setting of dtl.train." if is_group and command.name != "train" else ""
 
 
 def _may_be_chosen(choice: str, arguments: list[str]) -> bool:

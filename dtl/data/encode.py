@@ -1,7 +1,7 @@
 """Encoding of documents to token ids: one compact array, end to end, with the offset of each document."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from dtl.data.collect import SourceTexts, collect_texts
 from dtl.data.config import DataConfig, TokenizerConfig
 from dtl.data.documents import Document, in_chunks
 from dtl.data.sources import SourcePlan
-from dtl.data.stored import EncodedChunk, Texts, TokenDocuments, offsets_of, read_tokens, token_dtype, write_tokens
-from dtl.data.tokenizers.tokenizer import Tokenizer, build_tokenizer
+from dtl.data.stored import EncodedChunk, TokenDocuments, offsets_of, read_tokens, token_dtype, write_tokens
+from dtl.data.tokenizers.tokenizer import Tokenizer, build_tokenizer, pieces
 from dtl.errors import CheckpointError
 from dtl.registry import TOKENIZERS
 
@@ -25,9 +25,14 @@ CHUNK_CHARACTERS = 1_000_000  # text encoded at a time: its Python lists of ids 
 
 
 def encode_chunks(
-    documents: Iterable[Document], encoder: Tokenizer, max_tokens: int | None = None
+    documents: Iterable[Document],
+    encoder: Tokenizer,
+    max_tokens: int | None = None,
+    encoded_characters: Callable[[int], None] = lambda n_characters: None,
 ) -> Iterator[EncodedChunk]:
     """Encode documents in chunks, stopping after the chunk in which `max_tokens` is reached.
+
+    `encoded_characters`: see `Tokenizer.encode_batch`.
 
     The prompt and the answer are encoded separately: whatever the tokenizer would merge across that border, the
     prompt's ids are those of the prompt alone, as in chat.
@@ -36,7 +41,8 @@ def encode_chunks(
     n_tokens = 0
     for chunk in in_chunks(documents, lambda document: len(document.text), CHUNK_CHARACTERS):
         turns = [document.turns or (document,) for document in chunk]
-        ids = iter(encoder.encode_batch([part for of_one in turns for turn in of_one for part in _parts(turn)]))
+        parts_of_all = [part for of_one in turns for turn in of_one for part in _parts(turn)]
+        ids = iter(encoder.encode_batch(parts_of_all, encoded_characters))
         flat: list[list[int]] = []
         lengths: list[list[int]] = []  # of the turns of each document
         answer_starts: list[int] = []
@@ -50,8 +56,7 @@ def encode_chunks(
         of_documents = np.array([sum(of_one) for of_one in lengths], np.int64)
         of_turns = np.array([*itertools.chain.from_iterable(lengths)], np.int64)
         tokens = np.fromiter(itertools.chain.from_iterable(flat), dtype, int(of_documents.sum()))
-        n_characters = sum(len(document.text) for document in chunk)
-        yield EncodedChunk(tokens, of_documents, of_turns, np.array(answer_starts, np.int32), n_characters)
+        yield EncodedChunk(tokens, of_documents, of_turns, np.array(answer_starts, np.int32))
         n_tokens += len(tokens)
         if max_tokens is not None and n_tokens >= max_tokens:
             break
@@ -118,9 +123,10 @@ def _tokenizer(config: TokenizerConfig, texts: dict[str, SourceTexts], cache: Ca
         splits = [each.splits["train"] for each in texts.values()]
         pace, total, done = Pace(f"tokenizer {config.kind}", log), sum(int(s.characters.sum()) for s in splits), 0
         for document in itertools.chain.from_iterable(splits):
-            yield document.text
-            done += len(document.text)
-            pace.report(f"{in_units(done)} characters", done / max(total, 1))
+            for part in pieces(document.text) if config.traits.cuts_at_spaces else (document.text,):
+                yield part
+                done += len(part)
+                pace.report(f"{in_units(done)} of {in_units(total)} characters", done / max(total, 1))
 
     def made() -> Tokenizer:
         return build_tokenizer(config, training_texts)
@@ -166,8 +172,14 @@ def _encode(
         documents = texts.splits[split]
         what = f"tokens of {texts.origin}: {split}, {number_of('documents', len(documents))}"
         log(what)
-        encoded = encode_chunks(documents, tokenizer, max_tokens if split == "train" else None)
-        return _logged(encoded, what, documents, log)
+        pace, total, done = Pace(what, log), int(documents.characters.sum()), 0
+
+        def report(n_characters: int) -> None:
+            nonlocal done
+            done += n_characters
+            pace.report(f"{in_units(done)} of {in_units(total)} characters", done / max(total, 1))
+
+        return encode_chunks(documents, tokenizer, max_tokens if split == "train" else None, report)
 
     def build(folder: Path) -> dict[str, Any]:
         for split in texts.splits:
@@ -194,13 +206,3 @@ def tokens_settings(text: str, tokenizer: Tokenizer, max_tokens: int | None) -> 
     traits = TOKENIZERS.traits(tokenizer.kind)
     identity = {"kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint, "end": tokenizer.eos_id}
     return {"text": text, "tokenizer": identity, "cut": bool(traits and traits.cuts_at_spaces), "most": max_tokens}
-
-
-def _logged(chunks: Iterator[EncodedChunk], what: str, texts: Texts, log: Progress) -> Iterator[EncodedChunk]:
-    pace = Pace(what, log)
-    total, done, n_tokens = int(texts.characters.sum()), 0, 0
-    for chunk in chunks:
-        yield chunk
-        done += chunk.n_characters
-        n_tokens += len(chunk.tokens)
-        pace.report(f"{in_units(n_tokens)} tokens", done / max(total, 1))

@@ -65,7 +65,7 @@ def read_source(
     if "validation" in splits and not reader.counts["validation"]["kept"]:
         read = reader.counts["validation"]["read"]
         raise DataError(
-            f"{source.origin}: its own validation split has no text. Found: {read:,} documents"
+            f"{source.origin}: its own validation split has no text. Found: {number_of('documents', read)}"
             f"{', all empty' if read else ''}. Give it some, or remove it: then a part of the training text is held "
             "out. Nothing was kept."
         )
@@ -154,10 +154,8 @@ class _Reader:
         if not self.counts["train"]["kept"]:
             notes = "".join(f"\n{note}" for note in source.notes())
             read = self.counts["train"]["read"]
-            raise DataError(
-                f"{self.origin}: no training text. Found: {read:,} documents{', all empty' if read else ''}. Needed: "
-                f"at least one with text.{notes}"
-            )
+            found = f"{number_of('documents', read)}{', all empty' if read else ''}"
+            raise DataError(f"{self.origin}: no training text. Found: {found}. Needed: at least one with text.{notes}")
 
     def _without_removed(self, document: Document) -> Document:
         if self._remove is None or document.answer_start is not None:

@@ -47,7 +47,6 @@ class EncodedChunk:
     lengths: np.ndarray  # (n_documents,) int64
     turn_lengths: np.ndarray  # (n_turns,) int64
     answer_starts: np.ndarray  # (n_turns,) int32
-    n_characters: int
 
 
 def token_dtype(vocab_size: int) -> np.dtype:

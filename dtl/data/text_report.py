@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dtl.base.units import in_units
+from dtl.base.units import in_units, number_of
 from dtl.data.documents import Document
 from dtl.data.encode import EncodedSource
 from dtl.data.prepare import PreparedData
@@ -48,18 +48,19 @@ def _counts(prepared: PreparedData, name: str, source: EncodedSource) -> Iterato
     for split, counts in source.texts.facts["counts"].items():
         if "read" not in counts:
             continue
-        dropped = f"{counts['empty']:,} empty, {counts['duplicate']:,} duplicates"
+        dropped = f"{counts['empty']:,} empty, {number_of('duplicates', counts['duplicate'])}"
         if counts["duplicate_characters"]:
             dropped += f" of {counts['duplicate_characters']:,} characters"
         yield (
-            f"  {split}: {counts['read']:,} documents read, {counts['kept']:,} kept, dropped: {dropped}; "
+            f"  {split}: {number_of('documents', counts['read'])} read, {counts['kept']:,} kept, dropped: {dropped}; "
             f"{counts['cleaned']:,} changed by cleaning"
         )
     for split, report in prepared.report[name].items():
         encoded = source.tokens[split]
         # Every token but the first of a stream is predicted; the end token of a complete document is never an input.
+        documents, sequences = number_of("documents", report.documents), number_of("sequences", report.rows)
         yield (
-            f"  {split}: {report.documents:,} documents, {len(encoded.tokens):,} tokens; in {report.rows:,} sequences "
+            f"  {split}: {documents}, {len(encoded.tokens):,} tokens; in {sequences} "
             f"{report.tokens:,} of them, {report.targets:,} with a loss, {report.wasted:.2%} padding"
         )
 

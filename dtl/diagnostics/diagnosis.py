@@ -52,7 +52,7 @@ def verdict(problems: list[str]) -> str:
 def first_run(facts: TorchFacts | None) -> str:
     """Return a training command that ends within minutes on this machine."""
     on_card = facts is not None and (facts.cards or facts.mps)
-    return f"python -m dtl.train {'model=qa' if on_card else 'model=small tokenizer=bpe'} data=qa"
+    return f"python -m dtl.train {'model=qa data=qa' if on_card else 'experiment=demo'}"
 
 
 def examine(settings: Settings, outputs: Path) -> tuple[Finding, TorchFacts | None]:

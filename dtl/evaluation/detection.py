@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dtl.base.units import number_of
 from dtl.data.config import DataConfig
 from dtl.data.documents import QuestionAnswer
 from dtl.data.local.files import LocalFiles, field, text_of
@@ -64,8 +65,8 @@ def unanswerable_questions(path: str | None, data: DataConfig) -> list[str]:
     questions = [question for question in questions if question]
     if len(questions) < 2:
         raise DataError(
-            f"unanswerable={path}: contains {len(questions)} questions; at least 2 are needed, half of them to "
-            "calibrate the confidence and half to test it."
+            f"unanswerable={path}: contains {number_of('questions', len(questions))}; at least 2 are needed, half of "
+            "them to calibrate the confidence and half to test it."
         )
     return questions
 

@@ -133,6 +133,10 @@ def write_metrics(
 NO_DETECTION = (
     "Confidence on questions without an answer in the data: skipped, there are none. Give some: unanswerable=FILE"
 )
+NO_VALIDATION = (
+    "Confidence: not measured. It is calibrated on validation questions, and none are held out. To hold some out, "
+    "train with data.validation_fraction=0.1"
+)
 
 
 def evaluate_checkpoint(
@@ -181,7 +185,7 @@ def evaluate_checkpoint(
         mixed_precision=lambda: autocast(device, precision),
     )
     report = measure(model, data, plan, display.log)
-    show_report(display.console, report, NO_DETECTION)
+    show_report(display.console, report, NO_DETECTION if data.pairs.get("validation") else NO_VALIDATION)
     if out is not None:
         write_metrics(out, report, checkpoint, run, plan, data, device, precision)
     return report

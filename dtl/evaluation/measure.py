@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from dtl.base.progress import Pace, Progress
+from dtl.base.units import number_of
 from dtl.data.batches import epoch_order
 from dtl.data.documents import QuestionAnswer
 from dtl.data.prepare import PreparedData
@@ -148,7 +149,7 @@ def _ask_all(
         to_ask = {**data.pairs, NATURAL: plan.natural}
         for split, pairs in chosen_questions(to_ask, plan.questions, plan.seed).items():
             prompts = [data.prompt.text(pair.question, pair.context) for pair in pairs]
-            answers = ask(f"{len(pairs):,} {split} questions", prompts)
+            answers = ask(number_of(f"{split} questions", len(pairs)), prompts)
             scored = Pace(f"{split}: expected answers", log).count
             gold = likelihoods(model, tokenizer, pairs, token_bytes, plan.questions_at_once, data.prompt, scored)
             asked[split] = with_baselines(pairs, answers, gold, baselines)

@@ -35,7 +35,7 @@ def show_runs(display: Display, runs: list[DiskRun], n_all: int, outputs: Path) 
         return
     rows = [_row(run) for run in runs]
     if display.console.is_terminal:
-        display.console.print(_table(rows), soft_wrap=False)
+        display.console.print(_table(rows, display.console.width), soft_wrap=False)
         return
     for line in aligned([HEADERS, *rows]):
         display.print(line.rstrip())
@@ -55,18 +55,18 @@ def _row(run: DiskRun) -> tuple[str, ...]:
     )
 
 
-def _table(rows: list[tuple[str, ...]]) -> Table:
-    """Return the table for 100 columns; a name is omitted where the folder ends with it."""
+def _table(rows: list[tuple[str, ...]], width: int) -> Table:
+    """Return the table; a name is omitted where the folder ends with it, all of them in fewer than 100 columns."""
     # The name of a run without a config is the folder's.
     names = ["" if folder.endswith((f"_{name}", f"/{name}")) else name for folder, name, *_ in rows]
-    n_shown = 2 if any(names) else 1
+    with_names = any(names) and width >= 100
     cells = (
-        [*(folder, name)[:n_shown], Text(state, STYLES.get(state, "yellow")), *metrics]
+        [folder, *([name] if with_names else []), Text(state, STYLES.get(state, "yellow")), *metrics]
         for name, (folder, _, state, *metrics) in zip(names, rows, strict=True)
     )
-    headers = [header for header in HEADERS if header != "name" or any(names)]
+    headers = [header.replace("best loss", "best\nloss") for header in HEADERS if header != "name" or with_names]
     wide = {key: {"no_wrap": False} for key in ("folder", "name")}
-    return table(headers, cells, RIGHT, every={"no_wrap": True, "overflow": "fold"}, columns=wide)
+    return table(headers, cells, (*RIGHT, "best\nloss"), every={"no_wrap": True, "overflow": "fold"}, columns=wide)
 
 
 def show_cleanup_hints(display: Display, settings: RunsConfig, n_bytes: dict[str, int]) -> None:

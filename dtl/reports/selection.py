@@ -80,5 +80,7 @@ def _latest(outputs: Path) -> Path:
     """Return the newest run, or its sweep if it is a trial."""
     runs = find_runs(outputs)
     if not runs:
-        raise DataError(f"runs=latest: there is no run under {outputs}/ yet. Train one with python -m dtl.train.")
+        raise DataError(
+            f"runs=latest: there is no run under {outputs}/ yet. Train one: python -m dtl.train experiment=demo"
+        )
     return runs[0].parent if is_sweep(runs[0].parent) else runs[0]

@@ -11,6 +11,7 @@ from dtl.base.units import in_epochs, in_percent, in_time, in_units, number_of
 from dtl.checkpoints.listing import list_checkpoints
 from dtl.data.prepare import PreparedData
 from dtl.data.text_report import PREVIEW
+from dtl.evaluation.answers import ALL_TOPICS
 from dtl.evaluation.config import EVALUATION_FILE
 from dtl.evaluation.measure import Report
 from dtl.evaluation.tables import show_main_metrics
@@ -130,6 +131,7 @@ def _emulation_warning(parts: Parts) -> str | None:
 
 # Recipes for a CPU: the minutes that they took on two cores (experiments/README.md).
 TEXT_RECIPE, QUESTIONS_RECIPE, QUESTIONS_WITHOUT_BF16 = ("text_cpu", 10), ("qa_full", 5), ("demo", 2)
+OWN_PAIRS_RECIPE, OWN_PAIRS_A_MINUTE = "my_pairs", 250  # with answers of a sentence; at least 2 minutes
 # What the recipe sets itself.
 SET_BY_RECIPE = {"model", "tokenizer", "optimizer", "schedule", "trainer", "experiment", "data.seq_len"}
 
@@ -142,15 +144,21 @@ def quicker_run(parts: Parts, overrides: Sequence[str], flags: Sequence[str], re
     """
     if parts.device.type != "cpu" or parts.resumed_from is not None or parts.config.init is not None:
         return None
+    sources = parts.config.data.resolved_sources()
+    limit: list[str] = []
     if not any(parts.data.pairs.values()):
         name, minutes = TEXT_RECIPE
-    else:
+    elif all(source.is_shipped or source.traits.questions == "none" for source in sources.values()):
         name, minutes = QUESTIONS_RECIPE if cpu_has_bf16() else QUESTIONS_WITHOUT_BF16  # qa_full uses muon
+    else:
+        name, minutes = OWN_PAIRS_RECIPE, max(2, len(parts.data.pairs["train"]) // OWN_PAIRS_A_MINUTE)
+        if minutes > 10:  # the recipe's 30 epochs would take longer
+            minutes, limit = 10, ["trainer.total_steps=4000"]
     if recipe == name:
         return None
     keys = [word.lstrip("+~").partition("=")[0].replace("/", ".") for word in overrides]
     kept = [word for key, word in zip(keys, overrides, strict=True) if not {key, key.partition(".")[0]} & SET_BY_RECIPE]
-    return f"About {minutes} minutes on two cores: {command_line('train', *flags, f'experiment={name}', *kept)}"
+    return f"About {minutes} minutes on two cores: {command_line('train', *flags, f'experiment={name}', *kept, *limit)}"
 
 
 def tokens_seen(parts: Parts) -> dict[str, dict[str, float]]:
@@ -158,6 +166,13 @@ def tokens_seen(parts: Parts) -> dict[str, dict[str, float]]:
     state, data = parts.trainer.state, parts.data.train
     tokens = data.seen_after(parts.config.seed, state.epoch, state.step_in_epoch * parts.config.global_batch_size)
     return {name: {"tokens": n, "passes": n / data.rows[name].n_tokens} for name, n in tokens.items()}
+
+
+def right_answers(report: Report) -> str:
+    """The number of right answers to the questions of each split, those of the training first."""
+    every_topic = [scores for scores in report.answers if scores.topic == ALL_TOPICS]
+    counts = [(s.split, round(s.questions * s.model.exact_match), s.questions) for s in every_topic]
+    return ", ".join(f"{split} {right:,} of {asked:,}" for split, right, asked in counts)
 
 
 def show_end(
@@ -172,17 +187,24 @@ def show_end(
     if report is not None:
         show_main_metrics(display.console, report)
     state = parts.trainer.state
-    best = "none yet" if state.best_loss is None else f"{state.best_loss:.4f} at step {state.best_step}"
     if parts.data.validation is None:
-        best = "none: nothing is held out, and the last step counts as the best"
+        validation = ("validation", "nothing is held out: the last step counts as the best")
+    elif state.best_loss is None:
+        validation = (
+            "validation",
+            "its loss was never finite" if state.evaluations else "its loss is not measured yet",
+        )
+    else:
+        validation = ("best validation loss", f"{state.best_loss:.4f} at step {state.best_step}")
     kept = list_checkpoints(run_dir, contents=False)
     folder = shown(run_dir)
     answers_questions = any(parts.data.pairs.values())
     use_it = command_line("chat" if answers_questions else "generate", f"ckpt={folder}")
     evaluate_it = command_line("evaluate", f"ckpt={folder}")
     rows = [
+        *([("right answers", right_answers(report))] if report and report.answers else []),
         ("steps", f"{state.step}, {in_units(state.tokens)} tokens in {in_time(state.seconds)}"),
-        ("best validation loss", best),
+        validation,
         *(
             ("seen", f"{name}: {in_units(source['tokens'])} tokens, {in_epochs(source['passes'])}")
             for name, source in seen.items()

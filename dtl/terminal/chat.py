@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from dtl.terminal.loading import LoadedModel
 
 
+NOT_CALIBRATED = "How sure it is was not measured. It answers every question, also what it was not taught."
 HELP_LINE = "Each question is independent. help lists the commands; Ctrl-C stops an answer, Ctrl-D quits."
 YOU, DTL = "You", "DTL"
 YOU_STYLE, DTL_STYLE = "bold green", "bold cyan"
@@ -76,7 +77,9 @@ class Chat:
                 "It was trained on plain text, not on questions. To continue texts instead: python -m dtl.generate"
             )
         if self.line.is_terminal:
-            for line in (*self.model.facts.taught, HELP_LINE):
+            taught = self.model.facts.taught
+            doubt = [NOT_CALIBRATED] if taught and self.model.facts.calibration is None else []
+            for line in (*taught, *doubt, HELP_LINE):
                 self.screen.note(line)
 
     def _take(self, line: str | TooLong) -> None:
@@ -130,15 +133,15 @@ class Chat:
     def _report(self, turn: Turn, continuation: "Continuation", n_prompt: int) -> None:
         speed = turn.n_tokens / turn.seconds if turn.seconds > 0 else 0
         parts = [f"seed {turn.seed}", number_of("tokens", turn.n_tokens), f"{speed:.0f} tokens/s"]
-        is_empty = math.isnan(turn.mean_logprob)
-        probability = math.nan if is_empty else self._probability(turn.mean_logprob)
-        is_calibrated = self.model.facts.calibration is not None
-        if not is_empty:
+        calibration, probability = self.model.facts.calibration, math.nan
+        if calibration is not None and not math.isnan(turn.mean_logprob):
+            probability = calibration.probability(turn.mean_logprob)
             # Rounded down: no answer is certain, and below one half at most two of five dots are filled.
-            number = f"{int(100 * probability)} % sure" if is_calibrated else f"log p {turn.mean_logprob:.2f}"
-            parts.insert(0, f"{self._dots(probability)} {number}")
+            parts.insert(0, f"{self._dots(probability)} {int(100 * probability)} % sure")
+        elif not math.isnan(turn.mean_logprob):  # no dots: this is high for made up answers, too
+            parts.insert(0, f"log p {turn.mean_logprob:.2f} per token")
         self.screen.note(", ".join(parts))
-        if is_calibrated and probability < MIN_PROBABILITY:
+        if probability < MIN_PROBABILITY:
             self.screen.warn("The model does not know this: the answer is more likely wrong than right.")
         if continuation.context_shifted:
             self.screen.note(
@@ -149,11 +152,6 @@ class Chat:
             self.screen.note(f"Cut off: the question uses {n_prompt} of the context's {self.model.context} tokens.")
         elif turn.ended == "length":
             self.screen.note(f"Cut off at {turn.n_tokens} tokens. Longer: /params max_new_tokens={2 * turn.n_tokens}")
-
-    def _probability(self, mean_logprob: float) -> float:
-        """Return the probability that an answer is right; without a calibration, the mean probability of a token."""
-        calibration = self.model.facts.calibration
-        return math.exp(min(0.0, mean_logprob)) if calibration is None else calibration.probability(mean_logprob)
 
     def _dots(self, probability: float) -> str:
         filled, empty = "●○" if self.screen.can_show("●○") else "*."

@@ -13,9 +13,9 @@ from dtl.run_dir.state import RunState, read_run_state
 Ask = Callable[[str], str]  # from a question to the line that is typed, as `input`
 MAX_RUNS = 10
 TO_MAKE_ONE = """\
-  python -m dtl.train experiment=demo    a small model, in 2 minutes on two cores
+  python -m dtl.train experiment=demo    a small model, 2 minutes on two cores
   python -m dtl.train model=qa data=qa   with a GPU: 57 M parameters
-  make demo                              in a checkout: the small one, then five questions"""
+  make demo                              the small one, then five questions"""
 
 
 def checkpoint_to_use(spec: str | None, outputs: Path, command: str, ask: Ask | None = None) -> Path:
@@ -78,13 +78,13 @@ def _choices_message(spec: str | None, folders: Sequence[Path], outputs: Path, c
 
 
 def _table(runs: list[RunState]) -> Iterator[str]:
-    rows = [(in_one_line(str(run.folder)), run.name, *_progress(run, "best validation loss")) for run in runs]
+    rows = [(in_one_line(str(run.folder)), run.name, *_progress(run)) for run in runs]
     return (f"  {line.rstrip()}" for line in aligned(rows))
 
 
-def _progress(run: RunState, loss: str = "loss") -> tuple[str, str, str]:
+def _progress(run: RunState) -> tuple[str, str, str]:
     return (
         run.state,
         "no step yet" if run.step is None else f"step {run.step}",
-        "" if run.best_loss is None else f"{loss} {run.best_loss:.4f}",
+        "" if run.best_loss is None else f"loss {run.best_loss:.4f}",
     )

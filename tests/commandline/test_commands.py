@@ -85,6 +85,7 @@ def test_help_has_the_values_of_the_words_beside_it(monkeypatch, capsys, flag):
     model = page("model=qa", f"{flag}model", "model.dropout=0.25")
     assert "\n    model.dim=512  (integer)\n" in model and "model.dropout=0.25" in model and "optimizer" not in model
     assert page(f"{flag}optimizer.lr").count("\n    optimizer") == 1
+    assert page(f"{flag}optimizer") == page(flag.strip("="), "optimizer", "seed=1")
     assert "    name=small_qa  (text)" in page(f"{flag}all")  # of conf/, not of the dataclass
     assert "hydra.sweeper.n_trials=30" in page(f"{flag}sweep")
 
@@ -129,6 +130,8 @@ def test_the_umbrella_calls_a_command_with_its_words(monkeypatch, capsys, name):
 
 def test_the_umbrella_without_a_command(monkeypatch, capsys):
     assert dtl_command(monkeypatch, "--version") == 0 and capsys.readouterr().out == f"DTL {dtl.__version__}\n"
+    assert dtl_command(monkeypatch, "help", "train", "optimizer.lr") == 0
+    assert capsys.readouterr().out.count("\n    optimizer") == 1
     for word, hint in (("trian", "Did you mean 'train'?"), ("model=small", "Did you mean 'dtl train model=small'?")):
         assert dtl_command(monkeypatch, word) == 2 and hint in capsys.readouterr().err
 
@@ -197,6 +200,7 @@ def test_wrong_settings_are_refused_and_leave_nothing(name, monkeypatch, capsys,
         (["debgu=true"], "debgu=true: there is no such key. Did you mean 'debug'?"),
         (["debug=perhaps"], "debug=perhaps: must be true/false"),
         (["+trainer=cpu"], f"+trainer=cpu: dtl.{name} has no such group."),
+        (["experiment=demo"], "experiment=demo: there is no such key. It is a setting of dtl.train."),
         (["-m"], f"-m: dtl.{name} runs once; only dtl.train runs a grid."),
         (["plugins=[a],[b]"], "takes one value."),
     ):

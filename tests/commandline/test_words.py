@@ -167,7 +167,10 @@ RIGHT = {
     "--no-compile": "trainer.compile=false",
     "--eps -3": "optimizer.eps=-3",
     "~/texts": "data=text 'data.path=~/texts'",
-    "my_pairs.jsonl": "data=qa data.qa.path=my_pairs.jsonl",
+    "my_pairs.jsonl": "experiment=my_pairs data.qa.path=my_pairs.jsonl",
+    "my_pairs.jsonl model=small": "data=qa data.qa.path=my_pairs.jsonl model=small",
+    "data=qa my_pairs.jsonl": "data=qa data.qa.path=my_pairs.jsonl",
+    '"texts (1)=a/b.txt"': "data=text 'data.path=texts (1)=a/b.txt'",
     "small": "model=small",
     "resume": "resume=latest",
     "resume latest": "resume=latest",
@@ -190,13 +193,36 @@ RIGHT = {
 def test_the_right_command_is_shown_and_accepted(typed):
     with pytest.raises(ConfigError) as rejected:
         check_words(shlex.split(typed), TRAIN)
-    message, line = str(rejected.value).splitlines()
-    assert line == f"  python -m dtl.train {RIGHT[typed]}" and "key=value" in message
+    line = str(rejected.value).splitlines()[1]
+    assert line == f"  python -m dtl.train {RIGHT[typed]}"
     words = shlex.split(line)[3:]
     check_words(words, TRAIN)
     of_a_command = ("-", "hydra.", "resume=", "data", "optimizer.eps=-3")
     if "--config-dir" not in words and "-m" not in words:
         compose(*(word for word in words if not word.startswith(of_a_command)))
+
+
+@pytest.mark.parametrize(
+    ("typed", "rule"),
+    [
+        ("lr=1e-3 seed=3 epochs=5", "DTL calls this optimizer.lr, trainer.max_epochs."),
+        ("path=my_texts", "DTL calls this data.path."),
+        ("lr=1e-3 --epochs 5", "DTL's settings are key=value."),
+        ("model small", "DTL's settings are key=value."),
+        ("my_texts/", "DTL's settings are key=value."),
+    ],
+)
+def test_what_is_key_and_value_already_is_told_the_full_key(typed, rule):
+    with pytest.raises(ConfigError) as rejected:
+        check_words(typed.split(), TRAIN)
+    assert f": {rule} The same command" in str(rejected.value)
+
+
+def test_a_file_whose_name_has_an_equals_sign(elsewhere):
+    (elsewhere / "a=b.txt").touch()
+    with pytest.raises(ConfigError, match=r"\n  python -m dtl\.train data=text data\.path=a=b\.txt$"):
+        check_words(["a=b.txt"], TRAIN)
+    check_words(["a=c.txt"], TRAIN)  # a key that does not exist: Hydra's error has the hint
 
 
 @pytest.mark.parametrize(
@@ -207,6 +233,7 @@ def test_the_right_command_is_shown_and_accepted(typed):
         ("chat", ["--checkpoint", "latest", "--temperature", "0.7"], "ckpt=latest sampling.temperature=0.7"),
         ("generate", ["--prompt", "Once upon a time", "ckpt=latest"], "'prompt=Once upon a time' ckpt=latest"),
         ("generate", ["Once upon a time", "ckpt=latest"], "'prompt=Once upon a time' ckpt=latest"),
+        ("generate", ["What is a=b?", "ckpt=latest"], "'prompt=What is a=b?' ckpt=latest"),
         (
             "generate",
             ["--start=x", "--max_new_tokens=5", "--top_k=3"],
@@ -222,6 +249,20 @@ def test_other_commands_too(name, typed, right):
     with pytest.raises(ConfigError) as rejected:
         check_words(typed, COMMANDS[name])
     assert str(rejected.value).splitlines()[1] == f"  python -m dtl.{name} {right}"
+
+
+@pytest.mark.parametrize("typed", [["--prompt", "it's"], ["prompt=it's"], ["--prompt=it's"]])
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("chat", ["echo", "it's", "|", "python", "-m", "dtl.chat", "ckpt=latest"]),
+        ("train", ["python", "-m", "dtl.generate", "ckpt=latest", "prompt=it's"]),
+    ],
+)
+def test_a_prompt_for_a_command_without_one(typed, name, line):
+    with pytest.raises(ConfigError) as rejected:
+        check_words(typed, COMMANDS[name])
+    assert shlex.split(str(rejected.value).splitlines()[1]) == line
 
 
 @pytest.mark.parametrize(

@@ -509,6 +509,18 @@ def test_progress_says_how_long_it_takes(counting, monkeypatch):
     assert any(re.search(r"^tokens of .* [1-9]\d?%, \d+:\d\d left$", line) for line in lines)
 
 
+def test_a_single_long_text_shows_how_much_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr("dtl.base.progress.SECONDS_BETWEEN_REPORTS", 0)
+    monkeypatch.setattr("dtl.data.tokenizers.tokenizer.GROUP_CHARS", 5000)
+    monkeypatch.setattr("dtl.data.tokenizers.tokenizer.pieces.__defaults__", (1000,))
+    (tmp_path / "book.txt").write_text("a word and another. " * 2000)
+    lines: list[str] = []
+    data = DataConfig(sources={"text": SourceConfig(kind="text", path=str(tmp_path / "book.txt"))})
+    prepare_data(data, TokenizerConfig(kind="bpe", vocab_size=300), 17, 3, lines.append)
+    for what in ("tokenizer bpe, ", "tokens of "):
+        assert sum(line.startswith(what) and " k of 3" in line for line in lines) > 3, what
+
+
 def test_reading_and_learning_a_vocabulary_show_how_much_is_left(tmp_path, monkeypatch):
     """Of files whose size is that of their text; of compressed ones nobody knows it before."""
     monkeypatch.setattr("dtl.base.progress.SECONDS_BETWEEN_REPORTS", 0)

@@ -202,7 +202,7 @@ SHAPING: list[tuple[str, str, set[str]]] = [  # file in dtl/data: functions: the
     ("encode", "encode_chunks _parts", LEARNT),
     ("documents", "in_chunks", EVERY),
     ("encode", "_encode", LEARNT),
-    ("tokenizers/tokenizer", "_bpe _char _pieces _well_formed encode_batch _encode save", LEARNT),
+    ("tokenizers/tokenizer", "_bpe _char pieces _well_formed encode_batch _encode save", LEARNT),
     ("tokenizers/files", "read_backend", LEARNT),
     ("tokenizers/gpt2", "byte_level_bpe", LEARNT),
     ("tokenizers/gpt2", "gpt2_encoder __call__", LEARNT),

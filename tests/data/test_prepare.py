@@ -236,12 +236,12 @@ def test_a_text_shorter_than_a_row_is_enough(tmp_path):
     [
         ({"a.txt": ""}, ["data.path=", "empty"]),
         ({"a.jsonl": ""}, ["empty"]),
-        ({"a.txt": " \n\n "}, ["data.path=", "no training text", "1 documents, all empty"]),
+        ({"a.txt": " \n\n "}, ["data.path=", "no training text", "1 document, all empty"]),
         ({"a.txt": "x"}, ["no document is left for validation", "of 1 read"]),
         ({"a.jsonl": '{"text": "x"}\n' * 3}, ["no document is left for validation", "of 3 read"]),
         (
             {"train.txt": "text", "validation.txt": " "},
-            ["own validation split", "1 documents, all empty", "remove it"],
+            ["own validation split", "1 document, all empty", "remove it"],
         ),
     ],
 )

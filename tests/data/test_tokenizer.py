@@ -126,7 +126,7 @@ def test_lone_surrogates_become_replacement_characters(built: dict[str, Tokenize
 )
 @settings(max_examples=300)
 def test_pieces_give_the_ids_of_the_whole(built: dict[str, Tokenizer], kind: str, text: str, size: int) -> None:
-    pieces = list(module._pieces(text, size))
+    pieces = list(module.pieces(text, size))
     assert "".join(pieces) == text
     whole = built[kind].backend.encode(text, add_special_tokens=False).ids
     assert [i for piece in pieces for i in built[kind].encode(piece)] == whole
@@ -144,7 +144,7 @@ def test_a_long_text_is_encoded_in_groups_of_pieces(built: dict[str, Tokenizer],
 
     monkeypatch.setattr(Tokenizer, "_encode", counting)
     monkeypatch.setattr(module, "GROUP_CHARS", 300)
-    monkeypatch.setattr(module, "_pieces", lambda text, pieces=module._pieces: pieces(text, 31))
+    monkeypatch.setattr(module, "pieces", lambda text, pieces=module.pieces: pieces(text, 31))
     assert built["gpt2"].encode_batch(texts) == expected
     assert len(groups) > 4 and max(groups) > 1
 

@@ -79,7 +79,7 @@ def test_a_machine_on_which_all_is_well(diagnosed):
     title, *rows, last = out.splitlines()
     assert title == f"DTL {dtl.__version__}"
     assert [row[:14].strip() for row in rows if not row.startswith("Warning")] == ROWS
-    assert last == "No problems found. Next: python -m dtl.train model=small tokenizer=bpe data=qa"
+    assert last == "No problems found. Next: python -m dtl.train experiment=demo"
     assert list(Path.cwd().iterdir()) == [], "looking leaves nothing behind"
 
 
@@ -181,7 +181,7 @@ def test_the_first_run_is_one_that_this_machine_can_do():
     card = Card("card", (8, 9), 1, 1)
     assert first_run(TorchFacts("2", 1, cards=(card,))) == "python -m dtl.train model=qa data=qa"
     assert first_run(TorchFacts("2", 1, mps=True)) == "python -m dtl.train model=qa data=qa"
-    assert "model=small" in first_run(None)
+    assert first_run(None) == first_run(TorchFacts("2", 1)) == "python -m dtl.train experiment=demo"
 
 
 def test_the_profile_is_what_a_run_would_get():

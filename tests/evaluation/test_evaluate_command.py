@@ -108,6 +108,23 @@ def test_other_data_leaves_the_runs_figures_alone(evaluate, run_dir):
     assert not (run_dir / "evaluation.json").exists()
 
 
+def test_where_nothing_is_held_out_unanswerable_questions_are_not_asked_for(evaluate, run_dir):
+    Path("few.jsonl").write_text('{"question": "Who?", "answer": "Ann"}\n{"question": "Where?", "answer": "Rome"}\n')
+    code, out, err = evaluate("ckpt=latest", "data=qa", "data.qa.path=few.jsonl", "data.seq_len=61")
+    assert code == 0, err
+    assert "none are held out" in out and "data.validation_fraction=0.1" in out and "unanswerable=" not in out
+
+
+def test_another_file_for_a_source_of_the_run_needs_its_path_alone(evaluate, run_dir):
+    Path("others.jsonl").write_text(Path("pairs.jsonl").read_text())
+    code, _, err = evaluate("ckpt=latest", "data.sources.mine.path=others.jsonl", "out=figures.json")
+    assert code == 0, err
+    written = json.loads(Path("figures.json").read_text())["data"]["sources"]["mine"]
+    assert (written["path"], written["kind"]) == ("others.jsonl", "qa")
+    code, _, err = evaluate("ckpt=latest", "data.sources.theirs.path=others.jsonl")
+    assert code == 2 and "add data.sources.theirs.kind=..." in err
+
+
 def test_a_key_changes_the_runs_own_data(evaluate, run_dir):
     code, _, err = evaluate("ckpt=latest", "data.loss_on=all", "out=figures.json")
     assert code == 0, err

@@ -474,3 +474,13 @@ def test_a_narrow_terminal_hides_nothing(width):
     together = "".join("".join(lines).split())
     for label in ("multirun/2026-11-23/05-43-33-5892/12", "2026-11-21/05-00-00-1_a-long-name-of-a-run"):
         assert label in together or width >= 72  # folded in its column
+
+
+def test_the_folders_of_runs_and_trials_stay_in_one_piece_in_80_columns():
+    make_run("multirun/2026-11-23/05-43-33-25892/12", "finished", steps=(10,), best=10, loss=1.25)
+    make_run("2026-11-21/05-00-00-12345_my_pairs", "interrupted", loss=3.5)
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=80, color_system=None)
+    show_runs(Display(console), read_runs(OUTPUTS), 2, OUTPUTS)
+    for label in ("multirun/2026-11-23/05-43-33-25892/12", "2026-11-21/05-00-00-12345_my_pairs"):
+        assert f"\n{label} " in stream.getvalue()

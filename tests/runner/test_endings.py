@@ -3,6 +3,7 @@ and what is kept."""
 
 import json
 import math
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -87,12 +88,34 @@ def test_a_slow_muon_is_warned_of(
     assert ("this processor only emulates" in capsys.readouterr().out) == warned
 
 
+# --- the end screen -----------------------------------------------------------------------------------------------
+
+
+def test_the_end_screen_opens_with_the_right_answers_and_has_no_none(pairs: Path, tmp_path: Path, capsys) -> None:
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(json.dumps({"question": f"{i} squared?", "answer": f"{i * i}."}) + "\n" for i in range(7)))
+    config = tiny_config(few, total_steps=2)
+    start(replace(config, data=replace(config.data, validation_fraction=0)), tmp_path / "a")
+    end = capsys.readouterr().out.partition("\nFinished\n")[2].splitlines()
+    assert re.match(r"right answers +train \d of 7$", end[0])
+    assert re.match(r"validation +nothing is held out: the last step counts as the best$", end[2])
+    assert not any(word in "\n".join(end).lower() for word in ("none", "nan"))
+    start(tiny_config(pairs, total_steps=2, eval_every_steps=None), tmp_path / "b")
+    end = capsys.readouterr().out.partition("\nFinished\n")[2].splitlines()
+    assert re.match(r"right answers +train \d+ of \d+, validation \d+ of \d+", end[0])
+    assert re.match(r"best validation loss +\d+\.\d+ at step 2$", end[2])
+    start(tiny_config(pairs, total_steps=2, stop_after_steps=1, eval_every_steps=None), tmp_path / "c")
+    assert re.search(r"\nvalidation +its loss is not measured yet\n", capsys.readouterr().out)
+
+
 # --- too slow for a CPU -------------------------------------------------------------------------------------------
 
+SHIPPED, MINE = SourceConfig("qa"), SourceConfig("qa", "mine.jsonl")
 SLOW = {
     "data=text \"data.path='my texts/it (1).txt'\"": ("text_cpu", None),
     "model=medium data=wiki trainer.max_epochs=3 data.seq_len=512 device=cpu": ("text_cpu", None),
-    "model=qa data=qa +experiment=qa_muon optimizer.lr=1e-3 data.qa.path=mine.jsonl seed=7": ("qa_full", "qa"),
+    "model=qa data=qa +experiment=qa_muon optimizer.lr=1e-3 seed=7": ("qa_full", SHIPPED),
+    "model=qa data=qa +experiment=qa_muon optimizer.lr=1e-3 data.qa.path=mine.jsonl seed=7": ("my_pairs", MINE),
     "data=text data.path=x.txt model/arch=classic tokenizer=bpe tracker=local plugins=[my_lab]": ("text_cpu", None),
 }
 
@@ -113,7 +136,14 @@ def test_what_is_proposed_keeps_the_data_and_fits_a_cpu(words: str, monkeypatch:
     path = next((word.partition("=")[2] for word in given if word.startswith("data.path")), None)
     assert config.data.path == (path and unquoted(path))
     as_recommended = composed(f"experiment={recipe}", *(["data.path=x"] if pairs is None else []))
-    assert config.trainer.total_steps is not None and config.model == as_recommended.model
+    assert (config.trainer.total_steps, config.model) == (as_recommended.trainer.total_steps, as_recommended.model)
+
+
+@pytest.mark.parametrize(("n_pairs", "minutes", "ends"), [(500, 2, False), (2000, 8, False), (90_000, 10, True)])
+def test_many_pairs_of_ones_own_get_as_many_steps_as_ten_minutes_have(n_pairs: int, minutes: int, ends: bool) -> None:
+    sentence = quicker_run(parts_of(MINE, n_pairs=n_pairs), ["data.qa.path=mine.jsonl"], [], None)
+    assert sentence is not None and sentence.startswith(f"About {minutes} minutes on two cores: ")
+    assert sentence.endswith("data.qa.path=mine.jsonl" + " trainer.total_steps=4000" * ends)
 
 
 @pytest.mark.parametrize("other", [{"device": "cuda"}, {"resumed_from": Path("x")}, {"init": "run"}])
@@ -122,13 +152,19 @@ def test_nothing_is_proposed_to_who_cannot_or_does_not_want_to_change(other: dic
     assert quicker_run(parts_of(None), ["experiment=text_cpu"], [], "text_cpu") is None
 
 
-def parts_of(pairs: str | None, device: str = "cpu", resumed_from: Path | None = None, init: str | None = None) -> Any:
+def parts_of(
+    pairs: SourceConfig | None,
+    device: str = "cpu",
+    resumed_from: Path | None = None,
+    init: str | None = None,
+    n_pairs: int = 1,
+) -> Any:
     """As much of a run's parts as the proposal depends on."""
     return SimpleNamespace(
         device=torch.device(device),
         resumed_from=resumed_from,
-        config=RunConfig(init=init),
-        data=SimpleNamespace(pairs={"train": [pairs]} if pairs else {}),
+        config=RunConfig(init=init, data=DataConfig(sources={"one": pairs or SourceConfig("text", "x")})),
+        data=SimpleNamespace(pairs={"train": [pairs] * n_pairs} if pairs else {}),
     )
 
 

@@ -62,20 +62,12 @@ def test_the_greeting_names_the_model():
 
 def test_the_greeting_says_what_was_taught_to_who_types():
     taught = ("It was taught 3 questions about tea, for example:", "  Who likes tea?")
-    assert "for example:\n  Who likes tea?\nEach question" in greeting(taught=taught)
+    assert "for example:\n  Who likes tea?\nEach question" in greeting(taught=taught, calibration=Calibration(1, 0))
     assert "taught" not in talk("One?", is_terminal=False, taught=taught).shown
 
 
 def test_a_model_of_plain_text_says_so():
     assert "python -m dtl.generate" in " ".join(greeting(learned_plain_text=True).split())
-
-
-@pytest.mark.parametrize(
-    ("logprob", "mark"), [(0.0, "●●●●● log p 0.00"), (-0.5, "●●●○○ log p -0.50"), (-9.0, "○○○○○ log p -9.00")]
-)
-def test_dots_are_filled_by_the_mean_probability(logprob, mark):
-    chat = talk("One?", answer=lambda *_: RoteContinuation([" a", " b", " c"], logprob))
-    assert f"{mark}, seed 11, 3 tokens, " in chat.shown
 
 
 @given(st.floats(-60, 0), st.floats(0, 9), st.floats(-9, 9))
@@ -90,9 +82,14 @@ def test_dots_number_and_sentence_are_one_probability(logprob, slope, intercept)
     assert percent == int(100 * calibration.probability(logprob)) and "log p" not in line
 
 
-def test_without_a_calibration_nothing_is_said_about_knowing():
-    chat = talk("One?", answer=lambda *_: RoteContinuation([" a"], -9.0))
-    assert "does not know" not in chat.shown and " % sure" not in chat.shown
+@pytest.mark.parametrize("logprob", [0.0, -9.0])
+def test_without_a_calibration_nothing_looks_like_knowing(logprob):
+    chat = talk("One?", answer=lambda *_: RoteContinuation([" a"], logprob))
+    assert f"\nlog p {logprob:.2f} per token, seed 11, 1 token, " in chat.shown
+    assert not any(mark in chat.shown for mark in ("does not know", " % sure", "●", "○"))
+    taught = ("It was taught 3 questions, for example:",)
+    assert "How sure it is was not measured" in greeting(taught=taught)
+    assert "not measured" not in greeting(taught=taught, calibration=Calibration(1, 0)) + greeting()
 
 
 def test_an_empty_answer_has_no_confidence():
@@ -103,11 +100,11 @@ def test_an_empty_answer_has_no_confidence():
 def test_a_terminal_without_dots_gets_what_it_can_show():
     raw = io.BytesIO()
     out = io.TextIOWrapper(raw, encoding="ascii")
-    model, _ = rote_model(lambda *_: RoteContinuation([" caf\xe9 \u65e5"], -0.5))
+    model, _ = rote_model(lambda *_: RoteContinuation([" caf\xe9 \u65e5"], -0.5), calibration=Calibration(1, 0))
     chat = Chat(model, Screen(out, out, labelled=True), ScriptedInput([]), SamplingConfig(), 0)
     chat.ask("One?")
     out.flush()
-    assert "DTL: caf? ?\n***.. log p -0.50" in raw.getvalue().decode("ascii")
+    assert "DTL: caf? ?\n***.. 60 % sure" in raw.getvalue().decode("ascii")
 
 
 def test_the_space_before_the_first_word_is_not_shown():
@@ -180,7 +177,7 @@ def one_line(chat) -> str:
 def test_a_pipe_gets_the_answers_alone():
     chat = talk("One?", "", "  ", "Two?", is_terminal=False)
     assert chat.answers.getvalue() == "seed 11\nseed 12\n"
-    assert "DTL parrot" in chat.notes.getvalue() and "●" in chat.notes.getvalue()
+    assert "DTL parrot" in chat.notes.getvalue() and "tokens/s" in chat.notes.getvalue()
 
 
 @pytest.mark.parametrize("line", ["", "  ", "?!", "...", "\N{WAVING HAND SIGN}"])

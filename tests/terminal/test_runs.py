@@ -43,6 +43,7 @@ def test_without_any_run_one_is_made(spec):
     message = message_of(spec)
     assert message.startswith(f"ckpt={spec or 'null'}: there is no run under outputs yet.")
     assert "python -m dtl.train model=qa data=qa" in message and "make demo" in message
+    assert max(map(len, f"Error: {message}".splitlines())) < 80
 
 
 def test_runs_are_listed_newest_first_with_the_lines_to_type():
@@ -53,7 +54,7 @@ def test_runs_are_listed_newest_first_with_the_lines_to_type():
     assert [line.split() for line in lines[1:4]] == [
         ["outputs/2026-01-03/03-04-05-6_new", "new", "failed", "step", "0"],
         ["outputs/2026-01-02/03-04-05-6_cut", "cut", "unfinished", "step", "40"],
-        ["outputs/2026-01-01/03-04-05-6_old", "old", "finished", "step", "300", "best", "validation", "loss", "1.5747"],
+        ["outputs/2026-01-01/03-04-05-6_old", "old", "finished", "step", "300", "loss", "1.5747"],
     ]
     # The example is one that can be talked to.
     assert "  python -m dtl.chat ckpt=outputs/2026-01-02/03-04-05-6_cut" in lines

@@ -176,7 +176,7 @@ class PairReader:
         if self._lacking and not self.n_pairs:
             n_records = sum(count for count, _ in self._skipped.values())
             raise DataError(
-                f"{self._lacking}\n{origin}: {n_records:,} records, none of them a question with an answer."
+                f"{self._lacking}\n{origin}: {number_of('records', n_records)}, none of them a question with an answer."
             )
 
 

@@ -83,21 +83,27 @@ class Tokenizer:
         """Return the token ids of a text, without any special token. Lone surrogates become U+FFFD."""
         return self.encode_batch([text])[0]
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Return the token ids of each text, encoded in parallel with bounded memory in addition to the result."""
+    def encode_batch(
+        self, texts: list[str], encoded_characters: Callable[[int], None] = lambda n_characters: None
+    ) -> list[list[int]]:
+        """Return the token ids of each text, encoded in parallel with bounded memory in addition to the result.
+
+        `encoded_characters` is called with the number of characters of each part that is done.
+        """
         ids: list[list[int]] = [[] for _ in texts]
         for group in self._groups(texts):
             for row, encoded in zip(
                 (row for row, _ in group), self._encode([piece for _, piece in group]), strict=True
             ):
                 ids[row] += encoded
+            encoded_characters(sum(len(piece) for _, piece in group))
         return ids
 
     def _groups(self, texts: list[str]) -> Iterator[list[tuple[int, str]]]:
         group: list[tuple[int, str]] = []
         n_chars = 0
         for row, text in enumerate(texts):
-            for piece in _pieces(text) if self._cuts_at_spaces else (text,):
+            for piece in pieces(text) if self._cuts_at_spaces else (text,):
                 group.append((row, piece))
                 n_chars += len(piece)
                 if n_chars >= GROUP_CHARS:
@@ -259,10 +265,10 @@ def _byte_letters() -> list[str]:
 
 def _training_pieces(training_texts: TrainingTexts) -> Iterator[str]:
     for text in training_texts():
-        yield from _pieces(_well_formed(text))
+        yield from pieces(_well_formed(text))
 
 
-def _pieces(text: str, size: int = PIECE_CHARS) -> Iterator[str]:
+def pieces(text: str, size: int = PIECE_CHARS) -> Iterator[str]:
     """Cut a text where byte-level BPE splits it anyway, into pieces of at least `size` characters."""
     start = 0
     while len(text) - start > size and (seam := _SEAM.search(text, start + size)):
