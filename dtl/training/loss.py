@@ -112,28 +112,25 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grads_nd = []
             for chunk_nd, target_n in in_chunks(x_nd.to(precision), targets_n, vocab_size):
                 at_target = rearrange(target_n, "n -> n 1")
-                logits_nv = chunk_nd @ narrow_vd.T
-                probabilities_nv = logits_nv.log_softmax(dim=-1, dtype=wide)
-                losses_n1 = -probabilities_nv.gather(1, at_target)
-                total += (1 - smoothing) * losses_n1.sum()
-                if smoothing:
-                    total -= smoothing * probabilities_nv.mean(dim=-1).sum()
-                probabilities_nv.exp_()  # in place from here on: it becomes the gradient of the logits
+                logits_nv = (chunk_nd @ narrow_vd.T).to(wide)
+                # softmax is one pass over the chunk where log_softmax and exp are two. Of the likeliest token it is
+                # exp(logit - log Z), and far from 0: log Z follows from it without a loss of digits.
+                grad_nv = logits_nv.softmax(dim=-1)
+                log_z_n1 = logits_nv.amax(dim=-1, keepdim=True) - grad_nv.amax(dim=-1, keepdim=True).log()
+                total += (log_z_n1 - (1 - smoothing) * logits_nv.gather(1, at_target)).sum()
                 if z_loss:
-                    log_z_n1 = logits_nv.gather(1, at_target).to(wide) + losses_n1
                     total += z_loss * log_z_n1.square().sum()
-                    probabilities_nv *= 1 + 2 * z_loss * log_z_n1
-                del logits_nv
-                probabilities_nv.scatter_add_(1, at_target, losses_n1.new_full(losses_n1.shape, smoothing - 1))
+                    grad_nv *= 1 + 2 * z_loss * log_z_n1
                 if smoothing:
-                    probabilities_nv -= smoothing / vocab_size
-                narrow_nv = probabilities_nv.to(precision)
+                    total -= smoothing * logits_nv.mean(dim=-1).sum()
+                    grad_nv -= smoothing / vocab_size
+                del logits_nv
+                grad_nv.scatter_add_(1, at_target, log_z_n1.new_full(log_z_n1.shape, smoothing - 1))
+                narrow_nv = grad_nv.to(precision)
                 if need_x:
                     grads_nd.append(narrow_nv @ narrow_vd)
-                if grad_vd is not None and precision == wide:
-                    grad_vd.addmm_(narrow_nv.T, chunk_nd)
-                elif grad_vd is not None:
-                    grad_vd += narrow_nv.T @ chunk_nd
+                if grad_vd is not None:
+                    _add_product(grad_vd, narrow_nv.T, chunk_nd)
         ctx.save_for_backward(torch.cat(grads_nd).to(x_nd.dtype) if need_x else None, grad_vd)
         return total
 
@@ -145,6 +142,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         by_x = None if grad_nd is None else grad_nd * grad
         by_weight = None if grad_vd is None else grad_vd.mul_(grad)
         return by_x, by_weight, None, None, None
+
+
+def _add_product(sum_vd: Tensor, left_vn: Tensor, right_nd: Tensor) -> None:
+    """Add a matrix product to `sum_vd`, which may be of higher precision than the factors."""
+    if left_vn.dtype == sum_vd.dtype:
+        sum_vd.addmm_(left_vn, right_nd)
+        return
+    # On a CPU in parts that stay in its cache: the conversion of the whole product would need memory for it.
+    n_rows = len(sum_vd) if sum_vd.is_cuda else 4096
+    for part_vd, part_vn in zip(sum_vd.split(n_rows), left_vn.split(n_rows), strict=True):
+        part_vd += part_vn @ right_nd
 
 
 def mean_cross_entropy(model: TransformerLM, batch: Batch) -> Tensor:
