@@ -181,7 +181,7 @@ def keep_freed_memory() -> bool:
     """Let glibc's malloc keep what is freed for the next step, in this process; False where there is no glibc.
 
     Each large block is otherwise given back to the kernel, which clears it anew: a fifth of the time of a step on a
-    CPU (docs/results.md). The peak stays the same, since every step needs as much as the one before.
+    CPU. The peak stays the same, since every step needs as much as the one before.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not hasattr(libc, "mallopt"):  # musl, macOS, Windows
