@@ -19,7 +19,6 @@ from dtl.base.runtime import (
     device_memory,
     fingerprint,
     fingerprint_difference,
-    keep_freed_memory,
     restore_random_state,
     seed_everything,
 )
@@ -183,8 +182,6 @@ def build_run(
         notes=list(data.notes),
         resumed_from=resume_from,
     )
-    if device.type == "cpu":
-        keep_freed_memory()
     if resume_from and saved:
         _restore(parts, resume_from, *saved)
     return parts
