@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import ctypes
 import os
 import platform
 import random
@@ -174,6 +175,19 @@ def peak_memory_bytes(device: torch.device) -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def keep_freed_memory(device: torch.device) -> bool:
+    """Let glibc's malloc keep what is freed for the next step on a CPU, in this process; False where nothing changes.
+
+    Each large block is otherwise given back to the kernel, which clears it anew: a fifth of the time of a step on a
+    CPU. The peak stays the same, since every step needs as much as the one before.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" and device.type == "cpu" else None
+    if not hasattr(libc, "mallopt"):  # musl, macOS, Windows
+        return False
+    # /usr/include/malloc.h: M_MMAP_MAX = -4, no block of its own by mmap; M_TRIM_THRESHOLD = -1, no end of the heap.
+    return bool(libc.mallopt(-4, 0) and libc.mallopt(-1, 2**31 - 1))
 
 
 def device_memory(device: torch.device) -> int | None:

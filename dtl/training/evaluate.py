@@ -15,7 +15,7 @@ from dtl.data.batches import IGNORE, PackedSequences
 from dtl.errors import TrainingError
 from dtl.model.transformer import TransformerLM
 from dtl.registry import METRICS
-from dtl.training.loss import at_targets
+from dtl.training.loss import at_least_fp32, at_targets, in_chunks
 
 # From logits (n, v), fp32, and targets (n,) to a value of each target, (n,); the evaluation reports their mean.
 Metric = Callable[[Tensor, Tensor], Tensor]
@@ -85,11 +85,14 @@ def evaluate(
     return Evaluation(loss, n_targets, rows.tokens_in(np.arange(n_rows)), n_bytes, seconds, named)
 
 
-def _sums(head: nn.Module, x_nd: Tensor, targets_n: Tensor, metrics: Sequence[str]) -> Tensor:
+def _sums(head: nn.Linear, x_nd: Tensor, targets_n: Tensor, metrics: Sequence[str]) -> Tensor:
     """Return the sums of the cross-entropy and of the metrics over the targets, (1 + metrics,) fp32."""
-    logits_nv = head(x_nd).float()
-    loss = F.cross_entropy(logits_nv, targets_n, reduction="sum")
-    return torch.stack([loss, *(_summed_metric(name, logits_nv, targets_n) for name in metrics)])
+    sums = torch.zeros(1 + len(metrics), device=x_nd.device)
+    for chunk_nd, target_n in in_chunks(x_nd, targets_n, head.out_features):
+        logits_nv = at_least_fp32(head(chunk_nd))
+        loss = F.cross_entropy(logits_nv, target_n, reduction="sum")
+        sums += torch.stack([loss, *(_summed_metric(name, logits_nv, target_n) for name in metrics)])
+    return sums
 
 
 def _summed_metric(name: str, logits_nv: Tensor, targets_n: Tensor) -> Tensor:

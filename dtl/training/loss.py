@@ -5,12 +5,15 @@ A loss is a sum over target tokens; the caller divides by their number in the wh
 Letters: b batch, t time, d model width, n positions with a target, v vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from dtl.data.batches import IGNORE, Batch
 from dtl.model.transformer import TransformerLM
@@ -20,6 +23,10 @@ from dtl.training.config import LossConfig
 # From the model's head, its inputs (n, d) and the targets (n,) to the sum over the targets, fp32, shape (). It gets the
 # head and not the logits: these are the largest tensor of a small model, and a loss need not hold all of them at once.
 Loss = Callable[[nn.Module, Tensor, Tensor, LossConfig], Tensor]
+
+# Logits that are held at once, here and in evaluations. In fp32 they take 26 MB at most: glibc's malloc returns blocks
+# of 32 MiB and more to the kernel, which then has to clear them again for the next chunk.
+CHUNK_LOGITS = 6_500_000
 
 
 def at_targets(x_btd: Tensor, targets_bt: Tensor, n_targets: int) -> tuple[Tensor, Tensor]:
@@ -39,6 +46,13 @@ def at_targets(x_btd: Tensor, targets_bt: Tensor, n_targets: int) -> tuple[Tenso
     return x_nd, targets_n
 
 
+def in_chunks(x_nd: Tensor, targets_n: Tensor, vocab_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield positions and targets in chunks whose logits fit in `CHUNK_LOGITS`; one chunk where all do."""
+    # A power of two: matrix products of odd sizes are slower.
+    n_rows = 1 << max(4, (CHUNK_LOGITS // vocab_size).bit_length() - 1)
+    return zip(x_nd.split(n_rows), targets_n.split(n_rows), strict=True)
+
+
 @LOSSES.register("cross_entropy")
 def cross_entropy(head: nn.Module, x_nd: Tensor, targets_n: Tensor, config: LossConfig) -> Tensor:
     """Next-token cross-entropy with label smoothing and z-loss, both off by default.
@@ -47,11 +61,98 @@ def cross_entropy(head: nn.Module, x_nd: Tensor, targets_n: Tensor, config: Loss
     shares it among all tokens. The z-loss (Chowdhery et al., 2022, arXiv:2204.02311, section 5) adds
     `z_loss` * log(Z)^2, where Z is the sum of exp(logits): it keeps the logits from drifting.
     """
-    logits_nv = head(x_nd).float()
+    chunks = list(in_chunks(x_nd, targets_n, head.out_features if isinstance(head, nn.Linear) else 1))
+    if len(chunks) == 1:
+        return _cross_entropy_of_chunk(head, x_nd, targets_n, config)
+    precision = (
+        torch.get_autocast_dtype(x_nd.device.type) if torch.is_autocast_enabled(x_nd.device.type) else x_nd.dtype
+    )
+    if type(head) is nn.Linear and head.bias is None and precision != torch.float16:
+        return _ChunkedCrossEntropy.apply(x_nd, head.weight, targets_n, config, precision)
+    # fp16's scale must reach the gradient before it is rounded, so the logits are computed again in the backward pass,
+    # as they are for a head with a bias.
+    losses = [
+        checkpoint(_cross_entropy_of_chunk, head, x, targets, config, use_reentrant=False, preserve_rng_state=False)
+        for x, targets in chunks
+    ]
+    return torch.stack(losses).sum()
+
+
+def _cross_entropy_of_chunk(head: nn.Module, x_nd: Tensor, targets_n: Tensor, config: LossConfig) -> Tensor:
+    logits_nv = at_least_fp32(head(x_nd))
     loss = F.cross_entropy(logits_nv, targets_n, reduction="sum", label_smoothing=config.label_smoothing)
     if config.z_loss == 0:
         return loss
     return loss + config.z_loss * logits_nv.logsumexp(dim=-1).square().sum()
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    """Return a tensor of half precision in fp32, others as they are."""
+    return x.float() if x.dtype.itemsize < 4 else x
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """`cross_entropy` of a linear head without bias that never holds more than the logits of a chunk.
+
+    The gradients are made in the forward pass, while a chunk's probabilities are there: with p the softmax, they are
+    x: (p - target) W and W: (p - target)^T x. Products are computed in `precision`, everything else in fp32.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_nd: Tensor, weight_vd: Tensor, targets_n: Tensor, config: LossConfig, precision: torch.dtype
+    ) -> Tensor:
+        smoothing, z_loss, vocab_size = config.label_smoothing, config.z_loss, len(weight_vd)
+        need_x, need_weight = ctx.needs_input_grad[:2]
+        with torch.autocast(x_nd.device.type, enabled=False):
+            narrow_vd = weight_vd.to(precision)
+            wide = torch.promote_types(precision, torch.float32)
+            total = torch.zeros((), dtype=wide, device=x_nd.device)
+            grad_vd = torch.zeros_like(weight_vd, dtype=wide) if need_weight else None
+            grads_nd = []
+            for chunk_nd, target_n in in_chunks(x_nd.to(precision), targets_n, vocab_size):
+                at_target = rearrange(target_n, "n -> n 1")
+                logits_nv = (chunk_nd @ narrow_vd.T).to(wide)
+                # softmax is one pass over the chunk where log_softmax and exp are two. Of the likeliest token it is
+                # exp(logit - log Z), and far from 0: log Z follows from it without a loss of digits.
+                grad_nv = logits_nv.softmax(dim=-1)
+                log_z_n1 = logits_nv.amax(dim=-1, keepdim=True) - grad_nv.amax(dim=-1, keepdim=True).log()
+                total += (log_z_n1 - (1 - smoothing) * logits_nv.gather(1, at_target)).sum()
+                if z_loss:
+                    total += z_loss * log_z_n1.square().sum()
+                    grad_nv *= 1 + 2 * z_loss * log_z_n1
+                if smoothing:
+                    total -= smoothing * logits_nv.mean(dim=-1).sum()
+                    grad_nv -= smoothing / vocab_size
+                del logits_nv
+                grad_nv.scatter_add_(1, at_target, log_z_n1.new_full(log_z_n1.shape, smoothing - 1))
+                narrow_nv = grad_nv.to(precision)
+                if need_x:
+                    grads_nd.append(narrow_nv @ narrow_vd)
+                if grad_vd is not None:
+                    _add_product(grad_vd, narrow_nv.T, chunk_nd)
+        ctx.save_for_backward(torch.cat(grads_nd).to(x_nd.dtype) if need_x else None, grad_vd)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        grad_nd, grad_vd = ctx.saved_tensors
+        (grad,) = grad_outputs
+        by_x = None if grad_nd is None else grad_nd * grad
+        by_weight = None if grad_vd is None else grad_vd.mul_(grad)
+        return by_x, by_weight, None, None, None
+
+
+def _add_product(sum_vd: Tensor, left_vn: Tensor, right_nd: Tensor) -> None:
+    """Add a matrix product to `sum_vd`, which may be of higher precision than the factors."""
+    if left_vn.dtype == sum_vd.dtype:
+        sum_vd.addmm_(left_vn, right_nd)
+        return
+    # On a CPU in parts that stay in its cache: the conversion of the whole product would need memory for it.
+    n_rows = len(sum_vd) if sum_vd.is_cuda else 4096
+    for part_vd, part_vn in zip(sum_vd.split(n_rows), left_vn.split(n_rows), strict=True):
+        part_vd += part_vn @ right_nd
 
 
 def mean_cross_entropy(model: TransformerLM, batch: Batch) -> Tensor:

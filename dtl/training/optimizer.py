@@ -73,7 +73,7 @@ def _adamw(model: nn.Module, parameters: list[nn.Parameter], config: OptimizerCo
         lr=config.lr,
         betas=(beta1, beta2),
         eps=config.eps,
-        fused=parameters[0].is_cuda,
+        fused=True,
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from dtl.base.runtime import autocast, random_state, restore_random_state
+from dtl.base.runtime import autocast, keep_freed_memory, random_state, restore_random_state
 from dtl.data.batches import Batch, TrainingData
 from dtl.errors import TrainingError
 from dtl.model.transformer import TransformerLM
@@ -115,6 +115,7 @@ class Trainer:
         self.last_step = last_step  # optimizer step where the run ends
         self.precision = precision
         self.device = next(model.parameters()).device
+        keep_freed_memory(self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.state = TrainState()
         self.averaged = None if config.ema_decay is None else AveragedWeights(model, config.ema_decay)

@@ -205,7 +205,7 @@ SHAPING: list[tuple[str, str, set[str]]] = [  # file in dtl/data: functions: the
     ("tokenizers/tokenizer", "_bpe _char pieces _well_formed encode_batch _encode save", LEARNT),
     ("tokenizers/files", "read_backend", LEARNT),
     ("tokenizers/gpt2", "byte_level_bpe", LEARNT),
-    ("tokenizers/gpt2", "gpt2_encoder __call__", LEARNT),
+    ("tokenizers/gpt2", "fast_encoder __call__", LEARNT),
     ("pack", "data_fingerprint _update", {"fingerprint"}),
 ]
 

@@ -1,7 +1,9 @@
 """Laws of the loss: it is the plain cross-entropy over targets, and the head sees nothing else."""
 
+import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,12 +11,16 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from dtl.data.batches import IGNORE, PackedSequences, TrainingData
+import dtl.training.loss as loss_module
+from dtl.data.batches import IGNORE, Batch, PackedSequences, TrainingData
 from dtl.data.pack import pack_documents, pack_stream, pad_documents
 from dtl.errors import ConfigError
 from dtl.model.transformer import create_model
 from dtl.training.config import LossConfig, TrainerConfig
+from dtl.training.evaluate import evaluate
 from dtl.training.loss import at_targets, cross_entropy, mean_cross_entropy
 from dtl.training.trainer import Trainer
 
@@ -205,3 +211,100 @@ def test_the_mean_loss_of_a_batch_is_what_its_logits_say(layout: str) -> None:
     torch.testing.assert_close(found, torch.autograd.grad(expected, list(model.parameters())))
     alone = [model(**rows[i].model_inputs())[0] for i in range(len(rows))]
     torch.testing.assert_close(torch.stack(alone), logits_btv)
+
+
+# --- in chunks ------------------------------------------------------------------------------------------------------
+
+N = 53  # positions; with CHUNK of 16 rows the last one has 5
+BY_PRECISION = {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3}
+
+
+@pytest.fixture
+def chunks_of_16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss_module, "CHUNK_LOGITS", 16 * V)
+
+
+def with_gradients(head: nn.Linear, x_nd: Tensor, targets_n: Tensor, scale: float = 1.0, **settings: float) -> Any:
+    loss = cross_entropy(head, x_nd, targets_n, LossConfig(**settings))
+    return loss, *torch.autograd.grad(loss * scale, [x_nd, *head.parameters()])
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("z_loss", "label_smoothing"), [(0.0, 0.0), (0.03, 0.0), (0.0, 0.2), (0.03, 0.2)])
+def test_chunks_change_neither_loss_nor_gradients(monkeypatch, z_loss: float, label_smoothing: float, bias: bool):
+    settings = {"z_loss": z_loss, "label_smoothing": label_smoothing}
+    head, targets_n = nn.Linear(D, V, bias=bias).double(), torch.randint(0, V, (N,))
+    x_nd = torch.randn(N, D, dtype=torch.float64, requires_grad=True)
+    expected = with_gradients(head, x_nd, targets_n, **settings)
+    monkeypatch.setattr(loss_module, "CHUNK_LOGITS", 16 * V)
+    torch.testing.assert_close(with_gradients(head, x_nd, targets_n, **settings), expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("precision", BY_PRECISION)
+def test_chunks_in_mixed_precision(monkeypatch, precision: torch.dtype):
+    """As near to fp64 as the products in this precision allow; with fp16's scale no gradient is rounded to nothing."""
+    head, targets_n = nn.Linear(D, V, bias=False), torch.randint(0, V, (N,))
+    x_nd = torch.randn(N, D, requires_grad=True)
+    exact_head, exact_x = copy.deepcopy(head).double(), x_nd.detach().double().requires_grad_()
+    expected = with_gradients(exact_head, exact_x, targets_n, scale=128.0)
+    monkeypatch.setattr(loss_module, "CHUNK_LOGITS", 16 * V)
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        found = with_gradients(head, x_nd, targets_n, scale=128.0)
+    assert found[0].dtype == torch.float32
+    for value, exact in zip(found, expected, strict=True):
+        assert (value.double() - exact).norm() <= BY_PRECISION[precision] * exact.norm()
+
+
+def test_tied_weights_get_the_gradients_of_both_uses(monkeypatch):
+    model = create_model("small", vocab_size=V, n_layers=1, dim=16, n_heads=2, max_seq_len=T, dropout=0.0).double()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    ids = torch.randint(0, V, (7, T))
+    batch = Batch(ids, torch.randint(0, V, (7, T)), None, None, tuple(range(7)))
+    expected = torch.autograd.grad(mean_cross_entropy(model, batch), list(model.parameters()))
+    monkeypatch.setattr(loss_module, "CHUNK_LOGITS", 16 * V)
+    found = torch.autograd.grad(mean_cross_entropy(model, batch), list(model.parameters()))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.usefixtures("chunks_of_16")
+@pytest.mark.parametrize("frozen", ["x", "head"])
+def test_what_is_frozen_gets_no_gradient(frozen: str):
+    head, x_nd = nn.Linear(D, V, bias=False), torch.randn(N, D, requires_grad=frozen != "x")
+    head.requires_grad_(frozen != "head")
+    cross_entropy(head, x_nd, torch.randint(0, V, (N,)), LossConfig()).backward()
+    assert (x_nd.grad is None, head.weight.grad is None) == (frozen == "x", frozen == "head")
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the number of elements of the largest result of any operator."""
+
+    n = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.n = max([self.n, *(tensor.numel() for tensor in tree_leaves(result) if isinstance(tensor, Tensor))])
+        return result
+
+
+@pytest.mark.usefixtures("chunks_of_16")
+@pytest.mark.parametrize("precision", BY_PRECISION)
+def test_no_more_than_a_chunk_of_logits_is_ever_there(precision: torch.dtype):
+    n = 37 * V  # so many that all logits would be by far the largest tensor
+    head, x_nd = nn.Linear(D, V, bias=False), torch.randn(n, D, requires_grad=True)
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32), LargestTensor() as largest:
+        cross_entropy(head, x_nd, torch.randint(0, V, (n,)), LossConfig(z_loss=0.1)).backward()
+    assert largest.n == n * D < n * V
+
+
+@pytest.mark.usefixtures("chunks_of_16")
+def test_evaluation_holds_no_more_either():
+    model = create_model("small", vocab_size=V, n_layers=1, dim=16, n_heads=2, max_seq_len=T, dropout=0.0)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    rows = PackedSequences(np.random.default_rng(3).integers(0, V, 5 * T + 1), pack_stream(5 * T + 1, T), pad_id=0)
+    batch = rows.batch(range(5))
+    logits = model(**batch.model_inputs()).flatten(0, 1)
+    result = evaluate(model, rows, batch_size=5, metrics=["accuracy"])
+    assert result.loss == pytest.approx(F.cross_entropy(logits, batch.targets.flatten()).item(), rel=1e-5)
+    assert result.metrics["accuracy"] == pytest.approx((logits.argmax(-1) == batch.targets.flatten()).float().mean())

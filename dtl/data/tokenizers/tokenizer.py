@@ -18,14 +18,14 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from dtl.data.config import TokenizerConfig
 from dtl.data.tokenizers.files import read_backend, read_settings, special_id
-from dtl.data.tokenizers.gpt2 import END, GPT2Encoder, byte_level_bpe, gpt2_encoder, is_gpt2, load_gpt2
+from dtl.data.tokenizers.gpt2 import END, FastEncoder, byte_level_bpe, fast_encoder, is_gpt2, load_gpt2
 from dtl.data.tokenizers.prompt import Prompt, chat_template, response_template
 from dtl.errors import CheckpointError, DataError
 from dtl.registry import TOKENIZERS
 
 PAD, UNKNOWN = "<|pad|>", "<|unk|>"
 PIECE_CHARS = 100_000  # long texts are encoded in pieces: in parallel, and with bounded memory
-FAST_CHARS = 200_000  # from here on GPT-2's fast encoder is worth the sixth of a second that building it takes
+FAST_CHARS = 200_000  # from here on the fast encoder is worth the time that building it takes
 GROUP_CHARS = 2_000_000  # characters passed to `tokenizers` at once; it needs some 20 bytes for each meanwhile
 # Between "a" and " b", and between "a\n" and "b": GPT-2's pre-tokenisation always splits there, so that
 # pieces give the same ids as the whole.
@@ -112,8 +112,8 @@ class Tokenizer:
         yield group
 
     @cached_property
-    def _fast(self) -> GPT2Encoder | None:
-        return gpt2_encoder(self.backend, _byte_letters()) if is_gpt2(self.backend) else None
+    def _fast(self) -> FastEncoder | None:
+        return fast_encoder(self.backend, _byte_letters())
 
     def _encode(self, texts: list[str]) -> Iterator[list[int]]:
         if sum(map(len, texts)) >= FAST_CHARS and self._fast is not None:

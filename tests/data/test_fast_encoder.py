@@ -1,4 +1,4 @@
-"""GPT-2's faster encoder gives the ids of the other one, or is not used."""
+"""The fast encoder gives the ids of the other one, for GPT-2's vocabulary and learnt ones, or is not used."""
 
 import json
 import random
@@ -8,15 +8,16 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dtl.data.config import TokenizerConfig
 from dtl.data.tokenizers import gpt2
-from dtl.data.tokenizers.gpt2 import gpt2_encoder
-from dtl.data.tokenizers.tokenizer import FAST_CHARS, Tokenizer, _byte_letters
+from dtl.data.tokenizers.gpt2 import fast_encoder
+from dtl.data.tokenizers.tokenizer import FAST_CHARS, Tokenizer, _byte_letters, build_tokenizer
 
 if gpt2.carried() is None:
     pytest.skip("GPT-2's vocabulary comes with the `offline` extra", allow_module_level=True)
 
 BACKEND = gpt2.load_gpt2()
-FAST = gpt2_encoder(BACKEND, _byte_letters())
+FAST = fast_encoder(BACKEND, _byte_letters())
 assert FAST is not None
 
 
@@ -82,8 +83,44 @@ def test_a_short_text_does_not_pay_for_it():
     assert "_fast" not in vars(tokenizer)
 
 
+# --- vocabularies of one's own --------------------------------------------------------------------------------------
+
+WORDS = "the then there other ether either hello hollow low lowest slow slower ha haha hahaha über naïve 漢字 42 4,242"
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 2**32), st.sampled_from([300, 700, 2000]), st.lists(st.text(), min_size=1, max_size=3))
+def test_a_learnt_vocabulary_too(seed, vocab_size, more):
+    chooser = random.Random(seed)
+    learnt_from = [
+        " ".join(chooser.choices(WORDS.split(), k=211)) + text.encode("utf-8", "ignore").decode() for text in more
+    ]
+    tokenizer = build_tokenizer(TokenizerConfig(kind="bpe", vocab_size=vocab_size), lambda: learnt_from)
+    fast = fast_encoder(tokenizer.backend, _byte_letters())
+    assert fast is not None
+    texts = [*learnt_from, "".join(chooser.choices([*WORDS, *"\n\t  "], k=997)), "ha" * 131, "\u00a0é漢" * 17]
+    assert fast(texts) == [encoding.ids for encoding in tokenizer.backend.encode_batch(texts, add_special_tokens=False)]
+
+
+def vocabulary(*merges: tuple[str, str]) -> tokenizers.Tokenizer:
+    letters = {letter: i for i, letter in enumerate(_byte_letters())}
+    return gpt2.byte_level_bpe(letters | {a + b: 256 + i for i, (a, b) in enumerate(merges)}, list(merges))
+
+
+def test_a_vocabulary_whose_tokens_can_be_made_in_two_ways_is_left_to_the_library():
+    """Of "abc" `tokenizers` makes a + bc, which no entry joins; tiktoken would join them to abc."""
+    ambiguous = vocabulary(("b", "c"), ("a", "b"), ("ab", "c"))
+    assert ambiguous.encode("abc", add_special_tokens=False).tokens == ["a", "bc"]
+    assert fast_encoder(ambiguous, _byte_letters()) is None
+    assert fast_encoder(vocabulary(("a", "b"), ("b", "c"), ("ab", "c")), _byte_letters()) is not None
+
+
+def test_without_merges_every_byte_is_itself():
+    assert fast_encoder(vocabulary(), _byte_letters()) is not None
+
+
 @pytest.mark.parametrize("change", ["merges", "ids", "normalizer", "pre_tokenizer", "added"])
-def test_another_vocabulary_is_left_to_the_library(change):
+def test_what_changes_the_ids_leaves_it_to_the_library(change):
     parts = json.loads(BACKEND.to_str())
     if change == "merges":
         parts["model"]["merges"][-1], parts["model"]["merges"][-2] = parts["model"]["merges"][-2:]
@@ -98,5 +135,5 @@ def test_another_vocabulary_is_left_to_the_library(change):
         parts["normalizer"] = {"type": "Lowercase"}
     else:
         parts["pre_tokenizer"]["add_prefix_space"] = True
-    assert gpt2_encoder(tokenizers.Tokenizer.from_str(json.dumps(parts)), _byte_letters()) is None
-    assert gpt2_encoder(gpt2.byte_level_bpe({}, []), _byte_letters()) is None
+    assert fast_encoder(tokenizers.Tokenizer.from_str(json.dumps(parts)), _byte_letters()) is None
+    assert fast_encoder(gpt2.byte_level_bpe({}, []), _byte_letters()) is None
