@@ -153,14 +153,21 @@ def _without_templates_and_tables(text: str, language: str) -> str:
 
 
 def _without_rows(text: str) -> str:
-    """Cut the rows of tables that a template opened: lines that begin with `|`, and what belongs to their cells."""
+    """Cut the rows of tables that a template opened: lines that begin with `|`, and what belongs to their cells.
+
+    Lines that begin with `!` are headers where such a line follows.
+    """
     if not _ROW.search(text):
         return text
-    kept: list[str] = []
     lines = text.split("\n")
+    is_row = [False] * (len(lines) + 1)
+    for number in range(len(lines) - 1, -1, -1):
+        line = lines[number]
+        is_row[number] = bool(_ROW.match(line)) or (is_row[number + 1] and line.lstrip().startswith("!"))
+    kept: list[str] = []
     number = 0
     while number < len(lines):
-        if not _ROW.match(lines[number]):
+        if not is_row[number]:
             kept.append(lines[number])
             number += 1
             continue
