@@ -14,9 +14,9 @@ from dtl.commandline.command import Command
 from dtl.commandline.overrides import override_key
 from dtl.config import RunConfig, converted, typed_as
 from dtl.data.tokenizers.prompt import read_prompt
-from dtl.errors import ConfigError
+from dtl.errors import ConfigError, DataError
 from dtl.evaluation.config import EVALUATION_FILE, EvaluateConfig
-from dtl.run_dir.state import PLACE_OF_DATA, clear_other_places, read_config, with_data_found
+from dtl.run_dir.state import PLACE_OF_DATA, clear_other_places, read_config, where_to_add_its_place, with_data_found
 from dtl.terminal.choose import checkpoint_to_use
 
 OUTPUTS = Path("outputs")
@@ -59,7 +59,12 @@ def job(composed: DictConfig) -> None:
     Display().note(f"{shown(checkpoint)}: opening the data, loading torch ...")  # the first sign of life
     from dtl.data.collect import open_sources  # imports numpy, which --help does not need
 
-    data, plans = open_sources(run.data, run.seed, read_prompt(checkpoint))
+    try:
+        data, plans = open_sources(run.data, run.seed, read_prompt(checkpoint))
+    except DataError as error:
+        if not is_own:
+            raise
+        raise DataError(f"{error}\n{where_to_add_its_place(error)}") from error
     run = replace(run, data=data)
     out = _metrics_file(settings.out, checkpoint, is_own)
 

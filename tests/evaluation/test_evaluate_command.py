@@ -47,6 +47,15 @@ def evaluate(monkeypatch, capsys):
     return call
 
 
+def test_data_that_is_elsewhere_now_is_given_by_its_place(run_dir, evaluate):
+    Path("pairs.jsonl").rename("here.jsonl")
+    code, _, err = evaluate("ckpt=latest")
+    assert code == 1 and err.endswith("If the same data is elsewhere now, add its place: data.sources.mine.path=NEW\n")
+    assert evaluate("ckpt=latest", "data.sources.mine.path=here.jsonl")[0] == 0
+    code, _, err = evaluate("ckpt=latest", "data.sources.mine.path=there.jsonl")
+    assert code == 1 and "elsewhere now" not in err
+
+
 def test_evaluates_a_run_on_its_own_data(evaluate, run_dir):
     code, out, err = evaluate("ckpt=latest")
     assert code == 0, err
