@@ -36,8 +36,8 @@ METADATA = frozenset({
     "changelog.txt", "requirements.txt", "sha256sums.txt", "md5sums.txt", "checksums.txt",
 })  # fmt: skip
 # So many files of other kinds in a folder, and ten times as many as there are with text: the wrong folder. Listing them
-# takes a second.
-MAX_OTHERS = 100_000
+# takes a part of a second.
+MAX_OTHERS = 20_000
 MAX_AT_HOME = 2_000  # files in a home folder, or above it, before it counts as the wrong folder
 FILES_IN_NOTES = 5  # whose anomalies are listed; the others are only counted
 
