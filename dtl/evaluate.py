@@ -1,5 +1,6 @@
 """The command `python -m dtl.evaluate`: metrics of a checkpoint on held-out data. Torch is imported last."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,7 @@ def _run_with_data(composed: DictConfig, settings: EvaluateConfig, checkpoint: P
 
 def _metrics_file(asked: str | None, checkpoint: Path, is_own: bool) -> Path | None:
     if asked is not None:
-        file = Path(asked)
+        file = Path(os.path.expanduser(asked))
         if file.is_dir() or not file.parent.is_dir():
             raise ConfigError(f"out={asked}: cannot be written. Give a file in a folder that exists.")
         return file

@@ -97,9 +97,11 @@ def test_evaluates_a_run_on_its_own_data_from_another_folder(evaluate, run_dir, 
     assert (Path("..") / run_dir / "evaluation.json").is_file() and not list(Path().iterdir())
 
 
-def test_unanswerable_questions_calibrate_the_confidence(evaluate, run_dir):
+def test_unanswerable_questions_calibrate_the_confidence(evaluate, run_dir, monkeypatch):
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    monkeypatch.setenv("USERPROFILE", str(Path.cwd()))
     Path("asked.jsonl").write_text("".join(json.dumps({"question": f"Who is {n}?"}) + "\n" for n in range(5)))
-    code, out, err = evaluate("ckpt=latest", "unanswerable=asked.jsonl", "out=figures.json")
+    code, out, err = evaluate("ckpt=latest", "unanswerable=~/asked.jsonl", "out=~/figures.json")
     assert code == 0, err
     assert "calibration error: of the confidence" in out and "natural" not in out
     assert not (run_dir / "evaluation.json").exists()
