@@ -80,6 +80,9 @@ def test_markup_becomes_what_a_reader_reads(wikitext, prose):
         ("{{start date|1912|4|5}}, {{dts|1912|04|15|df=y}}, {{as of|2019|6|lc=y}}, {{as of|2019|6|2}}",
          "April 5, 1912, 15 April 1912, as of June 2019, As of 2 June 2019"),
         ("{{formatnum:1234567.5}}, {{val|3|+1|-2|s=%}}, {{1/4}}, 10 {{sqrt|2}}", "1,234,567.5, 3+1−2%, 1/4, 10 √2"),
+        ('{{val|3|-|5|u=%}}, {{val|1.2|(3)}}, 6{{x10^|2}}, {{pct|7}}, x{{su|p=2}}, {{"|a}}',
+         '3–5%, 1.2(3), 6×10^2, 7%, x², "a"'),
+        ("{{nihongo||湖|mizuumi}}, {{korean|hangul=호수}}, {{script/Hebrew|אגם}}", "湖, 호수, אגם"),
         ("{{convert|7|F}}, {{convert|3|+|1/2|sqmi}}, {{unité|5|m||s|-1}}", "7 °F, 3+1/2 sq mi, 5 m s⁻¹"),
         ("{{lang|2=lac|1=fr}}, {{zh|t=湖|p=hú}}, {{height|ft=5|in=7}}, B{{flat}}", "lac, 湖, 5 ft 7 in, B♭"),
         # the same name in other languages
@@ -110,6 +113,9 @@ def test_templates_and_spellings_are_the_words_that_a_page_shows(wikitext, prose
         ("it", "{{M|5||km}}", "5 km"),
         ("de", "{{formatnum:1234.5}}", "1.234,5"),
         ("fr", "{{sp|XX|e|siècle}}", "XXe siècle"),
+        ("zh", "{{link-ja|湖|Lake|大湖}}", "大湖"),
+        ("de", '{{"|See}}', "„See“"),
+        ("ru", "{{lang-en2|lake}}", "lake"),
         ("es", "{{siglo|V|a}}", "siglo V a. C."),
     ],
 )

@@ -106,9 +106,8 @@ _SEPARATOR = re.compile(r"\|(?![^\[\]]*\]\])")  # a bar that is not inside a lin
 _NAMED = re.compile(r"\s*([\w -]+?)\s*=")
 _CENTURY = re.compile(r"[IVX]+(?:er|re|e) siècle(?: av\. J\.-C\.)?")  # French templates named after their text
 _ORDINAL = re.compile(r"(?:[IVX]+|\d+)(?:er|re|e|nd|nde)|M\.|Mme|Mlle|Dr|Mgr|Ve|\d+/\d+")  # the same
-_IN_A_LANGUAGE = re.compile(
-    r"(?:[Ll]ang|[Zz]itat)-[a-z-]{2,12}|[A-Za-z][a-z]{1,2}S"
-)  # {{lang-sq|Shqipëria}}, {{frS|oui}}
+# {{lang-sq|Shqipëria}}, {{frS|oui}}, {{Zitat-en|Yes}}, {{script/Hebrew|...}}
+_IN_A_LANGUAGE = re.compile(r"(?:[Ll]ang|[Zz]itat|[Kk])-[a-z0-9-]{2,12}|[Ss]cript/\w+|[A-Za-z][a-z]{1,2}S")
 _ROMAN = re.compile(r"[IVXL]+")
 _RANGES = {
     "-": "–",
@@ -150,6 +149,10 @@ _CONSTANTS = {
     "'s": "'s",
     "... ellipsis": "…",
     "pi": "π",
+    "'\"": "'\"",
+    "\"'": "\"'",
+    "н._э.": "н. э.",
+    "до_н._э.": "до н. э.",
     "sharp": "♯",
     "flat": "♭",
     "natural": "♮",
@@ -232,19 +235,21 @@ def _as_of(values: list[str], named: dict[str, str]) -> str:
 
 def _value(values: list[str], named: dict[str, str]) -> str:
     """Return `{{val|3.2|0.1|e=5|u=m|up=s}}` as `3.2±0.1×10^5 m/s`, `{{val|3|+1|-2}}` as `3+1−2`."""
+    if len(values) > 2 and values[1] in _RANGES:
+        values = [f"{values[0]}{_RANGES[values[1]]}{values[2]}"]
     errors = [value for value in values[1:3] if value]
-    signed = errors and all(value[0] in "+-−" for value in errors)
+    signed = errors and all(value[0] in "+-−(" for value in errors)
     error = "".join(errors).replace("-", "−") if signed else f"±{errors[0]}" if len(values) > 1 and values[1] else ""
     exponent = f"×10^{named['e']}" if named.get("e") else ""
     unit = named.get("u") or named.get("ul") or ""
     per = named.get("up") or named.get("upl")
     number = f"{named.get('p', '')}{_first(values, named)}{error}{exponent}{named.get('s', '')}"
-    return f"{number}{f' {unit}' if unit else ''}{f'/{per}' if per else ''}"
+    return f"{number}{unit if unit == '%' else f' {unit}' if unit else ''}{f'/{per}' if per else ''}"
 
 
 def _power_of_ten(values: list[str], named: dict[str, str]) -> str:
     """Return `{{e|5}}`, in German `{{ZahlExp|3|5}}`, as powers of ten; without a number the letter."""
-    if len(values) > 1:
+    if len(values) > 1 and values[1]:
         return f"{values[0]}×10^{values[1]}"
     return f"×10^{values[0]}" if values else "e"
 
@@ -313,26 +318,31 @@ def _table() -> dict[str, Handler]:
     groups: list[tuple[str, Handler]] = [
         ("nowrap nobr nobreak small smaller big larger abbr mvar math tt code mono em strong sic nowrapped", _first),
         ("wikt as_of_text visible_anchor noitalic nobold italic bold allow_wrap tooltip hover_title j w esd", _first),
-        ("vanchor anchor_text usurped num nihongo japonais zh_text not_a_typo as_written typo versalita", _first),
+        ("vanchor anchor_text usurped num japonais zh_text not_a_typo as_written typo versalita", _first),
         ("flag flagcountry flagu country pays drapeau2 drapeau unicode polytonic grec hebrew he-n", _first),
         ("angbr angle_bracket keypress key key_press vr grapheme nts bibleverse linktext ruby флагификация", _first),
         ("число comment подсказка 仮リンク 補助漢字フォント 僻字 lj inglese dal fmtn ルビ 読み仮名", _first),
+        ("ucfirst lcfirst kbd samp var underline huge midsize large overline vec nihongo2 ko-hhrm ruby-ja", _first),
+        ("nihongo", lambda values, named: next(filter(None, values), "")),
+        ("nihongo3", lambda values, named: "".join(values[2:3]) or _first(values, named)),
+        ("korean", _named_or("hangul")),
         ("quote blockquote block_quote bquote quotation cquote centered quote_text poemquote zitat citaat cytat "
          "citazione citation_bloc cita citação цитата citat sitat lainaus idézet alıntı 引用 引文",
          _named_or("text quote content texto texte testo tekst inhalt citation цитата текст")),
-        ('"', _around("„", "“")),
+        ('" qi quote_inline', _around('"', '"')),
         ("citation guil guillemets", _named_or("texte citation")),
         ("incise", _around("– ", " –")),
         ("ill interlanguage_link illm link-interwiki interlanguage_link_multi", _named_or("lt")),
         ("lien", lambda values, named: _named_or("texte fr trad")([*values[1:2], *values[:1]], named)),
         ("нп нп2 нп3 нп4 нп5 не_переведено iw", lambda values, named: "".join(values[1:2]) or _first(values, named)),
-        ("link-en le", lambda values, named: _named_or("lt d")([*filter(None, values[2:3]), *values[:1]], named)),
+        ("le", lambda values, named: _named_or("lt d")([*filter(None, values[2:3]), *values[:1]], named)),
         ("tsl", lambda values, named: "".join((values[2:3] or values[1:2])[:1])),
         ("wikt-lang", lambda values, named: "".join((values[2:3] or values[1:2])[:1])),
-        ("sc smallcaps small_caps sc1 sc2", lambda values, named: _first(values, named).upper()),
+        ("sc smallcaps small_caps sc1 sc2 uc", lambda values, named: _first(values, named).upper()),
         ("oldstyledate oldstyledatedy", lambda v, named: " ".join(v[:2])),  # Gregorian day, year; then Julian day
         ("simplenuclide simplenuclide2 nuclide", lambda values, named: "-".join(values[:2])),
-        ("lang langx langue audio-text font color colour tooltip_text lang2 angbr_text script h:title resize textcolor",
+        ("lang langx langue audio-text font color colour tooltip_text lang2 angbr_text script h:title resize textcolor "
+         "rtl-lang llang lång cizojazyčně vjazyce2",
          _named_or("text texte", 1)),
         ("transl transliteration translit tlit", lambda values, named: "".join(values[-1:])),
         ("zh lang-zh", _named_or("s c t")),
@@ -341,10 +351,7 @@ def _table() -> dict[str, Handler]:
         ("nombre", lambda values, named: " ".join(values[:2])),
         ("height", _size),
         ("formatnum", _grouped(",", ".")),
-        ("uc", lambda values, named: _first(values, named).upper()),
         ("lc", lambda values, named: _first(values, named).lower()),
-        ("ucfirst", lambda values, named: _first(values, named)[:1].upper() + _first(values, named)[1:]),
-        ("lcfirst", lambda values, named: _first(values, named)[:1].lower() + _first(values, named)[1:]),
         ("frac fraction sfrac bruch дробь", _fraction),
         ("circa ca. c. ca", _years("c.", " – c. ")),
         ("floruit fl. fl", _years("fl.")),
@@ -352,13 +359,16 @@ def _table() -> dict[str, Handler]:
         ("b.", _years("b.")),
         ("d.", _years("d.")),
         ("start_date end_date film_date birth_date death_date birth-date death-date dob dts birth_date_and_age "
-         "death_date_and_age start_date_and_age", _date),
+         "death_date_and_age start_date_and_age release_date", _date),
         ("as_of", _as_of),
         ("music", lambda values, named: _CONSTANTS.get(_first(values, named), _first(values, named))),
         ("section_link slink", _joined(" § ")),
         ("chem chem2 fchim gaps", _joined("")),
         ("val", _value),
-        ("e exp10 ×10 zahlexp", _power_of_ten),
+        ("e exp10 ×10 ×10^ x10^ esp zahlexp", _power_of_ten),
+        ("su", lambda values, named: "".join(f(named[n]) for n, f in (("b", lowered), ("p", raised)) if named.get(n))),
+        ("pct", lambda values, named: f"{_first(values, named)}%"),
+        ("deg degree °", lambda values, named: f"{_first(values, named)}°"),
         ("10^", lambda values, named: f"10^{_first(values, named)}"),
         ("radic sqrt", lambda values, named: f"√{_first(values, named)}"),
         ("sup exp hoch", lambda values, named: f"<sup>{_first(values, named)}</sup>"),
@@ -389,6 +399,7 @@ _BY_LANGUAGE: dict[tuple[str, str], Handler] = {
     ("ru", "s"): _first,  # a wrapper without line breaks
     ("uk", "s"): _first,
     ("be", "s"): _first,
+    ("de", '"'): _around("„", "“"),
     ("fr", "citation"): _around("« ", " »"),
     ("fr", "guil"): _around("« ", " »"),
     ("fr", "guillemets"): _around("« ", " »"),
@@ -413,7 +424,7 @@ def template_text(content: str, language: str = "") -> str:
     if _CENTURY.fullmatch(name) or (not bar and _ORDINAL.fullmatch(name)):
         return name
     values, named = _arguments(rest)
-    known = name.lower().replace("_", " ")
+    known = re.sub(r"^link-[a-z-]{2,12}$", "le", name.lower().replace("_", " "))
     handler = _BY_LANGUAGE.get((language, known)) or _HANDLERS.get(known)
     if handler is _century and language != "fr" and values and not _ROMAN.fullmatch(values[0]):
         handler = _first  # only French numbers centuries so: in other languages it keeps words on one line
