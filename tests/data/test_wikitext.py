@@ -96,6 +96,7 @@ def test_markup_becomes_what_a_reader_reads(wikitext, prose):
         ("Old.\n{{Stats top|X}}\n|-\n|1999||[[Vann]]||colspan=2|7\n!Sum\n{{Stats end}}\nNew.", "Old.\n\nNew."),
         ("Old.\n{{Top}}\n|-\n| a\n* b\n| c\n{{Bottom}} New.", "Old.\n\nNew."),
         ("Old.\n{{Top}}\n! Year !! Lake\n|-\n! 1999\n| Vann\n{{End}}\nNew.", "Old.\n\nNew."),
+        ("Old.\n:{{Top}}\n:! Lake\n:| Vann\n:{{End}}\nNew.", "Old.\n\nNew."),
         ("Old.\n{{Top}}\n|a||b\nNew | old.\n\n!Kung", "Old.\n\nNew | old.\n\n!Kung"),
         ("Old.\n{| class=x\n|-\n|a\n{{s-end}}\nNew.", "Old.\n\nNew."),
     ],
