@@ -1,6 +1,6 @@
 # make install | demo | test | check | slow: everything happens in .venv, with the versions of requirements.txt.
 # For a different Python: make install PYTHON=python3.12
-# Without an NVIDIA card: make install CPU=1 takes torch's CPU build, which is a tenth of the size on Linux.
+# Without an NVIDIA card: make install CPU=1 takes torch's CPU build: on Linux some gigabytes less.
 
 PYTHON ?= python3
 JOBS ?= 2

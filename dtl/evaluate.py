@@ -1,5 +1,6 @@
 """The command `python -m dtl.evaluate`: metrics of a checkpoint on held-out data. Torch is imported last."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from dtl.commandline.command import Command
 from dtl.commandline.overrides import override_key
 from dtl.config import RunConfig, converted, typed_as
 from dtl.data.tokenizers.prompt import read_prompt
-from dtl.errors import ConfigError
+from dtl.errors import ConfigError, DataError
 from dtl.evaluation.config import EVALUATION_FILE, EvaluateConfig
-from dtl.run_dir.state import PLACE_OF_DATA, clear_other_places, read_config, with_data_found
+from dtl.run_dir.state import PLACE_OF_DATA, clear_other_places, read_config, where_to_add_its_place, with_data_found
 from dtl.terminal.choose import checkpoint_to_use
 
 OUTPUTS = Path("outputs")
@@ -59,7 +60,12 @@ def job(composed: DictConfig) -> None:
     Display().note(f"{shown(checkpoint)}: opening the data, loading torch ...")  # the first sign of life
     from dtl.data.collect import open_sources  # imports numpy, which --help does not need
 
-    data, plans = open_sources(run.data, run.seed, read_prompt(checkpoint))
+    try:
+        data, plans = open_sources(run.data, run.seed, read_prompt(checkpoint))
+    except DataError as error:
+        if not is_own:
+            raise
+        raise DataError(f"{error}\n{where_to_add_its_place(error)}") from error
     run = replace(run, data=data)
     out = _metrics_file(settings.out, checkpoint, is_own)
 
@@ -123,7 +129,7 @@ def _run_with_data(composed: DictConfig, settings: EvaluateConfig, checkpoint: P
 
 def _metrics_file(asked: str | None, checkpoint: Path, is_own: bool) -> Path | None:
     if asked is not None:
-        file = Path(asked)
+        file = Path(os.path.expanduser(asked))
         if file.is_dir() or not file.parent.is_dir():
             raise ConfigError(f"out={asked}: cannot be written. Give a file in a folder that exists.")
         return file

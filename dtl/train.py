@@ -28,7 +28,14 @@ from dtl.config import RunConfig, typed
 from dtl.data.tokenizers.prompt import read_prompt
 from dtl.errors import ConfigError, DataError, InterruptedRun
 from dtl.run_dir.provenance import RECORD, RESULT, composition_flags
-from dtl.run_dir.state import PLACE_OF_DATA, clear_other_places, longer_run, read_config, with_data_found
+from dtl.run_dir.state import (
+    PLACE_OF_DATA,
+    clear_other_places,
+    longer_run,
+    read_config,
+    where_to_add_its_place,
+    with_data_found,
+)
 from dtl.run_dir.sweep_records import sweep_to_continue, with_its_flags
 from dtl.run_dir.trial import as_trial, current_trial
 
@@ -181,9 +188,7 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
     except DataError as error:
         if not resuming:
             raise DataError(f"{error}{_how_to_get(str(error))}") from error
-        key = str(error).partition("=")[0]
-        place = key if PLACE_OF_DATA.fullmatch(key) else "data.path"
-        raise DataError(f"{error}\nIf the same data is elsewhere now, add its place: {place}=NEW") from error
+        raise DataError(f"{error}\n{where_to_add_its_place(error)}") from error
     config = replace(config, data=data)
 
     from dtl.runner.run import Origin

@@ -23,12 +23,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
 import dtl
-from dtl.base.display import exit_when_output_closes, open_missing_streams
+from dtl.base.display import exit_when_output_closes, open_missing_streams, shown
 from dtl.base.paths import conf_dir
 from dtl.commandline.command import Command, load_config, section_of
 from dtl.commandline.corrections import check_words
-from dtl.commandline.overrides import in_hydras_words, to_hydra_syntax
-from dtl.commandline.translate import translate_error
+from dtl.commandline.overrides import in_hydras_words, override_key, to_hydra_syntax
+from dtl.commandline.translate import FOLDER_FLAGS, GLOBAL, changed_by_yaml, config_text, translate_error
 from dtl.config import register
 from dtl.errors import ConfigError, DTLError, InterruptedRun
 from dtl.run_dir.trial import note_error
@@ -72,6 +72,7 @@ def run_command(
         check_sections(arguments, command)
         prepared = prepare_arguments(_as_hydra_reads(arguments, command))
         _check_config_folders(prepared)  # a sweep that is resumed has the folder that it was started with
+        check_texts(prepared, command, *(word for word in prepared if word.startswith(FOLDER_FLAGS)))
         sys.argv[1:] = prepared
         start()
     except KeyboardInterrupt:
@@ -226,6 +227,25 @@ def check_config_folder(given: str, folder: str) -> None:
             f"{given}: there is no such folder. Give the folder that holds your config groups, such as my_conf "
             "for my_conf/optimizer/nesterov.yaml."
         )
+
+
+def check_texts(arguments: Sequence[str], command: Command, *folders: str) -> None:
+    """Raise ConfigError for a text that YAML reads as something else, in a file of a config group that is chosen.
+
+    `name: 2024_11_28` would be 20241128, `name: off` False. `folders` are the flags with the user's own groups.
+    """
+    groups = command.groups()
+    for group, _, choice in (override_key(argument).partition("=") for argument in arguments):
+        if group not in groups or (found := config_text(f"{group}/{choice}", list(folders))) is None:
+            continue
+        section = "" if GLOBAL.match(found[1]) else f"{group.replace('/', '.')}."
+        for key, typed, value in changed_by_yaml(found[1]):
+            known = command.key(f"{section}{key}")
+            if known and (known.is_text or known.type == "list of text"):
+                raise ConfigError(
+                    f"{known.name} in {shown(found[0])}: {typed} is text, and YAML reads {value}. Write it in quotes: "
+                    f"'{typed}'"
+                )
 
 
 def _check_working_folder() -> None:

@@ -160,6 +160,12 @@ class _Line:
         if not value and rest and _is_value(rest[0]) and self.command.key(rest[0]) is None:
             value = rest.pop(0)
             typed = f"{word} {value}"
+        setting = self.command.key(override_key(key))
+        if setting and setting.is_path and (n_words := _words_of_a_path(value, rest)):
+            self.wrong.append(" ".join([typed, *rest[:n_words]]))
+            self.right.append(" ".join([f"{key}={value}", *rest[:n_words]]))
+            del rest[:n_words]
+            return
         known = key != override_key(key) or self._is_known(key)
         self._reject_prompt(typed, key, value)
         meant = None if known else self._meaning(key, value)
@@ -282,6 +288,14 @@ def _only_one(leaves: list[Key]) -> bool:
 
 def _is_value(word: str) -> bool:
     return bool(re.match(r"-?\d", word)) or not (word.startswith("-") or "=" in word)
+
+
+def _words_of_a_path(value: str, rest: Sequence[str]) -> int:
+    """Return how many of the words after a path belong to it: `my texts/` without quotes is two words."""
+    if not value or os.path.exists(os.path.expanduser(value)):
+        return 0
+    paths = (" ".join([value, *rest[:n_words]]) for n_words in range(1, len(rest) + 1))
+    return next((n for n, path in enumerate(paths, 1) if os.path.exists(os.path.expanduser(path))), 0)
 
 
 def _is_path(word: str) -> bool:

@@ -19,6 +19,7 @@ from dtl.errors import ConfigError
 PLAIN_TEXT = re.compile(r"(?!(?:null|true|false|nan|inf)\Z)[A-Za-z_/][\w./-]*", re.IGNORECASE | re.ASCII)
 MODULE = r"[^\W\d][\w.]*"  # the name of a module
 FUNCTIONS = "choice|range|interval|glob|shuffle|sort|tag|extend_list|int|float|bool|str|json_str"  # Hydra's
+_WORD_OF_LIST = r"""(?:\s*'[^'\\]*'\s*|\s*"[^"\\]*"\s*|[^\[\]{}()'",]+)"""
 HYDRAS_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 
 
@@ -72,8 +73,11 @@ def _as_text(value: str, is_path: bool, sweeps: bool) -> str:
 
 
 def _as_list_of_text(value: str) -> str:
-    inside = re.fullmatch(r"\[([^\[\]{}()'\"]+)\]", value)
-    return f"[{','.join(_literal(word.strip()) for word in inside[1].split(','))}]" if inside else value
+    words = rf"\[({_WORD_OF_LIST}(?:,{_WORD_OF_LIST})*)\]"
+    if (inside := re.fullmatch(words, value)) is None:
+        return value
+    texts = (word.strip() for word in re.findall(_WORD_OF_LIST, inside[1]))
+    return f"[{','.join(text if _is_quoted(text) else quoted(text, interpolations=True) for text in texts)}]"
 
 
 def _literal(text: str) -> str:

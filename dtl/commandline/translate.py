@@ -1,12 +1,14 @@
 """Translation of Hydra's and OmegaConf's errors to ConfigErrors: key, value, rule, remedy."""
 
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import yaml
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import MISSING as MISSING_VALUE
+from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import (
     GrammarParseError,
     InterpolationResolutionError,
@@ -268,6 +270,26 @@ def config_text(name: str, arguments: list[str]) -> tuple[Path, str] | None:
     files = [folder / f"{name}.yaml" for folder in _config_folders(arguments)]
     file = next((file for file in files if file.is_file()), None)
     return (file, file.read_text(encoding="utf-8", errors="replace")) if file else None
+
+
+def changed_by_yaml(text: str) -> Iterator[tuple[str, str, object]]:
+    """Yield key, what is typed, and what YAML makes of it, for each value without quotes that is no text to YAML and
+    would be another text than the one typed: `2024_11_28`, `off`, `1:30`."""
+    loader = get_yaml_loader()
+    try:
+        nodes = [("", yaml.compose(text, loader))]
+    except yaml.YAMLError:  # Hydra's own error names the line
+        return
+    while nodes:
+        key, node = nodes.pop()
+        if isinstance(node, yaml.MappingNode):
+            nodes += [(f"{key}.{name.value}".removeprefix("."), value) for name, value in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            nodes += [(key, value) for value in node.value]
+        elif isinstance(node, yaml.ScalarNode) and node.tag.rpartition(":")[2] in ("int", "float", "bool"):
+            value = yaml.load(node.value, loader)  # plain scalars only: the loader is a safe one
+            if str(value) != node.value:
+                yield key, node.value, value
 
 
 def _wrong_recipe(arguments: list[str], command: Command) -> ConfigError | None:

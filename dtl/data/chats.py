@@ -73,21 +73,22 @@ def _text(content: Any) -> str:
 # --- texts with markers -------------------------------------------------------------------------------------------
 
 _OPENING = re.compile(
-    r"""<\|im_start\|>[ \t]*(\w+)[ \t]*\n?
+    r"""<\|im_start\|>[ \t]*(\w+)[ \t]*(?:\n|<\|im_sep\|>)?
     | <start_of_turn>[ \t]*(\w+)[ \t]*\n?
-    | <\|start_header_id\|>\s*(\w+)\s*<\|end_header_id\|>\s*
+    | <\|(?:start_header_id|header_start|start_of_role)\|>\s*(\w+)\s*<\|(?:end_header_id|header_end|end_of_role)\|>\s*
     | <\|start\|>(\w+)(?:<\|channel\|>\w+)?<\|message\|>
-    | <\|(user|assistant|system|prompter|human|bot|tool)\|>
+    | <\|(user|assistant|system|prompter|human|bot|chatbot|tool)(?:_token)?\|>
     | <｜(user|assistant)｜>
     | \[(/?inst)\]
     | (?:^[ \t]*\#{2,4}|\#{3})[ \t]*
       (instruction|input|response|human|assistant|user|system|question|answer|output|context)[ \t]*:
-    | ^(human|assistant|user|system)[ \t]*:""",  # noqa: RUF001
+    | ^(human|assistant|user|system)[ \t]*:
+    | (?-i:\b(USER|HUMAN|ASSISTANT):)""",  # noqa: RUF001
     re.VERBOSE | re.IGNORECASE | re.MULTILINE,
 )
-_BEGINNING = re.compile(r"<\|endoftext\|>|<\|begin_of_text\|>|<bos>")  # of a chat, where a text has several
+_BEGINNING = re.compile(r"<\|endoftext\|>|<\|begin_of_text\|>|<bos>|<｜begin▁of▁sentence｜>")  # noqa: RUF001  # of a chat, where a text has several
 _ENDING = re.compile(
-    r"<\|(?:im_end|eot_id|end|return|end_of_text|eom_id)\|>|<end_of_turn>|</?s>|<eos>|<｜end▁of▁sentence｜>"  # noqa: RUF001
+    r"<\|\w+\|>|<end_of_turn>|</?s>|<eos>|<BOS_TOKEN>|<｜[\w▁]+｜>"  # noqa: RUF001
     r"|Below is an instruction that describes a task.*?completes the request\.",  # Alpaca's, before each instruction
     re.DOTALL,
 )
@@ -126,12 +127,11 @@ def chats_in(text: str) -> list[list[Message]]:
 
 # Markers that no prose has, and a part of each: a test for the parts is several times as fast.
 _MARKER = re.compile(
-    r"<\|(?:im_start|im_end|start_header_id|end_header_id|eot_id|eom_id|begin_of_text|end_of_text|endoftext|end|start"
-    r"|message|user|assistant|system|prompter|human|bot|tool|eos|pad)\|>|</?(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>"
-    r"|<[bp]os>|<eos>|<pad>|\A<s>|</s>\Z|^\#{2,4} ?(?:Instruction|Response|Human|Assistant):",
+    r"<\|[A-Za-z]\w*\|>|<｜[A-Za-z][\w▁]*｜>|</?(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>"  # noqa: RUF001
+    r"|<[be]os>|<pad>|\A<s>|</s>$|(?:^\#{2,4}|\#{3}) ?(?:Instruction|Input|Response|Human|Assistant):",
     re.MULTILINE,
 )
-_PARTS = ("<|", "_of_turn>", "INST]", "<<SYS", "<bos>", "<eos>", "<pad>", "<s>", "</s>", "## ", "###")
+_PARTS = ("<|", "<｜", "_of_turn>", "INST]", "<<SYS", "<bos>", "<eos>", "<pad>", "<s>", "</s>", "## ", "###")  # noqa: RUF001
 
 
 def markers_in(text: str) -> set[str]:

@@ -23,7 +23,8 @@ from dtl.errors import DataError
 COUNTED: tuple[str, ...] = (
     "read", "kept", "empty", "duplicate", "duplicate_characters", "cleaned", "characters"
 )  # fmt: skip
-END_OF_TEXT = "<|endoftext|>"  # the marker that most often separates documents
+ENDS_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<|eos|>", "<eos>", "</s>")  # may separate documents
+MARKERS_IN_NOTES = 4  # named, the most frequent
 EXAMPLES = 3  # changes by cleaning that the report shows
 EXCERPT = 40  # characters on either side of a change
 
@@ -173,15 +174,17 @@ class _Reader:
         notes = []
         if self._marked:
             kept = sum(counts["kept"] for counts in self.counts.values())
-            markers = [marker for marker, _ in self._markers.most_common(4)]
+            markers = sorted(self._markers, key=lambda marker: (-self._markers[marker], marker))
             listed = ",".join(f'"{marker}"' for marker in markers)
+            more = ", ..." if len(markers) > MARKERS_IN_NOTES else ""
             ways = ["data=qa data.qa.path=FILE reads such chats as questions with answers"] if self._is_chat else []
-            if END_OF_TEXT in markers and not ways:
-                ways.append(f"'data.separator={END_OF_TEXT}' splits a text of data=text there")
+            end = next((marker for marker in markers if marker in ENDS_OF_TEXT), None)
+            if end is not None and not ways:
+                ways.append(f"'data.separator={end}' splits a text of data=text there")
             ways.append(f"'data.remove=[{listed}]' cuts them out")
             notes.append(
-                f"{self.origin}: {self._marked:,} of {kept:,} documents have markers, {', '.join(markers)}, which are "
-                f"letters to the model. {'; '.join(ways)}."
+                f"{self.origin}: {self._marked:,} of {kept:,} documents have markers, "
+                f"{', '.join(markers[:MARKERS_IN_NOTES])}{more}, which are letters to the model. {'; '.join(ways)}."
             )
         duplicates = sum(counts["duplicate"] for counts in self.counts.values())
         if duplicates:

@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from dtl.base.units import number_of
 from dtl.data.config import SPLITS, HeldOut
 from dtl.data.documents import Document
 
@@ -105,10 +104,11 @@ class HoldOut:
         n_facts = len(kept["train"])
         few = self.n_documents < MIN_QUESTIONS
         if few or 2 * n_facts > len(drawn):
+            whole = "the only question is" if self.n_documents == 1 else f"all {self.n_documents:,} questions are"
             why = "too few to spare any" if few else "most have an answer of their own"
             everything: dict[str, Iterable[Document]] = {split: [] for split in splits}
             return everything | {"train": list(_all(splits))}, (
-                f"all {number_of('questions', self.n_documents)} are trained on ({why}). So there is no validation "
+                f"{whole} trained on ({why}). So there is no validation "
                 "loss, and the last step counts as the best. To hold some out: data.validation_fraction=0.1"
             )
         note = (

@@ -31,6 +31,7 @@ from dtl.checkpoints.find import list_runs, start_of
 from dtl.checkpoints.listing import step_folders
 from dtl.checkpoints.upkeep import LOCK, LOCK_OWNER
 from dtl.data.config import SourceConfig
+from dtl.errors import DataError
 from dtl.run_dir.provenance import CONFIG, RECORD, RESULT, config_hash
 from dtl.run_dir.sweep_records import ERROR, TRIAL
 from dtl.tracking.metrics import METRICS, parse_row
@@ -205,6 +206,13 @@ def with_data_found(config: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
 
 # Keys of where data is: of a group with one source, of the short forms, of a source by name.
 PLACE_OF_DATA = re.compile(r"data\.(?:(?:qa|wiki|sources\.[\w-]+)\.)?path")
+
+
+def where_to_add_its_place(error: DataError) -> str:
+    """Return the remedy for data of a run that cannot be opened where it was."""
+    key = str(error).partition("=")[0]
+    place = key if PLACE_OF_DATA.fullmatch(key) else "data.path"
+    return f"If the same data is elsewhere now, add its place: {place}=NEW"
 
 
 def clear_other_places(data: dict[str, Any], key: str) -> None:

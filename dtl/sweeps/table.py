@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dtl.base.display import command_line, shell_line, shown, table
-from dtl.base.safe_text import in_one_line
+from dtl.base.safe_text import in_one_line, visible
 from dtl.base.units import in_time, in_units
 from dtl.commandline.overrides import as_shown
 from dtl.errors import ConfigError
@@ -218,7 +218,7 @@ def status_of(sweep: SweepFolder) -> Status:
     planned = record.planned if record and record.planned else len(trials)
     lines: list[RenderableType] = [
         Text(f"{shown(sweep.path)}: {state}; {counted(trials) or 'no trial yet'}, of {planned}", style="bold"),
-        *([_in_one_line(in_one_line(command))] if command else []),
+        *([_in_one_line(visible(command))] if command else []),
         trial_table(rows),
     ]
     lines += [Text(line, style="dim") for line in failures(sweep, trials)]

@@ -102,6 +102,9 @@ def test_a_list_of_texts_has_no_numbers(key):
     assert isinstance(values, list)
     assert [getattr(value, "text", value) for value in values] == ["1e3", "2024_11_28", "true", "a b", "é"]
     assert read_by_hydra(f"{key}=[]") == []
+    values = read_by_hydra(f"""{key}=['x', 1_000,null,"y, z"]""")
+    assert isinstance(values, list)
+    assert [getattr(value, "text", value) for value in values] == ["x", "1_000", "null", "y, z"]
 
 
 def test_texts_in_a_config(tmp_path, monkeypatch):
@@ -109,6 +112,21 @@ def test_texts_in_a_config(tmp_path, monkeypatch):
     config = compose("name=2024_11_28", "tracker.tags=[1e3,3e-4]", "data=text", "data.path=${oc.env:FOLDER_OF_MINE}/a")
     assert (config.name, config.tracker.tags) == ("2024_11_28", ["1e3", "3e-4"])
     assert config.data.path == "my texts/a"
+
+
+@pytest.mark.parametrize("typed", ["2024_11_28", "1:30", "0x1F", "off", "007", "1e3", ".inf"])
+@pytest.mark.parametrize("line", ["tracker: {{group: {}}}", "tracker: {{tags: [a, {}]}}"])
+def test_a_text_that_yaml_reads_as_another_is_named(tmp_path, typed, line):
+    (tmp_path / "experiment").mkdir()
+    recipe = tmp_path / "experiment" / "mine.yaml"
+    recipe.write_text(f"# @package _global_\n{line.format(typed)}\noptimizer: {{lr: 1e-3}}\n")
+    with pytest.raises(
+        ConfigError, match=rf"mine\.yaml: {typed} is text, and YAML reads .* Write it in quotes: '{typed}'"
+    ):
+        compose("experiment=mine", config_dir=tmp_path)
+    recipe.write_text(recipe.read_text().replace(typed, f"'{typed}'"))
+    config = compose("experiment=mine", config_dir=tmp_path)
+    assert typed in (config.tracker.group, *config.tracker.tags) and config.optimizer.lr == 1e-3
 
 
 def values_of(word: str) -> list[str]:
@@ -322,6 +340,21 @@ def test_a_key_is_never_shown(monkeypatch):
     with pytest.raises(ConfigError) as rejected:
         check_words(["--lr=3", "--wandb_api_key", "0123456789abcdef"], TRAIN)
     assert "0123456789abcdef" not in str(rejected.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "right"),
+    [
+        (["data=text", "data.path=my", "texts"], "'data.path=my texts'"),
+        (["resume=my", "old", "run"], "'resume=my old run'"),
+    ],
+)
+def test_a_path_with_a_space_and_without_quotes(elsewhere, words, right):
+    for name in ("my texts", "my old run"):
+        (elsewhere / name).mkdir()
+    with pytest.raises(ConfigError) as error:
+        check_words(words, TRAIN)
+    assert str(error.value).endswith(right)
 
 
 def test_a_run_with_a_path_that_needs_quotes(monkeypatch, capsys, elsewhere):

@@ -184,7 +184,7 @@ SHAPING: list[tuple[str, str, set[str]]] = [  # file in dtl/data: functions: the
     ("local/unpacking", "readinto open_decompressed", OWN),
     ("wikipedia/wikitext", "to_prose _without_files _wikilink", {"wiki"}),
     ("wikipedia/prose", "lines_to_prose clean_line", {"wiki"}),
-    ("wikipedia/templates", "_measure _table template_text", {"wiki"}),
+    ("wikipedia/templates", "_measure _value template_text", {"wiki"}),
     ("wikipedia/templates", "tex_to_text", {"wiki"}),
     ("wikipedia/names", "is_redirect is_disambiguation", {"wiki"}),
     ("wikipedia/pages", "_pages _unwanted", {"wiki"}),

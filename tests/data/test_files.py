@@ -116,6 +116,8 @@ def test_what_stands_in_a_file_counts_more_than_its_name(tmp_path):
         ("a.txt", b"PK\x03\x04\x14\x00", ["zip archive"]),
         ("a.jsonl.7z", b"7z\xbc\xaf\x27\x1c\x00", ["7z archive", "7z x FILE", ".zst"]),
         ("a.tar", b"a.txt".ljust(257, b"\0") + b"ustar\x00", ["tar archive", "tar xf FILE"]),
+        ("a.jsonl.Z", b"\x1f\x9d\x90", ["compressed with compress", "gunzip FILE"]),
+        ("a.jsonl.lzma", b"\x5d\x00\x00\x80", ["compressed with lzma", "xz -d FILE"]),
         ("a.tgz", gzip.compress(b"a.txt".ljust(257, b"\0") + b"ustar\x00", mtime=0), ["tar archive"]),
         ("a.jsonl.zst", b"\x28\xb5\x2f\xfd\x00", ["zst file that is cut off"]),
         ("wiki_00", b'<doc id="1" title="A">\nA\n', ["wiki_00:1", "no </doc>", "byte 0"]),

@@ -290,7 +290,7 @@ def test_records_without_a_pair_are_counted_with_their_places(tmp_path):
     assert "5 x no field for a question" in notes[0] and notes[0].endswith("and 2 more.")
     for line in (1, 3, 4):
         assert f"a.jsonl:{line}" in notes[0]
-    assert "a.jsonl:1: no field 'question or instruction or" in notes[1] and "frage, answer" in notes[1]
+    assert "a.jsonl:1: no field 'question or questions or instruction or" in notes[1] and "frage, answer" in notes[1]
 
 
 def test_named_files_without_any_pair_are_refused_while_they_are_read(tmp_path):
@@ -431,12 +431,32 @@ SHARED = [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Ada."}]
         {"text": "<|prompter|>Who?<|endoftext|><|assistant|>Ada.<|endoftext|>"},
         {"text": "### Instruction:\nWho?\n\n### Response:\nAda."},
         {"text": "### Human: Who?### Assistant: Ada."},
+        {"text": "A chat. USER: Who? ASSISTANT: Ada.</s>"},
+        {"text": "<|im_start|>user<|im_sep|>Who?<|im_end|><|im_start|>assistant<|im_sep|>Ada.<|im_end|>"},
+        {
+            "text": "<|start_of_role|>user<|end_of_role|>Who?<|end_of_text|>\n"
+            "<|start_of_role|>assistant<|end_of_role|>Ada."
+        },
+        {
+            "text": "<BOS_TOKEN><|START_OF_TURN_TOKEN|><|USER_TOKEN|>Who?<|END_OF_TURN_TOKEN|>"
+            "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>Ada.<|END_OF_TURN_TOKEN|>"
+        },
+        {"text": "<｜begin▁of▁sentence｜><｜User｜>Who?<｜Assistant｜>Ada.<｜end▁of▁sentence｜>"},  # noqa: RUF001
         {"chosen": "\n\nHuman: Who?\n\nAssistant: Ada.", "rejected": "\n\nHuman: Who?\n\nAssistant: Bob."},
     ],
 )
 def test_a_chat_of_one_turn_is_a_pair(tmp_path, record):
     pairs, _ = read(write(tmp_path / "a.jsonl", record))
     assert pairs == {"train": [QuestionAnswer("Who?", "Ada.")]}
+
+
+def test_a_list_of_questions_has_one_answer(tmp_path):
+    write(tmp_path / "a.jsonl", {"questions": ["Who?", "By whom?"], "answer": "Ada"})
+    pairs, _ = read(tmp_path / "a.jsonl")
+    assert pairs == {"train": [QuestionAnswer("Who?", "Ada"), QuestionAnswer("By whom?", "Ada")]}
+    write(tmp_path / "b.jsonl", {"questions": ["Who?", "When?"], "answers": ["Ada", "1843"]})
+    with pytest.raises(DataError, match=r"b\.jsonl:1: text is needed"):
+        read(tmp_path / "b.jsonl")
 
 
 def test_messages_in_a_column_of_another_name(tmp_path):

@@ -206,7 +206,7 @@ def test_an_empty_column_is_rejected(column):
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
-@pytest.mark.parametrize("mark", ["<|endoftext|>", "<|end_of_text|>", "  <eos> "])
+@pytest.mark.parametrize("mark", ["<|endoftext|>", "  <eos> ", "</s>", "[SEP]"])
 def test_lines_that_end_a_text_separate_documents(tmp_path, suffix, mark):
     text = f"One {mark}.\n\nMore.\r\n{mark}\r\n{mark}\nTwo.\n{mark}"
     (tmp_path / f"a{suffix}").write_text(text if suffix == ".txt" else json.dumps({"text": text}), newline="")
@@ -222,6 +222,15 @@ def test_a_text_is_separated_by_what_the_setting_says(tmp_path):
     (tmp_path / "a.txt").write_text("One.\n---\nTwo a---b.\n---\n<|endoftext|>\n")
     assert texts_of(tmp_path, separator="\\n---\\n") == {"train": ["One.", "Two a---b.", "<|endoftext|>\n"]}
     assert texts_of(tmp_path, separator="---")["train"][:2] == ["One.\n", "\nTwo a"]
+
+
+def test_lines_of_signs_in_the_only_text_are_reported_with_the_setting_that_splits_there(tmp_path):
+    (tmp_path / "a.txt").write_text("\n* * *\n".join(f"Text {number}.\n---\nMore." for number in range(7)))
+    (note,) = notes_of(tmp_path)
+    assert "one text, with 7 lines of ---." in note and "'data.separator=\\n---\\n' splits there." in note
+    assert len(texts_of(tmp_path, separator="\\n---\\n")["train"]) == 8
+    (tmp_path / "b.txt").write_text("Another.")
+    assert notes_of(tmp_path) == []
 
 
 def test_a_separator_and_what_is_cut_are_checked():
@@ -240,7 +249,10 @@ def test_a_separator_and_what_is_cut_are_checked():
         ("<start_of_turn>user\n{}", "<start_of_turn>", ["data.remove"]),
         ("### Instruction:\n{}\n### Response:\nYes", "### Instruction:", ["data=qa", "data.remove"]),
         ("{}.<|endoftext|> More.", "<|endoftext|>", ["'data.separator=<|endoftext|>'", "data.remove"]),
-        ("{}</s>", "</s>", ["data.remove"]),
+        ("{}</s>", "</s>", ["'data.separator=</s>'", "data.remove"]),
+        ("USER: {}? ASSISTANT: Yes</s>", "</s>", ["data=qa", "data.remove"]),
+        ("<|NEW_TOKEN|>{}<｜end▁of▁text｜>", "<|NEW_TOKEN|>, <｜end▁of▁text｜>", ["data.remove"]),  # noqa: RUF001
+        ("<s>[INST] <<SYS>>Be kind.<</SYS>> {} [/INST] Yes</s>", '"[/INST]", "[INST]"'.replace(" ", ""), ["data=qa"]),
     ],
 )
 def test_markers_in_a_text_are_reported_with_the_settings_that_read_them(tmp_path, text, markers, ways):
@@ -268,7 +280,7 @@ def test_what_the_setting_says_is_cut_from_texts_and_not_from_questions(tmp_path
     assert "Answer: <|im_end|>" in texts["q"]
 
 
-@pytest.mark.parametrize("name", ["dataset_infos.json", "dataset_info.json", "dataset-metadata.json", "croissant.json"])
+@pytest.mark.parametrize("name", ["dataset_infos.json", "croissant.json", "Config.json", "metadata.json"])
 def test_files_about_the_data_are_not_read(tmp_path, name):
     write_jsonl(tmp_path / "data" / "a.jsonl", {"text": "one"})
     (tmp_path / name).write_text('{"default": {"splits": []}}')

@@ -227,6 +227,7 @@ def test_a_dump_is_known_by_its_content_then_by_its_name(tmp_path):
     assert is_dump(written(tmp_path, bz2.compress(dump(page("A", noise))), "noise.dat"))
     assert is_dump(written(tmp_path, b"", "empty.xml"))
     assert not is_dump(written(tmp_path, b"text", "text.txt"))
+    assert not is_dump(written(tmp_path, b"PK\x03\x04a.xml" + dump(), "a.xml.zip"))
     assert not is_dump(written(tmp_path, b"<html></html>", "page.xml"))
     assert not is_dump(written(tmp_path, bz2.compress(b"text"), "text.xml.bz2"))
     assert not is_dump(written(tmp_path, bz2.compress(b"text")[:3], "text.bz2"))

@@ -74,9 +74,17 @@ def test_markup_becomes_what_a_reader_reads(wikitext, prose):
         ("{{A$|3}}, {{EUR|4 million}}, {{INR|9}}", "A$3, €4 million, ₹9"),
         ("{{USS|Vann|DD-7}}, {{RMS|Otter|1911|6}}, {{ship|SS|Pike}}, {{ps|date=May}}now", "USS Vann (DD-7), RMS Otter, "
          "SS Pike, now"),
-        ("{{sclass|Vann|ferry}}, {{fl.|1100}}, {{c.|1560|1565}}", "Vann-class ferry, fl. 1100, c. 1560 – 1565"),
+        ("{{sclass|Vann|ferry}}, {{fl.|1100}}, {{c.|1560|1565}}", "Vann-class ferry, fl. 1100, c. 1560 – c. 1565"),
         ("the 2<sup>nd</sup>, XIX<sup>e</sup>, n<sup>o</sup> 4, M<sup>me</sup> A", "the 2nd, XIXe, nº 4, Mme A"),
         ("x<sup>n</sup>, 2<sup>ab</sup>", "xⁿ, 2^(ab)"),
+        ("{{start date|1912|4|5}}, {{dts|1912|04|15|df=y}}, {{as of|2019|6|lc=y}}, {{as of|2019|6|2}}",
+         "April 5, 1912, 15 April 1912, as of June 2019, As of 2 June 2019"),
+        ("{{formatnum:1234567.5}}, {{val|3|+1|-2|s=%}}, {{1/4}}, 10 {{sqrt|2}}", "1,234,567.5, 3+1−2%, 1/4, 10 √2"),
+        ('{{val|3|-|5|u=%}}, {{val|1.2|(3)}}, 6{{x10^|2}}, {{pct|7}}, x{{su|p=2}}, {{"|a}}',
+         '3–5%, 1.2(3), 6×10^2, 7%, x², "a"'),
+        ("{{nihongo||湖|mizuumi}}, {{korean|hangul=호수}}, {{script/Hebrew|אגם}}", "湖, 호수, אגם"),
+        ("{{convert|7|F}}, {{convert|3|+|1/2|sqmi}}, {{unité|5|m||s|-1}}", "7 °F, 3+1/2 sq mi, 5 m s⁻¹"),
+        ("{{lang|2=lac|1=fr}}, {{zh|t=湖|p=hú}}, {{height|ft=5|in=7}}, B{{flat}}", "lac, 湖, 5 ft 7 in, B♭"),
         # the same name in other languages
         ("au {{s|XVII}}", "au XVIIe siècle"),
         ("{{s|12 км}} пути", "12 км пути"),
@@ -87,6 +95,8 @@ def test_markup_becomes_what_a_reader_reads(wikitext, prose):
         # tables that a template opened, or ends
         ("Old.\n{{Stats top|X}}\n|-\n|1999||[[Vann]]||colspan=2|7\n!Sum\n{{Stats end}}\nNew.", "Old.\n\nNew."),
         ("Old.\n{{Top}}\n|-\n| a\n* b\n| c\n{{Bottom}} New.", "Old.\n\nNew."),
+        ("Old.\n{{Top}}\n! Year !! Lake\n|-\n! 1999\n| Vann\n{{End}}\nNew.", "Old.\n\nNew."),
+        ("Old.\n:{{Top}}\n:! Lake\n:| Vann\n:{{End}}\nNew.", "Old.\n\nNew."),
         ("Old.\n{{Top}}\n|a||b\nNew | old.\n\n!Kung", "Old.\n\nNew | old.\n\n!Kung"),
         ("Old.\n{| class=x\n|-\n|a\n{{s-end}}\nNew.", "Old.\n\nNew."),
     ],
@@ -97,7 +107,18 @@ def test_templates_and_spellings_are_the_words_that_a_page_shows(wikitext, prose
 
 @pytest.mark.parametrize(
     ("language", "wikitext", "prose"),
-    [("ru", "{{s|XIX}} век", "XIX век"), ("fr", "{{citation|oui}}", "« oui »"), ("it", "{{M|5|ul=km}}", "5 km")],
+    [
+        ("ru", "{{s|XIX}} век", "XIX век"),
+        ("fr", "{{citation|oui}}", "« oui »"),
+        ("it", "{{M|5|ul=km}}", "5 km"),
+        ("it", "{{M|5||km}}", "5 km"),
+        ("de", "{{formatnum:1234.5}}", "1.234,5"),
+        ("fr", "{{sp|XX|e|siècle}}", "XXe siècle"),
+        ("zh", "{{link-ja|湖|Lake|大湖}}", "大湖"),
+        ("de", '{{"|See}}', "„See“"),
+        ("ru", "{{lang-en2|lake}}", "lake"),
+        ("es", "{{siglo|V|a}}", "siglo V a. C."),
+    ],
 )
 def test_a_name_may_mean_something_else_in_a_language(language, wikitext, prose):
     assert to_prose(wikitext, language=language) == prose

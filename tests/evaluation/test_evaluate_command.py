@@ -47,6 +47,15 @@ def evaluate(monkeypatch, capsys):
     return call
 
 
+def test_data_that_is_elsewhere_now_is_given_by_its_place(run_dir, evaluate):
+    Path("pairs.jsonl").rename("here.jsonl")
+    code, _, err = evaluate("ckpt=latest")
+    assert code == 1 and err.endswith("If the same data is elsewhere now, add its place: data.sources.mine.path=NEW\n")
+    assert evaluate("ckpt=latest", "data.sources.mine.path=here.jsonl")[0] == 0
+    code, _, err = evaluate("ckpt=latest", "data.sources.mine.path=there.jsonl")
+    assert code == 1 and "elsewhere now" not in err
+
+
 def test_evaluates_a_run_on_its_own_data(evaluate, run_dir):
     code, out, err = evaluate("ckpt=latest")
     assert code == 0, err
@@ -88,9 +97,11 @@ def test_evaluates_a_run_on_its_own_data_from_another_folder(evaluate, run_dir, 
     assert (Path("..") / run_dir / "evaluation.json").is_file() and not list(Path().iterdir())
 
 
-def test_unanswerable_questions_calibrate_the_confidence(evaluate, run_dir):
+def test_unanswerable_questions_calibrate_the_confidence(evaluate, run_dir, monkeypatch):
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    monkeypatch.setenv("USERPROFILE", str(Path.cwd()))
     Path("asked.jsonl").write_text("".join(json.dumps({"question": f"Who is {n}?"}) + "\n" for n in range(5)))
-    code, out, err = evaluate("ckpt=latest", "unanswerable=asked.jsonl", "out=figures.json")
+    code, out, err = evaluate("ckpt=latest", "unanswerable=~/asked.jsonl", "out=~/figures.json")
     assert code == 0, err
     assert "calibration error: of the confidence" in out and "natural" not in out
     assert not (run_dir / "evaluation.json").exists()

@@ -215,6 +215,12 @@ def test_the_end_of_a_sweep_says_how_to_compare_what_went_through(tmp_path, valu
         assert (f"python -m dtl.report runs={sweep.path}" in shown) == told  # in one line
 
 
+def test_the_command_of_a_sweep_is_shown_to_its_last_word(tmp_path):
+    words = [f"trainer.options.setting_{number}={number}" for number in range(23)]
+    sweep = made(tmp_path / "s", Trial(0, [], "h", state="finished"), arguments=[*words, "a=1,2"], state="finished")
+    assert f"python -m dtl.train -m {' '.join(words)} a=1,2\n" in _text_of(status_of(sweep), width=40)
+
+
 def _text_of(status: Status, width: int = 150) -> str:
     text = io.StringIO()
     Console(file=text, width=width).print(status.renderable, crop=False)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dtl.base.progress import Pace
+from dtl.base.units import number_of
 from dtl.data.local.formats import KINDS, READ, Format, has_known_name, recognise, suffixes_of
 from dtl.data.local.readers import TEXT_READERS, Record, open_parquet, read_parquet
 from dtl.data.local.reading import Anomalies, OpenText, describe
@@ -27,14 +28,16 @@ SPLIT_WORDS = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-# Files that the Hugging Face hub, `datasets` and Kaggle store beside the data, about it.
+# Files that the Hugging Face hub, `datasets`, Kaggle and repositories store beside the data, about it. In lower case.
 METADATA = frozenset({
-    "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "croissant.json",
-    "dataset-metadata.json", "datapackage.json",
+    "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "croissant.json", "metadata.json",
+    "dataset-metadata.json", "datapackage.json", "config.json", "manifest.json", "stats.json", "schema.json",
+    "package.json", "citation.json", "readme.txt", "license.txt", "licence.txt", "notice.txt", "copying.txt",
+    "changelog.txt", "requirements.txt", "sha256sums.txt", "md5sums.txt", "checksums.txt",
 })  # fmt: skip
 # So many files of other kinds in a folder, and ten times as many as there are with text: the wrong folder. Listing them
-# takes a second.
-MAX_OTHERS = 100_000
+# takes a part of a second.
+MAX_OTHERS = 20_000
 MAX_AT_HOME = 2_000  # files in a home folder, or above it, before it counts as the wrong folder
 FILES_IN_NOTES = 5  # whose anomalies are listed; the others are only counted
 
@@ -156,9 +159,9 @@ class LocalFiles:
 
     def _find_in_folder(self) -> dict[str, list[Path]]:
         files, others = files_in(self.root, self.origin, has_known_name)
-        self._metadata = [file for file in files if file.name in METADATA]
+        self._metadata = [file for file in files if file.name.lower() in METADATA]
         if len(self._metadata) < len(files) or others:  # where it is the only file, it is the data
-            files = [file for file in files if file.name not in METADATA]
+            files = [file for file in files if file not in set(self._metadata)]
         else:
             self._metadata = []
         if not files:
@@ -214,7 +217,7 @@ class LocalFiles:
             notes.append(f"{self.origin}: empty files (0 bytes) left out: {_listed(self._empty)}.")
         n_extracted = len({unit.file for unit in self._anomalies if unit.format.kind == "docs"})
         if n_extracted:
-            notes.append(f"{self.origin}: {n_extracted:,} files of WikiExtractor, each <doc> an article.")
+            notes.append(f"{self.origin}: {number_of('files', n_extracted)} of WikiExtractor, each <doc> an article.")
         if self._metadata:
             notes.append(f"{self.origin}: files about the data, not read: {_listed(self._metadata)}.")
         if self._left_out:

@@ -29,6 +29,8 @@ NOT_READ = {
     b"7z\xbc\xaf\x27\x1c": "a 7z archive (unpack it first: 7z x FILE)",
     b"Rar!\x1a\x07": "a rar archive (unpack it first)",
     b"\x04\x22\x4d\x18": "compressed with lz4 (decompress it first: lz4 -d FILE)",
+    b"\x1f\x9d": "compressed with compress (decompress it first: gunzip FILE)",
+    b"\x5d\x00\x00": "compressed with lzma (decompress it first: xz -d FILE)",
     b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "an old Word or Excel document",
     b"\x89PNG\r\n": "an image",
     b"\xff\xd8\xff\xe0": "an image",

@@ -1,6 +1,7 @@
 """The source `text`: local files of text."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,14 @@ from dtl.errors import DataError
 from dtl.registry import SOURCES
 
 # A line that is nothing but a token for the end of a text separates documents, as in the files of TinyStories.
-_LINES_BETWEEN = re.compile(r"^[ \t]*<(?:\|endoftext\||\|end_of_text\||\|eos\||eos)>[ \t]*(?:\n|\Z)", re.M)
+_LINES_BETWEEN = re.compile(
+    r"^[ \t]*(?:<\|(?:endoftext|end_of_text|begin_of_text|endofdoc|eos|bos|sep)\|>|<(?:eos|bos|sep|/?s)>"
+    r"|\[(?:SEP|EOS|BOS)\])[ \t]*(?:\n|\Z)",
+    re.M,
+)
+# Lines of signs may do so, or are breaks between scenes and headings of one text.
+_LINES_OF_SIGNS = re.compile(r"^[ \t]*([-*=#~_%+.]{1,80})[ \t]*$", re.M)
+MIN_LINES_OF_SIGNS = 5  # of one kind, in the only text, before they are reported
 
 
 @SOURCES.register("text")
@@ -33,14 +41,19 @@ class TextSource:
         self._separator = None if data.separator is None else with_line_ends(data.separator)
         self._n_separated = self._n_parts = 0
         self._marks: set[str] = set()
+        self._n_texts = 0
+        self._signs: Counter[str] = Counter()  # lines of signs in the first text
 
     def splits(self) -> dict[str, Iterator[Document]]:
-        self._n_separated = self._n_parts = 0  # a second read must not count twice
+        self._n_separated = self._n_parts = self._n_texts = 0  # a second read must not count twice
         return {split: self._documents(split) for split in self.files.by_split}
 
     def _documents(self, split: str) -> Iterator[Document]:
         for record in self.files.records(split, (self._column,), self._order_seed):
             text = text_of(field(record, self._column, remedy=self._remedy), record.place)
+            if not self._n_texts:
+                self._signs = Counter(_LINES_OF_SIGNS.findall(text))
+            self._n_texts += 1
             yield from map(Document, self._parts(text))
 
     def _parts(self, text: str) -> list[str]:
@@ -70,4 +83,11 @@ class TextSource:
             way = "lines of " if self._separator is None else ""
             keep = " (data.separator= keeps each whole)" if self._separator is None else ""
             notes.append(f"{self.files.origin}: {texts} separated by {way}{marks}: {self._n_parts:,} documents{keep}.")
+        elif self._n_texts == 1 and self._separator is None:
+            notes += [
+                f"{self.files.origin}: one text, with {count:,} lines of {in_one_line(sign)}. If they separate "
+                f"documents: 'data.separator=\\n{sign}\\n' splits there."
+                for sign, count in self._signs.most_common(1)
+                if count >= MIN_LINES_OF_SIGNS
+            ]
         return notes

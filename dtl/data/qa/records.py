@@ -19,7 +19,7 @@ from dtl.data.local.files import quoted_name, text_of
 from dtl.data.local.readers import Record
 from dtl.errors import DataError
 
-QUESTION = ("question", "instruction", "prompt", "input")
+QUESTION = ("question", "questions", "instruction", "prompt", "input")
 ANSWER = ("answer", "output", "response", "completion", "chosen", "answers")
 CONTEXT = ("context", "input")
 TOPIC = ("topic", "category")
@@ -140,7 +140,12 @@ class PairReader:
             ]
             return questions, " ".join(by_split)
         name = _first_name(fields, self._question)
-        return ([("train", text_of(fields[name], place))], name) if name else (None, "")
+        if not name:
+            return None, ""
+        value = fields[name]
+        # A list of questions has one answer; beside a list of answers they would be pairs, so that is an error.
+        are_wordings = isinstance(value, list) and not isinstance(fields.get(_first_name(fields, self._answer)), list)
+        return [("train", text_of(question, place)) for question in (value if are_wordings else [value])], name
 
     def _skip(self, reason: str, place: str) -> None:
         count, places = self._skipped.get(reason, (0, []))

@@ -34,7 +34,10 @@ def read_backend(folder: Path) -> tokenizers.Tokenizer:
         except Exception as error:  # `tokenizers` raises plain Exception
             raise CheckpointError(f"{file}: not a tokenizer that can be read ({error}).") from error
     if not (folder / "vocab.json").is_file() or not (folder / "merges.txt").is_file():
-        raise CheckpointError(f"{folder}: contains no tokenizer (tokenizer.json, or vocab.json with merges.txt).")
+        raise CheckpointError(
+            f"{folder}: contains no tokenizer (tokenizer.json, or vocab.json with merges.txt). Where transformers "
+            "saved the model alone, copy tokenizer.json and tokenizer_config.json from the model that it was made from."
+        )
     # vocab.json does not define how text is split before merging; that is known only for GPT-2.
     model_type = read_settings(folder / "config.json").get("model_type", "gpt2")
     if model_type != "gpt2" or (folder / "added_tokens.json").exists():

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dtl.data.local.files import files_in
-from dtl.data.local.formats import decompressed_head, has_known_name, suffixes_of
+from dtl.data.local.formats import NOT_READ, decompressed_head, has_known_name, suffixes_of
 from dtl.data.local.unpacking import compression_of
 from dtl.data.wikipedia.pages import DumpCounts, Page, Pages
 from dtl.data.wikipedia.wikitext import to_prose
@@ -49,7 +49,7 @@ def is_dump(path: Path) -> bool:
         head = decompressed_head(path, compression)
     if not head.strip():
         return suffixes_of(path.name)[0] == ".xml"
-    return b"<mediawiki" in head[:4096]
+    return b"<mediawiki" in head[:4096] and not head.startswith(tuple(NOT_READ))  # a zip archive may store a dump as is
 
 
 def dumps_at(path: Path, origin: str | None = None) -> list[Path]:

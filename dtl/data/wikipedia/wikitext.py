@@ -40,7 +40,7 @@ _INLINE_TAG = re.compile(
 )
 _SCAN = re.compile(r"\{\{|\}\}|^[ \t:*#]*\{\||^[ \t]*\|\}(?!\}(?!\}))", re.M)
 _ENDS_TABLE = re.compile(r"\s*(?:[^|{}]*[ _-])?(?:end|bottom|foot|footer|fin|ende|fim|slut|koniec|конец)\s*", re.I)
-_ROW = re.compile(r"^[ \t]*\|(?=.)", re.M)
+_ROW = re.compile(r"^[ \t:]*\|(?=.)", re.M)
 _VARIANTS = re.compile(r"-\{([^{}]*)\}-")
 _CODE = re.compile(r"[a-z]{2,3}(?:-[a-z]{2,8})?")
 _SPELLINGS = re.compile(r";\s*(?=[a-z]{2,3}(?:-[a-z]{2,8})?\s*:|$)")
@@ -153,14 +153,21 @@ def _without_templates_and_tables(text: str, language: str) -> str:
 
 
 def _without_rows(text: str) -> str:
-    """Cut the rows of tables that a template opened: lines that begin with `|`, and what belongs to their cells."""
+    """Cut the rows of tables that a template opened: lines that begin with `|`, and what belongs to their cells.
+
+    Lines that begin with `!` are headers where such a line follows.
+    """
     if not _ROW.search(text):
         return text
-    kept: list[str] = []
     lines = text.split("\n")
+    is_row = [False] * (len(lines) + 1)
+    for number in range(len(lines) - 1, -1, -1):
+        line = lines[number]
+        is_row[number] = bool(_ROW.match(line)) or (is_row[number + 1] and line.lstrip(" \t:").startswith("!"))
+    kept: list[str] = []
     number = 0
     while number < len(lines):
-        if not _ROW.match(lines[number]):
+        if not is_row[number]:
             kept.append(lines[number])
             number += 1
             continue
@@ -168,12 +175,12 @@ def _without_rows(text: str) -> str:
         # lines between rows are text of a cell then.
         end = next((n for n in range(number, len(lines)) if not lines[n].strip() or lines[n].startswith("=")), None)
         block = lines[number:end]
-        closing = next((n for n, line in enumerate(block) if line.startswith(CUT)), None)
+        closing = next((n for n, line in enumerate(block) if line.lstrip(":").startswith(CUT)), None)
         if closing is not None:
             kept.append(block[closing])
             number += closing + 1
         else:
-            kept += [line for line in block if not line.lstrip().startswith(("|", "!"))]
+            kept += [line for line in block if not line.lstrip(" \t:").startswith(("|", "!"))]
             number += len(block)
     return "\n".join(kept)
 
