@@ -183,8 +183,10 @@ def keep_freed_memory(device: torch.device) -> bool:
     Each large block is otherwise given back to the kernel, which clears it anew: a fifth of the time of a step on a
     CPU. The peak stays the same, since every step needs as much as the one before.
     """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" and device.type == "cpu" else None
-    if not hasattr(libc, "mallopt"):  # musl, macOS, Windows
+    if sys.platform != "linux" or device.type != "cpu":
+        return False
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):  # musl
         return False
     # /usr/include/malloc.h: M_MMAP_MAX = -4, no block of its own by mmap; M_TRIM_THRESHOLD = -1, no end of the heap.
     return bool(libc.mallopt(-4, 0) and libc.mallopt(-1, 2**31 - 1))
