@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from dtl.data.documents import QuestionAnswer
-from dtl.data.tasks import normalise
+from dtl.data.tasks import WORD, normalise
 from dtl.data.tokenizers.tokenizer import Tokenizer
 
 N_WORDS = 13
 CHUNK_TOKENS = 200_000  # decoded at a time
-_WORD = re.compile(r"\w+")
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that nothing is lost modulo 2**64
 
 
@@ -81,9 +80,9 @@ def words(tokens: np.ndarray, tokenizer: Tokenizer) -> Iterator[list[str]]:
         # The end token decodes to nothing; `_decoded` replaces it, or it would join the words before and after it.
         text = rest + _decoded(tokens[start : start + CHUNK_TOKENS], tokenizer)
         cut = max((match.end() for match in re.finditer(r"\s", text[-1000:])), default=0) + max(0, len(text) - 1000)
-        yield _WORD.findall(text[:cut].lower())
+        yield WORD.findall(text[:cut].lower())
         rest = text[cut:]
-    yield _WORD.findall(rest.lower())
+    yield WORD.findall(rest.lower())
 
 
 def _decoded(tokens: np.ndarray, tokenizer: Tokenizer) -> str:

@@ -66,3 +66,10 @@ def test_equal_questions_across_splits():
     assert [(one.split, one.questions, one.found, one.examples) for one in found] == [
         ("validation", 2, 1, ("what is a sea",))
     ]
+
+
+def test_text_without_spaces_is_compared_by_characters(monkeypatch):
+    monkeypatch.setattr(leakage, "CHUNK_TOKENS", 200_000)  # less cuts a character of three bytes
+    sentence = "天地玄黄宇宙洪荒日月盈昃辰宿列张"
+    splits = {"train": tokens(sentence + "寒来暑往"), "test": tokens("千字文" + sentence)}
+    assert text_leakage("mine", splits, TOKENIZER, None)[0].found == len(sentence) - 12
