@@ -50,6 +50,8 @@ class Plan:
     tasks: Sequence[str] = ()  # registered names of additional scores (`dtl.data.tasks`)
     worst: int = 10
     seed: int = 0  # chooses the questions when not all are asked
+    foreign: bool = False  # the data is not what the model was trained on
+    trained_on: PreparedData | None = None  # the training data, if the measured data is foreign; None: not available
     mixed_precision: MixedPrecision = nullcontext
 
 
@@ -103,7 +105,11 @@ class Report:
 
 
 def measure(model: TransformerLM, data: PreparedData, plan: Plan, log: Progress) -> Report:
-    """Measure all that `plan` asks for. Metrics do not depend on the batch size, except speed."""
+    """Measure all that `plan` asks for. Metrics do not depend on the batch size, except speed.
+
+    Retrieval, majority and leakage are those of the training data: without it there are none.
+    """
+    trained_on = plan.trained_on if plan.foreign else data
     tokenizer = data.tokenizer
     token_bytes = count_token_bytes(tokenizer)
     if any(rows.keys() - {"train"} for rows in data.rows.values()):
@@ -111,14 +117,18 @@ def measure(model: TransformerLM, data: PreparedData, plan: Plan, log: Progress)
     scope = (plan.batch_size, plan.max_batches, plan.mixed_precision, plan.metrics)
     text = text_scores(model, data.rows, token_bytes, *scope, log)
     compared: list[TextLeakage] = []
-    for source in plan.compare_text:
-        if len(data.rows[source]) > 1:
+    for source in plan.compare_text if trained_on else ():
+        if data.rows[source].keys() - {"train"}:
             log(f"... {source}: held-out text that occurs in the training text")
         tokens = {split: rows.tokens for split, rows in data.rows[source].items()}
-        compared += text_leakage(source, tokens, tokenizer, plan.leakage_tokens)
+        own = [rows["train"].tokens for rows in plan.trained_on.rows.values()] if plan.trained_on else [tokens["train"]]
+        training = np.concatenate([each[: plan.leakage_tokens] for each in own]) if len(own) > 1 else own[0]
+        held_out = {split: ids for split, ids in tokens.items() if split != "train"}
+        compared += text_leakage(source, held_out, training, tokenizer, plan.leakage_tokens)
     if not any(data.pairs.values()):
         return Report(text, text_leakage=compared)
-    asked, detection = _ask_all(model, data, token_bytes, plan, log)
+    taught = trained_on.pairs.get("train", ()) if trained_on else ()
+    asked, detection = _ask_all(model, data, taught, token_bytes, plan, log)
     tasks = _task_scores(model, data, asked, plan, log)
     hardest = "test" if asked.get("test") else "validation" if asked.get("validation") else "train"
     return Report(
@@ -126,19 +136,27 @@ def measure(model: TransformerLM, data: PreparedData, plan: Plan, log: Progress)
         answers=answer_scores(asked),
         detection=detection,
         worst=worst_cases(hardest, asked.get(hardest, ()), plan.worst),
-        question_leakage=question_leakage(data.pairs),
+        question_leakage=question_leakage(
+            {split: pairs for split, pairs in data.pairs.items() if split != "train"}, taught
+        )
+        if taught
+        else [],
         text_leakage=compared,
         tasks=tasks,
     )
 
 
 def _ask_all(
-    model: TransformerLM, data: PreparedData, token_bytes: np.ndarray, plan: Plan, log: Progress
+    model: TransformerLM,
+    data: PreparedData,
+    taught: Sequence[QuestionAnswer],
+    token_bytes: np.ndarray,
+    plan: Plan,
+    log: Progress,
 ) -> tuple[dict[str, list[Asked]], Detection | None]:
     tokenizer = data.tokenizer
     longest = data.longest_answer()
-    training = data.pairs.get("train", ())
-    baselines = bm25_baseline(training), majority(training)
+    baselines = (bm25_baseline(taught), majority(taught)) if taught else None
     asked: dict[str, list[Asked]] = {}
 
     def ask(what: str, prompts: Sequence[str]) -> list[GreedyAnswer]:
