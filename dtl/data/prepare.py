@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 
 from dtl.base.progress import Progress
-from dtl.data.batches import Batch, PackedSequences, TrainingData, epoch_order
+from dtl.data.batches import (
+    BORDER,
+    OPEN,
+    Batch,
+    PackedSequences,
+    TrainingData,
+    epoch_order,
+    readable,
+    shortened,
+)
 from dtl.data.cache import Cache, cache_folder
 from dtl.data.collect import all_notes
 from dtl.data.config import DataConfig, TokenizerConfig
@@ -29,7 +38,6 @@ from dtl.data.pack import (
     pad_documents,
     with_targets,
 )
-from dtl.data.readable import BORDER, OPEN, readable, shortened
 from dtl.data.sources import SourcePlan, plan_sources
 from dtl.data.stored import TokenDocuments
 from dtl.data.tokenizers.prompt import Prompt

@@ -27,12 +27,12 @@ MEASURED_ALWAYS = ("exact_match", "f1", "lookup")
 
 # Scripts without spaces between words: each of their characters counts as a word, as in MLQA (Lewis et al. 2020):
 # Thai, Lao, Myanmar, Khmer, Chinese, Japanese.
-_UNSPACED = (
+UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u2fff\u3005-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff"
     "\U00020000-\U0003ffff"
 )
-WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")  # of a text
-_TERM = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")  # of a normalised text
+WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")  # of a text
+_TERM = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")  # of a normalised text
 
 
 class _Punctuation(dict[int, int | None]):

@@ -28,7 +28,7 @@ from dtl.evaluation.answers import (
 from dtl.evaluation.detection import NATURAL, Detection, detect
 from dtl.evaluation.leakage import QuestionLeakage, TextLeakage, question_leakage, text_leakage
 from dtl.evaluation.text import MixedPrecision, TextScores, count_token_bytes, text_scores
-from dtl.generation.conversation import GreedyAnswer, answer_greedily
+from dtl.generation.conversation import GreedyAnswer, answer_greedily, prompts_of
 from dtl.model.transformer import TransformerLM
 from dtl.registry import TASKS
 
@@ -166,7 +166,7 @@ def _ask_all(
     with plan.mixed_precision():
         to_ask = {**data.pairs, NATURAL: plan.natural}
         for split, pairs in chosen_questions(to_ask, plan.questions, plan.seed).items():
-            prompts = [data.prompt.text(pair.question, pair.context) for pair in pairs]
+            prompts = prompts_of(model, tokenizer, data.prompt, pairs, longest)
             answers = ask(number_of(f"{split} questions", len(pairs)), prompts)
             scored = Pace(f"{split}: expected answers", log).count
             gold = likelihoods(model, tokenizer, pairs, token_bytes, plan.questions_at_once, data.prompt, scored)
@@ -187,8 +187,8 @@ def _task_scores(
     """Score the tasks that are not in every report, on the same questions, so that known answers are reused."""
 
     def ask(pairs: Sequence[QuestionAnswer]) -> list[str]:
-        prompts = [data.prompt.text(pair.question, pair.context) for pair in pairs]
         longest = data.longest_answer()
+        prompts = prompts_of(model, data.tokenizer, data.prompt, pairs, longest)
         answers = answer_greedily(model, data.tokenizer, prompts, longest, plan.questions_at_once)
         return [answer.text for answer in answers]
 

@@ -255,7 +255,9 @@ def test_too_little_text_is_named(tmp_path, files, words):
 
 
 def test_questions_that_leave_no_room_for_their_answer_are_named(facts):
-    with pytest.raises(DataError, match=r"tokens of train text make no sequence.*data.loss_on=answer, data.seq_len=4"):
+    with pytest.raises(
+        DataError, match=r"questions left out: longer than a sequence of 4 tokens.*To keep them: data.seq_len="
+    ):
         prepare(config(kind="qa", layout="padded", loss_on="answer"), seq_len=4)
 
 

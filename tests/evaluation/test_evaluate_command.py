@@ -180,7 +180,7 @@ def test_without_the_training_data_there_is_no_comparison_and_that_is_said(evalu
     else:
         model, checkpoint = tiny_model(vocab_size=258, max_seq_len=61), Path("bare")
         save_checkpoint(checkpoint, model, tiny_tokenizer(), "seed: 0\n", {"step": 1, "epoch": 0}, moments(model))
-    code, out, err = evaluate(f"ckpt={checkpoint}", "data=qa", f"data.path={file}", "data.seq_len=31", "out=f.json")
+    code, out, err = evaluate(f"ckpt={checkpoint}", "data=qa", f"data.path={file}", "data.seq_len=47", "out=f.json")
     assert code == 0, err
     assert "no retrieval, majority and leakage: the training data of the checkpoint is not available" in out
     assert "pairs.jsonl" in out if how == "gone" else "not recorded" in out
