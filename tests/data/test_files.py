@@ -419,3 +419,11 @@ def test_too_little_to_train_on_is_said_with_path_and_need(tmp_path, kind, files
         prepare_data(config, TokenizerConfig(kind="byte"), seq_len=17, seed=0)
     for word in [str(path), *words]:
         assert word in str(refused.value)
+
+
+def test_files_of_other_kinds_in_a_folder_are_counted_and_named(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    for name in ("b.docx", "c.pdf", "d\x1b.doc", "e.odt", "f.rtf"):
+        (tmp_path / name).write_bytes(b"PK")
+    (note,) = (note for note in LocalFiles(str(tmp_path), "data.path").notes() if "not read" in note)
+    assert "5 files of other kinds not read: b.docx, c.pdf, d␛.doc and 2 more." in note

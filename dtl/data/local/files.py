@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dtl.base.progress import Pace
+from dtl.base.safe_text import in_one_line
 from dtl.base.units import number_of
 from dtl.data.local.formats import KINDS, READ, Format, has_known_name, recognise, suffixes_of
 from dtl.data.local.readers import TEXT_READERS, Record, open_parquet, read_parquet
@@ -60,8 +61,8 @@ def split_of(relative: Path) -> str | None:
     return next((SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS), None)
 
 
-def files_in(folder: Path, origin: str, wanted: Callable[[str], bool]) -> tuple[list[Path], list[str]]:
-    """Return the wanted files in a folder and its subfolders, sorted, and the names of a few others.
+def files_in(folder: Path, origin: str, wanted: Callable[[str], bool]) -> tuple[list[Path], list[str], int]:
+    """Return the wanted files in a folder and its subfolders, sorted, the names of a few others, and their number.
 
     Hidden files and folders are left out, and links to folders. Raises DataError soon for what is no folder of data: a
     home folder or one above it, and one where few of many files are wanted. Raises OSError.
@@ -103,7 +104,7 @@ def files_in(folder: Path, origin: str, wanted: Callable[[str], bool]) -> tuple[
                         f"holds text. Give the folder in it that holds the texts ({READ})."
                     )
             pace.report(f"{len(found) + n_others:,} files")
-    return sorted(found), others
+    return sorted(found), others, n_others
 
 
 class LocalFiles:
@@ -128,6 +129,8 @@ class LocalFiles:
         self._left_out: list[Path] = []
         self._empty: list[Path] = []
         self._metadata: list[Path] = []
+        self._others: list[str] = []  # a few names of files of other kinds
+        self._n_others = 0
         self.by_split = self._find()
 
     def paths(self) -> list[Path]:
@@ -158,7 +161,8 @@ class LocalFiles:
         return f"{self.origin}: there is no such file or folder. Found in {nearest}: {listing}."
 
     def _find_in_folder(self) -> dict[str, list[Path]]:
-        files, others = files_in(self.root, self.origin, has_known_name)
+        files, others, self._n_others = files_in(self.root, self.origin, has_known_name)
+        self._others = others
         self._metadata = [file for file in files if file.name.lower() in METADATA]
         if len(self._metadata) < len(files) or others:  # where it is the only file, it is the data
             files = [file for file in files if file not in set(self._metadata)]
@@ -220,15 +224,23 @@ class LocalFiles:
             notes.append(f"{self.origin}: {number_of('files', n_extracted)} of WikiExtractor, each <doc> an article.")
         if self._metadata:
             notes.append(f"{self.origin}: files about the data, not read: {_listed(self._metadata)}.")
+        if self._others:
+            names = listed(self._others, self._n_others)
+            notes.append(f"{self.origin}: {number_of('files', self._n_others)} of other kinds not read: {names}.")
         if self._left_out:
             names = _listed(self._left_out)
             notes.append(f"{self.origin}: not used, since only other files' names name a split: {names}.")
         return notes
 
 
+def listed(names: Sequence[str], n: int | None = None) -> str:
+    """Return the first three names, and how many more there are; `n`: of how many, where these are only some."""
+    first, n = [in_one_line(name) for name in names[:3]], len(names) if n is None else n
+    return f"{', '.join(first)} and {n - len(first)} more" if n > len(first) else ", ".join(first)
+
+
 def _listed(files: Sequence[Path]) -> str:
-    names = ", ".join(file.name for file in files[:3])
-    return f"{names} and {len(files) - 3} more" if len(files) > 3 else names
+    return listed([file.name for file in files])
 
 
 def _units(file: Path) -> list[_Unit]:

@@ -6,11 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dtl.base.units import number_of
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import Document, article
 from dtl.data.hub.source import hub_dataset_spec
 from dtl.data.hub.texts import HubTexts
-from dtl.data.local.files import LocalFiles, field, other_column, raise_if_without_columns, text_of
+from dtl.data.local.files import LocalFiles, field, listed, other_column, raise_if_without_columns, text_of
 from dtl.data.sources import order_seed, path_key
 from dtl.errors import DataError
 from dtl.registry import SOURCES
@@ -30,7 +31,7 @@ class WikiSource:
 
     def __init__(self, name: str, source: SourceConfig, data: DataConfig, seed: int) -> None:
         self._order_seed = order_seed(data, name, seed)
-        self.dumps = _dumps(source.path, f"{path_key(data, name)}={source.path}")
+        self.dumps, self._unread = _dumps(source.path, f"{path_key(data, name)}={source.path}")
         self._dump_counts: list[tuple[Path, DumpCounts]] = []
         self._allow_truncated = data.allow_truncated
         self._column = source.column or "text"
@@ -100,16 +101,30 @@ class WikiSource:
         return [example for _, counts in self._dump_counts for example in counts.examples]
 
     def notes(self) -> list[str]:
-        notes = [*(self.files.notes() if self.files else []), *(self._hub.notes() if self._hub else [])]
+        unread = [f"{self.origin}: {number_of('files', len(self._unread))} not read: {listed(self._unread)}."]
+        notes = [
+            *(unread if self._unread else []),
+            *(self.files.notes() if self.files else []),
+            *(self._hub.notes() if self._hub else []),
+        ]
         return notes + [f"{dump}: {line}" for dump, counts in self._dump_counts for line in counts.lines()]
 
 
-def _dumps(path: str | None, origin: str) -> list[Path]:
-    if path is None or not path.strip():
-        return []
-    from dtl.data.wikipedia.dump import dumps_at  # imported here: its import takes a moment
+def _dumps(path: str | None, origin: str) -> tuple[list[Path], list[str]]:
+    """Return the dumps at a path and, if there are any, what else is there, each with the reason why it is not read.
 
+    Raises DataError for a file whose name says that it is a dump, where it is none.
+    """
+    if path is None or not path.strip():
+        return [], []
+    from dtl.data.wikipedia.dump import dumps_at, unread_at  # imported here: its import takes a moment
+
+    place = Path(os.path.expanduser(path))
     try:
-        return dumps_at(Path(os.path.expanduser(path)), origin)
+        dumps = dumps_at(place, origin)
+        if not dumps and place.is_file() and ".xml" in place.name.lower():
+            (why,) = unread_at(place, origin, dumps)
+            raise DataError(f"{origin}: not a dump of MediaWiki: {why}. Download or export it again.")
+        return dumps, unread_at(place, origin, dumps) if dumps else []
     except OSError:
-        return []  # `LocalFiles` raises the error for this path
+        return [], []  # `LocalFiles` raises the error for this path
