@@ -297,6 +297,14 @@ def test_an_export_without_siteinfo_is_read(tmp_path):
     assert titles == ["A", "B: c"] and counts.dropped == {"other namespace": 3}
 
 
+def test_a_sample_is_drawn_from_all_dumps_in_turn(tmp_path):
+    for name in "abc":
+        written(tmp_path, dump(*(page(f"{name}{n}", "Text.") for n in range(9))), f"{name}.xml")
+    titles, _ = notes_of(tmp_path, max_samples=5)
+    assert {title[0] for title in titles[:3]} == {"a", "b", "c"} and len(set(titles)) == 27
+    assert titles == notes_of(tmp_path, max_samples=5)[0] and sorted(titles) == notes_of(tmp_path)[0]
+
+
 @pytest.mark.slow
 def test_a_long_dump_needs_no_more_memory_than_a_short_one(tmp_path):
     """The XML tree is the danger: it grows by every page that is not taken out of it."""

@@ -5,15 +5,17 @@ Reads .txt (one record per file), .jsonl (one per line), .json (one per element 
 stops a run: undecodable bytes become U+FFFD, are counted, and reported in a note.
 """
 
+import itertools
 import os
 import random
 import re
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from dtl.base.progress import Pace
 from dtl.base.safe_text import in_one_line
@@ -40,7 +42,11 @@ METADATA = frozenset({
 # takes a part of a second.
 MAX_OTHERS = 20_000
 MAX_AT_HOME = 2_000  # files in a home folder, or above it, before it counts as the wrong folder
+AT_ONCE = 64  # files, or row groups, read in turn where a sample is drawn
 FILES_IN_NOTES = 5  # whose anomalies are listed; the others are only counted
+
+
+Item = TypeVar("Item")
 
 
 class _Unit(NamedTuple):
@@ -193,18 +199,19 @@ class LocalFiles:
         """Yield every record of a split. Raises DataError with the file and place of unreadable data.
 
         Of a parquet file only `columns` (lower case) are read, where it has them; none means all. With `order_seed`,
-        files and the row groups of parquet files come in a random order, so that a reader that stops early has a
-        sample and not the beginning.
+        files and the row groups of parquet files come in a random order, a record of each in turn, so that a reader
+        that stops early has a sample of all files and not the beginning of one.
         """
         units = [unit for file in self.by_split[split] for unit in _units(file)]
         if order_seed is not None:
             random.Random(order_seed).shuffle(units)
-        for unit in units:
-            anomalies = self._anomalies[unit] = Anomalies()  # replaced: a second read must not count twice
-            if unit.format.kind == "parquet":
-                yield from read_parquet(unit.file, unit.row_group, columns, anomalies)
-            else:
-                yield from _text_records(unit, anomalies, self._allow_truncated)
+        yield from in_turn((self._read(unit, columns) for unit in units), AT_ONCE if order_seed is not None else 1)
+
+    def _read(self, unit: _Unit, columns: Sequence[str]) -> Iterator[Record]:
+        anomalies = self._anomalies[unit] = Anomalies()  # replaced: a second read must not count twice
+        if unit.format.kind == "parquet":
+            return read_parquet(unit.file, unit.row_group, columns, anomalies)
+        return _text_records(unit, anomalies, self._allow_truncated)
 
     def notes(self) -> list[str]:
         """Return messages for the user on what has been read so far, one line each."""
@@ -231,6 +238,19 @@ class LocalFiles:
             names = _listed(self._left_out)
             notes.append(f"{self.origin}: not used, since only other files' names name a split: {names}.")
         return notes
+
+
+def in_turn(parts: Iterator[Iterator[Item]], at_once: int) -> Iterator[Item]:
+    """Yield an item of each part in turn, of at most `at_once` at a time: the next begins where one ends."""
+    opened = deque(itertools.islice(parts, at_once))
+    while opened:
+        part = opened.popleft()
+        for item in part:
+            yield item
+            opened.append(part)
+            break
+        else:
+            opened.extend(itertools.islice(parts, 1))
 
 
 def listed(names: Sequence[str], n: int | None = None) -> str:

@@ -1,6 +1,7 @@
 """The source `wiki`: articles of Wikipedia, from a dump, from local files, or from the hub."""
 
 import os
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +12,16 @@ from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import Document, article
 from dtl.data.hub.source import hub_dataset_spec
 from dtl.data.hub.texts import HubTexts
-from dtl.data.local.files import LocalFiles, field, listed, other_column, raise_if_without_columns, text_of
+from dtl.data.local.files import LocalFiles, field, in_turn, listed, other_column, raise_if_without_columns, text_of
 from dtl.data.sources import order_seed, path_key
 from dtl.errors import DataError
 from dtl.registry import SOURCES
 
 if TYPE_CHECKING:
     from dtl.data.wikipedia.pages import DumpCounts
+
+
+DUMPS_AT_ONCE = 16  # read in turn where a sample is drawn
 
 
 @SOURCES.register("wiki")
@@ -75,15 +79,23 @@ class WikiSource:
             yield article(title, rest.lstrip() if title and first.strip() == title.strip() else text)
 
     def _from_dumps(self) -> Iterator[Document]:
-        """Yield articles in the order of the dump: a sample of it is its beginning."""
+        """Yield articles in the order of the dumps; where a sample is drawn, of all dumps in turn. A sample of a single
+        dump is its beginning."""
+        if self._order_seed is None or len(self.dumps) == 1:
+            yield from in_turn((self._from_dump(dump, None) for dump in self.dumps), 1)
+            return
+        dumps = random.Random(self._order_seed).sample(self.dumps, len(self.dumps))
+        # In this process: each reader would start as many others as there are processors.
+        yield from in_turn((self._from_dump(dump, 1) for dump in dumps), DUMPS_AT_ONCE)
+
+    def _from_dump(self, dump: Path, processes: int | None) -> Iterator[Document]:
         from dtl.data.wikipedia.dump import read_dump
         from dtl.data.wikipedia.pages import DumpCounts
 
-        for dump in self.dumps:
-            counts = DumpCounts()
-            self._dump_counts.append((dump, counts))
-            for title, text in read_dump(dump, counts=counts, allow_truncated=self._allow_truncated):
-                yield article(title, text)
+        counts = DumpCounts()
+        self._dump_counts.append((dump, counts))
+        for title, text in read_dump(dump, processes=processes, counts=counts, allow_truncated=self._allow_truncated):
+            yield article(title, text)
 
     def require_hub(self) -> None:
         """Raises DataError when the articles are the hub's and it does not answer."""
