@@ -23,7 +23,7 @@ LOSS_ON = ("all", "answer")
 VERIFY = ("quick", "full")
 # Names in metrics.jsonl and in reports of what every evaluation measures: no metric of one's own may take one's place.
 MEASURED_OF_TEXT = ("loss", "targets", "perplexity", "bits_per_byte", "tokens_per_second")
-QA_COLUMNS = ("question", "answer", "context", "topic", "id", "messages")  # names for data.qa.columns
+QA_COLUMNS = ("question", "answer", "context", "topic", "id", "messages", "choices")  # names for data.qa.columns
 PLACEHOLDERS = ("question", "context")
 AUTOMATIC_FRACTION = 0.1  # of documents for validation, and for the test, where the fractions are null
 
@@ -338,7 +338,7 @@ class DataConfig:
                     f"data.qa.columns={{{shown}}}: gives the names of your columns for {', '.join(QA_COLUMNS)}: "
                     f"{{question: q, answer: a}}.{did_you_mean(name, QA_COLUMNS)}"
                 )
-        if "messages" not in columns and not {"question", "answer"} <= {*columns}:
+        if "messages" not in columns and {*columns} != {"choices"} and not {"question", "answer"} <= {*columns}:
             raise ConfigError(
                 f"data.qa.columns={{{shown}}}: name both question and answer, such as {{question: q, answer: a}}, or "
                 "messages, the column of chats."

@@ -26,6 +26,7 @@ from dtl.data.local.files import LocalFiles, text_of
 from dtl.data.local.formats import BYTE_ORDER_MARKS, NOT_READ
 from dtl.data.local.unpacking import MAGIC
 from dtl.data.prepare import prepare_data
+from dtl.data.sources import plan_sources
 from dtl.errors import DataError
 
 TEXTS = [f"Record {number}: {'naïve, café; ' * (number % 5)}end" for number in range(23)]
@@ -427,3 +428,17 @@ def test_files_of_other_kinds_in_a_folder_are_counted_and_named(tmp_path):
         (tmp_path / name).write_bytes(b"PK")
     (note,) = (note for note in LocalFiles(str(tmp_path), "data.path").notes() if "not read" in note)
     assert "5 files of other kinds not read: b.docx, c.pdf, d␛.doc and 2 more." in note
+
+
+def test_numbers_in_a_column_of_text_are_counted_and_a_column_of_numbers_is_an_error(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "one", "label": 3}\n{"text": 2, "label": 4}\n{"text": 3.5, "label": null}\n')
+    for kind in ("text", "wiki"):
+        config = DataConfig(sources={kind: SourceConfig(kind, str(file))})
+        (source,) = (plan.source for plan in plan_sources(config, 0))
+        assert [document.text for document in source.splits()["train"]] == ["one", "2", "3.5"]
+        assert any("2 numbers in the column of text" in note for note in source.notes())
+    file.write_text('{"text": 1}\n{"text": 2}\n')
+    with pytest.raises(DataError, match=r"column 'text' holds numbers only.*data\.sources\.wiki\.column=NAME"):
+        (source,) = (plan.source for plan in plan_sources(config, 0))
+        list(source.splits()["train"])

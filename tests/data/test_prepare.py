@@ -290,7 +290,9 @@ def test_a_sample_is_drawn_from_all_files_and_how_much_is_used_is_said(tmp_path,
     texts = "".join(data.samples("wiki", 999, 10_000))
     assert all(f"file{file} " in texts for file in range(5))
     (note,) = (note for note in data.notes if "are used" in note)
-    assert re.search(r"wiki: 200 sequences of \d+ of the \d+ documents that were read are used, drawn by the seed", note)
+    assert re.search(
+        r"wiki: 200 sequences of \d+ of the \d+ documents that were read are used, drawn by the seed", note
+    )
     assert "data.max_samples=200 (sequences of 64 tokens)" in note and "is not read" in note
     everything = prepare(config(folder, "wiki", max_samples=10**6, validation_fraction=0.01), seq_len=64)
     assert not any("are used" in note for note in everything.notes)

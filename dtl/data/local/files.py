@@ -137,6 +137,7 @@ class LocalFiles:
         self._metadata: list[Path] = []
         self._others: list[str] = []  # a few names of files of other kinds
         self._n_others = 0
+        self._n_numbers = 0  # read as texts
         self.by_split = self._find()
 
     def paths(self) -> list[Path]:
@@ -213,6 +214,22 @@ class LocalFiles:
             return read_parquet(unit.file, unit.row_group, columns, anomalies)
         return _text_records(unit, anomalies, self._allow_truncated)
 
+    def texts(
+        self, split: str, column: str, others: Sequence[str], order_seed: int | None, name: str
+    ) -> Iterator[tuple[Record, str]]:
+        """Yield every record of a split with its text: the field `column`; `others` are read too. `name` is the
+        source's. Raises DataError for a column with numbers only, which is another one than was meant."""
+        n_texts = n_numbers = 0
+        for record in self.records(split, (*others, column), order_seed):
+            value = field(record, column, remedy=other_column(name))
+            n_texts += 1
+            if isinstance(value, int | float | Decimal) and value == value:  # no missing number
+                n_numbers += 1
+                self._n_numbers += 1
+            yield record, text_of(value, record.place)
+        if n_numbers == n_texts > 0:
+            raise DataError(f"{self.origin}: column {column!r} holds numbers only, no text.{other_column(name)}NAME")
+
     def notes(self) -> list[str]:
         """Return messages for the user on what has been read so far, one line each."""
         by_file: dict[Path, list[Anomalies]] = {}
@@ -224,6 +241,10 @@ class LocalFiles:
         notes = lines[:FILES_IN_NOTES]
         if len(lines) > FILES_IN_NOTES:
             notes.append(f"{self.origin}: {len(lines) - FILES_IN_NOTES} more files have such anomalies.")
+        if self._n_numbers:
+            notes.append(
+                f"{self.origin}: {number_of('numbers', self._n_numbers)} in the column of text, read as digits."
+            )
         if self._empty:
             notes.append(f"{self.origin}: empty files (0 bytes) left out: {_listed(self._empty)}.")
         n_extracted = len({unit.file for unit in self._anomalies if unit.format.kind == "docs"})

@@ -12,7 +12,7 @@ from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import Document, article
 from dtl.data.hub.source import hub_dataset_spec
 from dtl.data.hub.texts import HubTexts
-from dtl.data.local.files import LocalFiles, field, in_turn, listed, other_column, raise_if_without_columns, text_of
+from dtl.data.local.files import LocalFiles, in_turn, listed, raise_if_without_columns, text_of
 from dtl.data.sources import order_seed, path_key
 from dtl.errors import DataError
 from dtl.registry import SOURCES
@@ -39,7 +39,7 @@ class WikiSource:
         self._dump_counts: list[tuple[Path, DumpCounts]] = []
         self._allow_truncated = data.allow_truncated
         self._column = source.column or "text"
-        self._remedy = other_column(name)
+        self._name = name
         self.files: LocalFiles | None = None
         self._hub: HubTexts | None = None
         self.commit: str | None = None  # of the hub: dataset@sha
@@ -71,8 +71,7 @@ class WikiSource:
         return {split: self._from_files(self.files, split) for split in self.files.by_split}
 
     def _from_files(self, files: LocalFiles, split: str) -> Iterator[Document]:
-        for record in files.records(split, ("title", self._column), self._order_seed):
-            text = text_of(field(record, self._column, remedy=self._remedy), record.place)
+        for record, text in files.texts(split, self._column, ("title",), self._order_seed, self._name):
             title = text_of(record.fields.get("title"), record.place)
             first, _, rest = text.partition("\n")
             # WikiExtractor repeats the title as the first line.
