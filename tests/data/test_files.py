@@ -27,7 +27,7 @@ from dtl.data.local.formats import BYTE_ORDER_MARKS, NOT_READ
 from dtl.data.local.unpacking import MAGIC
 from dtl.data.prepare import prepare_data
 from dtl.data.sources import plan_sources
-from dtl.errors import DataError
+from dtl.errors import ConfigError, DataError
 
 TEXTS = [f"Record {number}: {'naïve, café; ' * (number % 5)}end" for number in range(23)]
 PACK = {
@@ -442,3 +442,44 @@ def test_numbers_in_a_column_of_text_are_counted_and_a_column_of_numbers_is_an_e
     with pytest.raises(DataError, match=r"column 'text' holds numbers only.*data\.sources\.wiki\.column=NAME"):
         (source,) = (plan.source for plan in plan_sources(config, 0))
         list(source.splits()["train"])
+
+
+GERMAN = "Größe und Schönheit „sind“ für Bären äußerst wichtig.\nÜber Öl: 5 €."
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
+@pytest.mark.parametrize(
+    ("encoding", "guessed"),
+    [("cp1252", "cp1252"), ("latin-1", "cp1252"), ("utf-16-le", ""), ("utf-16", ""), ("cp1251", "")],
+)
+def test_another_encoding_is_named_and_can_be_given(tmp_path, name, encoding, guessed):
+    """A fifth of the characters was replaced, and the note named no way to read them."""
+    text = {
+        "cp1251": "Съешь же ещё этих мягких французских булок.",
+        "latin-1": "Die Größe der Bären ist für alle wichtig.",
+    }.get(encoding, GERMAN)
+    content = {
+        "a.txt": text,
+        "a.jsonl": json.dumps({"text": text}, ensure_ascii=False) + "\n",
+        "a.csv": 'text\n"' + text.replace("“", "").replace("„", "") + '"\n',
+    }[name]
+    (tmp_path / name).write_bytes(content.encode(encoding))
+    files = LocalFiles(str(tmp_path / name), "data.path", encoding=encoding)
+    (record,) = files.records("train")
+    assert record.fields["text"] == (text.replace("“", "").replace("„", "") if name == "a.csv" else text)
+    assert not any("not UTF" in note for note in files.notes())
+    if name == "a.txt" and encoding == "utf-16-le":  # without a mark
+        files = LocalFiles(str(tmp_path / name), "data.path")
+        list(files.records("train"))
+        assert any("probably utf-16-le: data.encoding=utf-16-le reads it" in note for note in files.notes())
+    if encoding in ("cp1252", "latin-1", "cp1251"):
+        files = LocalFiles(str(tmp_path / name), "data.path")
+        list(files.records("train"))
+        expected = f"probably {guessed}: data.encoding={guessed} reads it" if guessed else "data.encoding=NAME"
+        assert any(expected in note for note in files.notes())
+
+
+@pytest.mark.parametrize("encoding", ["utf-99", "hex", ""])
+def test_an_unknown_encoding_is_rejected(encoding):
+    with pytest.raises(ConfigError, match=f"data.encoding={encoding}: not an encoding of text"):
+        DataConfig(sources={"qa": SourceConfig("qa")}, encoding=encoding).validate()

@@ -125,7 +125,8 @@ class LocalFiles:
     Raises DataError when there is nothing to read at the path.
     """
 
-    def __init__(self, path: str, key: str, allow_truncated: bool = False) -> None:
+    def __init__(self, path: str, key: str, allow_truncated: bool = False, encoding: str | None = None) -> None:
+        self._encoding = encoding  # of all files; None: each file's own
         self.origin = f"{key}={path}"
         self._allow_truncated = allow_truncated
         self.root = Path(os.path.expanduser(path))  # Path.expanduser raises for ~nobody
@@ -212,7 +213,7 @@ class LocalFiles:
         anomalies = self._anomalies[unit] = Anomalies()  # replaced: a second read must not count twice
         if unit.format.kind == "parquet":
             return read_parquet(unit.file, unit.row_group, columns, anomalies)
-        return _text_records(unit, anomalies, self._allow_truncated)
+        return _text_records(unit, anomalies, self._allow_truncated, self._encoding)
 
     def texts(
         self, split: str, column: str, others: Sequence[str], order_seed: int | None, name: str
@@ -294,11 +295,11 @@ def _units(file: Path) -> list[_Unit]:
     return [_Unit(file, format, group) for group in range(open_parquet(file).num_row_groups)]
 
 
-def _text_records(unit: _Unit, anomalies: Anomalies, allow_truncated: bool) -> Iterator[Record]:
+def _text_records(unit: _Unit, anomalies: Anomalies, allow_truncated: bool, encoding: str | None) -> Iterator[Record]:
     n_read = position = 0
     compression = unit.format.compression
     try:
-        with OpenText(unit.file, compression, anomalies, allow_truncated) as text:
+        with OpenText(unit.file, compression, anomalies, allow_truncated, encoding) as text:
             for record in TEXT_READERS[unit.format.kind](text):
                 yield record
                 n_read += 1

@@ -32,7 +32,7 @@ class TextSource:
     def __init__(self, name: str, source: SourceConfig, data: DataConfig, seed: int) -> None:
         if source.path is None:
             raise DataError(f"{path_key(data, name)}=null: kind=text needs a file or folder.")
-        self.files = LocalFiles(source.path, path_key(data, name), data.allow_truncated)
+        self.files = LocalFiles(source.path, path_key(data, name), data.allow_truncated, data.encoding)
         self.origin = self.files.origin
         raise_if_without_columns(self.files, name, source.column)
         self._column = source.column or "text"

@@ -49,7 +49,7 @@ class WikiSource:
                 key = f"data.sources.{name}.column={source.column}"
                 raise DataError(f"{key}: a MediaWiki dump has no columns. Leave it out.")
             if not self.dumps:
-                self.files = LocalFiles(source.path, path_key(data, name), data.allow_truncated)
+                self.files = LocalFiles(source.path, path_key(data, name), data.allow_truncated, data.encoding)
                 raise_if_without_columns(self.files, name, source.column)
         else:
             alternatives = (
