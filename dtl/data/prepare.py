@@ -45,6 +45,8 @@ from dtl.data.tokenizers.prompt import Prompt
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.errors import DataError
 
+LITTLE_TEXT = 1000  # tokens of training text: less than a page
+
 
 @dataclass(frozen=True)
 class SplitReport:
@@ -262,6 +264,13 @@ class _Packer:
 
     def finish(self, notes: list[str], fingerprint: str) -> PreparedData:
         first = next(iter(self.rows.values()))
+        n_tokens = sum(report["train"].tokens for report in self.report.values())
+        if n_tokens < LITTLE_TEXT and not any(self.pairs.values()):
+            self.notes.insert(
+                0,
+                f"only {number_of('tokens', n_tokens)} of training text: too little to learn a language from. The model "
+                "can but repeat them; losses and samples say nothing about others. Give more text, from some 100,000 on.",
+            )
         return PreparedData(
             train=TrainingData({name: splits["train"] for name, splits in self.rows.items()}, self.weights),
             validation=first.get("validation"),

@@ -483,3 +483,15 @@ def test_another_encoding_is_named_and_can_be_given(tmp_path, name, encoding, gu
 def test_an_unknown_encoding_is_rejected(encoding):
     with pytest.raises(ConfigError, match=f"data.encoding={encoding}: not an encoding of text"):
         DataConfig(sources={"qa": SourceConfig("qa")}, encoding=encoding).validate()
+
+
+@pytest.mark.parametrize(
+    "record", [{"question": "a?", "answer": "b"}, {"messages": []}, {"Prompt": "a", "Response": "b"}]
+)
+def test_questions_given_as_texts_are_sent_to_the_kind_that_reads_them(tmp_path, record):
+    (tmp_path / "a.jsonl").write_text(json.dumps(record) + "\n")
+    for kind in ("text", "wiki"):
+        config = DataConfig(sources={kind: SourceConfig(kind, str(tmp_path / "a.jsonl"))})
+        (source,) = (plan.source for plan in plan_sources(config, 0))
+        with pytest.raises(DataError, match="data=qa data.qa.path="):
+            list(source.splits()["train"])

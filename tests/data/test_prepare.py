@@ -305,3 +305,10 @@ def test_a_mixture_says_how_much_of_the_further_source_it_uses(tmp_path, monkeyp
     mixed.recommended.max_epochs = 1
     (note,) = (note for note in prepare(mixed, seq_len=64).notes if "are used" in note)
     assert note.startswith("wiki: ") and "data.sources.wiki.weight=0.01, for 1 epochs" in note
+
+
+def test_three_characters_of_text_are_said_to_be_too_little(tmp_path):
+    for text, is_little in (("abc\nd", True), ("many words " * 200, False)):
+        data = prepare(config(write_texts(tmp_path / "t.jsonl", [text]), validation_fraction=0.0, test_fraction=0.0))
+        assert any("of training text: too little to learn a language from" in note for note in data.notes) == is_little
+    assert not any("too little" in note for note in prepare(config(kind="qa"), seq_len=256).notes)

@@ -11,7 +11,7 @@ import random
 import re
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -328,11 +328,19 @@ def field(record: Record, *names: str, remedy: str = "") -> Any:
         if (plain := name.strip().casefold()) in named:
             return named[plain]
     present = ", ".join(map(str, record.fields)) or "none"
-    if remedy:  # ready to paste: the column with the longest text
+    if remedy and is_question({*named}):
+        remedy = " Questions with answers are read with data=qa data.qa.path=PATH."
+    elif remedy:  # ready to paste: the column with the longest text
         by_length = {name: len(value) for name, value in record.fields.items() if isinstance(value, str)}
         longest = str(max(by_length, key=by_length.__getitem__, default="NAME"))
         remedy = f"{remedy}{quoted_name(longest)}."
     raise DataError(f"{record.place}: no field '{' or '.join(names)}'. Found: {present}.{remedy}")
+
+
+def is_question(names: Set[str]) -> bool:
+    """Return True for the fields of a question with its answer, or of a chat."""
+    asked, answered = {"question", "instruction", "prompt"}, {"answer", "answers", "output", "response", "completion"}
+    return bool({"messages", "conversations"} & names or (asked & names and answered & names))
 
 
 def quoted_name(name: str) -> str:
