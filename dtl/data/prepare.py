@@ -268,8 +268,8 @@ class _Packer:
         if n_tokens < LITTLE_TEXT and not any(self.pairs.values()):
             self.notes.insert(
                 0,
-                f"only {number_of('tokens', n_tokens)} of training text: too little to learn a language from. The model "
-                "can but repeat them; losses and samples say nothing about others. Give more text, from some 100,000 on.",
+                f"only {number_of('tokens', n_tokens)} of training text: too little to learn a language from. The "
+                "model can only repeat them; its losses and samples mean little. Give 100,000 or more.",
             )
         return PreparedData(
             train=TrainingData({name: splits["train"] for name, splits in self.rows.items()}, self.weights),

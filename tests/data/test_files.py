@@ -493,5 +493,5 @@ def test_questions_given_as_texts_are_sent_to_the_kind_that_reads_them(tmp_path,
     for kind in ("text", "wiki"):
         config = DataConfig(sources={kind: SourceConfig(kind, str(tmp_path / "a.jsonl"))})
         (source,) = (plan.source for plan in plan_sources(config, 0))
-        with pytest.raises(DataError, match="data=qa data.qa.path="):
+        with pytest.raises(DataError, match=r"data=qa data\.qa\.path="):
             list(source.splits()["train"])
