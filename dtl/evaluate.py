@@ -9,12 +9,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from dtl.base.display import Display, exit_when_output_closes, shown
-from dtl.base.json_files import as_object
+from dtl.base.json_files import as_object, read_json_or_empty
 from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
 from dtl.commandline.overrides import override_key
 from dtl.config import RunConfig, converted, typed_as
-from dtl.data.tokenizers.prompt import read_prompt
+from dtl.data.config import DataConfig, SourceConfig
+from dtl.data.tokenizers.prompt import Prompt, read_prompt
 from dtl.errors import ConfigError, DataError
 from dtl.evaluation.config import EVALUATION_FILE, EvaluateConfig
 from dtl.run_dir.state import PLACE_OF_DATA, clear_other_places, read_config, where_to_add_its_place, with_data_found
@@ -40,7 +41,7 @@ Measured are loss, perplexity, bits per byte; for questions and answers exact ma
 compared with a retrieval baseline (BM25 over the training questions); the likelihood of the expected answers; whether
 the confidence is lower on unanswerable questions; the most confident wrong answers; and whether held-out questions
 occur in the training data. All metrics are written to evaluation.json in the run's folder; for data other than the
-run's own, only to out=FILE.
+run's own, only to out=FILE. Such data is all for the test, apart from splits that it names itself.
 """,
     free_text=("data.qa.prompt", "data.separator"),
 )
@@ -57,11 +58,16 @@ def job(composed: DictConfig) -> None:
     settings = typed_as(EvaluateConfig, composed)
     checkpoint = checkpoint_to_use(settings.ckpt, OUTPUTS, "evaluate")
     run, is_own = _run_with_data(composed, settings, checkpoint)
+    learnt = read_prompt(checkpoint)
+    trained = _trained_run(settings, checkpoint)
+    is_foreign = trained is None or _is_foreign(run.data, trained.data, learnt)
+    if is_foreign:  # all of it is for the test
+        run.data.validation_fraction = run.data.test_fraction = 0.0
     Display().note(f"{shown(checkpoint)}: opening the data, loading torch ...")  # the first sign of life
     from dtl.data.collect import open_sources  # imports numpy, which --help does not need
 
     try:
-        data, plans = open_sources(run.data, run.seed, read_prompt(checkpoint))
+        data, plans = open_sources(run.data, run.seed, learnt)
     except DataError as error:
         if not is_own:
             raise
@@ -70,9 +76,20 @@ def job(composed: DictConfig) -> None:
     out = _metrics_file(settings.out, checkpoint, is_own)
 
     with exit_when_output_closes(), Display() as display:
-        from dtl.evaluation.evaluator import evaluate_checkpoint
+        from dtl.evaluation.evaluator import TrainedOn, evaluate_checkpoint
 
-        evaluate_checkpoint(checkpoint, run, plans, settings, out, display)
+        trained_on = None
+        if trained is None:
+            trained_on = TrainedOn(problem="It is not recorded.")
+        elif is_foreign:
+            try:
+                trained_data, trained_plans = open_sources(trained.data, trained.seed, learnt)
+                trained_on = TrainedOn(replace(trained, data=trained_data), trained_plans)
+            except DataError as error:
+                trained_on = TrainedOn(problem=str(error))
+        of_run = read_json_or_empty(checkpoint / "state.json").get("data_fingerprint")
+        recorded = of_run if isinstance(of_run, str) and (is_own or is_foreign) else None
+        evaluate_checkpoint(checkpoint, run, plans, settings, out, display, trained_on, recorded)
         if out is None:
             display.note("Not written to a file. To write one: out=FILE")
         else:
@@ -90,6 +107,31 @@ def _complete_sources(composed: DictConfig) -> None:
         kind = as_object(as_object(own).get(name)).get("kind")
         if isinstance(kind, str):
             OmegaConf.update(sources[name], "kind", kind, force_add=True)
+
+
+def _trained_run(settings: EvaluateConfig, checkpoint: Path) -> RunConfig | None:
+    """Return the config of the run that trained the checkpoint; None where it records no data."""
+    own = with_data_found(read_config(checkpoint), _run_of(checkpoint) or checkpoint)
+    if not isinstance(own.get("data"), dict):
+        return None
+    run = converted(RunConfig, {**own, "plugins": settings.plugins})
+    return replace(run, resume=None, init=None)
+
+
+def _is_foreign(data: DataConfig, own: DataConfig, learnt: Prompt | None) -> bool:
+    """Return True unless all documents of `data` are the run's own, in the same splits."""
+
+    def shaped(data: DataConfig) -> tuple[list[SourceConfig], Any]:
+        sources = [
+            replace(source, weight=1.0, path=source.path and str(Path(source.path).absolute()))
+            for source in data.resolved_sources().values()
+        ]
+        return sources, (
+            data.held_out, data.qa.columns, data.separator, data.remove, data.allow_truncated, Prompt.of(data, learnt)
+        )  # fmt: skip
+
+    (sources, settings), (own_sources, own_settings) = shaped(data), shaped(own)
+    return settings != own_settings or not all(source in own_sources for source in sources)
 
 
 def _run_with_data(composed: DictConfig, settings: EvaluateConfig, checkpoint: Path) -> tuple[RunConfig, bool]:

@@ -47,11 +47,11 @@ NAMES, BYTES = "surface_names", "surface_bytes"
 # for rounding, as those of GPT-2's key biases, must not move a weight.
 ALWAYS = "model.dim=16 model.n_layers=2 model.n_heads=2 model.dropout=0 optimizer.lr=0.005 optimizer.eps=1e-5"
 ALWAYS += " trainer=debug trainer.total_steps=9 trainer.log_every_steps=3 tracker=local device=cpu seed=11"
-ALWAYS += " sampling.max_new_tokens=3 data.seq_len=48 data.cache_dir=cache hydra.run.dir=run"
+ALWAYS += " sampling.max_new_tokens=3 data.cache_dir=cache hydra.run.dir=run"
 RUNS = {
-    "modern": "model.n_kv_heads=1 data=qa tokenizer=byte",  # packed, with the document mask
+    "modern": "model.n_kv_heads=1 data=qa data.seq_len=139 tokenizer=byte",  # packed, with the document mask
     "classic": "model/arch=classic data=text data.path=text.jsonl data.layout=padded data.validation_fraction=0.2"
-    " data.test_fraction=0.2 tokenizer=char schedule=wsd",
+    " data.test_fraction=0.2 data.seq_len=48 tokenizer=char schedule=wsd",
 }
 OF_A_RUN = ("result.json", "run.json", "evaluation.json")
 OF_A_CHECKPOINT = ("state.json", "config.json", "generation_config.json", "tokenizer_config.json", "manifest.json")

@@ -22,7 +22,7 @@ from dtl.evaluation.answers import likelihoods
 from dtl.evaluation.metrics import bits_per_byte, mean
 from dtl.evaluation.text import count_token_bytes
 from dtl.generation.config import SamplingConfig
-from dtl.generation.conversation import answer_greedily, continue_text
+from dtl.generation.conversation import answer_greedily, continue_text, fitting_question
 from dtl.model.transformer import TransformerLM
 
 
@@ -71,8 +71,8 @@ def score(
     `pairs` are (question, answer) tuples, records under the names that files may have (`dtl.data.qa.records`), or
     QuestionAnswer, such as `data.pairs["test"]`. They are put as the model has learnt them (`tokenizer.prompt`), and
     answered greedily. The result has `n`, the number of questions; `exact_match` and `f1`, means in [0, 1] after
-    SQuAD's normalisation; and `gold_bits_per_byte`, of the expected answers by the model. The batch size changes the
-    speed only.
+    SQuAD's normalisation; and `gold_bits_per_byte`, of the expected answers by the model. A context longer than the
+    model's is cut, as in training. The batch size changes the speed only.
 
     Raises ConfigError for no pairs and for one that cannot be read, and for a model or a tokenizer that is not DTL's.
     """
@@ -83,8 +83,10 @@ def score(
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size}: must be at least 1.")
     prompt = tokenizer.prompt or Prompt()
+    longest = longest_answer(tokenizer, questions)
+    questions = [fitting_question(model, tokenizer, prompt, question, longest) for question in questions]
     asked = [prompt.text(question.question, question.context) for question in questions]
-    answers = answer_greedily(model, tokenizer, asked, longest_answer(tokenizer, questions), batch_size)
+    answers = answer_greedily(model, tokenizer, asked, longest, batch_size)
     given = [answer.text for answer in answers]
     gold = likelihoods(model, tokenizer, questions, count_token_bytes(tokenizer), batch_size, prompt)
     answered = list(zip(given, questions, strict=True))

@@ -23,7 +23,7 @@ LOSS_ON = ("all", "answer")
 VERIFY = ("quick", "full")
 # Names in metrics.jsonl and in reports of what every evaluation measures: no metric of one's own may take one's place.
 MEASURED_OF_TEXT = ("loss", "targets", "perplexity", "bits_per_byte", "tokens_per_second")
-QA_COLUMNS = ("question", "answer", "context", "topic", "id", "messages")  # names for data.qa.columns
+QA_COLUMNS = ("question", "answer", "context", "topic", "id", "messages", "choices")  # names for data.qa.columns
 PLACEHOLDERS = ("question", "context")
 AUTOMATIC_FRACTION = 0.1  # of documents for validation, and for the test, where the fractions are null
 
@@ -147,6 +147,14 @@ def with_line_ends(typed: str) -> str:
     return typed.replace("\\n", "\n")
 
 
+def _is_encoding(name: str) -> bool:
+    try:
+        "a".encode(name)
+    except (LookupError, ValueError):  # unknown, or no encoding of text, as hex
+        return False
+    return True
+
+
 def no_questions(sources: Mapping[str, SourceConfig]) -> bool:
     """Return True when all sources have plain text only."""
     return all(source.traits.questions == "none" for source in sources.values())
@@ -241,6 +249,7 @@ class DataConfig:
     # many as help: a tenth, or nothing where that would take away what is to be learnt (dtl/data/split.py)
     test_fraction: float | None = 0.0  # the same for a test split, on which nothing is chosen; 0 = none
     allow_truncated: bool = False  # true: keep what can be read of truncated or damaged files
+    encoding: str | None = None  # of files of text: cp1252 | utf-16 | shift_jis ...; null = UTF-8, or by their mark
     cache_dir: str | None = None  # folder for prepared text and tokens; null = the platform's cache folder
     verify: str = "quick"  # quick (files of unchanged size and time count as unchanged) | full (SHA-256 of all)
     separator: str | None = None  # between documents of one text; null = lines of <|endoftext|>; '' = nothing
@@ -326,6 +335,11 @@ class DataConfig:
                 f"data.separator={in_one_line(self.separator)}: separates documents in files of data=text; this data "
                 "has none. Leave it out."
             )
+        if self.encoding is not None and not _is_encoding(self.encoding):
+            raise ConfigError(
+                f"data.encoding={in_one_line(self.encoding)}: not an encoding of text. Python's names are known, such "
+                "as utf-8, cp1252, latin-1, utf-16, cp1251, shift_jis, gb18030."
+            )
         if not all(self.remove):
             raise ConfigError(f"data.remove={self.remove}: an empty text cannot be cut. Leave it out.")
 
@@ -338,7 +352,7 @@ class DataConfig:
                     f"data.qa.columns={{{shown}}}: gives the names of your columns for {', '.join(QA_COLUMNS)}: "
                     f"{{question: q, answer: a}}.{did_you_mean(name, QA_COLUMNS)}"
                 )
-        if "messages" not in columns and not {"question", "answer"} <= {*columns}:
+        if "messages" not in columns and {*columns} != {"choices"} and not {"question", "answer"} <= {*columns}:
             raise ConfigError(
                 f"data.qa.columns={{{shown}}}: name both question and answer, such as {{question: q, answer: a}}, or "
                 "messages, the column of chats."

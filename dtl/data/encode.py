@@ -15,13 +15,24 @@ from dtl.data.code_key import code_of
 from dtl.data.collect import SourceTexts, collect_texts
 from dtl.data.config import DataConfig, TokenizerConfig
 from dtl.data.documents import Document, in_chunks
+from dtl.data.fit import CHUNK_CHARACTERS, FittedQuestions, parts_of
 from dtl.data.sources import SourcePlan
-from dtl.data.stored import EncodedChunk, TokenDocuments, offsets_of, read_tokens, token_dtype, write_tokens
+from dtl.data.stored import (
+    DiskWriter,
+    EncodedChunk,
+    MemoryWriter,
+    Texts,
+    TokenDocuments,
+    offsets_of,
+    read_texts,
+    read_tokens,
+    token_dtype,
+    write_tokens,
+)
+from dtl.data.tokenizers.prompt import Prompt
 from dtl.data.tokenizers.tokenizer import Tokenizer, build_tokenizer, pieces
-from dtl.errors import CheckpointError
+from dtl.errors import CheckpointError, DataError
 from dtl.registry import TOKENIZERS
-
-CHUNK_CHARACTERS = 1_000_000  # text encoded at a time: its Python lists of ids are dropped before the next
 
 
 def encode_chunks(
@@ -41,7 +52,7 @@ def encode_chunks(
     n_tokens = 0
     for chunk in in_chunks(documents, lambda document: len(document.text), CHUNK_CHARACTERS):
         turns = [document.turns or (document,) for document in chunk]
-        parts_of_all = [part for of_one in turns for turn in of_one for part in _parts(turn)]
+        parts_of_all = [part for of_one in turns for turn in of_one for part in parts_of(turn)]
         ids = iter(encoder.encode_batch(parts_of_all, encoded_characters))
         flat: list[list[int]] = []
         lengths: list[list[int]] = []  # of the turns of each document
@@ -49,7 +60,7 @@ def encode_chunks(
         for of_one in turns:
             lengths.append([])
             for turn in of_one:
-                parts = [next(ids) for _ in _parts(turn)]
+                parts = [next(ids) for _ in parts_of(turn)]
                 answer_starts.append(len(parts[0]) if len(parts) == 2 else 0)
                 lengths[-1].append(sum(map(len, parts)) + 1)
                 flat += [*parts, [encoder.eos_id]]
@@ -80,10 +91,50 @@ def joined(chunks: Iterable[EncodedChunk], dtype: np.dtype) -> TokenDocuments:
     )
 
 
-def _parts(document: Document) -> tuple[str, ...]:
-    if document.answer_start is None:
-        return (document.text,)
-    return document.text[: document.answer_start], document.text[document.answer_start :]
+# --- questions that fit a sequence ------------------------------------------------------------------------------------
+
+
+def fit_questions(texts: SourceTexts, prompt: Prompt, tokenizer: Tokenizer, seq_len: int, cache: Cache) -> SourceTexts:
+    """Return the texts of a source with questions that fit a sequence, from the cache where it has them."""
+    fitted = FittedQuestions(prompt, tokenizer, seq_len)
+
+    def write(writer: MemoryWriter | DiskWriter) -> dict[str, Any]:
+        for split, documents in texts.splits.items():
+            writer.begin(split)
+            for document in fitted.documents(documents, split):
+                writer.add(split, document)
+        changed = any(count for what, count in fitted.counts.items() if what != "questions")
+        return {"changed": changed, "notes": fitted.notes(texts.origin)}
+
+    def build(folder: Path) -> dict[str, Any]:
+        writer = DiskWriter(folder)
+        try:
+            facts = write(writer)
+            writer.close()
+        finally:
+            writer.abandon()
+        return facts
+
+    key = None if texts.key is None else fitted_key(texts.key, prompt, tokenizer, seq_len)
+    entry = None if key is None else cache.get(f"text-{key}", build)
+    if entry is not None:
+        facts, splits = entry.facts, read_texts(entry.folder, list(texts.splits))
+    else:
+        key, writer = None, MemoryWriter()
+        facts, splits = write(writer), dict[str, Texts](writer.texts())
+    if not facts["changed"]:
+        return texts
+    if not len(splits["train"]):
+        raise DataError("\n".join(facts["notes"]))
+    splits = {split: documents for split, documents in splits.items() if len(documents)}
+    return SourceTexts(texts.origin, splits, key, texts.facts | {"notes": [*texts.facts["notes"], *facts["notes"]]})
+
+
+def fitted_key(text: str, prompt: Prompt, tokenizer: Tokenizer, seq_len: int) -> str | None:
+    """Return a key, equal for equal questions of the text of this key; None where the tokenizer's code is unknown."""
+    code = code_of(encode_sources, type(tokenizer))
+    settings = tokens_settings(text, tokenizer, None) | {"prompt": asdict(prompt), "seq_len": seq_len}
+    return key_of(code=code, **settings) if code is not None else None
 
 
 # --- every source -------------------------------------------------------------------------------------------------
@@ -112,6 +163,9 @@ def encode_sources(
     if isinstance(tokenizer, TokenizerConfig):
         log(f"tokenizer {tokenizer.kind}")
         tokenizer = _tokenizer(tokenizer, texts, cache, log)
+    for name, source in texts.items():
+        if source.facts["has_pairs"]:
+            texts[name] = fit_questions(source, Prompt.of(config), tokenizer, seq_len, cache)
     max_tokens = None if config.max_samples is None else config.max_samples * seq_len + 1
     return tokenizer, {name: _encode(source, tokenizer, max_tokens, cache, log) for name, source in texts.items()}
 

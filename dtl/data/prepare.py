@@ -12,7 +12,17 @@ from typing import Any
 import numpy as np
 
 from dtl.base.progress import Progress
-from dtl.data.batches import Batch, PackedSequences, TrainingData, epoch_order
+from dtl.base.units import number_of
+from dtl.data.batches import (
+    BORDER,
+    OPEN,
+    Batch,
+    PackedSequences,
+    TrainingData,
+    epoch_order,
+    readable,
+    shortened,
+)
 from dtl.data.cache import Cache, cache_folder
 from dtl.data.collect import all_notes
 from dtl.data.config import DataConfig, TokenizerConfig
@@ -29,12 +39,13 @@ from dtl.data.pack import (
     pad_documents,
     with_targets,
 )
-from dtl.data.readable import BORDER, OPEN, readable, shortened
 from dtl.data.sources import SourcePlan, plan_sources
 from dtl.data.stored import TokenDocuments
 from dtl.data.tokenizers.prompt import Prompt
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.errors import DataError
+
+LITTLE_TEXT = 1000  # tokens of training text: less than a page
 
 
 @dataclass(frozen=True)
@@ -141,8 +152,30 @@ def pack_sequences(
         for split in source.tokens:
             packer.add(name, split, source)
     notes = all_notes({name: source.texts for name, source in sources.items()})
+    notes += [note for plan in plans if (note := _sample_note(plan, config, packer, sources[plan.name], seq_len))]
     fingerprint = packer.fingerprint(cache, [source.key for source in sources.values()])
     return packer.finish([*_mixture_notes(plans), *notes, *tokenizer.notes, *cache.notes], fingerprint)
+
+
+def _sample_note(
+    plan: SourcePlan, config: DataConfig, packer: "_Packer", source: EncodedSource, seq_len: int
+) -> str | None:
+    """Return how much of a source is used where that is a sample, and why; None where it is all of it."""
+    facts, used = source.texts.facts, source.tokens["train"].n_documents
+    read, rows = facts["counts"]["train"]["documents"], len(packer.rows[plan.name]["train"])
+    is_limited = config.max_samples is not None and rows >= config.max_samples
+    if plan.order_seed is None or not (facts.get("stopped") or used < read or packer.n_left_out.get(plan.name)):
+        return None
+    why = (
+        f"data.max_samples={config.max_samples} (sequences of {seq_len} tokens)"
+        if is_limited
+        else f"data.sources.{plan.name}.weight={plan.config.weight:g}, for {config.recommended.max_epochs} epochs"
+    )
+    more = f" The rest of {source.texts.origin} is not read: that is enough." if facts.get("stopped") else ""
+    return (
+        f"{plan.name}: {number_of('sequences', rows)} of {used:,} of the {read:,} documents that were read are used, "
+        f"drawn by the seed: {why}.{more}"
+    )
 
 
 def _mixture_notes(plans: Sequence[SourcePlan]) -> list[str]:
@@ -172,12 +205,13 @@ class _Packer:
         self.layout = (
             seq_len, config.layout, config.document_mask, config.loss_on, weights, tokenizer.fingerprint
         )  # fmt: skip
+        self.n_left_out: dict[str, int] = {}  # by source: training sequences beyond data.max_samples
         self._made: list[tuple[str, TokenDocuments, Packing]] = []
 
     def add(self, name: str, split: str, source: EncodedSource) -> None:
         limit = self.config.max_samples if split == "train" else None
         origin, encoded = source.texts.origin, source.tokens[split]
-        rows = self._pack(encoded, limit)
+        rows = self._pack(name, encoded, limit)
         if not len(rows):
             raise DataError(
                 f"{origin}: {len(encoded.tokens)} tokens of {split} text make no sequence. Needed: 2 tokens, one of "
@@ -202,7 +236,7 @@ class _Packer:
         )
         self._made.append((f"{name} {split}", encoded, rows.packing))
 
-    def _pack(self, encoded: TokenDocuments, limit: int | None) -> PackedSequences:
+    def _pack(self, name: str, encoded: TokenDocuments, limit: int | None) -> PackedSequences:
         config = self.config
         loss_mask = answer_mask(encoded) if config.loss_on == "answer" else None
         document_mask = config.document_mask and config.layout == "packed"
@@ -213,6 +247,7 @@ class _Packer:
         else:
             packing = with_targets(pack_stream(len(encoded.tokens), self.seq_len), loss_mask)
         if limit is not None and packing.n_sequences > limit:
+            self.n_left_out[name] = packing.n_sequences - limit
             packing = packing.select(np.sort(epoch_order(self.seed, 0, packing.n_sequences)[:limit]))
         return PackedSequences(
             encoded.tokens, packing, pad_id=self.tokenizer.pad_id, loss_mask=loss_mask, document_mask=document_mask
@@ -229,6 +264,13 @@ class _Packer:
 
     def finish(self, notes: list[str], fingerprint: str) -> PreparedData:
         first = next(iter(self.rows.values()))
+        n_tokens = sum(report["train"].tokens for report in self.report.values())
+        if n_tokens < LITTLE_TEXT and not any(self.pairs.values()):
+            self.notes.insert(
+                0,
+                f"only {number_of('tokens', n_tokens)} of training text: too little to learn a language from. The "
+                "model can only repeat them; its losses and samples mean little. Give 100,000 or more.",
+            )
         return PreparedData(
             train=TrainingData({name: splits["train"] for name, splits in self.rows.items()}, self.weights),
             validation=first.get("validation"),

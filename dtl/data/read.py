@@ -88,7 +88,7 @@ def read_source(
     notes += [*reader.notes(), *source.notes()]
     # Empty held-out splits do not exist, so they have no counts.
     counts = {split: reader.counts.get(split, {}) | {"documents": len(texts[split])} for split in texts}
-    facts = {"origin": source.origin, "counts": counts, "notes": notes}
+    facts = {"origin": source.origin, "counts": counts, "notes": notes, "stopped": reader.stopped}
     source_examples = getattr(source, "examples", list)()
     return facts | {"has_pairs": reader.has_pairs, "examples": [*source_examples, *reader.examples]}
 
@@ -107,6 +107,7 @@ class _Reader:
         self.bytes_read = 0
         self.counts: dict[str, dict[str, int]] = {}
         self.has_pairs = False
+        self.stopped = False  # True once the budget was reached: the rest was not read
         self.examples: list[tuple[str, str]] = []  # changed by cleaning: before and after
         self._train: set[bytes] = set()
         self._in_training = 0
@@ -148,6 +149,7 @@ class _Reader:
             read = f"{number_of('documents', counts['read'])}, {in_units(counts['characters'])} characters"
             pace.report(read, fraction or None)
             if counts["characters"] >= budget:
+                self.stopped = True
                 break
 
     def require_training_text(self, source: Source) -> None:

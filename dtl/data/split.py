@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,12 +17,13 @@ MIN_QUESTIONS = 50
 MAX_FACTS = 5000
 
 
-def split_hash(document: Document) -> float:
-    """Return a number in [0, 1) that depends only on the text; for a question and answer pair, on the question.
+def split_hash(document: Document, by_context: bool = True) -> float:
+    """Return a number in [0, 1) that depends only on the text; for a question and answer pair, on the question, or
+    `by_context` on its context, if it has one.
 
     BLAKE2 of the UTF-8 text: the same on every machine and for every order of the documents.
     """
-    key = document.text[: document.answer_start]
+    key = (by_context and _context(document)) or document.text[: document.answer_start]
     # 6 bytes: the 48 bits are exact in a float, whose mantissa has 53.
     return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=6).digest()) / 2**48
 
@@ -41,9 +43,11 @@ class SplitThresholds:
 
 
 class HoldOut:
-    """Assigns documents to splits as they arrive; keeps none of them."""
+    """Assigns documents to splits as they arrive; keeps none of them. Questions on one context go into one split."""
 
-    def __init__(self, held_out: HeldOut) -> None:
+    def __init__(self, held_out: HeldOut, by_context: bool = True) -> None:
+        self.held_out, self.by_context = held_out, by_context
+        self._on_context: Counter[float] = Counter()  # hash of a context -> questions
         self.automatic = held_out.automatic
         self.validation_fraction = validation_fraction = held_out.validation
         self.test_fraction = test_fraction = held_out.test
@@ -54,8 +58,10 @@ class HoldOut:
 
     def split_for(self, document: Document) -> str:
         """Return `validation` for a hash below its fraction, `test` for one in the uppermost, else `train`."""
-        number = split_hash(document)
+        number = split_hash(document, self.by_context)
         self.n_documents += 1
+        if self.by_context and _context(document):
+            self._on_context[number] += 1
         self.lowest, self.highest = min(self.lowest, number), max(self.highest, number)
         split = self.thresholds.split_for(number)
         if split == "train" and len(self._train_hashes) < 3:
@@ -69,8 +75,11 @@ class HoldOut:
 
         Where no hash falls into a fraction, the document nearest to it is held out; too few documents give no test
         split. A single text is cut at line breaks: its end is for validation, the part before that for the test. With
-        an automatic hold-out a question stays held out only if others teach its answer, and none of a few does.
+        an automatic hold-out a question stays held out only if others teach its answer, or its context does, and none
+        of a few does. Where most questions have one and the same context, they are split by themselves.
         """
+        if 1 < self.n_documents < 2 * max(self._on_context.values(), default=0):
+            return self._by_question(splits)
         if self.automatic and self.n_documents < MAX_FACTS and next(_all(splits)).pair:
             return self._taught_only(splits)
         if self.n_documents == 1:
@@ -87,10 +96,25 @@ class HoldOut:
         # A test split that was begun but gets nothing now is emptied.
         wanted = [split for split in SPLITS if split != "test" or "test" in splits or thresholds.test_from < math.inf]
 
+        def side(document: Document) -> str:
+            return thresholds.split_for(split_hash(document, self.by_context))
+
         def documents(split: str) -> Iterator[Document]:
-            return (document for document in _all(splits) if thresholds.split_for(split_hash(document)) == split)
+            return (document for document in _all(splits) if split == side(document))
 
         return {split: documents(split) for split in wanted}, note
+
+    def _by_question(
+        self, splits: Mapping[str, Sequence[Document]]
+    ) -> tuple[dict[str, Iterable[Document]], str | None]:
+        holder = HoldOut(self.held_out, by_context=False)
+        parts: dict[str, list[Document]] = {split: [] for split in splits}
+        for document in _all(splits):
+            parts.setdefault(holder.split_for(document), []).append(document)
+        changed, note = holder.finalize(parts)
+        (_, most), n = self._on_context.most_common(1)[0], self.n_documents
+        shared = f"{most:,} of {n:,} questions have the same context: those held out share it with training questions."
+        return {**parts, **(changed or {})}, f"{shared} {note or ''}".strip()
 
     def _taught_only(
         self, splits: Mapping[str, Sequence[Document]]
@@ -100,7 +124,7 @@ class HoldOut:
         drawn = [(split, document) for split in SPLITS[1:] for document in splits.get(split, ())]
         kept: dict[str, list[Document]] = {split: [] for split in splits}
         for split, document in drawn:
-            kept[split if _answer(document) in taught else "train"].append(document)
+            kept[split if _context(document) or _answer(document) in taught else "train"].append(document)
         n_facts = len(kept["train"])
         few = self.n_documents < MIN_QUESTIONS
         if few or 2 * n_facts > len(drawn):
@@ -134,6 +158,10 @@ class HoldOut:
                 test_from = self.highest
                 notes.append(few.format(self.n_documents, 100 * self.test_fraction, "test"))
         return SplitThresholds(below, test_from), notes
+
+
+def _context(document: Document) -> str:
+    return " ".join(document.pair.context.split()) if document.pair else ""
 
 
 def _answer(document: Document) -> str | None:

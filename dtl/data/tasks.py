@@ -7,6 +7,7 @@ and whenever `python -m dtl.evaluate` is called.
 
 import re
 import string
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,16 +25,43 @@ Task = Callable[[Answer, Pairs], dict[str, float]]
 # Names of tasks that every evaluation measures, whether `data.tasks` lists them or not.
 MEASURED_ALWAYS = ("exact_match", "f1", "lookup")
 
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
+# Scripts without spaces between words: each of their characters counts as a word, as in MLQA (Lewis et al. 2020):
+# Thai, Lao, Myanmar, Khmer, Chinese, Japanese.
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u2fff\u3005-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0003ffff"
+)
+WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")  # of a text
+_TERM = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")  # of a normalised text
+
+
+class _Punctuation(dict[int, int | None]):
+    """Table for `str.translate` without the punctuation of any script, nor invisible marks of direction and joining."""
+
+    def __missing__(self, code: int) -> int | None:
+        character = chr(code)
+        dropped = character in string.punctuation or unicodedata.category(character)[0] == "P"
+        self[code] = None if dropped or unicodedata.category(character) == "Cf" else code
+        return self[code]
+
+
+_PUNCTUATION = _Punctuation()
 
 
 def normalise(answer: str) -> str:
     """SQuAD's normalisation (Rajpurkar et al. 2016): lower case, no punctuation, no articles, single spaces.
 
-    An answer that would become empty (`A`, `+`) is only lower-cased.
+    Beyond ASCII: Unicode's form NFKC (composed letters, full width as plain) and the punctuation of all scripts. An
+    answer that would become empty (`A`, `+`) is only lower-cased.
     """
-    plain = re.sub(r"\b(a|an|the)\b", " ", answer.lower().translate(_PUNCTUATION))
-    return " ".join(plain.split()) or answer.strip().lower()
+    lower = unicodedata.normalize("NFKC", answer).lower()
+    plain = re.sub(r"\b(a|an|the)\b", " ", lower.translate(_PUNCTUATION))
+    return " ".join(plain.split()) or lower.strip()
+
+
+def terms(text: str) -> list[str]:
+    """Return the words of a text after `normalise`; in scripts without spaces its characters."""
+    return _TERM.findall(normalise(text))
 
 
 def is_right(given: str, pair: QuestionAnswer) -> bool:
@@ -44,7 +72,7 @@ def is_right(given: str, pair: QuestionAnswer) -> bool:
 def token_f1(given: str, pair: QuestionAnswer) -> float:
     """Return the harmonic mean of precision and recall of the given words, in [0, 1], after `normalise`; with several
     accepted answers the best (Rajpurkar et al. 2016)."""
-    return max(_f1(normalise(given).split(), normalise(expected).split()) for expected in _expected(pair))
+    return max(_f1(terms(given), terms(expected)) for expected in _expected(pair))
 
 
 def _expected(pair: QuestionAnswer) -> tuple[str, ...]:
@@ -116,14 +144,14 @@ def bm25_baseline(training: Sequence[QuestionAnswer]) -> Answer:
         warnings.filterwarnings("ignore", message="IProgress not found")
         import bm25s  # imported here: only scores need it
 
-    words = [normalise(pair.question).split() for pair in training]
+    words = [terms(pair.question) for pair in training]
     if not any(words):
         return lambda pairs: [""] * len(pairs)
     index = bm25s.BM25()
     index.index(words, show_progress=False)
 
     def nearest(question: str) -> str:
-        known = [word for word in normalise(question).split() if word in index.vocab_dict]
+        known = [word for word in terms(question) if word in index.vocab_dict]
         if not known:
             return ""
         return training[int(np.argmax(index.get_scores(known)))].answer

@@ -98,8 +98,8 @@ class Asked:
     pair: QuestionAnswer
     answer: GreedyAnswer
     gold: Likelihood
-    bm25: str
-    majority: str
+    bm25: str | None  # None: no training questions
+    majority: str | None
 
     @property
     def right(self) -> bool:
@@ -109,7 +109,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Scores:
-    """Means over questions, in [0, 1]."""
+    """Means over questions, in [0, 1]; nan for none."""
 
     exact_match: float
     f1: float
@@ -144,10 +144,11 @@ def with_baselines(
     pairs: Sequence[QuestionAnswer],
     answers: Sequence[GreedyAnswer],
     gold: Sequence[Likelihood],
-    baselines: tuple[Answer, Answer],
+    baselines: tuple[Answer, Answer] | None,
 ) -> list[Asked]:
     """Join the answers of one split with those of retrieval and of the majority (`dtl.data.tasks`)."""
-    return [Asked(*question) for question in zip(pairs, answers, gold, *(of(pairs) for of in baselines), strict=True)]
+    others = [of(pairs) for of in baselines] if baselines else [[None] * len(pairs)] * 2
+    return [Asked(*question) for question in zip(pairs, answers, gold, *others, strict=True)]
 
 
 def answer_scores(asked: Mapping[str, Sequence[Asked]]) -> list[AnswerScores]:
@@ -162,8 +163,8 @@ def answer_scores(asked: Mapping[str, Sequence[Asked]]) -> list[AnswerScores]:
 
 
 def _scores(split: str, topic: str, asked: Sequence[Asked]) -> AnswerScores:
-    def of(answers: Sequence[str]) -> Scores:
-        answered = list(zip(answers, asked, strict=True))
+    def of(answers: Sequence[str | None]) -> Scores:
+        answered = [(text, question) for text, question in zip(answers, asked, strict=True) if text is not None]
         return Scores(
             exact_match=mean([is_right(text, question.pair) for text, question in answered]),
             f1=mean([token_f1(text, question.pair) for text, question in answered]),

@@ -1,7 +1,7 @@
 """Evaluation of a checkpoint: the best one at the end of a run, within a fraction of its training, or any in full."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -17,7 +17,8 @@ from dtl.checkpoints.load import load_model, load_tokenizer
 from dtl.config import RunConfig
 from dtl.data.prepare import PreparedData, prepare_data
 from dtl.data.sources import SourcePlan
-from dtl.errors import ConfigError
+from dtl.data.tokenizers.tokenizer import Tokenizer
+from dtl.errors import ConfigError, DataError
 from dtl.evaluation.config import EVALUATION_FILE, EvaluateConfig
 from dtl.evaluation.detection import natural_questions, unanswerable_questions
 from dtl.evaluation.measure import Plan, Report, measure
@@ -137,6 +138,45 @@ NO_VALIDATION = (
     "Confidence: not measured. It is calibrated on validation questions, and none are held out. To hold some out, "
     "train with data.validation_fraction=0.1"
 )
+NOT_CALIBRATED = (
+    "Confidence on questions without an answer in the data: skipped. It is calibrated on validation questions, and "
+    "this data has none."
+)
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """What a checkpoint was trained on, where it is evaluated on other data."""
+
+    run: RunConfig | None = None  # its data alone is read
+    plans: Sequence[SourcePlan] = ()  # of its data, opened
+    problem: str = ""  # why it is not available
+
+    def prepared(self, tokenizer: Tokenizer, context: int, log: Progress) -> tuple[PreparedData | None, list[str]]:
+        """Return the training data, None where it is not available, and notes for the user."""
+        data, problem = None, self.problem
+        if self.run is not None:
+            try:
+                seq_len = self.run.data.seq_len or context
+                data = prepare_data(self.run.data, tokenizer, seq_len, self.run.seed, log, self.plans)
+            except DataError as error:
+                problem = str(error)
+        return data, [
+            "not the data of the run: all of it is for the test, apart from splits that it names.",
+            "retrieval, majority and leakage compare with the training data of the checkpoint."
+            if data
+            else "no retrieval, majority and leakage: the training data of the checkpoint is not available. " + problem,
+        ]
+
+
+def all_for_test(data: PreparedData) -> PreparedData:
+    """Return foreign data with the documents that name no split as a test split: nothing of it is for training."""
+    rows = {
+        source: {"test": splits["train"]} if set(splits) == {"train"} else splits
+        for source, splits in data.rows.items()
+    }
+    pairs = {"test": data.pairs["train"]} if set(data.pairs) == {"train"} else data.pairs
+    return replace(data, rows=rows, pairs=pairs)
 
 
 def evaluate_checkpoint(
@@ -146,8 +186,12 @@ def evaluate_checkpoint(
     settings: EvaluateConfig,
     out: Path | None,
     display: Display,
+    trained_on: TrainedOn | None = None,
+    recorded: str | None = None,
 ) -> Report:
-    """Measure a checkpoint, show its metrics and write them to `out`. `plans` are the opened sources of the data.
+    """Measure a checkpoint, show its metrics and write them to `out`. `plans` are the opened sources of the data;
+    `trained_on` is given where that is foreign to the checkpoint: not the data of its run. `recorded` is the
+    fingerprint of the run's data when it was trained.
 
     Raises DTLError for a device, data or checkpoint that cannot be used.
     """
@@ -160,12 +204,17 @@ def evaluate_checkpoint(
     if run.data.seq_len is not None and run.data.seq_len > context:
         raise ConfigError(f"data.seq_len={run.data.seq_len}: longer than the model's context, {context}. Lower it.")
     data = prepare_data(run.data, tokenizer, run.data.seq_len or context, run.seed, display.log, plans)
+    training, notes = trained_on.prepared(tokenizer, context, display.log) if trained_on else (None, list[str]())
+    data = all_for_test(data) if trained_on else data
+    read = data if trained_on is None else training
+    if recorded and read and read.fingerprint != recorded:
+        notes.append("the training data is not the same as in the run: its files, or DTL's reading of them, changed.")
     display.screen(
         f"Evaluation of {shown(checkpoint)}",
         [
             ("model", f"{in_units(model.n_parameters())} parameters, context {context:,}, {device.type}, {precision}"),
             ("data", ", ".join(f"{plan.name} ({plan.config.kind})" for plan in plans)),
-            *(("", note) for note in data.notes),
+            *(("", note) for note in (*notes, *data.notes)),
         ],
     )
     natural, near_misses = natural_questions(run.data, data.pairs.get("train", ()))
@@ -182,10 +231,13 @@ def evaluate_checkpoint(
         tasks=run.data.tasks,
         worst=settings.worst,
         seed=run.seed,
+        foreign=trained_on is not None,
+        trained_on=training,
         mixed_precision=lambda: autocast(device, precision),
     )
     report = measure(model, data, plan, display.log)
-    show_report(display.console, report, NO_DETECTION if data.pairs.get("validation") else NO_VALIDATION)
+    lacking = NO_VALIDATION if trained_on is None else NOT_CALIBRATED
+    show_report(display.console, report, NO_DETECTION if data.pairs.get("validation") else lacking)
     if out is not None:
         write_metrics(out, report, checkpoint, run, plan, data, device, precision)
     return report

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from dtl.data.documents import QuestionAnswer
-from dtl.data.tasks import normalise
+from dtl.data.tasks import WORD, normalise
 from dtl.data.tokenizers.tokenizer import Tokenizer
 
 N_WORDS = 13
 CHUNK_TOKENS = 200_000  # decoded at a time
-_WORD = re.compile(r"\w+")
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that nothing is lost modulo 2**64
 
 
@@ -34,36 +33,52 @@ class TextLeakage:
 
 @dataclass(frozen=True)
 class QuestionLeakage:
-    """Number of questions of a held-out split that occur, after `normalise`, in the training split too."""
+    """Number of questions of a held-out split that occur, after `normalise`, among the training questions too."""
 
     split: str
     questions: int
     found: int
     examples: tuple[str, ...]
+    contexts: int = 0  # different ones of these questions
+    contexts_found: int = 0  # of them, in the training questions too
 
 
-def question_leakage(pairs: Mapping[str, Sequence[QuestionAnswer]], n_examples: int = 3) -> list[QuestionLeakage]:
-    """Compare each held-out split with the training questions."""
-    training = {normalise(pair.question) for pair in pairs.get("train", ())}
+def question_leakage(
+    held_out: Mapping[str, Sequence[QuestionAnswer]], training: Sequence[QuestionAnswer], n_examples: int = 3
+) -> list[QuestionLeakage]:
+    """Compare each held-out split with the training questions. Of a question with a context both must be the same."""
+    taught = {_asked(pair) for pair in training}
+    taught_contexts = {context for _, context in taught}
     result = []
-    for split, split_pairs in pairs.items():
-        if split != "train" and split_pairs:
-            same = [pair.question for pair in split_pairs if normalise(pair.question) in training]
-            result.append(QuestionLeakage(split, len(split_pairs), len(same), tuple(same[:n_examples])))
+    for split, pairs in held_out.items():
+        if pairs:
+            asked = [_asked(pair) for pair in pairs]
+            same = [pair.question for pair, key in zip(pairs, asked, strict=True) if key in taught]
+            contexts = {context for _, context in asked} - {""}
+            found = len(contexts & taught_contexts)
+            result.append(QuestionLeakage(split, len(pairs), len(same), tuple(same[:n_examples]), len(contexts), found))
     return result
 
 
+def _asked(pair: QuestionAnswer) -> tuple[str, str]:
+    return normalise(pair.question), " ".join(pair.context.split())
+
+
 def text_leakage(
-    source: str, tokens: Mapping[str, np.ndarray], tokenizer: Tokenizer, max_training_tokens: int | None
+    source: str,
+    held_out_tokens: Mapping[str, np.ndarray],
+    training: np.ndarray,
+    tokenizer: Tokenizer,
+    max_training_tokens: int | None,
 ) -> list[TextLeakage]:
-    """Compare each held-out split of a source with the first `max_training_tokens` (None = all) of its training split.
+    """Compare each held-out split of a source with the first `max_training_tokens` (None = all) of training text.
 
     Needs 8 bytes of memory per word of the held-out splits, and one chunk of the training text at a time.
     """
-    held_out = {split: ngrams(words(ids, tokenizer)) for split, ids in tokens.items() if split != "train"}
+    held_out = {split: ngrams(words(ids, tokenizer)) for split, ids in held_out_tokens.items()}
     wanted = np.unique(np.concatenate([*held_out.values(), np.empty(0, np.uint64)]))
     seen = np.zeros(len(wanted), bool)
-    training = tokens["train"][:max_training_tokens]
+    training = training[:max_training_tokens]
     for chunk in _ngram_chunks(words(training, tokenizer)):
         at = np.searchsorted(wanted, chunk)
         at, chunk = at[at < len(wanted)], chunk[at < len(wanted)]
@@ -81,9 +96,9 @@ def words(tokens: np.ndarray, tokenizer: Tokenizer) -> Iterator[list[str]]:
         # The end token decodes to nothing; `_decoded` replaces it, or it would join the words before and after it.
         text = rest + _decoded(tokens[start : start + CHUNK_TOKENS], tokenizer)
         cut = max((match.end() for match in re.finditer(r"\s", text[-1000:])), default=0) + max(0, len(text) - 1000)
-        yield _WORD.findall(text[:cut].lower())
+        yield WORD.findall(text[:cut].lower())
         rest = text[cut:]
-    yield _WORD.findall(rest.lower())
+    yield WORD.findall(rest.lower())
 
 
 def _decoded(tokens: np.ndarray, tokenizer: Tokenizer) -> str:

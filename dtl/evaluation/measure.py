@@ -28,7 +28,7 @@ from dtl.evaluation.answers import (
 from dtl.evaluation.detection import NATURAL, Detection, detect
 from dtl.evaluation.leakage import QuestionLeakage, TextLeakage, question_leakage, text_leakage
 from dtl.evaluation.text import MixedPrecision, TextScores, count_token_bytes, text_scores
-from dtl.generation.conversation import GreedyAnswer, answer_greedily
+from dtl.generation.conversation import GreedyAnswer, answer_greedily, prompts_of
 from dtl.model.transformer import TransformerLM
 from dtl.registry import TASKS
 
@@ -50,6 +50,8 @@ class Plan:
     tasks: Sequence[str] = ()  # registered names of additional scores (`dtl.data.tasks`)
     worst: int = 10
     seed: int = 0  # chooses the questions when not all are asked
+    foreign: bool = False  # the data is not what the model was trained on
+    trained_on: PreparedData | None = None  # the training data, if the measured data is foreign; None: not available
     mixed_precision: MixedPrecision = nullcontext
 
 
@@ -103,7 +105,11 @@ class Report:
 
 
 def measure(model: TransformerLM, data: PreparedData, plan: Plan, log: Progress) -> Report:
-    """Measure all that `plan` asks for. Metrics do not depend on the batch size, except speed."""
+    """Measure all that `plan` asks for. Metrics do not depend on the batch size, except speed.
+
+    Retrieval, majority and leakage are those of the training data: without it there are none.
+    """
+    trained_on = plan.trained_on if plan.foreign else data
     tokenizer = data.tokenizer
     token_bytes = count_token_bytes(tokenizer)
     if any(rows.keys() - {"train"} for rows in data.rows.values()):
@@ -111,14 +117,18 @@ def measure(model: TransformerLM, data: PreparedData, plan: Plan, log: Progress)
     scope = (plan.batch_size, plan.max_batches, plan.mixed_precision, plan.metrics)
     text = text_scores(model, data.rows, token_bytes, *scope, log)
     compared: list[TextLeakage] = []
-    for source in plan.compare_text:
-        if len(data.rows[source]) > 1:
+    for source in plan.compare_text if trained_on else ():
+        if data.rows[source].keys() - {"train"}:
             log(f"... {source}: held-out text that occurs in the training text")
         tokens = {split: rows.tokens for split, rows in data.rows[source].items()}
-        compared += text_leakage(source, tokens, tokenizer, plan.leakage_tokens)
+        own = [rows["train"].tokens for rows in plan.trained_on.rows.values()] if plan.trained_on else [tokens["train"]]
+        training = np.concatenate([each[: plan.leakage_tokens] for each in own]) if len(own) > 1 else own[0]
+        held_out = {split: ids for split, ids in tokens.items() if split != "train"}
+        compared += text_leakage(source, held_out, training, tokenizer, plan.leakage_tokens)
     if not any(data.pairs.values()):
         return Report(text, text_leakage=compared)
-    asked, detection = _ask_all(model, data, token_bytes, plan, log)
+    taught = trained_on.pairs.get("train", ()) if trained_on else ()
+    asked, detection = _ask_all(model, data, taught, token_bytes, plan, log)
     tasks = _task_scores(model, data, asked, plan, log)
     hardest = "test" if asked.get("test") else "validation" if asked.get("validation") else "train"
     return Report(
@@ -126,19 +136,27 @@ def measure(model: TransformerLM, data: PreparedData, plan: Plan, log: Progress)
         answers=answer_scores(asked),
         detection=detection,
         worst=worst_cases(hardest, asked.get(hardest, ()), plan.worst),
-        question_leakage=question_leakage(data.pairs),
+        question_leakage=question_leakage(
+            {split: pairs for split, pairs in data.pairs.items() if split != "train"}, taught
+        )
+        if taught
+        else [],
         text_leakage=compared,
         tasks=tasks,
     )
 
 
 def _ask_all(
-    model: TransformerLM, data: PreparedData, token_bytes: np.ndarray, plan: Plan, log: Progress
+    model: TransformerLM,
+    data: PreparedData,
+    taught: Sequence[QuestionAnswer],
+    token_bytes: np.ndarray,
+    plan: Plan,
+    log: Progress,
 ) -> tuple[dict[str, list[Asked]], Detection | None]:
     tokenizer = data.tokenizer
     longest = data.longest_answer()
-    training = data.pairs.get("train", ())
-    baselines = bm25_baseline(training), majority(training)
+    baselines = (bm25_baseline(taught), majority(taught)) if taught else None
     asked: dict[str, list[Asked]] = {}
 
     def ask(what: str, prompts: Sequence[str]) -> list[GreedyAnswer]:
@@ -148,7 +166,7 @@ def _ask_all(
     with plan.mixed_precision():
         to_ask = {**data.pairs, NATURAL: plan.natural}
         for split, pairs in chosen_questions(to_ask, plan.questions, plan.seed).items():
-            prompts = [data.prompt.text(pair.question, pair.context) for pair in pairs]
+            prompts = prompts_of(model, tokenizer, data.prompt, pairs, longest)
             answers = ask(number_of(f"{split} questions", len(pairs)), prompts)
             scored = Pace(f"{split}: expected answers", log).count
             gold = likelihoods(model, tokenizer, pairs, token_bytes, plan.questions_at_once, data.prompt, scored)
@@ -169,8 +187,8 @@ def _task_scores(
     """Score the tasks that are not in every report, on the same questions, so that known answers are reused."""
 
     def ask(pairs: Sequence[QuestionAnswer]) -> list[str]:
-        prompts = [data.prompt.text(pair.question, pair.context) for pair in pairs]
         longest = data.longest_answer()
+        prompts = prompts_of(model, data.tokenizer, data.prompt, pairs, longest)
         answers = answer_greedily(model, data.tokenizer, prompts, longest, plan.questions_at_once)
         return [answer.text for answer in answers]
 

@@ -100,7 +100,7 @@ def _show_answers(console: Console, answers: Sequence[AnswerScores]) -> None:
                 scores.split,
                 f"{scores.questions:,}",
                 *(_percent(x) for s in (scores.model, scores.look_up, scores.majority) for x in (s.exact_match, s.f1)),
-                f"{scores.gold_bits_per_byte:.3f}",
+                _number(scores.gold_bits_per_byte),
             ]
             for scores in every_topic
         ],
@@ -145,7 +145,7 @@ def _show_detection(console: Console, detection: Detection) -> None:
                 _percent(abstention.accuracy_answered),
                 f"{abstention.unanswerable:,}",
                 _percent(abstention.refused),
-                f"{detection.area_under_roc[split]:.3f}",
+                _number(detection.area_under_roc[split]),
                 _percent(detection.calibration_error[split]),
             ]
             for split, abstention in detection.by_split().items()
@@ -159,6 +159,11 @@ def _leakage(report: Report) -> Iterator[str]:
         line = f"{leak.found:,} of {leak.questions:,} {leak.split} questions are training questions too"
         examples = "; ".join(map(_short, leak.examples))
         yield f"Leakage: {line}{': ' + examples if examples else ''}."
+        if leak.contexts_found:
+            yield (
+                f"Leakage: {leak.contexts_found:,} of the {leak.contexts:,} contexts of {leak.split} questions are "
+                "those of training questions too."
+            )
     for text in report.text_leakage:
         yield (
             f"Leakage: {text.fraction:.2%} of the 13-grams of {text.source} {text.split} occur in "
@@ -180,6 +185,10 @@ def _show(
     console.print(table(names, (map(in_one_line, row) for row in rows), right, every, wide), crop=False)
     if explanation:
         console.print(Text(explanation, style="dim"))
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
 
 
 def _percent(fraction: float) -> str:

@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from dtl.data.documents import QuestionAnswer
+from dtl.data.fit import cut_context
+from dtl.data.tokenizers.prompt import Prompt
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.generation.config import SamplingConfig
 from dtl.generation.engine import generate, stream
@@ -203,13 +206,36 @@ def continuations(
     return [before_stop(text, sampling.stop) for text in texts]
 
 
+def fitting_question(
+    model: TransformerLM, tokenizer: Tokenizer, prompt: Prompt, pair: QuestionAnswer, max_new_tokens: int
+) -> QuestionAnswer:
+    """Return a question whose prompt fits the context of the model: its own context is cut, as that of held-out
+    questions is in training (`cut_context`), so that the form of the prompt and the question stay complete."""
+    room = _room(model, max_new_tokens)
+    if not pair.context or len(tokenizer.encode(prompt.text(pair.question, pair.context))) <= room:
+        return pair
+    window = cut_context(pair, prompt, tokenizer, room, by_answer=False)
+    return pair if window is None else replace(pair, context=window)
+
+
+def prompts_of(
+    model: TransformerLM, tokenizer: Tokenizer, prompt: Prompt, pairs: Sequence[QuestionAnswer], max_new_tokens: int
+) -> list[str]:
+    """Return the prompts of questions, each with as much of its context as fits."""
+    fitting = (fitting_question(model, tokenizer, prompt, pair, max_new_tokens) for pair in pairs)
+    return [prompt.text(pair.question, pair.context) for pair in fitting]
+
+
+def _room(model: TransformerLM, max_new_tokens: int) -> int:
+    context = model.config.max_seq_len
+    return max(context - max_new_tokens, context // 2)
+
+
 def fitting_prompt(
     model: TransformerLM, tokenizer: Tokenizer, prompt_ids: Sequence[int], sampling: SamplingConfig
 ) -> list[int]:
     """Return the prompt, cut at its beginning to fit the context; never to less than half of the context."""
-    context = model.config.max_seq_len
-    room = max(context - sampling.max_new_tokens, context // 2)
-    return list(prompt_ids or [tokenizer.bos_id])[-room:]
+    return list(prompt_ids or [tokenizer.bos_id])[-_room(model, sampling.max_new_tokens) :]
 
 
 def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:

@@ -19,7 +19,7 @@ from dtl.data.batches import PackedSequences
 from dtl.errors import InterruptedRun
 from dtl.evaluation.evaluator import evaluate_best
 from dtl.evaluation.measure import Report
-from dtl.generation.conversation import continuations
+from dtl.generation.conversation import continuations, prompts_of
 from dtl.run_dir.state import resume_command
 from dtl.runner.build import Parts
 from dtl.tracking.metrics import read_metrics
@@ -253,15 +253,14 @@ class Session:
         """Generate a few texts with the current model, from a generator of their own: training is not affected."""
         data, tokenizer = self.parts.data, self.parts.tokenizer
         pairs = data.pairs.get("train" if data.validation is None else "validation", [])[:N_SAMPLES]
-        prompts = [data.prompt.text(pair.question, pair.context) for pair in pairs]
+        model, most = self.trainer.evaluated_model, self.config.sampling.max_new_tokens
+        prompts = prompts_of(model, tokenizer, data.prompt, pairs, most)
         if not prompts:
             source = data.validation or next(iter(data.train.rows.values()))
             rows = source.batch(range(min(N_SAMPLES, len(source)))).inputs
             prompts = [tokenizer.decode(row[:SAMPLE_PROMPT_TOKENS].tolist()) for row in rows]
         with autocast(self.parts.device, self.parts.precision):
-            texts = continuations(
-                self.trainer.evaluated_model, tokenizer, prompts, self.config.sampling, seed=self.config.seed
-            )
+            texts = continuations(model, tokenizer, prompts, self.config.sampling, seed=self.config.seed)
         return [{"prompt": begin, "text": text} for begin, text in zip(prompts, texts, strict=True)]
 
     def save(self) -> Path:

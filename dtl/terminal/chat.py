@@ -364,9 +364,14 @@ def ask_all(pairs: Sequence[QuestionAnswer], model: "LoadedModel", screen: Scree
     for pair in pairs:
         screen.label(YOU, YOU_STYLE)
         screen.piece(f"{pair.question}\n")
+        asked = model.fitting(pair, greedy.max_new_tokens)
+        if asked is not pair:
+            screen.note(
+                f"Its context does not fit: {len(asked.context):,} of {len(pair.context):,} characters are used."
+            )
         screen.label(DTL, DTL_STYLE)
         answer, was_stopped = stream_answer(
-            model.continue_text(model.prompt(pair.question, pair.context), greedy, 0), screen
+            model.continue_text(model.prompt(asked.question, asked.context), greedy, 0), screen
         )
         if was_stopped:
             raise KeyboardInterrupt

@@ -11,12 +11,13 @@ from dtl.base.safe_text import in_one_line
 from dtl.base.units import in_units, number_of
 from dtl.checkpoints.listing import is_checkpoint
 from dtl.checkpoints.load import load_model, load_tokenizer
+from dtl.data.documents import QuestionAnswer
 from dtl.data.tokenizers.prompt import Prompt, has_learnt_plain_text, has_learnt_questions_alone
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.evaluation.config import EVALUATION_FILE
 from dtl.evaluation.metrics import Calibration, logit
 from dtl.generation.config import SamplingConfig
-from dtl.generation.conversation import Continuation, continue_text
+from dtl.generation.conversation import Continuation, continue_text, fitting_question
 from dtl.generation.engine import transpose_for_decoding
 from dtl.model.transformer import TransformerLM
 from dtl.run_dir.provenance import RECORD
@@ -64,6 +65,11 @@ class LoadedModel:
     def prompt(self, question: str, context: str = "") -> str:
         """Return the text after which the model generates its answer."""
         return (self._tokenizer.prompt or Prompt()).text(question, context)
+
+    def fitting(self, pair: QuestionAnswer, max_new_tokens: int) -> QuestionAnswer:
+        """Return a question with as much of its context as fits the model's."""
+        prompt = self._tokenizer.prompt or Prompt()
+        return fitting_question(self._model, self._tokenizer, prompt, pair, max_new_tokens)
 
     def lines(self) -> Iterator[str]:
         """Yield the lines that introduce the model: name, step, loss, then size and folder."""

@@ -55,3 +55,8 @@ def test_the_task_scores_what_is_held_out_and_needs_no_model():
     scores = lookup(never, pairs)
     assert scores == {"lookup/exact_match/validation": 0.0, "lookup/exact_match/test": 1.0}
     assert "lookup" not in TASKS.names() or TASKS.get("lookup") is lookup
+
+
+def test_questions_without_spaces_are_looked_up_too():
+    training = [QuestionAnswer("中国的首都是哪里\uff1f", "北京"), QuestionAnswer("谁画了星夜\uff1f", "梵高")]
+    assert bm25_baseline(training)(asked("首都在哪", "星夜是谁画的")) == ["北京", "梵高"]

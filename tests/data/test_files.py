@@ -26,7 +26,8 @@ from dtl.data.local.files import LocalFiles, text_of
 from dtl.data.local.formats import BYTE_ORDER_MARKS, NOT_READ
 from dtl.data.local.unpacking import MAGIC
 from dtl.data.prepare import prepare_data
-from dtl.errors import DataError
+from dtl.data.sources import plan_sources
+from dtl.errors import ConfigError, DataError
 
 TEXTS = [f"Record {number}: {'naïve, café; ' * (number % 5)}end" for number in range(23)]
 PACK = {
@@ -419,3 +420,78 @@ def test_too_little_to_train_on_is_said_with_path_and_need(tmp_path, kind, files
         prepare_data(config, TokenizerConfig(kind="byte"), seq_len=17, seed=0)
     for word in [str(path), *words]:
         assert word in str(refused.value)
+
+
+def test_files_of_other_kinds_in_a_folder_are_counted_and_named(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    for name in ("b.docx", "c.pdf", "d\x1b.doc", "e.odt", "f.rtf"):
+        (tmp_path / name).write_bytes(b"PK")
+    (note,) = (note for note in LocalFiles(str(tmp_path), "data.path").notes() if "not read" in note)
+    assert "5 files of other kinds not read: b.docx, c.pdf, d␛.doc and 2 more." in note
+
+
+def test_numbers_in_a_column_of_text_are_counted_and_a_column_of_numbers_is_an_error(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "one", "label": 3}\n{"text": 2, "label": 4}\n{"text": 3.5, "label": null}\n')
+    for kind in ("text", "wiki"):
+        config = DataConfig(sources={kind: SourceConfig(kind, str(file))})
+        (source,) = (plan.source for plan in plan_sources(config, 0))
+        assert [document.text for document in source.splits()["train"]] == ["one", "2", "3.5"]
+        assert any("2 numbers in the column of text" in note for note in source.notes())
+    file.write_text('{"text": 1}\n{"text": 2}\n')
+    with pytest.raises(DataError, match=r"column 'text' holds numbers only.*data\.sources\.wiki\.column=NAME"):
+        (source,) = (plan.source for plan in plan_sources(config, 0))
+        list(source.splits()["train"])
+
+
+GERMAN = "Größe und Schönheit „sind“ für Bären äußerst wichtig.\nÜber Öl: 5 €."
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
+@pytest.mark.parametrize(
+    ("encoding", "guessed"),
+    [("cp1252", "cp1252"), ("latin-1", "cp1252"), ("utf-16-le", ""), ("utf-16", ""), ("cp1251", "")],
+)
+def test_another_encoding_is_named_and_can_be_given(tmp_path, name, encoding, guessed):
+    """A fifth of the characters was replaced, and the note named no way to read them."""
+    text = {
+        "cp1251": "Съешь же ещё этих мягких французских булок.",
+        "latin-1": "Die Größe der Bären ist für alle wichtig.",
+    }.get(encoding, GERMAN)
+    content = {
+        "a.txt": text,
+        "a.jsonl": json.dumps({"text": text}, ensure_ascii=False) + "\n",
+        "a.csv": 'text\n"' + text.replace("“", "").replace("„", "") + '"\n',
+    }[name]
+    (tmp_path / name).write_bytes(content.encode(encoding))
+    files = LocalFiles(str(tmp_path / name), "data.path", encoding=encoding)
+    (record,) = files.records("train")
+    assert record.fields["text"] == (text.replace("“", "").replace("„", "") if name == "a.csv" else text)
+    assert not any("not UTF" in note for note in files.notes())
+    if name == "a.txt" and encoding == "utf-16-le":  # without a mark
+        files = LocalFiles(str(tmp_path / name), "data.path")
+        list(files.records("train"))
+        assert any("probably utf-16-le: data.encoding=utf-16-le reads it" in note for note in files.notes())
+    if encoding in ("cp1252", "latin-1", "cp1251"):
+        files = LocalFiles(str(tmp_path / name), "data.path")
+        list(files.records("train"))
+        expected = f"probably {guessed}: data.encoding={guessed} reads it" if guessed else "data.encoding=NAME"
+        assert any(expected in note for note in files.notes())
+
+
+@pytest.mark.parametrize("encoding", ["utf-99", "hex", ""])
+def test_an_unknown_encoding_is_rejected(encoding):
+    with pytest.raises(ConfigError, match=f"data.encoding={encoding}: not an encoding of text"):
+        DataConfig(sources={"qa": SourceConfig("qa")}, encoding=encoding).validate()
+
+
+@pytest.mark.parametrize(
+    "record", [{"question": "a?", "answer": "b"}, {"messages": []}, {"Prompt": "a", "Response": "b"}]
+)
+def test_questions_given_as_texts_are_sent_to_the_kind_that_reads_them(tmp_path, record):
+    (tmp_path / "a.jsonl").write_text(json.dumps(record) + "\n")
+    for kind in ("text", "wiki"):
+        config = DataConfig(sources={kind: SourceConfig(kind, str(tmp_path / "a.jsonl"))})
+        (source,) = (plan.source for plan in plan_sources(config, 0))
+        with pytest.raises(DataError, match=r"data=qa data\.qa\.path="):
+            list(source.splits()["train"])

@@ -97,6 +97,32 @@ def test_equal_questions_never_cross():
     assert sides["validation"].isdisjoint(sides["test"]) and all(sides.values())
 
 
+def on_contexts(n: int, n_contexts: int) -> list[Document]:
+    pairs = [QuestionAnswer(f"{i}?", f"answer {i}", context=f"Text\n{i % n_contexts} ") for i in range(n)]
+    return [document_of(pair, Prompt()) for pair in pairs]
+
+
+def contexts(documents: Sequence[Document]) -> set[str]:
+    return {document.pair.context for document in documents if document.pair}
+
+
+@pytest.mark.parametrize("automatic", [False, True])
+@pytest.mark.parametrize("n_contexts", [3, 97])
+def test_questions_on_one_context_never_cross(automatic, n_contexts):
+    splits, _ = hold_out(on_contexts(499, n_contexts), 0.2, 0.2, automatic)
+    by_split = [contexts(of_split) for of_split in splits.values()]
+    assert all(by_split) and sum(map(len, by_split)) == len(set.union(*by_split)) == n_contexts
+    assert sum(map(len, splits.values())) == 499
+
+
+@pytest.mark.parametrize("others", [0, 99])
+def test_one_context_of_most_questions_is_on_both_sides_and_that_is_said(others):
+    documents = [*on_contexts(401, 1), *DOCUMENTS[:others]]
+    splits, note = hold_out(documents, 0.2, 0.0)
+    assert 50 < len(splits["validation"]) < 150 and sum(map(len, splits.values())) == len(documents)
+    assert note and f"401 of {len(documents)} questions have the same context" in note
+
+
 @pytest.mark.parametrize("separator", ["\n", " ", ""])
 def test_one_text_validates_on_its_end_and_tests_on_what_comes_before(separator):
     """A test share moves no validation text: figures stay comparable with runs without one."""

@@ -255,7 +255,9 @@ def test_too_little_text_is_named(tmp_path, files, words):
 
 
 def test_questions_that_leave_no_room_for_their_answer_are_named(facts):
-    with pytest.raises(DataError, match=r"tokens of train text make no sequence.*data.loss_on=answer, data.seq_len=4"):
+    with pytest.raises(
+        DataError, match=r"questions left out: longer than a sequence of 4 tokens.*To keep them: data.seq_len="
+    ):
         prepare(config(kind="qa", layout="padded", loss_on="answer"), seq_len=4)
 
 
@@ -270,3 +272,43 @@ def test_the_default_torch_generator_is_left_alone(texts):
     before = torch.get_rng_state()
     prepare(config(texts, max_samples=3)).train.micro_batches(0, 0, 0, 2, 1)
     assert torch.get_rng_state().equal(before)
+
+
+def rows_in(folder, n_files: int, n_rows: int = 400) -> Path:
+    folder.mkdir(exist_ok=True)
+    for file in range(n_files):
+        rows = [{"title": f"f{file}", "text": f"file{file} row{row} " + "word " * 30} for row in range(n_rows)]
+        (folder / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_a_sample_is_drawn_from_all_files_and_how_much_is_used_is_said(tmp_path, monkeypatch):
+    """It was the beginning of one file, and nothing told so."""
+    monkeypatch.setattr("dtl.data.collect.MIN_CHARACTERS", 20_000)
+    folder = rows_in(tmp_path / "wiki", 5)
+    data = prepare(config(folder, "wiki", max_samples=200, seq_len=64, validation_fraction=0.01), seq_len=64)
+    texts = "".join(data.samples("wiki", 999, 10_000))
+    assert all(f"file{file} " in texts for file in range(5))
+    (note,) = (note for note in data.notes if "are used" in note)
+    assert re.search(
+        r"wiki: 200 sequences of \d+ of the \d+ documents that were read are used, drawn by the seed", note
+    )
+    assert "data.max_samples=200 (sequences of 64 tokens)" in note and "is not read" in note
+    everything = prepare(config(folder, "wiki", max_samples=10**6, validation_fraction=0.01), seq_len=64)
+    assert not any("are used" in note for note in everything.notes)
+
+
+def test_a_mixture_says_how_much_of_the_further_source_it_uses(tmp_path, monkeypatch):
+    monkeypatch.setattr("dtl.data.collect.MIN_CHARACTERS", 20_000)
+    sources = {"qa": SourceConfig("qa"), "wiki": SourceConfig("wiki", str(rows_in(tmp_path / "wiki", 3)), weight=0.01)}
+    mixed = DataConfig(sources=sources, seq_len=64, document_mask=True, loss_on="answer")
+    mixed.recommended.max_epochs = 1
+    (note,) = (note for note in prepare(mixed, seq_len=64).notes if "are used" in note)
+    assert note.startswith("wiki: ") and "data.sources.wiki.weight=0.01, for 1 epochs" in note
+
+
+def test_three_characters_of_text_are_said_to_be_too_little(tmp_path):
+    for text, is_little in (("abc\nd", True), ("many words " * 200, False)):
+        data = prepare(config(write_texts(tmp_path / "t.jsonl", [text]), validation_fraction=0.0, test_fraction=0.0))
+        assert any("of training text: too little to learn a language from" in note for note in data.notes) == is_little
+    assert not any("too little" in note for note in prepare(config(kind="qa"), seq_len=256).notes)

@@ -517,3 +517,30 @@ def test_a_dialogue_is_kept_in_the_cache_as_it_is(tmp_path, monkeypatch):
     in_memory = prepare_data(config, TokenizerConfig("byte"), 512, 0)
     assert made.fingerprint == found.fingerprint == in_memory.fingerprint
     assert found.decode(found.train[0]) == in_memory.decode(in_memory.train[0])
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer", "expected"),
+    [
+        (["red", "blue"], 1, "blue"),  # MMLU
+        (["red", "blue"], "B", "blue"),  # RACE
+        ({"label": ["1", "2"], "text": ["red", "blue"]}, "2", "blue"),  # ARC
+        ([{"label": "A", "text": "red"}, {"label": "B", "text": "blue"}], "B", "blue"),  # OpenBookQA
+        ({"A": "red", "B": "blue"}, "B", "blue"),  # MedQA
+        (["red", "blue"], "blue", "blue"),
+        (["3", "1"], 1, "1"),
+        (["red", "blue"], "1", "1"),  # a text is a number only where the data says so
+        (["red", "blue"], "green", "green"),
+    ],
+)
+def test_choices_are_not_dropped_without_a_word(tmp_path, choices, answer, expected):
+    file = write(tmp_path / "a.jsonl", {"question": "Which is it?", "options": choices, "answer": answer})
+    pairs, notes = read(file)
+    assert [pair.answer for pair in pairs["train"]] == [expected]
+    assert any("1 record with choices, which are not in the questions" in note for note in notes)
+    assert any("read as its text" in note for note in notes) == (str(answer) != expected)
+    pairs, notes = read(file, columns={"choices": "options"})
+    (pair,) = pairs["train"]
+    texts = ["3", "1"] if "3" in choices else ["red", "blue"]
+    assert pair.question == f"Which is it? Choices: {'; '.join(texts)}."
+    assert not any("with choices" in note for note in notes)

@@ -19,6 +19,14 @@ from dtl.registry import TASKS
         ("an apple a day", "Apple,  day!"),
         ("U.S.A.", "usa"),
         ("rock'n'roll", "RocknRoll"),
+        ("\u201cDon\u2019t\u201d", "don't"),
+        ("1914\u20131918", "1914-1918"),
+        ("北京。", "北京"),
+        ("「東京」、", "東京"),
+        ("القاهرة؟", "القاهرة"),
+        ("Cafe\u0301", "café"),
+        ("\uff21\uff22\uff23\uff11\uff12\uff13", "abc123"),
+        ("\u200fthe sea\u200e", "sea"),
     ],
 )
 def test_equal_after_normalisation(one, other):
@@ -26,7 +34,17 @@ def test_equal_after_normalisation(one, other):
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [("Paris", "Parisian"), ("theatre", "atre"), ("A", ""), ("A", "the"), ("+", "-"), ("10", "1 0")]
+    ("one", "other"),
+    [
+        ("Paris", "Parisian"),
+        ("theatre", "atre"),
+        ("A", ""),
+        ("A", "the"),
+        ("+", "-"),
+        ("10", "1 0"),
+        ("。", "\uff0c"),
+        ("5 €", "5 £"),
+    ],
 )
 def test_different_after_normalisation(one, other):
     assert normalise(one) != normalise(other)
@@ -68,6 +86,9 @@ def test_a_missing_answer_is_an_error():
         ("red", "blue", 0),
         ("", "blue", 0),
         ("the", "The", 1),
+        ("北京市", "北京", 2 * (2 / 3) / (5 / 3)),  # scripts without spaces: characters
+        ("在 iPhone 上", "iphone", 2 * (1 / 3) / (4 / 3)),
+        ("กรุงเทพ", "กรุง", 2 * (4 / 7) / (11 / 7)),
     ],
 )
 def test_token_f1_by_hand(said, expected, score):

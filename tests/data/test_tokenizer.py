@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,8 +17,8 @@ from tokenizers import models, pre_tokenizers
 
 from dtl.data.config import TokenizerConfig
 from dtl.data.tokenizers import tokenizer as module
-from dtl.data.tokenizers.gpt2 import OFFLINE_PACKAGE
-from dtl.data.tokenizers.tokenizer import Tokenizer, build_tokenizer
+from dtl.data.tokenizers.gpt2 import END, OFFLINE_PACKAGE
+from dtl.data.tokenizers.tokenizer import MAX_TOKEN, PAD, Tokenizer, build_tokenizer
 from dtl.errors import ConfigError, DataError
 from dtl.registry import TOKENIZERS
 
@@ -237,3 +238,11 @@ def test_importing_the_module_loads_neither_torch_nor_transformers() -> None:
     program = f"import sys, dtl.data.tokenizers.tokenizer; print({heavy} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("word", ["".join(random.Random(3).choices("ab", k=5000)), " " * 5000, "天地玄黄" * 1250])
+def test_a_text_without_spaces_gives_no_endless_tokens(word):
+    """Each of its words was one token of thousands of bytes, after a time that grew with the square of its length."""
+    tokenizer = build_tokenizer(TokenizerConfig("bpe", vocab_size=4096), lambda: [f"{word} one", f"{word} two"])
+    assert 2 < max(map(len, set(tokenizer.backend.get_vocab()) - {END, PAD})) <= MAX_TOKEN
+    assert tokenizer.decode(tokenizer.encode(word)) == word

@@ -11,9 +11,11 @@ from xml.sax.saxutils import escape
 import pyarrow
 import pytest
 
+from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.wikipedia import dump as dump_module
 from dtl.data.wikipedia.dump import Article, dumps_at, is_dump, read_dump
 from dtl.data.wikipedia.pages import DumpCounts
+from dtl.data.wikipedia.source import WikiSource
 from dtl.errors import DataError
 
 PACK = {
@@ -205,7 +207,7 @@ def _each(reader, kept):
     [
         (b"", "before the first page"),
         (b"<html><body/></html>", "<mediawiki> was expected"),
-        (b"<mediawiki><page></page></mediawiki>", "siteinfo"),
+        (b"<mediawiki><page></page></mediawiki>", "before the first page"),
         (b"BZh91AY&SY garbage that is no bz2 at all, and goes on for a while", "bz2"),
         (dump(page("A", "B.")).replace(b"B.", b"\xff\xfe"), "damaged"),
         (dump(page("A", "B."), "<page><title>C</title><id>x</id></page>"), "after page 1 ('A')"),
@@ -241,6 +243,66 @@ def test_the_dumps_of_a_folder_come_in_order(tmp_path):
     assert dumps_at(tmp_path) == [first, second]
     assert dumps_at(first) == [first]
     assert dumps_at(tmp_path / "c.txt") == dumps_at(tmp_path / "missing") == []
+
+
+HTML = b"<!DOCTYPE html><html><body>404</body></html>"
+
+
+def notes_of(folder: Path, **settings) -> tuple[list[str], list[str]]:
+    """The titles that a run with this folder learns, and what it is told."""
+    config = DataConfig(sources={"wiki": SourceConfig("wiki", str(folder))}, **settings)
+    source = WikiSource("wiki", config.sources["wiki"], config, 0)
+    titles = [document.text.partition("\n")[0] for document in source.splits()["train"]]
+    return titles, source.notes()
+
+
+def test_every_file_in_a_folder_of_dumps_is_read_or_named_with_the_reason(tmp_path):
+    """They were dropped without a word, and the exit code was 0."""
+    written(tmp_path, dump(page("A", "Text of A.")), "a.xml")
+    written(tmp_path, dump(page("B", "Text of B.")).decode().encode("utf-16"), "b.xml")
+    written(tmp_path, gzip.compress(dump(page("C", "Text of C."))), "c.gz")
+    written(tmp_path, bz2.compress(HTML), "d.xml.bz2")
+    written(tmp_path, b'{"title": "E", "text": "e"}', "e.jsonl")
+    written(tmp_path, b"00 a.xml", "md5sums")
+    titles, notes = notes_of(tmp_path)
+    assert titles == ["A", "B", "C"]
+    (note,) = (note for note in notes if "not read" in note)
+    assert "3 files not read: d.xml.bz2 (HTML, perhaps of a failed download), e.jsonl (no dump), md5sums" in note
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [(b"\x00" * 9 + bz2.compress(dump())[9:], "b.xml.bz2"), (b"BZh9" + b"\x00" * 99, "b.xml-p1p2.bz2")],
+)
+def test_a_damaged_dump_among_others_is_an_error(tmp_path, content, name):
+    written(tmp_path, dump(page("A", "Text of A.")), "a.xml")
+    written(tmp_path, content, name)
+    with pytest.raises(DataError, match=re.escape(name)):
+        notes_of(tmp_path)
+
+
+def test_a_single_file_that_is_no_dump_is_told_so_and_not_to_use_what_was_used(tmp_path):
+    file = written(tmp_path, bz2.compress(HTML), "d.xml.bz2")
+    with pytest.raises(DataError, match="not a dump of MediaWiki: HTML") as error:
+        notes_of(file)
+    assert "data=wiki" not in str(error.value)
+
+
+def test_an_export_without_siteinfo_is_read(tmp_path):
+    pages = [page("A", "Text."), page("B: c", "Text.", ns=None), page("File:D.jpg", "Text.", ns=None)]
+    pages += [page("User talk:E", "Text.", ns=None), page("F", "Text.", ns=1)]
+    text = f"<mediawiki xml:lang='en'>{''.join(pages)}</mediawiki>"
+    counts = DumpCounts()
+    titles = [article.title for article in read_dump(written(tmp_path, text.encode()), counts=counts)]
+    assert titles == ["A", "B: c"] and counts.dropped == {"other namespace": 3}
+
+
+def test_a_sample_is_drawn_from_all_dumps_in_turn(tmp_path):
+    for name in "abc":
+        written(tmp_path, dump(*(page(f"{name}{n}", "Text.") for n in range(9))), f"{name}.xml")
+    titles, _ = notes_of(tmp_path, max_samples=5)
+    assert {title[0] for title in titles[:3]} == {"a", "b", "c"} and len(set(titles)) == 27
+    assert titles == notes_of(tmp_path, max_samples=5)[0] and sorted(titles) == notes_of(tmp_path)[0]
 
 
 @pytest.mark.slow

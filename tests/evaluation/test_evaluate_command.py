@@ -1,6 +1,7 @@
 """`python -m dtl.evaluate` from its command line: which data, which file, what is refused."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -115,7 +116,7 @@ def test_other_data_leaves_the_runs_figures_alone(evaluate, run_dir):
         "ckpt=latest", "data=text", "data.path=other.txt", "data.seq_len=31", "data.cache_dir=cache"
     )
     assert code == 0, err
-    assert "13-grams of text validation" in out and "out=FILE" in out
+    assert "13-grams of text test" in out and "text validation" not in out and "out=FILE" in out
     assert not (run_dir / "evaluation.json").exists()
 
 
@@ -123,7 +124,7 @@ def test_where_nothing_is_held_out_unanswerable_questions_are_not_asked_for(eval
     Path("few.jsonl").write_text('{"question": "Who?", "answer": "Ann"}\n{"question": "Where?", "answer": "Rome"}\n')
     code, out, err = evaluate("ckpt=latest", "data=qa", "data.qa.path=few.jsonl", "data.seq_len=61")
     assert code == 0, err
-    assert "none are held out" in out and "data.validation_fraction=0.1" in out and "unanswerable=" not in out
+    assert "calibrated on validation questions, and this data has none" in out and "unanswerable=" not in out
 
 
 def test_another_file_for_a_source_of_the_run_needs_its_path_alone(evaluate, run_dir):
@@ -134,6 +135,58 @@ def test_another_file_for_a_source_of_the_run_needs_its_path_alone(evaluate, run
     assert (written["path"], written["kind"]) == ("others.jsonl", "qa")
     code, _, err = evaluate("ckpt=latest", "data.sources.theirs.path=others.jsonl")
     assert code == 2 and "add data.sources.theirs.kind=..." in err
+
+
+def test_training_data_that_has_changed_since_is_said(evaluate, run_dir):
+    evaluate("ckpt=latest")
+    as_now = json.loads((run_dir / "evaluation.json").read_text())["data_fingerprint"]
+    model, tokenizer = tiny_model(vocab_size=258, max_seq_len=61), tiny_tokenizer().with_prompt(LEARNT)
+    config = (run_dir / "checkpoints/step-00000007/config.yaml").read_text()
+    for step, fingerprint in ((8, as_now), (9, "another")):
+        state = {"step": step, "epoch": 1, "data_fingerprint": fingerprint}
+        save_checkpoint(run_dir, model, tokenizer, config, state, moments(model))
+        for data in ([], [f"data.path={questions_in('other.jsonl', range(3))}"]):
+            code, out, err = evaluate("ckpt=latest", *data, "out=f.json")
+            assert code == 0, err
+            assert ("the training data is not the same as in the run" in out) == (fingerprint == "another")
+
+
+def questions_in(file: str, names: range) -> str:
+    Path(file).write_text("".join(json.dumps({"question": f"What is a{n}?", "answer": f"a{n}"}) + "\n" for n in names))
+    return file
+
+
+@pytest.mark.parametrize("data", [[], ["data=qa", "data.seq_len=31"]])
+def test_other_questions_are_all_for_the_test_and_compared_with_the_training_data(evaluate, run_dir, data):
+    """A part of it was once taken for training questions, which left the model's own out of the comparison."""
+    file = questions_in("other.jsonl", range(12))
+    code, out, err = evaluate("ckpt=latest", *data, f"data.path={file}", "out=f.json")
+    assert code == 0, err
+    written = json.loads(Path("f.json").read_text())
+    (scores,) = (scores for scores in written["answers"] if not scores["topic"])
+    assert (scores["split"], scores["questions"]) == ("test", 12)
+    assert scores["look_up"]["exact_match"] == 3 / 12  # three of them are training questions
+    (leak,) = written["question_leakage"]
+    assert (leak["questions"], leak["found"]) == (12, 3) and "3 of 12 test questions are training questions" in out
+    assert "all of it is for the test" in out
+
+
+@pytest.mark.parametrize("how", ["gone", "not recorded"])
+def test_without_the_training_data_there_is_no_comparison_and_that_is_said(evaluate, run_dir, how):
+    file = questions_in("other.jsonl", range(5))
+    checkpoint = run_dir
+    if how == "gone":
+        Path("pairs.jsonl").unlink()
+    else:
+        model, checkpoint = tiny_model(vocab_size=258, max_seq_len=61), Path("bare")
+        save_checkpoint(checkpoint, model, tiny_tokenizer(), "seed: 0\n", {"step": 1, "epoch": 0}, moments(model))
+    code, out, err = evaluate(f"ckpt={checkpoint}", "data=qa", f"data.path={file}", "data.seq_len=47", "out=f.json")
+    assert code == 0, err
+    assert "no retrieval, majority and leakage: the training data of the checkpoint is not available" in out
+    assert "pairs.jsonl" in out if how == "gone" else "not recorded" in out
+    written = json.loads(Path("f.json").read_text())
+    assert written["question_leakage"] == [] and written["answers"][0]["look_up"]["exact_match"] is None
+    assert not re.search(r"\bnan\b", out) and "Leakage" not in out
 
 
 def test_a_key_changes_the_runs_own_data(evaluate, run_dir):

@@ -3,9 +3,11 @@
 import io
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+from dtl.data.documents import QuestionAnswer
 from dtl.generation.config import SamplingConfig
 from dtl.terminal.chat import Chat
 from dtl.terminal.input import TooLong
@@ -56,6 +58,10 @@ class RoteModel(LoadedModel):
         self.asked = Asked()
         self._tokenizer = SimpleNamespace(prompt=None)  # pyright: ignore
         self._answer = answer
+
+    def fitting(self, pair: QuestionAnswer, max_new_tokens: int) -> QuestionAnswer:
+        words = pair.context.split()
+        return pair if len(words) <= self.context else replace(pair, context=" ".join(words[: self.context]))
 
     def count_tokens(self, text: str) -> int:
         return len(text.split())

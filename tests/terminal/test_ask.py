@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,17 @@ def test_a_wrong_answer_fails_and_is_named():
     assert str(wrong.value) == "1 of 2 answers are right. Wrong:\n  Two and two?  '5␛[2J', expected '4'"
     assert wrong.value.exit_code == 1
     assert "DTL: 5␛[2J\nwrong, expected: 4\n" in shown[-1] and "DTL: Paris\nright\n" in shown[-1]
+
+
+def test_a_context_that_does_not_fit_is_cut_and_that_is_said():
+    context = " ".join(["word"] * 2000)
+    prompts = list[str]()
+    model, _ = rote_model(lambda text, *_: [prompts.append(text), RoteContinuation([" 4"])][1])
+    out = io.StringIO()
+    ask_all([replace(PAIRS[0], context=context)], model, Screen(out, out, labelled=True), SAMPLING)
+    used = len(prompts[0].split("\n")[0]) - len("Context: ")
+    assert f"Its context does not fit: {used:,} of {len(context):,} characters are used." in out.getvalue()
+    assert prompts[0].endswith("Question: Two and two?\nAnswer:") and used < len(context)
 
 
 def test_pairs_are_read_as_data_qa_reads_them():

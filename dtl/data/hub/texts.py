@@ -16,6 +16,7 @@ from typing import Any
 from dtl.base.files import MANIFEST, read_manifest, write_atomically
 from dtl.base.json_files import read_json
 from dtl.base.network import hub_endpoint, require_hub, without_password
+from dtl.base.units import number_of
 from dtl.data.collect import entry_name, text_code
 from dtl.data.config import SPLITS, SourceConfig
 from dtl.data.documents import Document, article
@@ -155,6 +156,7 @@ class HubTexts:
         self._spec = spec
         self._asked = False
         self._notes: list[str] = []
+        self._n_numbers = 0  # read as texts
         self.sha = self._commit()
         subset = f" {spec.subset}" if spec.subset else ""
         self.origin = f"{spec.dataset}{subset} (hub, commit {self.sha[:12]})"
@@ -274,6 +276,8 @@ class HubTexts:
             stream.end()
 
     def _text(self, value: Any) -> str:
+        if isinstance(value, int | float) and value == value:
+            self._n_numbers += 1
         return text_of(value, f"{self.origin}, column {self.column}")
 
     def notes(self) -> list[str]:
@@ -282,6 +286,11 @@ class HubTexts:
         return [
             f"{spec.dataset}: read at commit {self.sha}; {spec.settings}.revision={NEWEST} takes the newest.",
             *self._notes,
+            *(
+                [f"{self.origin}: {number_of('numbers', self._n_numbers)} in column {self.column!r}, read as digits."]
+                if self._n_numbers
+                else []
+            ),
         ]
 
 

@@ -5,17 +5,20 @@ Reads .txt (one record per file), .jsonl (one per line), .json (one per element 
 stops a run: undecodable bytes become U+FFFD, are counted, and reported in a note.
 """
 
+import itertools
 import os
 import random
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence, Set
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from dtl.base.progress import Pace
+from dtl.base.safe_text import in_one_line
 from dtl.base.units import number_of
 from dtl.data.local.formats import KINDS, READ, Format, has_known_name, recognise, suffixes_of
 from dtl.data.local.readers import TEXT_READERS, Record, open_parquet, read_parquet
@@ -39,7 +42,11 @@ METADATA = frozenset({
 # takes a part of a second.
 MAX_OTHERS = 20_000
 MAX_AT_HOME = 2_000  # files in a home folder, or above it, before it counts as the wrong folder
+AT_ONCE = 64  # files, or row groups, read in turn where a sample is drawn
 FILES_IN_NOTES = 5  # whose anomalies are listed; the others are only counted
+
+
+Item = TypeVar("Item")
 
 
 class _Unit(NamedTuple):
@@ -60,8 +67,8 @@ def split_of(relative: Path) -> str | None:
     return next((SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS), None)
 
 
-def files_in(folder: Path, origin: str, wanted: Callable[[str], bool]) -> tuple[list[Path], list[str]]:
-    """Return the wanted files in a folder and its subfolders, sorted, and the names of a few others.
+def files_in(folder: Path, origin: str, wanted: Callable[[str], bool]) -> tuple[list[Path], list[str], int]:
+    """Return the wanted files in a folder and its subfolders, sorted, the names of a few others, and their number.
 
     Hidden files and folders are left out, and links to folders. Raises DataError soon for what is no folder of data: a
     home folder or one above it, and one where few of many files are wanted. Raises OSError.
@@ -103,7 +110,7 @@ def files_in(folder: Path, origin: str, wanted: Callable[[str], bool]) -> tuple[
                         f"holds text. Give the folder in it that holds the texts ({READ})."
                     )
             pace.report(f"{len(found) + n_others:,} files")
-    return sorted(found), others
+    return sorted(found), others, n_others
 
 
 class LocalFiles:
@@ -118,7 +125,8 @@ class LocalFiles:
     Raises DataError when there is nothing to read at the path.
     """
 
-    def __init__(self, path: str, key: str, allow_truncated: bool = False) -> None:
+    def __init__(self, path: str, key: str, allow_truncated: bool = False, encoding: str | None = None) -> None:
+        self._encoding = encoding  # of all files; None: each file's own
         self.origin = f"{key}={path}"
         self._allow_truncated = allow_truncated
         self.root = Path(os.path.expanduser(path))  # Path.expanduser raises for ~nobody
@@ -128,6 +136,9 @@ class LocalFiles:
         self._left_out: list[Path] = []
         self._empty: list[Path] = []
         self._metadata: list[Path] = []
+        self._others: list[str] = []  # a few names of files of other kinds
+        self._n_others = 0
+        self._n_numbers = 0  # read as texts
         self.by_split = self._find()
 
     def paths(self) -> list[Path]:
@@ -158,7 +169,8 @@ class LocalFiles:
         return f"{self.origin}: there is no such file or folder. Found in {nearest}: {listing}."
 
     def _find_in_folder(self) -> dict[str, list[Path]]:
-        files, others = files_in(self.root, self.origin, has_known_name)
+        files, others, self._n_others = files_in(self.root, self.origin, has_known_name)
+        self._others = others
         self._metadata = [file for file in files if file.name.lower() in METADATA]
         if len(self._metadata) < len(files) or others:  # where it is the only file, it is the data
             files = [file for file in files if file not in set(self._metadata)]
@@ -189,18 +201,35 @@ class LocalFiles:
         """Yield every record of a split. Raises DataError with the file and place of unreadable data.
 
         Of a parquet file only `columns` (lower case) are read, where it has them; none means all. With `order_seed`,
-        files and the row groups of parquet files come in a random order, so that a reader that stops early has a
-        sample and not the beginning.
+        files and the row groups of parquet files come in a random order, a record of each in turn, so that a reader
+        that stops early has a sample of all files and not the beginning of one.
         """
         units = [unit for file in self.by_split[split] for unit in _units(file)]
         if order_seed is not None:
             random.Random(order_seed).shuffle(units)
-        for unit in units:
-            anomalies = self._anomalies[unit] = Anomalies()  # replaced: a second read must not count twice
-            if unit.format.kind == "parquet":
-                yield from read_parquet(unit.file, unit.row_group, columns, anomalies)
-            else:
-                yield from _text_records(unit, anomalies, self._allow_truncated)
+        yield from in_turn((self._read(unit, columns) for unit in units), AT_ONCE if order_seed is not None else 1)
+
+    def _read(self, unit: _Unit, columns: Sequence[str]) -> Iterator[Record]:
+        anomalies = self._anomalies[unit] = Anomalies()  # replaced: a second read must not count twice
+        if unit.format.kind == "parquet":
+            return read_parquet(unit.file, unit.row_group, columns, anomalies)
+        return _text_records(unit, anomalies, self._allow_truncated, self._encoding)
+
+    def texts(
+        self, split: str, column: str, others: Sequence[str], order_seed: int | None, name: str
+    ) -> Iterator[tuple[Record, str]]:
+        """Yield every record of a split with its text: the field `column`; `others` are read too. `name` is the
+        source's. Raises DataError for a column with numbers only, which is another one than was meant."""
+        n_texts = n_numbers = 0
+        for record in self.records(split, (*others, column), order_seed):
+            value = field(record, column, remedy=other_column(name))
+            n_texts += 1
+            if isinstance(value, int | float | Decimal) and value == value:  # no missing number
+                n_numbers += 1
+                self._n_numbers += 1
+            yield record, text_of(value, record.place)
+        if n_numbers == n_texts > 0:
+            raise DataError(f"{self.origin}: column {column!r} holds numbers only, no text.{other_column(name)}NAME")
 
     def notes(self) -> list[str]:
         """Return messages for the user on what has been read so far, one line each."""
@@ -213,6 +242,10 @@ class LocalFiles:
         notes = lines[:FILES_IN_NOTES]
         if len(lines) > FILES_IN_NOTES:
             notes.append(f"{self.origin}: {len(lines) - FILES_IN_NOTES} more files have such anomalies.")
+        if self._n_numbers:
+            notes.append(
+                f"{self.origin}: {number_of('numbers', self._n_numbers)} in the column of text, read as digits."
+            )
         if self._empty:
             notes.append(f"{self.origin}: empty files (0 bytes) left out: {_listed(self._empty)}.")
         n_extracted = len({unit.file for unit in self._anomalies if unit.format.kind == "docs"})
@@ -220,15 +253,36 @@ class LocalFiles:
             notes.append(f"{self.origin}: {number_of('files', n_extracted)} of WikiExtractor, each <doc> an article.")
         if self._metadata:
             notes.append(f"{self.origin}: files about the data, not read: {_listed(self._metadata)}.")
+        if self._others:
+            names = listed(self._others, self._n_others)
+            notes.append(f"{self.origin}: {number_of('files', self._n_others)} of other kinds not read: {names}.")
         if self._left_out:
             names = _listed(self._left_out)
             notes.append(f"{self.origin}: not used, since only other files' names name a split: {names}.")
         return notes
 
 
+def in_turn(parts: Iterator[Iterator[Item]], at_once: int) -> Iterator[Item]:
+    """Yield an item of each part in turn, of at most `at_once` at a time: the next begins where one ends."""
+    opened = deque(itertools.islice(parts, at_once))
+    while opened:
+        part = opened.popleft()
+        for item in part:
+            yield item
+            opened.append(part)
+            break
+        else:
+            opened.extend(itertools.islice(parts, 1))
+
+
+def listed(names: Sequence[str], n: int | None = None) -> str:
+    """Return the first three names, and how many more there are; `n`: of how many, where these are only some."""
+    first, n = [in_one_line(name) for name in names[:3]], len(names) if n is None else n
+    return f"{', '.join(first)} and {n - len(first)} more" if n > len(first) else ", ".join(first)
+
+
 def _listed(files: Sequence[Path]) -> str:
-    names = ", ".join(file.name for file in files[:3])
-    return f"{names} and {len(files) - 3} more" if len(files) > 3 else names
+    return listed([file.name for file in files])
 
 
 def _units(file: Path) -> list[_Unit]:
@@ -241,11 +295,11 @@ def _units(file: Path) -> list[_Unit]:
     return [_Unit(file, format, group) for group in range(open_parquet(file).num_row_groups)]
 
 
-def _text_records(unit: _Unit, anomalies: Anomalies, allow_truncated: bool) -> Iterator[Record]:
+def _text_records(unit: _Unit, anomalies: Anomalies, allow_truncated: bool, encoding: str | None) -> Iterator[Record]:
     n_read = position = 0
     compression = unit.format.compression
     try:
-        with OpenText(unit.file, compression, anomalies, allow_truncated) as text:
+        with OpenText(unit.file, compression, anomalies, allow_truncated, encoding) as text:
             for record in TEXT_READERS[unit.format.kind](text):
                 yield record
                 n_read += 1
@@ -274,11 +328,19 @@ def field(record: Record, *names: str, remedy: str = "") -> Any:
         if (plain := name.strip().casefold()) in named:
             return named[plain]
     present = ", ".join(map(str, record.fields)) or "none"
-    if remedy:  # ready to paste: the column with the longest text
+    if remedy and is_question({*named}):
+        remedy = " Questions with answers are read with data=qa data.qa.path=PATH."
+    elif remedy:  # ready to paste: the column with the longest text
         by_length = {name: len(value) for name, value in record.fields.items() if isinstance(value, str)}
         longest = str(max(by_length, key=by_length.__getitem__, default="NAME"))
         remedy = f"{remedy}{quoted_name(longest)}."
     raise DataError(f"{record.place}: no field '{' or '.join(names)}'. Found: {present}.{remedy}")
+
+
+def is_question(names: Set[str]) -> bool:
+    """Return True for the fields of a question with its answer, or of a chat."""
+    asked, answered = {"question", "instruction", "prompt"}, {"answer", "answers", "output", "response", "completion"}
+    return bool({"messages", "conversations"} & names or (asked & names and answered & names))
 
 
 def quoted_name(name: str) -> str:

@@ -3,6 +3,7 @@
 No anomaly stops a run. Undecodable bytes become U+FFFD; a note reports the counts and first places.
 """
 
+import codecs
 import io
 import re
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ class Anomalies:
     counts: dict[str, tuple[int, str]] = field(default_factory=dict)  # kind -> how often, place of the first
     rows_left_out: int = 0  # of CSV, with another number of fields than the header
     lines_left_out: list[int] = field(default_factory=list)  # where the first of them begin
+    guess: str = ""  # the likely encoding of a file that is not UTF-8
     end: str = ""  # why the rest was not read, and how much is kept
 
     def leave_out_row(self, line: int) -> None:
@@ -75,6 +77,13 @@ def describe(file: Path, parts: list[Anomalies]) -> str | None:
         for kind, (count, place) in part.counts.items():
             total.add(kind, count, place)
     notes = [f"{count:,} x {kind} (first at {place}), {_done(kind)}" for kind, (count, place) in total.counts.items()]
+    guess = next((part.guess for part in parts if part.guess), "")
+    if guess or NOT_UTF8 in total.counts:
+        notes.append(
+            f"probably {guess}: data.encoding={guess} reads it"
+            if guess
+            else "data.encoding=NAME reads it in its own encoding, such as cp1251, shift_jis or gb18030"
+        )
     for part in parts:
         if part.rows_left_out:
             lines = ", ".join(map(str, part.lines_left_out)) + (", ..." if part.rows_left_out > LINES_IN_NOTES else "")
@@ -95,6 +104,32 @@ def _done(kind: str) -> str:
     return DONE[kind] if kind in DONE else DONE[NOT_UTF8] if kind.startswith("not ") else "converted"
 
 
+def likely_encoding(raw: bytes) -> str:
+    """Return the likely encoding of bytes that are not UTF-8; empty where none is likely.
+
+    Two guesses that are rarely wrong: UTF-16 without a mark by its zeros, and Western letters by their being few.
+    """
+    zeros = [raw[start::2].count(0) for start in (0, 1)]
+    if max(zeros) > len(raw) / 8:
+        return "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"
+    high = bytes(byte for byte in raw if byte > 127)
+    letters = len(re.findall(rb"[A-Za-z\x80-\xff]", raw))
+    # Of German, French or Spanish letters 2 to 8 % are beyond ASCII, of Czech or Turkish in their encodings up to 15 %,
+    # of Russian or Greek nearly all.
+    if len(high) > max(2, letters / 4):
+        return ""
+    try:
+        text = high.decode("cp1252")
+    except UnicodeDecodeError:
+        return "latin-1"
+    return (
+        "cp1252"
+        if sum(c.isalpha() or c in "\u2018\u2019\u201c\u201d\u2013\u2014\u2026\xab\xbb\xb0\u20ac\xa3" for c in text) * 2
+        > len(text)
+        else ""
+    )
+
+
 class OpenText:
     """A text file that is being read. `position` counts the bytes read, decompressed ones of a compressed file.
 
@@ -102,7 +137,15 @@ class OpenText:
     ends where its damage begins.
     """
 
-    def __init__(self, file: Path, compression: str, anomalies: Anomalies, allow_truncated: bool = False) -> None:
+    def __init__(
+        self,
+        file: Path,
+        compression: str,
+        anomalies: Anomalies,
+        allow_truncated: bool = False,
+        encoding: str | None = None,
+    ) -> None:
+        self._given = encoding
         self.file = file
         self.anomalies = anomalies
         self.allow_truncated = allow_truncated
@@ -115,6 +158,11 @@ class OpenText:
     def __enter__(self) -> "OpenText":
         try:
             self.encoding, mark = encoding_of(self._stream.peek(4)[:4])
+            if self._given is not None:
+                wide = self._given.lower().replace("_", "-") in ("utf-16", "utf-32")
+                given = self.encoding if wide and mark else f"{self._given}-le" if wide else self._given
+                mark = mark if codecs.lookup(given) == codecs.lookup(self.encoding) else 0
+                self.encoding = given
             self._stream.read(mark)
         except BaseException:
             self._stream.close()
@@ -160,7 +208,7 @@ class OpenText:
 
     def lines(self) -> Iterator[tuple[int, str]]:
         """Yield each line with the byte it starts at, its `\\n` included. Lines of any length are read into memory."""
-        for raw in self._stream if self.encoding == "utf-8" else self._wide_lines():
+        for raw in self._stream if "\n".encode(self.encoding) == b"\n" else self._wide_lines():
             start = self.position
             yield start, self._decode(raw)
 
@@ -187,8 +235,11 @@ class OpenText:
         except UnicodeDecodeError as error:
             text = raw.decode(self.encoding, "replace")
             meant = raw.decode(self.encoding, "ignore").count("\ufffd")  # U+FFFD that the file itself contains
+            self.anomalies.guess = self.anomalies.guess or likely_encoding(raw)
             kind = NOT_UTF8 if self.encoding == "utf-8" else f"not {self.encoding.upper()}"
             self.anomalies.add(kind, text.count("\ufffd") - meant, self.at(start + error.start))
+        if text.count("\0") > len(text) / 8:
+            self.anomalies.guess = self.anomalies.guess or likely_encoding(raw)
         self._note(NUL, "\x00", text, raw, start)
         return text
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from dtl.base.safe_text import in_one_line
 from dtl.data.config import DataConfig, SourceConfig, with_line_ends
 from dtl.data.documents import Document
-from dtl.data.local.files import LocalFiles, field, other_column, raise_if_without_columns, text_of
+from dtl.data.local.files import LocalFiles, raise_if_without_columns
 from dtl.data.sources import order_seed, path_key
 from dtl.errors import DataError
 from dtl.registry import SOURCES
@@ -32,11 +32,11 @@ class TextSource:
     def __init__(self, name: str, source: SourceConfig, data: DataConfig, seed: int) -> None:
         if source.path is None:
             raise DataError(f"{path_key(data, name)}=null: kind=text needs a file or folder.")
-        self.files = LocalFiles(source.path, path_key(data, name), data.allow_truncated)
+        self.files = LocalFiles(source.path, path_key(data, name), data.allow_truncated, data.encoding)
         self.origin = self.files.origin
         raise_if_without_columns(self.files, name, source.column)
         self._column = source.column or "text"
-        self._remedy = other_column(name)
+        self._name = name
         self._order_seed = order_seed(data, name, seed)
         self._separator = None if data.separator is None else with_line_ends(data.separator)
         self._n_separated = self._n_parts = 0
@@ -49,8 +49,7 @@ class TextSource:
         return {split: self._documents(split) for split in self.files.by_split}
 
     def _documents(self, split: str) -> Iterator[Document]:
-        for record in self.files.records(split, (self._column,), self._order_seed):
-            text = text_of(field(record, self._column, remedy=self._remedy), record.place)
+        for _, text in self.files.texts(split, self._column, (), self._order_seed, self._name):
             if not self._n_texts:
                 self._signs = Counter(_LINES_OF_SIGNS.findall(text))
             self._n_texts += 1

@@ -6,6 +6,7 @@ the Hugging Face hub, DTL's own facts: one answer, and paraphrases by split, and
 surrounding space of names are ignored.
 """
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,9 +21,11 @@ from dtl.data.local.readers import Record
 from dtl.errors import DataError
 
 QUESTION = ("question", "questions", "instruction", "prompt", "input")
-ANSWER = ("answer", "output", "response", "completion", "chosen", "answers")
+ANSWER = ("answer", "output", "response", "completion", "chosen", "answers", "answerkey")
 CONTEXT = ("context", "input")
 TOPIC = ("topic", "category")
+CHOICES = ("choices", "options")
+LETTERS = "ABCDEFGHIJ"
 MARKED = ("text", "chosen", "conversation", "dialogue", "dialog", "chat")  # may hold a chat as a text with markers
 NESTED = ("data", "paragraphs", "qas")  # SQuAD's lists, outermost first
 MAX_PLACES = 3  # named of the records left out for one reason
@@ -52,6 +55,8 @@ class PairReader:
         self._context: Sequence[str] = self._own.get("context", CONTEXT)
         self._topic: Sequence[str] = self._own.get("topic", TOPIC)
         self._id = self._own.get("id", ("id",))[0]
+        self._choices: Sequence[str] = self._own.get("choices", CHOICES)
+        self._n_choices = self._n_labels = 0  # records with choices; with the number or letter of one as the answer
         self._forms: Counter[str] = Counter()  # what the records were recognised as
         self._chats: Counter[int] = Counter()  # with one turn, with several
         self._left_out_of_chats: Counter[str] = Counter()
@@ -113,6 +118,11 @@ class PairReader:
         if not answers:
             is_squad = isinstance(fields[answer_name], dict | list)  # which marks a question without answer so
             return self._skip(IMPOSSIBLE if is_squad else EMPTY_ANSWER, place)
+        choices = _choices(fields, self._choices, isinstance(fields[answer_name], int))
+        self._n_choices += bool(choices)
+        if len(answers) == 1 and (label := choices.get(answers[0])) and answers[0] not in choices.values():
+            answers = [label]
+            self._n_labels += 1
         accepted = tuple(answers) if len(answers) > 1 else ()
         context_name = _first_name(fields, self._context)
         is_context = context_name and context_name != question_name
@@ -124,6 +134,8 @@ class PairReader:
         self._forms[", ".join(f"{what} '{name}'" for what, name in given.items() if name)] += 1
         for split, question in questions:
             if question.strip():
+                if "choices" in self._own and choices:
+                    question = f"{question.strip()} Choices: {'; '.join(dict.fromkeys(choices.values()))}."
                 yield split, QuestionAnswer(question.strip(), answers[0], topic, fact, context, accepted)
             else:
                 self._skip(EMPTY_QUESTION, place)
@@ -169,6 +181,16 @@ class PairReader:
             read = ", ".join(f"{self._chats[several]:,} {way}" for several, way in ways.items() if self._chats[several])
             left_out = ", ".join(f"{count:,} x {reason}" for reason, count in self._left_out_of_chats.most_common())
             notes.append(f"{origin}: read as chats: {read}.{f' Left out of them: {left_out}.' if left_out else ''}")
+        if self._n_choices and "choices" not in self._own:
+            notes.append(
+                f"{origin}: {number_of('records', self._n_choices)} with choices, which are not in the questions, "
+                "though some may need them. To put them in: 'data.qa.columns={choices: choices}'"
+            )
+        if self._n_labels:
+            notes.append(
+                f"{origin}: {number_of('answers', self._n_labels)} given as the number or letter of a choice, read as "
+                "its text."
+            )
         notes += [
             f"{origin}: {count:,} x {reason}, left out: {', '.join(places)}"
             + (f" and {count - len(places):,} more." if count > len(places) else ".")
@@ -224,6 +246,25 @@ def _first_name(fields: dict[str, Any], names: Sequence[str]) -> str:
     """Return the first of the names with a value; else the first that is present; else an empty text."""
     present = [name for name in names if name in fields]
     return next((name for name in present if fields[name] not in (None, "", [])), present[0] if present else "")
+
+
+def _choices(fields: dict[str, Any], names: Sequence[str], by_number: bool) -> dict[str, str]:
+    """Return the choices of a question by the labels that its answer may have; empty for none.
+
+    A list of texts (labels: letters, or `by_number` numbers from 0 on), of objects with label and text, an object of
+    texts by label, or one with a list of each, as of ARC.
+    """
+    value = next((fields[name] for name in names if isinstance(fields.get(name), list | dict)), None)
+    if isinstance(value, dict) and isinstance(value.get("text"), list):
+        labels = value.get("label")
+        pairs = list(zip(labels if isinstance(labels, list) else LETTERS, value["text"], strict=False))
+    elif isinstance(value, dict):
+        pairs = list(value.items())
+    elif value and all(isinstance(choice, dict) and "text" in choice for choice in value):
+        pairs = [(choice.get("label"), choice["text"]) for choice in value]
+    else:
+        pairs = list(zip(itertools.count() if by_number else LETTERS, value or (), strict=False))
+    return {str(label): str(text).strip() for label, text in pairs if isinstance(text, str | int | float)}
 
 
 def _answers(fields: dict[str, Any], name: str, place: str) -> list[str]:

@@ -32,7 +32,9 @@ class QuestionSource:
 
     def __init__(self, name: str, source: SourceConfig, data: DataConfig, seed: int) -> None:
         self.files = (
-            LocalFiles(source.path, path_key(data, name), data.allow_truncated) if source.path is not None else None
+            LocalFiles(source.path, path_key(data, name), data.allow_truncated, data.encoding)
+            if source.path is not None
+            else None
         )
         self.origin = self.files.origin if self.files else "the facts that ship with DTL"
         self._order_seed = order_seed(data, name, seed)

@@ -13,7 +13,7 @@ import itertools
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -43,13 +43,24 @@ def is_dump(path: Path) -> bool:
 
     Raises OSError when the file cannot be opened.
     """
+    head = _head(path)
+    if head is None or not head.strip():  # damaged, or cut off at once: reading it reports the place
+        return _is_named_xml(path.name)
+    return b"<mediawiki" in head and not head.startswith(tuple(NOT_READ))  # a zip archive may store a dump as is
+
+
+def _head(path: Path) -> bytes | None:
+    """Return the first bytes of a file, decompressed and without the zeros of UTF-16; None where they are damaged."""
     with path.open("rb") as raw:
         head = raw.read(4096)
     if compression := compression_of(head):
-        head = decompressed_head(path, compression)
-    if not head.strip():
-        return suffixes_of(path.name)[0] == ".xml"
-    return b"<mediawiki" in head[:4096] and not head.startswith(tuple(NOT_READ))  # a zip archive may store a dump as is
+        return decompressed_head(path, compression)[:4096].replace(b"\0", b"")
+    named, is_text = suffixes_of(path.name)[1], head.lstrip(b"\xef\xbb\xbf\xff\xfe\0 \t\r\n").startswith(b"<")
+    return None if named and head and not is_text else head.replace(b"\0", b"")
+
+
+def _is_named_xml(name: str) -> bool:
+    return ".xml" in name.lower()
 
 
 def dumps_at(path: Path, origin: str | None = None) -> list[Path]:
@@ -59,9 +70,36 @@ def dumps_at(path: Path, origin: str | None = None) -> list[Path]:
     to be one of data, OSError when the path cannot be read.
     """
     if path.is_dir():
-        named, _ = files_in(path, origin or str(path), lambda name: ".xml" in name.lower() or has_known_name(name))
-        return [file for file in named if ".xml" in file.name.lower() and is_dump(file)]
+        named = _named(path, origin or str(path))[0]
+        return [file for file in named if is_dump(file)]
     return [path] if path.is_file() and is_dump(path) else []
+
+
+def _named(folder: Path, origin: str) -> tuple[list[Path], list[Path], list[str]]:
+    """Return the files in a folder that may be dumps by name, those that have other text, and names of a few others."""
+    files, others, _ = files_in(folder, origin, lambda name: _may_be_dump(name) or has_known_name(name))
+    return [f for f in files if _may_be_dump(f.name)], [f for f in files if not _may_be_dump(f.name)], others
+
+
+def _may_be_dump(name: str) -> bool:
+    suffix, compression = suffixes_of(name)
+    return _is_named_xml(name) or (bool(compression) and not has_known_name(f"x{suffix}"))
+
+
+def unread_at(path: Path, origin: str, dumps: Sequence[Path]) -> list[str]:
+    """Return what is not read at a path with these dumps: names of files, each with the reason."""
+    if not path.is_dir():
+        return [] if dumps else [_why_not(path)]
+    named, others, more = _named(path, origin)
+    unread = [f"{file.relative_to(path)} ({_why_not(file)})" for file in named if file not in set(dumps)]
+    return unread + [f"{file.relative_to(path)} (no dump)" for file in others] + [f"{name} (no dump)" for name in more]
+
+
+def _why_not(path: Path) -> str:
+    head = (_head(path) or b"").lstrip().lower()
+    if head.startswith((b"<!doctype html", b"<html")):
+        return "HTML, perhaps of a failed download"
+    return "XML without <mediawiki> at its beginning" if head.startswith(b"<") else "no dump"
 
 
 def read_dump(

@@ -1,5 +1,6 @@
 """The pages of a MediaWiki dump that are worth parsing, in constant memory, and counts of all pages."""
 
+import itertools
 import os
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -18,6 +19,12 @@ CHUNK_CHARACTERS = 400_000  # wikitext sent to a worker at a time: a tenth of a 
 MAX_CHARACTERS = 4_000_000  # twice MediaWiki's limit for a page; a longer one is no article
 _LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"  # the attribute xml:lang
 FILE, CATEGORY, MAIN = 6, 14, 0  # keys of namespaces, the same in every language
+# For exports without <siteinfo>: the names of namespaces that MediaWiki knows in every language.
+_NAMES = {-2: "Media", -1: "Special", 0: "", 1: "Talk", 2: "User", 4: "Project", 6: "File", 8: "MediaWiki",
+          10: "Template", 12: "Help", 14: "Category", 100: "Wikipedia", 828: "Module"}  # fmt: skip
+_NAMES |= {key + 1: f"{name} talk" for key, name in _NAMES.items() if key > 0 and key % 2 == 0}
+_SITE_INFO = "".join(f'<namespace key="{key}" case="first-letter">{name}</namespace>' for key, name in _NAMES.items())
+_SITE_INFO = f"<siteinfo><namespaces>{_SITE_INFO}</namespaces></siteinfo>"
 
 
 class Page(NamedTuple):
@@ -140,7 +147,12 @@ class Pages:
         if root.tag != "mediawiki":
             raise ValueError(f"<mediawiki> was expected at the beginning, not <{root.tag}>")
         self.language = root.attr(_LANGUAGE, "").partition("-")[0]
-        dump = mwxml.Dump.from_element(root)
+        elements = iter(root)
+        first = next(elements, None)
+        begin = [first] if first is not None else []
+        if first is not None and first.tag == "page":  # an export may lack it, and mwxml demands it
+            begin = [ElementIterator.from_string(_SITE_INFO), first]
+        dump = mwxml.Dump.from_element(itertools.chain(begin, elements))
         spaces = dump.site_info.namespaces or ()
         self.names = frozenset(space.name.lower() for space in spaces if space.id in (FILE, CATEGORY) and space.name)
         for page in dump.pages:

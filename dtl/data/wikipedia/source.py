@@ -1,22 +1,27 @@
 """The source `wiki`: articles of Wikipedia, from a dump, from local files, or from the hub."""
 
 import os
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dtl.base.units import number_of
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import Document, article
 from dtl.data.hub.source import hub_dataset_spec
 from dtl.data.hub.texts import HubTexts
-from dtl.data.local.files import LocalFiles, field, other_column, raise_if_without_columns, text_of
+from dtl.data.local.files import LocalFiles, in_turn, listed, raise_if_without_columns, text_of
 from dtl.data.sources import order_seed, path_key
 from dtl.errors import DataError
 from dtl.registry import SOURCES
 
 if TYPE_CHECKING:
     from dtl.data.wikipedia.pages import DumpCounts
+
+
+DUMPS_AT_ONCE = 16  # read in turn where a sample is drawn
 
 
 @SOURCES.register("wiki")
@@ -30,11 +35,11 @@ class WikiSource:
 
     def __init__(self, name: str, source: SourceConfig, data: DataConfig, seed: int) -> None:
         self._order_seed = order_seed(data, name, seed)
-        self.dumps = _dumps(source.path, f"{path_key(data, name)}={source.path}")
+        self.dumps, self._unread = _dumps(source.path, f"{path_key(data, name)}={source.path}")
         self._dump_counts: list[tuple[Path, DumpCounts]] = []
         self._allow_truncated = data.allow_truncated
         self._column = source.column or "text"
-        self._remedy = other_column(name)
+        self._name = name
         self.files: LocalFiles | None = None
         self._hub: HubTexts | None = None
         self.commit: str | None = None  # of the hub: dataset@sha
@@ -44,7 +49,7 @@ class WikiSource:
                 key = f"data.sources.{name}.column={source.column}"
                 raise DataError(f"{key}: a MediaWiki dump has no columns. Leave it out.")
             if not self.dumps:
-                self.files = LocalFiles(source.path, path_key(data, name), data.allow_truncated)
+                self.files = LocalFiles(source.path, path_key(data, name), data.allow_truncated, data.encoding)
                 raise_if_without_columns(self.files, name, source.column)
         else:
             alternatives = (
@@ -66,23 +71,30 @@ class WikiSource:
         return {split: self._from_files(self.files, split) for split in self.files.by_split}
 
     def _from_files(self, files: LocalFiles, split: str) -> Iterator[Document]:
-        for record in files.records(split, ("title", self._column), self._order_seed):
-            text = text_of(field(record, self._column, remedy=self._remedy), record.place)
+        for record, text in files.texts(split, self._column, ("title",), self._order_seed, self._name):
             title = text_of(record.fields.get("title"), record.place)
             first, _, rest = text.partition("\n")
             # WikiExtractor repeats the title as the first line.
             yield article(title, rest.lstrip() if title and first.strip() == title.strip() else text)
 
     def _from_dumps(self) -> Iterator[Document]:
-        """Yield articles in the order of the dump: a sample of it is its beginning."""
+        """Yield articles in the order of the dumps; where a sample is drawn, of all dumps in turn. A sample of a single
+        dump is its beginning."""
+        if self._order_seed is None or len(self.dumps) == 1:
+            yield from in_turn((self._from_dump(dump, None) for dump in self.dumps), 1)
+            return
+        dumps = random.Random(self._order_seed).sample(self.dumps, len(self.dumps))
+        # In this process: each reader would start as many others as there are processors.
+        yield from in_turn((self._from_dump(dump, 1) for dump in dumps), DUMPS_AT_ONCE)
+
+    def _from_dump(self, dump: Path, processes: int | None) -> Iterator[Document]:
         from dtl.data.wikipedia.dump import read_dump
         from dtl.data.wikipedia.pages import DumpCounts
 
-        for dump in self.dumps:
-            counts = DumpCounts()
-            self._dump_counts.append((dump, counts))
-            for title, text in read_dump(dump, counts=counts, allow_truncated=self._allow_truncated):
-                yield article(title, text)
+        counts = DumpCounts()
+        self._dump_counts.append((dump, counts))
+        for title, text in read_dump(dump, processes=processes, counts=counts, allow_truncated=self._allow_truncated):
+            yield article(title, text)
 
     def require_hub(self) -> None:
         """Raises DataError when the articles are the hub's and it does not answer."""
@@ -100,16 +112,30 @@ class WikiSource:
         return [example for _, counts in self._dump_counts for example in counts.examples]
 
     def notes(self) -> list[str]:
-        notes = [*(self.files.notes() if self.files else []), *(self._hub.notes() if self._hub else [])]
+        unread = [f"{self.origin}: {number_of('files', len(self._unread))} not read: {listed(self._unread)}."]
+        notes = [
+            *(unread if self._unread else []),
+            *(self.files.notes() if self.files else []),
+            *(self._hub.notes() if self._hub else []),
+        ]
         return notes + [f"{dump}: {line}" for dump, counts in self._dump_counts for line in counts.lines()]
 
 
-def _dumps(path: str | None, origin: str) -> list[Path]:
-    if path is None or not path.strip():
-        return []
-    from dtl.data.wikipedia.dump import dumps_at  # imported here: its import takes a moment
+def _dumps(path: str | None, origin: str) -> tuple[list[Path], list[str]]:
+    """Return the dumps at a path and, if there are any, what else is there, each with the reason why it is not read.
 
+    Raises DataError for a file whose name says that it is a dump, where it is none.
+    """
+    if path is None or not path.strip():
+        return [], []
+    from dtl.data.wikipedia.dump import dumps_at, unread_at  # imported here: its import takes a moment
+
+    place = Path(os.path.expanduser(path))
     try:
-        return dumps_at(Path(os.path.expanduser(path)), origin)
+        dumps = dumps_at(place, origin)
+        if not dumps and place.is_file() and ".xml" in place.name.lower():
+            (why,) = unread_at(place, origin, dumps)
+            raise DataError(f"{origin}: not a dump of MediaWiki: {why}. Download or export it again.")
+        return dumps, unread_at(place, origin, dumps) if dumps else []
     except OSError:
-        return []  # `LocalFiles` raises the error for this path
+        return [], []  # `LocalFiles` raises the error for this path
