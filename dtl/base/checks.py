@@ -4,24 +4,28 @@
 decides whether null is allowed. `rest` is appended to the rule, such as ", or null for all".
 """
 
-import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from dtl.errors import ConfigError, did_you_mean
 
+MANY = 1_000_000_000  # more than any run counts to; what torch, numpy and JSON take without overflow
+LONGEST = 1 << 20  # tokens of a context: a million
+BATCHES = {"micro_batch_size": (1, 65_536), "grad_accum_steps": (1, 1_000_000)}
 
-def check_at_least(settings: object, section: str, rest: str = "", **minimums: float) -> None:
-    """Raise ConfigError for the first of these settings that is below its minimum, or NaN."""
-    for key, low in minimums.items():
+
+def check_range(settings: object, section: str, rest: str = "", **ends: tuple[float, float]) -> None:
+    """Raise ConfigError for the first of these settings that is below or above its range, or NaN."""
+    for key, (low, high) in ends.items():
         _check(settings, section, [key], lambda value, low=low: value >= low, f"must be at least {low}{rest}.")
+        _check(settings, section, [key], lambda value, high=high: value <= high, f"must be at most {high:,}{rest}.")
 
 
-def check_positive(settings: object, section: str, *keys: str, rest: str = "", finite: bool = False) -> None:
-    """Raise ConfigError for the first of these settings that is not above 0; with `finite` for infinity too."""
-    excluded = math.inf if finite else None
-    _check(settings, section, keys, lambda value: value > 0 and value != excluded, f"must be above 0{rest}.")
+def check_positive(settings: object, section: str, *keys: str, rest: str = "", most: float = MANY) -> None:
+    """Raise ConfigError for the first of these settings that is not above 0, or above `most`."""
+    _check(settings, section, keys, lambda value: value > 0, f"must be above 0{rest}.")
+    _check(settings, section, keys, lambda value: value <= most, f"must be at most {most:,}{rest}.")
 
 
 def check_fractions(

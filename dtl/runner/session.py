@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +220,10 @@ class Session:
         state.evaluated_step = state.step
         state.evaluations += 1
         if due(state.evaluations, self.config.trainer.sample_every_evals or None):
-            self.tracker.log_samples(state.step, self.sample())
+            try:
+                self.tracker.log_samples(state.step, self.sample())
+            except Exception as error:  # weights that are not finite, no memory: what is trained does not depend on it
+                self.display.warn(f"no samples at step {state.step}: {type(error).__name__}: {error}")
         if better:
             publish_best(self.run_dir, self.save())
         return True
@@ -250,7 +254,10 @@ class Session:
         return better
 
     def sample(self) -> list[dict[str, str]]:
-        """Generate a few texts with the current model, from a generator of their own: training is not affected."""
+        """Generate a few texts with the current model, from a generator of their own: training is not affected.
+
+        None is longer than the context: training waits for them.
+        """
         data, tokenizer = self.parts.data, self.parts.tokenizer
         pairs = data.pairs.get("train" if data.validation is None else "validation", [])[:N_SAMPLES]
         prompts = [data.prompt.text(pair.question, pair.context) for pair in pairs]
@@ -258,10 +265,10 @@ class Session:
             source = data.validation or next(iter(data.train.rows.values()))
             rows = source.batch(range(min(N_SAMPLES, len(source)))).inputs
             prompts = [tokenizer.decode(row[:SAMPLE_PROMPT_TOKENS].tolist()) for row in rows]
+        model, sampling = self.trainer.evaluated_model, self.config.sampling
+        sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, model.config.max_seq_len))
         with autocast(self.parts.device, self.parts.precision):
-            texts = continuations(
-                self.trainer.evaluated_model, tokenizer, prompts, self.config.sampling, seed=self.config.seed
-            )
+            texts = continuations(model, tokenizer, prompts, sampling, seed=self.config.seed)
         return [{"prompt": begin, "text": text} for begin, text in zip(prompts, texts, strict=True)]
 
     def save(self) -> Path:
