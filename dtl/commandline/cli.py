@@ -8,6 +8,7 @@ import functools
 import os
 import re
 import shutil
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Collection, Sequence
@@ -23,8 +24,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
 import dtl
-from dtl.base.display import exit_when_output_closes, open_missing_streams, shown
+from dtl.base.display import exit_when_output_closes, open_missing_streams, say, shown
 from dtl.base.paths import conf_dir
+from dtl.base.signals import STOP, number_of
 from dtl.commandline.command import Command, load_config, section_of
 from dtl.commandline.corrections import check_words
 from dtl.commandline.overrides import in_hydras_words, override_key, to_hydra_syntax
@@ -74,12 +76,16 @@ def run_command(
         _check_config_folders(prepared)  # a sweep that is resumed has the folder that it was started with
         check_texts(prepared, command, *(word for word in prepared if word.startswith(FOLDER_FLAGS)))
         sys.argv[1:] = prepared
+        if signal.getsignal(signal.SIGINT) is dtl.stop_at_once:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         start()
-    except KeyboardInterrupt:
-        print("\nStopped.", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        for number in STOP if dtl.IS_COMMAND else ():  # while Python ends, as it joins its threads: no traceback
+            signal.signal(number, dtl.stop_at_once)
+        say("\nStopped.")
+        sys.exit(128 + number_of(stop))
     except JobFailedError as error:
-        print(f"The sweep has ended, but {error}, see above.", file=sys.stderr)
+        say(f"The sweep has ended, but {error}, see above.")
         sys.exit(1)
     except Exception as error:
         sys.exit(show_error(error, arguments, command))
@@ -143,12 +149,12 @@ def show_error(error: Exception, arguments: list[str], command: Command) -> int:
     known = to_dtl_error(error, arguments, command)
     note_error(error, str(known) if known else f"{type(error).__name__}: {error}")
     if known is None or "debug=true" in (argument.lower() for argument in arguments):
-        traceback.print_exception(error)
+        say("".join(traceback.format_exception(error)).rstrip())
     if known is None:
-        print("This is a bug in DTL or in a plugin, not in your settings.", file=sys.stderr)
+        say("This is a bug in DTL or in a plugin, not in your settings.")
         return 1
     # A run that was stopped and has saved its state did nothing wrong.
-    print(known if isinstance(known, InterruptedRun) else f"Error: {known}", file=sys.stderr)
+    say(f"{known}" if isinstance(known, InterruptedRun) else f"Error: {known}")
     return known.exit_code
 
 

@@ -1,5 +1,6 @@
 """A session of a run: takes the steps of the training loop and does what is due - log, evaluate, sample, save, stop."""
 
+import logging
 import math
 import time
 from dataclasses import replace
@@ -29,6 +30,8 @@ from dtl.training.evaluate import evaluate
 from dtl.training.optimizer import optimizer_tensors
 from dtl.training.stopping import Reached, reason_to_end
 from dtl.training.trainer import StepReport
+
+log = logging.getLogger(__name__)
 
 N_SAMPLES = 3
 LOG_EVERY_SECONDS = 10.0  # log at least this often, for slow steps
@@ -78,6 +81,7 @@ class Session:
         limits = self.config.trainer
         profiler = self._profiler() if limits.profile else None
         steps = self.trainer.steps()
+        console_was_lost = False
         self.trainer.stop_requested = lambda: signals.received is not None
         if self._evaluation_is_due():  # of the resumed step: a signal stopped the run before or during it
             self.evaluate()
@@ -91,6 +95,15 @@ class Session:
             if profiler:
                 profiler.step()
             self.display.advance(report.step)
+            if self.display.lost and not console_was_lost:
+                console_was_lost = True
+                self.save()
+                log.warning(
+                    "The output cannot be written any more (%s). Step %d is saved; the run continues, and "
+                    "metrics.jsonl has its progress.",
+                    self.display.lost,
+                    report.step,
+                )
             if due(report.step, limits.log_every_steps) or time.monotonic() - self.logged_at > LOG_EVERY_SECONDS:
                 self.log()
             # Evaluate before saving: one checkpoint then has the step's validation loss in its state.

@@ -8,13 +8,13 @@ stops a run: undecodable bytes become U+FFFD, are counted, and reported in a not
 import os
 import random
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dtl.base.display import say
 from dtl.base.progress import Pace
 from dtl.base.units import number_of
 from dtl.data.local.formats import KINDS, READ, Format, has_known_name, recognise, suffixes_of
@@ -68,7 +68,7 @@ def files_in(folder: Path, origin: str, wanted: Callable[[str], bool]) -> tuple[
     """
     home = Path(os.path.expanduser("~")).resolve()
     is_home = folder.resolve() in (home, *home.parents)
-    pace = Pace(f"looking through {origin}", lambda line: print(line, file=sys.stderr) if sys.stderr else None)
+    pace = Pace(f"looking through {origin}", say)
     found: list[Path] = []
     others: list[str] = []
     n_others = 0
