@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from dtl.base.checks import check_one_process
 from dtl.base.display import command_line, lasting_display, shell_line, shown
 from dtl.base.json_files import as_number, as_object, as_whole, read_json_or_empty
 from dtl.base.redaction import check_no_secrets
@@ -103,6 +104,7 @@ def main() -> None:
 def prepare_arguments(arguments: list[str]) -> list[str]:
     """Point Hydra to the folder of a run or sweep that is resumed, before it creates a new one."""
     check_no_secrets(arguments)
+    check_one_process()
     spec = next((value for key, _, value in map(_split_word, arguments) if key == "resume" and value != "null"), None)
     is_multirun = MULTIRUN in arguments
     if spec is None:

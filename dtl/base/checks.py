@@ -4,6 +4,7 @@
 decides whether null is allowed. `rest` is appended to the rule, such as ", or null for all".
 """
 
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -63,6 +64,18 @@ def check_device(device: str) -> None:
     """Raise ConfigError for text that names no device. Only torch knows whether the device is available."""
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
         raise ConfigError(f"device={device}: one of auto, cpu, cuda, cuda:0, mps.")
+
+
+def check_one_process() -> None:
+    """Raise ConfigError for one of several processes that torchrun or mpirun started: each would train the same run."""
+    for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"):
+        size = os.environ.get(name, "")
+        if size.isdigit() and int(size) > 1:
+            raise ConfigError(
+                f"{name}={size}: DTL trains in one process, on one device, and torchrun or mpirun has started {size}, "
+                "which would train the same run. Start it once: python -m dtl.train ... For several runs at a time: "
+                "-m hydra.launcher.n_jobs=2"
+            )
 
 
 def _check(settings: object, section: str, keys: Iterable[str], holds: Callable[[Any], bool], rule: str) -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from dtl.base.checks import check_one_process
 from dtl.base.display import command_line, lasting_display, shown
 from dtl.base.files import write_atomically
 from dtl.base.json_files import read_json_or_empty
@@ -59,6 +60,7 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
     Raises ConfigError, DataError, CheckpointError before the first step; TrainingError for a loss that is not finite
     or too little memory; InterruptedRun after a signal. Saved checkpoints are kept in every case.
     """
+    check_one_process()
     origin = origin or Origin()
     run_dir = Path(out_dir)
     if origin.resume_from is None:

@@ -30,6 +30,18 @@ def call(monkeypatch, capsys, *arguments: str, module: str = "dtl.train") -> tup
     return int(ended.value.code or 0), capsys.readouterr().err
 
 
+def test_one_of_several_processes_is_rejected(monkeypatch, capsys, elsewhere):
+    """torchrun -m dtl.train: each would train the same run. One alone is what torchrun --nproc-per-node=1 starts."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, said = call(monkeypatch, capsys, "data=qa")
+    assert code == 2 and said.startswith("Error: WORLD_SIZE=2: DTL trains in one process")
+    with pytest.raises(ConfigError, match="WORLD_SIZE=2"):
+        dtl.fit(dtl.compose("data=qa"), elsewhere / "run")
+    assert not [*elsewhere.iterdir()]
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert call(monkeypatch, capsys, "data=nothing")[1].startswith("Error: data=nothing")
+
+
 # --- flags --------------------------------------------------------------------------------------------------------
 
 SPELLINGS = {
