@@ -194,9 +194,10 @@ def _check_values(schema: type, values: Any, prefix: str = "") -> None:
             raise ConfigError(f"{name}={value}: must be true or false, not a number.")
         if isinstance(hint, type) and is_dataclass(hint):
             _check_values(hint, value, f"{name}.")
-        for entry in get_args(hint)[1:] if isinstance(value, dict) else ():  # data.sources: of names to settings
-            for inner, settings in value.items() if is_dataclass(entry) else ():
-                _check_values(entry, settings, f"{name}.{inner}.")
+        of_entries = get_args(hint)[1:2]  # data.sources: of names to settings
+        if isinstance(value, dict) and of_entries and isinstance(of_entries[0], type):
+            for inner, settings in value.items() if is_dataclass(of_entries[0]) else ():
+                _check_values(of_entries[0], settings, f"{name}.{inner}.")
 
 
 def schema_defaults(schema: type) -> DictConfig:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,11 +70,12 @@ def test_stopped_in_the_preparation_of_the_data(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setitem(SOURCES._parts, "stopping", StoppingSource)
+    sources: Any = SOURCES
+    monkeypatch.setitem(sources._parts, "stopping", StoppingSource)
     monkeypatch.setattr(StoppingSource, "number", int(number))
     monkeypatch.setattr(StoppingSource, "at_once", at_once)
-    sources = "~data.sources.qa data.sources.mine.kind=stopping"
-    monkeypatch.setattr(sys, "argv", ["dtl.train", *WORDS.split(), *sources.split(), f"data.cache_dir={elsewhere}/c"])
+    words = "~data.sources.qa data.sources.mine.kind=stopping"
+    monkeypatch.setattr(sys, "argv", ["dtl.train", *WORDS.split(), *words.split(), f"data.cache_dir={elsewhere}/c"])
     with pytest.raises(SystemExit) as ended:
         dtl.train.main()
     shown = capfd.readouterr()
