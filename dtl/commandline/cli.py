@@ -12,6 +12,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,6 +20,9 @@ from typing import Any, NoReturn
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import RangeSweep
+from hydra.errors import HydraException
 from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
@@ -72,6 +76,7 @@ def run_command(
         )
         _check_multirun(arguments, command)
         check_sections(arguments, command)
+        check_ranges(arguments)
         prepared = prepare_arguments(_as_hydra_reads(arguments, command))
         _check_config_folders(prepared)  # a sweep that is resumed has the folder that it was started with
         check_texts(prepared, command, *(word for word in prepared if word.startswith(FOLDER_FLAGS)))
@@ -187,6 +192,10 @@ def flags_first(arguments: Sequence[str]) -> list[str]:
             raise ConfigError(f"{long}: given more than once, and it takes one value. Leave the others out.")
     given = vars(parser.parse_intermixed_args(list(arguments)))
     overrides = given.pop("overrides")
+    if given["shell_completion"] and not any(
+        word.startswith(("install=", "uninstall=", "query=")) for word in overrides
+    ):
+        raise ConfigError("-sc: needs what to do. For Tab completion in bash: dtl-train -sc install=bash")
     for name in ("config_dir", "config_path"):
         folder = given[name]
         if folder is not None and "://" not in folder:  # pkg://my_package is a config path, too
@@ -274,6 +283,27 @@ def check_sections(arguments: list[str], command: Command) -> None:
         given = next((argument for argument in arguments if argument.startswith(f"{section_of(choice)}=")), None)
         if given:
             raise ConfigError(f"{given}: this is a config group. Choose it with a slash, for example {choice}.")
+
+
+MAX_VALUES = 10_000  # of a range: each is a run
+
+
+def check_ranges(arguments: list[str]) -> None:
+    """Raise ConfigError for a `range(...)` without values, or with more than anybody runs."""
+    for argument in arguments:
+        if "range(" not in argument or argument.startswith("-"):
+            continue
+        given = None
+        with suppress(HydraException):  # what cannot be read is reported when the config is composed
+            given = OverridesParser.create().parse_override(argument).value()
+        if isinstance(given, RangeSweep):
+            start, stop, step = (float(number or 0) for number in (given.start, given.stop, given.step))
+            count = (stop - start) / step if step else 0
+            if not 0 < count <= MAX_VALUES:
+                problem = f"has over {MAX_VALUES:,} values, and each is a run" if count > 0 else "has no values"
+                raise ConfigError(
+                    f"{argument}: {problem}. range(1,4) is 1,2,3; a step is the third number."
+                )
 
 
 # --- after a rejected command line --------------------------------------------------------------------------------
