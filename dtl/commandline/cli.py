@@ -29,8 +29,9 @@ from omegaconf.errors import InterpolationResolutionError
 
 import dtl
 from dtl.base.display import exit_when_output_closes, open_missing_streams, say, shown
+from dtl.base.files import no_room
 from dtl.base.paths import conf_dir
-from dtl.base.signals import STOP, number_of
+from dtl.base.signals import STOP, number_of, undisturbed
 from dtl.commandline.command import Command, load_config, section_of
 from dtl.commandline.corrections import check_words
 from dtl.commandline.overrides import in_hydras_words, override_key, to_hydra_syntax
@@ -85,6 +86,8 @@ def run_command(
             signal.signal(signal.SIGINT, signal.default_int_handler)
         start()
     except KeyboardInterrupt as stop:
+        with undisturbed():
+            _remove_unstarted_run(command)
         for number in STOP if dtl.IS_COMMAND else ():  # while Python ends, as it joins its threads: no traceback
             signal.signal(number, dtl.stop_at_once)
         say("\nStopped.")
@@ -93,7 +96,9 @@ def run_command(
         say(f"The sweep has ended, but {error}, see above.")
         sys.exit(1)
     except Exception as error:
-        sys.exit(show_error(error, arguments, command))
+        code = show_error(error, arguments, command)
+        _remove_unstarted_run(command)
+        sys.exit(code)
 
 
 def help_topic(arguments: Sequence[str]) -> str | None:
@@ -173,6 +178,8 @@ def to_dtl_error(error: Exception, arguments: list[str], command: Command) -> DT
     known = error if isinstance(error, DTLError) else translate_error(error, arguments, command)
     if known is None and (message := dtl.missing_package(error)):
         return DTLError(message)
+    if known is None and isinstance(error, OSError) and (full := no_room(error.errno, Path(error.filename or "."))):
+        return DTLError(f"{error.filename or Path.cwd()}: {full}. Make room, or write elsewhere: hydra.run.dir=FOLDER.")
     if known is None and isinstance(error, OSError) and error.filename and error.strerror:
         return DTLError(f"{error.filename}: {error.strerror}. Choose another folder, or fix this one.")
     return known
@@ -301,15 +308,20 @@ def check_ranges(arguments: list[str]) -> None:
             count = (stop - start) / step if step else 0
             if not 0 < count <= MAX_VALUES:
                 problem = f"has over {MAX_VALUES:,} values, and each is a run" if count > 0 else "has no values"
-                raise ConfigError(
-                    f"{argument}: {problem}. range(1,4) is 1,2,3; a step is the third number."
-                )
+                raise ConfigError(f"{argument}: {problem}. range(1,4) is 1,2,3; a step is the third number.")
 
 
 # --- after a rejected command line --------------------------------------------------------------------------------
 # Hydra creates the run folder before the settings are checked; a rejected command line must not leave it behind.
 
 OUTPUTS = "outputs"  # this folder and its parents are kept
+
+
+def _remove_unstarted_run(command: Command) -> None:
+    """Remove the folder of this process's run that ended as Hydra was making it: on a full disk, by a signal."""
+    for folder in Path(OUTPUTS).glob(f"*/*-{os.getpid()}_*") if command.multirun else ():
+        with suppress(OSError):
+            remove_empty_run_dir(folder, (".hydra", ".lock"))
 
 
 def remove_empty_run_dir(folder: Path, made: Collection[str]) -> None:

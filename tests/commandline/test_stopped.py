@@ -1,5 +1,6 @@
 """A command that is stopped before it has begun: no traceback, no folder, the exit code of the signal."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -82,4 +83,24 @@ def test_stopped_in_the_preparation_of_the_data(
     assert ended.value.code == 128 + number, shown
     assert shown.err.strip() == "Stopped."
     assert not [path for path in (elsewhere / "outputs").rglob("*") if path.is_file()]
+    assert not list((elsewhere / "outputs").glob("*/*"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="fcntl")
+def test_a_disk_that_is_full_before_the_first_file(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hydra's own file is the first; the error of a write names no file."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("hydra.core.utils._save_config", full)
+    monkeypatch.setattr(sys, "argv", ["dtl.train", *WORDS.split()])
+    with pytest.raises(SystemExit) as ended:
+        dtl.train.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == f"Error: {elsewhere}: the disk is full. Make room, or write elsewhere: " + (
+        "hydra.run.dir=FOLDER.\n"
+    )
     assert not list((elsewhere / "outputs").glob("*/*"))
