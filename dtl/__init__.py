@@ -4,9 +4,11 @@ These names are DTL in Python (docs/python.md); `dtl.train`, `dtl.chat` and so o
 name is imported when it is first used: `import dtl` imports neither torch nor Hydra.
 """
 
+import contextlib
 import importlib
 import os
 import re
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +57,10 @@ _PLACES = {
 }
 
 
+# `-m` is what Python calls a module that it is about to run.
+IS_COMMAND = bool(sys.argv and re.fullmatch(r"-m|dtl(-[a-z]+)?(\.exe)?", os.path.basename(sys.argv[0])))
+
+
 def missing_package(error: BaseException) -> str | None:
     """The message for a package that this Python lacks: most often an environment was not activated. None for another
     error, and for a module of DTL itself."""
@@ -74,14 +80,23 @@ def _show_in_one_sentence(kind: type[BaseException], error: BaseException, trace
         sys.__excepthook__(kind, error, trace)
 
 
+def stop_at_once(number: int, _frame: object) -> None:
+    """A signal handler that ends the process without another word of Python's."""
+    with contextlib.suppress(OSError):
+        os.write(2, b"\nStopped.\n")
+    os._exit(128 + number)
+
+
 def _check_python() -> None:
     """End a command, and nothing but a command, in one sentence where Python is too old or lacks a package."""
-    # `-m` is what Python calls a module that it is about to run.
-    if not sys.argv or not re.fullmatch(r"-m|dtl(-[a-z]+)?(\.exe)?", os.path.basename(sys.argv[0])):
+    if not IS_COMMAND:
         return
     if sys.version_info < (3, 11):  # noqa: UP036
         sys.exit(f"Error: DTL needs Python 3.11 or newer, and this is {sys.version.split()[0]}: {sys.executable}")
     sys.excepthook = _show_in_one_sentence
+    # Until there is something to clean up: an exception inside an import surfaces as what the library makes of it.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, stop_at_once)
 
 
 _check_python()

@@ -9,10 +9,10 @@ import re
 import time
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, replace
 from datetime import datetime
-from typing import Any, Protocol, TypeVar, get_type_hints
+from typing import Any, Protocol, TypeVar, get_args, get_type_hints
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from dtl.base.checks import check_device, check_seed
 from dtl.base.paths import experiments_dir
@@ -177,9 +177,27 @@ def converted(schema: type[S], config: DictConfig | dict[str, Any]) -> S:
     Raises OmegaConf's errors for wrong keys and types, which `dtl.commandline.translate` turns into messages.
     """
     values = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
+    _check_values(schema, values)
     settings = OmegaConf.to_object(OmegaConf.merge(schema_defaults(schema), _escape_interpolations(values)))
     assert isinstance(settings, schema)
     return settings
+
+
+def _check_values(schema: type, values: Any, prefix: str = "") -> None:
+    """Raise ConfigError for what OmegaConf would take as something else: 3 as true, ??? as the default."""
+    hints = get_type_hints(schema)
+    for key, value in values.items() if isinstance(values, dict) else ():
+        name, hint = f"{prefix}{key}", hints.get(key)
+        if value == MISSING:
+            raise ConfigError(f"{name}=???: stands for a value that is still to be given. Give one, or leave it out.")
+        if bool in (hint, *get_args(hint)) and isinstance(value, int | float) and not isinstance(value, bool):
+            raise ConfigError(f"{name}={value}: must be true or false, not a number.")
+        if isinstance(hint, type) and is_dataclass(hint):
+            _check_values(hint, value, f"{name}.")
+        of_entries = get_args(hint)[1:2]  # data.sources: of names to settings
+        if isinstance(value, dict) and of_entries and isinstance(of_entries[0], type):
+            for inner, settings in value.items() if is_dataclass(of_entries[0]) else ():
+                _check_values(of_entries[0], settings, f"{name}.{inner}.")
 
 
 def schema_defaults(schema: type) -> DictConfig:
@@ -225,16 +243,21 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 
 def _open(schema: type) -> type:
-    """The schema for Hydra, with `data.sources` untyped: OmegaConf accepts no new entry of a typed mapping from the
-    command line, such as `data.sources.poems.kind=poems`. `converted` merges into the schema itself and checks them."""
-    data = get_type_hints(schema).get("data")
-    if data is None:
-        return schema
-    sources = ("sources", dict[str, Any], field(default_factory=dict))
-    open_data = make_dataclass(f"Open{data.__name__}", [sources], bases=(data,))
-    return make_dataclass(
-        f"Open{schema.__name__}", [("data", open_data, field(default_factory=open_data))], bases=(schema,)
-    )
+    """The schema for Hydra, without the types that OmegaConf is too strict or too lax with: from the command line it
+    accepts no new entry of a typed mapping, such as `data.sources.poems.kind=poems`, and any number as true.
+    `converted` merges into the schema itself and checks them."""
+    opened: list[tuple[str, Any, Any]] = []
+    hints = get_type_hints(schema)
+    for item in fields(schema):
+        hint = hints[item.name]
+        if isinstance(hint, type) and is_dataclass(hint):
+            hint = _open(hint)
+            opened.append((item.name, hint, field(default_factory=hint)))
+        elif get_args(hint)[1:] and is_dataclass(get_args(hint)[1]):
+            opened.append((item.name, dict[str, Any], field(default_factory=dict)))
+        elif bool in (hint, *get_args(hint)):
+            opened.append((item.name, Any, field(default=item.default)))
+    return make_dataclass(f"Open{schema.__name__}", opened, bases=(schema,))
 
 
 _started = datetime.fromtimestamp(time.time())

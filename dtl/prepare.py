@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from dtl.base.checks import check_seed
+from dtl.base.checks import MANY, check_range, check_seed
 from dtl.base.display import exit_when_output_closes
 from dtl.base.files import unfinished
 from dtl.base.units import number_of
@@ -53,8 +53,7 @@ class PrepareConfig:
         self.data.validate()
         self.tokenizer.validate()
         check_seed(self.seed)
-        if self.preview < 0:
-            raise ConfigError(f"preview={self.preview}: a number of texts to show, 0 or more.")
+        check_range(self, "", preview=(0, MANY))
         if self.data.export_text is not None:
             file = Path(self.data.export_text).expanduser()
             if file.exists():

@@ -14,9 +14,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from dtl.base.display import Display, command_line, shell_line, shown
+from dtl.base.checks import check_one_process
+from dtl.base.display import command_line, lasting_display, shell_line, shown
 from dtl.base.json_files import as_number, as_object, as_whole, read_json_or_empty
 from dtl.base.redaction import check_no_secrets
+from dtl.base.signals import STOP, ending_by_exception, undisturbed
 from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.listing import newest_valid, step_folders
 from dtl.checkpoints.upkeep import LOCK
@@ -95,13 +97,14 @@ def train(config: RunConfig, out_dir: Path | str, origin: "Origin | None" = None
 
 def main() -> None:
     """Entry point of `python -m dtl.train` and of the console script dtl-train."""
-    with as_trial():
+    with as_trial(), ending_by_exception():
         run_command(job, COMMAND, prepare_arguments)
 
 
 def prepare_arguments(arguments: list[str]) -> list[str]:
     """Point Hydra to the folder of a run or sweep that is resumed, before it creates a new one."""
     check_no_secrets(arguments)
+    check_one_process()
     spec = next((value for key, _, value in map(_split_word, arguments) if key == "resume" and value != "null"), None)
     is_multirun = MULTIRUN in arguments
     if spec is None:
@@ -161,9 +164,13 @@ def job(composed: DictConfig) -> float:
     except InterruptedRun as stop:
         # SystemExit ends the whole multirun, which is the intention of Ctrl-C.
         code = show_error(stop, words, COMMAND)
-        if stop.signal_number not in (signal.SIGINT, signal.SIGTERM):
+        if stop.signal_number not in STOP:
             signal.raise_signal(stop.signal_number)  # saved: now submitit may requeue the job
         raise SystemExit(code) from None
+    except KeyboardInterrupt:
+        with undisturbed():
+            remove_empty_run_dir(Path(hydra.runtime.output_dir), (".hydra", LOCK))
+        raise
     except Exception as error:
         code = show_error(error, words, COMMAND)
         remove_empty_run_dir(Path(hydra.runtime.output_dir), (".hydra", LOCK))  # a run that never started
@@ -179,7 +186,7 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
     config = _resumed_config(composed, run_dir, [] if requeued else overrides) if resuming else typed(composed)
     check_init_words(config.init, overrides)
     init_from = find_checkpoint(config.init, OUTPUTS) if config.init is not None else None
-    Display().note(f"DTL {config.name}: opening the data, loading torch ...")  # the first sign of life
+    lasting_display().note(f"DTL {config.name}: opening the data, loading torch ...")  # the first sign of life
     from dtl.data.collect import open_sources  # imports numpy, which --help does not need
 
     # Missing files and a missing network are reported before torch is imported.
@@ -220,7 +227,7 @@ def _loss_if_finished(composed: DictConfig, run_dir: Path, overrides: list[str])
     step = as_whole(result.get("step")) or 0
     folder = shown(run_dir)
     use = "chat" if any("exact_match" in name for name in result) else "generate"
-    with Display() as display:
+    with lasting_display() as display:
         display.print(f"{folder}: this run is finished, at step {step:,}. Nothing is left to train.")
         max_epochs = as_whole(as_object(read_config(run_dir).get("trainer")).get("max_epochs"))
         display.print(f"To train further: {longer_run(run_dir, 2 * step, max_epochs)}")

@@ -108,7 +108,7 @@ def _removed_if_empty(run_dir: Path) -> Iterator[None]:
     existed = run_dir.exists()
     try:
         yield
-    except Exception:
+    except BaseException:  # Ctrl-C too
         if not existed and run_dir.is_dir() and {path.name for path in run_dir.iterdir()} <= {LOCK}:
             shutil.rmtree(run_dir)
         raise

@@ -4,24 +4,29 @@
 decides whether null is allowed. `rest` is appended to the rule, such as ", or null for all".
 """
 
-import math
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from dtl.errors import ConfigError, did_you_mean
 
+MANY = 1_000_000_000  # more than any run counts to; what torch, numpy and JSON take without overflow
+LONGEST = 1 << 20  # tokens of a context: a million
+BATCHES = {"micro_batch_size": (1, 65_536), "grad_accum_steps": (1, 1_000_000)}
 
-def check_at_least(settings: object, section: str, rest: str = "", **minimums: float) -> None:
-    """Raise ConfigError for the first of these settings that is below its minimum, or NaN."""
-    for key, low in minimums.items():
+
+def check_range(settings: object, section: str, rest: str = "", **ends: tuple[float, float]) -> None:
+    """Raise ConfigError for the first of these settings that is below or above its range, or NaN."""
+    for key, (low, high) in ends.items():
         _check(settings, section, [key], lambda value, low=low: value >= low, f"must be at least {low}{rest}.")
+        _check(settings, section, [key], lambda value, high=high: value <= high, f"must be at most {high:,}{rest}.")
 
 
-def check_positive(settings: object, section: str, *keys: str, rest: str = "", finite: bool = False) -> None:
-    """Raise ConfigError for the first of these settings that is not above 0; with `finite` for infinity too."""
-    excluded = math.inf if finite else None
-    _check(settings, section, keys, lambda value: value > 0 and value != excluded, f"must be above 0{rest}.")
+def check_positive(settings: object, section: str, *keys: str, rest: str = "", most: float = MANY) -> None:
+    """Raise ConfigError for the first of these settings that is not above 0, or above `most`."""
+    _check(settings, section, keys, lambda value: value > 0, f"must be above 0{rest}.")
+    _check(settings, section, keys, lambda value: value <= most, f"must be at most {most:,}{rest}.")
 
 
 def check_fractions(
@@ -59,6 +64,18 @@ def check_device(device: str) -> None:
     """Raise ConfigError for text that names no device. Only torch knows whether the device is available."""
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
         raise ConfigError(f"device={device}: one of auto, cpu, cuda, cuda:0, mps.")
+
+
+def check_one_process() -> None:
+    """Raise ConfigError for one of several processes that torchrun or mpirun started: each would train the same run."""
+    for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"):
+        size = os.environ.get(name, "")
+        if size.isdigit() and int(size) > 1:
+            raise ConfigError(
+                f"{name}={size}: DTL trains in one process, on one device, and torchrun or mpirun has started {size}, "
+                "which would train the same run. Start it once: python -m dtl.train ... For several runs at a time: "
+                "-m hydra.launcher.n_jobs=2"
+            )
 
 
 def _check(settings: object, section: str, keys: Iterable[str], holds: Callable[[Any], bool], rule: str) -> None:

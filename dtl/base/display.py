@@ -61,7 +61,7 @@ def plain_console(**options: Any) -> Console:
     return Console(highlight=False, force_jupyter=False, **plain, **options)
 
 
-def table_console(soft_wrap: bool = False, file: IO[str] | None = None, width: int | None = None) -> Console:
+def table_console(soft_wrap: bool = False, file: Any = None, width: int | None = None) -> Console:
     """A console for tables on standard output or in `file`: as wide as the terminal, elsewhere 160 columns."""
     width = width or (None if is_terminal(sys.stdout) else WIDTH_OF_A_FILE)
     return plain_console(file=file, soft_wrap=soft_wrap, width=width)
@@ -180,6 +180,55 @@ class TerminalLog:
         self._note(message)
 
 
+class LastingStream:
+    """A stream for work that outlives it: once it cannot be written (a closed terminal, a pipe without a reader, a log
+    on a full disk), `lost` says why, and what is printed goes nowhere."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self.lost = ""
+
+    def write(self, text: str) -> int:
+        return self._attempt(lambda: self._stream.write(text)) or len(text)
+
+    def flush(self) -> None:
+        self._attempt(self._stream.flush)
+
+    def _attempt(self, work: Callable[[], int | None]) -> int | None:
+        with suppress(ValueError):  # closed
+            try:
+                return work()
+            except OSError as error:
+                self.lost = self.lost or os.strerror(error.errno or errno.EIO)
+                to_nowhere(self._stream)
+        return None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def to_nowhere(stream: IO[str]) -> None:
+    """Redirect a stream that cannot be written: Python would print an error as it flushes it at exit."""
+    with suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def say(text: str) -> None:
+    """Print to standard error, if there is anybody who reads it."""
+    if sys.stderr is not None:
+        print(text, file=LastingStream(sys.stderr), flush=True)
+
+
+def lasting_output() -> LastingStream | None:
+    """Standard output for work that goes on when nobody can see it any more; None in a notebook, which has its own."""
+    return None if in_notebook(sys.stdout) else LastingStream(sys.stdout)
+
+
+def lasting_display() -> "Display":
+    """A display on `lasting_output`."""
+    return Display(plain_console(file=lasting_output(), soft_wrap=not is_terminal(sys.stdout)))
+
+
 class Display:
     """The output of a command on the terminal; plain text on standard output outside one. A context manager."""
 
@@ -191,6 +240,11 @@ class Display:
         self._status = ""  # of the newest step
         self._bar = Bar(self.console)
         self.log = TerminalLog(self.note, self._bar) if self.console.is_terminal else self.note
+
+    @property
+    def lost(self) -> str:
+        """Why nobody can see the output of a lasting display any more; empty while somebody can."""
+        return getattr(self.console.file, "lost", "")
 
     def __enter__(self) -> "Display":
         return self
@@ -294,9 +348,6 @@ def exit_when_output_closes() -> Iterator[None]:
     except OSError as error:
         if error.errno not in OUTPUT_CLOSED:
             raise
-        # Python flushes its streams at exit and would print an error about the closed pipe.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):
-                os.dup2(nowhere, stream.fileno())
+        to_nowhere(sys.stdout)
+        to_nowhere(sys.stderr)
         raise SystemExit(1) from None

@@ -4,6 +4,7 @@ Everything is written under a temporary name next to its destination, flushed to
 A manifest holds the SHA-256 of each file of a folder, so that any later damage is detected.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -11,7 +12,8 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ from dtl.errors import CheckpointError
 MANIFEST = "manifest.json"
 TEMPORARY = ".tmp-"  # prefix of names of unfinished files and folders
 TRASH = ".trash-"  # prefix of names of folders that are being deleted
+FILES_OF_A_SAVE = 32  # and the folder; fewer free inodes than these are too few
+RENAME_SECONDS = 0.02  # more than two renames take
 ASIDE = ".old"  # suffix of names of folders that are being replaced
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")  # no path out of the folder, nothing hidden
 
@@ -44,6 +48,20 @@ def write_atomically(path: Path, data: bytes | str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def no_room(number: int | None, folder: Path) -> str | None:
+    """Return why nothing can be written below a folder, by the number of the error; None for another error."""
+    if number is None or number not in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        return None
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    usage = os.statvfs(folder) if hasattr(os, "statvfs") else None
+    # What was begun has been deleted when the message is written: its inodes are free again.
+    few = usage is not None and 0 <= usage.f_favail < FILES_OF_A_SAVE and usage.f_files > 0
+    if usage is not None and few and usage.f_bavail * usage.f_frsize > 2**20:
+        return f"there are bytes, but no more files: {usage.f_favail} inodes are left. Delete files, however small"
+    return "the disk is full" if number == errno.ENOSPC else "the quota of the disk is used up"
 
 
 def unfinished(path: Path) -> Path:
@@ -187,6 +205,30 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises CheckpointError naming the file that is missing, cut short, a link, or not a plain name.
     """
+    return _unless_replaced(folder, lambda: _read_manifest(folder))
+
+
+def _unless_replaced(folder: Path, check: Callable[[], Manifest]) -> Manifest:
+    """Return the result of a check; repeat one that failed where another folder has taken the place of this one."""
+    while True:
+        before = _identity(folder)
+        try:
+            return check()
+        except CheckpointError:
+            if before is None or _identity(folder) is None:  # perhaps between the two renames of `publish_directory`
+                time.sleep(RENAME_SECONDS)
+            if _identity(folder) == before:
+                raise
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    with suppress(OSError):
+        entry = folder.stat()
+        return entry.st_dev, entry.st_ino
+    return None
+
+
+def _read_manifest(folder: Path) -> Manifest:
     if (folder / MANIFEST).is_symlink():
         raise CheckpointError(f"{folder / MANIFEST}: a link; only regular files are read.")
     try:
@@ -217,7 +259,11 @@ def verify_manifest(folder: Path, only: Collection[str] | None = None) -> Manife
 
     Raises CheckpointError naming the first file that is missing or has changed.
     """
-    manifest = read_manifest(folder)
+    return _unless_replaced(folder, lambda: _verify_manifest(folder, only))
+
+
+def _verify_manifest(folder: Path, only: Collection[str] | None) -> Manifest:
+    manifest = _read_manifest(folder)
     names = list(manifest.files) if only is None else list(only)
     for name in names:
         if name not in manifest.files:

@@ -1,17 +1,64 @@
-"""Ctrl-C and SIGTERM as a flag, read between two micro-batches. Imports no torch."""
+"""Ctrl-C, SIGTERM and SIGHUP: as a flag, read between two micro-batches, or as an exception. Imports no torch."""
 
 import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-_STOP = (signal.SIGINT, signal.SIGTERM)
+HANG_UP = getattr(signal, "SIGHUP", None)  # the terminal was closed; Windows has no such signal
+STOP = tuple(number for number in (signal.SIGINT, signal.SIGTERM, HANG_UP) if number is not None)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal that ends the program where it is, SIGTERM as well as Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+def number_of(stop: KeyboardInterrupt) -> int:
+    """Return the signal that raised this."""
+    return stop.number if isinstance(stop, Stopped) else signal.SIGINT
+
+
+@contextmanager
+def ending_by_exception() -> Iterator[None]:
+    """Context manager in which SIGTERM and SIGHUP raise `Stopped`, as Ctrl-C raises KeyboardInterrupt: what has begun
+    is cleaned up. A handler of somebody else stays, and so does an ignored SIGHUP (nohup)."""
+    main = threading.current_thread() is threading.main_thread()
+    numbers = [number for number in STOP if main and signal.getsignal(number) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, _raise)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Context manager in which further signals do nothing: for what is cleaned up after the first."""
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOP if main}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _raise(number: int, _frame: object) -> None:
+    raise Stopped(number)
 
 
 class StopSignals:
-    """Signal handlers: the first SIGINT or SIGTERM sets `received`, which the loop reads between micro-batches; the
-    second raises KeyboardInterrupt.
+    """Signal handlers: the first SIGINT, SIGTERM or SIGHUP sets `received`, which the loop reads between micro-batches;
+    a second SIGINT or SIGTERM raises `Stopped`. SIGHUP comes twice from many terminals, and is ignored under nohup.
 
     A batch system's warning counts as well: SIGUSR1 or SIGUSR2, where a handler is already installed (submitit requeues
     the job and exits). The code that catches InterruptedRun raises the signal again for that handler.
@@ -26,7 +73,9 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
-            for number in (*_STOP, *_warnings()):
+            for number in (*STOP, *_warnings()):
+                if number == HANG_UP and signal.getsignal(number) == signal.SIG_IGN:
+                    continue
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -36,10 +85,12 @@ class StopSignals:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _handle(self, number: int, _frame: object) -> None:
-        if self.received in _STOP and number in _STOP:
-            raise KeyboardInterrupt
+        if self.received in STOP and number in STOP:
+            if number == HANG_UP:
+                return
+            raise Stopped(number)
         # SLURM may send SIGTERM in addition to its warning: the warning counts.
-        if self.received is None or number not in _STOP:
+        if self.received is None or number not in STOP:
             self.received = number
         # Not print: a signal during a print would enter the stream a second time, which raises RuntimeError.
         with contextlib.suppress(OSError):

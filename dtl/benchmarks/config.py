@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dtl.base.checks import check_at_least, check_device, check_seed
+from dtl.base.checks import LONGEST, MANY, check_device, check_range, check_seed
 from dtl.base.paths import choices
 from dtl.errors import ConfigError, did_you_mean
 from dtl.registry import Registry
@@ -37,7 +37,8 @@ class GenerationSuiteConfig:
                 f"generation.model={self.model}: there is no such model. Known: {', '.join(known)}."
                 f"{did_you_mean(self.model, known)}"
             )
-        check_at_least(self, "generation", batch_size=1, prompt_tokens=1, new_tokens=1)
+        sizes = {"prompt_tokens": (1, LONGEST), "new_tokens": (1, LONGEST)}
+        check_range(self, "generation", batch_size=(1, 65_536), **sizes)
 
 
 @dataclass
@@ -63,7 +64,7 @@ class BenchConfig:
         SUITES.check(self.suite)
         check_device(self.device)
         self.generation.validate()
-        check_at_least(self, "", rounds=1)
+        check_range(self, "", rounds=(1, MANY))
         check_seed(self.seed)
         for key in ("wiki", "dump"):
             given = getattr(self, key)

@@ -22,6 +22,7 @@ from dtl.base.files import (
     TEMPORARY,
     TRASH,
     discard_directory,
+    no_room,
     publish_directory,
     sync_directory,
     unfinished,
@@ -208,9 +209,11 @@ def storage_error(error: Exception, target: Path, needed_bytes: int) -> Checkpoi
     free_bytes = _free_bytes(target.parent)
     # safetensors has the number in its text only. EFBIG is a limit on the size of files, of the shell or the disk.
     number = getattr(error, "errno", None) or int((re.search(r"os error (\d+)", str(error)) or [0, 0])[1])
-    reason = f"cannot be written ({error})"
-    if number in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)) or free_bytes < needed_bytes:
-        reason = "the disk is full" if number != errno.EFBIG else "larger than the maximum file size here"
+    reason = no_room(number, target.parent) or f"cannot be written ({error})"
+    if number == errno.EFBIG:
+        reason = "larger than the maximum file size here"
+    elif free_bytes < needed_bytes:  # what torch reports of a full disk has no number
+        reason = "the disk is full"
     kept = [entry for entry in list_checkpoints(run_dir, contents=False) if entry.problem is None]
     return CheckpointError(
         f"{target}: {reason}. Needed: {in_mib(needed_bytes, ',')}, free: {in_mib(free_bytes, ',')}.\n"

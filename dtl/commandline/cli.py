@@ -8,9 +8,11 @@ import functools
 import os
 import re
 import shutil
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,13 +20,18 @@ from typing import Any, NoReturn
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import RangeSweep
+from hydra.errors import HydraException
 from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
 import dtl
-from dtl.base.display import exit_when_output_closes, open_missing_streams, shown
+from dtl.base.display import exit_when_output_closes, open_missing_streams, say, shown
+from dtl.base.files import no_room
 from dtl.base.paths import conf_dir
+from dtl.base.signals import STOP, number_of, undisturbed
 from dtl.commandline.command import Command, load_config, section_of
 from dtl.commandline.corrections import check_words
 from dtl.commandline.overrides import in_hydras_words, override_key, to_hydra_syntax
@@ -70,19 +77,28 @@ def run_command(
         )
         _check_multirun(arguments, command)
         check_sections(arguments, command)
+        check_ranges(arguments)
         prepared = prepare_arguments(_as_hydra_reads(arguments, command))
         _check_config_folders(prepared)  # a sweep that is resumed has the folder that it was started with
         check_texts(prepared, command, *(word for word in prepared if word.startswith(FOLDER_FLAGS)))
         sys.argv[1:] = prepared
+        if signal.getsignal(signal.SIGINT) is dtl.stop_at_once:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         start()
-    except KeyboardInterrupt:
-        print("\nStopped.", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        with undisturbed():
+            _remove_unstarted_run(command)
+        for number in STOP if dtl.IS_COMMAND else ():  # while Python ends, as it joins its threads: no traceback
+            signal.signal(number, dtl.stop_at_once)
+        say("\nStopped.")
+        sys.exit(128 + number_of(stop))
     except JobFailedError as error:
-        print(f"The sweep has ended, but {error}, see above.", file=sys.stderr)
+        say(f"The sweep has ended, but {error}, see above.")
         sys.exit(1)
     except Exception as error:
-        sys.exit(show_error(error, arguments, command))
+        code = show_error(error, arguments, command)
+        _remove_unstarted_run(command)
+        sys.exit(code)
 
 
 def help_topic(arguments: Sequence[str]) -> str | None:
@@ -143,12 +159,12 @@ def show_error(error: Exception, arguments: list[str], command: Command) -> int:
     known = to_dtl_error(error, arguments, command)
     note_error(error, str(known) if known else f"{type(error).__name__}: {error}")
     if known is None or "debug=true" in (argument.lower() for argument in arguments):
-        traceback.print_exception(error)
+        say("".join(traceback.format_exception(error)).rstrip())
     if known is None:
-        print("This is a bug in DTL or in a plugin, not in your settings.", file=sys.stderr)
+        say("This is a bug in DTL or in a plugin, not in your settings.")
         return 1
     # A run that was stopped and has saved its state did nothing wrong.
-    print(known if isinstance(known, InterruptedRun) else f"Error: {known}", file=sys.stderr)
+    say(f"{known}" if isinstance(known, InterruptedRun) else f"Error: {known}")
     return known.exit_code
 
 
@@ -162,6 +178,8 @@ def to_dtl_error(error: Exception, arguments: list[str], command: Command) -> DT
     known = error if isinstance(error, DTLError) else translate_error(error, arguments, command)
     if known is None and (message := dtl.missing_package(error)):
         return DTLError(message)
+    if known is None and isinstance(error, OSError) and (full := no_room(error.errno, Path(error.filename or "."))):
+        return DTLError(f"{error.filename or Path.cwd()}: {full}. Make room, or write elsewhere: hydra.run.dir=FOLDER.")
     if known is None and isinstance(error, OSError) and error.filename and error.strerror:
         return DTLError(f"{error.filename}: {error.strerror}. Choose another folder, or fix this one.")
     return known
@@ -181,6 +199,10 @@ def flags_first(arguments: Sequence[str]) -> list[str]:
             raise ConfigError(f"{long}: given more than once, and it takes one value. Leave the others out.")
     given = vars(parser.parse_intermixed_args(list(arguments)))
     overrides = given.pop("overrides")
+    if given["shell_completion"] and not any(
+        word.startswith(("install=", "uninstall=", "query=")) for word in overrides
+    ):
+        raise ConfigError("-sc: needs what to do. For Tab completion in bash: dtl-train -sc install=bash")
     for name in ("config_dir", "config_path"):
         folder = given[name]
         if folder is not None and "://" not in folder:  # pkg://my_package is a config path, too
@@ -270,10 +292,36 @@ def check_sections(arguments: list[str], command: Command) -> None:
             raise ConfigError(f"{given}: this is a config group. Choose it with a slash, for example {choice}.")
 
 
+MAX_VALUES = 10_000  # of a range: each is a run
+
+
+def check_ranges(arguments: list[str]) -> None:
+    """Raise ConfigError for a `range(...)` without values, or with more than anybody runs."""
+    for argument in arguments:
+        if "range(" not in argument or argument.startswith("-"):
+            continue
+        given = None
+        with suppress(HydraException):  # what cannot be read is reported when the config is composed
+            given = OverridesParser.create().parse_override(argument).value()
+        if isinstance(given, RangeSweep):
+            start, stop, step = (float(number or 0) for number in (given.start, given.stop, given.step))
+            count = (stop - start) / step if step else 0
+            if not 0 < count <= MAX_VALUES:
+                problem = f"has over {MAX_VALUES:,} values, and each is a run" if count > 0 else "has no values"
+                raise ConfigError(f"{argument}: {problem}. range(1,4) is 1,2,3; a step is the third number.")
+
+
 # --- after a rejected command line --------------------------------------------------------------------------------
 # Hydra creates the run folder before the settings are checked; a rejected command line must not leave it behind.
 
 OUTPUTS = "outputs"  # this folder and its parents are kept
+
+
+def _remove_unstarted_run(command: Command) -> None:
+    """Remove the folder of this process's run that ended as Hydra was making it: on a full disk, by a signal."""
+    for folder in Path(OUTPUTS).glob(f"*/*-{os.getpid()}_*") if command.multirun else ():
+        with suppress(OSError):
+            remove_empty_run_dir(folder, (".hydra", ".lock"))
 
 
 def remove_empty_run_dir(folder: Path, made: Collection[str]) -> None:

@@ -1,6 +1,7 @@
 """Translation of Hydra's and OmegaConf's errors to ConfigErrors: key, value, rule, remedy."""
 
 import re
+import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -62,14 +63,28 @@ def translate_error(error: Exception, arguments: list[str], command: Command) ->
     if isinstance(error, ConfigCompositionException):
         return _wrong_override(str(error), arguments, command)
     if isinstance(error, ValueError) and "Config group override" in str(error):
-        return _no_choice(arguments, command)
+        return _no_choice(arguments, command) or _of_hydra(error, arguments)
     if isinstance(error, ValueError) and str(error).startswith(("Only one of --", "The --resolve flag")):
         return ConfigError(str(error))
     if isinstance(error, HydraException) and "does not support sweep type" in str(error):
         return _interval_in_grid(arguments, command) or ConfigError(str(error).strip())
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return ConfigError(str(error).strip())
-    return None
+    return _of_hydra(error, arguments)
+
+
+def _of_hydra(error: Exception, arguments: list[str]) -> ConfigError | None:
+    """A ConfigError for what Hydra itself stumbles over, if any word sets Hydra; None for an error from elsewhere."""
+    start = ("hydra", "--shell-completion", "--cfg", "--info", "--resolve", "--package")
+    words = [word for word in arguments if word.lstrip("+~").startswith(start)]
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    raised_in = next((file for file in reversed(files) if not file.startswith("<")), "")
+    if not words or "hydra" not in Path(raised_in).parts:
+        return None
+    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return ConfigError(
+        f"{' '.join(map(_typed, words))}: Hydra cannot use this ({said}). Leave it out, or see --help=all."
+    )
 
 
 def _missing_file(error: MissingConfigException, arguments: list[str], command: Command) -> ConfigError:

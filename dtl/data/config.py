@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from omegaconf import MISSING
 
-from dtl.base.checks import check_at_least, check_choices, check_fractions, check_unique
+from dtl.base.checks import BATCHES, LONGEST, MANY, check_choices, check_fractions, check_range, check_unique
 from dtl.base.safe_text import in_one_line
 from dtl.errors import ConfigError, did_you_mean
 from dtl.registry import METRICS, SOURCES, TASKS, TOKENIZERS
@@ -25,6 +25,7 @@ VERIFY = ("quick", "full")
 MEASURED_OF_TEXT = ("loss", "targets", "perplexity", "bits_per_byte", "tokens_per_second")
 QA_COLUMNS = ("question", "answer", "context", "topic", "id", "messages", "choices")  # names for data.qa.columns
 PLACEHOLDERS = ("question", "context")
+MAX_RATIO = 1000  # of a source's weight to the first one's: an epoch has so many times the first one's tokens
 AUTOMATIC_FRACTION = 0.1  # of documents for validation, and for the test, where the fractions are null
 
 
@@ -80,6 +81,7 @@ class TokenizerConfig:
     def validate(self) -> None:
         self.options = TOKENIZERS.checked_options(self.kind, self.options)
         min_size = self.traits.min_vocab_size
+        check_range(self, "tokenizer", vocab_size=(1, LONGEST))
         if self.traits.by_vocab_size and self.vocab_size < min_size:
             raise ConfigError(
                 f"tokenizer.vocab_size={self.vocab_size}: tokenizer.kind={self.kind} needs at least {min_size} entries "
@@ -118,7 +120,7 @@ class SourceConfig:
     def validate(self, name: str) -> None:
         """Raises ConfigError for invalid values; `name` is the source's."""
         key = f"data.sources.{name}"
-        check_at_least(self, key, weight=0)
+        check_range(self, key, weight=(0, MANY))
         check_choices(self, key, rows=HUB_ROWS)
         for split in self.splits:
             if split not in SPLITS:
@@ -303,6 +305,13 @@ class DataConfig:
                 )
         if not sources:
             raise ConfigError("data.sources: every source has weight 0. Give one a weight above 0.")
+        first, *others = sources.items()
+        for name, source in others:
+            if source.weight / first[1].weight > MAX_RATIO:
+                raise ConfigError(
+                    f"data.sources.{name}.weight={source.weight}: at most {MAX_RATIO:,} times that of the first source "
+                    f"({first[0]}, {first[1].weight}), whose tokens make an epoch."
+                )
         for name, commit in self.commits.items():
             if not re.fullmatch(r"[^@]+@[0-9a-f]{40}", commit):
                 raise ConfigError(
@@ -362,9 +371,8 @@ class DataConfig:
 
     def _validate_layout(self) -> None:
         check_choices(self, "data", layout=LAYOUTS, loss_on=LOSS_ON, verify=VERIFY)
-        if self.seq_len is not None and self.seq_len < 2:
-            raise ConfigError(f"data.seq_len={self.seq_len}: a sequence needs at least 2 tokens.")
-        check_at_least(self, "data", ", or null for all", max_samples=1)
+        check_range(self, "data", " tokens", seq_len=(2, LONGEST))
+        check_range(self, "data", ", or null for all", max_samples=(1, MANY))
         check_fractions(self, "data", "validation_fraction", interval="[0, 1)", rest=", or null; 0 holds nothing out")
         validation, test = self.held_out.validation, self.held_out.test
         if test and not validation:
@@ -376,6 +384,5 @@ class DataConfig:
                 f"data.test_fraction={test}: a fraction in [0, 1); with data.validation_fraction={validation} it must "
                 "leave some text for training."
             )
-        check_at_least(
-            self.recommended, "data.recommended", micro_batch_size=1, grad_accum_steps=1, max_epochs=1, min_steps=0
-        )
+        lengths = {"max_epochs": (1, MANY), "min_steps": (0, MANY)}
+        check_range(self.recommended, "data.recommended", **BATCHES, **lengths)

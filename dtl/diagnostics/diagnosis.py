@@ -91,9 +91,9 @@ def _torch(finding: Finding) -> TorchFacts | None:
 
 def look_at_last_run(outputs: Path) -> Finding:
     """Return the last run's row. Imported here: its packages, such as filelock, may be the ones that are missing."""
-    from dtl.diagnostics import last_run
+    from dtl.diagnostics import resume
 
-    return last_run.look_at_last_run(outputs)
+    return resume.look_at_last_run(outputs)
 
 
 def _cache() -> Path:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from dtl.base.checks import check_at_least, check_choices, check_device
+from dtl.base.checks import MANY, check_choices, check_device, check_range
 from dtl.data.config import DataConfig
 from dtl.training.config import PRECISIONS
 
@@ -33,5 +33,6 @@ class EvaluateConfig:
         the checkpoint's."""
         check_device(self.device)
         check_choices(self, "", ", or null", precision=PRECISIONS)
-        check_at_least(self, "", batch_size=1, worst=0)
-        check_at_least(self, "", ", or null for all", max_batches=1, questions=1, leakage_tokens=0)
+        check_range(self, "", batch_size=(1, 65_536), worst=(0, MANY))
+        counts = {"max_batches": (1, MANY), "questions": (1, MANY), "leakage_tokens": (0, MANY)}
+        check_range(self, "", ", or null for all", **counts)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from dtl.base.checks import check_at_least, check_fractions, check_positive
+from dtl.base.checks import LONGEST, MANY, check_fractions, check_range
 from dtl.errors import ConfigError
 
 
@@ -19,11 +19,11 @@ class SamplingConfig:
     stop: list[str] = field(default_factory=list)  # texts that end a continuation; not part of it
 
     def validate(self) -> None:
-        check_at_least(self, "sampling", " (0 is greedy)", temperature=0)
-        check_at_least(self, "sampling", ", or null for all tokens", top_k=1)
+        check_range(self, "sampling", " (0 is greedy)", temperature=(0, 1000))
+        check_range(self, "sampling", ", or null for all tokens", top_k=(1, MANY))
         check_fractions(self, "sampling", "top_p", interval="(0, 1]")
         check_fractions(self, "sampling", "min_p")
-        check_positive(self, "sampling", "repetition_penalty", rest=" (1 is off)", finite=True)
-        check_at_least(self, "sampling", max_new_tokens=1)
+        check_range(self, "sampling", " (1 is off)", repetition_penalty=(0.01, 100))
+        check_range(self, "sampling", max_new_tokens=(1, LONGEST))
         if "" in self.stop:
             raise ConfigError("sampling.stop: an empty text would end every continuation. Leave it out.")

@@ -101,8 +101,9 @@ def keep_top_p(logits_bv: Tensor, p: float) -> Tensor:
         return logits_bv
     sorted_bv, order_bv = logits_bv.sort(dim=-1, descending=True)
     probabilities_bv = sorted_bv.softmax(dim=-1)
-    # A token is kept when the ones before it have not yet reached p; so the most likely is always kept.
+    # A token is kept when the ones before it have not yet reached p, and always the most likely: in fp32 1e-50 is 0.
     reached_bv = probabilities_bv.cumsum(dim=-1) - probabilities_bv >= p
+    reached_bv[:, 0] = False
     hidden_bv = torch.zeros_like(reached_bv).scatter(-1, order_bv, reached_bv)
     return logits_bv.masked_fill(hidden_bv, float("-inf"))
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dtl.base.checks import check_at_least, check_choices
+from dtl.base.checks import MANY, check_choices, check_range
 from dtl.errors import ConfigError, did_you_mean
 
 OUTPUTS = "outputs"
@@ -57,8 +57,8 @@ class RunsConfig:
                     f"state={state}: give one or more of {','.join(STATES)}.{did_you_mean(state, STATES)}"
                 )
         check_choices(self, "", hint=True, sort=SORTS, delete=DELETIONS)
-        check_at_least(self, "", older_than_days=0)
-        check_at_least(self, "", ", or null for all", limit=1)
+        check_range(self, "", older_than_days=(0, MANY))
+        check_range(self, "", ", or null for all", limit=(1, MANY))
         if self.best_of and self.delete != "runs":
             raise ConfigError("best_of=: lists runs to delete, so it needs delete=runs.")
         if self.delete == "runs" and not (self.chooses or self.best_of):

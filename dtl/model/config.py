@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from dtl.base.checks import check_at_least, check_choices, check_fractions
+from dtl.base.checks import LONGEST, check_choices, check_fractions, check_range
 from dtl.errors import ConfigError
 from dtl.registry import BLOCKS, Options
 
@@ -148,8 +148,10 @@ class ModelConfig:
         """Raises ConfigError for a model that cannot be built."""
         BLOCKS.check(self.arch.block)
         self.arch.options = Options.of(f"model.arch.block={self.arch.block}", "model.arch.options", self.arch.options)
-        check_at_least(self, "model", dim=1, n_layers=1, n_heads=1, max_seq_len=1)
-        check_at_least(self, "model", ", or null for its default", n_kv_heads=1, head_dim=1, ffn_dim=1)
+        widths = {"dim": (1, 65_536), "n_heads": (1, 65_536)}
+        check_range(self, "model", **widths, n_layers=(1, 1000), max_seq_len=(1, LONGEST))
+        optional = {"n_kv_heads": (1, 65_536), "head_dim": (1, 8192), "ffn_dim": (1, 1 << 20)}
+        check_range(self, "model", ", or null for its default", **optional)
         if self.head_dim is None and self.dim % self.n_heads:
             raise ConfigError(
                 f"model.n_heads={self.n_heads}: must divide model.dim={self.dim}. "
@@ -163,8 +165,7 @@ class ModelConfig:
         words = {"interval": "[0, 1)", "rule": "a probability in", "rest": ". 0 turns it off"}
         check_fractions(self, "model", "dropout", "token_dropout", **words)
         check_choices(self, "model", attention=ATTENTION_KERNELS)
-        if self.arch.norm_eps <= 0 or self.arch.rope_theta <= 0:
-            raise ConfigError("model.arch.norm_eps and model.arch.rope_theta must be above 0.")
+        check_range(self.arch, "model.arch", norm_eps=(1e-30, 1), rope_theta=(1, 10**12))
         if self.arch.options and not self.block_rules.takes_options:
             raise ConfigError(
                 f"model.arch.options={self.arch.options}: model.arch.block={self.arch.block} has none. "

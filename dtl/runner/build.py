@@ -215,13 +215,15 @@ def too_large(config: RunConfig, needed: int, available: int, device: torch.devi
 def _raise_if_too_large(config: RunConfig, vocab_size: int, device: torch.device) -> None:
     """Raise ConfigError for a model that cannot fit: without it the system may kill the process, without a word."""
     available = device_memory(device)
-    rough = 16 * config.model.dim * (vocab_size + 12 * config.model.n_layers * config.model.dim)  # of a common block
+    model = config.model
+    blocks = max(12 * model.n_layers * model.dim**2, model.block_rules.min_parameters(model))
+    rough = 16 * (model.dim * vocab_size + blocks)
     if available is None or rough < available / 8:
         return
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        model = TransformerLM(config.model, vocab_size)
-        optimizers = build_optimizers(model, config.optimizer)
-    needed = training_bytes(model, optimizers, config.trainer.ema_decay is not None)
+        built = TransformerLM(model, vocab_size)
+        optimizers = build_optimizers(built, config.optimizer)
+    needed = training_bytes(built, optimizers, config.trainer.ema_decay is not None)
     if needed > available:
         raise ConfigError(too_large(config, needed, available, device))
 

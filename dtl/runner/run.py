@@ -5,18 +5,18 @@ The layer below the commands; `dtl.train.train` is its public name.
 
 import json
 import math
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from dtl.base.display import Display, command_line, shown
+from dtl.base.checks import check_one_process
+from dtl.base.display import command_line, lasting_display, shown
 from dtl.base.files import write_atomically
 from dtl.base.json_files import read_json_or_empty
 from dtl.base.redaction import redact
 from dtl.base.runtime import deterministic_algorithms, device_memory, is_out_of_memory
-from dtl.base.signals import StopSignals
+from dtl.base.signals import StopSignals, number_of
 from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.listing import best_checkpoint, list_checkpoints, step_folders
 from dtl.checkpoints.upkeep import lock_run, publish_best, remove_leftovers, set_aside_later
@@ -60,6 +60,7 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
     Raises ConfigError, DataError, CheckpointError before the first step; TrainingError for a loss that is not finite
     or too little memory; InterruptedRun after a signal. Saved checkpoints are kept in every case.
     """
+    check_one_process()
     origin = origin or Origin()
     run_dir = Path(out_dir)
     if origin.resume_from is None:
@@ -74,7 +75,7 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
     if origin.resume_from is None and step_folders(run_dir):
         raise ConfigError(f"{run_dir}: contains a run. Choose another folder, or resume it: {resume_command(run_dir)}")
     run_dir.mkdir(parents=True, exist_ok=True)
-    with lock_run(run_dir), Display() as display, deterministic_algorithms(config.trainer.deterministic):
+    with lock_run(run_dir), lasting_display() as display, deterministic_algorithms(config.trainer.deterministic):
         for warning in [*remove_leftovers(run_dir), *([origin.damage] if origin.damage else [])]:
             display.warn(warning)
         with _memory_advice(lambda: BEFORE_TRAINING):
@@ -143,10 +144,10 @@ def _evaluate_best(session: Session) -> Report | None:
     by_hand = command_line("evaluate", f"ckpt={shown(session.run_dir)}")
     try:
         return session.final_report()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         _finish_tracking(session, "finished", {})
         raise InterruptedRun(
-            f"The run is finished and saved; its evaluation was interrupted. To evaluate it: {by_hand}", signal.SIGINT
+            f"The run is finished and saved; its evaluation was interrupted. To evaluate it: {by_hand}", number_of(stop)
         ) from None
     except Exception as error:
         what = "out of memory" if is_out_of_memory(error) else f"{type(error).__name__}: {error}"

@@ -1,7 +1,9 @@
 """A session of a run: takes the steps of the training loop and does what is due - log, evaluate, sample, save, stop."""
 
+import logging
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ from dtl.training.evaluate import evaluate
 from dtl.training.optimizer import optimizer_tensors
 from dtl.training.stopping import Reached, reason_to_end
 from dtl.training.trainer import StepReport
+
+log = logging.getLogger(__name__)
 
 N_SAMPLES = 3
 LOG_EVERY_SECONDS = 10.0  # log at least this often, for slow steps
@@ -77,6 +81,7 @@ class Session:
         limits = self.config.trainer
         profiler = self._profiler() if limits.profile else None
         steps = self.trainer.steps()
+        console_was_lost = False
         self.trainer.stop_requested = lambda: signals.received is not None
         if self._evaluation_is_due():  # of the resumed step: a signal stopped the run before or during it
             self.evaluate()
@@ -90,6 +95,15 @@ class Session:
             if profiler:
                 profiler.step()
             self.display.advance(report.step)
+            if self.display.lost and not console_was_lost:
+                console_was_lost = True
+                self.save()
+                log.warning(
+                    "The output cannot be written any more (%s). Step %d is saved; the run continues, and "
+                    "metrics.jsonl has its progress.",
+                    self.display.lost,
+                    report.step,
+                )
             if due(report.step, limits.log_every_steps) or time.monotonic() - self.logged_at > LOG_EVERY_SECONDS:
                 self.log()
             # Evaluate before saving: one checkpoint then has the step's validation loss in its state.
@@ -219,7 +233,10 @@ class Session:
         state.evaluated_step = state.step
         state.evaluations += 1
         if due(state.evaluations, self.config.trainer.sample_every_evals or None):
-            self.tracker.log_samples(state.step, self.sample())
+            try:
+                self.tracker.log_samples(state.step, self.sample())
+            except Exception as error:  # weights that are not finite, no memory: what is trained does not depend on it
+                self.display.warn(f"no samples at step {state.step}: {type(error).__name__}: {error}")
         if better:
             publish_best(self.run_dir, self.save())
         return True
@@ -250,17 +267,21 @@ class Session:
         return better
 
     def sample(self) -> list[dict[str, str]]:
-        """Generate a few texts with the current model, from a generator of their own: training is not affected."""
+        """Generate a few texts with the current model, from a generator of their own: training is not affected.
+
+        None is longer than the context: training waits for them.
+        """
         data, tokenizer = self.parts.data, self.parts.tokenizer
         pairs = data.pairs.get("train" if data.validation is None else "validation", [])[:N_SAMPLES]
-        model, most = self.trainer.evaluated_model, self.config.sampling.max_new_tokens
-        prompts = prompts_of(model, tokenizer, data.prompt, pairs, most)
+        model, sampling = self.trainer.evaluated_model, self.config.sampling
+        sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, model.config.max_seq_len))
+        prompts = prompts_of(model, tokenizer, data.prompt, pairs, sampling.max_new_tokens)
         if not prompts:
             source = data.validation or next(iter(data.train.rows.values()))
             rows = source.batch(range(min(N_SAMPLES, len(source)))).inputs
             prompts = [tokenizer.decode(row[:SAMPLE_PROMPT_TOKENS].tolist()) for row in rows]
         with autocast(self.parts.device, self.parts.precision):
-            texts = continuations(model, tokenizer, prompts, self.config.sampling, seed=self.config.seed)
+            texts = continuations(model, tokenizer, prompts, sampling, seed=self.config.seed)
         return [{"prompt": begin, "text": text} for begin, text in zip(prompts, texts, strict=True)]
 
     def save(self) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dtl.base.checks import check_at_least, check_choices, check_positive
+from dtl.base.checks import MANY, check_choices, check_positive, check_range
 from dtl.errors import ConfigError
 
 
@@ -19,8 +19,7 @@ class SweepConfig:
     confirm: int = 5  # after a search: runs of the winner with fresh seeds; 0 = none, and the winner stays unconfirmed
 
     def validate(self) -> None:
-        if self.confirm < 0:
-            raise ConfigError(f"sweep.confirm={self.confirm}: a number of runs, at least 0.")
+        check_range(self, "sweep", confirm=(0, MANY))
 
 
 @dataclass
@@ -34,7 +33,7 @@ class LauncherConfig:
 
     def validate(self) -> None:
         """Raises ConfigError for values out of range."""
-        check_at_least(self, "hydra.launcher", n_jobs=1)
+        check_range(self, "hydra.launcher", n_jobs=(1, 10_000))
         check_positive(self, "hydra.launcher", "timeout_minutes", "hang_minutes", rest=", or null")
 
 
@@ -76,8 +75,9 @@ class SearchConfig:
     def validate(self) -> None:
         """Raises ConfigError, naming key, value, rule and remedy, for values out of range."""
         check_choices(self, "hydra.sweeper", hint=True, sampler=SAMPLERS, pruner=PRUNERS)
-        check_at_least(self, "hydra.sweeper", n_trials=1, seed=0, startup_trials=0, warmup=0, min_resource=1)
-        check_at_least(self, "hydra.sweeper", reduction_factor=2)
+        counts = {"n_trials": (1, MANY), "startup_trials": (0, MANY), "warmup": (0, MANY), "min_resource": (1, MANY)}
+        check_range(self, "hydra.sweeper", seed=(0, 2**32 - 1), **counts)
+        check_range(self, "hydra.sweeper", reduction_factor=(2, MANY))
         check_positive(self, "hydra.sweeper", "hours", rest=", or null")
 
 

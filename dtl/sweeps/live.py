@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from dtl.base.display import shown, table_console
+from dtl.base.display import lasting_output, shown, table_console
 from dtl.base.safe_text import in_one_line
 from dtl.base.units import in_time, number_of
 from dtl.commandline.overrides import as_shown
@@ -24,7 +24,7 @@ class SweepScreen:
 
     def __init__(self, sweep: SweepFolder, console: Console | None = None) -> None:
         self.sweep = sweep
-        self.console = console or table_console()
+        self.console = console or table_console(file=lasting_output())
         self._live: Live | None = None
         self._drawn = 0.0
         self._total = self._done = 0

@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 
 OFFLINE_SECONDS = 8.0  # to open an offline run: a process to start and a file, no network
 PROBE_SECONDS = 3.0  # for any answer of a W&B server
-FINISH_SECONDS = 30.0  # for the remaining uploads at the end of a run
+FINISH_SECONDS = 30.0  # for the remaining uploads at the end of a run, to a server that answers
+DEAD_SECONDS = 3.0  # after which the server is asked once whether it is there
 MAX_WAITING = 1000  # entries in the queue before W&B counts as hanging
 
 
@@ -70,6 +71,7 @@ class WandbSink:
         # wandb's error reports about itself go to the same server and may delay the end of the process by 30 s.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         self._where = ""
+        self._server = ""  # its address, of a run that is online
         if mode == "online":
             reason = self._open_online(patience)
         if self._run is None:
@@ -102,14 +104,17 @@ class WandbSink:
         self._submit(send)
 
     def finish(self, exit_code: int, summary: dict[str, Any]) -> None:
-        """Close the run, waiting at most `FINISH_SECONDS` for the upload."""
+        """Close the run, waiting at most `FINISH_SECONDS` for the upload, and 5 seconds for a server that has died."""
         if self._run is None:
             return
         self._submit(lambda run: run.summary.update(summary))
         self._exit_code = exit_code
         with suppress(queue.Full):
             self._queue.put_nowait(None)
-            self._thread.join(FINISH_SECONDS + 2.0)  # longer than wandb's own finish_timeout
+            self._thread.join(min(DEAD_SECONDS, FINISH_SECONDS))
+            dead = self._thread.is_alive() and self._server and not _answers(self._server, PROBE_SECONDS / 2)
+            if not dead:
+                self._thread.join(FINISH_SECONDS + 2.0)  # longer than wandb's own finish_timeout
         if self._thread.is_alive():
             self._switch_off(self._unfinished())
 
@@ -136,7 +141,9 @@ class WandbSink:
             raise _StayOffline("no key; run `wandb login` to send runs to a server")
         if not _answers(setup.settings.base_url, min(PROBE_SECONDS, patience / 2)):
             raise _StayOffline(f"no answer from {redact(setup.settings.base_url)}")
-        return self._init("online", patience / 2)
+        run = self._init("online", patience / 2)
+        self._server = setup.settings.base_url
+        return run
 
     def _open_offline(self, reason: str) -> None:
         def connect() -> Any:
@@ -218,7 +225,7 @@ class WandbSink:
             log.warning("%s.", self.status)
 
     def _unfinished(self) -> str:
-        return f"not everything was uploaded within {FINISH_SECONDS:.0f} s, upload it later with {self._sync_command()}"
+        return f"not everything was uploaded in time, upload it later with {self._sync_command()}"
 
     def _sync_command(self) -> str:
         folder = Path(self._run.dir).parent

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from dtl.base.checks import check_at_least, check_choices, check_fractions, check_positive, check_unique
+from dtl.base.checks import BATCHES, MANY, check_choices, check_fractions, check_positive, check_range, check_unique
 from dtl.errors import ConfigError
 from dtl.registry import LOSSES, OPTIMIZERS, SCHEDULES, STEP_FIELDS, STOP_CRITERIA, Options
 
@@ -47,10 +47,11 @@ class OptimizerConfig:
 
     def validate(self) -> None:
         self.options = OPTIMIZERS.checked_options(self.name, self.options)
-        check_positive(self, "optimizer", "lr", "eps", "matrix_lr", "embedding_lr", finite=True)
+        check_positive(self, "optimizer", "lr", "matrix_lr", "embedding_lr")
+        check_range(self, "optimizer", eps=(1e-30, 1))
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"optimizer.betas={self.betas}: two numbers in [0, 1), for example [0.9,0.95].")
-        check_at_least(self, "optimizer", weight_decay=0)
+        check_range(self, "optimizer", weight_decay=(0, 1_000_000))
         check_fractions(self, "optimizer", "momentum", interval="[0, 1)", rule="must lie in")
 
 
@@ -68,7 +69,7 @@ class ScheduleConfig:
     def validate(self) -> None:
         self.options = SCHEDULES.checked_options(self.name, self.options)
         check_fractions(self, "schedule", "warmup_fraction", "min_lr_fraction", "decay_fraction")
-        check_at_least(self, "schedule", warmup_steps=0)
+        check_range(self, "schedule", warmup_steps=(0, MANY))
 
 
 LOSS_TERMS = ("z_loss", "label_smoothing")  # settings of trainer.loss that a loss may read or not; 0 = off
@@ -152,10 +153,10 @@ class TrainerConfig:
             )
         check_fractions(self, "trainer", "ema_decay", interval="(0, 1)", rule="must lie in", rest=", or null")
         optional = (
-            "micro_batch_size grad_accum_steps total_steps max_epochs stop_after_steps eval_every_steps "
-            "eval_max_batches early_stopping_patience save_every_steps save_every_epochs"
+            "total_steps max_epochs stop_after_steps eval_every_steps eval_max_batches early_stopping_patience "
+            "save_every_steps save_every_epochs"
         )
-        check_at_least(self, "trainer", ", or null", **dict.fromkeys(optional.split(), 1))
-        check_at_least(self, "trainer", keep=1, log_every_steps=1)
+        check_range(self, "trainer", ", or null", **BATCHES, **dict.fromkeys(optional.split(), (1, MANY)))
+        check_range(self, "trainer", keep=(1, MANY), log_every_steps=(1, MANY))
         check_positive(self, "trainer", "hours", "max_grad_norm", rest=", or null")
-        check_at_least(self, "trainer", sample_every_evals=0)
+        check_range(self, "trainer", sample_every_evals=(0, MANY))

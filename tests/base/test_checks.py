@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import pytest
 
 from dtl.base.checks import (
-    check_at_least,
     check_choices,
     check_device,
     check_fractions,
     check_positive,
+    check_range,
     check_seed,
 )
 from dtl.errors import ConfigError
@@ -26,37 +26,39 @@ def refusal(check, *args, **kwargs) -> str | None:
     return None
 
 
-@pytest.mark.parametrize(("value", "passes"), [(7, True), (6, False), (7.0, True), (None, True), (NAN, False)])
-def test_at_least(value, passes):
-    said = refusal(check_at_least, SimpleNamespace(n=value), "model", n=7)
-    assert said == (None if passes else f"model.n={value}: must be at least 7.")
+@pytest.mark.parametrize(
+    ("value", "rule"),
+    [
+        *((value, None) for value in (7, 1300, 7.0, None)),
+        *((value, "at least 7") for value in (6, NAN, -INFINITY)),
+        *((value, "at most 1,300") for value in (1301, 10**26, INFINITY)),
+    ],
+)
+def test_range(value, rule):
+    said = refusal(check_range, SimpleNamespace(n=value), "model", n=(7, 1300))
+    assert said == (rule and f"model.n={value}: must be {rule}.")
 
 
-def test_at_least_names_the_first_and_goes_on_as_told():
+def test_range_names_the_first_and_goes_on_as_told():
     settings = SimpleNamespace(n_heads=11, n_kv_heads=0, ffn_dim=-3)
-    said = refusal(check_at_least, settings, "model", ", or null for its default", n_heads=1, n_kv_heads=1, ffn_dim=1)
+    ends = dict.fromkeys(("n_heads", "n_kv_heads", "ffn_dim"), (1, 17))
+    said = refusal(check_range, settings, "model", ", or null for its default", **ends)
     assert said == "model.n_kv_heads=0: must be at least 1, or null for its default."
-    assert refusal(check_at_least, SimpleNamespace(limit=0), "", limit=1) == "limit=0: must be at least 1."
+    assert refusal(check_range, SimpleNamespace(limit=0), "", limit=(1, 17)) == "limit=0: must be at least 1."
 
 
 @pytest.mark.parametrize(
-    ("value", "passes", "passes_finite"),
+    ("value", "rule"),
     [
-        (1e-9, True, True),
-        (13, True, True),
-        (INFINITY, True, False),
-        (None, True, True),
-        (0, False, False),
-        (-INFINITY, False, False),
-        (NAN, False, False),
+        *((value, None) for value in (1e-9, 13, None)),
+        *((value, "above 0") for value in (0, -INFINITY, NAN)),
+        *((value, "at most 1,000,000,000") for value in (2e9, INFINITY)),
     ],
 )
-def test_positive(value, passes, passes_finite):
+def test_positive(value, rule):
     settings = SimpleNamespace(fine=17, lr=value)
     said = refusal(check_positive, settings, "optimizer", "fine", "lr", rest=", or null")
-    assert said == (None if passes else f"optimizer.lr={value}: must be above 0, or null.")
-    said = refusal(check_positive, settings, "optimizer", "fine", "lr", finite=True)
-    assert said == (None if passes_finite else f"optimizer.lr={value}: must be above 0.")
+    assert said == (rule and f"optimizer.lr={value}: must be {rule}, or null.")
 
 
 @pytest.mark.parametrize("interval", ["[0, 1]", "(0, 1]", "[0, 1)", "(0, 1)"])

@@ -9,23 +9,56 @@ from typing import Any
 
 import pytest
 
-from dtl.base.signals import StopSignals
+from dtl.base.signals import HANG_UP, STOP, Stopped, StopSignals, ending_by_exception, number_of
 
 
 def handlers() -> list[Any]:
-    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    return [signal.getsignal(number) for number in STOP]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_sets_a_flag_the_second_stops(number: int, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", STOP)
+def test_the_first_signal_sets_a_flag_the_second_stops(
+    number: int, second: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     before = handlers()
-    with pytest.raises(KeyboardInterrupt), StopSignals() as signals:
+    with pytest.raises(Stopped) as stopped, StopSignals() as signals:
         assert signals.received is None
         signal.raise_signal(number)
         assert signals.received == number
         assert "press again to stop at once" in capfd.readouterr().err
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(second)
+    assert number_of(stopped.value) == second and number_of(KeyboardInterrupt()) == signal.SIGINT
     assert handlers() == before
+
+
+@pytest.mark.skipif(HANG_UP is None, reason="SIGHUP")
+@pytest.mark.parametrize("first", STOP)
+def test_a_terminal_that_closes_says_so_twice(first: int) -> None:
+    with StopSignals() as signals:
+        signal.raise_signal(first)
+        signal.raise_signal(signal.SIGHUP)
+        assert signals.received == first
+
+
+@pytest.mark.skipif(HANG_UP is None, reason="SIGHUP")
+@pytest.mark.parametrize("context", [StopSignals, ending_by_exception])
+def test_nohup_holds(context: Callable[[], Any]) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with context():
+            signal.raise_signal(signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [number for number in STOP if number != signal.SIGINT])
+def test_a_signal_ends_by_an_exception(number: int) -> None:
+    before = handlers()
+    with pytest.raises(Stopped) as stopped, ending_by_exception():
+        signal.raise_signal(number)
+    assert number_of(stopped.value) == number and handlers() == before
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGUSR2")
@@ -64,7 +97,7 @@ def test_a_handler_set_by_no_python_is_no_error(monkeypatch: pytest.MonkeyPatch)
             pass
     finally:
         monkeypatch.undo()
-        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+        for number, handler in zip(STOP, before, strict=True):
             signal.signal(number, handler)
 
 

@@ -291,6 +291,7 @@ def test_pickles_are_refused_by_name_with_the_remedy(tmp_path: Path, name: str) 
         {"intermediate_size": 10**12},
         {"num_hidden_layers": 10**9},
         {"head_dim": 10**12},
+        {"intermediate_size": 10**6, "num_hidden_layers": 1000},
     ],
 )
 def test_a_config_that_claims_more_than_the_weights_hold_allocates_nothing(
@@ -299,7 +300,7 @@ def test_a_config_that_claims_more_than_the_weights_hold_allocates_nothing(
     folder = model_directory(tmp_path / "hf")
     set_config(folder, **changes)
     monkeypatch.setattr(checkpoint, "TransformerLM", lambda *_: pytest.fail("a model was built"))
-    with pytest.raises(CheckpointError, match="of different models"):
+    with pytest.raises(CheckpointError, match="of different models|must be at most"):
         load_model(folder)
 
 

@@ -157,7 +157,7 @@ def raising(error: BaseException) -> Callable[..., Any]:
     [
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
         (SafetensorError("Error: I/O error: No space left on device (os error 28)"), "the disk is full"),
-        (OSError(errno.EDQUOT, "Disk quota exceeded"), "the disk is full"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "the quota of the disk is used up"),
         (PermissionError(errno.EACCES, "Permission denied"), "cannot be written .*Permission denied"),
         (OSError(errno.EIO, "Input/output error"), "cannot be written .*Input/output error"),
         (OSError(errno.EROFS, "Read-only file system"), "cannot be written .*Read-only"),

@@ -30,6 +30,41 @@ def call(monkeypatch, capsys, *arguments: str, module: str = "dtl.train") -> tup
     return int(ended.value.code or 0), capsys.readouterr().err
 
 
+def test_one_of_several_processes_is_rejected(monkeypatch, capsys, elsewhere):
+    """torchrun -m dtl.train: each would train the same run. One alone is what torchrun --nproc-per-node=1 starts."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, said = call(monkeypatch, capsys, "data=qa")
+    assert code == 2 and said.startswith("Error: WORLD_SIZE=2: DTL trains in one process")
+    with pytest.raises(ConfigError, match="WORLD_SIZE=2"):
+        dtl.fit(dtl.compose("data=qa"), elsewhere / "run")
+    assert not [*elsewhere.iterdir()]
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert call(monkeypatch, capsys, "data=nothing")[1].startswith("Error: data=nothing")
+
+
+HYDRAS_OWN = {
+    "-sc": "-sc: needs what to do",
+    "-sc query=bash": "--shell-completion: Hydra cannot use this (KeyError: 'COMP_LINE')",
+    "--resolve": "The --resolve flag",
+    "hydra=1": "hydra=1: Hydra cannot use this",
+    "hydra/launcher=1": "hydra/launcher=1: Hydra cannot use this",
+    "hydra.verbose=7": "hydra.verbose=7: Hydra cannot use this (AssertionError",
+    "-m trainer.keep=range(0,1,0)": "trainer.keep=range(0,1,0): has no values",
+    "-m seed=range(1,5,-1)": "seed=range(1,5,-1): has no values",
+    "-m optimizer.lr=range(0,1,1e-12)": "optimizer.lr=range(0,1,1e-12): has over 10,000 values",
+    "-m seed=range(0,inf)": "seed=range(0,inf): has over 10,000 values",
+    "-m seed=range(start=1,stop=nan)": "seed=range(start=1,stop=nan): has no values",
+}
+
+
+@pytest.mark.parametrize("words", HYDRAS_OWN)
+def test_what_hydra_stumbles_over_is_no_traceback(words, monkeypatch, capsys):
+    monkeypatch.delenv("COMP_LINE", raising=False)
+    code, said = call(monkeypatch, capsys, *words.split())
+    assert code == 2 and said.startswith(f"Error: {HYDRAS_OWN[words]}")
+    assert "Traceback" not in said and not Path("outputs").exists()
+
+
 # --- flags --------------------------------------------------------------------------------------------------------
 
 SPELLINGS = {

@@ -11,7 +11,7 @@ import pytest
 from checkpoint_examples import imitate
 
 from dtl.checkpoints.upkeep import lock_run
-from dtl.diagnostics.last_run import describe_state, last_run, look_at_last_run
+from dtl.diagnostics.resume import describe_state, last_run, look_at_last_run
 from dtl.run_dir.provenance import write_result
 from dtl.run_dir.state import RunState
 

@@ -268,6 +268,28 @@ def test_an_upload_that_does_not_end_is_left(tmp_path: Path, fake: FakeRun, monk
     assert "wandb sync /somewhere/wandb/run-1" in tracker.status
 
 
+def test_a_server_that_has_died_is_not_waited_for(
+    tmp_path: Path, fake: FakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Event()
+    monkeypatch.setattr(fake, "finish", lambda **_: released.wait())
+    monkeypatch.setattr(wandb_sink, "DEAD_SECONDS", 0.1)
+    monkeypatch.setattr(wandb_sink, "FINISH_SECONDS", 600.0)
+    with opened(tmp_path) as tracker:
+        tracker.log_steps(steps(1, 3))
+        monkeypatch.setattr(wandb_sink, "_answers", lambda url, seconds: False)
+        watchdog = threading.Timer(60, released.set)  # the status is another one then
+        watchdog.start()
+    watchdog.cancel()
+    assert not released.is_set()
+    released.set()
+    assert "wandb sync /somewhere/wandb/run-1" in tracker.status
+
+
+def test_a_dead_server_costs_at_most_five_seconds() -> None:
+    assert wandb_sink.DEAD_SECONDS + wandb_sink.PROBE_SECONDS / 2 < 5
+
+
 def test_an_init_that_hangs_is_overtaken_and_closed_when_it_comes(
     tmp_path: Path, fake: FakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:

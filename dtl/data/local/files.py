@@ -9,7 +9,6 @@ import itertools
 import os
 import random
 import re
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence, Set
 from datetime import date
@@ -17,6 +16,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from dtl.base.display import say
 from dtl.base.progress import Pace
 from dtl.base.safe_text import in_one_line
 from dtl.base.units import number_of
@@ -75,7 +75,7 @@ def files_in(folder: Path, origin: str, wanted: Callable[[str], bool]) -> tuple[
     """
     home = Path(os.path.expanduser("~")).resolve()
     is_home = folder.resolve() in (home, *home.parents)
-    pace = Pace(f"looking through {origin}", lambda line: print(line, file=sys.stderr) if sys.stderr else None)
+    pace = Pace(f"looking through {origin}", say)
     found: list[Path] = []
     others: list[str] = []
     n_others = 0

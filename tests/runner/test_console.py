@@ -1,0 +1,85 @@
+"""A run outlives its console: a log on a full disk, a pipe without a reader, a closed terminal."""
+
+import errno
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_runs import outcome, result, start, steps_kept, tiny_config, write_pairs
+
+from dtl.base.display import say
+
+
+class Dying(io.StringIO):
+    """A stream that takes `left` characters."""
+
+    def __init__(self, error: Exception, left: int) -> None:
+        super().__init__()
+        self.error, self.left = error, left
+
+    def write(self, text: str) -> int:
+        self.left -= len(text)
+        if self.left < 0:
+            raise self.error
+        return super().write(text)
+
+    def flush(self) -> None:
+        if self.left < 0:
+            raise self.error
+
+
+ERRORS = {
+    "full disk": OSError(errno.ENOSPC, "No space left on device"),
+    "no reader": BrokenPipeError(errno.EPIPE, "Broken pipe"),
+    "closed terminal": OSError(errno.EIO, "Input/output error"),
+}
+
+
+@pytest.mark.parametrize("why", ERRORS)
+@pytest.mark.parametrize("late", [False, True])
+def test_a_run_goes_on_without_its_console(
+    why: str,
+    late: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = tiny_config(write_pairs(tmp_path / "pairs.jsonl"), save_every_steps=None, keep=7)
+    start(config, tmp_path / "seen")
+    before = capsys.readouterr().out.index("step 6/12") if late else 0
+    monkeypatch.setattr(sys, "stdout", Dying(ERRORS[why], before))
+    start(config, tmp_path / "unseen")
+    monkeypatch.undo()
+    assert result(tmp_path / "unseen")["state"] == "finished"
+    assert outcome(tmp_path / "unseen") == outcome(tmp_path / "seen")
+    why_it_ended = os.strerror(ERRORS[why].errno or 0)
+    told = re.compile(rf"The output cannot be written any more \({why_it_ended}\)\. Step (\d+) is saved")
+    (saved,) = [found for record in caplog.records if (found := told.match(record.getMessage()))]
+    assert int(saved[1]) in steps_kept(tmp_path / "unseen")
+    assert 1 < int(saved[1]) < 12 if late else saved[1] == "1"
+
+
+def test_a_message_that_nobody_can_read_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = io.StringIO()
+    closed.close()
+    for stream in (Dying(ERRORS["no reader"], 0), closed, None):
+        monkeypatch.setattr(sys, "stderr", stream)
+        say("Stopped.")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full")
+def test_a_command_ends_well_with_both_streams_on_a_full_disk(elsewhere: Path) -> None:
+    pairs = write_pairs(elsewhere / "pairs.jsonl")
+    words = f"trainer=debug model.dim=16 model.n_layers=1 model.n_heads=2 tokenizer=byte tracker=local device=cpu \
+        data=qa data.qa.path={pairs} data.cache_dir={elsewhere / 'cache'}".split()
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run([sys.executable, "-m", "dtl.train", *words], stdout=full, stderr=full, timeout=600)
+    assert ended.returncode == 0
+    (run_dir,) = (elsewhere / "outputs").glob("*/*")
+    assert result(run_dir)["state"] == "finished"
