@@ -241,7 +241,9 @@ class DataConfig:
     # many as help: a tenth, or nothing where that would take away what is to be learnt (dtl/data/split.py)
     test_fraction: float | None = 0.0  # the same for a test split, on which nothing is chosen; 0 = none
     allow_truncated: bool = False  # true: keep what can be read of truncated or damaged files
-    cache_dir: str | None = None  # folder for prepared text and tokens; null = the platform's cache folder
+    cache_dir: str | None = (
+        None  # folder that gets a dtl-cache/ with text and tokens; null = the platform's cache folder
+    )
     verify: str = "quick"  # quick (files of unchanged size and time count as unchanged) | full (SHA-256 of all)
     separator: str | None = None  # between documents of one text; null = lines of <|endoftext|>; '' = nothing
     remove: list[str] = field(default_factory=list)  # cut from every text, not from questions: markers of chats
@@ -348,6 +350,8 @@ class DataConfig:
 
     def _validate_layout(self) -> None:
         check_choices(self, "data", layout=LAYOUTS, loss_on=LOSS_ON, verify=VERIFY)
+        if self.cache_dir is not None and not self.cache_dir.strip():
+            raise ConfigError("data.cache_dir='': is no folder. Give one, or null for the platform's cache folder.")
         if self.seq_len is not None and self.seq_len < 2:
             raise ConfigError(f"data.seq_len={self.seq_len}: a sequence needs at least 2 tokens.")
         check_at_least(self, "data", ", or null for all", max_samples=1)

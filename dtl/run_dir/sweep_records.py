@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
-from dtl.base.files import discard_directory, write_atomically
+from dtl.base.files import discard_directory, leftover_of, write_atomically
 from dtl.base.json_files import read_json_or_empty
 from dtl.run_dir.provenance import composition_flags
 from dtl.sweeps.config import asks_for_more
@@ -119,6 +119,15 @@ class SweepFolder:
         read = {file.parent.name: _read(file, Trial) for file in self.path.glob(f"*/{TRIAL}")}
         trials = [trial for name, trial in read.items() if trial is not None and name == str(trial.number)]
         return sorted(trials, key=lambda trial: trial.number)
+
+    def next_number(self) -> int:
+        """Return the number of a new trial, above that of every folder: one without a record may be the user's."""
+        folders = [path for path in self.path.iterdir() if path.name.isascii() and path.name.isdecimal()]
+        # A sweep that is killed while it writes the record of a trial leaves nothing else in its folder.
+        used = [
+            path for path in folders if not path.is_dir() or any(not leftover_of(each.name) for each in path.iterdir())
+        ]
+        return max((int(path.name) for path in used), default=-1) + 1
 
     def keep(self, trial: Trial) -> None:
         """Write the trial's record."""

@@ -115,7 +115,8 @@ def _drain(session: Session) -> State:
     """Train until the session ends; record the error if it ends with one."""
     parts, run_dir, display = session.parts, session.run_dir, session.display
     try:
-        with _memory_advice(lambda: _advice_in_training(parts)), StopSignals() as signals:
+        advice = _memory_advice(lambda: _advice_in_training(parts))
+        with advice, parts.data.cache.explaining(), StopSignals() as signals:
             display.start_progress(parts.length.last_step, parts.trainer.state.step)
             return session.drain(signals)
     except BaseException as error:

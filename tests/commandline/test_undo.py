@@ -35,3 +35,10 @@ def test_the_folder_one_stands_in_stays(made, monkeypatch):
     monkeypatch.chdir(made.parent)
     remove_empty_run_dir(made.relative_to(made.parent), (".hydra", ".lock"))
     assert list(made.parent.iterdir()) == []
+
+
+def test_an_empty_folder_above_that_is_not_in_outputs_is_the_users(elsewhere):
+    made = elsewhere / "mine" / "run"
+    made.mkdir(parents=True)
+    remove_empty_run_dir(made, ())
+    assert [path.name for path in elsewhere.rglob("*")] == ["mine"]

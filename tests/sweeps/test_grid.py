@@ -75,6 +75,15 @@ class Fixed(Composer):
         return "/".join(sorted(overrides)).replace("bad", "3"), []
 
 
+def test_no_trial_takes_a_folder_with_files_of_the_user(tmp_path):
+    """hydra.sweep.dir=data with a data/7/ of images: a trial empties its folder before it starts."""
+    for name in ("7", "8", "mine"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "7" / "digit.png").touch()
+    (tmp_path / "8" / ".tmp-trial.json-1-0123abcd").touch()  # a sweep was killed before it wrote the trial's record
+    assert [trial.number for trial in laid_out(SweepFolder(tmp_path), [["seed=1"], ["seed=2"]])] == [8, 9]
+
+
 def test_a_trial_that_was_refused_and_now_composes_is_run_in_its_place(tmp_path):
     sweep = SweepFolder(tmp_path)
     _, bad = laid_out(sweep, [["a=1", "b=2"], ["a=bad", "b=2"]])
