@@ -68,12 +68,19 @@ def cache_folder(cache_dir: str | None) -> Path:
     return platformdirs.user_cache_path("dtl", appauthor=False) / FOLDER
 
 
+def is_cache_folder(folder: Path) -> bool:
+    """Return True for a folder that DTL has marked as its cache."""
+    with suppress(OSError):
+        return (folder / TAG).stat().st_size == len(TAG_TEXT) and (folder / TAG).read_bytes() == TAG_TEXT.encode()
+    return False
+
+
 def create_cache_folder(folder: Path) -> None:
     """Create and mark the cache's own folder. Raises DataError when it holds other files, OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     # Listed first: a process that starts at the same time writes the mark before anything else.
     is_empty = all(leftover_of(name) == TAG for name in os.listdir(folder))
-    if (folder / TAG).exists() and (folder / TAG).read_text(errors="replace") == TAG_TEXT:
+    if is_cache_folder(folder):
         return
     if not is_empty:
         raise DataError(
