@@ -241,9 +241,7 @@ class DataConfig:
     # many as help: a tenth, or nothing where that would take away what is to be learnt (dtl/data/split.py)
     test_fraction: float | None = 0.0  # the same for a test split, on which nothing is chosen; 0 = none
     allow_truncated: bool = False  # true: keep what can be read of truncated or damaged files
-    cache_dir: str | None = (
-        None  # folder that gets a dtl-cache/ with text and tokens; null = the platform's cache folder
-    )
+    cache_dir: str | None = None  # its dtl-cache/ holds prepared text and tokens; null = the platform's cache folder
     verify: str = "quick"  # quick (files of unchanged size and time count as unchanged) | full (SHA-256 of all)
     separator: str | None = None  # between documents of one text; null = lines of <|endoftext|>; '' = nothing
     remove: list[str] = field(default_factory=list)  # cut from every text, not from questions: markers of chats

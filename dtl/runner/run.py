@@ -47,7 +47,7 @@ class Origin:
     flags: list[str] = field(default_factory=list)  # Hydra's, such as --config-dir=FOLDER
     choices: dict[str, str] = field(default_factory=dict)
     resume_from: Path | None = None  # a checkpoint of this run
-    damage: str | None = None  # warning about newer checkpoints that are damaged
+    warnings: list[str] = field(default_factory=list)  # about damage: newer checkpoints, the run's config.yaml
     init_from: Path | None = None  # a checkpoint or Hugging Face folder to take weights and tokenizer from
     group: str | None = None  # the sweep that this job belongs to
     job_number: int | None = None
@@ -75,7 +75,7 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
         raise ConfigError(f"{run_dir}: contains a run. Choose another folder, or resume it: {resume_command(run_dir)}")
     run_dir.mkdir(parents=True, exist_ok=True)
     with lock_run(run_dir), Display() as display, deterministic_algorithms(config.trainer.deterministic):
-        for warning in [*remove_leftovers(run_dir), *([origin.damage] if origin.damage else [])]:
+        for warning in [*remove_leftovers(run_dir), *origin.warnings]:
             display.warn(warning)
         with _memory_advice(lambda: BEFORE_TRAINING):
             parts = build_run(config, origin.plans, origin.resume_from, origin.init_from, display.log)

@@ -37,8 +37,10 @@ def test_the_folder_one_stands_in_stays(made, monkeypatch):
     assert list(made.parent.iterdir()) == []
 
 
-def test_an_empty_folder_above_that_is_not_in_outputs_is_the_users(elsewhere):
+def test_an_empty_folder_that_is_neither_here_nor_in_outputs_is_the_users(elsewhere, monkeypatch):
     made = elsewhere / "mine" / "run"
     made.mkdir(parents=True)
+    (elsewhere / "here").mkdir()
+    monkeypatch.chdir("here")
     remove_empty_run_dir(made, ())
-    assert [path.name for path in elsewhere.rglob("*")] == ["mine"]
+    assert sorted(path.name for path in elsewhere.rglob("*")) == ["here", "mine"]
