@@ -19,7 +19,7 @@ from dtl.base.runtime import deterministic_algorithms, device_memory, is_out_of_
 from dtl.base.signals import StopSignals
 from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.listing import best_checkpoint, list_checkpoints, step_folders
-from dtl.checkpoints.upkeep import lock_run, publish_best, remove_leftovers, set_aside_later
+from dtl.checkpoints.upkeep import lock_run, publish_best, remove_leftovers, rotate, set_aside_later
 from dtl.config import RunConfig, to_dict, to_yaml
 from dtl.data.collect import open_sources
 from dtl.data.sources import SourcePlan
@@ -82,6 +82,9 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
         if parts.data.validation is None:
             _raise_if_validation_is_needed(origin)
         _record_start(parts, run_dir, origin)
+        if origin.resume_from is not None:  # a kill between the last save and the rotation leaves one too many
+            for warning in rotate(run_dir, config.trainer.keep):
+                display.warn(warning)
         with _open_tracker(parts, run_dir, origin) as tracker:
             update_run_record(run_dir, wandb_id=tracker.run_id, last_step=parts.length.last_step)
             show_start(display, parts, run_dir, tracker)
