@@ -98,6 +98,9 @@ def main() -> None:
 def prepare_arguments(arguments: list[str]) -> list[str]:
     """Point Hydra to the folder of a run or sweep that is resumed, before it creates a new one."""
     check_no_secrets(arguments)
+    for key, equals, value in map(_split_word, arguments):
+        if key in ("hydra.run.dir", "hydra.sweep.dir") and equals and not value.strip():
+            raise ConfigError(f"{key}='': is no folder. Give a folder of its own for the run, or leave it out.")
     spec = next((value for key, _, value in map(_split_word, arguments) if key == "resume" and value != "null"), None)
     is_multirun = MULTIRUN in arguments
     if spec is None:

@@ -260,7 +260,7 @@ def remove_empty_run_dir(folder: Path, made: Collection[str]) -> None:
     """Delete a folder that contains nothing but the names in `made`, and the empty folders above it, as far as they
     are in outputs/ or in the working directory: any other is the user's."""
     folder = folder.absolute()
-    if not {path.name for path in folder.iterdir()} <= set(made):
+    if folder == Path.cwd() or not {path.name for path in folder.iterdir()} <= set(made):
         return
     shutil.rmtree(folder)
     for parent in folder.parents:

@@ -89,6 +89,11 @@ REFUSED = {
     "model.dim.x=3": "model.dim.x=3: must be an integer (width of the residual stream). Default: model.dim=256",
     "data.sources.qa.wieght=2": "there is no such key. Did you mean 'data.sources.qa.weight'?",
     "hydra.run.foo=1": "hydra.run.foo=1: there is no such key.",
+    # a folder to write to that would be the working directory
+    "hydra.run.dir=": "hydra.run.dir='': is no folder.",
+    "hydra.run.dir=''": "hydra.run.dir='': is no folder.",
+    "-m seed=1,2 hydra.sweep.dir=''": "hydra.sweep.dir='': is no folder.",
+    "data.cache_dir=''": "data.cache_dir='': is no folder.",
     # a value of a wrong type
     "optimizer.lr=abc": "optimizer.lr=abc: must be a number (peak learning rate",
     "optimizer.lr=[1,2]": "optimizer.lr=[1,2]: must be a number",

@@ -183,6 +183,7 @@ def test_names_of_folders_cannot_harm(runs):
         (["limit=0"], "limit=0: must be at least 1"),
         (["older_than_days=-1"], "older_than_days=-1.0: must be at least 0."),
         (["outputs=none"], "outputs=none: there is no such folder."),
+        (["outputs=''"], "outputs='': is no folder."),
         ([f"outputs=outputs/{GOOD}"], "is itself a run"),
         (["delete=runs", "best_of=[nobody]"], "best_of=[nobody]: is none of the runs to delete"),
     ],
