@@ -178,7 +178,7 @@ def converted(schema: type[S], config: DictConfig | dict[str, Any]) -> S:
     """
     values = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
     _check_values(schema, values)
-    settings = OmegaConf.to_object(OmegaConf.merge(schema_defaults(schema), _escape_interpolations(values)))
+    settings = OmegaConf.to_object(OmegaConf.merge(schema_defaults(schema), without_interpolations(values)))
     assert isinstance(settings, schema)
     return settings
 
@@ -210,12 +210,15 @@ def schema_defaults(schema: type) -> DictConfig:
     return OmegaConf.structured(schema(**sections))
 
 
-def _escape_interpolations(value: Any) -> Any:
-    """Escape `${...}` in the values, as in a prompt: interpolations have been resolved already."""
+def without_interpolations(value: Any) -> Any:
+    """Return values in which OmegaConf takes every `${...}` for text, as in a prompt.
+
+    For all that comes from a file of a run or a checkpoint: `${oc.env:NAME}` there would read the environment.
+    """
     if isinstance(value, dict):
-        return {key: _escape_interpolations(inner) for key, inner in value.items()}
+        return {key: without_interpolations(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_escape_interpolations(inner) for inner in value]
+        return [without_interpolations(inner) for inner in value]
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 

@@ -13,7 +13,8 @@ from dtl.base.json_files import as_object, read_json_or_empty
 from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
 from dtl.commandline.overrides import override_key
-from dtl.config import RunConfig, converted, typed_as
+from dtl.config import RunConfig, converted, typed_as, without_interpolations
+from dtl.data.cache import cache_folder, is_cache_folder
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.tokenizers.prompt import Prompt, read_prompt
 from dtl.errors import ConfigError, DataError
@@ -149,7 +150,10 @@ def _run_with_data(composed: DictConfig, settings: EvaluateConfig, checkpoint: P
         for key in filter(PLACE_OF_DATA.fullmatch, keys):
             clear_other_places(own["data"], key)
         changes = OmegaConf.masked_copy(composed.data, [key.partition(".")[0] for key in changed])
-        data = OmegaConf.create(own["data"])
+        folder = own["data"].get("cache_dir")
+        if not isinstance(folder, str) or not is_cache_folder(cache_folder(folder)):
+            own["data"]["cache_dir"] = None  # the user decides where a cache is made, not a checkpoint
+        data = OmegaConf.create(without_interpolations(own["data"]))
         for key in changed:
             OmegaConf.update(data, key, OmegaConf.select(changes, key), force_add=True)
     else:

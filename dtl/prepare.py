@@ -23,6 +23,7 @@ from dtl.terminal.streams import open_screen
 
 if TYPE_CHECKING:
     from dtl.data.encode import EncodedSource
+    from dtl.data.prepare import PreparedData
 
 
 @dataclass
@@ -99,10 +100,13 @@ def job(composed: DictConfig) -> None:
         from dtl.data.text_report import report_lines
 
         cache = Cache(cache_folder(config.data.cache_dir), config.data.verify == "full", screen.log)
-        tokenizer, sources = encode_sources(
-            data, plans, config.tokenizer, config.seq_len, config.seed, cache, screen.log
-        )
-        prepared = pack_sequences(data, plans, tokenizer, sources, config.seq_len, config.seed, cache)
+
+        def made() -> "tuple[dict[str, EncodedSource], PreparedData]":
+            settings = (config.seq_len, config.seed, cache)
+            tokenizer, sources = encode_sources(data, plans, config.tokenizer, *settings, screen.log)
+            return sources, pack_sequences(data, plans, tokenizer, sources, *settings)
+
+        sources, prepared = cache.rebuilding(made)
         for line in report_lines(prepared, sources, config.preview):
             screen.line(line)
         kept = [name for name, source in sources.items() if source.key is not None]

@@ -11,7 +11,7 @@ from dtl.commandline.command import Command
 from dtl.config import typed_as
 from dtl.errors import ConfigError, DTLError
 from dtl.housekeeping.config import RunsConfig
-from dtl.housekeeping.disk_runs import chosen, freed_by, leftovers, may_start, read_runs, running_folders
+from dtl.housekeeping.disk_runs import chosen, freed_by, is_of_dtl, leftovers, may_start, read_runs, running_folders
 from dtl.housekeeping.removal import Removal, check_names, clear_leftover, delete_removal, is_named, removals
 from dtl.housekeeping.show import (
     can_ask,
@@ -77,6 +77,10 @@ def job(composed: DictConfig) -> None:
         idle = [run for run in runs if run.folder not in busy]
         if len(idle) < len(runs):
             display.note(f"kept, as running or just starting: {number_of('runs', len(runs) - len(idle))}.")
+        foreign = [run for run in idle if not is_of_dtl(run.folder)]
+        if foreign:
+            idle = [run for run in idle if run not in foreign]
+            display.note(f"kept, as no runs of DTL: {', '.join(run.label for run in foreign)}.")
         check_names(idle, settings)
         agreed = _agreed(display, removals(idle, settings), settings)
         if agreed:

@@ -5,20 +5,23 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dtl.base.checks import check_one_process
 from dtl.base.display import command_line, lasting_display, shell_line, shown
-from dtl.base.json_files import as_number, as_object, as_whole, read_json_or_empty
-from dtl.base.redaction import check_no_secrets
+from dtl.base.json_files import as_list, as_number, as_object, as_whole, read_json_or_empty
+from dtl.base.redaction import check_no_secrets, redact_all
+from dtl.base.safe_text import in_one_line
 from dtl.base.signals import STOP, ending_by_exception, undisturbed
+from dtl.base.units import number_of
 from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.listing import newest_valid, step_folders
 from dtl.checkpoints.upkeep import LOCK
@@ -29,7 +32,7 @@ from dtl.commandline.translate import config_text
 from dtl.config import RunConfig, typed
 from dtl.data.tokenizers.prompt import read_prompt
 from dtl.errors import ConfigError, DataError, InterruptedRun
-from dtl.run_dir.provenance import RECORD, RESULT, composition_flags
+from dtl.run_dir.provenance import CONFIG, RECORD, RESULT, composition_flags
 from dtl.run_dir.state import (
     PLACE_OF_DATA,
     clear_other_places,
@@ -105,6 +108,9 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
     """Point Hydra to the folder of a run or sweep that is resumed, before it creates a new one."""
     check_no_secrets(arguments)
     check_one_process()
+    for key, equals, value in map(_split_word, arguments):
+        if key in ("hydra.run.dir", "hydra.sweep.dir") and equals and not value.strip():
+            raise ConfigError(f"{key}='': is no folder. Give a folder of its own for the run, or leave it out.")
     spec = next((value for key, _, value in map(_split_word, arguments) if key == "resume" and value != "null"), None)
     is_multirun = MULTIRUN in arguments
     if spec is None:
@@ -183,7 +189,15 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
     """The typed config, and the origin of the run."""
     requeued = _was_started(run_dir, overrides)
     resuming = requeued or composed.get("resume") is not None
-    config = _resumed_config(composed, run_dir, [] if requeued else overrides) if resuming else typed(composed)
+    newest, warnings = None, []
+    if resuming:
+        _check_resume_words(words := [] if requeued else overrides)
+        newest, damage = newest_valid(run_dir)
+        own, changes = _own_config(run_dir, newest.path)
+        warnings = [warning for warning in (damage, changes) if warning]
+        config = _resumed_config(composed, run_dir, own, words)
+    else:
+        config = typed(composed)
     check_init_words(config.init, overrides)
     init_from = find_checkpoint(config.init, OUTPUTS) if config.init is not None else None
     lasting_display().note(f"DTL {config.name}: opening the data, loading torch ...")  # the first sign of life
@@ -208,10 +222,9 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
         choices={key: str(value) for key, value in choices.items() if not key.startswith("hydra/")},
         init_from=init_from,
         plans=plans,
+        resume_from=newest and newest.path,
+        warnings=warnings,
     )
-    if resuming:
-        newest, origin.damage = newest_valid(run_dir)
-        origin.resume_from = newest.path
     return config, origin
 
 
@@ -252,21 +265,93 @@ def _was_started(run_dir: Path, overrides: list[str]) -> bool:
     return read_json_or_empty(run_dir / RECORD).get("overrides") == overrides
 
 
-def _resumed_config(composed: DictConfig, run_dir: Path, overrides: list[str]) -> RunConfig:
-    """The run's own config with the few keys that may change. Plugins come from the command line only: a config.yaml
-    in a folder never makes DTL import code."""
-    keys = [override_key(override.partition("=")[0]) for override in overrides]
-    for key, override in zip(keys, overrides, strict=True):
+def _check_resume_words(overrides: list[str]) -> None:
+    """Raise ConfigError for a key that a resumed run cannot change."""
+    for override in overrides:
+        key = override_key(override.partition("=")[0])
         if key not in ALLOWED_WITH_RESUME and not key.startswith("tracker.") and not PLACE_OF_DATA.fullmatch(key):
             raise ConfigError(
                 f"{override}: a resumed run keeps its config. With resume= only {', '.join(ALLOWED_WITH_RESUME[1:])} "
                 "may be given, and data.path where the same data is elsewhere now. To change the rest, start a new run "
                 "from the weights with init=."
             )
-    try:
-        own = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"resume={run_dir}: its config.yaml cannot be read ({error}).") from error
+
+
+# Keys in which a run's config.yaml may differ from that of its checkpoints: set by each session, or where its data is
+# now, which the data's fingerprint checks.
+_OF_THE_SESSION = re.compile(rf"plugins|debug|trainer\.stop_after_steps|data\.cache_dir|{PLACE_OF_DATA.pattern}")
+_MISSING = object()
+
+
+def _own_config(run_dir: Path, checkpoint: Path) -> tuple[dict[str, Any], str | None]:
+    """Return the config of a run, and a warning where its config.yaml is not what it was trained with.
+
+    It is that of its checkpoint, which the manifest vouches for, with what earlier sessions were given together with
+    resume=: until the next checkpoint only config.yaml has that.
+    """
+    own, recorded = read_config(checkpoint), read_config(run_dir)
+    if not all(isinstance(own.get(section), dict) for section in ("data", "trainer", "tracker")):
+        raise ConfigError(f"{checkpoint / CONFIG}: is not the config of a run. To use its weights: init={checkpoint}")
+    given = _given_with_resume(run_dir)
+    ignored = []
+    for key, holder, name, other in list(_differences(own, recorded)):
+        if other is not _MISSING and (_OF_THE_SESSION.fullmatch(key) or _was_given(key, other, given)):
+            holder[name] = other
+        else:
+            ignored.append((key, other, holder[name]))
+    if not ignored:
+        return own, None
+    key, other, value = ignored[0]
+    said = f"{key} is missing" if other is _MISSING else f"{key}={in_one_line(str(other), 60)}"
+    more = f", and {number_of('more keys', len(ignored) - 1)}" if len(ignored) > 1 else ""
+    differs = f"{said} instead of {in_one_line(str(value), 60)}{more}" if recorded else "cannot be read"
+    return own, (
+        f"{run_dir / CONFIG}: {differs}. It was changed or damaged since {checkpoint.name} was saved, whose config is "
+        "used and written there again. To train with other settings, start a new run from the weights with init=."
+    )
+
+
+def _differences(
+    own: dict[str, Any], recorded: dict[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, dict[str, Any], str, Any]]:
+    """Yield the keys of `own` with another value in `recorded`: as on the command line, their place in `own`, the other
+    value. Secrets are hidden in the folder of a run."""
+    for name, value in own.items():
+        other = recorded.get(name, _MISSING)
+        if isinstance(value, dict) and value and isinstance(other, dict):
+            yield from _differences(value, other, f"{prefix}{name}.")
+        elif other not in (value, redact_all(value)):
+            yield f"{prefix}{name}", own, name, other
+
+
+def _given_with_resume(run_dir: Path) -> dict[str, str]:
+    """Return what the sessions of a run were given together with resume=: the values by key."""
+    sessions = map(as_object, as_list(read_json_or_empty(run_dir / RECORD).get("sessions")))
+    words = (str(word) for session in sessions for word in as_list(session.get("overrides")))
+    return {key: value for key, _, value in map(_split_word, words)}
+
+
+def _was_given(key: str, value: Any, given: dict[str, str]) -> bool:
+    section = key.partition(".")[0]
+    if section == "tracker":  # a group of settings
+        return any(name.partition(".")[0] == section for name in given)
+    if key.startswith("trainer.stop_"):  # the criteria, and their options
+        return "trainer.stop_criteria" in given
+    return key in ALLOWED_WITH_RESUME and key in given and _is_value(given[key], value)
+
+
+def _is_value(word: str, value: Any) -> bool:
+    """Return True when a word of the command line stands for this value of a config.yaml."""
+    if (number := as_number(value)) is not None:
+        with suppress(ValueError):
+            return float(word) == number
+    return word == ("null" if value is None else str(value))
+
+
+def _resumed_config(composed: DictConfig, run_dir: Path, own: dict[str, Any], overrides: list[str]) -> RunConfig:
+    """The run's own config with the few keys that may change. Plugins come from the command line only: a config.yaml
+    in a folder never makes DTL import code."""
+    keys = [override_key(override.partition("=")[0]) for override in overrides]
     own = with_data_found(own, run_dir)
     places = [key for key in keys if PLACE_OF_DATA.fullmatch(key)]
     _set_places_of_data(own, composed, places)

@@ -135,6 +135,7 @@ class Steps(Iterator[StepReport]):
                 config, init_from, plans = _opened(config)
                 self._parts = build_run(config, plans, None, init_from, lambda message: None)
                 self._random = random_state(self._parts.device)
+                self._parts.data.cache.check()
         self.config = self._parts.config  # with `init` of the size of its model
         self.data = self._parts.data
         self.tokenizer = self._parts.tokenizer

@@ -16,7 +16,7 @@ LONGEST = 1 << 20  # tokens of a context: a million
 BATCHES = {"micro_batch_size": (1, 65_536), "grad_accum_steps": (1, 1_000_000)}
 
 
-def check_range(settings: object, section: str, rest: str = "", **ends: tuple[float, float]) -> None:
+def check_range(settings: object, section: str, rest: str = "", /, **ends: tuple[float, float]) -> None:
     """Raise ConfigError for the first of these settings that is below or above its range, or NaN."""
     for key, (low, high) in ends.items():
         _check(settings, section, [key], lambda value, low=low: value >= low, f"must be at least {low}{rest}.")

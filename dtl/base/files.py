@@ -29,6 +29,7 @@ TRASH = ".trash-"  # prefix of names of folders that are being deleted
 FILES_OF_A_SAVE = 32  # and the folder; fewer free inodes than these are too few
 RENAME_SECONDS = 0.02  # more than two renames take
 ASIDE = ".old"  # suffix of names of folders that are being replaced
+_LEFTOVER = re.compile(rf"(?:{re.escape(TEMPORARY)}|{re.escape(TRASH)})(.+)-\d+-[0-9a-f]{{8}}")
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")  # no path out of the folder, nothing hidden
 
 
@@ -67,6 +68,15 @@ def no_room(number: int | None, folder: Path) -> str | None:
 def unfinished(path: Path) -> Path:
     """A unique temporary name next to `path`, for a file or folder that will be renamed to `path`."""
     return path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def leftover_of(name: str) -> str | None:
+    """Return the name of what was being written or deleted when a killed process left this one behind.
+
+    None for a name that neither `unfinished` nor `discard_directory` gives: it is the user's, and never deleted.
+    """
+    left = _LEFTOVER.fullmatch(name)
+    return left[1] if left else None
 
 
 def publish_directory(temporary: Path, final: Path) -> None:

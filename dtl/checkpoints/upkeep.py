@@ -19,9 +19,8 @@ from filelock import FileLock, Timeout
 from dtl.base.files import (
     ASIDE,
     MANIFEST,
-    TEMPORARY,
-    TRASH,
     discard_directory,
+    leftover_of,
     no_room,
     publish_directory,
     sync_directory,
@@ -152,12 +151,15 @@ def remove_leftovers(run_dir: Path) -> list[str]:
     warnings: list[str] = []
     folders = (run_dir, run_dir / "samples", run_dir / "checkpoints")
     for leftover in [path for folder in folders for path in folder.glob(".t*")]:
-        if leftover.name.startswith((TEMPORARY, TRASH)):
+        if leftover_of(leftover.name):
             try:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             except OSError as error:
                 warnings.append(f"{leftover}: leftover that could not be deleted ({error.strerror}).")
-    for aside in (run_dir / "checkpoints").glob(f"*{ASIDE}"):
+    asides = [folder for folder in step_folders(run_dir) if folder.name.endswith(ASIDE)]
+    for aside in (*asides, run_dir / "checkpoints" / f"best{ASIDE}"):
+        if not aside.is_dir():
+            continue
         try:
             _finish_replacement(aside)
         except OSError as error:

@@ -325,12 +325,14 @@ def _remove_unstarted_run(command: Command) -> None:
 
 
 def remove_empty_run_dir(folder: Path, made: Collection[str]) -> None:
-    """Delete a folder that contains nothing but the names in `made`, and the empty folders above it."""
+    """Delete a folder that contains nothing but the names in `made`, and the empty folders above it, as far as they
+    are in outputs/ or in the working directory: any other is the user's."""
     folder = folder.absolute()
-    if not {path.name for path in folder.iterdir()} <= set(made):
+    if folder == Path.cwd() or not {path.name for path in folder.iterdir()} <= set(made):
         return
     shutil.rmtree(folder)
     for parent in folder.parents:
-        if parent.name == OUTPUTS or parent == Path.cwd() or any(parent.iterdir()):
+        is_near = Path.cwd() in parent.parents or any(above.name == OUTPUTS for above in parent.parents)
+        if not is_near or parent.name == OUTPUTS or parent == Path.cwd() or any(parent.iterdir()):
             break
         parent.rmdir()

@@ -252,7 +252,7 @@ class DataConfig:
     test_fraction: float | None = 0.0  # the same for a test split, on which nothing is chosen; 0 = none
     allow_truncated: bool = False  # true: keep what can be read of truncated or damaged files
     encoding: str | None = None  # of files of text: cp1252 | utf-16 | shift_jis ...; null = UTF-8, or by their mark
-    cache_dir: str | None = None  # folder for prepared text and tokens; null = the platform's cache folder
+    cache_dir: str | None = None  # its dtl-cache/ holds prepared text and tokens; null = the platform's cache folder
     verify: str = "quick"  # quick (files of unchanged size and time count as unchanged) | full (SHA-256 of all)
     separator: str | None = None  # between documents of one text; null = lines of <|endoftext|>; '' = nothing
     remove: list[str] = field(default_factory=list)  # cut from every text, not from questions: markers of chats
@@ -371,6 +371,8 @@ class DataConfig:
 
     def _validate_layout(self) -> None:
         check_choices(self, "data", layout=LAYOUTS, loss_on=LOSS_ON, verify=VERIFY)
+        if self.cache_dir is not None and not self.cache_dir.strip():
+            raise ConfigError("data.cache_dir='': is no folder. Give one, or null for the platform's cache folder.")
         check_range(self, "data", " tokens", seq_len=(2, LONGEST))
         check_range(self, "data", ", or null for all", max_samples=(1, MANY))
         check_fractions(self, "data", "validation_fraction", interval="[0, 1)", rest=", or null; 0 holds nothing out")

@@ -72,6 +72,7 @@ class PreparedData:
     fingerprint: str  # SHA-256 over the tokens, their layout and the tokenizer: equal data, equal fingerprint
     report: dict[str, dict[str, SplitReport]]  # source -> split -> sizes
     notes: list[str]  # messages for the user, one line each
+    cache: Cache  # which checks the files that the data was read from
     prompt: Prompt = field(default_factory=Prompt)  # of the questions
 
     def decode(self, sequence: Batch, row: int = 0) -> str:
@@ -116,6 +117,7 @@ def prepare_data(
     seed: int,
     progress: Progress | None = None,
     plans: Sequence[SourcePlan] | None = None,
+    check_later: bool = False,
 ) -> PreparedData:
     """Read, split, encode and pack the text of a configuration.
 
@@ -123,15 +125,20 @@ def prepare_data(
     With `config.max_samples` each source gives at most so many training sequences, a seeded choice from a
     sample of its text. In a mixture each further source gives only as much text as its weight needs for
     `config.recommended.max_epochs` epochs; after these its sequences repeat. `plans` are the sources of `config`
-    where they have been opened already.
+    where they have been opened already. With `check_later` the caller calls `cache.check()` before it publishes
+    anything that was computed from the data.
 
     Raises DataError when a source is missing, empty, or too small for a sequence of each of its splits.
     """
     log = progress or (lambda message: None)
     cache = Cache(cache_folder(config.cache_dir), config.verify == "full", log)
     plans = plan_sources(config, seed) if plans is None else plans
-    tokenizer, sources = encode_sources(config, plans, tokenizer, seq_len, seed, cache, log)
-    return pack_sequences(config, plans, tokenizer, sources, seq_len, seed, cache)
+
+    def made() -> PreparedData:
+        built, sources = encode_sources(config, plans, tokenizer, seq_len, seed, cache, log)
+        return pack_sequences(config, plans, built, sources, seq_len, seed, cache)
+
+    return cache.rebuilding(made, check_later)
 
 
 def pack_sequences(
@@ -154,7 +161,7 @@ def pack_sequences(
     notes = all_notes({name: source.texts for name, source in sources.items()})
     notes += [note for plan in plans if (note := _sample_note(plan, config, packer, sources[plan.name], seq_len))]
     fingerprint = packer.fingerprint(cache, [source.key for source in sources.values()])
-    return packer.finish([*_mixture_notes(plans), *notes, *tokenizer.notes, *cache.notes], fingerprint)
+    return packer.finish([*_mixture_notes(plans), *notes, *tokenizer.notes, *cache.notes], fingerprint, cache)
 
 
 def _sample_note(
@@ -262,7 +269,7 @@ class _Packer:
         entry = cache.get(name, lambda folder: {"fingerprint": data_fingerprint(self.layout, self._made)})
         return data_fingerprint(self.layout, self._made) if entry is None else entry.facts["fingerprint"]
 
-    def finish(self, notes: list[str], fingerprint: str) -> PreparedData:
+    def finish(self, notes: list[str], fingerprint: str, cache: Cache) -> PreparedData:
         first = next(iter(self.rows.values()))
         n_tokens = sum(report["train"].tokens for report in self.report.values())
         if n_tokens < LITTLE_TEXT and not any(self.pairs.values()):
@@ -281,5 +288,6 @@ class _Packer:
             fingerprint=fingerprint,
             report=self.report,
             notes=notes + self.notes,
+            cache=cache,
             prompt=Prompt.of(self.config),
         )

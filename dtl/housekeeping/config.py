@@ -66,5 +66,7 @@ class RunsConfig:
                 "delete=runs: select runs by state=, name=, older_than_days= or 'best_of=[FOLDER]'. "
                 "To delete only superseded checkpoints: delete=checkpoints."
             )
+        if not self.outputs.strip():
+            raise ConfigError("outputs='': is no folder. Give the folder that contains the runs; . is this one.")
         if self.outputs != OUTPUTS and not Path(self.outputs).expanduser().is_dir():
             raise ConfigError(f"outputs={self.outputs}: there is no such folder.")

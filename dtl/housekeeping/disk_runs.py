@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from dtl.base.files import TRASH
+from dtl.base.files import TRASH, leftover_of
+from dtl.base.json_files import read_json_or_empty, read_yaml_or_empty
+from dtl.checkpoints.listing import is_checkpoint, step_folders
 from dtl.errors import ConfigError
 from dtl.housekeeping.config import RunsConfig
 from dtl.run_dir.provenance import RECORD, RESULT
@@ -52,6 +54,20 @@ def read_runs(outputs: Path) -> list[DiskRun]:
         )
         for folder in folders
     ]
+
+
+def is_of_dtl(folder: Path) -> bool:
+    """Return True for a run folder that DTL has written, rather than another program's with files of the same names.
+
+    Hydra gives every program's runs a `.hydra`, and others have folders named checkpoints.
+    """
+    composed = read_yaml_or_empty(folder / ".hydra" / "config.yaml")
+    return (
+        "dtl" in read_json_or_empty(folder / RECORD)
+        or "config_hash" in read_json_or_empty(folder / RESULT)
+        or {"trainer", "tracker", "sampling"} <= composed.keys()
+        or any(is_checkpoint(path) for path in step_folders(folder))
+    )
 
 
 def chosen(runs: list[DiskRun], settings: RunsConfig) -> list[DiskRun]:
@@ -97,7 +113,8 @@ def leftovers(outputs: Path) -> list[Path]:
     """Return the renamed folders of an earlier deletion that was killed."""
     runs = set(find_runs(outputs))
     folders = (path for depth in range(5) for path in outputs.glob("*/" * depth + f"{TRASH}*"))
-    return [path for path in folders if runs.isdisjoint(path.parents) and path.is_dir() and not path.is_symlink()]
+    found = [path for path in folders if leftover_of(path.name) and runs.isdisjoint(path.parents)]
+    return [path for path in found if path.is_dir() and not path.is_symlink()]
 
 
 def freed_by(folders: Iterable[Path]) -> int:

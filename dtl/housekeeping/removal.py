@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from dtl.base.files import TEMPORARY, TRASH, discard_directory
+from dtl.base.files import discard_directory, leftover_of
 from dtl.checkpoints.listing import best_checkpoint
 from dtl.checkpoints.upkeep import LOCK, remove_leftovers, rotate, superseded
 from dtl.errors import ConfigError, did_you_mean
@@ -56,7 +56,7 @@ def removals(runs: list[DiskRun], settings: RunsConfig) -> list[Removal]:
 def saved_nothing(run_dir: Path) -> bool:
     """Return True when a run has no checkpoint, not even a damaged one."""
     with suppress(OSError):
-        return all(path.name.startswith((TEMPORARY, TRASH)) for path in (run_dir / "checkpoints").iterdir())
+        return all(leftover_of(path.name) for path in (run_dir / "checkpoints").iterdir())
     return True
 
 

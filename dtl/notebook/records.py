@@ -22,6 +22,7 @@ from dtl.base.json_files import as_list, as_object, dotted, json_line, read_json
 from dtl.base.paths import experiments_dir
 from dtl.base.safe_text import in_one_line
 from dtl.checkpoints.upkeep import LOCK
+from dtl.config import without_interpolations
 from dtl.data.config import DataConfig
 from dtl.errors import ConfigError, DataError, DTLError
 from dtl.evaluation.config import EVALUATION_FILE
@@ -153,7 +154,8 @@ def source_name(source: str, data: DataConfig) -> str:
 
 def _data_config(config: Mapping[str, Any]) -> DataConfig:
     try:
-        made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), config.get("data") or {}))
+        values = without_interpolations(config.get("data") or {})
+        made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), values))
     except OmegaConfBaseException as error:
         reason = str(error).partition("\n")[0]
         raise DataError(f"its config.yaml is of another version of DTL ({reason})") from error

@@ -107,13 +107,14 @@ def write(report: "Report", folder: Path) -> list[Path]:
     from dtl.reports.page import render
 
     folder.mkdir(parents=True, exist_ok=True)
+    is_reports_own = (folder / PAGE).exists()
     page = render(report)
     written = []
     for drawing in report.all_drawings():
         write_atomically(folder / f"{drawing.name}.png", drawing.png)
         written.append(folder / f"{drawing.name}.png")
     for name in PICTURES:
-        if folder / f"{name}.png" not in written:
+        if is_reports_own and folder / f"{name}.png" not in written:  # of an earlier report
             with suppress(FileNotFoundError):
                 (folder / f"{name}.png").unlink()
     write_atomically(folder / PAGE, page)  # last: the page never names a missing picture

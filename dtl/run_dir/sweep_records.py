@@ -13,16 +13,16 @@ outputs/multirun/<date>/<time>-<pid>/
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
-from dtl.base.files import discard_directory, write_atomically
-from dtl.base.json_files import read_json_or_empty
-from dtl.run_dir.provenance import composition_flags
+from dtl.base.files import discard_directory, leftover_of, write_atomically
+from dtl.base.json_files import as_number, as_whole, read_json_or_empty
+from dtl.run_dir.provenance import RESULT, composition_flags
 from dtl.sweeps.config import asks_for_more
 
 SWEEP, TRIAL = "sweep.json", "trial.json"
@@ -85,12 +85,27 @@ class SweepRecord:
     """The contents of sweep.json: the command line of a sweep and its state."""
 
     arguments: list[str]  # flags, then overrides as typed, with their commas; the overrides identify the sweep
-    kind: str = "grid"  # grid | search
+    kind: Literal["grid", "search"] = "grid"
     state: str = "running"  # running | finished | interrupted
     started: str = ""
     sessions: int = 0
     planned: int | None = None  # total number of trials, when known
     extra: dict[str, Any] = field(default_factory=dict)  # for a search: study, winner
+
+
+NO_RESULT = f"ended before its training was finished, see {LOG}"
+
+
+def ended_well(folder: Path) -> tuple[TrialState, str, float | None] | None:
+    """Return state, reason and loss of a trial whose result.json says that its training is finished or paused.
+
+    None for any other: a program that ends early with exit code 0 has finished nothing.
+    """
+    result = read_json_or_empty(folder / RESULT)
+    for state in SUCCEEDED:
+        if state == result.get("state"):
+            return state, "", as_number(result.get("value"))
+    return None
 
 
 def now() -> str:
@@ -116,9 +131,21 @@ class SweepFolder:
 
     def trials(self) -> list[Trial]:
         """Every trial that has a record, by number."""
-        read = {file.parent.name: _read(file, Trial) for file in self.path.glob(f"*/{TRIAL}")}
-        trials = [trial for name, trial in read.items() if trial is not None and name == str(trial.number)]
-        return sorted(trials, key=lambda trial: trial.number)
+        read = {file.parent: _read(file, Trial) for file in self.path.glob(f"*/{TRIAL}")}
+        trials = [(trial, folder) for folder, trial in read.items() if trial and folder.name == str(trial.number)]
+        for trial, folder in trials:
+            if trial.state in SUCCEEDED:  # only the result of its training says so, and has its loss
+                trial.state, trial.reason, trial.value = ended_well(folder) or ("failed", NO_RESULT, None)
+        return sorted((trial for trial, _ in trials), key=lambda trial: trial.number)
+
+    def next_number(self) -> int:
+        """Return the number of a new trial, above that of every folder: one without a record may be the user's."""
+        folders = [path for path in self.path.iterdir() if path.name.isascii() and path.name.isdecimal()]
+        # A sweep that is killed while it writes the record of a trial leaves nothing else in its folder.
+        used = [
+            path for path in folders if not path.is_dir() or any(not leftover_of(each.name) for each in path.iterdir())
+        ]
+        return max((int(path.name) for path in used), default=-1) + 1
 
     def keep(self, trial: Trial) -> None:
         """Write the trial's record."""
@@ -156,10 +183,31 @@ def _write(file: Path, record: Any) -> None:
 
 
 def _read(file: Path, kind: type) -> Any:
-    known = {field.name for field in fields(kind)}
-    with suppress(TypeError):  # a required key is missing
-        return kind(**{key: value for key, value in read_json_or_empty(file).items() if key in known})
+    """Return the record; None when it is missing, or when a value in it cannot have been written there."""
+    types = get_type_hints(kind)
+    values = {key: value for key, value in read_json_or_empty(file).items() if key in types}
+    times = [values[key] for key in ("started", "ended") if values.get(key)]
+    with suppress(TypeError, ValueError):  # a required key is missing, a time is none
+        if not all(_fits(value, types[key]) for key, value in values.items()):
+            return None
+        return kind(**values) if all(datetime.fromisoformat(time).tzinfo for time in times) else None
     return None
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Return True when a value of a JSON file has this type of a field."""
+    options = get_args(kind)
+    if get_origin(kind) is Literal:
+        return value in options
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(item, options[0]) for item in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict)
+    if options:  # one type or another
+        return any(_fits(value, option) for option in options)
+    if kind in (int, float):
+        return (as_whole(value) if kind is int else as_number(value)) is not None
+    return isinstance(value, kind)
 
 
 # --- resuming a sweep ---------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from dtl.base.runtime import deterministic_algorithms, device_memory, is_out_of_
 from dtl.base.signals import StopSignals, number_of
 from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.listing import best_checkpoint, list_checkpoints, step_folders
-from dtl.checkpoints.upkeep import lock_run, publish_best, remove_leftovers, set_aside_later
+from dtl.checkpoints.upkeep import lock_run, publish_best, remove_leftovers, rotate, set_aside_later
 from dtl.config import RunConfig, to_dict, to_yaml
 from dtl.data.collect import open_sources
 from dtl.data.sources import SourcePlan
@@ -47,7 +47,7 @@ class Origin:
     flags: list[str] = field(default_factory=list)  # Hydra's, such as --config-dir=FOLDER
     choices: dict[str, str] = field(default_factory=dict)
     resume_from: Path | None = None  # a checkpoint of this run
-    damage: str | None = None  # warning about newer checkpoints that are damaged
+    warnings: list[str] = field(default_factory=list)  # about damage: newer checkpoints, the run's config.yaml
     init_from: Path | None = None  # a checkpoint or Hugging Face folder to take weights and tokenizer from
     group: str | None = None  # the sweep that this job belongs to
     job_number: int | None = None
@@ -76,13 +76,16 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
         raise ConfigError(f"{run_dir}: contains a run. Choose another folder, or resume it: {resume_command(run_dir)}")
     run_dir.mkdir(parents=True, exist_ok=True)
     with lock_run(run_dir), lasting_display() as display, deterministic_algorithms(config.trainer.deterministic):
-        for warning in [*remove_leftovers(run_dir), *([origin.damage] if origin.damage else [])]:
+        for warning in [*remove_leftovers(run_dir), *origin.warnings]:
             display.warn(warning)
         with _memory_advice(lambda: BEFORE_TRAINING):
             parts = build_run(config, origin.plans, origin.resume_from, origin.init_from, display.log)
         if parts.data.validation is None:
             _raise_if_validation_is_needed(config, origin)
         _record_start(parts, run_dir, origin)
+        if origin.resume_from is not None:  # a kill between the last save and the rotation leaves one too many
+            for warning in rotate(run_dir, config.trainer.keep):
+                display.warn(warning)
         with _open_tracker(parts, run_dir, origin) as tracker:
             last_step = max(parts.length.last_step, parts.trainer.state.step)  # a resume may give one that is past
             update_run_record(run_dir, wandb_id=tracker.run_id, last_step=last_step)
@@ -117,7 +120,8 @@ def _drain(session: Session) -> State:
     """Train until the session ends; record the error if it ends with one."""
     parts, run_dir, display = session.parts, session.run_dir, session.display
     try:
-        with _memory_advice(lambda: _advice_in_training(parts)), StopSignals() as signals:
+        advice = _memory_advice(lambda: _advice_in_training(parts))
+        with advice, parts.data.cache.explaining(), StopSignals() as signals:
             display.start_progress(parts.length.last_step, parts.trainer.state.step)
             return session.drain(signals)
     except BaseException as error:

@@ -92,6 +92,7 @@ class Session:
                 continue
             self.unlogged.append(report)
             self.saved = None
+            self.parts.data.cache.start_check()  # after the first step, which it would delay
             if profiler:
                 profiler.step()
             self.display.advance(report.step)
@@ -290,6 +291,7 @@ class Session:
         trainer = self.trainer
         if self.saved is not None:
             return self.saved
+        self.parts.data.cache.check()
         nothing_held_out = self.parts.data.validation is None
         if nothing_held_out:
             trainer.state.best_step = trainer.state.step

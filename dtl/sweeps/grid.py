@@ -84,7 +84,7 @@ def create_trials(sweep: SweepFolder, combinations: Sequence[Combination]) -> li
     trials = sweep.trials()
     known = {trial.hash: trial for trial in trials}
     unrun = {tuple(sorted(trial.overrides)): trial for trial in trials if trial.state in ("waiting", "refused")}
-    number = max((trial.number for trial in trials), default=-1) + 1
+    number = sweep.next_number()
     chosen: dict[str, Trial] = {}
     for combination in combinations:
         before = unrun.pop(tuple(sorted(combination.overrides)), None)

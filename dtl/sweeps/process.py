@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dtl.base.display import command_line
 from dtl.base.files import discard_directory
-from dtl.base.json_files import read_json, read_json_or_empty
+from dtl.base.json_files import as_number, read_json, read_json_or_empty
 from dtl.base.safe_text import in_one_line
 from dtl.checkpoints.listing import newest_valid, step_folders
 from dtl.checkpoints.upkeep import LOCK_OWNER
@@ -19,7 +19,7 @@ from dtl.commandline.overrides import quoted
 from dtl.errors import CheckpointError, ConfigError
 from dtl.run_dir.provenance import RESULT
 from dtl.run_dir.state import is_locked
-from dtl.run_dir.sweep_records import ERROR, LOG, TRACEBACK, SweepFolder, Trial, TrialState, now
+from dtl.run_dir.sweep_records import ERROR, LOG, NO_RESULT, TRACEBACK, SweepFolder, Trial, TrialState, ended_well, now
 from dtl.run_dir.trial import FOLDER, NUMBER, SECONDS_TO_END, SECONDS_TO_SAVE, SWEEP
 from dtl.sweeps.config import LauncherConfig
 from dtl.tracking.metrics import METRICS
@@ -119,9 +119,7 @@ class TrialProcess:
             return False
         self._close_stdin()
         self.trial.exit_code, self.trial.ended = code, now()
-        self.trial.state, self.trial.reason = self._outcome(code)
-        value = self._result().get("value")
-        self.trial.value = float(value) if isinstance(value, int | float) else None
+        self.trial.state, self.trial.reason, self.trial.value = self._outcome(code)
         self._sweep.keep(self.trial)
         return True
 
@@ -149,10 +147,14 @@ class TrialProcess:
                 written.append((self._folder / name).stat().st_mtime)
         return time.time() - max(written, default=0.0)
 
-    def _outcome(self, code: int) -> tuple[TrialState, str]:
-        result = self._result()
-        if code == 0:
-            return ("stopped" if result.get("state") == "stopped" else "finished"), ""
+    def _outcome(self, code: int) -> tuple[TrialState, str, float | None]:
+        """Return state, reason and best loss."""
+        if code == 0 and (outcome := ended_well(self._folder)):
+            return outcome
+        loss = as_number(read_json_or_empty(self._folder / RESULT).get("value"))
+        return *self._ended_early(code), loss
+
+    def _ended_early(self, code: int) -> tuple[TrialState, str]:
         if self._asked is not None:
             return self._asked, self.trial.reason
         if code < 0:  # POSIX: ended by signal -code
@@ -163,16 +165,13 @@ class TrialProcess:
             return "failed", f"crashed: {name}"
         if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
             return "interrupted", signal.Signals(code - 128).name
-        return "failed", self._reason(code)
+        return "failed", NO_RESULT if code == 0 else self._reason(code)
 
     def _reason(self, code: int) -> str:
         message = str(read_json_or_empty(self._folder / ERROR).get("message", ""))
         if first := message.strip().partition("\n")[0]:
             return in_one_line(first, REASON_WIDTH)
         return f"exit code {code}, see {LOG}"
-
-    def _result(self) -> dict[str, object]:
-        return read_json_or_empty(self._folder / RESULT)
 
 
 def end_orphan(folder: Path) -> None:

@@ -24,6 +24,7 @@ from dtl.run_dir.provenance import RECORD
 from dtl.run_dir.state import read_config
 from dtl.terminal.config import TalkConfig
 
+MAX_FITTED = 1000.0  # slope and intercept of a calibration: logits are within 50 of 0
 MAX_TOPICS, MAX_CHARACTERS = 12, 76  # shown of the training questions
 
 
@@ -125,7 +126,9 @@ def _calibration(folder: Path) -> Calibration | None:
     if Path(str(evaluation.get("checkpoint"))).name != folder.name:
         return None
     if slope is not None and intercept is not None:
-        return Calibration(slope, intercept)
+        # Anything else has not been fitted: the file is damaged, and no confidence is better than a wrong one.
+        fits = 0 <= slope <= MAX_FITTED and abs(intercept) <= MAX_FITTED
+        return Calibration(slope, intercept) if fits else None
     # Runs from before the calibration have a threshold of the mean log-probability alone: one half is there.
     return None if threshold is None else Calibration(1.0, -logit(threshold))
 

@@ -9,6 +9,7 @@ import os
 import secrets
 import string
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -16,12 +17,15 @@ from typing import Any, Literal, Self
 from dtl.base.files import write_atomically
 from dtl.base.json_files import LineFile, json_line
 from dtl.base.redaction import check_no_secrets, redact_all
+from dtl.base.units import number_of
 from dtl.errors import InterruptedRun
 from dtl.tracking.config import TrackerConfig
-from dtl.tracking.metrics import METRICS, truncate_metrics
+from dtl.tracking.metrics import METRICS, read_metrics, truncate_metrics
 from dtl.tracking.wandb_sink import WandbRun, WandbSink, choose_mode
 
 log = logging.getLogger(__name__)
+# One of them is in each row that W&B gets: of the step at which is logged, and of evaluations.
+SPEED, VALIDATION = "speed/tokens_per_second", "val/loss"
 State = Literal["running", "finished", "stopped", "interrupted", "failed"]
 
 
@@ -46,8 +50,7 @@ def open_tracker(
     Raises ConfigError when an override looks like a secret.
     """
     check_no_secrets(overrides or [])
-    if resumed_step is not None:
-        truncate_metrics(run_dir, resumed_step)
+    earlier = _rows_until(run_dir, resumed_step) if resumed_step is not None else []
     mode, reason = choose_mode(config.mode) if config.kind == "wandb" else ("local", "")
     if mode in ("local", "disabled"):
         return Tracker(run_dir, None, run_id, f"local: {METRICS}" + (f" ({reason})" if reason else ""))
@@ -64,7 +67,32 @@ def open_tracker(
         config=redact_all(run_config),
     )
     sink = WandbSink(request, mode, reason, patience)
+    sink.fill_up([(row.pop("step"), _charts(row)) for row in earlier if SPEED in row or VALIDATION in row])
     return Tracker(run_dir, sink, request.run_id, None)
+
+
+def _rows_until(run_dir: Path, step: int) -> list[dict[str, Any]]:
+    """Return the rows of the steps that a resumed run keeps, and log a warning if some are missing."""
+    truncate_metrics(run_dir, step)
+    rows: list[dict[str, Any]] = []
+    with suppress(OSError):
+        rows = read_metrics(run_dir)
+    missing = sorted(set(range(1, step + 1)) - {row["step"] for row in rows if "train/loss" in row})
+    if missing:
+        log.warning(
+            "%s: %s missing, the first of step %d. The curves have a gap; training and its result are not affected.",
+            run_dir / METRICS,
+            f"{number_of('rows', len(missing))} {'is' if len(missing) == 1 else 'are'}",
+            missing[0],
+        )
+    return rows
+
+
+def _charts(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metrics by their names in W&B, which sorts charts by name: train/loss is the first, and val/loss the first
+    of the next group."""
+    grouped = {key if key.startswith(("train/", "val/")) else f"train/{key}": v for key, v in metrics.items()}
+    return {key: value for key, value in grouped.items() if value is not None}
 
 
 class Tracker:
@@ -135,9 +163,7 @@ class Tracker:
 
     def _send(self, step: int, metrics: dict[str, Any]) -> None:
         if self._sink is not None:
-            # W&B sorts charts by name: so named, train/loss is the first, and val/loss the first of the next group.
-            grouped = {key if key.startswith(("train/", "val/")) else f"train/{key}": v for key, v in metrics.items()}
-            self._sink.log({key: value for key, value in grouped.items() if value is not None}, step)
+            self._sink.log(_charts(metrics), step)
 
 
 def _display_name(name: str, job_number: int | None, overrides: list[str]) -> str:

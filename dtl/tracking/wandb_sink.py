@@ -9,6 +9,7 @@ import logging
 import os
 import queue
 import ssl
+import subprocess
 import threading
 import urllib.error
 import urllib.request
@@ -20,6 +21,7 @@ from typing import Any
 
 from dtl.base.deadline import within
 from dtl.base.display import shell_line
+from dtl.base.json_files import as_whole, json_object
 from dtl.base.redaction import redact
 from dtl.base.safe_text import visible
 
@@ -68,6 +70,7 @@ class WandbSink:
         self._queue: queue.Queue[Callable[[Any], Any] | None] = queue.Queue(MAX_WAITING)
         self._off = ""  # why W&B is switched off
         self._run: Any = None
+        self._is_online = False
         # wandb's error reports about itself go to the same server and may delay the end of the process by 30 s.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         self._where = ""
@@ -88,6 +91,18 @@ class WandbSink:
     def log(self, metrics: dict[str, Any], step: int) -> None:
         """Queue one row. With an explicit `step`, rows that a resumed run repeats do not count twice."""
         self._submit(lambda run: run.log(metrics, step=step))
+
+    def fill_up(self, rows: list[tuple[int, dict[str, Any]]]) -> None:
+        """Queue the rows of a resumed run, by step, that W&B does not have: a kill costs it up to 32 KiB of rows."""
+
+        def send(run: Any) -> None:
+            last = run.step - 1 if self._is_online else _last_step(self._request)
+            for step, metrics in rows:
+                if last is not None and step > last:
+                    run.log(metrics, step=step)
+
+        if rows:
+            self._submit(send)
 
     def log_table(self, key: str, rows: list[dict[str, str]], step: int) -> None:
         """Queue rows of equal keys as a table."""
@@ -130,6 +145,7 @@ class WandbSink:
             return f"no connection within {patience:.0f} s"
         except Exception as error:
             return _in_short(error)
+        self._is_online = True
         self._where = f"W&B online: {self._run.url}"
         return ""
 
@@ -232,6 +248,25 @@ class WandbSink:
         with suppress(ValueError):
             folder = folder.relative_to(Path.cwd())
         return f"`{visible(shell_line(['wandb', 'sync', str(folder)]))}`"
+
+
+def _last_step(request: WandbRun) -> int | None:
+    """Return the last step in the files of a run's earlier sessions, as wandb reads them; -1: none, None: unknown.
+
+    A file that ends within a record is read up to there.
+    """
+    last = -1
+    try:
+        from wandb.util import get_core_path
+
+        inspect = [get_core_path(), "leet", "inspect", "--json", "--summary", "-no-observability"]
+        for file in (request.run_dir / "wandb").glob(f"*run-*-{request.run_id}/*.wandb"):
+            done = subprocess.run([*inspect, f"--run-file={file}"], capture_output=True, timeout=60, check=True)
+            last = max(last, as_whole(json_object(done.stdout).get("step")) or -1)
+    except Exception as error:  # whatever another version of wandb does: these rows are in metrics.jsonl
+        log.info("The steps that W&B has are unknown (%s).", _in_short(error))
+        return None
+    return last
 
 
 def _opened(seconds: float, connect: Callable[[], Any]) -> Any:

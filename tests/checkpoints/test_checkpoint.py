@@ -300,7 +300,7 @@ def test_a_config_that_claims_more_than_the_weights_hold_allocates_nothing(
     folder = model_directory(tmp_path / "hf")
     set_config(folder, **changes)
     monkeypatch.setattr(checkpoint, "TransformerLM", lambda *_: pytest.fail("a model was built"))
-    with pytest.raises(CheckpointError, match="of different models|must be at most"):
+    with pytest.raises(CheckpointError, match=r"of different models|must be at most"):
         load_model(folder)
 
 

@@ -219,15 +219,17 @@ def list_folders(run_dir: Path) -> list[Path]:
 
 def test_the_sweep_takes_what_is_unfinished_and_nothing_else(tmp_path: Path) -> None:
     imitate(tmp_path, 1)
-    for name in (".tmp-5-1-ab", ".trash-step-00000001-1-ab", "mine", ".tidy"):
+    imitate(tmp_path, 7).rename(tmp_path / "checkpoints" / "copy")
+    others = ("mine", ".tidy", ".tmp-mine", ".trash-7", "copy.old")
+    for name in (".tmp-5-1-0123abcd", ".trash-step-00000001-1-0123abcd", *others):
         (tmp_path / "checkpoints" / name).mkdir()
         (tmp_path / "checkpoints" / name / "a").touch()
-    for name in (".tmp-run.json-1-ab", "notes.txt"):
+    for name in (".tmp-run.json-1-0123abcd", "notes.txt", ".tmp-notes.txt"):
         (tmp_path / name).touch()
     set_damaged_aside(imitate(tmp_path, 3))
     assert remove_leftovers(tmp_path) == []
-    assert names(tmp_path) == [".tidy", "mine", "step-00000001", "step-00000003.damaged"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "notes.txt"]
+    assert names(tmp_path) == sorted([*others, "copy", "step-00000001", "step-00000003.damaged"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".tmp-notes.txt", "checkpoints", "notes.txt"]
     assert remove_leftovers(tmp_path / "nowhere") == []
 
 
@@ -257,7 +259,9 @@ def test_a_second_process_is_refused_by_name_and_a_killed_one_lets_go(tmp_path: 
 def test_a_sample_that_was_never_finished_is_swept(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "samples").mkdir()
-    whole, unfinished_one = (tmp_path / "samples" / name for name in ("step-00000007.jsonl", ".tmp-step-7.jsonl-1-ab"))
+    whole, unfinished_one = (
+        tmp_path / "samples" / name for name in ("step-00000007.jsonl", ".tmp-step-7.jsonl-1-0123abcd")
+    )
     whole.write_text("{}")
     unfinished_one.write_text("{")
     assert remove_leftovers(tmp_path) == []

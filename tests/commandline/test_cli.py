@@ -24,8 +24,9 @@ from dtl.commandline.translate import translate_error
 from dtl.config import RunConfig, to_yaml
 from dtl.errors import DataError, InterruptedRun
 from dtl.run_dir.state import with_data_found
+from dtl.runner.run import Origin
 from dtl.train import COMMAND
-from dtl.training.config import TrainerConfig
+from dtl.training.config import OptimizerConfig, TrainerConfig
 
 
 @pytest.fixture(autouse=True)
@@ -50,18 +51,25 @@ def command(monkeypatch, capsys):
 
 
 @pytest.fixture
-def trained(monkeypatch) -> list[RunConfig]:
+def trained(monkeypatch, origins) -> list[RunConfig]:
     """The configs that training was started with; nothing is trained."""
     configs: list[RunConfig] = []
 
-    def train(config: RunConfig, *_: object) -> float:
+    def train(config: RunConfig, out_dir: Path, origin: Origin) -> float:
         if config.seed == 13:
             raise DataError("an unlucky seed")
         configs.append(config)
+        origins.append(origin)
         return 0.0
 
     monkeypatch.setattr(dtl.train, "train", train)
     return configs
+
+
+@pytest.fixture
+def origins() -> list[Origin]:
+    """The origins that training was started with."""
+    return []
 
 
 def left_behind(folder: Path) -> list[str]:
@@ -81,6 +89,11 @@ REFUSED = {
     "model.dim.x=3": "model.dim.x=3: must be an integer (width of the residual stream). Default: model.dim=256",
     "data.sources.qa.wieght=2": "there is no such key. Did you mean 'data.sources.qa.weight'?",
     "hydra.run.foo=1": "hydra.run.foo=1: there is no such key.",
+    # a folder to write to that would be the working directory
+    "hydra.run.dir=": "hydra.run.dir='': is no folder.",
+    "hydra.run.dir=''": "hydra.run.dir='': is no folder.",
+    "-m seed=1,2 hydra.sweep.dir=''": "hydra.sweep.dir='': is no folder.",
+    "data.cache_dir=''": "data.cache_dir='': is no folder.",
     # a value of a wrong type
     "optimizer.lr=abc": "optimizer.lr=abc: must be a number (peak learning rate",
     "optimizer.lr=[1,2]": "optimizer.lr=[1,2]: must be a number",
@@ -187,15 +200,69 @@ def test_a_run_that_its_own_criterion_ended_resumes_without_it(trained, command,
     assert trained[0].trainer == TrainerConfig(total_steps=9)
 
 
+@pytest.fixture
+def resumable(elsewhere, monkeypatch) -> Path:
+    """The folder of a run with a checkpoint of imitated weights; both have its config."""
+    run_dir = elsewhere / "run"
+    checkpoint = run_dir / "checkpoints" / "step-00000003"
+    checkpoint.mkdir(parents=True)
+    for folder in (run_dir, checkpoint):
+        config = RunConfig(trainer=TrainerConfig(total_steps=9), optimizer=OptimizerConfig(lr=0.001))
+        (folder / "config.yaml").write_text(to_yaml(config))
+    monkeypatch.setattr(dtl.train, "_run_folder", lambda spec: run_dir)
+    monkeypatch.setattr(dtl.train, "newest_valid", lambda folder: (Checkpoint(checkpoint, 3), None))
+    return run_dir
+
+
+def test_a_run_resumes_with_the_config_that_its_checkpoint_vouches_for(resumable, trained, origins, command):
+    """One flipped bit in config.yaml was another learning rate, and `bit for bit` was said of it."""
+    file = resumable / "config.yaml"
+    whole = file.read_text()
+    for damaged, said in [
+        (whole, None),
+        (whole.replace("lr: 0.001", "lr: 0.011"), "optimizer.lr=0.011 instead of 0.001"),
+        (whole.replace("total_steps: 9", "total_steps: 8"), "trainer.total_steps=8 instead of 9"),
+        (whole.replace("\n  lr: 0", "\n  mr: 0"), "optimizer.lr is missing instead of 0.001"),
+        (whole.replace("name: run", "name: rum").replace("seed: 1337", "seed: 1336"), "and 1 more key"),
+        (whole.replace("kind: wandb", "kind: local"), "tracker.kind=local instead of wandb"),
+        (whole.encode("utf-16"), "cannot be read"),
+        ("[" * 5000, "cannot be read"),
+        (whole.partition("\nschedule:")[0], "schedule is missing instead of "),
+        ("", "cannot be read"),
+        (None, "cannot be read"),
+    ]:
+        file.unlink(missing_ok=True)
+        if damaged is not None:
+            file.write_bytes(damaged if isinstance(damaged, bytes) else damaged.encode())
+        assert command("resume=run") == (0, "")
+        assert (trained[-1].optimizer.lr, trained[-1].trainer.total_steps) == (0.001, 9)
+        assert trained[-1] == trained[0]
+        [*warnings] = origins[-1].warnings
+        assert warnings == [] if said is None else said in warnings[0], warnings
+
+
+def test_what_a_session_was_given_holds_until_its_first_checkpoint(resumable, trained, origins, command):
+    config = (resumable / "config.yaml").read_text()
+    new = config.replace("total_steps: 9", "total_steps: 90").replace("kind: wandb", "kind: local")
+    (resumable / "config.yaml").write_text(new)
+    given = {"sessions": [{}, {"overrides": ["resume=run", "trainer.total_steps=90", "tracker=local"]}]}
+    (resumable / "run.json").write_text(json.dumps(given))
+    assert command("resume=run") == (0, "") and not origins[-1].warnings
+    assert (trained[-1].trainer.total_steps, trained[-1].tracker.kind) == (90, "local")
+    (resumable / "config.yaml").write_text(new.replace("90", "91"))
+    assert command("resume=run") == (0, "") and "total_steps=91 instead of 9" in origins[-1].warnings[0]
+    assert trained[-1].trainer.total_steps == 9
+
+
 @pytest.mark.parametrize("max_epochs", [None, 3])
-def test_a_finished_run_says_at_once_that_nothing_is_left(trained, elsewhere, capsys, monkeypatch, max_epochs):
+def test_a_finished_run_says_at_once_that_nothing_is_left(trained, command, elsewhere, capsys, monkeypatch, max_epochs):
     """Before its data and torch are loaded, whatever it was trained on. A new length, and an evaluation that was
     interrupted, are something to do."""
     run_dir = elsewhere / "outputs" / "2026-01-31" / "10-00-00-1 my run"
     imitate(run_dir, step=7)
     limits = TrainerConfig(max_epochs=max_epochs)
     (run_dir / "config.yaml").write_text(to_yaml(RunConfig(plugins=["my_lab"], trainer=limits)))
-    monkeypatch.setattr(dtl.train, "newest_valid", lambda folder: (Checkpoint(folder / "checkpoints", 7), None))
+    monkeypatch.setattr(dtl.train, "newest_valid", lambda folder: (Checkpoint(folder, 7), None))
     for state, seen, words, left in [
         ("finished", True, [], False),
         ("finished", True, ["device=cpu"], False),

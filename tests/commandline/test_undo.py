@@ -35,3 +35,18 @@ def test_the_folder_one_stands_in_stays(made, monkeypatch):
     monkeypatch.chdir(made.parent)
     remove_empty_run_dir(made.relative_to(made.parent), (".hydra", ".lock"))
     assert list(made.parent.iterdir()) == []
+
+
+def test_a_run_in_the_working_directory_does_not_delete_it(made, monkeypatch):
+    monkeypatch.chdir(made)
+    remove_empty_run_dir(made, (".hydra", ".lock"))
+    assert made.is_dir()
+
+
+def test_an_empty_folder_that_is_neither_here_nor_in_outputs_is_the_users(elsewhere, monkeypatch):
+    made = elsewhere / "mine" / "run"
+    made.mkdir(parents=True)
+    (elsewhere / "here").mkdir()
+    monkeypatch.chdir("here")
+    remove_empty_run_dir(made, ())
+    assert sorted(path.name for path in elsewhere.rglob("*")) == ["here", "mine"]

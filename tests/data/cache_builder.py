@@ -20,6 +20,7 @@ from typing import Any
 from dtl.base.files import verify_manifest
 from dtl.data.cache import Cache
 
+ENTRY = f"thing-{0:032x}"
 N_FILES = 7
 CHANGES = ("open", "replace", "mkdir", "rmdir", "unlink", "fsync")
 PATIENCE_S = 30.0  # builders that take longer are stuck: killed, with an exit code that tells
@@ -38,7 +39,7 @@ def build_slowly(folder: Path, log: Path, pause_s: float) -> None:
         return {"built_by": os.getpid()}
 
     cache = Cache(folder)
-    entry = cache.get("thing-1", build)
+    entry = cache.get(ENTRY, build)
     assert entry is not None, cache.notes
     verify_manifest(entry.folder)
     found = b"".join(file.read_bytes() for file in sorted(entry.folder.glob("*.bin")))

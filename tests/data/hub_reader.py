@@ -8,11 +8,10 @@ import hashlib
 import json
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from dtl.data import collect
-from dtl.data.cache import Cache
+from dtl.data.cache import Cache, cache_folder
 from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
 from dtl.data.encode import encode_sources
 from dtl.data.hub import stream as hub_stream
@@ -35,7 +34,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             kept = collect.pinned(data, plan_sources(data, seed))
             seconds = time.monotonic() - began
             return {"commits": kept.commits, "revision": kept.sources["some"].revision, "seconds": seconds}
-        cache = Cache(Path(request["cache"]))
+        cache = Cache(cache_folder(request["cache"]))
         _, sources = encode_sources(
             data, plan_sources(data, seed), TokenizerConfig(kind="byte"), 16, seed, cache, lambda line: None
         )

@@ -479,10 +479,10 @@ def test_an_edited_plugin_reads_anew(tmp_path, monkeypatch):
 
     assert "LINE 7." in text_with("upper", ".")
     assert "LINE 7." in text_with("upper", ".")
-    assert len(list((tmp_path / "cache").glob("text-*/manifest.json"))) == 1
+    assert len(list((tmp_path / "cache" / "dtl-cache").glob("text-*/manifest.json"))) == 1
     assert "line 7." in text_with("lower", ".")
     assert "line 7!" in text_with("lower", "!")
-    assert len(list((tmp_path / "cache").glob("text-*/manifest.json"))) == 3
+    assert len(list((tmp_path / "cache" / "dtl-cache").glob("text-*/manifest.json"))) == 3
 
 
 # --- the hub: is it needed? ---------------------------------------------------------------------------------------
@@ -512,10 +512,13 @@ def test_text_that_other_code_made_does_not_do_without_the_hub(tmp_path, monkeyp
     with monkeypatch.context() as reachable:
         reachable.setattr(hub_texts, "HubStream", Stream)
         reachable.setattr(hub_texts, "require_hub", lambda what, ways_on: None)
-        collect.collect_texts(data, plan_sources(data, 3), 16, 3, Cache(tmp_path), lambda line: None)
+        collect.collect_texts(data, plan_sources(data, 3), 16, 3, Cache(tmp_path / "dtl-cache"), lambda line: None)
     monkeypatch.setattr(hub_texts, "require_hub", unreachable)
     assert pinned(data, plan_sources(data, 3)).commits == {"some": f"me/x@{COMMIT}"}
-    assert len(collect.collect_texts(data, plan_sources(data, 3), 16, 3, Cache(tmp_path), lambda line: None)) == 1
+    assert (
+        len(collect.collect_texts(data, plan_sources(data, 3), 16, 3, Cache(tmp_path / "dtl-cache"), lambda line: None))
+        == 1
+    )
     with pytest.raises(DataError, match="cannot be reached"):
         other = replace(data, allow_truncated=True)
         pinned(other, plan_sources(other, 3))  # opened, but not found under its key

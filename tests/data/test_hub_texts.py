@@ -89,7 +89,7 @@ def hub() -> Hub:
 
 
 def cached_texts(folder: Path) -> list[Path]:
-    return sorted((folder / "cache").glob("text-*/manifest.json"))
+    return sorted((folder / "cache" / "dtl-cache").glob("text-*/manifest.json"))
 
 
 def test_a_second_start_needs_no_hub_and_gives_the_same_tokens(hub, port, read):
@@ -151,7 +151,7 @@ def test_a_run_keeps_its_commit_wherever_it_is_read_again(hub, port, read, tmp_p
 def test_without_hub_and_cache_it_is_said_at_once(hub, port, read, tmp_path):
     said = read("me/nowhere", open_only=True)
     assert "me/nowhere: the Hugging Face hub (127.0.0.1) cannot be reached" in said["error"]
-    remember(tmp_path / "cache", "me/nowhere", "5" * 40)  # known, but nothing of it was kept
+    remember(tmp_path / "cache" / "dtl-cache", "me/nowhere", "5" * 40)  # known, but nothing of it was kept
     known = read("me/nowhere", open_only=True)
     assert "cannot be reached" in known["error"] and "data=text data.path=FOLDER" in known["error"]
     assert max(said["seconds"], known["seconds"]) < 2

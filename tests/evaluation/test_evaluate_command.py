@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from checkpoint_examples import moments, tiny_model, tiny_tokenizer
 
 import dtl.evaluate
@@ -71,6 +72,30 @@ def test_evaluates_a_run_on_its_own_data(evaluate, run_dir):
     by_split = {answers["split"]: answers for answers in written["answers"] if not answers["topic"]}
     assert by_split["train"]["look_up"]["exact_match"] == by_split["test"]["look_up"]["exact_match"] == 1
     assert {one["question"] for one in written["worst"]} <= {"tell a0", "tell a1", "tell a2"}
+
+
+@pytest.mark.parametrize("stolen", ["${oc.env:SECRET}", "${oc.env:SECRET,x}", "${hydra:runtime.cwd}", "${dtl.pid:}"])
+def test_a_checkpoint_reads_no_environment_and_chooses_no_folder(evaluate, run_dir, monkeypatch, stolen):
+    """A config.yaml of somebody else's is text: nothing in it is interpolated, and no cache is made where it says."""
+    monkeypatch.setenv("SECRET", "hunter2")
+    monkeypatch.setattr("dtl.data.collect.SMALL_BYTES", 0)
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda *_, **__: Path("the users").absolute())
+    model = tiny_model(vocab_size=258, max_seq_len=61)
+    for values in (
+        {"sources": {"mine": {"kind": "qa", "path": "pairs.jsonl"}}, "wiki_subset": stolen, "cache_dir": "strangers"},
+        {"sources": {"mine": {"kind": "qa", "path": f"{stolen}.jsonl"}}},
+    ):
+        config = yaml.safe_dump({"name": stolen, "seed": 7, "data": {**values, "loss_on": "answer"}})
+        save_checkpoint(run_dir, model, tiny_tokenizer(), config, {"step": 9, "epoch": 1}, moments(model))
+        code, *printed = evaluate("ckpt=latest", "data.max_samples=3")
+        assert bool(code) == (stolen in str(values["sources"])), printed
+        assert "hunter2" not in "".join(printed)
+    assert f"{stolen}.jsonl: " in printed[1]
+    files = [path for path in Path().rglob("*") if path.is_file()]
+    assert not any(b"hunter2" in file.read_bytes() for file in files)
+    assert Path("the users/dtl-cache").is_dir() and not Path("strangers").exists()
+    code, *printed = evaluate("ckpt=latest", "data.path=${oc.env:SECRET}")  # what the user types is
+    assert "hunter2: " in printed[1]
 
 
 @pytest.mark.parametrize("own", ["qa: {path: pairs.jsonl}", "path: pairs.jsonl"])

@@ -47,6 +47,7 @@ def make_run(
     run_dir = OUTPUTS / label
     run_dir.mkdir(parents=True)
     (run_dir / "config.yaml").write_text(f"name: {label.rpartition('_')[2]}\n")
+    (run_dir / "run.json").write_text('{"dtl": "0.1"}')
     (run_dir / "metrics.jsonl").write_text('{"step": 31}\n')
     for step in steps:
         imitate(run_dir, step)
@@ -182,6 +183,7 @@ def test_names_of_folders_cannot_harm(runs):
         (["limit=0"], "limit=0: must be at least 1"),
         (["older_than_days=-1"], "older_than_days=-1.0: must be at least 0."),
         (["outputs=none"], "outputs=none: there is no such folder."),
+        (["outputs=''"], "outputs='': is no folder."),
         ([f"outputs=outputs/{GOOD}"], "is itself a run"),
         (["delete=runs", "best_of=[nobody]"], "best_of=[nobody]: is none of the runs to delete"),
     ],
@@ -428,9 +430,27 @@ def test_leftovers_of_a_killed_deletion_are_listed_and_deleted_by_the_next(runs,
 
 def test_what_a_run_at_work_is_deleting_is_no_leftover():
     run_dir = make_run("2026-11-21/05-00-00-2_a", "finished", (10,))
-    (run_dir / "checkpoints" / f"{TRASH}step-00000005-1-abc").mkdir()
-    (OUTPUTS / "2026-11-21" / f"{TRASH}05-00-00-1_b-1-abc").mkdir()
+    (run_dir / "checkpoints" / f"{TRASH}step-00000005-1-0123abcd").mkdir()
+    (OUTPUTS / "2026-11-21" / f"{TRASH}05-00-00-1_b-1-0123abcd").mkdir()
+    (OUTPUTS / f"{TRASH}1000").mkdir()  # of a desktop, or the user's own
     assert [path.parent.name for path in leftovers(OUTPUTS)] == ["2026-11-21"]
+
+
+def test_the_runs_of_other_programs_are_kept(runs):
+    """Hydra gives every program's runs a .hydra in outputs/, and many programs have folders named checkpoints."""
+    other, project = OUTPUTS / "2026-11-21" / "05-00-00", OUTPUTS / "classifier"
+    (other / ".hydra").mkdir(parents=True)
+    (other / ".hydra" / "config.yaml").write_text("model: resnet\ntrainer: gpu\n")
+    (project / "checkpoints").mkdir(parents=True)
+    (project / "checkpoints" / "epoch=3.ckpt").touch()
+    (project / "metrics.jsonl").touch()
+    for path in (other, project, project / "metrics.jsonl"):
+        os.utime(path, (1, 1))
+    ours = make_run("2026-11-21/05-00-00-2_a", "failed")
+    shown = runs("delete=runs", "name=*", "yes=true")
+    assert "kept, as no runs of DTL: " in shown and "classifier" in shown and "2026-11-21/05-00-00" in shown
+    runs("delete=empty", "yes=true")
+    assert other.exists() and project.exists() and not ours.exists()
 
 
 def test_a_folder_that_cannot_be_deleted_is_reported_and_the_others_are_deleted(runs, monkeypatch):

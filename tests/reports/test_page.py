@@ -234,6 +234,8 @@ def test_pictures_of_an_earlier_report_go(elsewhere):
     for name in ("importance.png", "mine.png"):
         (Path("out") / name).write_text("old")
     report_of("run", Path("out"))
+    assert Path("out/importance.png").exists()  # of whatever: there was no report
+    report_of("run", Path("out"))
     assert not Path("out/importance.png").exists() and Path("out/mine.png").exists()
 
 

@@ -20,7 +20,7 @@ from dtl.checkpoints.listing import best_checkpoint, list_checkpoints
 from dtl.commandline.overrides import to_hydra_syntax, unquoted
 from dtl.config import RunConfig
 from dtl.data.config import DataConfig, SourceConfig
-from dtl.errors import ConfigError, TrainingError
+from dtl.errors import ConfigError, DataError, TrainingError
 from dtl.model.transformer import TransformerLM
 from dtl.runner import build, run
 from dtl.runner.run import Origin, _memory_advice, smaller_step, train
@@ -375,3 +375,24 @@ def test_too_little_memory_before_the_first_step_is_no_matter_of_micro_batches(p
 def test_other_errors_pass_through_the_advice(pairs: Path) -> None:
     with pytest.raises(ZeroDivisionError), _memory_advice(lambda: smaller_step(tiny_config(pairs))):
         raise ZeroDivisionError
+
+
+def test_data_that_turns_out_to_be_damaged_stops_the_run_before_it_saves(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large files of the cache are hashed in the background; other tokens, or none of the vocabulary, save nothing."""
+    monkeypatch.setattr("dtl.data.collect.SMALL_BYTES", 0)
+    config = tiny_config(pairs, total_steps=4)
+    config = replace(config, data=replace(config.data, cache_dir=str(tmp_path)))
+    start(config, tmp_path / "first")
+    monkeypatch.setattr("dtl.data.cache.HASHED_ON_OPENING", 0)
+    [file] = tmp_path.glob("dtl-cache/tokens-*/train.tokens.npy")
+    for number, byte in enumerate((b"\1\0", b"\xff\xff")):
+        contents = file.read_bytes()
+        file.write_bytes(contents[:-200] + 50 * byte + contents[-100:])
+        run_dir = tmp_path / f"damaged-{number}"
+        with pytest.raises(DataError, match=r"train.tokens.npy: damaged.*The next start builds this entry again"):
+            start(config, run_dir)
+        assert steps_kept(run_dir) == [] and result(run_dir)["state"] == "failed"
+        start(config, tmp_path / f"again-{number}")
+        assert outcome(tmp_path / f"again-{number}") == outcome(tmp_path / "first")

@@ -16,7 +16,7 @@ from tiny_runs import go_on, outcome, result, start, steps_kept, tiny_config
 
 import dtl.runner.run
 from dtl.checkpoints.listing import best_checkpoint, newest_valid
-from dtl.checkpoints.upkeep import publish_best
+from dtl.checkpoints.upkeep import publish_best, rotate
 from dtl.config import typed
 from dtl.data.prepare import prepare_data
 from dtl.errors import CheckpointError, ConfigError, InterruptedRun
@@ -300,6 +300,28 @@ def test_a_kill_between_saving_and_naming_the_best(
     best = best_checkpoint(tmp_path)
     assert best is not None and best.step == steps[1]
     go_on(tiny_config(pairs), tmp_path)
+    assert outcome(tmp_path) == uninterrupted
+
+
+def test_a_kill_between_the_last_save_and_the_rotation_leaves_no_checkpoint_too_many(
+    pairs: Path, uninterrupted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(run_dir: Path, keep: int) -> list[str]:
+        if steps_kept(run_dir)[0] == 12:
+            raise Killed
+        return rotate(run_dir, keep)
+
+    config = tiny_config(pairs)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("dtl.runner.session.rotate", killed)
+        start(config, tmp_path)
+    before = steps_kept(tmp_path)
+    go_on(config, tmp_path)
+    best = best_checkpoint(tmp_path)
+    assert best is not None and steps_kept(tmp_path) == sorted({12, 10, best.step}, reverse=True) < before
     assert outcome(tmp_path) == uninterrupted
 
 

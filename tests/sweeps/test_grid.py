@@ -22,6 +22,7 @@ from dtl.run_dir.sweep_records import (
 )
 from dtl.sweeps.grid import compose_all, create_trials, describe_duplicates, trial_overrides
 from dtl.sweeps.live import SweepScreen
+from dtl.sweeps.search_launch import best_of
 from dtl.sweeps.table import Status, failures, find_sweep, status_of, varying_overrides
 
 STATES = get_args(TrialState)
@@ -48,8 +49,15 @@ def made(folder: Path, *trials: Trial, arguments: list[str], state: str = "runni
     folder.mkdir(parents=True)
     sweep.write(SweepRecord(arguments, state=state, started=f"2026-01-02T03:04:0{started}+00:00"))
     for trial in trials:
-        sweep.keep(trial)
+        keep(sweep, trial)
     return sweep
+
+
+def keep(sweep: SweepFolder, trial: Trial) -> None:
+    """Write the record of a trial, and the result of one that is finished."""
+    sweep.keep(trial)
+    if trial.state == "finished":
+        write_result(sweep.trial_folder(trial.number), "finished", trial.value, 3, "h")
 
 
 def test_a_bad_value_refuses_its_trial_alone(tmp_path):
@@ -63,7 +71,7 @@ def test_a_configuration_has_one_trial_however_often_it_is_asked_for(tmp_path):
     first = laid_out(sweep, [["a=1", "b=2"], ["b=2", "a=1"], ["a=3"]])
     assert [trial.number for trial in first] == [0, 1]
     first[0].state, first[0].value = "finished", 0.5
-    sweep.keep(first[0])
+    keep(sweep, first[0])
     later = laid_out(sweep, [["a=7"], ["a=3"], ["a=1", "b=2"]])
     assert [(trial.number, trial.state) for trial in later] == [(2, "waiting"), (1, "waiting"), (0, "finished")]
 
@@ -73,6 +81,57 @@ class Fixed(Composer):
 
     def compose(self, overrides):
         return "/".join(sorted(overrides)).replace("bad", "3"), []
+
+
+@pytest.mark.parametrize("result", [None, {"state": "failed", "value": 0.1}, {"state": "running"}, {"value": 0.1}, {}])
+def test_a_trial_is_finished_when_its_result_says_so(tmp_path, result):
+    """Whatever its record says: an exit code of 0 was enough for earlier versions."""
+    sweep = made(tmp_path / "s", Trial(0, ["a=1"], "h", state="finished", value=0.5), arguments=["a=1"])
+    (tmp_path / "s" / "0" / "result.json").unlink()
+    if result is not None:
+        (tmp_path / "s" / "0" / "result.json").write_text(json.dumps(result))
+    [trial] = sweep.trials()
+    assert (trial.state, trial.value) == ("failed", None) and "before its training was finished" in trial.reason
+    assert best_of([trial]) is None
+    write_result(tmp_path / "s" / "0", "finished", 0.75, 3, "h")
+    assert [(trial.state, trial.value) for trial in sweep.trials()] == [("finished", 0.75)]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"number": "0"}, {"number": True}, {"overrides": "a=1"}, {"overrides": [1]}, {"state": "done"},
+        {"value": "low"}, {"attempts": None}, {"started": "yesterday"}, {"ended": "2026-01-02T03:04:05"},
+        {"state": ["x"]}, {"exit_code": 0.5}, {"plugins": {}}, {"hash": None}, {"started": 5},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_record_with_a_value_that_cannot_be_is_none(tmp_path, damage):
+    sweep = made(tmp_path / "s", Trial(0, ["a=1"], "h"), arguments=["a=1"])
+    file = tmp_path / "s" / "0" / "trial.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | damage))
+    assert sweep.trials() == []
+    [again] = laid_out(sweep, [["a=1"]])
+    assert again.number == 1  # what is in its folder stays
+
+
+@pytest.mark.parametrize(
+    "damage", [{"arguments": "a"}, {"kind": "other"}, {"sessions": "1"}, {"started": "x"}, {"extra": 1}]
+)
+def test_a_sweep_with_a_value_that_cannot_be_has_no_record(tmp_path, damage):
+    sweep = made(tmp_path / "s", arguments=["a=1"])
+    file = tmp_path / "s" / "sweep.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | damage))
+    assert sweep.read() is None
+
+
+def test_no_trial_takes_a_folder_with_files_of_the_user(tmp_path):
+    """hydra.sweep.dir=data with a data/7/ of images: a trial empties its folder before it starts."""
+    for name in ("7", "8", "mine"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "7" / "digit.png").touch()
+    (tmp_path / "8" / ".tmp-trial.json-1-0123abcd").touch()  # a sweep was killed before it wrote the trial's record
+    assert [trial.number for trial in laid_out(SweepFolder(tmp_path), [["seed=1"], ["seed=2"]])] == [8, 9]
 
 
 def test_a_trial_that_was_refused_and_now_composes_is_run_in_its_place(tmp_path):
@@ -232,7 +291,7 @@ def test_a_failure_points_to_a_file_that_is_there_or_says_why(tmp_path):
     states = {"refused": (), "failed": (LOG, TRACEBACK), "hung": (LOG,), "killed": (), "finished": (LOG,)}
     trials = [Trial(number, [], str(number), state, reason=f"why {number}") for number, state in enumerate(states)]
     for trial in trials:
-        sweep.keep(trial)
+        keep(sweep, trial)
         for name in states[trial.state]:
             (sweep.trial_folder(trial.number) / name).touch()
     assert failures(sweep, trials) == [

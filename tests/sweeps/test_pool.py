@@ -56,6 +56,8 @@ def wait(running: list[Trial]) -> None:
         ("paused", "stopped", ""),
         ("crash", "failed", "ValueError: planted"),
         ("exit", "failed", "exit code 7, see trial.log"),
+        ("leave", "failed", "ended before its training was finished, see trial.log"),
+        ("vanish", "failed", "ended before its training was finished, see trial.log"),
         ("kill", "killed", "SIGKILL: by hand, or by the system when memory ran out"),
         ("segv", "failed", "crashed: SIGSEGV"),
     ],

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dtl.run_dir.provenance import write_result
 from dtl.run_dir.sweep_records import SweepFolder, SweepRecord, Trial
 from dtl.sweeps.grid import NoTrialError
 
@@ -58,8 +59,9 @@ def test_a_search_without_validation_data_is_refused_before_its_first_trial(tmp_
 def test_a_sweep_that_was_there_stays(tmp_path):
     sweep = SweepFolder(tmp_path / "outputs" / "multirun" / "2026-01-02" / "03-04-05-6")
     sweep.path.mkdir(parents=True)
-    sweep.write(SweepRecord([*BAD, "seed=1,2"], state="interrupted", started="1"))
+    sweep.write(SweepRecord([*BAD, "seed=1,2"], state="interrupted", started="2026-01-02T03:04:05+00:00"))
     sweep.keep(Trial(0, ["seed=1", "model.n_heads=8"], "hash", state="finished"))
+    write_result(sweep.trial_folder(0), "finished", 0.5, 3, "hash")
     done = train(tmp_path, *BAD, "seed=1,2", "sweep.retry_failed=true")
     assert done.returncode == 1 and "2 of 2 trials did not finish" in done.stderr
     assert "trial 2 refused: model.n_heads=7: must divide" in done.stdout and "trial.log" not in done.stdout

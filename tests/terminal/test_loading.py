@@ -70,6 +70,9 @@ FITTED = '{"slope": 0.7, "intercept": -2.5}'
         ('{"checkpoint": "step-00000007", "detection": null}', None),
         ('{"checkpoint": "step-00000007", "detection": {"calibration": {"slope": "low", "intercept": 0}}}', None),
         ('{"checkpoint": "step-00000007", "detection": {"threshold": "low"}}', None),
+        ('{"checkpoint": "step-00000007", "detection": {"calibration": {"slope": -0.7, "intercept": 0}}}', None),
+        ('{"checkpoint": "step-00000007", "detection": {"calibration": {"slope": 7e300, "intercept": 0}}}', None),
+        ('{"checkpoint": "step-00000007", "detection": {"calibration": {"slope": 1, "intercept": 1e9}}}', None),
         ('{"detection": 7', None),
     ],
 )

@@ -261,6 +261,20 @@ def test_opening_a_resumed_run_truncates(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == steps(1, 6)
 
 
+def test_rows_that_are_missing_are_mentioned_when_the_run_resumes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened(tmp_path).log_steps([*steps(1, 3), *steps(7, 9)])
+    opened(tmp_path, resumed_step=9).finish("finished")
+    assert "metrics.jsonl: 3 rows are missing, the first of step 4" in caplog.text
+    caplog.clear()
+    opened(tmp_path, resumed_step=3).finish("finished")
+    assert not caplog.text
+    (tmp_path / "metrics.jsonl").unlink()
+    opened(tmp_path, resumed_step=1).finish("finished")
+    assert "metrics.jsonl: 1 row is missing, the first of step 1" in caplog.text
+
+
 def test_resuming_from_before_the_first_step_keeps_no_row(tmp_path: Path) -> None:
     """A run that was stopped before its first step has a checkpoint of step 0, and no steps yet."""
     opened(tmp_path).log_steps(steps(1, 5))

@@ -149,6 +149,30 @@ def test_a_resumed_run_keeps_its_id_and_its_steps(tmp_path: Path) -> None:
     assert len(read_metrics(tmp_path)) == 20
 
 
+def logged(first: int, last: int) -> list[dict[str, Any]]:
+    return [row | {"speed/tokens_per_second": 3.0} for row in steps(first, last)]
+
+
+def test_rows_that_a_kill_took_from_wandb_are_sent_on_resume(tmp_path: Path) -> None:
+    """wandb writes its file in blocks of 32 KiB: what has not filled one is gone after a kill."""
+    with opened(tmp_path) as tracker:
+        for row in logged(1, 200):
+            tracker.log_steps([row])
+    (folder,) = offline_folders(tmp_path)
+    (file,) = folder.glob("*.wandb")
+    file.write_bytes(file.read_bytes()[: 2**15])
+    in_file = [row["_step"] for row in history(folder)]
+    assert 0 < len(in_file) < 190
+    with opened(tmp_path, run_id=tracker.run_id, resumed_step=190) as resumed:
+        resumed.log_steps(logged(191, 192))
+    sent = history(offline_folders(tmp_path)[-1])
+    assert [*in_file, *(row["_step"] for row in sent)] == [*range(1, 191), 192]
+    assert sent[0]["train/loss"] == 1 / sent[0]["_step"]
+    with opened(tmp_path, run_id=tracker.run_id, resumed_step=192):
+        pass
+    assert history(offline_folders(tmp_path)[-1]) == []  # nothing twice
+
+
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
 def test_a_wandb_whose_process_dies_is_missed_by_that_run_alone(tmp_path: Path) -> None:
     from wandb.sdk import wandb_setup
@@ -173,6 +197,7 @@ class FakeRun:
 
     url = "https://wandb.example.org/run"
     dir = "/somewhere/wandb/run-1/files"
+    step = 0
 
     def __init__(self) -> None:
         self.summary: dict[str, Any] = {}
@@ -198,6 +223,20 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRun:
     monkeypatch.setattr(wandb, "init", lambda **_: run)
     monkeypatch.setattr(wandb_sink, "_answers", lambda url, seconds: True)
     return run
+
+
+def test_online_the_server_says_which_rows_it_has(tmp_path: Path, fake: FakeRun) -> None:
+    with opened(tmp_path) as tracker:
+        tracker.log_steps(logged(1, 5))
+        for row in logged(6, 9):
+            tracker.log_steps([row])
+        tracker.log(9, {"val/loss": 0.5})
+    fake.logged.clear()
+    fake.step = 8  # of the next row
+    with opened(tmp_path, run_id=tracker.run_id, resumed_step=9):
+        pass
+    assert [(row["step"], "val/loss" in row) for row in fake.logged] == [(8, False), (9, False), (9, True)]
+    assert fake.logged[0]["train/loss"] == 1 / 8 and fake.logged[0]["train/speed/tokens_per_second"] == 3.0
 
 
 def test_online_with_a_key_and_a_server(tmp_path: Path, fake: FakeRun) -> None:

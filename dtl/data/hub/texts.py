@@ -17,6 +17,7 @@ from dtl.base.files import MANIFEST, read_manifest, write_atomically
 from dtl.base.json_files import read_json
 from dtl.base.network import hub_endpoint, require_hub, without_password
 from dtl.base.units import number_of
+from dtl.data.cache import create_cache_folder
 from dtl.data.collect import entry_name, text_code
 from dtl.data.config import SPLITS, SourceConfig
 from dtl.data.documents import Document, article
@@ -48,7 +49,8 @@ def remembered(cache: Path, dataset: str) -> str | None:
 def remember(cache: Path, dataset: str, sha: str) -> None:
     """Store the commit to use from now on. A read-only cache is no error: the next start asks the hub again."""
     with suppress(OSError):
-        (cache / FOLDER).mkdir(parents=True, exist_ok=True)
+        create_cache_folder(cache)
+        (cache / FOLDER).mkdir(exist_ok=True)
         write_atomically(_file(cache, dataset), json.dumps({"dataset": dataset, "sha": sha}) + "\n")
 
 
