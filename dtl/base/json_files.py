@@ -5,7 +5,6 @@ A file may be truncated, edited or hostile: the readers return an object or rais
 
 import errno
 import json
-import logging
 import math
 import os
 import re
@@ -17,9 +16,10 @@ from typing import Any
 
 import yaml
 
+from dtl.base.safe_text import safe_logger
 from dtl.errors import CheckpointError, DTLError
 
-log = logging.getLogger(__name__)
+log = safe_logger(__name__)
 
 # Texts of a model are read with `cat` and `less`: characters that control a terminal are written as \u escapes, and
 # so are lone surrogates, which UTF-8 cannot hold. JSON itself escapes what is below 0x20.

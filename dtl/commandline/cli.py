@@ -25,6 +25,7 @@ from omegaconf.errors import InterpolationResolutionError
 import dtl
 from dtl.base.display import exit_when_output_closes, open_missing_streams
 from dtl.base.paths import conf_dir
+from dtl.base.safe_text import guard_streams
 from dtl.commandline.command import Command, load_config, section_of
 from dtl.commandline.corrections import check_words
 from dtl.commandline.overrides import in_hydras_words, to_hydra_syntax
@@ -52,6 +53,7 @@ def run_command(
     """
     arguments = sys.argv[1:]
     open_missing_streams()
+    guard_streams()
     if "--version" in arguments:
         print(f"DTL {dtl.__version__}")
         return

@@ -6,7 +6,6 @@ Enough to run it again and to identify it years later; no secret of the environm
 import hashlib
 import importlib.metadata
 import json
-import logging
 import os
 import platform
 import re
@@ -24,10 +23,11 @@ from dtl.base.files import write_atomically
 from dtl.base.json_files import plain
 from dtl.base.paths import conf_dir
 from dtl.base.redaction import is_secret_name, redact, redact_all
+from dtl.base.safe_text import safe_logger
 from dtl.errors import DTLError
 from dtl.tracking.tracker import State
 
-log = logging.getLogger(__name__)
+log = safe_logger(__name__)
 
 RECORD, DIFF, PACKAGES, CONFIG = "run.json", "git.diff", "packages.txt", "config.yaml"
 MAIN_PACKAGES = "torch numpy hydra-core omegaconf transformers tokenizers safetensors datasets pyarrow wandb einops"

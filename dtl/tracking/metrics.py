@@ -1,13 +1,13 @@
 """Reading and truncating metrics.jsonl, the complete record of a run's metrics. Imports no torch."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
 from dtl.base.files import write_atomically
 from dtl.base.json_files import as_whole, json_object_or_empty
+from dtl.base.safe_text import safe_logger
 
-log = logging.getLogger(__name__)
+log = safe_logger(__name__)
 
 METRICS, LOST = "metrics.jsonl", "metrics.lost.jsonl"
 

@@ -3,6 +3,7 @@
 Every file may be missing, damaged or hostile: a file that cannot be read raises a CheckpointError with its name.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,9 @@ def special_id(folder: Path, backend: tokenizers.Tokenizer, name: str) -> int | 
     token = read_settings(folder / "tokenizer_config.json").get(f"{name}_token")
     content = token.get("content") if isinstance(token, dict) else token
     if content is not None:
-        token_id = backend.token_to_id(content) if isinstance(content, str) else None
+        token_id = None
+        with suppress(TypeError, UnicodeEncodeError):  # not text; a lone surrogate
+            token_id = backend.token_to_id(content)
         if token_id is None:
             raise CheckpointError(
                 f"{folder / 'tokenizer_config.json'}: {name}_token={content!r} is not in the vocabulary."
