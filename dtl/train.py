@@ -9,13 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dtl.base.display import Display, command_line, shell_line, shown
-from dtl.base.json_files import as_number, as_whole, read_json_or_empty
+from dtl.base.json_files import as_number, as_whole, read_json_or_empty, read_yaml
 from dtl.base.redaction import check_no_secrets
 from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.listing import newest_valid, step_folders
@@ -26,7 +25,7 @@ from dtl.commandline.overrides import as_shown, check_init_words, override_key, 
 from dtl.commandline.translate import config_text
 from dtl.config import RunConfig, typed
 from dtl.data.tokenizers.prompt import read_prompt
-from dtl.errors import ConfigError, DataError, InterruptedRun
+from dtl.errors import CheckpointError, ConfigError, DataError, InterruptedRun
 from dtl.run_dir.provenance import RECORD, RESULT, composition_flags
 from dtl.run_dir.state import PLACE_OF_DATA, clear_other_places, resume_command, with_data_found
 from dtl.run_dir.sweep_records import sweep_to_continue, with_its_flags
@@ -251,9 +250,9 @@ def _resumed_config(composed: DictConfig, run_dir: Path, overrides: list[str]) -
                 "from the weights with init=."
             )
     try:
-        own = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"resume={run_dir}: its config.yaml cannot be read ({error}).") from error
+        own = read_yaml(run_dir / "config.yaml")
+    except CheckpointError as error:
+        raise ConfigError(f"resume={run_dir}: {error}") from error
     own = with_data_found(own, run_dir)
     places = [key for key in keys if PLACE_OF_DATA.fullmatch(key)]
     _set_places_of_data(own, composed, places)

@@ -9,9 +9,11 @@ from typing import Any
 
 import tokenizers
 
-from dtl.base.json_files import read_foreign_json
+from dtl.base.json_files import read_bounded, read_foreign_json
 from dtl.data.tokenizers.gpt2 import read_byte_level_bpe
 from dtl.errors import CheckpointError, DataError
+
+MAX_TOKENIZER_BYTES = 64 * 2**20  # of tokenizer.json; those of 262,144 tokens have 33 MB
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -29,7 +31,7 @@ def read_backend(folder: Path) -> tokenizers.Tokenizer:
     file = folder / "tokenizer.json"
     if file.is_file():
         try:
-            backend = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
+            backend = tokenizers.Tokenizer.from_str(read_bounded(file, MAX_TOKENIZER_BYTES).decode("utf-8"))
             backend.encode("\0 a")  # only this shows a missing unknown token
             return backend
         except Exception as error:  # `tokenizers` raises plain Exception
