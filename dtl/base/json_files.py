@@ -11,7 +11,7 @@ import os
 import re
 import stat
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,6 +28,7 @@ log = safe_logger(__name__)
 UNSAFE = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 MAX_WAITING = 100_000  # rows kept in memory while the disk cannot be written, some 20 MB
 MAX_JSON_BYTES = 8 * 2**20  # a state.json has some kilobytes; `[],[],...` takes twenty times its size in memory
+MAX_DIGITS = 100  # of a whole number; the state of a random generator has 39
 MAX_LINE_BYTES = 2**20  # of metrics.jsonl
 MAX_YAML_BYTES = 2**18
 MAX_YAML_PARTS = 10_000  # a config has some hundred; libyaml's time grows with their square
@@ -71,7 +72,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises FileNotFoundError, and CheckpointError for a file with other contents.
     """
     try:
-        return json_object(read_bounded(path, MAX_JSON_BYTES), parse_constant=_reject_constant)
+        return json_object(read_bounded(path, MAX_JSON_BYTES), strict=True)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -134,10 +135,14 @@ def read_foreign_json(path: Path, error: type[DTLError]) -> dict[str, Any]:
         raise error(f"{path}: cannot be read as JSON ({reason}).") from reason
 
 
-def json_object(text: str | bytes, parse_constant: Callable[[str], Any] | None = None) -> dict[str, Any]:
-    """Parse a JSON object. Raises ValueError for invalid JSON, TypeError for JSON that is not an object."""
+def json_object(text: str | bytes, strict: bool = False) -> dict[str, Any]:
+    """Parse a JSON object, with `strict` one without NaN and infinity.
+
+    Raises ValueError for invalid JSON, TypeError for JSON that is not an object.
+    """
     try:
-        contents = json.loads(text, parse_constant=parse_constant)
+        text = text if isinstance(text, str) else text.decode("utf-8-sig", "surrogatepass")
+        contents = (_STRICT_DECODER if strict else _DECODER).decode(text)
     except RecursionError as error:  # thousands of nested brackets
         raise ValueError(str(error)) from error
     if not isinstance(contents, dict):
@@ -152,8 +157,18 @@ def json_object_or_empty(text: str | bytes) -> dict[str, Any]:
     return {}
 
 
+def _whole(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:  # neither a float nor text can hold it: it would fail wherever it is used
+        raise ValueError(f"a number of {len(digits):,} digits")
+    return int(digits)
+
+
 def _reject_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number")
+
+
+_DECODER = json.JSONDecoder(parse_int=_whole)
+_STRICT_DECODER = json.JSONDecoder(parse_int=_whole, parse_constant=_reject_constant)
 
 
 def as_object(value: object) -> dict[str, Any]:
