@@ -5,6 +5,7 @@ import sys
 
 import dtl
 from dtl.base.display import exit_when_output_closes, open_missing_streams
+from dtl.base.safe_text import guard_streams
 from dtl.errors import did_you_mean
 
 COMMANDS = {
@@ -24,6 +25,7 @@ COMMANDS = {
 def main() -> None:
     """Entry point of `python -m dtl` and of the console script dtl."""
     open_missing_streams()
+    guard_streams()
     name, *arguments = sys.argv[1:] or ["--help"]
     if name == "help" and arguments:
         name, *topic = arguments

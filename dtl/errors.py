@@ -15,6 +15,10 @@ class DTLError(CompactHydraException):
 
     exit_code = 1
 
+    def __init__(self, *message: object) -> None:
+        # It quotes names and values from files of others, and where DTL is a library, Python prints it as it is.
+        super().__init__(*("".join(map(_shown, part)) if isinstance(part, str) else part for part in message))
+
 
 class ConfigError(DTLError, ValueError):
     """An invalid setting: the message names the key, the value, the rule and the remedy."""
@@ -41,6 +45,11 @@ class InterruptedRun(DTLError):
         super().__init__(message)
         self.signal_number = signal_number
         self.exit_code = 128 + signal_number
+
+
+def _shown(character: str) -> str:
+    """A character that is not seen, or that controls a terminal, as its escape; joiners belong to words."""
+    return character if character.isprintable() or character in "\n\t\u200c\u200d" else ascii(character)[1:-1]
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

@@ -14,13 +14,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderHook, RenderResult
 from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.segment import Segment
 from rich.table import Column, Table
 from rich.text import Text
 
-from dtl.base.safe_text import visible
+from dtl.base.safe_text import guard_streams, unguarded, visible
 
 OUTPUT_CLOSED = (errno.EPIPE, errno.EIO)  # the reader of the pipe has ended; the terminal was closed
 NARROW = 72  # columns of a terminal; in fewer, a table of many columns cuts its cells
@@ -52,13 +53,34 @@ def in_notebook(stream: IO[str]) -> bool:
     return type(stream).__module__.partition(".")[0] == "ipykernel"
 
 
+class SafeConsole(Console):
+    """rich's console without markup, whose texts cannot control the terminal: only rich's own sequences do."""
+
+    def __init__(self, **options: Any) -> None:
+        plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+        super().__init__(**plain | options)
+
+    @property
+    def file(self) -> IO[str]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return unguarded(super().file)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+    def push_render_hook(self, hook: RenderHook) -> None:
+        super().push_render_hook(hook)
+        if self.is_terminal:  # a live display has put streams in place that obey escape sequences in what is printed
+            guard_streams()
+
+
 def plain_console(**options: Any) -> Console:
     """A console for plain text and tables on a terminal, in a file or below a cell.
 
     In a notebook plain lines: rich's own output there is a piece of HTML per line, and widgets for the progress bar.
     """
     plain = {"force_terminal": False} if in_notebook(options.get("file") or sys.stdout) else {}
-    return Console(highlight=False, force_jupyter=False, **plain, **options)
+    return SafeConsole(force_jupyter=False, **plain, **options)
 
 
 def table_console(soft_wrap: bool = False, file: Any = None, width: int | None = None) -> Console:
@@ -99,9 +121,9 @@ def table(
     result = FittingTable(**{"box": None, "pad_edge": False, "padding": (0, 2, 0, 0), "header_style": "dim"} | look)
     for header in headers:
         options = {"justify": "right" if header in right else "left", **every, **columns.get(header, {})}
-        result.add_column(Text(header), **options)
+        result.add_column(Text(visible(header)), **options)
     for row in rows:
-        result.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+        result.add_row(*(Text(visible(cell)) if isinstance(cell, str) else cell for cell in row))
     return result
 
 

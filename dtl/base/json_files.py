@@ -1,36 +1,69 @@
 """Safe reading of untrusted JSON and YAML, and append-only files of JSON lines. Imports no torch.
 
-A file may be truncated, edited or hostile: the readers return an object or raise an error of a known kind.
+A file may be truncated, edited or hostile: the readers return an object or raise an error of a known kind. They open
+regular files only (a FIFO would block, a device has no end), and are bounded in size, depth and thereby in time.
 """
 
 import errno
 import json
-import logging
 import math
 import os
 import re
+import stat
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
+from dtl.base.safe_text import safe_logger
 from dtl.errors import CheckpointError, DTLError
 
-log = logging.getLogger(__name__)
+log = safe_logger(__name__)
 
 # Texts of a model are read with `cat` and `less`: characters that control a terminal are written as \u escapes, and
 # so are lone surrogates, which UTF-8 cannot hold. JSON itself escapes what is below 0x20.
 UNSAFE = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 MAX_WAITING = 100_000  # rows kept in memory while the disk cannot be written, some 20 MB
-MAX_JSON_BYTES = 64 * 2**20  # a state.json has some kilobytes; the bound is for hostile files
-MAX_YAML_BYTES = 2**20
+MAX_JSON_BYTES = 8 * 2**20  # a state.json has some kilobytes; `[],[],...` takes twenty times its size in memory
+MAX_DIGITS = 100  # of a whole number; the state of a random generator has 39
+MAX_LINE_BYTES = 2**20  # of metrics.jsonl
+MAX_YAML_BYTES = 2**18
+MAX_YAML_PARTS = 10_000  # a config has some hundred; libyaml's time grows with their square
+MAX_YAML_DEPTH = 50  # its recursion overflows the stack
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where PyYAML has it: ten times as fast
 
 
 # --- reading ----------------------------------------------------------------------------------------------------
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file to read its bytes. Raises OSError, also for a FIFO, a device or a folder, without opening it."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    # It may have been replaced in between: without O_NONBLOCK a FIFO would wait for its writer.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bounded(path: Path, max_bytes: int) -> bytes:
+    """The bytes of a regular file of at most `max_bytes`. Raises OSError for any other."""
+    with open_regular(path) as file:
+        n_bytes = os.fstat(file.fileno()).st_size
+        if n_bytes > max_bytes:
+            raise OSError(errno.EFBIG, f"larger than {max_bytes / 2**20:g} MiB", str(path))
+        return file.read(n_bytes)
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a regular file, without one that is longer than a line of DTL can be. Raises OSError."""
+    with open_regular(path) as file:
+        while line := file.readline(MAX_LINE_BYTES):
+            if len(line) == MAX_LINE_BYTES:
+                return
+            yield line.rstrip(b"\r\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -39,9 +72,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises FileNotFoundError, and CheckpointError for a file with other contents.
     """
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path}: larger than {MAX_JSON_BYTES // 2**20} MiB, so it was not written by DTL.")
-        return json_object(path.read_bytes(), parse_constant=_reject_constant)
+        return json_object(read_bounded(path, MAX_JSON_BYTES), strict=True)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -59,29 +90,59 @@ def read_json_or_empty(path: Path) -> dict[str, Any]:
     return {}
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read the mapping in a YAML file written by DTL, as plain values. Raises CheckpointError for anything else."""
+    try:
+        text = read_bounded(path, MAX_YAML_BYTES).decode("utf-8")
+        _check_yaml(text)
+        contents = yaml.load(text, Loader=_LOADER)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: damaged, not the YAML of a config ({error}).") from error
+    if not isinstance(contents, dict):
+        raise CheckpointError(f"{path}: damaged, holds no settings.")
+    return contents
+
+
 def read_yaml_or_empty(path: Path) -> dict[str, Any]:
-    """Read the mapping in a YAML file as plain values; an empty one for a file that is missing, invalid or large."""
-    with suppress(OSError, yaml.YAMLError, RecursionError, UnicodeDecodeError, ValueError):
-        if path.stat().st_size <= MAX_YAML_BYTES:
-            contents = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
-            return contents if isinstance(contents, dict) else {}
+    """As `read_yaml`; an empty mapping for a file that is missing, damaged or unreadable."""
+    with suppress(CheckpointError):
+        return read_yaml(path)
     return {}
 
 
+def _check_yaml(text: str) -> None:
+    """Raise ValueError for a document whose loading would take the stack, the memory or minutes."""
+    depth = 0
+    for n_parts, event in enumerate(yaml.parse(text, Loader=_LOADER)):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent):  # of aliases of aliases, 400 bytes are terabytes of values
+            raise ValueError("has an alias, *name; DTL writes none")
+        if depth > MAX_YAML_DEPTH or n_parts > MAX_YAML_PARTS:
+            raise ValueError(f"more than {MAX_YAML_DEPTH} levels or {MAX_YAML_PARTS:,} parts")
+
+
 def read_foreign_json(path: Path, error: type[DTLError]) -> dict[str, Any]:
-    """Read the object in another program's JSON file, of any size, in UTF-8. Raises `error` for anything else."""
+    """Read the object in another program's JSON file, in UTF-8. Raises `error` for anything else."""
     try:
-        return json_object(path.read_text(encoding="utf-8"))
+        return json_object(read_bounded(path, MAX_JSON_BYTES).decode("utf-8"))
     except TypeError as reason:
         raise error(f"{path}: {reason}.") from reason
-    except (OSError, ValueError) as reason:
+    except OSError as reason:
+        raise error(f"{path}: cannot be read ({reason.strerror}).") from reason
+    except ValueError as reason:
         raise error(f"{path}: cannot be read as JSON ({reason}).") from reason
 
 
-def json_object(text: str | bytes, parse_constant: Callable[[str], Any] | None = None) -> dict[str, Any]:
-    """Parse a JSON object. Raises ValueError for invalid JSON, TypeError for JSON that is not an object."""
+def json_object(text: str | bytes, strict: bool = False) -> dict[str, Any]:
+    """Parse a JSON object, with `strict` one without NaN and infinity.
+
+    Raises ValueError for invalid JSON, TypeError for JSON that is not an object.
+    """
     try:
-        contents = json.loads(text, parse_constant=parse_constant)
+        text = text if isinstance(text, str) else text.decode("utf-8-sig", "surrogatepass")
+        contents = (_STRICT_DECODER if strict else _DECODER).decode(text)
     except RecursionError as error:  # thousands of nested brackets
         raise ValueError(str(error)) from error
     if not isinstance(contents, dict):
@@ -96,8 +157,18 @@ def json_object_or_empty(text: str | bytes) -> dict[str, Any]:
     return {}
 
 
+def _whole(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:  # neither a float nor text can hold it: it would fail wherever it is used
+        raise ValueError(f"a number of {len(digits):,} digits")
+    return int(digits)
+
+
 def _reject_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number")
+
+
+_DECODER = json.JSONDecoder(parse_int=_whole)
+_STRICT_DECODER = json.JSONDecoder(parse_int=_whole, parse_constant=_reject_constant)
 
 
 def as_object(value: object) -> dict[str, Any]:

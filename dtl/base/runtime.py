@@ -218,7 +218,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 # --- fingerprint --------------------------------------------------------------------------------------
 
 
-def fingerprint(device: torch.device, precision: str, compiled: bool, deterministic: bool) -> dict[str, Any]:
+def fingerprint(
+    device: torch.device, precision: str, compiled: bool, deterministic: bool, attention: str = "sdpa"
+) -> dict[str, Any]:
     """Everything in addition to config and data that changes the bits of a result (the thread count reorders sums)."""
     return {
         "torch": str(torch.__version__),
@@ -229,6 +231,7 @@ def fingerprint(device: torch.device, precision: str, compiled: bool, determinis
         "precision": precision,
         "compile": compiled,
         "deterministic": deterministic,
+        "attention": attention,
     }
 
 

@@ -1,7 +1,6 @@
 """Resolves `ckpt=`, `resume=` and `init=`: latest, a run, one of its checkpoints, or a Hugging Face folder."""
 
 import difflib
-import logging
 import os
 import re
 from collections.abc import Collection, Iterator
@@ -12,12 +11,13 @@ from typing import Literal
 
 from dtl.base.files import ASIDE, TEMPORARY, TRASH
 from dtl.base.json_files import read_json
+from dtl.base.safe_text import safe_logger
 from dtl.checkpoints.listing import MODEL_FILES, TOKENIZER_FILES, best_checkpoint, is_checkpoint, newest_valid, verify
 from dtl.checkpoints.weights import ADAPTER, PICKLES, pickle_message, raise_if_adapter
 from dtl.errors import CheckpointError
 
 Preference = Literal["best", "newest"]
-log = logging.getLogger(__name__)
+log = safe_logger(__name__)
 
 _FOR_USE = (*MODEL_FILES, *TOKENIZER_FILES)  # the files needed to use a model; resuming needs all files
 _DEPTH = 5  # outputs/multirun/<date>/<time>/<job>

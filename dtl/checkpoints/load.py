@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dtl.base.display import shell_line
-from dtl.base.json_files import read_json
+from dtl.base.json_files import as_whole, read_json, read_json_or_empty
 from dtl.base.runtime import choose_device
 from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.listing import MODEL_FILES, RAW, STATE_FILES, TOKENIZER_FILES, is_checkpoint, verify
@@ -91,7 +91,14 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     folder = _model_folder(path)
     if is_checkpoint(folder):
         verify(folder, only=(*TOKENIZER_FILES, "config.json"))
-    return Tokenizer.load(folder).with_prompt(read_prompt(folder))
+    tokenizer = Tokenizer.load(folder).with_prompt(read_prompt(folder))
+    n_rows = as_whole(read_json_or_empty(folder / "config.json").get("vocab_size"))
+    if n_rows is not None and tokenizer.vocab_size > n_rows:
+        raise CheckpointError(
+            f"{folder}: its tokenizer has {tokenizer.vocab_size} entries, its model {n_rows}. "
+            "They do not belong together, or tokens were added and the model's embedding was not resized."
+        )
+    return tokenizer
 
 
 def load_training_state(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

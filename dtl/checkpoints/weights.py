@@ -3,15 +3,14 @@
 A single file or shards with their index, as Hugging Face writes them. Imports torch only to make tensors.
 """
 
-import json
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
 from dtl.base.files import PLAIN_NAME
-from dtl.base.json_files import read_json, read_json_or_empty
+from dtl.base.json_files import as_whole, json_object, read_json, read_json_or_empty
 from dtl.base.safe_text import in_one_line
 from dtl.errors import CheckpointError
 
@@ -22,6 +21,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"  # of PEFT
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MAX_HEADER_BYTES = 4 * 2**20  # about 40,000 tensors; no model has more, and parsing takes seconds
+MAX_DIMENSIONS = 8
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -89,11 +89,18 @@ def _read_header(file: Path) -> dict[str, tuple[int, ...]]:
                 raise CheckpointError(
                     f"{file}: damaged or hostile, its header claims {n_bytes:,} bytes (at most {MAX_HEADER_BYTES:,})."
                 )
-            header = json.loads(opened.read(n_bytes))
+            header = json_object(opened.read(n_bytes))
         header.pop("__metadata__", None)
-        return {name: tuple(int(size) for size in tensor["shape"]) for name, tensor in header.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return {name: _shape(tensor["shape"]) for name, tensor in header.items()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file}: damaged, not readable as safetensors ({error}).") from error
+
+
+def _shape(sizes: Any) -> tuple[int, ...]:
+    whole = [as_whole(size) for size in sizes[: MAX_DIMENSIONS + 1]]
+    if len(whole) > MAX_DIMENSIONS or not all(size is not None and size >= 0 for size in whole):
+        raise ValueError(f"a shape is not of at most {MAX_DIMENSIONS} whole numbers")
+    return tuple(size for size in whole if size is not None)
 
 
 def raise_if_adapter(folder: Path) -> None:

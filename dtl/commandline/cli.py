@@ -31,6 +31,7 @@ import dtl
 from dtl.base.display import exit_when_output_closes, open_missing_streams, say, shown
 from dtl.base.files import no_room
 from dtl.base.paths import conf_dir
+from dtl.base.safe_text import guard_streams
 from dtl.base.signals import STOP, number_of, undisturbed
 from dtl.commandline.command import Command, load_config, section_of
 from dtl.commandline.corrections import check_words
@@ -59,6 +60,7 @@ def run_command(
     """
     arguments = sys.argv[1:]
     open_missing_streams()
+    guard_streams()
     if "--version" in arguments:
         print(f"DTL {dtl.__version__}")
         return

@@ -61,7 +61,7 @@ def model_config(hf: Mapping[str, Any]) -> tuple[ModelConfig, int]:
     except ConfigError as error:
         raise CheckpointError(f"config.json of a {model_type} model: {error}") from error
     vocab_size = setting(hf, "vocab_size")
-    if not isinstance(vocab_size, int) or vocab_size < 1:
+    if type(vocab_size) is not int or vocab_size < 1:  # true is an int
         raise CheckpointError(f"config.json: vocab_size={vocab_size}: must be a whole number above 0.")
     return (_with_defaults_as_none(config) if model_type in twins else config), vocab_size
 
@@ -116,9 +116,22 @@ def from_hf(model: TransformerLM, tensors: Mapping[str, Tensor]) -> None:
         elif given is not None and not given.is_floating_point():
             problems.append(f"{name} has {given.dtype}, not floating-point numbers")
     _raise_if_any(problems)
+    if spoilt := [name for name in shapes if not _is_finite(tensors[name])]:
+        raise CheckpointError(
+            f"{spoilt[0]} has values that are nan or infinite, one of {len(spoilt)} such tensors: this model cannot "
+            "compute anything. Choose another checkpoint."
+        )
     for pair in pairs:
         for name, part in zip(pair.own, pair.split(tensors[pair.twin]), strict=True):
             state[name].copy_(part)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """True without nan and inf: in one pass over the tensor, without a copy of its size."""
+    if tensor.numel() == 0:
+        return True
+    low, high = (tensor if tensor.itemsize >= 2 else tensor.float()).aminmax()  # nan is both
+    return bool(low.isfinite() and high.isfinite())
 
 
 def _under_full_names(config: ModelConfig, tensors: Mapping[str, Tensor], known: Set[str]) -> dict[str, Tensor]:

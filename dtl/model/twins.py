@@ -94,7 +94,8 @@ class Qwen3(Twin):
         require(hf, "hidden_act", "silu")
         require(hf, "attention_bias", False)
         require(hf, "use_sliding_window", False)
-        for layer_type in hf.get("layer_types") or []:
+        layer_types = hf.get("layer_types") or []
+        for layer_type in layer_types if isinstance(layer_types, list) else [layer_types]:
             require({"layer_types": layer_type}, "layer_types", "full_attention")
         # transformers 5 writes rope_parameters; version 4 wrote rope_theta and rope_scaling, in older files with "type"
         # in place of "rope_type".

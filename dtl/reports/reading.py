@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from dtl.base.json_files import (
     dotted,
     json_object,
     json_object_or_empty,
+    open_regular,
     read_json_or_empty,
+    read_lines,
 )
 from dtl.base.safe_text import in_one_line, visible
 from dtl.evaluation.config import EVALUATION_FILE
@@ -152,8 +155,8 @@ def _in_bins(values: np.ndarray) -> np.ndarray:
 def _rows(file: Path) -> Iterator[dict[str, float]]:
     """Yield the needed columns of metrics.jsonl, steps rising, without torn lines and values that are no numbers."""
     wanted, last = (*AXES, TRAINING, VALIDATION, SPEED, PEAK), -math.inf
-    with suppress(OSError), file.open("rb") as lines:
-        for line in lines:
+    with suppress(OSError):
+        for line in read_lines(file):
             row = json_object_or_empty(line)
             if as_number(row.get("step")) is not None and row["step"] >= last:
                 last = row["step"]
@@ -165,7 +168,7 @@ def _samples(folder: Path) -> dict[str, str]:
     samples: dict[str, str] = {}
     files = sorted(folder.glob("step-*.jsonl"))
     with suppress(OSError, ValueError, LookupError, TypeError):
-        for line in files[-1].read_text(encoding="utf-8").splitlines()[:MAX_SAMPLES] if files else []:
+        for line in islice(read_lines(files[-1]), MAX_SAMPLES) if files else []:
             row = json_object(line)
             samples[visible(str(row["prompt"]))[-MAX_CHARACTERS:]] = visible(str(row["text"]))[:MAX_CHARACTERS]
     return samples
@@ -174,12 +177,12 @@ def _samples(folder: Path) -> dict[str, str]:
 def _traceback(folder: Path, trial: Mapping[str, Any]) -> tuple[Path, str] | None:
     """Return the traceback file that the trial names, if it is inside the trial's folder, and its last bytes."""
     name = trial.get("traceback") or TRACEBACK
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RuntimeError):  # a link to itself
         file = (folder / str(name)).resolve()
         if file.is_relative_to(folder.resolve()) and file.is_file():
-            return folder / str(name), visible(
-                file.read_bytes()[-MAX_TRACEBACK_BYTES:].decode(errors="replace")
-            ).strip()
+            with open_regular(file) as opened:
+                opened.seek(max(0, file.stat().st_size - MAX_TRACEBACK_BYTES))
+                return folder / str(name), visible(opened.read(MAX_TRACEBACK_BYTES).decode(errors="replace")).strip()
     return None
 
 

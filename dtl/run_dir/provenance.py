@@ -6,7 +6,6 @@ Enough to run it again and to identify it years later; no secret of the environm
 import hashlib
 import importlib.metadata
 import json
-import logging
 import os
 import platform
 import re
@@ -21,13 +20,14 @@ from typing import Any
 import dtl
 from dtl.base.display import shell_line
 from dtl.base.files import write_atomically
-from dtl.base.json_files import plain
+from dtl.base.json_files import plain, read_json
 from dtl.base.paths import conf_dir
 from dtl.base.redaction import is_secret_name, redact, redact_all
-from dtl.errors import DTLError
+from dtl.base.safe_text import safe_logger
+from dtl.errors import CheckpointError, DTLError
 from dtl.tracking.tracker import State
 
-log = logging.getLogger(__name__)
+log = safe_logger(__name__)
 
 RECORD, DIFF, PACKAGES, CONFIG = "run.json", "git.diff", "packages.txt", "config.yaml"
 MAIN_PACKAGES = "torch numpy hydra-core omegaconf transformers tokenizers safetensors datasets pyarrow wandb einops"
@@ -217,10 +217,10 @@ def _packages() -> str:
 def _change(run_dir: Path, change: Callable[[dict[str, Any]], None]) -> None:
     path = run_dir / RECORD
     try:
-        record = json.loads(path.read_bytes())
+        record = read_json(path)
         change(record)
         _write(run_dir, record)
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, CheckpointError, AttributeError, TypeError) as error:
         log.warning("%s: cannot be updated (%s).", path, error)
 
 

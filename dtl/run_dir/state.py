@@ -23,6 +23,8 @@ from dtl.base.json_files import (
     as_number,
     as_object,
     as_whole,
+    open_regular,
+    read_bounded,
     read_json_or_empty,
     read_yaml_or_empty,
 )
@@ -165,9 +167,9 @@ def last_metrics(folder: Path, n_bytes: int = 2**16) -> list[dict[str, Any]]:
 
     Read from the end: the file of a long run has megabytes. Rows truncated at either end are left out.
     """
-    with suppress(OSError), (folder / METRICS).open("rb") as file:
+    with suppress(OSError), open_regular(folder / METRICS) as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - n_bytes))
-        return [row for row in map(parse_row, file.read().splitlines()) if row is not None]
+        return [row for row in map(parse_row, file.read(n_bytes).splitlines()) if row is not None]
     return []
 
 
@@ -229,8 +231,7 @@ def _hash(folder: Path, outcome: dict[str, Any]) -> str | None:
     if outcome.get("config_hash"):
         return in_one_line(str(outcome["config_hash"]), 64)
     with suppress(OSError, UnicodeDecodeError):
-        file = folder / CONFIG
-        return config_hash(file.read_text(encoding="utf-8")) if file.stat().st_size <= MAX_YAML_BYTES else None
+        return config_hash(read_bounded(folder / CONFIG, MAX_YAML_BYTES).decode("utf-8"))
     return None
 
 

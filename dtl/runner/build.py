@@ -142,8 +142,8 @@ def build_run(
     saved_model, vocab_size = read_model_config(start_from) if start_from else (config.model, 0)
     if init_from:
         config = with_init(config, init_from, saved_model)
-    tokenizer_of_run = tokenizer or config.tokenizer
-    data = prepare_data(config.data, tokenizer_of_run, config.seq_len, config.seed, progress, plans, check_later=True)
+    settings = (config.data, tokenizer or config.tokenizer, config.seq_len, config.seed)
+    data = prepare_data(*settings, progress, plans, check_later=True)
     _raise_if_too_large(config, vocab_size or data.tokenizer.vocab_size, device)
     seed_everything(config.seed)  # again: the initial weights must not depend on what preparing the data drew
     model = _build_model(config, data.tokenizer, start_from, vocab_size).to(device)
@@ -178,8 +178,9 @@ def build_run(
         attention=attention,
         trainer=trainer,
         length=length,
-        fingerprint=fingerprint(device, precision, config.trainer.compile, config.trainer.deterministic)
-        | {"attention": attention.name},
+        fingerprint=fingerprint(
+            device, precision, config.trainer.compile, config.trainer.deterministic, attention.name
+        ),
         notes=list(data.notes),
         resumed_from=resume_from,
     )

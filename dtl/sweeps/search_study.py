@@ -5,13 +5,13 @@ opened. Its content is restored from the trials' folders.
 """
 
 import json
-import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtl.base.files import write_atomically
+from dtl.base.safe_text import safe_logger
 from dtl.errors import ConfigError
 from dtl.run_dir.sweep_records import Trial
 from dtl.sweeps.config import SearchConfig
@@ -25,7 +25,7 @@ NAME = "search"
 # User attributes of a trial in the study: its folder, why it failed, why it is to be pruned.
 NUMBER, REASON, PRUNED = "number", "reason", "pruned"
 
-logger = logging.getLogger(__name__)
+logger = safe_logger(__name__)
 
 
 class Study:

@@ -8,12 +8,11 @@ import sys
 from collections.abc import Iterator
 from typing import TextIO
 
-from rich.console import Console
 from rich.control import Control
 from rich.segment import ControlType
 from rich.text import Text
 
-from dtl.base.display import Bar, TerminalLog, print_lines, wrapped
+from dtl.base.display import Bar, SafeConsole, TerminalLog, print_lines, wrapped
 from dtl.base.safe_text import visible
 
 
@@ -27,8 +26,7 @@ class Screen:
                 stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
         self.answers = answers
         self.labelled = labelled
-        # No markup: a model's text may contain [red] or :smile:. No wrapping in a pipe: a note is one line.
-        self.console = Console(file=notes, highlight=False, markup=False, emoji=False, soft_wrap=not notes.isatty())
+        self.console = SafeConsole(file=notes, soft_wrap=not notes.isatty())  # in a pipe a note is one line
         self._bar = Bar(self.console)
         self.log = TerminalLog(self.note, self._bar) if self.console.is_terminal else self.note
 
@@ -40,7 +38,7 @@ class Screen:
     def label(self, who: str, style: str) -> None:
         """Begin a line with its speaker."""
         if self.labelled:
-            self.console.print(Text(f"{visible(who)}: ", style=style), end="")
+            self.console.print(Text(f"{who}: ", style=style), end="")
             self.console.file.flush()
 
     def piece(self, text: str) -> None:
@@ -77,7 +75,8 @@ class Screen:
         if not self.is_terminal:
             yield
             return
-        self.console.print(Text(visible(text), style="dim"), end="\r")
+        self.console.print(Text(text, style="dim"), end="")
+        self.console.control(Control(ControlType.CARRIAGE_RETURN))
         try:
             yield
         finally:

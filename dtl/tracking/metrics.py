@@ -1,15 +1,16 @@
 """Reading and truncating metrics.jsonl, the complete record of a run's metrics. Imports no torch."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
 from dtl.base.files import write_atomically
-from dtl.base.json_files import as_whole, json_object_or_empty
+from dtl.base.json_files import as_whole, json_object_or_empty, read_bounded, read_lines
+from dtl.base.safe_text import safe_logger
 
-log = logging.getLogger(__name__)
+log = safe_logger(__name__)
 
 METRICS, LOST = "metrics.jsonl", "metrics.lost.jsonl"
+MAX_BYTES = 2**32  # 20 million steps
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -18,8 +19,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     A last line truncated by a kill is left out. Raises OSError when the file cannot be read.
     """
     path = run_dir / METRICS
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    return [row for row in map(parse_row, lines) if row is not None]
+    return [row for row in map(parse_row, read_lines(path)) if row is not None] if path.exists() else []
 
 
 def truncate_metrics(run_dir: Path, step: int) -> int:
@@ -33,7 +33,7 @@ def truncate_metrics(run_dir: Path, step: int) -> int:
     if not path.exists():
         return 0
     try:
-        before = path.read_bytes()
+        before = read_bounded(path, MAX_BYTES)
         rows = [(line, parse_row(line)) for line in before.splitlines()]
         if rows and rows[-1][1] is None:
             rows.pop()

@@ -4,7 +4,6 @@ metrics.jsonl is the complete record. W&B runs in its own thread (dtl/tracking/w
 neither waits for it nor fails with it. Imports no torch, and wandb only when a run uses it.
 """
 
-import logging
 import os
 import secrets
 import string
@@ -17,13 +16,14 @@ from typing import Any, Literal, Self
 from dtl.base.files import write_atomically
 from dtl.base.json_files import LineFile, json_line
 from dtl.base.redaction import check_no_secrets, redact_all
+from dtl.base.safe_text import safe_logger
 from dtl.base.units import number_of
 from dtl.errors import InterruptedRun
 from dtl.tracking.config import TrackerConfig
 from dtl.tracking.metrics import METRICS, read_metrics, truncate_metrics
 from dtl.tracking.wandb_sink import WandbRun, WandbSink, choose_mode
 
-log = logging.getLogger(__name__)
+log = safe_logger(__name__)
 # One of them is in each row that W&B gets: of the step at which is logged, and of evaluations.
 SPEED, VALIDATION = "speed/tokens_per_second", "val/loss"
 State = Literal["running", "finished", "stopped", "interrupted", "failed"]

@@ -5,7 +5,6 @@ timeout. Imports wandb when a run is opened.
 """
 
 import http.client
-import logging
 import os
 import queue
 import ssl
@@ -23,9 +22,9 @@ from dtl.base.deadline import within
 from dtl.base.display import shell_line
 from dtl.base.json_files import as_whole, json_object
 from dtl.base.redaction import redact
-from dtl.base.safe_text import visible
+from dtl.base.safe_text import safe_logger, visible
 
-log = logging.getLogger(__name__)
+log = safe_logger(__name__)
 
 OFFLINE_SECONDS = 8.0  # to open an offline run: a process to start and a file, no network
 PROBE_SECONDS = 3.0  # for any answer of a W&B server

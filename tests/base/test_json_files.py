@@ -24,7 +24,7 @@ from dtl.errors import CheckpointError, DataError
         (b"[" * 100_000, "damaged, not JSON (", "cannot be read as JSON ("),
         (b'{"a": "\xff"}', "damaged, not JSON (", "cannot be read as JSON ("),
         (b'{"a', "damaged, not JSON (", "cannot be read as JSON ("),
-        (None, "", "cannot be read as JSON ([Errno 2]"),
+        (None, "", "cannot be read (No such file"),
     ],
 )
 def test_what_is_no_object_is_refused(tmp_path: Path, text, own, foreign):

@@ -3,14 +3,25 @@
 Every file may be missing, damaged or hostile: a file that cannot be read raises a CheckpointError with its name.
 """
 
+import base64
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from dtl.base.json_files import read_foreign_json
+from dtl.base.json_files import read_bounded, read_foreign_json
 from dtl.data.tokenizers.gpt2 import read_byte_level_bpe
 from dtl.errors import CheckpointError, DataError
+
+TRIED_IDS = 1000
+TRIED_TEXT = f"\0 a é 日本 🙂 12\n\n{'a' * 50}!{' ' * 50}{'1' * 50}."  # repetitions: some patterns take 2^n steps
+_ESCAPED_LETTER = re.compile(r"(?<!\\)(?:\\\\)*\\u00(?:[56]|7[0-9])")
+_CHARSMAP = re.compile(r'"precompiled_charsmap"\s*:\s*"([^"]*)"')
+MAX_TOKENIZER_BYTES = 64 * 2**20  # of tokenizer.json; those of 262,144 tokens have 33 MB
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -28,9 +39,10 @@ def read_backend(folder: Path) -> tokenizers.Tokenizer:
     file = folder / "tokenizer.json"
     if file.is_file():
         try:
-            backend = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
-            backend.encode("\0 a")  # only this shows a missing unknown token
-            return backend
+            with no_panic(file), _without_stderr():
+                return _tried(read_bounded(file, MAX_TOKENIZER_BYTES).decode("utf-8"))
+        except CheckpointError:
+            raise
         except Exception as error:  # `tokenizers` raises plain Exception
             raise CheckpointError(f"{file}: not a tokenizer that can be read ({error}).") from error
     if not (folder / "vocab.json").is_file() or not (folder / "merges.txt").is_file():
@@ -51,6 +63,54 @@ def read_backend(folder: Path) -> tokenizers.Tokenizer:
         raise CheckpointError(str(error)) from error
 
 
+def _tried(text: str) -> tokenizers.Tokenizer:
+    """Make the tokenizer, and use it once: only this shows a missing unknown token, or a decoder that cannot work."""
+    if _ESCAPED_LETTER.search(text):  # could hide a key; no program writes letters so
+        raise ValueError("it has escaped letters, \\u0061")
+    for charsmap in _CHARSMAP.finditer(text):
+        binary = base64.b64decode(charsmap[1])
+        if not 0 < int.from_bytes(binary[:4], "little") <= len(binary) - 4:  # of its first part: so much is allocated
+            raise ValueError("its precompiled_charsmap is damaged")
+    backend = tokenizers.Tokenizer.from_str(text)
+    # None of these is used, and a padding to 10^13 tokens would end the process.
+    backend.no_padding()
+    backend.no_truncation()
+    backend.post_processor = None  # pyright: ignore[reportAttributeAccessIssue]
+    backend.decode(backend.encode(TRIED_TEXT).ids)
+    backend.decode(list(range(min(TRIED_IDS, backend.get_vocab_size()))))
+    return backend
+
+
+@contextmanager
+def no_panic(name: object) -> Iterator[None]:
+    """Make a panic in `tokenizers`, which is no Exception, a CheckpointError about the file or tokenizer `name`."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise CheckpointError(
+            f"{name}: `tokenizers` fails with it ({error}). It is damaged or hostile: use another copy."
+        ) from None
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Keep what Rust prints about a panic, with its backtrace, off the terminal; it writes past Python's stream."""
+    try:
+        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # there is none
+        yield
+        return
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def special_id(folder: Path, backend: tokenizers.Tokenizer, name: str) -> int | None:
     """Return the id of the "eos", "bos" or "pad" token.
 
@@ -61,7 +121,9 @@ def special_id(folder: Path, backend: tokenizers.Tokenizer, name: str) -> int | 
     token = read_settings(folder / "tokenizer_config.json").get(f"{name}_token")
     content = token.get("content") if isinstance(token, dict) else token
     if content is not None:
-        token_id = backend.token_to_id(content) if isinstance(content, str) else None
+        token_id = None
+        with suppress(TypeError, UnicodeEncodeError):  # not text; a lone surrogate
+            token_id = backend.token_to_id(content)
         if token_id is None:
             raise CheckpointError(
                 f"{folder / 'tokenizer_config.json'}: {name}_token={content!r} is not in the vocabulary."

@@ -15,7 +15,7 @@ from typing import Any
 import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from dtl.base.json_files import read_foreign_json
+from dtl.base.json_files import MAX_JSON_BYTES, read_bounded, read_foreign_json
 from dtl.base.network import hub_endpoint, require_hub, without_password
 from dtl.errors import DataError
 
@@ -171,7 +171,7 @@ def _built(vocab: Any, merges: list[Any], place: Path) -> Tokenizer:
 
 def _read_merges(path: Path) -> list[list[str]]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = read_bounded(path, MAX_JSON_BYTES).decode("utf-8").split("\n")
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error}).") from error
     # Only the first line is a comment: "# #" further down is a merge.

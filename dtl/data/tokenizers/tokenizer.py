@@ -17,7 +17,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from dtl.data.config import TokenizerConfig
-from dtl.data.tokenizers.files import read_backend, read_settings, special_id
+from dtl.data.tokenizers.files import no_panic, read_backend, read_settings, special_id
 from dtl.data.tokenizers.gpt2 import END, FastEncoder, byte_level_bpe, fast_encoder, is_gpt2, load_gpt2
 from dtl.data.tokenizers.prompt import Prompt, chat_template, response_template
 from dtl.errors import CheckpointError, DataError
@@ -123,15 +123,18 @@ class Tokenizer:
     def _encode(self, texts: list[str]) -> Iterator[list[int]]:
         if sum(map(len, texts)) >= FAST_CHARS and self._fast is not None:
             return iter(self._fast(texts))
-        try:
-            encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
-        except TypeError:  # raised by `tokenizers` for a lone surrogate, which UTF-8 cannot encode
-            encodings = self.backend.encode_batch_fast([_well_formed(text) for text in texts], add_special_tokens=False)
+        with no_panic(f"The tokenizer {self.kind}"):
+            try:
+                encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+            except TypeError:  # raised by `tokenizers` for a lone surrogate, which UTF-8 cannot encode
+                texts = [_well_formed(text) for text in texts]
+                encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         return (encoding.ids for encoding in encodings)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of the ids, without special tokens. Bytes that are not UTF-8 become U+FFFD."""
-        return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
+        with no_panic(f"The tokenizer {self.kind}"):
+            return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
     @cached_property
     def _json(self) -> bytes:
