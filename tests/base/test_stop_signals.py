@@ -16,6 +16,7 @@ def handlers() -> list[Any]:
     return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
 
+@pytest.mark.fault("two-signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_sets_a_flag_the_second_stops(number: int, capfd: pytest.CaptureFixture[str]) -> None:
     before = handlers()

@@ -150,6 +150,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.fault("wrong-setting", "names")
 @pytest.mark.parametrize("arguments", REFUSED)
 def test_a_refusal_is_one_message_and_leaves_nothing(command, elsewhere, arguments):
     code, shown = command(*re.findall(r"(?:'[^']*'|\S)+", arguments))

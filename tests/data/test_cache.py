@@ -68,6 +68,7 @@ def start_round(tmp_path: Path) -> Iterator[Callable[..., Round]]:
         starter.stdin.close()
 
 
+@pytest.mark.fault("cache")
 @pytest.mark.skipif(os.name == "nt", reason="the builders are forked")
 @pytest.mark.parametrize("n_rounds", [7, pytest.param(50, marks=pytest.mark.slow)])
 def test_of_eight_that_start_at_once_one_builds_whoever_is_killed(tmp_path, start_round, n_rounds):
@@ -108,6 +109,7 @@ def test_of_eight_that_start_at_once_one_builds_whoever_is_killed(tmp_path, star
         assert killed_in_builds >= 3
 
 
+@pytest.mark.fault("cache")
 @pytest.mark.skipif(os.name == "nt", reason="the builders are forked")
 @pytest.mark.slow
 @pytest.mark.parametrize("before", ["missing", "damaged"])
@@ -133,6 +135,7 @@ def test_a_build_that_ends_at_any_file_system_call_leaves_nothing_for_long(tmp_p
     assert die_at > 20
 
 
+@pytest.mark.fault("cache-foreign")
 @pytest.mark.parametrize("kind", [TEMPORARY + "{}-99-abcd", TRASH + "{}.old-99-abcd", "{}" + ASIDE])
 def test_what_others_left_is_swept_and_what_they_are_busy_with_is_not(tmp_path, kind):
     cache = Cache(tmp_path)
@@ -145,6 +148,7 @@ def test_what_others_left_is_swept_and_what_they_are_busy_with_is_not(tmp_path, 
     assert busy.exists() and not left.exists() and not mine.exists()
 
 
+@pytest.mark.fault("cache-damage")
 @pytest.mark.parametrize("damage", ["cut", "changed", "missing", "manifest"])
 def test_a_damaged_entry_is_named_and_made_again(tmp_path, damage):
     def build(folder: Path) -> dict[str, object]:
@@ -487,6 +491,7 @@ def test_a_read_only_cache_is_read(counting):
         folder.chmod(0o700)
 
 
+@pytest.mark.fault("cache-damage")
 def test_damage_is_told_and_mended(counting):
     built = everything(prepare(counting))
     (file,) = Path(str(counting.cache_dir)).glob("tokens-*/train.tokens.npy")
