@@ -1,8 +1,8 @@
 """The faults that DTL promises to survive, and the tests that hold each promise: `docs/reliability.md` is its table.
 
-A test says which faults it is about by `@pytest.mark.fault("kill", ...)`, with the names below. tests/test_fault_matrix.py
-fails for a fault without a test and for a page that is not up to date; write the page anew with
-`python tests/fault_matrix.py`, and with the figures of `make torture`, if these were measured again:
+A test says which faults it is about by `@pytest.mark.fault("kill", ...)`, with the names below.
+tests/test_fault_matrix.py fails for a fault without a test and for a page that is not up to date. To write the page
+anew: `python tests/fault_matrix.py`, or, with new figures of `make torture`,
 `python tests/fault_matrix.py outputs/torture.json`.
 """
 

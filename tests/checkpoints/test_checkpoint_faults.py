@@ -24,6 +24,7 @@ from dtl.checkpoints.save import save_checkpoint
 from dtl.checkpoints.upkeep import publish_best, remove_leftovers, set_aside_later
 from dtl.errors import CheckpointError
 
+
 @pytest.mark.fault("kill-in-save")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_any_words_are_taken_or_rejected_by_name(elsewhere, figure, n_lines):
         tiny = taken(*words, *TINY.split())
         if tiny is not None and not config.data.path and number % 7 == 0:
             train_two_steps(tiny, words)
-    assert n_lines / 20 < n_taken < n_lines * 0.7
+    assert 0 < n_taken < n_lines
     figure("lines of random words", n_lines)
 
 
