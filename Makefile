@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test slow pictures notebook wheel-check lock clean
+.PHONY: help install demo check test slow torture pictures notebook wheel-check lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -43,10 +43,13 @@ check: install ## lint, format and types, in half a minute
 	$(BIN)/pyright
 
 test: check ## make check and the fast tests
-	$(BIN)/python -m pytest -n $(JOBS) -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow and not gpu and not torture"
 
 slow: install ## the slow tests: whole runs, kills, the wheel
 	$(BIN)/python -m pytest -n $(JOBS) -m "slow and not gpu"
+
+torture: install ## hours of kills, damage and hostile input; the counts go to outputs/torture.json
+	$(BIN)/python -m pytest -n $(JOBS) -m torture --figures=outputs/torture.json
 
 pictures: install ## redraw the README's pictures from real runs
 	$(BIN)/python docs/pictures.py

@@ -1,10 +1,13 @@
 """What holds for every test: one thread, no network, nobody's accounts, a folder of its own to run in, and no clock."""
 
 import ipaddress
+import json
 import os
 import socket
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -21,6 +24,36 @@ os.environ |= {
     "WANDB_MODE": "offline",
     "WANDB_SILENT": "true",
 }
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--figures", metavar="FILE", help="write what the tests counted by `figure` to a JSON file")
+
+
+@pytest.fixture
+def figure(record_property: Callable[[str, Any], None]) -> Callable[..., None]:
+    """Counts for the table of `make torture`: what, how many were tried, how many of them failed."""
+
+    def count(what: str, tried: int, failed: int = 0) -> None:
+        record_property("figure", [what, tried, failed])
+
+    return count
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Print the sums of what was counted, and write them where --figures says."""
+    tried, failed = Counter[str](), Counter[str]()
+    for report in (report for reports in terminalreporter.stats.values() for report in reports):
+        if getattr(report, "when", None) == "call":
+            for what, n_tried, n_failed in (value for name, value in report.user_properties if name == "figure"):
+                tried[what] += n_tried
+                failed[what] += n_failed
+    for what in sorted(tried):
+        terminalreporter.write_line(f"{what}: {tried[what]:,} tried, {failed[what]} failed")
+    if path := config.getoption("--figures"):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figures = {what: [tried[what], failed[what]] for what in sorted(tried)}
+        Path(path).write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @pytest.fixture(autouse=True)

@@ -33,6 +33,7 @@ def test_a_name_that_cannot_exist():
 """
 
 
+@pytest.mark.fault("no-network")
 def test_whoever_asks_the_network_fails(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
     pytester.makeconftest(Path(__file__).with_name("conftest.py").read_text())

@@ -219,7 +219,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def fingerprint(
-    device: torch.device, precision: str, compiled: bool, deterministic: bool, attention: str = "sdpa"
+    device: torch.device, precision: str, compiled: bool, deterministic: bool, attention: str
 ) -> dict[str, Any]:
     """Everything in addition to config and data that changes the bits of a result (the thread count reorders sums)."""
     return {

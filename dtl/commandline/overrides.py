@@ -54,6 +54,9 @@ def to_hydra_syntax(argument: str, command: Command, sweeps: bool = False) -> st
         value = _as_text(value, known.is_path, sweeps)
     elif known and known.type == "list of text":
         value = _as_list_of_text(value)
+    elif not known and name.partition("@")[0] in command.groups():
+        # The name of a choice: Hydra cannot take `model=true` or `model=[1]`.
+        value = quoted(value) if value.startswith("[") else _as_text(value, False, sweeps)
     mappings = [known.name for known in command.settings if known.type == "mapping"]
     # Hydra's prefix for a new key: the user names the entries of a mapping.
     is_entry = any(key == mapping or key.startswith(f"{mapping}.") for mapping in mappings)

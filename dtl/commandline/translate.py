@@ -240,8 +240,8 @@ def _no_choice(arguments: list[str], command: Command) -> ConfigError | None:
     """A ConfigError for an override of a group by something that is not a name, where Hydra raises ValueError."""
     for argument in arguments:
         group, equals, choice = argument.partition("=")
-        if equals and not group:
-            return ConfigError(f"{argument}: cannot be read as key=value. There is no key before the =.")
+        if equals and not group.partition("@")[0]:
+            return ConfigError(f"{argument}: cannot be read as key=value. There is no key before the = or @.")
         if group in command.groups() and (choice in ("", "null") or not choice[0].isalpha()):
             return ConfigError(
                 f"{argument}: must be the name of a choice. Known: {', '.join(command.groups()[group]) or 'none yet'}."

@@ -62,6 +62,7 @@ def test_write_atomically_replaces_what_was_there(tmp_path: Path, data: str | by
     assert names(tmp_path) == ["a.txt"]
 
 
+@pytest.mark.fault("disk-full")
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_write_that_fails_leaves_the_old_file_and_no_litter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
@@ -80,6 +81,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(
     assert names(tmp_path) == ["a.txt"]
 
 
+@pytest.mark.fault("power-cut")
 @linux_only
 def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = record_calls(monkeypatch)
@@ -88,6 +90,7 @@ def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypat
     assert calls[2] == ("fsync", tmp_path.name)
 
 
+@pytest.mark.fault("power-cut")
 @linux_only
 def test_a_folder_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     temporary = make_folder(tmp_path / ".tmp-x", a="1", b="2")
@@ -191,6 +194,7 @@ def test_only_what_is_asked_for_is_read(tmp_path: Path) -> None:
         verify_manifest(folder, only=["c.txt"])
 
 
+@pytest.mark.fault("names")
 @pytest.mark.parametrize(
     "name", ["../x/a.txt", "/etc/passwd", "b\\a.txt", "..", "a.txt\0", ".hidden", "a" * 300, "\ud800"]
 )
@@ -204,6 +208,7 @@ def test_a_manifest_names_nothing_outside_its_folder(tmp_path: Path, name: str) 
         verify_manifest(folder)
 
 
+@pytest.mark.fault("hostile-model")
 def test_links_and_special_files_are_refused(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "x", a="one")
     write_manifest(folder)

@@ -74,6 +74,7 @@ def test_settings_that_only_sound_like_secrets_pass(override: str) -> None:
     check_no_secrets([override])
 
 
+@pytest.mark.fault("secrets")
 @pytest.mark.parametrize("name", ["WANDB_API_KEY", "HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "DB_PASS"])
 def test_values_of_secret_variables_are_hidden(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, CANARY)
@@ -81,6 +82,7 @@ def test_values_of_secret_variables_are_hidden(name: str, monkeypatch: pytest.Mo
     assert redact_all({"a": [f"<{CANARY}>", 3], "b": {"c": CANARY}}) == {"a": [f"<{HIDDEN}>", 3], "b": {"c": HIDDEN}}
 
 
+@pytest.mark.fault("secrets")
 def test_passwords_in_netrc_and_in_urls_are_hidden(home: Path) -> None:
     (home / ".netrc").write_text(f"machine api.example.org login user password {CANARY}\n")
     assert redact(f"a {CANARY} b") == f"a {HIDDEN} b"

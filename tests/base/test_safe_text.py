@@ -6,6 +6,7 @@ import random
 import unicodedata
 
 import pyte
+import pytest
 from checkpoint_examples import tiny_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
@@ -71,6 +72,7 @@ def streamed(data: bytes) -> str:
 TOKENIZER = tiny_tokenizer("byte")
 
 
+@pytest.mark.fault("terminal")
 def test_a_hostile_stream_only_writes_text():
     chance, fresh = random.Random(7), pyte.Screen(24, 6)
     for _ in range(5000):
@@ -106,6 +108,7 @@ def test_the_emulator_would_notice():
         )
 
 
+@pytest.mark.fault("terminal")
 @given(st.text())
 def test_no_control_character_is_left(text):
     safe = visible(text)

@@ -16,6 +16,7 @@ def handlers() -> list[Any]:
     return [signal.getsignal(number) for number in STOP]
 
 
+@pytest.mark.fault("two-signals")
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("number", STOP)
 def test_the_first_signal_sets_a_flag_the_second_stops(

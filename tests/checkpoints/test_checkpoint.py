@@ -273,6 +273,7 @@ def test_a_checkpoint_without_its_manifest_is_not_taken_for_a_model_directory(tm
             load(folder)
 
 
+@pytest.mark.fault("hostile-model")
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pth", "last.ckpt"])
 def test_pickles_are_refused_by_name_with_the_remedy(tmp_path: Path, name: str) -> None:
     folder, canary = model_directory(tmp_path / "hf"), tmp_path / "canary"
@@ -283,6 +284,7 @@ def test_pickles_are_refused_by_name_with_the_remedy(tmp_path: Path, name: str) 
     assert not canary.exists()
 
 
+@pytest.mark.fault("wrong-shape", "hostile-model")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -304,6 +306,7 @@ def test_a_config_that_claims_more_than_the_weights_hold_allocates_nothing(
         load_model(folder)
 
 
+@pytest.mark.fault("wrong-shape")
 def test_weights_of_another_shape_are_named(tmp_path: Path) -> None:
     folder = model_directory(tmp_path / "hf")
     set_config(folder, intermediate_size=16)
@@ -311,6 +314,7 @@ def test_weights_of_another_shape_are_named(tmp_path: Path) -> None:
         load_model(folder)
 
 
+@pytest.mark.fault("hostile-config")
 def test_a_config_is_data_and_never_a_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DTL_CANARY", "sesame")
     folder = model_directory(tmp_path / "hf")
@@ -327,6 +331,7 @@ def write_header(file: Path, header: bytes, data: bytes = b"", claimed: int | No
 TENSOR = b'{"a":{"dtype":"F32","shape":%s,"data_offsets":[0,%d]}}'
 
 
+@pytest.mark.fault("hostile-model")
 @pytest.mark.parametrize(
     ("header", "claimed"),
     [
@@ -355,6 +360,7 @@ def test_hostile_headers_are_refused(tmp_path: Path, header: bytes, claimed: int
             weights.read_tensors([folder / "model.safetensors"])
 
 
+@pytest.mark.fault("hostile-model")
 def test_a_header_beyond_all_reason_is_refused(tmp_path: Path) -> None:
     folder = model_directory(tmp_path / "hf")
     raw = (folder / "model.safetensors").read_bytes()
@@ -390,6 +396,7 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
         load_model(folder)
 
 
+@pytest.mark.fault("formats")
 def test_a_checkpoint_of_a_newer_format_asks_for_an_upgrade(tmp_path: Path) -> None:
     folder = save(tmp_path, 1)
     (folder / MANIFEST).unlink()
@@ -407,6 +414,7 @@ def test_a_manifest_that_leaves_files_out_is_not_a_checkpoint(tmp_path: Path) ->
         verify(folder)
 
 
+@pytest.mark.fault("hostile-model", "hostile-config")
 def test_nothing_runs_or_connects_while_a_checkpoint_loads(tmp_path: Path) -> None:
     """An audit hook, in its own process: it cannot be removed."""
     folder = save(tmp_path, 1)

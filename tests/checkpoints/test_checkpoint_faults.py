@@ -24,9 +24,8 @@ from dtl.checkpoints.save import save_checkpoint
 from dtl.checkpoints.upkeep import publish_best, remove_leftovers, set_aside_later
 from dtl.errors import CheckpointError
 
-N_DAMAGES = 200
 
-
+@pytest.mark.fault("kill-in-save")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.parametrize(
     ("calls", "scenario", "at_least"),
@@ -34,18 +33,19 @@ N_DAMAGES = 200
         ("changing", "advance", 55),
         ("changing", "replace", 33),
         ("changing", "rewind", 2),
-        pytest.param("all", "advance", 250, marks=pytest.mark.slow),
-        pytest.param("all", "replace", 130, marks=pytest.mark.slow),
+        pytest.param("all", "advance", 250, marks=[pytest.mark.slow, pytest.mark.torture]),
+        pytest.param("all", "replace", 130, marks=[pytest.mark.slow, pytest.mark.torture]),
     ],
 )
 def test_a_crash_at_every_file_system_call_leaves_a_whole_state(
-    tmp_path: Path, calls: str, scenario: str, at_least: int
+    tmp_path: Path, figure: Any, calls: str, scenario: str, at_least: int
 ) -> None:
     command = [sys.executable, str(Path(__file__).parents[1] / "crash_points.py"), calls, scenario, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     print(f"{scenario}: {report['points']} points, {len(report['failures'])} failures, {report['calls']}")
+    figure("crashes at file system calls of a save", report["points"], len(report["failures"]))
     assert report["failures"] == []
     assert report["points"] >= at_least  # fewer would mean that calls are no longer seen
 
@@ -61,15 +61,20 @@ def two_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
+@pytest.mark.fault("bit-flip", "truncated")
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_no_damage_loads_without_a_word(two_checkpoints: Path, tmp_path: Path, damage: Damage) -> None:
-    """About 200 cases: everything that reads the damaged part raises and names it, and the older checkpoint is used."""
+@pytest.mark.parametrize("n_damages", [200, pytest.param(2000, marks=pytest.mark.torture)])  # of all kinds together
+def test_no_damage_loads_without_a_word(
+    two_checkpoints: Path, tmp_path: Path, figure: Any, damage: Damage, n_damages: int
+) -> None:
+    """Everything that reads the damaged part raises and names it, and the older checkpoint is used."""
     names_read: dict[Callable[[Path], Any], set[str]] = {
         load_model: {"config.json", "model.safetensors"},
         load_tokenizer: {"tokenizer.json", "tokenizer_config.json"},
         load_training_state: {"state.json", "optimizer.safetensors"},
     }
-    for seed in range(-(-N_DAMAGES // len(DAMAGES))):
+    n_tries = -(-n_damages // len(DAMAGES))
+    for seed in range(n_tries):
         run_dir = tmp_path / str(seed)
         shutil.copytree(two_checkpoints, run_dir)
         older, newer = (run_dir / "checkpoints" / f"step-000000{step}" for step in (10, 20))
@@ -85,8 +90,10 @@ def test_no_damage_loads_without_a_word(two_checkpoints: Path, tmp_path: Path, d
         assert found.path == older
         assert note is not None and "10 steps are lost" in note and newer.exists()
         shutil.rmtree(run_dir)
+    figure("damages of checkpoint files, none loaded", n_tries)
 
 
+@pytest.mark.fault("bit-flip")
 def test_damage_is_named_when_best_holds_the_same_step(two_checkpoints: Path) -> None:
     """Nothing is lost then, and yet a file on this disk is not what was written."""
     newer = two_checkpoints / "checkpoints" / "step-00000020"
@@ -97,6 +104,7 @@ def test_damage_is_named_when_best_holds_the_same_step(two_checkpoints: Path) ->
     assert "step-00000020/model.safetensors" in note and "Using best (step 20) instead: no step is lost" in note
 
 
+@pytest.mark.fault("truncated", "rotation")
 def test_a_run_without_a_whole_checkpoint_says_so_and_deletes_nothing(tmp_path: Path) -> None:
     folders = [save(tmp_path, step) for step in (10, 20)]
     for folder in folders:
@@ -128,6 +136,7 @@ def file_size_limit() -> Iterator[Callable[[int], None]]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.fault("disk-full")
 @pytest.mark.parametrize("n_bytes", [0, 100, 1500, 20_000, 60_000])
 def test_a_file_that_may_not_grow_leaves_the_older_checkpoint_alone(
     tmp_path: Path, file_size_limit: Callable[[int], None], n_bytes: int
@@ -152,6 +161,7 @@ def raising(error: BaseException) -> Callable[..., Any]:
     return fail
 
 
+@pytest.mark.fault("disk-full")
 @pytest.mark.parametrize(
     ("error", "message"),
     [
@@ -173,6 +183,7 @@ def test_an_error_of_the_disk_is_translated(
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
+@pytest.mark.fault("signal")
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), torch.OutOfMemoryError("CUDA out of memory")])
 def test_other_errors_pass_and_leave_nothing_either(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
@@ -183,12 +194,14 @@ def test_other_errors_pass_and_leave_nothing_either(
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
+@pytest.mark.fault("read-only")
 def test_a_place_that_cannot_be_written_is_an_error_for_people(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file stands here")
     with pytest.raises(CheckpointError, match="cannot be written"):
         save_checkpoint(tmp_path, tiny_model(), tiny_tokenizer(), "", {"step": 1, "epoch": 0}, moments(tiny_model()))
 
 
+@pytest.mark.fault("disk-full")
 def test_a_disk_that_refuses_best_keeps_the_old_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     best = publish_best(tmp_path, save(tmp_path, 10))
     newer = save(tmp_path, 20)

@@ -45,6 +45,7 @@ def touch_in_order(*folders: Path) -> None:
             os.utime(path, (time.time() - 1000 * age, time.time() - 1000 * age))
 
 
+@pytest.mark.fault("clock")
 def test_latest_goes_by_the_start_and_not_by_the_times_of_files(tmp_path: Path) -> None:
     first = run(tmp_path, "2026-01-02/23-59-59-99_a", 5)
     second = run(tmp_path, "2026-01-03/00-00-01-10_b", 3)

@@ -40,6 +40,7 @@ def write_anew(file: Path, data: bytes) -> None:
 # --- rotation ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("clock", "rotation")
 def test_the_newest_stay_by_step_and_not_by_time(tmp_path: Path) -> None:
     for step in (9, 10, 100, 11):
         imitate(tmp_path, step)
@@ -64,6 +65,7 @@ def test_where_best_came_from_and_what_is_protected_stay_and_do_not_count(tmp_pa
     assert best_checkpoint(tmp_path) == inspect(tmp_path / "checkpoints/best")
 
 
+@pytest.mark.fault("rotation")
 def test_damaged_ones_are_neither_counted_nor_deleted(tmp_path: Path) -> None:
     folders = {step: imitate(tmp_path, step) for step in range(1, 7)}
     for step in (6, 5):
@@ -74,6 +76,7 @@ def test_damaged_ones_are_neither_counted_nor_deleted(tmp_path: Path) -> None:
     assert names(tmp_path) == [f"step-0000000{step}" for step in (2, 4, 5, 6)]
 
 
+@pytest.mark.fault("rotation")
 def test_nothing_is_deleted_while_best_is_damaged(tmp_path: Path) -> None:
     folders = {step: imitate(tmp_path, step) for step in range(1, 5)}
     best = publish_best(tmp_path, folders[1])
@@ -102,6 +105,7 @@ def test_a_delete_that_fails_is_a_warning(tmp_path: Path, monkeypatch: pytest.Mo
     assert names(tmp_path) == ["step-00000003"]
 
 
+@pytest.mark.fault("rotation")
 @pytest.mark.parametrize("seed", range(20))
 def test_whatever_happens_the_newest_and_the_best_survive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
@@ -236,6 +240,7 @@ def test_the_sweep_takes_what_is_unfinished_and_nothing_else(tmp_path: Path) -> 
 # --- one writer -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("two-in-one")
 def test_a_second_process_is_refused_by_name_and_a_killed_one_lets_go(tmp_path: Path) -> None:
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom dtl.checkpoints.upkeep import lock_run\n"

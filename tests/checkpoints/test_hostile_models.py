@@ -24,20 +24,23 @@ ALWAYS = (
 )
 
 
-@pytest.mark.parametrize("stride", [40, pytest.param(1, marks=pytest.mark.slow)])
-def test_each_is_used_or_refused(tmp_path, stride):
+@pytest.mark.fault("hostile-model")
+@pytest.mark.parametrize("stride", [40, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.torture])])
+def test_each_is_used_or_refused(tmp_path, figure, stride):
     script = Path(__file__).with_name("hostile_models.py")
     command = [sys.executable, str(script), str(tmp_path), str(stride), *ALWAYS]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = {row["name"]: row for row in map(json.loads, done.stdout.splitlines())}
     assert rows["nothing"]["code"] == LOADED and set(ALWAYS) <= set(rows) and (stride > 1 or len(rows) >= 400)
+    figure("hostile model folders, used or refused in a sentence", len(rows))
     for row in rows.values():
         assert row["code"] in (LOADED, REFUSED), row
         assert row["code"] == LOADED or (row["said"].strip() and "panicked" not in row["said"]), row
         assert len(row["said"]) < 1000, row
 
 
+@pytest.mark.fault("hostile-model", "nan")
 def test_weights_that_are_not_finite_change_nothing():
     model, given = tiny_model(), to_hf(tiny_model(seed=1))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -11,6 +11,7 @@ from dtl.checkpoints.save import save_checkpoint
 from dtl.errors import CheckpointError
 
 
+@pytest.mark.fault("swapped-tokenizer")
 def test_another_tokenizer_of_the_same_size_is_refused(tmp_path: Path) -> None:
     """With a tokenizer that numbers its entries differently, every answer would be gibberish without any error."""
     model, tokenizer = tiny_model(vocab_size=258, max_seq_len=31), tiny_tokenizer()

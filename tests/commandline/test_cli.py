@@ -163,6 +163,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.fault("wrong-setting", "names")
 @pytest.mark.parametrize("arguments", REFUSED)
 def test_a_refusal_is_one_message_and_leaves_nothing(command, elsewhere, arguments):
     code, shown = command(*re.findall(r"(?:'[^']*'|\S)+", arguments))
@@ -214,6 +215,7 @@ def resumable(elsewhere, monkeypatch) -> Path:
     return run_dir
 
 
+@pytest.mark.fault("config-of-run")
 def test_a_run_resumes_with_the_config_that_its_checkpoint_vouches_for(resumable, trained, origins, command):
     """One flipped bit in config.yaml was another learning rate, and `bit for bit` was said of it."""
     file = resumable / "config.yaml"

@@ -193,6 +193,7 @@ def test_streams_may_be_missing(name, closed, elsewhere):
     assert done.stderr == ("" if "2>&-" in closed else there.stderr)
 
 
+@pytest.mark.fault("wrong-setting")
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "train"])
 def test_wrong_settings_are_refused_and_leave_nothing(name, monkeypatch, capsys, elsewhere):
     module = importlib.import_module(f"dtl.{name}")

@@ -30,6 +30,7 @@ def call(monkeypatch, capsys, *arguments: str, module: str = "dtl.train") -> tup
     return int(ended.value.code or 0), capsys.readouterr().err
 
 
+@pytest.mark.fault("torchrun")
 def test_one_of_several_processes_is_rejected(monkeypatch, capsys, elsewhere):
     """torchrun -m dtl.train: each would train the same run. One alone is what torchrun --nproc-per-node=1 starts."""
     monkeypatch.setenv("WORLD_SIZE", "2")

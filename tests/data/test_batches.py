@@ -122,6 +122,7 @@ def test_the_last_step_of_an_epoch_takes_what_is_left():
     assert [[len(b.rows) for b in data.micro_batches(3, 0, step, 2, 2)] for step in range(2)] == [[2, 2], [1]]
 
 
+@pytest.mark.fault("data-order")
 def test_rows_do_not_depend_on_how_a_step_is_cut_or_on_what_came_before():
     data = training_data({"a": 23, "b": 11}, {"a": 1.0, "b": 0.5})
     one = torch.cat([batch.inputs for batch in data.micro_batches(3, 1, 2, 8, 1)])

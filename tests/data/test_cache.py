@@ -70,6 +70,7 @@ def start_round(tmp_path: Path) -> Iterator[Callable[..., Round]]:
         starter.stdin.close()
 
 
+@pytest.mark.fault("cache")
 @pytest.mark.skipif(os.name == "nt", reason="the builders are forked")
 @pytest.mark.parametrize("n_rounds", [7, pytest.param(50, marks=pytest.mark.slow)])
 def test_of_eight_that_start_at_once_one_builds_whoever_is_killed(tmp_path, start_round, n_rounds):
@@ -112,6 +113,7 @@ def test_of_eight_that_start_at_once_one_builds_whoever_is_killed(tmp_path, star
         assert killed_in_builds >= 3
 
 
+@pytest.mark.fault("cache")
 @pytest.mark.skipif(os.name == "nt", reason="the builders are forked")
 @pytest.mark.slow
 @pytest.mark.parametrize("before", ["missing", "damaged"])
@@ -137,6 +139,7 @@ def test_a_build_that_ends_at_any_file_system_call_leaves_nothing_for_long(tmp_p
     assert die_at > 20
 
 
+@pytest.mark.fault("cache-foreign")
 @pytest.mark.parametrize("kind", [TEMPORARY + "{}-99-0123abcd", TRASH + "{}.old-99-0123abcd", "{}" + ASIDE])
 def test_what_others_left_is_swept_and_what_they_are_busy_with_is_not(tmp_path, kind):
     cache = Cache(tmp_path)
@@ -150,6 +153,7 @@ def test_what_others_left_is_swept_and_what_they_are_busy_with_is_not(tmp_path, 
     assert busy.exists() and not left.exists() and not mine.exists()
 
 
+@pytest.mark.fault("cache-damage")
 @pytest.mark.parametrize("damage", ["cut", "changed", "missing", "manifest"])
 def test_a_damaged_entry_is_named_and_made_again(tmp_path, damage):
     def build(folder: Path) -> dict[str, object]:
@@ -172,6 +176,7 @@ def test_a_damaged_entry_is_named_and_made_again(tmp_path, damage):
     assert whole.get(ENTRY, lambda folder: pytest.fail("built again")) and not whole.notes
 
 
+@pytest.mark.fault("cache-damage")
 def test_large_files_are_hashed_before_anything_is_made_of_them(tmp_path, monkeypatch):
     monkeypatch.setattr(cache_module, "HASHED_ON_OPENING", 3)
 
@@ -200,6 +205,7 @@ def test_large_files_are_hashed_before_anything_is_made_of_them(tmp_path, monkey
 OF_OTHERS = ("thesis.old", ".tmp-mine", ".trash-mine", ".tmp-x-1-0123abcd", f"text-{0:032x}.old", "notes.txt")
 
 
+@pytest.mark.fault("cache-foreign")
 def test_files_of_others_stay_whatever_their_names(tmp_path):
     """A cache_dir is any folder of the user's; in the cache's own one, only what DTL can have left is deleted."""
     cache = Cache(cache_folder(str(tmp_path)))
@@ -218,6 +224,7 @@ def test_files_of_others_stay_whatever_their_names(tmp_path):
     assert left == {*OF_OTHERS, ENTRY, OTHER, TAG, ".tmp-mine.txt"} - {f"text-{0:032x}.old"}
 
 
+@pytest.mark.fault("cache-foreign")
 def test_a_folder_that_is_not_of_the_cache_is_refused(tmp_path):
     folder = cache_folder(str(tmp_path))
     folder.mkdir()
@@ -538,6 +545,7 @@ def test_a_read_only_cache_is_read(counting):
         folder.chmod(0o700)
 
 
+@pytest.mark.fault("cache-damage")
 @pytest.mark.parametrize("hashed_on_opening", [2**23, 0], ids=["small", "large"])
 @pytest.mark.parametrize("place", [0, 70, -3])
 def test_damage_is_told_and_mended(counting, monkeypatch, hashed_on_opening, place):

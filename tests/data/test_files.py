@@ -173,6 +173,7 @@ def undecodable(raw: bytes) -> Iterator[int]:
             position += error.end
 
 
+@pytest.mark.fault("bad-text")
 @settings(max_examples=100, suppress_health_check=SAME_FOLDER)
 @given(mark=st.sampled_from([b"", b"\xef\xbb\xbf"]), raw=odd_bytes.filter(bool))
 def test_odd_bytes_of_a_text_are_counted_and_the_first_is_named(tmp_path, mark, raw):
@@ -209,6 +210,7 @@ def test_no_bytes_in_any_file_are_more_than_an_error_for_people(tmp_path, raw, s
     read_or_refused(tmp_path / f"a{suffix}", raw)
 
 
+@pytest.mark.fault("bad-text")
 @pytest.mark.slow
 def test_ten_thousand_random_files(tmp_path):
     draw = random.Random(17)
@@ -245,6 +247,7 @@ def test_odd_bytes_inside_a_line_of_json_are_counted(tmp_path, raw):
     assert bool(bad) == ("not UTF-8" in " ".join(notes))
 
 
+@pytest.mark.fault("bad-text")
 def test_half_a_surrogate_pair_and_line_ends_in_json_are_counted(tmp_path):
     lines = [r'{"text": "\ud83d\ude00 fine"}', r'{"text": "\ud800 \udfff", "more": ["a\r\nb", "\u0000"]}']
     (tmp_path / "a.jsonl").write_text("\r\n".join(lines))
@@ -329,6 +332,7 @@ def test_a_line_of_excel_names_the_delimiter(tmp_path, declared):
         list(LocalFiles(str(tmp_path / "a.csv"), "data.path").records("train"))
 
 
+@pytest.mark.fault("bad-text")
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".json", ".csv", ".jsonl.gz"])
 def test_a_line_of_a_hundred_megabytes(tmp_path, suffix):
@@ -343,6 +347,7 @@ def test_a_line_of_a_hundred_megabytes(tmp_path, suffix):
 # Cut-off files (row 19): an error that names the file and what was read before, or a whole prefix.
 
 
+@pytest.mark.fault("cut-data")
 @pytest.mark.parametrize("suffix", WRITE)
 @pytest.mark.parametrize("packing", ["", *PACK])
 def test_a_cut_off_file_is_never_half_read(tmp_path, suffix, packing):
@@ -392,6 +397,7 @@ def test_packed_files_may_have_several_parts_but_no_damage(tmp_path, packing):
 # Too little (row 17): said before a model is built.
 
 
+@pytest.mark.fault("no-data")
 @pytest.mark.parametrize(
     ("kind", "files", "words"),
     [

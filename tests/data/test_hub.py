@@ -96,6 +96,7 @@ def test_a_closed_port(monkeypatch, closed: int, scheme: str) -> None:
     assert "the Hugging Face hub (127.0.0.1) cannot be reached: " in refused()
 
 
+@pytest.mark.fault("no-network")
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_socket_that_never_answers(monkeypatch, silent: int, scheme: str) -> None:
     monkeypatch.setattr(hub, "DEADLINE_S", 1.0)
@@ -104,6 +105,7 @@ def test_a_socket_that_never_answers(monkeypatch, silent: int, scheme: str) -> N
     assert "timed out" in message or "no answer within 1 seconds" in message
 
 
+@pytest.mark.fault("no-network")
 def test_a_name_look_up_that_never_returns(monkeypatch) -> None:
     released = threading.Event()
     monkeypatch.setattr(hub, "DEADLINE_S", 1.0)

@@ -148,6 +148,7 @@ def test_a_run_keeps_its_commit_wherever_it_is_read_again(hub, port, read, tmp_p
         assert read("me/other", of_run, open_only=True)["commits"] == {"some": f"me/other@{other}"}
 
 
+@pytest.mark.fault("no-network")
 def test_without_hub_and_cache_it_is_said_at_once(hub, port, read, tmp_path):
     said = read("me/nowhere", open_only=True)
     assert "me/nowhere: the Hugging Face hub (127.0.0.1) cannot be reached" in said["error"]
@@ -317,6 +318,7 @@ def test_a_broken_connection_is_read_again(hub, port, read):
     assert sorted(found["train"] + found["validation"]) == sorted(told(rows)) and hub.broken["train.parquet"] == 0
 
 
+@pytest.mark.fault("no-network")
 def test_packets_that_are_swallowed_in_the_middle_end_the_reading(hub, port, read, tmp_path):
     hub.commit("me/silent", {f"train-{part}.parquet": parquet(stories(part * 50, 50)) for part in range(2)})
     hub.silent.add("train-1.parquet")

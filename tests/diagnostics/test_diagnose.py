@@ -98,6 +98,7 @@ def test_a_wrong_command_line(diagnosed, argument):
     assert err.startswith("Error: ") and len(err.splitlines()) <= 2
 
 
+@pytest.mark.fault("secrets")
 def test_no_secret_is_shown_however_it_gets_there(diagnosed, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setattr(diagnosis, "look_at_wandb", lambda: Finding([("W&B", f"key {KEY}")]))

@@ -57,6 +57,7 @@ def test_a_seed_decides_a_continuation(model: TransformerLM, tokenizer: Tokenize
     assert texts[0] == texts[1] != texts[2]
 
 
+@pytest.mark.fault("prompts")
 def test_an_empty_prompt_begins_a_text(model: TransformerLM, tokenizer: Tokenizer) -> None:
     (expected,) = generate(model, [[tokenizer.bos_id]], GREEDY, tokenizer.eos_id)
     assert continuations(model, tokenizer, [""], GREEDY, seed=0) == [tokenizer.decode(expected)]
@@ -79,6 +80,7 @@ def seen_prompts(
     return ids
 
 
+@pytest.mark.fault("prompts")
 @pytest.mark.parametrize("max_new_tokens, kept", [(11, 90), (50, 51), (51, 50), (64, 50), (101, 50), (5000, 50)])
 def test_a_prompt_too_long_loses_its_beginning(
     monkeypatch: pytest.MonkeyPatch, model: TransformerLM, tokenizer: Tokenizer, max_new_tokens: int, kept: int

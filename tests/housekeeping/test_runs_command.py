@@ -165,6 +165,7 @@ def test_a_file_with_two_names_takes_its_room_once():
     assert freed_by([run_dir / "checkpoints" / "best"]) == 0, "its files stay as those of the step"
 
 
+@pytest.mark.fault("terminal", "names")
 def test_names_of_folders_cannot_harm(runs):
     make_run("2026-11-21/05-00-00-1_\x1b[2J", steps=(10, 20))
     shown = runs() + runs("delete=checkpoints", "yes=true")

@@ -92,6 +92,7 @@ def test_a_sweep_of_24_runs(of_sweep):
     assert shown.text.count("is better than") == 0
 
 
+@pytest.mark.fault("html")
 def test_the_page_needs_no_network_and_runs_no_script(of_sweep):
     page = of_sweep[1]
     assert len(page.encode()) < MAX_BYTES
@@ -132,6 +133,7 @@ def test_colours_can_be_seen_on_both_grounds():
             assert (bright + 0.05) / (dark + 0.05) >= 3, (colour, ground)
 
 
+@pytest.mark.fault("html")
 def test_anybodys_texts_stay_texts(elsewhere):
     """In the name of a run, in settings, samples, reasons and tracebacks, and in what the plots say."""
     hostile = {"optimizer": {"name": HOSTILE, "lr": 1e-3}}

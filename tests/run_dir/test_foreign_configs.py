@@ -18,6 +18,7 @@ from dtl.run_dir.state import read_config, read_run_state, with_data_found
 from dtl.terminal.loading import read_facts
 
 
+@pytest.mark.fault("hostile-config", "secrets")
 @pytest.mark.parametrize("stolen", ["${oc.env:SECRET}", "${oc.env:SECRET,x}", "${dtl.checked_name:${oc.env:SECRET}}"])
 def test_no_reader_resolves_an_interpolation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stolen: str) -> None:
     monkeypatch.setenv("SECRET", "hunter2")

@@ -141,6 +141,7 @@ def read_all(run: Path) -> None:
 QUICK = ("fifo", "endless", "brackets", "aliases", "loop")
 
 
+@pytest.mark.fault("hostile-listing")
 @pytest.mark.parametrize(
     "kind", [pytest.param(kind, marks=[] if kind in QUICK else pytest.mark.slow) for kind in KINDS]
 )
@@ -159,6 +160,7 @@ def test_every_reader_of_every_file(whole, tmp_path, kind):
         shutil.rmtree(run)
 
 
+@pytest.mark.fault("hostile-listing")
 @pytest.mark.parametrize("kind", ["fifo", "aliases"])
 def test_every_command(whole, kind, monkeypatch, capsys):
     run = Path("outputs/2026-01-02/03-04-05-6_a")
@@ -179,6 +181,7 @@ def test_every_command(whole, kind, monkeypatch, capsys):
         assert printed and "Traceback" not in printed, printed
 
 
+@pytest.mark.fault("hostile-listing")
 @pytest.mark.parametrize("kind", HOSTILE_YAML)
 def test_yaml_is_bounded(tmp_path, kind):
     file = tmp_path / "config.yaml"

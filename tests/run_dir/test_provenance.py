@@ -235,6 +235,7 @@ def test_a_git_that_is_missing_or_hangs_holds_nobody_up(
     assert "did not answer" in git_state(package)[0]["note"]
 
 
+@pytest.mark.fault("hostile-model")
 def test_no_program_of_the_repository_is_run(package: Path, tmp_path: Path) -> None:
     trap = tmp_path / "trap.sh"
     trap.write_text(f"#!/bin/sh\ntouch {tmp_path}/sprung\n")
@@ -258,6 +259,7 @@ def test_a_difference_too_large_is_said_to_be(package: Path, monkeypatch: pytest
 # --- secrets ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("secrets")
 def test_no_secret_is_in_any_file(package: Path, run_dir: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / ".netrc").write_text("machine example.org login user password c4nary-netrc\n")
     for name, value in SECRETS.items():

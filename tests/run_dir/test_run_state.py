@@ -193,6 +193,7 @@ CONTENTS = st.binary(max_size=40) | st.dictionaries(KEYS, JSON, max_size=7).map(
 NAMES = ("run.json", "result.json", "config.yaml", "metrics.jsonl", ".lock.json", ".lock", "error.json", "checkpoints")
 
 
+@pytest.mark.fault("hostile-listing")
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.sampled_from(NAMES), CONTENTS))
 def test_whatever_lies_there_nothing_is_raised_and_types_hold(tmp_path, contents):

@@ -39,6 +39,7 @@ ERRORS = {
 }
 
 
+@pytest.mark.fault("console")
 @pytest.mark.parametrize("why", ERRORS)
 @pytest.mark.parametrize("late", [False, True])
 def test_a_run_goes_on_without_its_console(
@@ -72,6 +73,7 @@ def test_a_message_that_nobody_can_read_is_no_error(monkeypatch: pytest.MonkeyPa
         say("Stopped.")
 
 
+@pytest.mark.fault("console", "disk-full-log")
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full")
 def test_a_command_ends_well_with_both_streams_on_a_full_disk(elsewhere: Path) -> None:

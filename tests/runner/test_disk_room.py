@@ -47,6 +47,7 @@ def test_a_checkpoint_takes_what_was_foretold(name, ema_decay, pairs, tmp_path, 
     assert foretold[1] == pytest.approx(foretold[0], rel=0.01), "counted, when the state is there"
 
 
+@pytest.mark.fault("disk-foreseen")
 @pytest.mark.parametrize("hard_links", [True, False])
 def test_never_more_lies_on_the_disk_than_was_foretold(hard_links, pairs, tmp_path, monkeypatch):
     most, publish = [0], store.publish_directory
@@ -64,6 +65,7 @@ def test_never_more_lies_on_the_disk_than_was_foretold(hard_links, pairs, tmp_pa
     assert 3 * one < most[0] <= (2 + 3) * one * 1.02
 
 
+@pytest.mark.fault("disk-foreseen")
 def test_a_run_that_the_disk_will_not_hold_is_warned_and_goes_on(pairs, tmp_path, monkeypatch, capsys):
     free_bytes(monkeypatch, 1000)
     start(tiny_config(pairs, total_steps=2), tmp_path / "run")

@@ -218,6 +218,7 @@ def test_patience_is_remembered_over_a_pause(pairs: Path, tmp_path: Path, monkey
     assert result(tmp_path)["step"] == 8
 
 
+@pytest.mark.fault("nan-best")
 def test_a_loss_that_is_not_finite_is_never_the_best(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,6 +259,7 @@ def test_hours_end_a_run_which_goes_on_with_more(
 # --- a run that fails ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("nan")
 def test_a_loss_that_is_not_finite_keeps_what_was_good(
     pairs: Path, uninterrupted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,6 +291,7 @@ def test_the_first_screen_of_a_run_shows_a_training_text(pairs, tmp_path, capsys
     assert "as the model sees it" not in capsys.readouterr().out
 
 
+@pytest.mark.fault("out-of-memory")
 def test_out_of_memory_says_what_fits_next(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     n_calls = 0
 
@@ -328,6 +331,7 @@ def test_the_advice_goes_on_when_a_batch_is_one_row(pairs: Path) -> None:
     assert "data.seq_len=36" in advice(tiny_config(pairs, micro_batch_size=1, activation_checkpointing=True))
 
 
+@pytest.mark.fault("out-of-memory")
 def test_a_model_that_cannot_fit_is_rejected_before_it_is_built(pairs, tmp_path, monkeypatch) -> None:
     """Weights, gradients and the two moments of AdamW: 16 bytes a parameter."""
     monkeypatch.setattr(build, "device_memory", lambda device: 1000)

@@ -17,6 +17,7 @@ from dtl.tracking.metrics import read_metrics
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows knows neither fork nor these signals")
 
 
+@pytest.mark.fault("kill")
 @posix
 @pytest.mark.parametrize(
     "n_kills, seed, words",
@@ -24,9 +25,12 @@ posix = pytest.mark.skipif(os.name == "nt", reason="Windows knows neither fork n
         (5, 1, []),
         pytest.param(60, 2, [], marks=pytest.mark.slow),
         pytest.param(30, 3, ["nothing_held_out"], marks=pytest.mark.slow),
+        pytest.param(200, 4, [], marks=pytest.mark.torture),
     ],
 )
-def test_killed_runs_end_as_if_never_killed(tmp_path: Path, n_kills: int, seed: int, words: list[str]) -> None:
+def test_killed_runs_end_as_if_never_killed(
+    tmp_path: Path, figure: Any, n_kills: int, seed: int, words: list[str]
+) -> None:
     script = Path(__file__).with_name("kill_runs.py")
     ran = subprocess.run(
         [sys.executable, str(script), str(tmp_path), str(n_kills), str(seed), *words], capture_output=True, text=True
@@ -34,6 +38,7 @@ def test_killed_runs_end_as_if_never_killed(tmp_path: Path, n_kills: int, seed: 
     error = tmp_path / "error.txt"
     assert ran.returncode == 0, ran.stderr + (error.read_text() if error.exists() else "")
     report = json.loads(ran.stdout)
+    figure("SIGKILLs of runs, which must end equal to the bit", n_kills, len(report["differing"]))
     assert len(report["kills"]) == n_kills
     assert sum(kill["in_a_save"] for kill in report["kills"]) >= n_kills // 5
     assert report["differing"] == []
@@ -90,6 +95,7 @@ def wait_for_steps(process: subprocess.Popen[str], folder: Path) -> Path:
     raise AssertionError("The run has not begun to train.")
 
 
+@pytest.mark.fault("signal")
 @posix
 @pytest.mark.slow
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -115,6 +121,7 @@ def test_a_signal_ends_the_command_with_a_checkpoint_and_its_own_code(running: A
     assert result(run_dir) == result(run_dir) | {"state": "finished", "step": step + 2}
 
 
+@pytest.mark.fault("two-signals")
 @posix
 @pytest.mark.slow
 def test_two_signals_end_the_command_at_once(running: Any) -> None:

@@ -33,6 +33,7 @@ def in_this_process(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resume, "_run", run)
 
 
+@pytest.mark.fault("machine-changed")
 def test_a_resume_is_proved_exact(in_this_process: None, capsys: pytest.CaptureFixture[str]) -> None:
     prove_resume([], OUTPUTS)
     shown = capsys.readouterr().out
@@ -48,6 +49,7 @@ LOST = {  # what a resume forgets, and the parts that show it
 }
 
 
+@pytest.mark.fault("machine-changed")
 @pytest.mark.parametrize("lost", LOST)
 def test_what_a_resume_loses_is_named(lost: str, in_this_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lost, lambda *_: None)

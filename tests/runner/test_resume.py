@@ -47,6 +47,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, happening: Any) -> None:
 PAUSES = [(1,), (5,), (6,), (7,), (11,), (4, 5, 8)]
 
 
+@pytest.mark.fault("data-order")
 def with_some(*cases: Any, without: tuple[Any, ...]) -> list[Any]:
     """Each case with validation data, and those of `without` again with none: there the best is the last step."""
     return [*((True, case) for case in cases), *((False, case) for case in without)]
@@ -172,6 +173,7 @@ def test_a_length_that_is_reached_already_names_one_that_is_not(
 # --- signals ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("signal")
 @pytest.mark.parametrize(
     "number, step", [(signal.SIGINT, 1), (signal.SIGTERM, 6), (signal.SIGTERM, 7), (signal.SIGINT, 12)]
 )
@@ -208,6 +210,7 @@ def signal_at_call(monkeypatch: pytest.MonkeyPatch, function: str, call: int) ->
     monkeypatch.setattr(function, signalled)
 
 
+@pytest.mark.fault("stop-in-step")
 @pytest.mark.parametrize(
     ("pairs", "precision"), with_some("fp32", "bf16", "fp16", without=("fp32",)), indirect=["pairs"]
 )
@@ -244,6 +247,7 @@ def test_a_signal_during_an_evaluation_leaves_it_to_the_resume(
         assert outcome(run_dir) == outcome(tmp_path / "whole")
 
 
+@pytest.mark.fault("two-signals")
 def test_a_second_signal_stops_at_once(
     pairs: Path, uninterrupted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,6 +267,7 @@ def test_a_second_signal_stops_at_once(
     assert outcome(tmp_path) == uninterrupted
 
 
+@pytest.mark.fault("kill")
 def test_a_kill_between_the_last_save_and_the_result(
     pairs: Path, uninterrupted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,6 +277,7 @@ def test_a_kill_between_the_last_save_and_the_result(
     assert outcome(tmp_path) == uninterrupted
 
 
+@pytest.mark.fault("kill")
 @pytest.mark.parametrize(("pairs", "steps"), [(True, (3, 6)), (False, (2, 4))], indirect=["pairs"])
 def test_a_kill_between_saving_and_naming_the_best(
     pairs: Path,
@@ -325,6 +331,7 @@ def test_a_kill_between_the_last_save_and_the_rotation_leaves_no_checkpoint_too_
     assert outcome(tmp_path) == uninterrupted
 
 
+@pytest.mark.fault("bit-flip")
 @pytest.mark.parametrize("pairs", [True, False], indirect=True)
 def test_a_damaged_checkpoint_costs_its_steps_alone(pairs: Path, uninterrupted: dict[str, Any], tmp_path: Path) -> None:
     """The run goes on from the one before, and the damaged future is out of the way: it is no step of this run."""
@@ -345,6 +352,7 @@ def test_a_damaged_checkpoint_costs_its_steps_alone(pairs: Path, uninterrupted: 
 # --- refusals -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("data-changed")
 def test_other_data_is_refused(pairs: Path, tmp_path: Path) -> None:
     own = tmp_path / "own.jsonl"
     own.write_bytes(pairs.read_bytes())
@@ -372,6 +380,7 @@ def test_a_new_run_in_the_folder_of_another_is_refused(pairs: Path, tmp_path: Pa
         start(tiny_config(pairs), tmp_path)
 
 
+@pytest.mark.fault("machine-changed")
 def test_another_number_of_threads_is_told(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

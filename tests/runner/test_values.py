@@ -61,6 +61,7 @@ KEYS = [*leaves(RunConfig), ("data.sources.qa.weight", float), ("data.sources.te
 ELSEWHERE = ("data.", "tokenizer.", "sampling.")  # of other commands: the same sections
 
 
+@pytest.mark.fault("extremes")
 @pytest.mark.parametrize("key", [key for key, kind in KEYS if kind in NUMBERS])
 def test_every_number_of_a_run_has_two_ends(key: str, tmp_path: Path) -> None:
     values = mixture(tmp_path)
@@ -115,11 +116,13 @@ TRIED = [
 ]  # fmt: skip
 
 
+@pytest.mark.fault("extremes")
 @pytest.mark.parametrize(("key", "value"), TRIED)
 def test_an_extreme_value_trains_or_is_rejected(key: str, value: Any, tmp_path: Path) -> None:
     check_that_it_trains(mixture(tmp_path), key, value, tmp_path / "run")
 
 
+@pytest.mark.fault("extremes")
 @pytest.mark.slow
 @pytest.mark.parametrize(("key", "kind"), [(key, kind) for key, kind in KEYS if kind in NUMBERS])
 def test_every_extreme_value_trains_or_is_rejected(key: str, kind: type, tmp_path: Path) -> None:

@@ -83,6 +83,7 @@ class Fixed(Composer):
         return "/".join(sorted(overrides)).replace("bad", "3"), []
 
 
+@pytest.mark.fault("early-exit")
 @pytest.mark.parametrize("result", [None, {"state": "failed", "value": 0.1}, {"state": "running"}, {"value": 0.1}, {}])
 def test_a_trial_is_finished_when_its_result_says_so(tmp_path, result):
     """Whatever its record says: an exit code of 0 was enough for earlier versions."""

@@ -49,6 +49,7 @@ def wait(running: list[Trial]) -> None:
     pass
 
 
+@pytest.mark.fault("sweep")
 @pytest.mark.parametrize(
     ("plan", "state", "reason"),
     [
@@ -87,11 +88,13 @@ def test_a_trial_that_takes_too_long_saves_and_ends(sweep):
     assert (sweep.trial_folder(0) / "kept.json").exists()
 
 
+@pytest.mark.fault("sweep")
 def test_a_trial_that_writes_nothing_hangs(sweep):
     (hung,) = run(sweep, planned("wait"), hang_minutes=0.01)
     assert hung.state == "hung" and "wrote nothing" in hung.reason
 
 
+@pytest.mark.fault("sweep")
 def test_a_trial_that_does_not_listen_is_killed(sweep, monkeypatch):
     monkeypatch.setattr(process, "SECONDS_TO_SAVE", 0.3)
     monkeypatch.setattr(process, "SECONDS_TO_END", 0.3)

@@ -47,6 +47,7 @@ def command(pairs: Path) -> list[str]:
     ]
 
 
+@pytest.mark.fault("sweep", "sweep-kill")
 def test_a_sweep_survives_its_trials_and_its_own_death(tmp_path):
     pairs = write_pairs(tmp_path / "pairs.jsonl")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}

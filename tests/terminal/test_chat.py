@@ -106,6 +106,7 @@ def test_right_answers_end_with_0(chat, run_dir):
     assert (code, out.splitlines()[-1]) == (0, "1 of 1 answers is right.")
 
 
+@pytest.mark.fault("chat-interrupt")
 def test_ctrl_c_twice_within_an_answer_ends_with_130(chat, run_dir, monkeypatch):
     def impatient(*_: object) -> None:
         raise Leaving

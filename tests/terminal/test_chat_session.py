@@ -160,6 +160,7 @@ def test_a_question_of_too_many_tokens_is_rejected_with_numbers():
     assert len(chat.asked) == 1 == len(chat.chat.turns)
 
 
+@pytest.mark.fault("prompts")
 def test_a_question_of_too_many_characters_is_never_counted():
     chat = talk(TooLong(10_485_760), "y" * 708, "One?")
     assert "10,485,760 characters, of which 707 can fit, exceed the model's context of 101 tokens." in one_line(chat)
@@ -180,6 +181,7 @@ def test_a_pipe_gets_the_answers_alone():
     assert "DTL parrot" in chat.notes.getvalue() and "tokens/s" in chat.notes.getvalue()
 
 
+@pytest.mark.fault("prompts")
 @pytest.mark.parametrize("line", ["", "  ", "?!", "...", "\N{WAVING HAND SIGN}"])
 def test_a_line_without_a_word_is_not_asked(line):
     chat = talk(line, "One?")
@@ -206,6 +208,7 @@ def test_a_rejected_line_of_a_pipe_keeps_answers_in_step():
     assert chat.answers.getvalue() == "seed 11\n\nseed 12\n"
 
 
+@pytest.mark.fault("terminal")
 def test_nothing_hostile_reaches_any_stream():
     bad = "\x1b]0;owned\x07\x9b2J\u202e"
     for is_terminal in (True, False):
@@ -241,6 +244,7 @@ class Interrupted(RoteContinuation):
             yield piece
 
 
+@pytest.mark.fault("chat-interrupt")
 def test_ctrl_c_stops_the_answer_and_not_the_chat():
     chat = talk(
         "One?",

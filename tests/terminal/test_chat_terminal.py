@@ -94,6 +94,7 @@ def test_without_a_checkpoint_the_newest_run_is_offered(run_dir, tmp_path, comma
         assert any(line.startswith("DTL tiny, step 7") for line in terminal.lines)
 
 
+@pytest.mark.fault("prompts")
 def test_history_and_a_paste_of_10_mb(run_dir, tmp_path):
     file = tmp_path / "dtl" / "chat_history"
     with chat(run_dir, "sampling.max_new_tokens=7", state=tmp_path) as terminal:
@@ -124,6 +125,7 @@ def test_history_and_a_paste_of_10_mb(run_dir, tmp_path):
     assert "+two lines\n" in file.read_text() and "paste" not in file.read_text()
 
 
+@pytest.mark.fault("chat-interrupt")
 @pytest.mark.parametrize("answering", [False, True])
 @pytest.mark.parametrize("how", ["SIGTERM", "closed", "closed and SIGHUP ignored"])
 def test_an_end_from_outside_is_quiet(run_dir, tmp_path, how, answering):

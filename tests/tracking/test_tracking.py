@@ -68,6 +68,7 @@ def test_a_job_of_a_multirun_says_which_it_is() -> None:
     assert len(name("small", 3, ["x=" + "y" * 300])) == 128
 
 
+@pytest.mark.fault("secrets")
 def test_an_override_with_a_secret_opens_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         opened(tmp_path, overrides=["tracker.api_key=abc"])
@@ -125,6 +126,7 @@ def test_the_run_id_outlives_a_session_without_wandb(tmp_path: Path) -> None:
 # --- disks that refuse ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("disk-full-log")
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_costs_one_warning_and_no_row(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / METRICS).symlink_to("/dev/full")
@@ -138,6 +140,7 @@ def test_a_full_disk_costs_one_warning_and_no_row(tmp_path: Path, caplog: pytest
     assert read_metrics(tmp_path) == [*steps(1, 5), {"step": 5, "val/loss": 1.0}, *steps(6, 7)]
 
 
+@pytest.mark.fault("disk-full-log")
 def test_a_disk_that_fills_up_within_a_write_leaves_whole_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,6 +173,7 @@ def test_a_disk_that_fills_up_within_a_write_leaves_whole_lines(
     assert read_metrics(tmp_path) == steps(1, 4)
 
 
+@pytest.mark.fault("disk-full-log")
 def test_samples_and_result_that_cannot_be_written_cost_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -236,6 +240,7 @@ def test_a_damaged_line_in_the_middle_stays(tmp_path: Path) -> None:
     assert (tmp_path / METRICS).read_text() == '{"step": 1}\n###\n{"step": 2}\n'
 
 
+@pytest.mark.fault("kill")
 def test_a_crash_while_truncating_doubles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened(tmp_path).log_steps(steps(1, 5))
     write = dtl.tracking.metrics.write_atomically
@@ -286,6 +291,7 @@ def test_resuming_from_before_the_first_step_keeps_no_row(tmp_path: Path) -> Non
 # --- samples and result -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("terminal")
 def test_sampled_text_is_exact_and_harmless_to_show(tmp_path: Path) -> None:
     generator = random.Random(5)
     hostile = "".join(

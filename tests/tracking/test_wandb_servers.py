@@ -164,6 +164,7 @@ def test_without_a_key_nobody_is_asked(scenarios: dict[str, Any], name: str) -> 
     assert scenarios[name]["status"].startswith("W&B offline: no key; run `wandb login`")
 
 
+@pytest.mark.fault("wandb")
 @pytest.mark.parametrize(("name", "why"), [("silent", "no answer from http://127.0.0.1"), ("half", "CommError")])
 def test_a_server_that_does_not_answer_means_offline(scenarios: dict[str, Any], name: str, why: str) -> None:
     assert scenarios[name]["status"].startswith(f"W&B offline: {why}")
@@ -177,6 +178,7 @@ def test_a_server_that_answers_gets_the_rows(scenarios: dict[str, Any]) -> None:
     assert re.findall(r'_step\\":(\d)', scenarios["received"])[:3] == ["1", "2", "3"]
 
 
+@pytest.mark.fault("wandb")
 def test_a_server_that_dies_holds_up_no_more_than_the_end(scenarios: dict[str, Any]) -> None:
     assert scenarios["dying"]["status"].startswith("W&B online")
     assert "wandb sync dying/wandb/run-" in scenarios["dying"]["status_at_the_end"]
@@ -193,6 +195,7 @@ def test_wandb_itself_says_nothing(scenarios: dict[str, Any]) -> None:
     assert [line for line in foreign if not line.startswith("W&B off: not everything was uploaded")] == []
 
 
+@pytest.mark.fault("secrets")
 def test_no_secret_is_in_any_file(scenarios: dict[str, Any]) -> None:
     secrets = [*CANARIES.values(), "c4nary-pass", NETRC_PASSWORD]
     files = [path for path in scenarios["folder"].rglob("*") if path.is_file()]

@@ -136,6 +136,7 @@ def test_a_run_that_raises_is_closed_as_failed(tmp_path: Path, error: BaseExcept
     assert [row["_step"] for row in history(folder)] == [5]
 
 
+@pytest.mark.fault("wandb-resume")
 def test_a_resumed_run_keeps_its_id_and_its_steps(tmp_path: Path) -> None:
     with opened(tmp_path) as tracker:
         tracker.log_steps(steps(1, 10))
@@ -247,6 +248,7 @@ def test_online_with_a_key_and_a_server(tmp_path: Path, fake: FakeRun) -> None:
     assert fake.exit_codes == [0]
 
 
+@pytest.mark.fault("wandb")
 def test_a_wandb_that_always_raises_costs_one_warning(
     tmp_path: Path, fake: FakeRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -282,6 +284,7 @@ def test_a_wandb_that_cannot_start_leaves_metrics(
     assert read_metrics(tmp_path) == steps(1, 3)
 
 
+@pytest.mark.fault("wandb")
 def test_a_wandb_that_hangs_while_logging_holds_nobody_up(
     tmp_path: Path, fake: FakeRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

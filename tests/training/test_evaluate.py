@@ -114,6 +114,7 @@ def test_metrics_are_means_over_the_same_targets(
     assert found.metrics["accuracy"] == pytest.approx(right[batch.targets != IGNORE].double().mean().item())
 
 
+@pytest.mark.fault("eval-out-of-memory")
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError(), RuntimeError("can't allocate memory")]
 )
@@ -157,6 +158,7 @@ def test_out_of_memory_with_one_row_is_told(
         evaluate(model, random_rows(), batch_size=3)
 
 
+@pytest.mark.fault("eval-memory")
 def test_keeps_no_logits(
     tiny_model: Callable[..., TransformerLM],
     random_rows: Callable[..., PackedSequences],

@@ -46,6 +46,7 @@ def run_until_error(trainer: Trainer) -> tuple[NonFiniteError, dict[str, Tensor]
             return error, before, state
 
 
+@pytest.mark.fault("nan")
 @pytest.mark.parametrize("factor", [float("nan"), float("inf")])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("at_step", [0, 4])
@@ -72,6 +73,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights(
     assert record["precision"] == precision
 
 
+@pytest.mark.fault("nan")
 @pytest.mark.parametrize("factor", [float("nan"), float("inf")])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_gradient_that_is_not_finite_stops_and_is_named(
@@ -88,6 +90,7 @@ def test_a_gradient_that_is_not_finite_stops_and_is_named(
     assert [name for name, norm in norms.items() if norm == 0] == []
 
 
+@pytest.mark.fault("nan")
 def test_a_poisoned_weight_stops_in_the_first_step(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer()
     with torch.no_grad():
@@ -116,6 +119,7 @@ def fp16_trainer(make_trainer: MakeTrainer) -> Callable[..., Trainer]:
     return make
 
 
+@pytest.mark.fault("fp16-overflow")
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("limit", [1.0, None])
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
@@ -144,6 +148,7 @@ def test_overflowing_gradients_are_skipped_and_counted(
     assert trainer.state.step == 8
 
 
+@pytest.mark.fault("fp16-overflow")
 def test_fifty_skips_in_a_row_end_the_run(fp16_trainer: Callable[..., Trainer]) -> None:
     trainer = fp16_trainer(0, 10**9, scale=2.0**100, last_step=200)
     before = snapshot(trainer)
@@ -154,6 +159,7 @@ def test_fifty_skips_in_a_row_end_the_run(fp16_trainer: Callable[..., Trainer]) 
     assert_unchanged(trainer, before)
 
 
+@pytest.mark.fault("fp16-overflow")
 def test_a_scale_below_one_ends_the_run(fp16_trainer: Callable[..., Trainer]) -> None:
     """Left alone, the scaler would go on to a scale of 0 and never say a word."""
     trainer = fp16_trainer(0, 10**9, scale=4.0, last_step=200)
@@ -164,6 +170,7 @@ def test_a_scale_below_one_ends_the_run(fp16_trainer: Callable[..., Trainer]) ->
     assert_unchanged(trainer, before)
 
 
+@pytest.mark.fault("fp16-overflow")
 def test_the_scale_is_in_the_state_and_comes_back(
     fp16_trainer: Callable[..., Trainer], make_trainer: MakeTrainer
 ) -> None:
