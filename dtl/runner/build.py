@@ -133,8 +133,7 @@ def build_run(
     """
     device, device_reason = choose_device(config.device)
     precision, precision_reason = choose_precision(config.trainer.precision, device)
-    is_auto = resume_from is None and config.trainer.machine == "auto"
-    machine_reason = f"auto: the device is a {'CPU' if device.type == 'cpu' else 'GPU'}" if is_auto else ""
+    machine_reason = _machine_reason(config, device) if resume_from is None else ""
     config = config if resume_from else config.on(device.type)  # a resumed run keeps its batches, on whatever machine
     seed_everything(config.seed)
     start_from = resume_from or init_from
@@ -165,6 +164,7 @@ def build_run(
         last_step=length.last_step,
         precision=precision,
     )
+    machine = (device, precision, config.trainer.compile, config.trainer.deterministic)
     parts = Parts(
         config=config,
         device=device,
@@ -178,15 +178,18 @@ def build_run(
         attention=attention,
         trainer=trainer,
         length=length,
-        fingerprint=fingerprint(
-            device, precision, config.trainer.compile, config.trainer.deterministic, attention.name
-        ),
+        fingerprint=fingerprint(*machine, attention.name),
         notes=list(data.notes),
         resumed_from=resume_from,
     )
     if resume_from and saved:
         _restore(parts, resume_from, *saved)
     return parts
+
+
+def _machine_reason(config: RunConfig, device: torch.device) -> str:
+    is_auto = config.trainer.machine == "auto"
+    return f"auto: the device is a {'CPU' if device.type == 'cpu' else 'GPU'}" if is_auto else ""
 
 
 def checkpoint_bytes(model: nn.Module, optimizers: Sequence[Optimizer], averaged: bool = False) -> int:

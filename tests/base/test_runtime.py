@@ -216,15 +216,18 @@ def test_peak_memory_is_in_bytes() -> None:
 
 
 def test_a_fingerprint_is_plain_and_equal_to_itself() -> None:
-    found = fingerprint(CPU, "fp32", compiled=False, deterministic=False)
+    found = fingerprint(CPU, "fp32", compiled=False, deterministic=False, attention="sdpa")
     assert json.loads(json.dumps(found)) == found
     assert fingerprint_difference(found, found) == []
 
 
 @pytest.mark.fault("machine-changed")
 def test_a_fingerprint_tells_what_differs() -> None:
-    before = fingerprint(CPU, "fp32", compiled=False, deterministic=False)
-    now = fingerprint(CPU, "bf16", compiled=True, deterministic=False) | {"threads": before["threads"] + 1, "new": 1}
+    before = fingerprint(CPU, "fp32", compiled=False, deterministic=False, attention="sdpa")
+    now = fingerprint(CPU, "bf16", compiled=True, deterministic=False, attention="sdpa") | {
+        "threads": before["threads"] + 1,
+        "new": 1,
+    }
     assert fingerprint_difference(before, now) == [
         "compile: False then, True now",
         "new: None then, 1 now",
@@ -237,7 +240,7 @@ def test_the_number_of_threads_is_part_of_it() -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        one = fingerprint(CPU, "fp32", False, False)
+        one = fingerprint(CPU, "fp32", False, False, "sdpa")
         torch.set_num_threads(2)
         two = fingerprint(CPU, "fp32", False, False)
     finally:
