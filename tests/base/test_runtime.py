@@ -242,7 +242,7 @@ def test_the_number_of_threads_is_part_of_it() -> None:
         torch.set_num_threads(1)
         one = fingerprint(CPU, "fp32", False, False, "sdpa")
         torch.set_num_threads(2)
-        two = fingerprint(CPU, "fp32", False, False)
+        two = fingerprint(CPU, "fp32", False, False, "sdpa")
     finally:
         torch.set_num_threads(before)
     assert fingerprint_difference(one, two) == ["threads: 1 then, 2 now"]
