@@ -61,6 +61,8 @@ def job(composed: DictConfig) -> None:
     run, is_own = _run_with_data(composed, settings, checkpoint)
     learnt = read_prompt(checkpoint)
     trained = _trained_run(settings, checkpoint)
+    if trained is not None and "data.cache_dir" in _given_keys():
+        trained.data.cache_dir = run.data.cache_dir
     is_foreign = trained is None or _is_foreign(run.data, trained.data, learnt)
     if is_foreign:  # all of it is for the test
         run.data.validation_fraction = run.data.test_fraction = 0.0
@@ -107,12 +109,22 @@ def _complete_sources(composed: DictConfig) -> None:
     for name in incomplete:
         kind = as_object(as_object(own).get(name)).get("kind")
         if isinstance(kind, str):
-            OmegaConf.update(sources[name], "kind", kind, force_add=True)
+            OmegaConf.update(sources[name], "kind", without_interpolations(kind), force_add=True)
+
+
+def _recorded_config(checkpoint: Path) -> dict[str, Any]:
+    """Return the config of the checkpoint's run; where a cache is made, the user decides, not a checkpoint."""
+    own = with_data_found(read_config(checkpoint), _run_of(checkpoint) or checkpoint)
+    if isinstance(own.get("data"), dict):
+        folder = own["data"].get("cache_dir")
+        is_cache = isinstance(folder, str) and is_cache_folder(cache_folder(folder))
+        own["data"]["cache_dir"] = folder if is_cache else None
+    return own
 
 
 def _trained_run(settings: EvaluateConfig, checkpoint: Path) -> RunConfig | None:
     """Return the config of the run that trained the checkpoint; None where it records no data."""
-    own = with_data_found(read_config(checkpoint), _run_of(checkpoint) or checkpoint)
+    own = _recorded_config(checkpoint)
     if not isinstance(own.get("data"), dict):
         return None
     run = converted(RunConfig, {**own, "plugins": settings.plugins})
@@ -141,8 +153,8 @@ def _run_with_data(composed: DictConfig, settings: EvaluateConfig, checkpoint: P
     `data=` replaces the data, keys such as `data.path=` change it.
     """
     hydra = HydraConfig.get()
-    own = with_data_found(read_config(checkpoint), _run_of(checkpoint) or checkpoint)
-    keys = [override_key(override.partition("=")[0]) for override in hydra.overrides.task]
+    own = _recorded_config(checkpoint)
+    keys = _given_keys()
     changed = [key.removeprefix("data.") for key in keys if key.startswith("data.")]
     if hydra.runtime.choices.get("data") is not None:
         data: Any = composed.data
@@ -150,9 +162,6 @@ def _run_with_data(composed: DictConfig, settings: EvaluateConfig, checkpoint: P
         for key in filter(PLACE_OF_DATA.fullmatch, keys):
             clear_other_places(own["data"], key)
         changes = OmegaConf.masked_copy(composed.data, [key.partition(".")[0] for key in changed])
-        folder = own["data"].get("cache_dir")
-        if not isinstance(folder, str) or not is_cache_folder(cache_folder(folder)):
-            own["data"]["cache_dir"] = None  # the user decides where a cache is made, not a checkpoint
         data = OmegaConf.create(without_interpolations(own["data"]))
         for key in changed:
             OmegaConf.update(data, key, OmegaConf.select(changes, key), force_add=True)
@@ -171,6 +180,10 @@ def _run_with_data(composed: DictConfig, settings: EvaluateConfig, checkpoint: P
         run.data.lower_case_questions = None
     run.data.validate()
     return run, not set(changed) - MEASURED and "data" not in keys
+
+
+def _given_keys() -> list[str]:
+    return [override_key(override.partition("=")[0]) for override in HydraConfig.get().overrides.task]
 
 
 def _metrics_file(asked: str | None, checkpoint: Path, is_own: bool) -> Path | None:

@@ -92,7 +92,6 @@ class Session:
                 continue
             self.unlogged.append(report)
             self.saved = None
-            self.parts.data.cache.start_check()  # after the first step, which it would delay
             if profiler:
                 profiler.step()
             self.display.advance(report.step)
@@ -107,6 +106,7 @@ class Session:
                 )
             if due(report.step, limits.log_every_steps) or time.monotonic() - self.logged_at > LOG_EVERY_SECONDS:
                 self.log()
+            self.parts.data.cache.start_check()  # after the first step, which it would delay
             # Evaluate before saving: one checkpoint then has the step's validation loss in its state.
             if self._evaluation_is_due():
                 self.evaluate()

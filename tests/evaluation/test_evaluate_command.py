@@ -74,7 +74,7 @@ def test_evaluates_a_run_on_its_own_data(evaluate, run_dir):
     assert {one["question"] for one in written["worst"]} <= {"tell a0", "tell a1", "tell a2"}
 
 
-@pytest.mark.parametrize("stolen", ["${oc.env:SECRET}", "${oc.env:SECRET,x}", "${hydra:runtime.cwd}", "${dtl.pid:}"])
+@pytest.mark.parametrize("stolen", ["${oc.env:SECRET}", "${hydra:runtime.cwd}"])
 def test_a_checkpoint_reads_no_environment_and_chooses_no_folder(evaluate, run_dir, monkeypatch, stolen):
     """A config.yaml of somebody else's is text: nothing in it is interpolated, and no cache is made where it says."""
     monkeypatch.setenv("SECRET", "hunter2")
@@ -83,6 +83,7 @@ def test_a_checkpoint_reads_no_environment_and_chooses_no_folder(evaluate, run_d
     model = tiny_model(vocab_size=258, max_seq_len=61)
     for values in (
         {"sources": {"mine": {"kind": "qa", "path": "pairs.jsonl"}}, "wiki_subset": stolen, "cache_dir": "strangers"},
+        {"sources": {"mine": {"kind": stolen, "path": "pairs.jsonl"}}},
         {"sources": {"mine": {"kind": "qa", "path": f"{stolen}.jsonl"}}},
     ):
         config = yaml.safe_dump({"name": stolen, "seed": 7, "data": {**values, "loss_on": "answer"}})
@@ -90,6 +91,10 @@ def test_a_checkpoint_reads_no_environment_and_chooses_no_folder(evaluate, run_d
         code, *printed = evaluate("ckpt=latest", "data.max_samples=3")
         assert bool(code) == (stolen in str(values["sources"])), printed
         assert "hunter2" not in "".join(printed)
+        # On other data: that of the training is prepared too, to compare it.
+        _, *of_other = evaluate("ckpt=latest", "data=text", "data.path=other.txt", "data.seq_len=31")
+        _, *of_place = evaluate("ckpt=latest", "data.sources.mine.path=pairs.jsonl", "out=metrics.json")
+        assert "hunter2" not in "".join([*of_other, *of_place])
     assert f"{stolen}.jsonl: " in printed[1]
     files = [path for path in Path().rglob("*") if path.is_file()]
     assert not any(b"hunter2" in file.read_bytes() for file in files)
