@@ -13,7 +13,7 @@ from pathlib import Path
 from dtl.base.checks import check_one_process
 from dtl.base.display import command_line, lasting_display, shown
 from dtl.base.files import write_atomically
-from dtl.base.json_files import read_json_or_empty
+from dtl.base.json_files import as_list, read_json_or_empty
 from dtl.base.redaction import redact
 from dtl.base.runtime import deterministic_algorithms, device_memory, is_out_of_memory
 from dtl.base.signals import StopSignals, number_of
@@ -184,7 +184,7 @@ def _open_tracker(parts: Parts, run_dir: Path, origin: Origin) -> Tracker:
         run_id=parts.tracker_run_id,
         resumed_step=parts.trainer.state.step if parts.resumed_from else None,
         # The first session's overrides name the run in the tracker, however often it is resumed.
-        overrides=list(read_json_or_empty(run_dir / RECORD).get("overrides", []))
+        overrides=[str(word) for word in as_list(read_json_or_empty(run_dir / RECORD).get("overrides"))]
         if origin.resume_from
         else origin.overrides,
         group=origin.group,

@@ -276,3 +276,10 @@ def test_probabilities_are_those_of_hugging_faces_processors(monkeypatch: pytest
             sample_next(logits_bv, config, torch.Generator(), seen_bv)
             assert torch.equal(drawn_from[-1] > 0, expected_bv > 0), changes
             torch.testing.assert_close(drawn_from[-1], expected_bv, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("p", [1e-50, 1e-320])
+def test_top_p_below_the_smallest_number_of_fp32_keeps_the_most_likely(p: float) -> None:
+    logits_bv = torch.tensor([[0.0, 2.0, 1.0], [3.0, 3.0, 0.0]])
+    assert keep_top_p(logits_bv, p).isfinite().sum(dim=-1).tolist() == [1, 1]
+    assert keep_top_p(logits_bv, p).argmax(dim=-1)[0] == 1
