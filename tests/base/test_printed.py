@@ -122,13 +122,13 @@ def trace() -> None:
 
 
 def logged(log: Callable[[], object]) -> None:
-    """With the handler that writes to standard error; pytest has put its own in the place of the default one."""
-    handler = logging.StreamHandler(sys.stderr)
-    logging.getLogger().addHandler(handler)
+    """With the handler that writes to standard error in the place of pytest's, which would report a lone surrogate."""
+    root = logging.getLogger()
+    before, root.handlers = root.handlers, [logging.StreamHandler(sys.stderr)]
     try:
         log()
     finally:
-        logging.getLogger().removeHandler(handler)
+        root.handlers = before
 
 
 class Unraisable:
