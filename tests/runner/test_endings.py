@@ -367,7 +367,7 @@ def test_advice_that_cannot_help_is_not_given(pairs, tmp_path, monkeypatch) -> N
 
 
 def test_too_little_memory_before_the_first_step_is_no_matter_of_micro_batches(pairs, tmp_path, monkeypatch) -> None:
-    def cramped(*_: object) -> None:
+    def cramped(*_: object, **__: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr(build, "prepare_data", cramped)
