@@ -243,7 +243,7 @@ def say(text: str) -> None:
 
 def lasting_output() -> LastingStream | None:
     """Standard output for work that goes on when nobody can see it any more; None in a notebook, which has its own."""
-    return None if in_notebook(sys.stdout) else LastingStream(sys.stdout)
+    return None if in_notebook(sys.stdout) else LastingStream(unguarded(sys.stdout))  # of a console: `SafeConsole`
 
 
 def lasting_display() -> "Display":

@@ -136,13 +136,11 @@ def build_run(
     machine_reason = _machine_reason(config, device) if resume_from is None else ""
     config = config if resume_from else config.on(device.type)  # a resumed run keeps its batches, on whatever machine
     seed_everything(config.seed)
-    start_from = resume_from or init_from
-    tokenizer = load_tokenizer(start_from) if start_from else None
+    tokenizer = load_tokenizer(start_from) if (start_from := resume_from or init_from) else config.tokenizer
     saved_model, vocab_size = read_model_config(start_from) if start_from else (config.model, 0)
     if init_from:
         config = with_init(config, init_from, saved_model)
-    settings = (config.data, tokenizer or config.tokenizer, config.seq_len, config.seed)
-    data = prepare_data(*settings, progress, plans, check_later=True)
+    data = prepare_data(config.data, tokenizer, config.seq_len, config.seed, progress, plans, check_later=True)
     _raise_if_too_large(config, vocab_size or data.tokenizer.vocab_size, device)
     seed_everything(config.seed)  # again: the initial weights must not depend on what preparing the data drew
     model = _build_model(config, data.tokenizer, start_from, vocab_size).to(device)

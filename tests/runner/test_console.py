@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from tiny_runs import outcome, result, start, steps_kept, tiny_config, write_pairs
 
-from dtl.base.display import say
+from dtl.base.display import lasting_display, say
+from dtl.base.safe_text import SafeStream
 
 
 class Dying(io.StringIO):
@@ -85,3 +86,13 @@ def test_a_command_ends_well_with_both_streams_on_a_full_disk(elsewhere: Path) -
     assert ended.returncode == 0
     (run_dir,) = (elsewhere / "outputs").glob("*/*")
     assert result(run_dir)["state"] == "finished"
+
+
+def test_colours_pass_the_guard_of_the_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdout", SafeStream(terminal))
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    lasting_display().warn("\x1b]52;c;x\x07")
+    assert terminal.getvalue().count("\x1b[") >= 1 and "\x1b]" not in terminal.getvalue()
