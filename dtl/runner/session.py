@@ -1,6 +1,5 @@
 """A session of a run: takes the steps of the training loop and does what is due - log, evaluate, sample, save, stop."""
 
-import logging
 import math
 import time
 from dataclasses import replace
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from dtl.base.display import Display
 from dtl.base.runtime import autocast, peak_memory_bytes, random_state
+from dtl.base.safe_text import safe_logger
 from dtl.base.signals import StopSignals
 from dtl.base.units import in_gib, in_time, in_units
 from dtl.checkpoints.save import save_checkpoint
@@ -31,7 +31,7 @@ from dtl.training.optimizer import optimizer_tensors
 from dtl.training.stopping import Reached, reason_to_end
 from dtl.training.trainer import StepReport
 
-log = logging.getLogger(__name__)
+log = safe_logger(__name__)
 
 N_SAMPLES = 3
 LOG_EVERY_SECONDS = 10.0  # log at least this often, for slow steps
