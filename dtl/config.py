@@ -16,6 +16,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from dtl.base.checks import check_device, check_seed
 from dtl.base.paths import experiments_dir
+from dtl.base.redaction import redact_all
 from dtl.base.safe_text import in_one_line
 from dtl.data.config import DataConfig, RecommendedConfig, SourceConfig, TokenizerConfig
 from dtl.errors import ConfigError
@@ -233,8 +234,8 @@ def without_session_keys(config: RunConfig) -> RunConfig:
 
 
 def to_yaml(config: RunConfig) -> str:
-    """The resolved configuration as YAML with every key, to be saved with a run."""
-    return OmegaConf.to_yaml(OmegaConf.structured(without_session_keys(config)))
+    """The resolved configuration as YAML with every key, without secrets, to be saved with a run."""
+    return OmegaConf.to_yaml(OmegaConf.create(redact_all(to_dict(config))))
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from dtl.commandline.translate import config_text
 from dtl.config import RunConfig, typed
 from dtl.data.tokenizers.prompt import read_prompt
 from dtl.errors import ConfigError, DataError, InterruptedRun
-from dtl.run_dir.provenance import CONFIG, RECORD, RESULT, composition_flags
+from dtl.run_dir.provenance import CONFIG, RECORD, RESULT, composition_flags, redact_hydra_files
 from dtl.run_dir.state import (
     PLACE_OF_DATA,
     clear_other_places,
@@ -159,6 +159,7 @@ def job(composed: DictConfig) -> float:
     words = [*composition_flags(hydra), *overrides]
     is_multirun = hydra.mode == RunMode.MULTIRUN
     try:
+        redact_hydra_files(Path(hydra.runtime.output_dir))
         if (loss := _loss_if_finished(composed, Path(hydra.runtime.output_dir), overrides)) is not None:
             return loss
         config, origin = _prepared(composed, Path(hydra.runtime.output_dir), overrides)

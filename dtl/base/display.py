@@ -21,6 +21,7 @@ from rich.segment import Segment
 from rich.table import Column, Table
 from rich.text import Text
 
+from dtl.base.redaction import redact
 from dtl.base.safe_text import guard_streams, unguarded, visible
 
 OUTPUT_CLOSED = (errno.EPIPE, errno.EIO)  # the reader of the pipe has ended; the terminal was closed
@@ -161,6 +162,7 @@ def wrapped(text: str, width: int) -> list[str]:
 
 def print_lines(console: Console, text: str, style: str = "") -> None:
     """Print a text; on a terminal in lines broken between words, with each command to paste in one of them."""
+    text = redact(text)
     # Not wrapped by rich, which breaks commands as well: a line with a line end in it cannot be pasted.
     for line in wrapped(text, console.width) if console.is_terminal else [text]:
         console.print(Text(line, style=style), soft_wrap=True)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dtl.base.json_files import read_json
+from dtl.base.redaction import redact
 from dtl.errors import CheckpointError
 
 MANIFEST = "manifest.json"
@@ -37,11 +38,14 @@ PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")  # no path out of 
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
-    """Make `path` hold `data`, or leave it as it was. Raises OSError, and leaves no temporary file then."""
+    """Make `path` hold `data`, a text without secrets, or leave it as it was.
+
+    Raises OSError, and leaves no temporary file then.
+    """
     temporary = unfinished(path)
     try:
         with temporary.open("wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            file.write(redact(data).encode() if isinstance(data, str) else data)
             file.flush()
             _flush_to_disk(file.fileno())
         os.replace(temporary, path)

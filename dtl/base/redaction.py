@@ -1,15 +1,19 @@
 """Keeps secrets out of every file: none is accepted on the command line, none of the environment is written.
 
 Secrets are the values of environment variables and netrc entries that are keys, tokens or
-passwords, passwords inside URLs, and settings whose name or value looks like one. Imports no torch.
+passwords, passwords inside URLs, and settings whose name or value looks like one. `write_atomically` redacts every
+text on its way to the disk, `print_lines`, logs and errors on their way to a log. Imports no torch.
 """
 
+import json
 import netrc
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from dtl.errors import ConfigError
 
@@ -19,10 +23,18 @@ SECRET_WORDS = {"apikey", "secret", "secrets", "password", "passwd", "passphrase
 KEY_OWNERS = {"api", "access", "private", "secret", "auth", "wandb", "tracker", "account", "hf", "aws"}
 TEXT_TOKENS = {"bos", "eos", "pad", "unk", "sep", "cls", "mask", "stop", "start", "end", "begin", "special", "new"}
 LOOKS_LIKE_A_KEY = re.compile(
-    r"\b(?:hf_[A-Za-z0-9]{20,}|wandb_v\d_\w{20,}|sk-[\w-]{20,}|gh[opsu]_[A-Za-z0-9]{20,}|github_pat_\w{20,}"
+    r"(?:\b|(?<=\\[nrt]))(?:hf_[A-Za-z0-9]{20,}|wandb_v\d_\w{20,}|sk-[\w-]{20,}|gh[opsu]_[A-Za-z0-9]{20,}|github_pat_\w{20,}"
     r"|AKIA[A-Z0-9]{16}|xox[abp]-[\w-]{10,}|glpat-[\w-]{20,})"
 )
 URL_PASSWORD = re.compile(r"(?<=://)[^/\s:@'\"]*:[^/\s@'\"]+(?=@)")
+# A value beside a name, in YAML, code or a message, and inside JSON, where a line ends in \n and quotes are \".
+# With a digit in it: `token = tokenizer.decode` is none.
+_IN_VALUE = r"""[^\s"',;(){}\[\]<>\\]"""
+_VALUE_END = re.compile(r"""[\s"',;(){}\[\]<>\\]""")
+NAMED_VALUE = re.compile(
+    r"""(?:(?<![\w.\\-])|(?<=\\[nrt]))([\w.-]{1,80}+)\\*["']?\s{0,9}[:=]\s{0,9}\\*["']?"""
+    rf"(?={_IN_VALUE}{{0,99}}\d)(?={_IN_VALUE}{{6}})"  # looked at only: it may be a name itself
+)
 
 
 def check_no_secrets(overrides: Iterable[str]) -> None:
@@ -54,29 +66,44 @@ def is_secret_name(name: str) -> bool:
 
 
 def redact(text: str) -> str:
-    """Replace every secret of this environment, and every password inside a URL, by `[hidden]`."""
-    for secret in sorted(_secrets(), key=len, reverse=True):
+    """Replace by `[hidden]` every secret of this environment, passwords inside URLs, and what looks like a key or is
+    the value of a name that is a secret's."""
+    for secret in _secrets(tuple(os.environ.items())):
         text = text.replace(secret, HIDDEN)
-    return URL_PASSWORD.sub(HIDDEN, text)
+    text = LOOKS_LIKE_A_KEY.sub(HIDDEN, URL_PASSWORD.sub(HIDDEN, text))
+    parts, at = [], 0
+    for named in NAMED_VALUE.finditer(text):
+        if named.start() >= at and is_secret_name(named[1]):
+            parts += [text[at : named.end()], HIDDEN]
+            end = _VALUE_END.search(text, named.end())
+            at = end.start() if end else len(text)
+    return "".join([*parts, text[at:]])
 
 
 def redact_all(value: Any) -> Any:
-    """Apply `redact` to every text inside nested mappings and lists."""
+    """Apply `redact` to every text inside nested mappings and lists, and hide each text whose key is a secret's."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, Mapping):
-        return {key: redact_all(item) for key, item in value.items()}
+        hidden = {key for key, item in value.items() if item and isinstance(item, str) and is_secret_name(str(key))}
+        return {key: HIDDEN if key in hidden else redact_all(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [redact_all(item) for item in value]
     return value
 
 
-def _secrets() -> set[str]:
+@lru_cache(maxsize=4)
+def _secrets(environment: tuple[tuple[str, str], ...]) -> list[str]:
+    """The secrets as they may be written: plain, inside JSON, in a URL, a line of several; longest first."""
     words = {"KEY", "TOKEN", "PASS", "PAT"}
-    variables = os.environ.items()
-    named = {value for name, value in variables if is_secret_name(name) or words & set(name.upper().split("_"))}
+    named = {value for name, value in environment if is_secret_name(name) or words & set(name.upper().split("_"))}
+    lines = {line.strip() for value in (*named, *_netrc_passwords()) for line in (value, *value.splitlines())}
     # Short or plain values would be hidden wherever they occur by chance: GREETING_KEY=training.
-    return {value for value in (*named, *_netrc_passwords()) if len(value) >= (16 if value.isalpha() else 8)}
+    kept = {line for line in lines if len(line) >= (16 if line.isalpha() else 8)}
+    written = {form for line in kept for form in (line, repr(line)[1:-1], quote(line, safe=""))}
+    for _ in range(2):  # a message in JSON may quote JSON
+        written |= {json.dumps(form, ensure_ascii=ascii_only)[1:-1] for form in written for ascii_only in (True, False)}
+    return sorted(written, key=len, reverse=True)
 
 
 def _netrc_passwords() -> Iterator[str]:

@@ -1,8 +1,8 @@
 """Makes text of a model, a checkpoint or a user safe to print: it cannot control the terminal.
 
 Each character is mapped by itself, so that an escape sequence that arrives in pieces is as harmless as a complete one.
-`guard_streams` applies it to all that a command prints; only the consoles of dtl/base/display.py send sequences of
-their own past it.
+`guard_streams` applies it to all that a command prints, and hides secrets: the output of a trial is a file. Only the
+consoles of dtl/base/display.py send sequences of their own past it.
 """
 
 import io
@@ -11,6 +11,8 @@ import re
 import sys
 from itertools import chain
 from typing import Any
+
+from dtl.base.redaction import redact
 
 _REPLACEMENT = "\ufffd"
 _C0 = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"}  # control pictures: ESC as U+241B
@@ -49,7 +51,7 @@ def escaped(json_text: str) -> str:
 
 
 class SafeStream:
-    """A text stream that writes `visible` text to another one; in everything else it is that stream."""
+    """A text stream that writes `visible` text without secrets to another one; in all else it is that stream."""
 
     def __init__(self, stream: Any) -> None:
         self.guarded = stream
@@ -63,7 +65,7 @@ class SafeStream:
         return iter(self.guarded)
 
     def write(self, text: str) -> int:
-        self.guarded.write(visible(text))
+        self.guarded.write(visible(redact(text)))
         return len(text)
 
     def writelines(self, lines: Any) -> None:
@@ -94,5 +96,5 @@ def safe_logger(name: str) -> logging.Logger:
 
 
 def _make_visible(record: logging.LogRecord) -> bool:
-    record.msg, record.args = visible(record.getMessage()), None
+    record.msg, record.args = visible(redact(record.getMessage())), None
     return True

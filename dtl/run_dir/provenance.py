@@ -84,7 +84,7 @@ def write_run_record(
     ]
     record = {
         "dtl": dtl.__version__,
-        "rerun": redact(shell_line(["python", "-m", module, *flags, *pinned])),
+        "rerun": shell_line(["python", "-m", module, *flags, *pinned]),
         "cwd": str(Path.cwd()),
         "flags": list(flags),
         "overrides": overrides,
@@ -97,7 +97,7 @@ def write_run_record(
     }
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        write_atomically(run_dir / CONFIG, redact(config_yaml))
+        write_atomically(run_dir / CONFIG, config_yaml)
         write_atomically(run_dir / PACKAGES, _packages())
         if diff:
             write_atomically(run_dir / DIFF, diff)
@@ -106,6 +106,14 @@ def write_run_record(
         raise DTLError(
             f"{run_dir}: cannot be written ({error.strerror}). Choose another folder or free disk space."
         ) from error
+
+
+def redact_hydra_files(run_dir: Path) -> None:
+    """Take the secrets out of the files that Hydra writes before it calls DTL. Raises OSError."""
+    for file in (*run_dir.glob(".hydra/*.yaml"), *run_dir.parent.glob("multirun.yaml")):
+        before = file.read_text(encoding="utf-8")
+        if redact(before) != before:
+            write_atomically(file, before)
 
 
 def update_run_record(run_dir: Path, **changes: Any) -> None:
@@ -176,7 +184,7 @@ def _git(folder: Path, *arguments: str) -> bytes:
 def _session(device: str) -> dict[str, Any]:
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "argv": [redact(word) for word in sys.argv],
+        "argv": list(sys.argv),
         "device": device,
         "processor": processor_name(),
         "host": platform.node(),
@@ -184,7 +192,7 @@ def _session(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in MAIN_PACKAGES.split()},
         "environment": {
-            name: redact(value)
+            name: value
             for name, value in sorted(os.environ.items())
             if name.startswith(SHOWN_VARIABLES) and not is_secret_name(name)
         },

@@ -14,7 +14,6 @@ from dtl.base.checks import check_one_process
 from dtl.base.display import command_line, lasting_display, shown
 from dtl.base.files import write_atomically
 from dtl.base.json_files import as_list, read_json_or_empty
-from dtl.base.redaction import redact
 from dtl.base.runtime import deterministic_algorithms, device_memory, is_out_of_memory
 from dtl.base.signals import StopSignals, number_of
 from dtl.checkpoints.find import find_checkpoint
@@ -258,7 +257,7 @@ def _record_start(parts: Parts, run_dir: Path, origin: Origin) -> None:
         )
         return
     try:  # a length given together with resume= then applies to later resumes too
-        write_atomically(run_dir / "config.yaml", redact(config_yaml))
+        write_atomically(run_dir / "config.yaml", config_yaml)
     except OSError as error:
         raise TrainingError(f"{run_dir}: cannot be written ({error.strerror}). Make room, then resume.") from error
     # A checkpoint after the resumed step must not be mistaken for this run's newest.

@@ -96,7 +96,7 @@ def progress() -> None:
         display.status(HOSTILE)
         display.step(3, 9, [HOSTILE, HOSTILE])
         print(HOSTILE)
-        sys.stderr.write(HOSTILE)
+        sys.stderr.write(HOSTILE + "\n")
 
 
 def bar() -> None:
