@@ -36,8 +36,8 @@ disk, packages, hub and W&B, what trainer=auto chooses, how the last run ended.
 Takes a few seconds, needs no network, changes nothing.
 
 With resume=true: trains a few steps in one go, and again with a stop and a
-resume, as the words of dtl.train say (model=, data=, trainer.compile=true ...);
-says "exact", or which part differs. Takes a minute with a small model.
+resume, as the words of dtl.train say (model=small, data=qa ...). Says "exact",
+or which part differs. Takes a minute with a small model.
 
 Exit code 0: ready to train. 1: something prevents training or slows it down
 badly; each problem comes with a fix.

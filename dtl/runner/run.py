@@ -82,8 +82,10 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
         if parts.data.validation is None:
             _raise_if_validation_is_needed(config, origin)
         _record_start(parts, run_dir, origin)
-        if origin.resume_from is not None:  # a kill between the last save and the rotation leaves one too many
-            for warning in rotate(run_dir, config.trainer.keep):
+        keep = config.trainer.keep
+        # A kill between the last save and the rotation leaves one too many.
+        if origin.resume_from is not None and len(step_folders(run_dir)) > keep:
+            for warning in rotate(run_dir, keep):
                 display.warn(warning)
         with _open_tracker(parts, run_dir, origin) as tracker:
             last_step = max(parts.length.last_step, parts.trainer.state.step)  # a resume may give one that is past

@@ -78,7 +78,7 @@ def test_any_path_arrives(path):
 
 def test_keys_of_files_and_folders_are_paths():
     """Their names are listed once, for all commands; whatever speaks of a file or folder is among them."""
-    others = ("name", "group", "model", "verify", "column")  # speak of one, and are none
+    others = ("name", "group", "model", "verify", "column", "encoding")  # speak of one, and are none
     for command in COMMANDS.values():
         for key in command.settings:
             speaks_of_one = key.is_text and any(word in key.meaning for word in ("file", "folder"))

@@ -1,5 +1,7 @@
 """Packing: every token is learnt once, nothing crosses a border that it should not, and little is wasted."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -156,8 +158,9 @@ class Letters:
         self.vocab_size = vocab_size
         self.calls: list[int] = []
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+    def encode_batch(self, texts: list[str], encoded_characters: Callable[[int], None]) -> list[list[int]]:
         self.calls.append(sum(map(len, texts)))
+        encoded_characters(self.calls[-1])
         return [[ord(letter) - ord("a") + 1 for letter in text] for text in texts]
 
 
