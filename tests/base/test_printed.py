@@ -177,6 +177,7 @@ WRITERS: dict[str, Callable[[], object]] = {
 }
 
 
+@pytest.mark.fault("terminal")
 @pytest.mark.parametrize("place", WRITERS)
 def test_a_writer_is_safe(place):
     printed = printed_by(WRITERS[place])
@@ -208,6 +209,7 @@ def test_the_guard_is_one_layer_and_passes_the_rest_on():
     assert ascii_only.buffer.getvalue() == b"???"
 
 
+@pytest.mark.fault("terminal")
 def test_nothing_else_writes():
     """Only the gate makes consoles and loggers, and nothing writes to the original streams."""
     gates = {"display.py", "safe_text.py"}
@@ -305,6 +307,7 @@ def manifest(tmp: Path) -> None:
     read_manifest(tmp)
 
 
+@pytest.mark.fault("terminal")
 @pytest.mark.parametrize("place", MODELS)
 def test_what_is_said_about_a_model_folder(tmp_path, place):
     with pytest.raises(DTLError) as raised:
@@ -368,6 +371,7 @@ def hostile_outputs() -> None:
     folder_of(Path("."), GPT2 | {"model_type": HOSTILE}).rename("hostile")
 
 
+@pytest.mark.fault("terminal")
 @pytest.mark.parametrize("name", LINES)
 def test_a_command_is_safe(name, monkeypatch, capfd):
     hostile_outputs()

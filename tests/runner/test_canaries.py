@@ -83,6 +83,7 @@ def leaks(root: Path) -> list[tuple[str, str]]:
     return found
 
 
+@pytest.mark.fault("secrets")
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="the home folder of ~/.netrc")
 def test_no_canary_is_in_a_file(tmp_path):
@@ -144,6 +145,7 @@ def secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     return "\n".join([*IN_TEXTS, *VARIABLES.values(), *netrc, json.dumps([IN_CONFIG, VARIABLES])])
 
 
+@pytest.mark.fault("secrets")
 def test_every_gate(secrets, tmp_path, monkeypatch, caplog):
     out = tmp_path / "out"
     out.mkdir()
