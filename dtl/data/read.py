@@ -9,11 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 from dtl.base.progress import Pace, Progress
+from dtl.base.safe_text import in_one_line
 from dtl.base.units import in_units, number_of
 from dtl.data.chats import chats_in, markers_in
 from dtl.data.cleaning import cleaned
 from dtl.data.config import HeldOut, with_line_ends
-from dtl.data.documents import Document
+from dtl.data.documents import Document, QuestionAnswer
 from dtl.data.sources import Source
 from dtl.data.split import HoldOut
 from dtl.data.stored import TextWriter
@@ -27,6 +28,7 @@ ENDS_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<|eos|>", "<eos>", "</s>") 
 MARKERS_IN_NOTES = 4  # named, the most frequent
 EXAMPLES = 3  # changes by cleaning that the report shows
 EXCERPT = 40  # characters on either side of a change
+MAX_COMPARED = 200_000  # questions whose answers are compared: some 50 MB
 
 
 def read_source(
@@ -111,6 +113,8 @@ class _Reader:
         self.examples: list[tuple[str, str]] = []  # changed by cleaning: before and after
         self._train: set[bytes] = set()
         self._in_training = 0
+        self._answers: dict[bytes, str] = {}  # of the training questions; of the first ones of very many
+        self._contradicted: dict[bytes, str] = {}  # questions with another answer too -> how to say so
 
     def read(self, split: str, documents: Iterable[Document], budget: float) -> Iterator[Document]:
         """Yield documents, without empty ones and duplicates, up to the one that reaches the budget of characters."""
@@ -142,6 +146,8 @@ class _Reader:
             self.has_pairs |= document.pair is not None
             if document.pair is None:
                 self._look_for_markers(document.text)
+            elif split == "train" and not document.pair.accepted:
+                self._look_for_another_answer(document.pair)
             counts["kept"] += 1
             counts["characters"] += len(document.text)
             yield document
@@ -172,8 +178,23 @@ class _Reader:
             self._marked += 1
             self._is_chat = self._is_chat or bool(chats_in(text))
 
+    def _look_for_another_answer(self, pair: QuestionAnswer) -> None:
+        """Two answers to one question in the same words: a model gives one of them."""
+        asked = f"{pair.question}\n{pair.context}".encode("utf-8", "surrogatepass")
+        question = hashlib.blake2b(asked, digest_size=16).digest()
+        if len(self._answers) < MAX_COMPARED:
+            before = self._answers.setdefault(question, pair.answer)
+            if before != pair.answer:
+                shown = (in_one_line(text, EXCERPT) for text in (pair.question, before, pair.answer))
+                self._contradicted.setdefault(question, "'{}' has the answers '{}' and '{}'".format(*shown))
+
     def notes(self) -> list[str]:
         notes = []
+        if self._contradicted:
+            n, first = len(self._contradicted), next(iter(self._contradicted.values()))
+            more = f", and {n - 1:,} more have several" if n > 1 else ""
+            rule = "The model can give one of them, and the others count as wrong."
+            notes.append(f"{self.origin}: {first}{more}. {rule}")
         if self._marked:
             kept = sum(counts["kept"] for counts in self.counts.values())
             markers = sorted(self._markers, key=lambda marker: (-self._markers[marker], marker))

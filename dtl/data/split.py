@@ -15,6 +15,9 @@ MIN_QUESTIONS = 50
 # fact to learn, and a loss on facts that were never taught measures nothing that training could improve. (Early
 # stopping by it ended runs before they knew the others.) More are a sample of a topic, of which some can be spared.
 MAX_FACTS = 5000
+# Of a few plain texts of this many characters on average, the end of each is held out where no text falls into a split:
+# a whole one, taken instead, was more than half of somebody's five files.
+LONG_TEXT = 2000
 
 
 def split_hash(document: Document, by_context: bool = True) -> float:
@@ -54,12 +57,15 @@ class HoldOut:
         self.thresholds = SplitThresholds(validation_fraction, 1 - test_fraction if test_fraction else math.inf)
         self.lowest, self.highest = 1.0, 0.0
         self.n_documents = 0
+        self._n_characters = 0.0  # of plain texts; infinitely few when something else is among them
         self._train_hashes: set[float] = set()  # up to three: so many can be needed to fill three splits
 
     def split_for(self, document: Document) -> str:
         """Return `validation` for a hash below its fraction, `test` for one in the uppermost, else `train`."""
         number = split_hash(document, self.by_context)
         self.n_documents += 1
+        is_plain = document.answer_start is None and not document.turns
+        self._n_characters += len(document.text) if is_plain else -math.inf
         if self.by_context and _context(document):
             self._on_context[number] += 1
         self.lowest, self.highest = min(self.lowest, number), max(self.highest, number)
@@ -73,10 +79,11 @@ class HoldOut:
     ) -> tuple[dict[str, Iterable[Document]] | None, str | None]:
         """Return the splits after the last document, or None where they stay, and a note on any exception.
 
-        Where no hash falls into a fraction, the document nearest to it is held out; too few documents give no test
-        split. A single text is cut at line breaks: its end is for validation, the part before that for the test. With
-        an automatic hold-out a question stays held out only if others teach its answer, or its context does, and none
-        of a few does. Where most questions have one and the same context, they are split by themselves.
+        A single text is cut at line breaks: its end is for validation, the part before that for the test. Where no hash
+        falls into a fraction, so is each of a few long texts; of others the document nearest to it is held out, and too
+        few give no test split. With an automatic hold-out a question stays held out only if others teach its answer, or
+        its context does, and none of a few does. Where most questions have one and the same context, they are split by
+        themselves.
         """
         if 1 < self.n_documents < 2 * max(self._on_context.values(), default=0):
             return self._by_question(splits)
@@ -91,6 +98,8 @@ class HoldOut:
             return emptied | parts, note
         thresholds, notes = self._enough_for_each()
         note = " ".join(notes) or None
+        if thresholds != self.thresholds and self._n_characters >= LONG_TEXT * self.n_documents:
+            return self._end_of_each(splits)
         if thresholds == self.thresholds:
             return None, note
         # A test split that was begun but gets nothing now is emptied.
@@ -103,6 +112,16 @@ class HoldOut:
             return (document for document in _all(splits) if split == side(document))
 
         return {split: documents(split) for split in wanted}, note
+
+    def _end_of_each(self, splits: Mapping[str, Sequence[Document]]) -> tuple[dict[str, Iterable[Document]], str]:
+        def parts(split: str) -> Iterator[Document]:
+            for document in _all(splits):
+                yield from _split_text(document, self.validation_fraction, self.test_fraction)[0].get(split, ())
+
+        wanted = SPLITS if self.test_fraction else SPLITS[:-1]
+        tested = f", the {100 * self.test_fraction:.3g} % before them for the test" if self.test_fraction else ""
+        note = f"{self.n_documents} texts: the last {100 * self.validation_fraction:.3g} % of each are for validation"
+        return {split: parts(split) for split in wanted}, f"{note}{tested}."
 
     def _by_question(
         self, splits: Mapping[str, Sequence[Document]]

@@ -137,10 +137,11 @@ SET_BY_RECIPE = {"model", "tokenizer", "optimizer", "schedule", "trainer", "expe
 
 
 def quicker_run(parts: Parts, overrides: Sequence[str], flags: Sequence[str], recipe: str | None) -> str | None:
-    """Return a sentence with the command that trains on the same data within minutes on a CPU.
+    """Return a sentence with the command that trains on the same data within minutes on a CPU; for a run of that recipe
+    itself, which is long on this machine, with the setting that ends it.
 
-    `overrides` and `flags` are the words of this run's command line, `recipe` its experiment. None on a GPU, for a run
-    that starts from other weights, and for that recipe itself.
+    `overrides` and `flags` are the words of this run's command line, `recipe` its experiment. None on a GPU, and for a
+    run that starts from other weights.
     """
     if parts.device.type != "cpu" or parts.resumed_from is not None or parts.config.init is not None:
         return None
@@ -155,7 +156,8 @@ def quicker_run(parts: Parts, overrides: Sequence[str], flags: Sequence[str], re
         if minutes > 10:  # the recipe's 30 epochs would take longer
             minutes, limit = 10, ["trainer.total_steps=4000"]
     if recipe == name:
-        return None
+        ended = command_line("train", *flags, *overrides, "trainer.hours=0.5")
+        return f"There is no quicker recipe. To end it after half an hour: {ended}"
     keys = [word.lstrip("+~").partition("=")[0].replace("/", ".") for word in overrides]
     kept = [word for key, word in zip(keys, overrides, strict=True) if not {key, key.partition(".")[0]} & SET_BY_RECIPE]
     return f"About {minutes} minutes on two cores: {command_line('train', *flags, f'experiment={name}', *kept, *limit)}"

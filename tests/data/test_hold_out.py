@@ -191,6 +191,23 @@ def test_two_documents_of_which_one_hashes_into_the_test_make_two_splits(tmp_pat
     assert "".join(one[split][0] for split in ("train", "test", "validation") if split in one) == pair[0]
 
 
+@pytest.mark.parametrize("small_bytes", [0, 2**20])
+@pytest.mark.parametrize("for_test", [0.0, 0.05])
+def test_a_few_long_texts_lose_their_ends_and_none_of_them_as_a_whole(tmp_path, monkeypatch, small_bytes, for_test):
+    """Of five files 57 % was held out where 5 % was asked for: the text nearest to each split, whatever its length."""
+    monkeypatch.setattr("dtl.data.collect.SMALL_BYTES", small_bytes)
+    files = {f"{n}.txt": "".join(f"Line {k} of text {n}.\n" for k in range(101 * n)) for n in (1, 2, 3, 5, 7)}
+    splits = splits_of(tmp_path, files, validation_fraction=0.05, test_fraction=for_test)
+    order = [split for split in ("train", "test", "validation") if split in splits]
+    assert len(order) == 2 + (for_test > 0)
+    assert sorted("".join(parts) for parts in zip(*(splits[split] for split in order), strict=True)) == sorted(
+        files.values()
+    )
+    n_characters = sum(map(len, files.values()))
+    for split in order[1:]:
+        assert 0.04 < sum(map(len, splits[split])) / n_characters < 0.06
+
+
 def test_another_share_is_another_entry_of_the_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("dtl.data.collect.SMALL_BYTES", 0)
     sizes = [len(splits_of(tmp_path, {"a.jsonl": LINES}, test_fraction=share).get("test", [])) for share in (0, 0.2, 0)]

@@ -128,6 +128,17 @@ def test_pairs_of_ones_own_are_held_out_by_question(tmp_path):
     assert note.endswith("read as questions and answers: question 'question', answer 'answer' (40 records).")
 
 
+def test_two_answers_to_one_question_are_said(tmp_path):
+    asked = [("My cat?", "Miso"), ("My dog?", "Rex"), ("My cat?", "Felix"), ("My cat?", "Tom"), ("My dog?", "Rex")]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in asked))
+    notes = prepare(config(file, kind="qa", loss_on="answer"), seq_len=64).notes
+    (note,) = [note for note in notes if "has the answers" in note]
+    assert note.endswith(
+        "'My cat?' has the answers 'Miso' and 'Felix'. The model can give one of them, and the others count as wrong."
+    )
+
+
 def test_a_mixture_takes_of_a_further_source_what_its_weight_says(facts, texts):
     data = config(kind="qa", document_mask=True, loss_on="answer")
     data.sources["more"] = SourceConfig("text", str(texts), weight=0.5)

@@ -90,6 +90,7 @@ def test_named_splits_are_used_when_there_is_one_to_train_on(tmp_path):
     ("make", "words"),
     [
         (lambda p: p / "none", ["data.path=", "no such file", "Found in"]),
+        (lambda p: p / "b.pdf", ["no such file", "a.pdf. Did you mean 'a.pdf'?"]),
         (lambda p: p, ["no .txt, .jsonl", "a.pdf"]),
         (lambda p: p / "a.pdf", ["'.pdf' is not supported", "a PDF", ".jsonl"]),
         (lambda p: write_jsonl(p / "q.jsonl", {"question": "?", "body": 3}), ["q.jsonl:1", "'text'", "question, body"]),

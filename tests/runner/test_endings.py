@@ -149,7 +149,13 @@ def test_many_pairs_of_ones_own_get_as_many_steps_as_ten_minutes_have(n_pairs: i
 @pytest.mark.parametrize("other", [{"device": "cuda"}, {"resumed_from": Path("x")}, {"init": "run"}])
 def test_nothing_is_proposed_to_who_cannot_or_does_not_want_to_change(other: dict[str, str]) -> None:
     assert quicker_run(parts_of(None, **other), ["data=text"], [], None) is None
-    assert quicker_run(parts_of(None), ["experiment=text_cpu"], [], "text_cpu") is None
+
+
+def test_the_quickest_recipe_can_be_ended():
+    """On a slow machine its time is said as that of any other run."""
+    sentence = quicker_run(parts_of(None), ["experiment=text_cpu", "data.path=a b"], [], "text_cpu")
+    assert sentence is not None
+    assert sentence.endswith("python -m dtl.train experiment=text_cpu 'data.path=a b' trainer.hours=0.5")
 
 
 def parts_of(

@@ -24,7 +24,7 @@ from dtl.data.local.formats import KINDS, READ, Format, has_known_name, recognis
 from dtl.data.local.readers import TEXT_READERS, Record, open_parquet, read_parquet
 from dtl.data.local.reading import Anomalies, OpenText, describe
 from dtl.data.local.unpacking import DAMAGE
-from dtl.errors import DataError
+from dtl.errors import DataError, did_you_mean
 
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -165,8 +165,9 @@ class LocalFiles:
     def _missing(self) -> str:
         nearest = next((parent for parent in self.root.absolute().parents if parent.is_dir()), Path("/"))
         names = sorted(child.name for child in nearest.iterdir() if not child.name.startswith("."))
-        listing = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "") if names else "nothing"
-        return f"{self.origin}: there is no such file or folder. Found in {nearest}: {listing}."
+        listing = ", ".join(names[:6]) + (", ..." if len(names) > 6 else ".") if names else "nothing."
+        hint = did_you_mean(self.root.absolute().relative_to(nearest).parts[0], names)
+        return f"{self.origin}: there is no such file or folder. Found in {nearest}: {listing}{hint}"
 
     def _find_in_folder(self) -> dict[str, list[Path]]:
         files, others, self._n_others = files_in(self.root, self.origin, has_known_name)
