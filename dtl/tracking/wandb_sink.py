@@ -259,7 +259,7 @@ def _last_step(request: WandbRun) -> int | None:
         from wandb.util import get_core_path
 
         inspect = [get_core_path(), "leet", "inspect", "--json", "--summary", "-no-observability"]
-        for file in (request.run_dir / "wandb").glob(f"*run-*-{request.run_id}/*.wandb"):
+        for file in (request.run_dir / "wandb").glob(f"*run-*/run-{request.run_id}.wandb"):
             done = subprocess.run([*inspect, f"--run-file={file}"], capture_output=True, timeout=60, check=True)
             last = max(last, as_whole(json_object(done.stdout).get("step")) or -1)
     except Exception as error:  # whatever another version of wandb does: these rows are in metrics.jsonl
