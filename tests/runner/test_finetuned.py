@@ -62,15 +62,15 @@ def records(form: str) -> list[dict[str, Any]]:
 
 
 def tune(folder: Path, out: Path, form: str, **more: Any) -> Any:
-    """80 steps of TRL's supervised fine-tuning."""
+    """160 steps of TRL's supervised fine-tuning."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
     settings = SFTConfig(
-        output_dir=str(out), max_steps=80, learning_rate=6e-3, lr_scheduler_type="constant_with_warmup",
+        output_dir=str(out), max_steps=160, learning_rate=4e-3, lr_scheduler_type="linear",
         warmup_steps=5, per_device_train_batch_size=3, report_to=[], use_cpu=True, bf16=False, max_length=64,
-        save_strategy="no", logging_steps=80, disable_tqdm=True, seed=1,
+        save_strategy="no", logging_steps=160, disable_tqdm=True, seed=1,
     )  # fmt: skip
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(folder),
