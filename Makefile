@@ -48,7 +48,7 @@ test: check ## make check and the fast tests
 slow: install ## the slow tests: whole runs, kills, the wheel
 	$(BIN)/python -m pytest -n $(JOBS) -m "slow and not gpu"
 
-torture: install ## hours of kills, damage and hostile input; the counts go to outputs/torture.json
+torture: install ## many kills, damages and hostile inputs; the counts go to outputs/torture.json
 	$(BIN)/python -m pytest -n $(JOBS) -m torture --figures=outputs/torture.json
 
 pictures: install ## redraw the README's pictures from real runs
