@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,19 +20,24 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
-def number_of(stop: KeyboardInterrupt) -> int:
+def signal_of(stop: KeyboardInterrupt) -> int:
     """Return the signal that raised this."""
     return stop.number if isinstance(stop, Stopped) else signal.SIGINT
 
 
 @contextmanager
-def ending_by_exception() -> Iterator[None]:
-    """Context manager in which SIGTERM and SIGHUP raise `Stopped`, as Ctrl-C raises KeyboardInterrupt: what has begun
-    is cleaned up. A handler of somebody else stays, and so does an ignored SIGHUP (nohup)."""
+def ending_by_exception(error: Callable[[int], BaseException] = Stopped) -> Iterator[None]:
+    """Context manager in which SIGTERM and SIGHUP raise an `error` made of their number, as Ctrl-C raises
+    KeyboardInterrupt: what has begun is cleaned up. A handler of somebody else stays, and so does an ignored SIGHUP
+    (nohup)."""
+
+    def end(number: int, _frame: object) -> None:
+        raise error(number)
+
     main = threading.current_thread() is threading.main_thread()
     numbers = [number for number in STOP if main and signal.getsignal(number) == signal.SIG_DFL]
     for number in numbers:
-        signal.signal(number, _raise)
+        signal.signal(number, end)
     try:
         yield
     finally:
@@ -48,12 +53,13 @@ def undisturbed() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        _restore(before)
 
 
-def _raise(number: int, _frame: object) -> None:
-    raise Stopped(number)
+def _restore(handlers: Mapping[Any, Any]) -> None:
+    for number, handler in handlers.items():
+        # None: a handler that was not installed from Python, which Python cannot restore.
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 class StopSignals:
@@ -80,9 +86,7 @@ class StopSignals:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            # None: a handler that was not installed from Python, which Python cannot restore.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        _restore(self._before)
 
     def _handle(self, number: int, _frame: object) -> None:
         if self.received in STOP and number in STOP:

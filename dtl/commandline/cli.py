@@ -32,7 +32,7 @@ from dtl.base.display import exit_when_output_closes, open_missing_streams, say,
 from dtl.base.files import no_room
 from dtl.base.paths import conf_dir
 from dtl.base.safe_text import guard_streams
-from dtl.base.signals import STOP, number_of, undisturbed
+from dtl.base.signals import STOP, signal_of, undisturbed
 from dtl.commandline.command import Command, load_config, section_of
 from dtl.commandline.corrections import check_words
 from dtl.commandline.overrides import in_hydras_words, override_key, to_hydra_syntax
@@ -93,7 +93,7 @@ def run_command(
         for number in STOP if dtl.IS_COMMAND else ():  # while Python ends, as it joins its threads: no traceback
             signal.signal(number, dtl.stop_at_once)
         say("\nStopped.")
-        sys.exit(128 + number_of(stop))
+        sys.exit(128 + signal_of(stop))
     except JobFailedError as error:
         say(f"The sweep has ended, but {error}, see above.")
         sys.exit(1)

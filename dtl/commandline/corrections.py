@@ -292,10 +292,10 @@ def _is_value(word: str) -> bool:
 
 def _words_of_a_path(value: str, rest: Sequence[str]) -> int:
     """Return how many of the words after a path belong to it: `my texts/` without quotes is two words."""
-    if not value or os.path.exists(os.path.expanduser(value)):
+    if not value or _exists(value):
         return 0
     paths = (" ".join([value, *rest[:n_words]]) for n_words in range(1, len(rest) + 1))
-    return next((n for n, path in enumerate(paths, 1) if os.path.exists(os.path.expanduser(path))), 0)
+    return next((n for n, path in enumerate(paths, 1) if _exists(path)), 0)
 
 
 def _is_path(word: str) -> bool:

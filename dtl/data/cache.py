@@ -213,18 +213,19 @@ class Cache:
 
         `check_later` leaves the check of large files that cause no error here to the caller.
         """
-        try:
-            with self.explaining():
-                made = make()
-                if not check_later:
-                    self.check()
-            return made
-        except DamagedEntryError as error:
-            self._note(f"cache: {str(error).partition(',')[0]}. It is built again.")
+
+        def checked() -> T:
             made = make()
             if not check_later:
                 self.check()
             return made
+
+        try:
+            with self.explaining():
+                return checked()
+        except DamagedEntryError as error:
+            self._note(f"cache: {str(error).partition(',')[0]}. It is built again.")
+            return checked()
 
     @contextmanager
     def explaining(self) -> Iterator[None]:

@@ -15,7 +15,7 @@ from dtl.base.display import command_line, lasting_display, shown
 from dtl.base.files import write_atomically
 from dtl.base.json_files import as_list, read_json_or_empty
 from dtl.base.runtime import deterministic_algorithms, device_memory, is_out_of_memory
-from dtl.base.signals import StopSignals, number_of
+from dtl.base.signals import StopSignals, signal_of
 from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.listing import best_checkpoint, list_checkpoints, step_folders
 from dtl.checkpoints.upkeep import lock_run, publish_best, remove_leftovers, rotate, set_aside_later
@@ -152,7 +152,7 @@ def _evaluate_best(session: Session) -> Report | None:
     except KeyboardInterrupt as stop:
         _finish_tracking(session, "finished", {})
         raise InterruptedRun(
-            f"The run is finished and saved; its evaluation was interrupted. To evaluate it: {by_hand}", number_of(stop)
+            f"The run is finished and saved; its evaluation was interrupted. To evaluate it: {by_hand}", signal_of(stop)
         ) from None
     except Exception as error:
         what = "out of memory" if is_out_of_memory(error) else f"{type(error).__name__}: {error}"

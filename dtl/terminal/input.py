@@ -3,16 +3,15 @@
 import codecs
 import contextlib
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import BinaryIO, Protocol
 
 import platformdirs
+
+from dtl.base.signals import ending_by_exception
 
 CHUNK = 2**20  # bytes per read of a line that is dropped
 
@@ -111,31 +110,11 @@ def quiet_keyboard() -> Iterator[None]:
     before = termios.tcgetattr(descriptor)
     quiet = termios.tcgetattr(descriptor)
     quiet[3] &= ~(termios.ECHO | termios.ICANON)
-    with _ending_by_exception():
+    # The exit code that a shell reports for a signal, and `finally` clauses still run.
+    with ending_by_exception(lambda number: SystemExit(128 + number)):
         try:
             termios.tcsetattr(descriptor, termios.TCSANOW, quiet)  # TCSAFLUSH would discard what was typed ahead
             yield
         finally:
             with contextlib.suppress(termios.error):  # the terminal has been closed
                 termios.tcsetattr(descriptor, termios.TCSANOW, before)
-
-
-@contextlib.contextmanager
-def _ending_by_exception() -> Iterator[None]:
-    """Context manager in which SIGTERM and SIGHUP raise SystemExit, so that `finally` clauses still run."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    # A handler that someone else has set stays in place, and so does an ignored SIGHUP (nohup).
-    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
-    for number in numbers:
-        signal.signal(number, _exit)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
-
-
-def _exit(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)  # the exit code that a shell reports for a signal

@@ -126,8 +126,8 @@ class WandbSink:
         with suppress(queue.Full):
             self._queue.put_nowait(None)
             self._thread.join(min(DEAD_SECONDS, FINISH_SECONDS))
-            dead = self._thread.is_alive() and self._server and not _answers(self._server, PROBE_SECONDS / 2)
-            if not dead:
+            hangs = self._thread.is_alive() and self._is_online and self._server
+            if not (hangs and not _answers(self._server, PROBE_SECONDS / 2)):
                 self._thread.join(FINISH_SECONDS + 2.0)  # longer than wandb's own finish_timeout
         if self._thread.is_alive():
             self._switch_off(self._unfinished())

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dtl.base.signals import HANG_UP, STOP, Stopped, StopSignals, ending_by_exception, number_of
+from dtl.base.signals import HANG_UP, STOP, Stopped, StopSignals, ending_by_exception, signal_of
 
 
 def handlers() -> list[Any]:
@@ -29,7 +29,7 @@ def test_the_first_signal_sets_a_flag_the_second_stops(
         assert signals.received == number
         assert "press again to stop at once" in capfd.readouterr().err
         signal.raise_signal(second)
-    assert number_of(stopped.value) == second and number_of(KeyboardInterrupt()) == signal.SIGINT
+    assert signal_of(stopped.value) == second and signal_of(KeyboardInterrupt()) == signal.SIGINT
     assert handlers() == before
 
 
@@ -59,7 +59,7 @@ def test_a_signal_ends_by_an_exception(number: int) -> None:
     before = handlers()
     with pytest.raises(Stopped) as stopped, ending_by_exception():
         signal.raise_signal(number)
-    assert number_of(stopped.value) == number and handlers() == before
+    assert signal_of(stopped.value) == number and handlers() == before
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGUSR2")
