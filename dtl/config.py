@@ -9,6 +9,7 @@ import re
 import time
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, replace
 from datetime import datetime
+from functools import cache
 from typing import Any, Protocol, TypeVar, get_args, get_type_hints
 
 from hydra.core.config_store import ConfigStore
@@ -201,10 +202,12 @@ def _check_values(schema: type, values: Any, prefix: str = "") -> None:
                 _check_values(of_entries[0], settings, f"{name}.{inner}.")
 
 
+@cache
 def schema_defaults(schema: type) -> DictConfig:
     """The settings of a `schema` before any file of conf/ is read: each section as its own dataclass defines it.
 
-    Not `schema()`: other data than RunConfig's default would otherwise be added to that default's sources.
+    Made once, and not to be changed: OmegaConf's merge and Hydra copy it. Not `schema()`: other data than RunConfig's
+    default would otherwise be added to that default's sources.
     """
     hints = get_type_hints(schema)
     sections = {item.name: hints[item.name]() for item in fields(schema) if is_dataclass(hints[item.name])}
@@ -246,6 +249,7 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
+@cache
 def _open(schema: type) -> type:
     """The schema for Hydra, without the types that OmegaConf is too strict or too lax with: from the command line it
     accepts no new entry of a typed mapping, such as `data.sources.poems.kind=poems`, and any number as true.

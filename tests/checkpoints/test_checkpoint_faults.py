@@ -31,7 +31,7 @@ from dtl.errors import CheckpointError
     ("calls", "scenario", "at_least"),
     [
         ("changing", "advance", 55),
-        ("changing", "replace", 33),
+        pytest.param("changing", "replace", 33, marks=pytest.mark.slow),
         ("changing", "rewind", 2),
         pytest.param("all", "advance", 250, marks=[pytest.mark.slow, pytest.mark.torture]),
         pytest.param("all", "replace", 130, marks=[pytest.mark.slow, pytest.mark.torture]),

@@ -179,8 +179,11 @@ def test_a_package_that_is_missed_later_is_named_too(monkeypatch, capsys):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell of POSIX closes the streams")
-@pytest.mark.parametrize("name", ["train", "runs", "chat", "sweep"])
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    ("name", "closed"),
+    [("train", "<&-"), ("train", ">&-"), ("train", "2>&-")]
+    + [(name, "<&- >&- 2>&-") for name in ("train", "runs", "chat", "sweep")],
+)
 def test_streams_may_be_missing(name, closed, elsewhere):
     """As under pythonw, and of services. A file that is opened must not get the number of a stream."""
     program = f"{shlex.quote(sys.executable)} -m dtl.{name} {'--cfg job' if name == 'train' else ''} {closed}"
@@ -235,7 +238,7 @@ def read_by_hydra(argument: str) -> object:
     return typed_as(GenerateConfig, config).prompt
 
 
-@settings(max_examples=500)
+@settings(max_examples=200)
 @given(st.text(alphabet=ODD | st.characters(exclude_categories=["Cs"])))
 def test_a_text_arrives_as_it_was_typed(text):
     """Also text that Hydra would read as a list, a sweep or a quote, and OmegaConf as an interpolation."""
