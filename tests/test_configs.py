@@ -169,9 +169,11 @@ def test_the_command_line_beats_all(trainer):
 def test_the_default_is_the_profile_of_the_device(data):
     """`trainer=auto` on a device is the profile that a person would name, and chooses once."""
     words = [f"data={data}", *NEEDED.get(("data", data), [])]
+    auto = composed(*words)
+    profiles = {name: composed(*words, f"trainer={name}") for name in ("cpu", "amp4060")}
     for device, profile in {"cpu": "cpu", "cuda": "amp4060", "mps": "amp4060"}.items():
-        chosen = composed(*words).on(device)
-        assert chosen == composed(*words, f"trainer={profile}")
+        chosen = auto.on(device)
+        assert chosen == profiles[profile]
         assert chosen.on("cpu") == chosen.on("cuda") == chosen
     given = composed(*words, "trainer.micro_batch_size=3").on("cpu")
     assert (given.micro_batch_size, given.grad_accum_steps) == (3, 1)
@@ -180,7 +182,8 @@ def test_the_default_is_the_profile_of_the_device(data):
 @pytest.mark.parametrize(("group", "name"), [("trainer", "debug"), *(c for c in CHOICES if c[0] == "experiment")])
 def test_a_recipe_is_the_same_on_every_machine(group, name):
     words = [f"{group}={name}", *NEEDED.get((group, name), [])]
-    on_cpu, on_gpu = (composed(*words).on(device) for device in ("cpu", "cuda"))
+    config = composed(*words)
+    on_cpu, on_gpu = config.on("cpu"), config.on("cuda")
     assert (on_cpu.micro_batch_size, on_cpu.grad_accum_steps) == (on_gpu.micro_batch_size, on_gpu.grad_accum_steps)
 
 
