@@ -91,21 +91,21 @@ def test_a_slow_muon_is_warned_of(
 # --- the end screen -----------------------------------------------------------------------------------------------
 
 
-def test_the_end_screen_opens_with_the_right_answers_and_has_no_none(pairs: Path, tmp_path: Path, capsys) -> None:
+def test_the_end_screen_shows_the_right_answers_and_the_best_step(pairs: Path, tmp_path: Path, capsys) -> None:
     few = tmp_path / "few.jsonl"
     few.write_text("".join(json.dumps({"question": f"{i} squared?", "answer": f"{i * i}."}) + "\n" for i in range(7)))
     config = tiny_config(few, total_steps=2)
     start(replace(config, data=replace(config.data, validation_fraction=0)), tmp_path / "a")
-    end = capsys.readouterr().out.partition("\nFinished\n")[2].splitlines()
-    assert re.match(r"right answers +train \d of 7$", end[0])
-    assert re.match(r"validation +nothing is held out: the last step counts as the best$", end[2])
-    assert not any(word in "\n".join(end).lower() for word in ("none", "nan"))
+    questions, _, end = capsys.readouterr().out.partition("\nQuestions\n")[2].partition("\nFinished\n")
+    assert re.match(r"wordings +asked +right .*\ntrain +7 +\d ", questions)
+    assert re.search(r"^best +the last step, as nothing is held out$", end, re.MULTILINE)
+    assert not any(word in end.lower() for word in ("none", "nan"))
     start(tiny_config(pairs, total_steps=2, eval_every_steps=None), tmp_path / "b")
-    end = capsys.readouterr().out.partition("\nFinished\n")[2].splitlines()
-    assert re.match(r"right answers +train \d+ of \d+, validation \d+ of \d+", end[0])
-    assert re.match(r"best validation loss +\d+\.\d+ at step 2$", end[2])
+    questions, _, end = capsys.readouterr().out.partition("\nQuestions\n")[2].partition("\nFinished\n")
+    assert re.search(r"^train +\d+ +\d+ .*\nvalidation +\d+ +\d+ ", questions, re.MULTILINE)
+    assert re.search(r"^best +step 2, validation loss \d+\.\d+$", end, re.MULTILINE)
     start(tiny_config(pairs, total_steps=2, stop_after_steps=1, eval_every_steps=None), tmp_path / "c")
-    assert re.search(r"\nvalidation +its loss is not measured yet\n", capsys.readouterr().out)
+    assert re.search(r"\nbest +none: the validation loss is not measured yet\n", capsys.readouterr().out)
 
 
 # --- too slow for a CPU -------------------------------------------------------------------------------------------
