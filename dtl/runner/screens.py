@@ -69,7 +69,8 @@ def _start_rows(parts: Parts, run_dir: Path, tracker: Tracker) -> Iterator[tuple
     optimizer = f"{config.optimizer.name}, learning rate {config.optimizer.lr:g}"
     yield "optimizer", f"{optimizer}, {config.schedule.name}, {warmup}"
     yield from objective_rows(config.trainer)
-    yield "device", f"{device_name(parts.device)}, {parts.precision}"
+    profile = f", profile {config.trainer.machine}" if parts.machine_reason else ""
+    yield "device", f"{device_name(parts.device)}, {parts.precision}{profile}"
     yield "tracker", tracker.status
     yield "folder", shown(run_dir)
     yield "", f"{DETAILS} there has every choice, and why"

@@ -49,7 +49,8 @@ def go(name, environment, mode="auto", patience=300.0):
         if "online:" not in tracker.status:  # the fake server knows no tables
             tracker.log_samples(3, [{"prompt": "p", "text": "t"}])
         status, upload = tracker.status, tracker.upload
-    print(json.dumps({"name": name, "status": status, "upload": upload, "status_at_the_end": tracker.status}), flush=True)
+    found = {"name": name, "status": status, "upload": upload, "status_at_the_end": tracker.status}
+    print(json.dumps(found), flush=True)
     if "wandb" in sys.modules:
         sys.modules["wandb"].teardown()  # the next one has another environment
 
