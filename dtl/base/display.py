@@ -296,9 +296,10 @@ class Display:
         """Rows of the terminal that are not printed on yet; infinite elsewhere."""
         return self.console.height - self._rows if self.console.is_terminal else math.inf
 
-    def rows_of(self, text: str) -> int:
-        """Rows of the terminal that a text takes."""
-        return sum(max(1, math.ceil(len(line) / self.console.width)) for line in wrapped(text, self.console.width))
+    def rows_of(self, text: str, indent: int = 0) -> int:
+        """Rows of the terminal that a text takes, each of its lines after `indent` columns."""
+        lines = wrapped(text, self.console.width - indent)
+        return sum(max(1, math.ceil((indent + len(line)) / self.console.width)) for line in lines)
 
     def screen(self, title: str, rows: Iterable[tuple[str, str]]) -> None:
         """Print a title and a two-column table, a line of a value per row; without a terminal of any length."""
@@ -312,7 +313,7 @@ class Display:
         for name, value in rows:
             for n, line in enumerate(wrapped(value, self.console.width - indent)):
                 name_cell = f"{name if n == 0 else '':<{indent}}"
-                self._rows += self.rows_of(name_cell + line)
+                self._rows += self.rows_of(line, indent)
                 self.console.print(Text.assemble((name_cell, "dim"), line), soft_wrap=True)
 
     def note(self, message: str) -> None:

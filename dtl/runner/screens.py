@@ -24,7 +24,7 @@ from dtl.training.config import LOSS_TERMS, LossConfig, TrainerConfig
 
 SAMPLE_LENGTH, SAMPLE_LINES = 160, 4  # of the training text on the start screen
 DETAILS = "details.txt"  # in a run folder: every choice that was made for it, and why
-RESERVED_ROWS = 6  # of a terminal, beside the start screen: the command, a line before it, the progress
+RESERVED_ROWS = 5  # of a terminal, beside the start screen: the command, the first sign of life, progress, cursor
 
 
 def _sizes(data: PreparedData, name: str) -> str:
@@ -52,16 +52,18 @@ def _sample_rows(data: PreparedData) -> Iterator[tuple[str, str]]:
         yield from (("", f"  {line}") for line in [*lines[:SAMPLE_LINES], *["..."][: len(lines) > SAMPLE_LINES]])
 
 
-def _start_rows(parts: Parts, run_dir: Path, tracker: Tracker) -> Iterator[tuple[str, str]]:
+def _start_rows(parts: Parts, run_dir: Path, tracker: Tracker, sample: bool) -> Iterator[tuple[str, str]]:
     """Rows of the start screen: what a person looks for before a run; `_details` has the rest."""
     config, length, model = parts.config, parts.length, parts.config.model
     yield from _data_rows(parts.data)
-    if parts.resumed_from is None:
+    if sample:
         yield from _sample_rows(parts.data)
-    layers = number_of("layers", model.n_layers)
-    size = in_units(parts.model.n_parameters())
-    yield "model", f"{size} parameters: {layers} of width {model.dim}, context {model.max_seq_len}"
-    yield "tokenizer", f"{parts.tokenizer.kind}, {parts.tokenizer.vocab_size:,} entries"
+    layers, n_parameters = number_of("layers", model.n_layers), in_units(parts.model.n_parameters())
+    yield (
+        "model",
+        f"{n_parameters} parameters, {layers} of width {model.dim}, context {model.max_seq_len}, vocabulary "
+        f"{parts.tokenizer.vocab_size:,}",
+    )
     epochs = in_epochs(length.last_step / length.steps_per_epoch)
     per_step = number_of("sequences", min(config.global_batch_size, sum(map(len, parts.data.train.rows.values()))))
     yield "steps", f"{length.last_step:,} ({epochs}), each of {per_step} of {config.seq_len} tokens"
@@ -74,7 +76,6 @@ def _start_rows(parts: Parts, run_dir: Path, tracker: Tracker) -> Iterator[tuple
     yield "tracker", tracker.status
     yield "folder", shown(run_dir)
     yield "", f"{DETAILS} there has every choice, and why"
-    yield "stop", "Ctrl-C: saves, and shows how to resume"
 
 
 def _details(parts: Parts, run_dir: Path, tracker: Tracker) -> Iterator[tuple[str, str]]:
@@ -135,27 +136,35 @@ def objective_rows(trainer: TrainerConfig) -> Iterator[tuple[str, str]]:
 
 
 def show_start(display: Display, parts: Parts, run_dir: Path, tracker: Tracker) -> None:
-    """Show the start screen, which fits a terminal of 80 x 24 with the progress below it; details.txt has the rest."""
+    """Show the start screen, which fits a terminal of 80 x 24 with the progress below it; details.txt has the rest.
+
+    Where the notes need the room, the sample is left out, and then the last notes are; a warning never is.
+    """
     warnings = list(_warnings(parts, run_dir))
     title = f"DTL {parts.config.name}"
     warned = (("warning", warning) for warning in warnings)
     write_details(run_dir, title, chain(_details(parts, run_dir, tracker), warned))
-    display.screen(title, _start_rows(parts, run_dir, tracker))
-    _show_notes(display, parts.notes, run_dir, sum(display.rows_of(f"Warning: {warning}") for warning in warnings))
+    room = display.room - RESERVED_ROWS - sum(display.rows_of(f"Warning: {warning}") for warning in warnings)
+    rows = list(_start_rows(parts, run_dir, tracker, sample=parts.resumed_from is None))
+    if sum(map(display.rows_of, parts.notes)) > room - _n_rows(display, rows):
+        rows = list(_start_rows(parts, run_dir, tracker, sample=False))
+    left = room - _n_rows(display, rows)
+    display.screen(f"{title}   (Ctrl-C saves, and shows how to resume)", rows)
+    for number, note in enumerate(parts.notes, start=1):
+        others = len(parts.notes) - number
+        left -= display.rows_of(note)
+        if number > 1 and left < (others > 0):  # a row for the line that replaces them
+            display.note(f"{number_of('more notes', others + 1)}: {shown(run_dir / DETAILS)}")
+            break
+        display.note(note)
     for warning in warnings:
         display.warn(warning)
 
 
-def _show_notes(display: Display, notes: Sequence[str], run_dir: Path, rows_of_warnings: int) -> None:
-    """Show the notes that the terminal has room for, at least one, and where the others are."""
-    room = display.room - RESERVED_ROWS - rows_of_warnings
-    for number, note in enumerate(notes):
-        left = len(notes) - number
-        room -= display.rows_of(note)
-        if number and room < (left > 1):  # a row for the last line of this loop
-            display.note(f"{number_of('more notes', left)}: {shown(run_dir / DETAILS)}")
-            return
-        display.note(note)
+def _n_rows(display: Display, rows: Sequence[tuple[str, str]]) -> int:
+    """Rows of the terminal that a screen takes, with its title."""
+    indent = max(len(name) for name, _ in rows) + 2
+    return 1 + sum(display.rows_of(value, indent) for _, value in rows)
 
 
 def _warnings(parts: Parts, run_dir: Path) -> Iterator[str]:

@@ -125,7 +125,7 @@ def test_pairs_of_ones_own_are_held_out_by_question(tmp_path):
     train, validation = ({pair.question for pair in prepared.pairs[split]} for split in ("train", "validation"))
     assert len(train) + len(validation) == 40 and not train & validation and len(validation) > 2
     assert not prepared.notes and prepared.read["qa"][0].endswith("pairs.jsonl")
-    assert prepared.read["qa"][1] == "read as questions and answers: question 'question', answer 'answer' (40 records)."
+    assert prepared.read["qa"][1] == "read as question 'question', answer 'answer' (40 records)."
 
 
 def test_two_answers_to_one_question_are_said(tmp_path):

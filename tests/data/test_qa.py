@@ -328,7 +328,7 @@ def test_a_source_that_is_read_twice_says_the_same(tmp_path):
 def test_what_was_recognised_is_reported(tmp_path, record, words):
     _, (note,) = documents_of(write(tmp_path / "a.jsonl", record, record, record))
     assert note.startswith("data.sources.qa.path=") or note.startswith("data.qa.path=")
-    assert note.endswith(f"a.jsonl: read as questions and answers: {words}")
+    assert note.endswith(f"a.jsonl: read as {words}")
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ class PairReader:
         forms = "; ".join(
             f"{form} ({number_of('records', count)})" for form, count in self._forms.most_common(MAX_PLACES)
         )
-        notes: list[str] = [AsRead(f"{origin}: read as questions and answers: {forms}.")] if forms else []
+        notes: list[str] = [AsRead(f"{origin}: read as {forms}.")] if forms else []
         if self._chats:
             ways = {False: "with one turn as pairs", True: "with several turns as documents in the chat template"}
             read = ", ".join(f"{self._chats[several]:,} {way}" for several, way in ways.items() if self._chats[several])
