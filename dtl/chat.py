@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from dtl.base.display import exit_when_output_closes
 from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
+from dtl.commandline.overrides import override_key
 from dtl.config import typed_as
 from dtl.terminal.chat import YOU, Chat, ask_all, read_pairs
 from dtl.terminal.choose import checkpoint_to_use
@@ -54,7 +56,9 @@ def job(composed: DictConfig) -> None:
             ask_all(pairs, model, screen, config.sampling)
             return
         line = open_input(YOU, model.max_characters, history_file(config.history, "chat"))
-        Chat(model, screen, line, config.sampling, config.seed).run()
+        given = [override_key(word.partition("=")[0]) for word in HydraConfig.get().overrides.task]
+        fits_screen = "sampling.max_new_tokens" not in given
+        Chat(model, screen, line, config.sampling, config.seed, fits_screen).run()
 
 
 if __name__ == "__main__":

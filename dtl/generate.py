@@ -5,7 +5,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from dtl.base.display import exit_when_output_closes
+from dtl.base.display import command_line, exit_when_output_closes
 from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
 from dtl.commandline.overrides import override_key
@@ -58,9 +58,8 @@ def job(composed: DictConfig) -> None:
         writer = Writer(model, screen, presets, config.seed)
         introduce(model, screen)
         if model.facts.learned_questions_alone:
-            screen.note(
-                "It was trained on questions and answers, not on plain text. To ask it instead: python -m dtl.chat"
-            )
+            screen.note("It was trained on questions and answers, not on plain text. To ask it:")
+            screen.print(command_line("chat", f"ckpt={model.facts.ckpt}"))
         if config.prompt is not None:
             writer.write(config.prompt)
             return

@@ -201,7 +201,7 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
         config = typed(composed)
     check_init_words(config.init, overrides)
     init_from = find_checkpoint(config.init, OUTPUTS) if config.init is not None else None
-    lasting_display().note(f"DTL {config.name}: opening the data, loading torch ...")  # the first sign of life
+    lasting_display().note("Opening the data, loading torch ...")  # the first sign of life
     from dtl.data.collect import open_sources  # imports numpy, which --help does not need
 
     # Missing files and a missing network are reported before torch is imported.

@@ -4,6 +4,7 @@ In a terminal the progress line is updated in place and evaluations scroll above
 """
 
 import errno
+import math
 import os
 import re
 import shlex
@@ -204,6 +205,18 @@ class TerminalLog:
         self._note(message)
 
 
+class BarLog:
+    """A log of lines (`Progress`), each shown next to a bar until the next: for the steps on the way to a screen."""
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
+        self.bar = bar.update
+
+    def __call__(self, message: str) -> None:
+        self._bar.stop()  # at its last state, which a refresh may not have shown yet
+        self._bar.update(message, "", None)
+
+
 class LastingStream:
     """A stream for work that outlives it: once it cannot be written (a closed terminal, a pipe without a reader, a log
     on a full disk), `lost` says why, and what is printed goes nowhere."""
@@ -261,9 +274,10 @@ class Display:
         self.console = console or plain_console(soft_wrap=not is_terminal(sys.stdout))
         self.progress: Progress | None = None
         self._task = TaskID(0)
+        self._rows = 0  # printed
         self._status = ""  # of the newest step
         self._bar = Bar(self.console)
-        self.log = TerminalLog(self.note, self._bar) if self.console.is_terminal else self.note
+        self.log = BarLog(self._bar) if self.console.is_terminal else self.note
 
     @property
     def lost(self) -> str:
@@ -277,9 +291,19 @@ class Display:
         self._bar.stop()
         self.stop_progress()
 
+    @property
+    def room(self) -> float:
+        """Rows of the terminal that are not printed on yet; infinite elsewhere."""
+        return self.console.height - self._rows if self.console.is_terminal else math.inf
+
+    def rows_of(self, text: str, indent: int = 0) -> int:
+        """Rows of the terminal that a text takes, each of its lines after `indent` columns."""
+        lines = wrapped(text, self.console.width - indent)
+        return sum(max(1, math.ceil((indent + len(line)) / self.console.width)) for line in lines)
+
     def screen(self, title: str, rows: Iterable[tuple[str, str]]) -> None:
-        """Print a title and a two-column table; without a terminal one line per row, of any length."""
-        rows = list(rows)
+        """Print a title and a two-column table, a line of a value per row; without a terminal of any length."""
+        rows = [(name * (n == 0), line) for name, value in rows for n, line in enumerate(value.split("\n"))]
         self._lines(title, "bold")
         if not self.console.is_terminal:
             for line in aligned(rows):
@@ -289,6 +313,7 @@ class Display:
         for name, value in rows:
             for n, line in enumerate(wrapped(value, self.console.width - indent)):
                 name_cell = f"{name if n == 0 else '':<{indent}}"
+                self._rows += self.rows_of(line, indent)
                 self.console.print(Text.assemble((name_cell, "dim"), line), soft_wrap=True)
 
     def note(self, message: str) -> None:
@@ -305,6 +330,7 @@ class Display:
 
     def _lines(self, text: str, style: str) -> None:
         self._bar.stop()
+        self._rows += self.rows_of(text)
         print_lines(self.console, text, style)
 
     def start_progress(self, total_steps: int, done: int) -> None:
@@ -333,6 +359,11 @@ class Display:
         """Move the progress bar; its text changes with `step` and `status`."""
         if self.progress is not None:
             self.progress.update(self._task, completed=step)
+
+    @property
+    def has_status(self) -> bool:
+        """True once a step was shown."""
+        return bool(self._status)
 
     def status(self, text: str | None) -> None:
         """Replace the text next to the progress bar, with None by that of the newest step; shown nowhere else."""

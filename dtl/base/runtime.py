@@ -48,6 +48,14 @@ def choose_device(requested: str) -> tuple[torch.device, str]:
     return device, "as requested"
 
 
+def device_name(device: torch.device) -> str:
+    """The device for a person: `cuda, NVIDIA GeForce RTX 4060`; `cpu, 2 threads`."""
+    if device.type == "cuda":
+        return f"{device}, {torch.cuda.get_device_name(device)}"
+    n_threads = torch.get_num_threads()
+    return f"{device}, {n_threads} {'thread' if n_threads == 1 else 'threads'}" if device.type == "cpu" else str(device)
+
+
 def nvidia_without_cuda() -> str | None:
     """A message with the command that fixes it, when there is an NVIDIA GPU but torch was built for CPU only."""
     if torch.version.cuda is not None or torch.version.hip is not None or torch.cuda.is_available():

@@ -37,8 +37,9 @@ def in_percent(fraction: float) -> str:
 
 
 def in_epochs(count: float) -> str:
-    """A number of epochs: `3.00 epochs`, `0.0012 epochs`."""
-    return f"{count:.2f} epochs" if count >= 0.01 or not count else f"{count:.2g} epochs"
+    """A number of epochs: `300 epochs`, `2.96 epochs`, `0.0012 epochs`."""
+    digits = f"{count:.2f}".rstrip("0").rstrip(".") if count >= 0.01 or not count else f"{count:.2g}"
+    return f"{digits} {'epoch' if digits == '1' else 'epochs'}"
 
 
 def in_bytes(n: float) -> str:

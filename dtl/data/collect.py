@@ -42,7 +42,8 @@ class SourceTexts:
     origin: str
     splits: dict[str, Texts]
     key: str | None  # equal for equal texts; None: unknown, so that nothing is cached
-    facts: dict[str, Any]  # notes; `counts`: split -> documents read, kept, dropped by reason; has_pairs
+    # notes; `read`: how it was read and split; `counts`: split -> documents read, kept, dropped by reason; has_pairs
+    facts: dict[str, Any]
 
 
 def collect_texts(

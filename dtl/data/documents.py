@@ -7,6 +7,10 @@ from typing import TypeVar
 from dtl.data.tokenizers.prompt import Prompt, space_after
 
 
+class AsRead(str):
+    """A note on how something was read, among notes on problems with it."""
+
+
 @dataclass(frozen=True)
 class QuestionAnswer:
     """A question in one wording, and its answer."""

@@ -72,6 +72,8 @@ class PreparedData:
     fingerprint: str  # SHA-256 over the tokens, their layout and the tokenizer: equal data, equal fingerprint
     report: dict[str, dict[str, SplitReport]]  # source -> split -> sizes
     notes: list[str]  # messages for the user, one line each
+    hints: list[str]  # less important ones, for the report and a run's details.txt
+    read: dict[str, list[str]]  # source -> its origin, then how it was read and split, a line each
     cache: Cache  # which checks the files that the data was read from
     prompt: Prompt = field(default_factory=Prompt)  # of the questions
 
@@ -161,7 +163,8 @@ def pack_sequences(
     notes = all_notes({name: source.texts for name, source in sources.items()})
     notes += [note for plan in plans if (note := _sample_note(plan, config, packer, sources[plan.name], seq_len))]
     fingerprint = packer.fingerprint(cache, [source.key for source in sources.values()])
-    return packer.finish([*_mixture_notes(plans), *notes, *tokenizer.notes, *cache.notes], fingerprint, cache)
+    hints = [*_hints(plans), *tokenizer.notes]
+    return packer.finish([*_mixture_notes(plans), *notes, *cache.notes], hints, fingerprint, cache)
 
 
 def _sample_note(
@@ -186,12 +189,16 @@ def _sample_note(
 
 
 def _mixture_notes(plans: Sequence[SourcePlan]) -> list[str]:
+    return [f"validation and early stopping use {plans[0].name}, the first source."] if len(plans) > 1 else []
+
+
+def _hints(plans: Sequence[SourcePlan]) -> list[str]:
     if len(plans) == 1 and plans[0].config.is_shipped:
         return [
             "Only the questions that ship with DTL. Add Wikipedia with data.wiki.path=FOLDER or "
             "data.wiki.weight=0.5 (from the hub), your own pairs with data.qa.path=FILE.jsonl."
         ]
-    return [f"validation and early stopping use {plans[0].name}, the first source."] if len(plans) > 1 else []
+    return []
 
 
 class _Packer:
@@ -208,6 +215,7 @@ class _Packer:
         self.report: dict[str, dict[str, SplitReport]] = {}
         self.pairs: dict[str, list[QuestionAnswer]] = {}
         self.notes: list[str] = []
+        self.read: dict[str, list[str]] = {}
         self.weights = weights
         self.layout = (
             seq_len, config.layout, config.document_mask, config.loss_on, weights, tokenizer.fingerprint
@@ -237,6 +245,7 @@ class _Packer:
         if source.texts.facts["has_pairs"]:
             encoded_texts = islice(source.texts.splits[split], len(complete))
             pairs += [d.pair for d, kept in zip(encoded_texts, trained, strict=True) if d.pair and kept]
+        self.read[name] = [origin, *source.texts.facts.get("read", [])]
         self.rows.setdefault(name, {})[split] = rows
         self.report.setdefault(name, {})[split] = SplitReport(
             encoded.n_documents, rows.n_tokens, rows.n_targets, len(rows), rows.packing.wasted
@@ -269,7 +278,7 @@ class _Packer:
         entry = cache.get(name, lambda folder: {"fingerprint": data_fingerprint(self.layout, self._made)})
         return data_fingerprint(self.layout, self._made) if entry is None else entry.facts["fingerprint"]
 
-    def finish(self, notes: list[str], fingerprint: str, cache: Cache) -> PreparedData:
+    def finish(self, notes: list[str], hints: list[str], fingerprint: str, cache: Cache) -> PreparedData:
         first = next(iter(self.rows.values()))
         n_tokens = sum(report["train"].tokens for report in self.report.values())
         if n_tokens < LITTLE_TEXT and not any(self.pairs.values()):
@@ -288,6 +297,8 @@ class _Packer:
             fingerprint=fingerprint,
             report=self.report,
             notes=notes + self.notes,
+            hints=hints,
+            read=self.read,
             cache=cache,
             prompt=Prompt.of(self.config),
         )

@@ -14,7 +14,7 @@ from dtl.base.units import in_units, number_of
 from dtl.data.chats import chats_in, markers_in
 from dtl.data.cleaning import cleaned
 from dtl.data.config import HeldOut, with_line_ends
-from dtl.data.documents import Document, QuestionAnswer
+from dtl.data.documents import AsRead, Document, QuestionAnswer
 from dtl.data.sources import Source
 from dtl.data.split import HoldOut
 from dtl.data.stored import TextWriter
@@ -60,7 +60,7 @@ def read_source(
             writer.begin(split)  # only now: an empty test split must not exist
         writer.add(split, document)
     reader.require_training_text(source)
-    notes: list[str] = []
+    how = None
     for split in ("validation", "test"):
         if split in splits:
             for document in reader.read(split, splits[split], math.inf):
@@ -74,10 +74,9 @@ def read_source(
         )
     if holder is not None:
         own = () if holder.test_fraction else ("test",)
-        changed, note = holder.finalize({split: texts for split, texts in writer.texts().items() if split not in own})
+        changed, how = holder.finalize({split: texts for split, texts in writer.texts().items() if split not in own})
         if changed is not None:
             writer.replace(changed)
-        notes += [f"{source.origin}: {note}"] if note else []
     texts = {split: found for split, found in writer.texts().items() if len(found) or split in splits}
     all_trained = "validation" not in splits and (held_out.validation == 0 or held_out.automatic)
     for split in ("train", *([] if all_trained else ["validation"])):
@@ -87,12 +86,19 @@ def read_source(
                 "at least two different documents, or hold out less: data.validation_fraction=0 holds nothing out "
                 f"(data.validation_fraction={held_out.validation}, data.test_fraction={held_out.test})."
             )
-    notes += [*reader.notes(), *source.notes()]
     # Empty held-out splits do not exist, so they have no counts.
     counts = {split: reader.counts.get(split, {}) | {"documents": len(texts[split])} for split in texts}
-    facts = {"origin": source.origin, "counts": counts, "notes": notes, "stopped": reader.stopped}
+    facts = {"origin": source.origin, "counts": counts, **_notes(reader, source, how), "stopped": reader.stopped}
     source_examples = getattr(source, "examples", list)()
     return facts | {"has_pairs": reader.has_pairs, "examples": [*source_examples, *reader.examples]}
+
+
+def _notes(reader: "_Reader", source: Source, how: str | None) -> dict[str, list[str]]:
+    """Return how the source was read and split, and apart from it the notes on problems."""
+    notes = source.notes()
+    read = [note.removeprefix(f"{source.origin}: ") for note in notes if isinstance(note, AsRead)]
+    problems = [note for note in notes if not isinstance(note, AsRead)]
+    return {"read": [*read, how] if how else read, "notes": [*reader.notes(), *problems]}
 
 
 class _Reader:

@@ -44,7 +44,8 @@ class Source(Protocol):
         ...
 
     def notes(self) -> list[str]:
-        """Return messages for the user on what has been read, one line each."""
+        """Return messages for the user on what has been read, one line each: its problems, and as
+        `AsRead` how it was read."""
         ...
 
 

@@ -151,8 +151,7 @@ class HoldOut:
             why = "too few to spare any" if few else "most have an answer of their own"
             everything: dict[str, Iterable[Document]] = {split: [] for split in splits}
             return everything | {"train": list(_all(splits))}, (
-                f"{whole} trained on ({why}). So there is no validation "
-                "loss, and the last step counts as the best. To hold some out: data.validation_fraction=0.1"
+                f"{whole} trained on ({why}); data.validation_fraction=0.1 holds some out."
             )
         note = (
             f"{n_facts} of the {len(drawn)} questions drawn to be held out are trained on: no other has their answer."

@@ -29,7 +29,9 @@ LEFTOVERS = re.compile(
 def report_lines(prepared: PreparedData, sources: dict[str, EncodedSource], preview: int = 0) -> Iterator[str]:
     """Yield the lines of the report, with `preview` training texts of each source as the model sees them."""
     for name, source in sources.items():
-        yield f"{name}: {source.texts.origin}"
+        origin, *how = prepared.read[name]
+        yield f"{name}: {origin}"
+        yield from (f"  {line}" for line in how)
         yield from _counts(prepared, name, source)
         yield from _lengths(source)
         yield from _density(prepared, source)
@@ -42,6 +44,7 @@ def report_lines(prepared: PreparedData, sources: dict[str, EncodedSource], prev
             yield from (f"    {line}" for line in text.split("\n"))
         yield ""
     yield from prepared.notes
+    yield from prepared.hints
 
 
 def _counts(prepared: PreparedData, name: str, source: EncodedSource) -> Iterator[str]:

@@ -22,6 +22,10 @@ SCORES = (
     "answer to the nearest training question. majority: always the most frequent answer. bits/byte: of the expected "
     "answer, by the model."
 )
+MAIN_SCORES = (
+    "exact: the share that is right. F1: words in common with the right answer. BM25: the share that the answer to the "
+    "nearest training question gets right."
+)
 NATURAL_SCORES = " natural: wordings as people type them, never used to train, tune or choose."
 ABSTENTION = (
     "answered: with a confidence of at least {threshold:.0%}, calibrated on validation to be the probability of a "
@@ -60,11 +64,24 @@ def show_report(console: Console, report: Report, why_no_detection: str) -> None
 
 
 def show_main_metrics(console: Console, report: Report) -> None:
-    """Print the tables of the end of a run: the same without topics and single questions."""
+    """Print what the end of a run shows: the loss, and the questions that were answered exactly."""
     _show_text(console, report)
-    _show_answers(console, report.answers)
-    if report.detection:
-        _show_detection(console, report.detection)
+    every_topic = [scores for scores in report.answers if scores.topic == ALL_TOPICS]
+    _show(
+        console,
+        "Questions",
+        ["wordings", "asked", "right", "exact", "F1", "BM25"],
+        [
+            [
+                scores.split,
+                f"{scores.questions:,}",
+                f"{round(scores.model.exact_match * scores.questions):,}",
+                *map(_percent, (scores.model.exact_match, scores.model.f1, scores.look_up.exact_match)),
+            ]
+            for scores in every_topic
+        ],
+        MAIN_SCORES + (NATURAL_SCORES if any(scores.split == NATURAL for scores in every_topic) else ""),
+    )
 
 
 def _show_text(console: Console, report: Report) -> None:

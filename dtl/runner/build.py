@@ -293,8 +293,8 @@ def _restore(parts: Parts, checkpoint: Path, values: dict[str, Any], tensors: di
     step = parts.trainer.state.step
     differences = fingerprint_difference(values["fingerprint"], parts.fingerprint)
     if differences:
-        parts.notes.append(f"Resumed at step {step}, not bit for bit: " + "; ".join(differences))
+        parts.notes.insert(0, f"Resumed at step {step}, not bit for bit: " + "; ".join(differences))
     elif parts.device.type != "cpu" or parts.config.trainer.compile:
-        parts.notes.append(f"Resumed at step {step}; bit-exactness is untested on this device or with compile.")
+        parts.notes.insert(0, f"Resumed at step {step}; bit-exactness is untested on this device or with compile.")
     else:
-        parts.notes.append(f"Resumed at step {step}, bit for bit.")
+        parts.notes.insert(0, f"Resumed at step {step}, bit for bit.")

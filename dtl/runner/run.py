@@ -166,7 +166,7 @@ def _conclude(session: Session, state: State, report: Report | None) -> float:
     seen = tokens_seen(session.parts)
     _record_end(session, state, **metrics, seen=seen)
     _finish_tracking(session, state, metrics)
-    show_end(session.display, session.parts, state, report, seen, session.run_dir)
+    show_end(session.display, session.parts, state, report, seen, session.run_dir, session.tracker)
     loss = session.trainer.state.best_loss
     return math.nan if loss is None else loss
 

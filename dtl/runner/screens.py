@@ -1,50 +1,127 @@
 """Screens of a run: the settings before the first step, the results after the last."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from datetime import datetime
+from itertools import chain
 from pathlib import Path
 
-from dtl.base.display import Display, command_line, shown
-from dtl.base.runtime import cpu_has_bf16, nvidia_without_cuda
+from dtl.base.display import Display, aligned, command_line, shown
+from dtl.base.redaction import redact
+from dtl.base.runtime import cpu_has_bf16, device_name, nvidia_without_cuda
 from dtl.base.safe_text import visible
 from dtl.base.units import in_epochs, in_percent, in_time, in_units, number_of
 from dtl.checkpoints.listing import list_checkpoints
 from dtl.data.prepare import PreparedData
 from dtl.data.text_report import PREVIEW
-from dtl.evaluation.answers import ALL_TOPICS
-from dtl.evaluation.config import EVALUATION_FILE
 from dtl.evaluation.measure import Report
 from dtl.evaluation.tables import show_main_metrics
-from dtl.model.config import ModelConfig
-from dtl.model.transformer import TransformerLM
 from dtl.run_dir.state import longer_run, resume_command
 from dtl.runner.build import Parts, checkpoint_bytes
 from dtl.tracking.tracker import State, Tracker
 from dtl.training.config import LOSS_TERMS, LossConfig, TrainerConfig
 
 SAMPLE_LENGTH, SAMPLE_LINES = 160, 4  # of the training text on the start screen
+DETAILS = "details.txt"  # in a run folder: every choice that was made for it, and why
+RESERVED_ROWS = 5  # of a terminal, beside the start screen: the command, the first sign of life, progress, cursor
 
 
-def _data_lines(data: PreparedData) -> Iterator[str]:
-    for source, splits in data.report.items():
-        train = splits["train"]
-        held_out = [f"{name} {in_units(split.tokens)}" for name, split in splits.items() if name != "train"]
-        others = f"{', '.join(held_out)} tokens" if held_out else "nothing held out"
-        documents, sequences = number_of("documents", train.documents), number_of("sequences", train.rows)
-        yield (
-            f"{source}: {documents}, {in_units(train.tokens)} tokens ({in_units(train.targets)} with a loss) in "
-            f"{sequences}, {in_percent(train.wasted)} % padding; {others}"
-        )
+def _sizes(data: PreparedData, name: str) -> str:
+    """Line of the start screen about the size of a source."""
+    splits = data.report[name]
+    train, questions = splits["train"], data.pairs.get("train", [])
+    what = "questions" if len(data.report) == 1 and len(questions) == train.documents else "documents"
+    with_loss = "" if train.targets >= train.tokens - train.rows else f" ({in_units(train.targets)} with a loss)"
+    held_out = [f"{split} {in_units(report.tokens)}" for split, report in splits.items() if split != "train"]
+    others = f"; held out: {', '.join(held_out)}" if held_out else "; nothing held out"
+    return f"{number_of(what, train.documents)}, {in_units(train.tokens)} tokens{with_loss}{others}"
 
 
-def _model_line(config: ModelConfig, model: TransformerLM) -> str:
-    """Line of the start screen about the model."""
-    total, without = model.n_parameters(), model.n_parameters(embeddings=False)
-    heads, layers = number_of("heads", config.n_heads), number_of("layers", config.n_layers)
-    return (
-        f"{config.arch.block}, width {config.dim}, {heads}, {layers}, "
-        f"context {config.max_seq_len}: {in_units(total)} parameters, {in_units(without)} without embeddings"
+def _data_rows(data: PreparedData) -> Iterator[tuple[str, str]]:
+    """Rows of the start screen: each source, its size, how it was read and split."""
+    for name, (origin, *how) in data.read.items():
+        yield "data", origin
+        yield from (("", line) for line in (_sizes(data, name), *how))
+
+
+def _sample_rows(data: PreparedData) -> Iterator[tuple[str, str]]:
+    for text in data.samples(next(iter(data.rows)), 1, SAMPLE_LENGTH):
+        yield "sample", PREVIEW.partition(" ")[2]
+        lines = visible(text).split("\n")
+        yield from (("", f"  {line}") for line in [*lines[:SAMPLE_LINES], *["..."][: len(lines) > SAMPLE_LINES]])
+
+
+def _start_rows(parts: Parts, run_dir: Path, tracker: Tracker, sample: bool) -> Iterator[tuple[str, str]]:
+    """Rows of the start screen: what a person looks for before a run; `_details` has the rest."""
+    config, length, model = parts.config, parts.length, parts.config.model
+    yield from _data_rows(parts.data)
+    if sample:
+        yield from _sample_rows(parts.data)
+    layers, n_parameters = number_of("layers", model.n_layers), in_units(parts.model.n_parameters())
+    yield (
+        "model",
+        f"{n_parameters} parameters, {layers} of width {model.dim}, context {model.max_seq_len}, vocabulary "
+        f"{parts.tokenizer.vocab_size:,}",
     )
+    epochs = in_epochs(length.last_step / length.steps_per_epoch)
+    per_step = number_of("sequences", min(config.global_batch_size, sum(map(len, parts.data.train.rows.values()))))
+    yield "steps", f"{length.last_step:,} ({epochs}), each of {per_step} of {config.seq_len} tokens"
+    warmup = f"warm-up of {number_of('steps', length.warmup)}"
+    optimizer = f"{config.optimizer.name}, learning rate {config.optimizer.lr:g}"
+    yield "optimizer", f"{optimizer}, {config.schedule.name}, {warmup}"
+    yield from objective_rows(config.trainer)
+    profile = f", profile {config.trainer.machine}" if parts.machine_reason else ""
+    yield "device", f"{device_name(parts.device)}, {parts.precision}{profile}"
+    yield "tracker", tracker.status
+    yield "folder", shown(run_dir)
+    yield "", f"{DETAILS} there has every choice, and why"
+
+
+def _details(parts: Parts, run_dir: Path, tracker: Tracker) -> Iterator[tuple[str, str]]:
+    """Rows of details.txt: the choices that were made for the run, each with its reason, and all notes."""
+    config, data, length, model = parts.config, parts.data, parts.length, parts.config.model
+    total, without = parts.model.n_parameters(), parts.model.n_parameters(embeddings=False)
+    yield "data", f"SHA-256 {data.fingerprint}"
+    yield from _data_rows(data)
+    for name, splits in data.report.items():
+        for split, report in splits.items():
+            sequences = number_of("sequences", report.rows)
+            yield (
+                "",
+                f"{name} {split}: {number_of('documents', report.documents)}, {report.tokens:,} tokens, "
+                f"{report.targets:,} of them with a loss, in {sequences} with {in_percent(report.wasted)} % padding",
+            )
+    yield from _sample_rows(data)
+    yield (
+        "model",
+        f"{model.arch.block}, width {model.dim}, {number_of('heads', model.n_heads)}, "
+        f"{number_of('layers', model.n_layers)}, context {model.max_seq_len}: {total:,} parameters, {without:,} "
+        "without embeddings",
+    )
+    yield "tokenizer", f"{parts.tokenizer.kind}, {parts.tokenizer.vocab_size:,} entries"
+    yield (
+        "steps",
+        f"{length.steps_per_epoch} per epoch, {length.last_step} in total, warm-up {length.warmup} "
+        f"({in_percent(length.warmup / max(1, length.last_step))} %); {config.micro_batch_size} x "
+        f"{config.grad_accum_steps} sequences of {config.seq_len} tokens per step",
+    )
+    yield "optimizer", f"{config.optimizer.name}, peak learning rate {config.optimizer.lr:g}, {config.schedule.name}"
+    yield from objective_rows(config.trainer)
+    yield "profile", f"{config.trainer.machine} ({parts.machine_reason or 'as requested'})"
+    yield "device", f"{parts.device} ({parts.device_reason}); {parts.precision} ({parts.precision_reason})"
+    yield "attention", f"{parts.attention.name} ({parts.attention.reason})"
+    yield "tracker", tracker.status
+    yield from [("", f"To upload it: {tracker.upload}")] if tracker.upload else []
+    yield "folder", str(run_dir.absolute())
+    yield from (("note", note) for note in (*parts.notes, *data.hints))
+
+
+def write_details(run_dir: Path, title: str, rows: Iterable[tuple[str, str]]) -> None:
+    """Append the details of a session to details.txt. Without room for them the run goes on without."""
+    text = "\n".join([f"{title}, {datetime.now():%Y-%m-%d %H:%M:%S}", *aligned(rows)])
+    with suppress(OSError), (run_dir / DETAILS).open("a", encoding="utf-8", errors="replace") as file:
+        file.write(visible(redact(text)) + "\n\n")
 
 
 def objective_rows(trainer: TrainerConfig) -> Iterator[tuple[str, str]]:
@@ -59,45 +136,47 @@ def objective_rows(trainer: TrainerConfig) -> Iterator[tuple[str, str]]:
 
 
 def show_start(display: Display, parts: Parts, run_dir: Path, tracker: Tracker) -> None:
-    """Show the start screen: the settings of the run, and warnings about them."""
-    config, data, length = parts.config, parts.data, parts.length
-    warmup = f"warm-up {length.warmup} ({in_percent(length.warmup / max(1, length.last_step))} %)"
-    rows = [
-        ("model", _model_line(config.model, parts.model)),
-        ("tokenizer", f"{parts.tokenizer.kind}, {parts.tokenizer.vocab_size:,} entries"),
-        *(("data", line) for line in _data_lines(data)),
-        (
-            "steps",
-            f"{length.steps_per_epoch} per epoch, {length.last_step} in total, {warmup}; "
-            f"{config.micro_batch_size} x {config.grad_accum_steps} sequences of {config.seq_len} tokens per step",
-        ),
-        ("optimizer", f"{config.optimizer.name}, peak learning rate {config.optimizer.lr:g}, {config.schedule.name}"),
-        *objective_rows(config.trainer),
-        *([("profile", f"{config.trainer.machine} ({parts.machine_reason})")] if parts.machine_reason else []),
-        ("device", f"{parts.device} ({parts.device_reason}); {parts.precision} ({parts.precision_reason})"),
-        ("attention", f"{parts.attention.name} ({parts.attention.reason})"),
-        ("tracker", tracker.status),
-        ("folder", shown(run_dir)),
-    ]
-    display.screen(f"DTL {config.name}", rows)
-    for note in parts.notes:
+    """Show the start screen, which fits a terminal of 80 x 24 with the progress below it; details.txt has the rest.
+
+    Where the notes need the room, the sample is left out, and then the last notes are; a warning never is.
+    """
+    warnings = list(_warnings(parts, run_dir))
+    title = f"DTL {parts.config.name}"
+    warned = (("warning", warning) for warning in warnings)
+    write_details(run_dir, title, chain(_details(parts, run_dir, tracker), warned))
+    room = display.room - RESERVED_ROWS - sum(display.rows_of(f"Warning: {warning}") for warning in warnings)
+    rows = list(_start_rows(parts, run_dir, tracker, sample=parts.resumed_from is None))
+    if sum(map(display.rows_of, parts.notes)) > room - _n_rows(display, rows):
+        rows = list(_start_rows(parts, run_dir, tracker, sample=False))
+    left = room - _n_rows(display, rows)
+    display.screen(f"{title}   (Ctrl-C saves, and shows how to resume)", rows)
+    for number, note in enumerate(parts.notes, start=1):
+        others = len(parts.notes) - number
+        left -= display.rows_of(note)
+        if number > 1 and left < (others > 0):  # a row for the line that replaces them
+            display.note(f"{number_of('more notes', others + 1)}: {shown(run_dir / DETAILS)}")
+            break
         display.note(note)
-    if parts.resumed_from is None:
-        for text in data.samples(next(iter(data.rows)), 1, SAMPLE_LENGTH):
-            display.note(PREVIEW[0].upper() + PREVIEW[1:])
-            lines = visible(text).split("\n")
-            for line in [*lines[:SAMPLE_LINES], *(["..."] if len(lines) > SAMPLE_LINES else [])]:
-                display.note(f"  {line}")
+    for warning in warnings:
+        display.warn(warning)
+
+
+def _n_rows(display: Display, rows: Sequence[tuple[str, str]]) -> int:
+    """Rows of the terminal that a screen takes, with its title."""
+    indent = max(len(name) for name, _ in rows) + 2
+    return 1 + sum(display.rows_of(value, indent) for _, value in rows)
+
+
+def _warnings(parts: Parts, run_dir: Path) -> Iterator[str]:
+    config, length = parts.config, parts.length
     saved = checkpoint_bytes(parts.model, parts.trainer.optimizers, averaged=parts.trainer.averaged is not None)
     no_room = disk_warning(run_dir, config.trainer.keep, saved)
     looks_wrong = (nvidia_without_cuda(), no_room, _emulation_warning(parts))
-    for warning in [*length.warnings(config), *looks_wrong]:
-        if warning:
-            display.warn(warning)
+    yield from (warning for warning in [*length.warnings(config), *looks_wrong] if warning)
     if parts.trainer.done:
         step = parts.trainer.state.step
         further = longer_run(run_dir, 2 * step, config.trainer.max_epochs)
-        display.warn(f"this run is at step {step}, and its last is {length.last_step}. To train further: {further}")
+        yield f"this run is at step {step}, and its last is {length.last_step}. To train further: {further}"
 
 
 def disk_warning(run_dir: Path, keep: int, checkpoint_bytes: int) -> str | None:
@@ -170,13 +249,6 @@ def tokens_seen(parts: Parts) -> dict[str, dict[str, float]]:
     return {name: {"tokens": n, "passes": n / data.rows[name].n_tokens} for name, n in tokens.items()}
 
 
-def right_answers(report: Report) -> str:
-    """The number of right answers to the questions of each split, those of the training first."""
-    every_topic = [scores for scores in report.answers if scores.topic == ALL_TOPICS]
-    counts = [(s.split, round(s.questions * s.model.exact_match), s.questions) for s in every_topic]
-    return ", ".join(f"{split} {right:,} of {asked:,}" for split, right, asked in counts)
-
-
 def show_end(
     display: Display,
     parts: Parts,
@@ -184,37 +256,32 @@ def show_end(
     report: Report | None,
     seen: dict[str, dict[str, float]],
     run_dir: Path,
+    tracker: Tracker,
 ) -> None:
-    """Show the end screen: steps, metrics and folder of the best checkpoint, the next command."""
+    """Show the end screen: the main metrics, steps, the best checkpoint, the folder, the next commands."""
     if report is not None:
         show_main_metrics(display.console, report)
-    state = parts.trainer.state
+    state, folder = parts.trainer.state, shown(run_dir)
     if parts.data.validation is None:
-        validation = ("validation", "nothing is held out: the last step counts as the best")
+        best = "the last step, as nothing is held out"
     elif state.best_loss is None:
-        validation = (
-            "validation",
-            "its loss was never finite" if state.evaluations else "its loss is not measured yet",
-        )
+        best = f"none: the validation loss {'was never finite' if state.evaluations else 'is not measured yet'}"
     else:
-        validation = ("best validation loss", f"{state.best_loss:.4f} at step {state.best_step}")
-    kept = list_checkpoints(run_dir, contents=False)
-    folder = shown(run_dir)
-    answers_questions = any(parts.data.pairs.values())
-    use_it = command_line("chat" if answers_questions else "generate", f"ckpt={folder}")
-    evaluate_it = command_line("evaluate", f"ckpt={folder}")
+        best = f"step {state.best_step:,}, validation loss {state.best_loss:.4f}"
+    seen_rows = [f"{name}: {in_units(s['tokens'])} tokens, {in_epochs(s['passes'])}" for name, s in seen.items()]
+    epochs = f", {in_epochs(next(iter(seen.values()))['passes'])}" if len(seen) == 1 else ""
+    use = "chat" if any(parts.data.pairs.values()) else "generate"
     rows = [
-        *([("right answers", right_answers(report))] if report and report.answers else []),
-        ("steps", f"{state.step}, {in_units(state.tokens)} tokens in {in_time(state.seconds)}"),
-        validation,
-        *(
-            ("seen", f"{name}: {in_units(source['tokens'])} tokens, {in_epochs(source['passes'])}")
-            for name, source in seen.items()
-        ),
+        ("steps", f"{state.step:,} in {in_time(state.seconds)}, {in_units(state.tokens)} tokens{epochs}"),
+        *([("seen", "\n".join(seen_rows))] if len(seen) > 1 else []),
+        ("best", best),
         *((name, f"{value:.4g}") for name, value in (report.tasks if report else {}).items()),
-        ("checkpoints", ", ".join(f"{entry.path.name} (epoch {entry.epoch})" for entry in kept) or "none"),
-        ("folder", folder),
-        *([("metrics", f"all: {EVALUATION_FILE} there; more: {evaluate_it}")] if report else []),
-        ("next", resume_command(run_dir) if ended == "stopped" else use_it),
+        ("folder", f"{folder}"),
+        *([("upload", tracker.upload)] if tracker.upload and tracker.has_key else []),
     ]
+    if ended == "stopped":
+        rows.append(("resume", resume_command(run_dir)))
+    elif list_checkpoints(run_dir, contents=False):
+        rows.append((use, command_line(use, f"ckpt={folder}")))
+        rows += [("evaluate", command_line("evaluate", f"ckpt={folder}"))] if report else []
     display.screen(f"\n{ended.capitalize()}", rows)

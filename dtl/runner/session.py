@@ -95,6 +95,7 @@ class Session:
             if profiler:
                 profiler.step()
             self.display.advance(report.step)
+            self._estimate(report)
             if self.display.lost and not console_was_lost:
                 console_was_lost = True
                 self.save()
@@ -200,6 +201,12 @@ class Session:
                 in_gib(memory),
             ],
         )
+
+    def _estimate(self, report: StepReport) -> None:
+        """Show how long the run takes after three steps of this session, before the first log; the first is slower."""
+        if len(self.unlogged) == 3 and not self.display.has_status:
+            seconds = (report.seconds - self.unlogged[0].seconds) / 2
+            self.display.status(f"left about {in_time((self.parts.length.last_step - report.step) * seconds)}")
 
     def _tokens_per_second(self, reports: list[StepReport]) -> float:
         """Tokens per second over the steps of `reports`; time between steps, as for evaluation, does not count."""

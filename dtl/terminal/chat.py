@@ -19,7 +19,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dtl.base.display import table
+from dtl.base.display import command_line, table
 from dtl.base.safe_text import in_one_line
 from dtl.base.units import number_of
 from dtl.commandline.command import Command
@@ -35,7 +35,7 @@ from dtl.generation.config import SamplingConfig
 from dtl.terminal.dialogue import StopOnInterrupt, introduce, take_lines
 from dtl.terminal.input import InputLine, TooLong
 from dtl.terminal.presets import PRESETS, preset
-from dtl.terminal.streams import Screen
+from dtl.terminal.streams import BlankLines, Screen
 from dtl.terminal.transcript import Turn, default_path, save_transcript
 
 if TYPE_CHECKING:
@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 
 
 NOT_CALIBRATED = "How sure it is was not measured. It answers every question, also what it was not taught."
+PLAIN_TEXT = "It was trained on plain text, not on questions. To let it continue a text:"
+ROWS_OF_TEXT = 8  # of an answer by a model of plain text, which finds no end
+ROWS_BESIDE = 6  # of a terminal, kept free of one answer
 HELP_LINE = "Each question is independent. help lists the commands; Ctrl-C stops an answer, Ctrl-D quits."
 YOU, DTL = "You", "DTL"
 YOU_STYLE, DTL_STYLE = "bold green", "bold cyan"
@@ -55,13 +58,21 @@ class Chat:
     """A chat in progress: its sampling, its next seed, its turns."""
 
     def __init__(
-        self, model: "LoadedModel", screen: Screen, line: InputLine, sampling: SamplingConfig, seed: int
+        self,
+        model: "LoadedModel",
+        screen: Screen,
+        line: InputLine,
+        sampling: SamplingConfig,
+        seed: int,
+        fits_screen: bool = False,
     ) -> None:
+        """With `fits_screen`, an answer in a terminal is stopped before it fills the screen."""
         self.model = model
         self.screen = screen
         self.line = line
         self.sampling = sampling
         self.seed = seed  # of the next answer
+        self.fits_screen = fits_screen
         self.turns: list[Turn] = []
 
     def run(self) -> None:
@@ -73,9 +84,8 @@ class Chat:
         """Show the model's name and run, and what to type."""
         introduce(self.model, self.screen)
         if self.model.facts.learned_plain_text:
-            self.screen.note(
-                "It was trained on plain text, not on questions. To continue texts instead: python -m dtl.generate"
-            )
+            self.screen.note(PLAIN_TEXT)
+            self.screen.print(command_line("generate", f"ckpt={self.model.facts.ckpt}", "prompt=Once upon a time"))
         if self.line.is_terminal:
             taught = self.model.facts.taught
             doubt = [NOT_CALIBRATED] if taught and self.model.facts.calibration is None else []
@@ -105,12 +115,19 @@ class Chat:
         started = time.perf_counter()
         output = self.model.continue_text(self.model.prompt(question), sampling, self.seed)
         self.screen.label(DTL, DTL_STYLE)
-        answer, was_stopped = stream_answer(output, self.screen)
+        answer, was_stopped = stream_answer(output, self.screen, self._max_rows())
         seconds, ended = time.perf_counter() - started, None if was_stopped else output.ended
         turn = Turn(question, answer, self.seed, self.sampling, output.mean_logprob, len(output.ids), seconds, ended)
         self.turns.append(turn)
         self.seed = (self.seed + 1) % N_SEEDS
         self._report(turn, output, n_prompt)
+
+    def _max_rows(self) -> int | None:
+        """Return the rows of the screen for an answer; None: as many as it needs."""
+        if not self.fits_screen or not self.line.is_terminal:
+            return None
+        rows = max(1, self.screen.console.height - ROWS_BESIDE)
+        return min(rows, ROWS_OF_TEXT) if self.model.facts.learned_plain_text else rows
 
     def _leaving_room(self, n_prompt: int) -> SamplingConfig:
         """Return the sampling with `max_new_tokens` cut to the rest of the context after a long question.
@@ -138,8 +155,6 @@ class Chat:
             probability = calibration.probability(turn.mean_logprob)
             # Rounded down: no answer is certain, and below one half at most two of five dots are filled.
             parts.insert(0, f"{self._dots(probability)} {int(100 * probability)} % sure")
-        elif not math.isnan(turn.mean_logprob):  # no dots: this is high for made up answers, too
-            parts.insert(0, f"log p {turn.mean_logprob:.2f} per token")
         self.screen.note(", ".join(parts))
         if probability < MIN_PROBABILITY:
             self.screen.warn("The model does not know this: the answer is more likely wrong than right.")
@@ -159,23 +174,32 @@ class Chat:
         return filled * n_filled + empty * (N_DOTS - n_filled)
 
 
-def stream_answer(continuation: "Continuation", screen: Screen) -> tuple[str, bool]:
+def stream_answer(continuation: "Continuation", screen: Screen, max_rows: int | None = None) -> tuple[str, bool]:
     """Show a text while it is generated, without the space that a tokenizer puts before its first word; end its line.
 
-    Returns the text and whether Ctrl-C stopped it. Raises KeyboardInterrupt at the second Ctrl-C.
+    With `max_rows` it is stopped once it has as many rows of the screen. Returns the text and whether it was stopped,
+    there or by Ctrl-C. Raises KeyboardInterrupt at the second Ctrl-C.
     """
-    answer = ""
+    answer, is_full = "", False
+    shorten = BlankLines(at_start=True) if screen.labelled else str
     with StopOnInterrupt() as interrupt:
         for piece in continuation:
-            begun = answer or piece.lstrip(" ")
-            screen.piece(piece if answer else begun)
-            answer = answer + piece if answer else begun
+            begun = piece if answer else piece.lstrip(" ")
+            answer += begun
+            is_full = max_rows is not None and screen.rows_of(answer) > max_rows
+            if is_full:
+                break
+            screen.piece(shorten(begun))
             if interrupt.asked:
                 break
         screen.piece("\n")
     if interrupt.asked:
         screen.note("(stopped)")
-    return answer.strip(), interrupt.asked
+    elif screen.labelled and not answer.strip():
+        screen.note("(no text)")
+    elif is_full:
+        screen.note("(stopped: too long for the screen; /params max_new_tokens=N shows N tokens)")
+    return answer.strip(), interrupt.asked or is_full
 
 
 # --- commands -----------------------------------------------------------------------------------------------------
@@ -278,6 +302,7 @@ def _params(chat: "Chat", argument: str) -> None:
     try:
         if argument:
             chat.sampling = changed_sampling(chat.sampling, argument)
+            chat.fits_screen = chat.fits_screen and "max_new_tokens=" not in argument
     except ConfigError as error:
         chat.screen.warn(f"{error} Nothing was changed.")
         return

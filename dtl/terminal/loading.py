@@ -41,6 +41,12 @@ class CheckpointFacts:
     learned_questions_alone: bool = False  # trained without any other text
     taught: tuple[str, ...] = ()  # lines about the training questions
 
+    @property
+    def ckpt(self) -> str:
+        """The value of `ckpt=` for this checkpoint: its run for the best one, which needs no longer path."""
+        is_best = self.folder.name == "best" and self.folder.parent.name == "checkpoints"
+        return shown(self.folder.parent.parent if is_best else self.folder)
+
 
 class LoadedModel:
     """A model with its tokenizer and its facts, ready to generate."""

@@ -4,6 +4,7 @@ In a terminal both are standard output. In a pipe only the answers go to standar
 """
 
 import contextlib
+import math
 import sys
 from collections.abc import Iterator
 from typing import TextIO
@@ -65,6 +66,10 @@ class Screen:
         """Write a yellow line: what was not done, and why."""
         self._line(text, "yellow")
 
+    def rows_of(self, text: str) -> int:
+        """Rows of a terminal that an answer takes."""
+        return sum(max(1, math.ceil(len(line) / self.console.width)) for line in text.split("\n"))
+
     def clear(self) -> None:
         """Clear the screen of a terminal."""
         self.console.clear()
@@ -93,6 +98,25 @@ class Screen:
     def _line(self, text: str, style: str) -> None:
         self._bar.stop()
         print_lines(self.console, visible(text), style)
+
+
+class BlankLines:
+    """Shortens several blank lines in a row to one, in a text that comes in pieces: a model may write nothing else."""
+
+    def __init__(self, at_start: bool = False) -> None:
+        """With `at_start` there is none at the start of the text either."""
+        self._line_ends = 2 if at_start else 0  # in the white space at the end of the text so far
+
+    def __call__(self, piece: str) -> str:
+        kept = ""
+        for character in piece:
+            if character == "\n":
+                self._line_ends += 1
+            elif not character.isspace():
+                self._line_ends = 0
+            if character != "\n" or self._line_ends <= 2:
+                kept += character
+        return kept
 
 
 def open_screen(all_in_one: bool) -> Screen:

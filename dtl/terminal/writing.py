@@ -1,6 +1,5 @@
 """Continuations of texts: one beginning with several samplings, one beginning after another. Imports no torch."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ from dtl.generation.config import SamplingConfig
 from dtl.terminal.dialogue import StopOnInterrupt, take_lines
 from dtl.terminal.input import InputLine, TooLong
 from dtl.terminal.presets import in_words
-from dtl.terminal.streams import Screen
+from dtl.terminal.streams import BlankLines, Screen
 
 if TYPE_CHECKING:
     from dtl.generation.conversation import Continuation
@@ -67,12 +66,13 @@ def _in_columns(screen: Screen, beginning: str, columns: list[_Column], stopped:
     # rich cannot erase a live table that is taller than the window: it is cropped, and printed in full at the end.
     with Live(console=screen.console, transient=True, refresh_per_second=8, vertical_overflow="crop") as live:
         for column in columns:
+            shorten = BlankLines()
             for piece in column.writing:
-                column.text += piece
+                column.text += shorten(piece)
                 live.update(_table(beginning, columns))
                 if stopped():
                     break
-            column.facts = facts(column.writing)
+            column.facts = facts(column.writing, column.text)
             if stopped():
                 break
     screen.console.print(_table(beginning, columns))
@@ -83,12 +83,15 @@ def _one_below_the_other(screen: Screen, beginning: str, columns: list[_Column],
         if len(columns) > 1:
             screen.piece(f"--- {column.head.plain}\n")
         screen.piece(beginning)
+        shorten = BlankLines() if screen.is_terminal else str
         for piece in column.writing:
-            screen.piece(piece)
+            text = shorten(piece)
+            column.text += text
+            screen.piece(text)
             if stopped():
                 break
         screen.piece("\n")
-        screen.note(facts(column.writing))
+        screen.note(facts(column.writing, column.text))
         if stopped():
             return
 
@@ -103,11 +106,9 @@ def _table(beginning: str, columns: list[_Column]) -> Table:
     return table((column.name for column in columns), (heads, texts), every=every, expand=True, show_header=False)
 
 
-def facts(writing: "Continuation") -> str:
-    """Summarise a finished text: tokens, mean log p, what was cut."""
-    parts = [number_of("tokens", len(writing.ids))]
-    if math.isfinite(writing.mean_logprob):
-        parts.append(f"log p {writing.mean_logprob:.2f} per token")
+def facts(writing: "Continuation", text: str) -> str:
+    """Summarise a finished text: tokens, what was cut."""
+    parts = [number_of("tokens", len(writing.ids)) + ("" if text.strip() else ", all of them white space")]
     if writing.prompt_cut:
         parts.append(f"the first {writing.prompt_cut:,} tokens of the prompt do not fit the context and were dropped")
     if writing.context_shifted:

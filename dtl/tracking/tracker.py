@@ -111,6 +111,16 @@ class Tracker:
         """One line for the user: where the metrics go, and why."""
         return self._status if self._sink is None else self._sink.status
 
+    @property
+    def upload(self) -> str:
+        """Command that uploads an offline run of W&B; empty for any other."""
+        return "" if self._sink is None else self._sink.upload
+
+    @property
+    def has_key(self) -> bool:
+        """False where W&B is offline for want of a key."""
+        return self._sink is not None and self._sink.has_key
+
     def log_steps(self, rows: list[dict[str, Any]]) -> None:
         """Append a row per optimizer step to metrics.jsonl and send the last one to W&B.
 

@@ -70,6 +70,7 @@ class WandbSink:
         self._off = ""  # why W&B is switched off
         self._run: Any = None
         self._is_online = False
+        self.has_key = True  # False: there is none to go online with
         # wandb's error reports about itself go to the same server and may delay the end of the process by 30 s.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         self._where = ""
@@ -86,6 +87,11 @@ class WandbSink:
     def status(self) -> str:
         """One line for the user."""
         return f"W&B off: {self._off}; metrics.jsonl has everything" if self._off else self._where
+
+    @property
+    def upload(self) -> str:
+        """Command that uploads an offline run; empty for any other."""
+        return "" if self._run is None or self._is_online or self._off else self._sync_command()
 
     def log(self, metrics: dict[str, Any], step: int) -> None:
         """Queue one row. With an explicit `step`, rows that a resumed run repeats do not count twice."""
@@ -153,6 +159,7 @@ class WandbSink:
 
         setup = wandb.setup(settings=wandb.Settings(silent=True, mode="online"))
         if not wandb.login(prompt=False, verify=False):  # reads the environment and netrc; sends no request
+            self.has_key = False
             raise _StayOffline("no key; run `wandb login` to send runs to a server")
         if not _answers(setup.settings.base_url, min(PROBE_SECONDS, patience / 2)):
             raise _StayOffline(f"no answer from {redact(setup.settings.base_url)}")
@@ -177,7 +184,7 @@ class WandbSink:
         except Exception as error:
             self._switch_off(_in_short(error))
         else:
-            self._where = f"W&B offline: {reason}; sync later with {self._sync_command()}"
+            self._where = f"W&B offline: {reason}"
 
     def _init(self, mode: str, seconds: float) -> Any:
         import wandb
@@ -240,13 +247,13 @@ class WandbSink:
             log.warning("%s.", self.status)
 
     def _unfinished(self) -> str:
-        return f"not everything was uploaded in time, upload it later with {self._sync_command()}"
+        return f"not everything was uploaded in time, upload it later with `{self._sync_command()}`"
 
     def _sync_command(self) -> str:
         folder = Path(self._run.dir).parent
         with suppress(ValueError):
             folder = folder.relative_to(Path.cwd())
-        return f"`{visible(shell_line(['wandb', 'sync', str(folder)]))}`"
+        return visible(shell_line(["wandb", "sync", str(folder)]))
 
 
 def _last_step(request: WandbRun) -> int | None:

@@ -114,7 +114,7 @@ def test_questions_learn_their_answers_alone(facts):
     assert prepared.report["qa"]["train"].targets < prepared.report["qa"]["train"].tokens / 3
     batch = prepared.validation.batch([0])
     assert batch.documents is not None and batch.positions is not None
-    assert any("data.wiki.weight=0.5" in note for note in prepared.notes)
+    assert any("data.wiki.weight=0.5" in note for note in prepared.hints)
 
 
 def test_pairs_of_ones_own_are_held_out_by_question(tmp_path):
@@ -124,8 +124,8 @@ def test_pairs_of_ones_own_are_held_out_by_question(tmp_path):
     prepared = prepare(config(file, kind="qa", loss_on="answer", validation_fraction=0.2), seq_len=64)
     train, validation = ({pair.question for pair in prepared.pairs[split]} for split in ("train", "validation"))
     assert len(train) + len(validation) == 40 and not train & validation and len(validation) > 2
-    (note,) = prepared.notes
-    assert note.endswith("read as questions and answers: question 'question', answer 'answer' (40 records).")
+    assert not prepared.notes and prepared.read["qa"][0].endswith("pairs.jsonl")
+    assert prepared.read["qa"][1] == "read as question 'question', answer 'answer' (40 records)."
 
 
 def test_two_answers_to_one_question_are_said(tmp_path):
@@ -239,7 +239,7 @@ def test_a_text_shorter_than_a_row_is_enough(tmp_path):
     assert len(prepared.rows["text"]["train"]) == len(prepared.validation) == 1
     batch = prepared.validation.batch([0])
     assert batch.inputs.shape == (1, 256) and batch.n_targets == len("of two lines")
-    assert any("one text" in note for note in prepared.notes)
+    assert any("one text" in note for note in prepared.read["text"])
 
 
 @pytest.mark.parametrize(

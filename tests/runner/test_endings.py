@@ -1,10 +1,12 @@
 """The ends of a run: by patience, by time, by a number that is not finite, for want of memory. What is said then,
 and what is kept."""
 
+import io
 import json
 import math
 import re
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,9 +15,12 @@ from typing import Any
 import pytest
 import torch
 from composing import composed
+from pyte import Screen as Terminal
+from pyte import Stream
+from rich.console import Console
 from tiny_runs import go_on, outcome, result, start, steps_kept, tiny_config
 
-from dtl.base.display import shown
+from dtl.base.display import Display, shown
 from dtl.checkpoints.listing import best_checkpoint, list_checkpoints
 from dtl.commandline.overrides import to_hydra_syntax, unquoted
 from dtl.config import RunConfig
@@ -88,24 +93,80 @@ def test_a_slow_muon_is_warned_of(
     assert ("this processor only emulates" in capsys.readouterr().out) == warned
 
 
+# --- the start screen ---------------------------------------------------------------------------------------------
+
+
+def questions_of_ones_own(n: int, *more: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"question": f"What is the square of {i}?", "answer": f"{i * i}."} for i in range(n)] + list(more)
+
+
+def shown_before_the_first_step(monkeypatch: pytest.MonkeyPatch, height: int, begin: Callable[[], object]) -> list[str]:
+    """The lines of a terminal of 80 columns below the line of the command and the first sign of life."""
+    stream, seen = io.StringIO("\n"), list[str]()
+    console = Console(file=stream, force_terminal=True, width=80, height=height, color_system=None)
+    monkeypatch.setattr(run, "lasting_display", lambda: Display(console))
+    monkeypatch.setattr(Display, "start_progress", lambda *_: seen.append(stream.getvalue()))
+    begin()
+    terminal = Terminal(80, 200)
+    Stream(terminal).feed("command\r\nOpening the data, loading torch ...\r\n" + seen[0].replace("\n", "\r\n"))
+    return "\n".join(line.rstrip() for line in terminal.display).rstrip().split("\n")
+
+
+@pytest.mark.parametrize(
+    ("records", "notes"),
+    [
+        (questions_of_ones_own(10), []),
+        (questions_of_ones_own(60), []),
+        (
+            questions_of_ones_own(10, {"question": "What is the square of 3?", "answer": "ten"}, {"x": 1})
+            + questions_of_ones_own(1)
+            + questions_of_ones_own(1, {"question": "word " * 90, "answer": "none"}, {"question": "", "answer": "b"}),
+            [
+                "has the answers",
+                "each a copy of another",
+                "longer than a sequence",
+                "no field for a question",
+                "an empty question",
+            ],
+        ),
+    ],
+)
+def test_the_start_screen_fits_a_terminal_and_loses_no_note(records, notes, tmp_path, monkeypatch):
+    """With the command above it, and the progress of two rows and the cursor below. details.txt has all notes."""
+    file = tmp_path / "folder" / "of" / "questions" / "my_own_pairs.jsonl"
+    file.parent.mkdir(parents=True)
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    config = replace(tiny_config(file, total_steps=200, stop_after_steps=1), name="my_pairs")
+    for height, session in ((24, start), (24, go_on), (99, start)):
+        run_dir = tmp_path / f"run-{height}"
+        lines = shown_before_the_first_step(monkeypatch, height, lambda s=session, d=run_dir: s(config, d))
+        assert len(lines) <= height - 3, lines
+        assert lines[2].startswith("DTL my_pairs") and any("my_own_pairs.jsonl" in line for line in lines)
+        details = (run_dir / "details.txt").read_text()
+        assert all(note in details for note in notes) and details.count("\nattention ") == details.count("DTL my_pairs")
+        missing = [note for note in notes if note not in " ".join(lines)]
+        assert bool(missing) == any("more note" in line and "details.txt" in line for line in lines), lines
+        assert not missing or height == 24
+
+
 # --- the end screen -----------------------------------------------------------------------------------------------
 
 
-def test_the_end_screen_opens_with_the_right_answers_and_has_no_none(pairs: Path, tmp_path: Path, capsys) -> None:
+def test_the_end_screen_shows_the_right_answers_and_the_best_step(pairs: Path, tmp_path: Path, capsys) -> None:
     few = tmp_path / "few.jsonl"
     few.write_text("".join(json.dumps({"question": f"{i} squared?", "answer": f"{i * i}."}) + "\n" for i in range(7)))
     config = tiny_config(few, total_steps=2)
     start(replace(config, data=replace(config.data, validation_fraction=0)), tmp_path / "a")
-    end = capsys.readouterr().out.partition("\nFinished\n")[2].splitlines()
-    assert re.match(r"right answers +train \d of 7$", end[0])
-    assert re.match(r"validation +nothing is held out: the last step counts as the best$", end[2])
-    assert not any(word in "\n".join(end).lower() for word in ("none", "nan"))
+    questions, _, end = capsys.readouterr().out.partition("\nQuestions\n")[2].partition("\nFinished\n")
+    assert re.match(r"wordings +asked +right .*\ntrain +7 +\d ", questions)
+    assert re.search(r"^best +the last step, as nothing is held out$", end, re.MULTILINE)
+    assert not any(word in end.lower() for word in ("none", "nan"))
     start(tiny_config(pairs, total_steps=2, eval_every_steps=None), tmp_path / "b")
-    end = capsys.readouterr().out.partition("\nFinished\n")[2].splitlines()
-    assert re.match(r"right answers +train \d+ of \d+, validation \d+ of \d+", end[0])
-    assert re.match(r"best validation loss +\d+\.\d+ at step 2$", end[2])
+    questions, _, end = capsys.readouterr().out.partition("\nQuestions\n")[2].partition("\nFinished\n")
+    assert re.search(r"^train +\d+ +\d+ .*\nvalidation +\d+ +\d+ ", questions, re.MULTILINE)
+    assert re.search(r"^best +step 2, validation loss \d+\.\d+$", end, re.MULTILINE)
     start(tiny_config(pairs, total_steps=2, stop_after_steps=1, eval_every_steps=None), tmp_path / "c")
-    assert re.search(r"\nvalidation +its loss is not measured yet\n", capsys.readouterr().out)
+    assert re.search(r"\nbest +none: the validation loss is not measured yet\n", capsys.readouterr().out)
 
 
 # --- too slow for a CPU -------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def chat(monkeypatch, capsys, elsewhere):
 
 
 SHORT = ("sampling.max_new_tokens=5", "device=cpu")
-NOTE = re.compile(r"^log p -\d+\.\d\d per token, seed (\d+), 5 tokens, \d+ tokens/s$", re.MULTILINE)
+NOTE = re.compile(r"^seed (\d+), 5 tokens, \d+ tokens/s$", re.MULTILINE)
 
 
 def test_each_line_of_a_pipe_is_answered(chat, run_dir):

@@ -1,18 +1,21 @@
 """A chat from its greeting to its end: calls of the model, output by stream, Ctrl-C and the end."""
 
 import io
+import math
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from chat_fakes import RoteContinuation, ScriptedInput, rote_model, talk
+from chat_fakes import RoteContinuation, ScriptedInput, Talk, rote_model, talk
 from hypothesis import given
 from hypothesis import strategies as st
 from pyte import Screen as Terminal
 from pyte import Stream
+from rich.console import ConsoleDimensions
 
 from dtl.base.display import exit_when_output_closes
 from dtl.evaluation.metrics import Calibration
@@ -79,14 +82,14 @@ def test_dots_number_and_sentence_are_one_probability(logprob, slope, intercept)
     percent = int(line.partition("%")[0].split()[-1])
     known = calibration.probability(logprob) >= 0.5
     assert (line.count("●") >= 3, percent >= 50, "The model does not know" not in chat.shown) == (known,) * 3
-    assert percent == int(100 * calibration.probability(logprob)) and "log p" not in line
+    assert percent == int(100 * calibration.probability(logprob))
 
 
 @pytest.mark.parametrize("logprob", [0.0, -9.0])
 def test_without_a_calibration_nothing_looks_like_knowing(logprob):
     chat = talk("One?", answer=lambda *_: RoteContinuation([" a"], logprob))
-    assert f"\nlog p {logprob:.2f} per token, seed 11, 1 token, " in chat.shown
-    assert not any(mark in chat.shown for mark in ("does not know", " % sure", "●", "○"))
+    assert "\nseed 11, 1 token, " in chat.shown
+    assert not any(mark in chat.shown for mark in ("does not know", " % sure", "●", "○", "log p", f"{logprob:.2f}"))
     taught = ("It was taught 3 questions, for example:",)
     assert "How sure it is was not measured" in greeting(taught=taught)
     assert "not measured" not in greeting(taught=taught, calibration=Calibration(1, 0)) + greeting()
@@ -94,7 +97,7 @@ def test_without_a_calibration_nothing_looks_like_knowing(logprob):
 
 def test_an_empty_answer_has_no_confidence():
     chat = talk("One?", answer=lambda *_: RoteContinuation([]))
-    assert "DTL: \nseed 11, 0 tokens, 0 tokens/s\n" in chat.shown
+    assert "DTL: \n(no text)\nseed 11, 0 tokens, 0 tokens/s\n" in chat.shown
 
 
 def test_a_terminal_without_dots_gets_what_it_can_show():
@@ -318,3 +321,35 @@ with exit_when_output_closes():
 def test_another_error_of_a_stream_is_told():
     with pytest.raises(FileNotFoundError), exit_when_output_closes():
         Path("no/such/file").read_text()
+
+
+# --- what fits the screen -----------------------------------------------------------------------------------------
+
+
+def endless(*pieces: str) -> Callable[..., RoteContinuation]:
+    """An answer of 10,000 tokens, as an untrained model writes one."""
+    return lambda *_: RoteContinuation([piece for _ in range(10_000 // len(pieces)) for piece in pieces])
+
+
+@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("pieces", [(" word",), (" a", "\n"), ("\n",), (" ", "\n"), ("w" * 300,)])
+def test_an_answer_that_finds_no_end_does_not_fill_the_screen(monkeypatch, plain, pieces):
+    monkeypatch.setattr("dtl.terminal.streams.SafeConsole.size", ConsoleDimensions(80, 24))
+    chat = Talk("One?", answer=endless(*pieces), learned_plain_text=plain)
+    chat.chat.fits_screen = True
+    rows = chat.held().answers.getvalue().partition("You: ")[0].partition("DTL: ")[2].split("\n")
+    n_rows = sum(max(1, math.ceil(len(row) / 80)) for row in rows)
+    assert 2 <= n_rows <= (12 if plain else 22), rows
+    assert any("(no text)" in row or "(stopped: too long for the screen" in row for row in rows)
+    (turn,) = chat.chat.turns
+    assert turn.ended is None and turn.n_tokens < 2000
+
+
+def test_asked_for_its_length_an_answer_is_complete():
+    words = ("/params max_new_tokens=20000", "One?")
+    chat = Talk(*words, answer=endless(" word"))
+    chat.chat.fits_screen = True
+    assert chat.held().answers.getvalue().count(" word") == 10_000 and "too long" not in chat.shown
+    pipe = Talk("One?", answer=endless("\n"), is_terminal=False)
+    pipe.chat.fits_screen = True
+    assert pipe.held().answers.getvalue() == "\n" * 10_001

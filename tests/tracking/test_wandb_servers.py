@@ -48,8 +48,9 @@ def go(name, environment, mode="auto", patience=300.0):
             tracker.log_steps([{"step": step, "tokens": 1, "seconds": 1.0, "train/loss": 1.0}])
         if "online:" not in tracker.status:  # the fake server knows no tables
             tracker.log_samples(3, [{"prompt": "p", "text": "t"}])
-        status = tracker.status
-    print(json.dumps({"name": name, "status": status, "status_at_the_end": tracker.status}), flush=True)
+        status, upload = tracker.status, tracker.upload
+    found = {"name": name, "status": status, "upload": upload, "status_at_the_end": tracker.status}
+    print(json.dumps(found), flush=True)
     if "wandb" in sys.modules:
         sys.modules["wandb"].teardown()  # the next one has another environment
 
@@ -170,7 +171,7 @@ def test_a_server_that_does_not_answer_means_offline(scenarios: dict[str, Any], 
     assert scenarios[name]["status"].startswith(f"W&B offline: {why}")
     assert len(read_metrics(scenarios["folder"] / name)) == 3
     (file,) = (scenarios["folder"] / name / "wandb").glob("offline-run-*/*.wandb")
-    assert f"`wandb sync {file.parent.relative_to(scenarios['folder'])}`" in scenarios[name]["status"]
+    assert scenarios[name]["upload"] == f"wandb sync {file.parent.relative_to(scenarios['folder'])}"
 
 
 def test_a_server_that_answers_gets_the_rows(scenarios: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from dtl.base.units import number_of
 from dtl.data.cache import create_cache_folder
 from dtl.data.collect import entry_name, text_code
 from dtl.data.config import SPLITS, SourceConfig
-from dtl.data.documents import Document, article
+from dtl.data.documents import AsRead, Document, article
 from dtl.data.hub.stream import HubStream
 from dtl.data.local.files import SPLIT_WORDS, text_of
 from dtl.errors import CheckpointError, DataError, did_you_mean
@@ -286,7 +286,7 @@ class HubTexts:
         """Return messages for the user: the commit, and the splits that are not read."""
         spec = self._spec
         return [
-            f"{spec.dataset}: read at commit {self.sha}; {spec.settings}.revision={NEWEST} takes the newest.",
+            AsRead(f"{spec.dataset}: read at commit {self.sha}; {spec.settings}.revision={NEWEST} takes the newest."),
             *self._notes,
             *(
                 [f"{self.origin}: {number_of('numbers', self._n_numbers)} in column {self.column!r}, read as digits."]

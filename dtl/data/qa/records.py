@@ -15,7 +15,7 @@ from typing import Any
 from dtl.base.units import number_of
 from dtl.data.chats import MESSAGES, Message, chats_in, messages_in, turns_of
 from dtl.data.config import SPLITS
-from dtl.data.documents import QuestionAnswer
+from dtl.data.documents import AsRead, QuestionAnswer
 from dtl.data.local.files import quoted_name, text_of
 from dtl.data.local.readers import Record
 from dtl.errors import DataError
@@ -175,12 +175,13 @@ class PairReader:
         forms = "; ".join(
             f"{form} ({number_of('records', count)})" for form, count in self._forms.most_common(MAX_PLACES)
         )
-        notes = [f"{origin}: read as questions and answers: {forms}."] if forms else []
+        notes: list[str] = [AsRead(f"{origin}: read as {forms}.")] if forms else []
         if self._chats:
             ways = {False: "with one turn as pairs", True: "with several turns as documents in the chat template"}
             read = ", ".join(f"{self._chats[several]:,} {way}" for several, way in ways.items() if self._chats[several])
             left_out = ", ".join(f"{count:,} x {reason}" for reason, count in self._left_out_of_chats.most_common())
-            notes.append(f"{origin}: read as chats: {read}.{f' Left out of them: {left_out}.' if left_out else ''}")
+            notes.append(AsRead(f"{origin}: read as chats: {read}."))
+            notes += [f"{origin}: left out of the chats: {left_out}."] if left_out else []
         if self._n_choices and "choices" not in self._own:
             notes.append(
                 f"{origin}: {number_of('records', self._n_choices)} with choices, which are not in the questions, "
