@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from dtl.commandline.command import PATHS, Command
 from dtl.config import RunConfig
 from dtl.errors import ConfigError
+from dtl.model.config import KEPT_WITH_INIT
 
 # --- as a user types them, and as Hydra reads them ----------------------------------------------------------------
 
@@ -131,8 +132,6 @@ def resolved(value: str) -> str:
 
 
 # --- words that exclude each other --------------------------------------------------------------------------------
-
-KEPT_WITH_INIT = ("model.dropout", "model.token_dropout", "model.attention")
 
 
 def check_init_words(init: str | None, overrides: Iterable[str]) -> None:
