@@ -78,6 +78,12 @@ def _runs(folder: Path, marks: set[str], depth: int) -> Iterator[Path]:
             yield from _runs(path, marks, depth - 1)
 
 
+def runs_named(name: str, outputs: Path) -> list[Path]:
+    """The runs under `outputs` whose folder is called so, after its time: 10-00-00-1_demo for `demo`. Newest first."""
+    called = re.compile(rf"(?:[\d-]+_)?{re.escape(name)}")
+    return [run for run in list_runs(outputs) if called.fullmatch(run.name)]
+
+
 def start_of(run_dir: Path) -> datetime:
     """The start of a run as a naive local time, from its run.json, else from its folder's name; `datetime.min` when
     neither has one. Not from file times, which change when a folder is copied."""
@@ -145,7 +151,11 @@ def _not_found(spec: str, path: Path, outputs: Path) -> CheckpointError:
         return CheckpointError(
             f"{path}: neither a run (checkpoints/) nor a model directory (config.json and model.safetensors)."
         )
-    near = _near(path) or [str(run) for run in list_runs(outputs)[:3]]
+    near = (
+        [str(run) for run in runs_named(path.name, outputs)[:3]]
+        or _near(path)
+        or [str(run) for run in list_runs(outputs)[:3]]
+    )
     return CheckpointError(
         f"{spec}: no such folder."
         + ("\nSimilar: " + ", ".join(near) if near else "")

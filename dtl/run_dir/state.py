@@ -326,7 +326,7 @@ def new_run(run_dir: Path, changes: Sequence[str]) -> str:
     for word in map(str, as_list(record.get("overrides"))):
         key, equals, value = word.partition("=")
         name = _key(key)
-        if name in _OF_ONE_SESSION or any(_replaces(new, name) for new in keys):
+        if name in _OF_ONE_SESSION or any(replaces(new, name) for new in keys):
             continue
         if not own_weights and (name == "init" or _is_brought(name)):
             continue
@@ -349,7 +349,7 @@ def _is_brought(key: str) -> bool:
     return key.partition("/")[0].partition(".")[0] in ("model", "tokenizer") and key not in KEPT_WITH_INIT
 
 
-def _replaces(new: str, old: str) -> bool:
+def replaces(new: str, old: str) -> bool:
     """True where the value of the key `old` is void once `new` is given: data=text for data.qa.path."""
     if PLACE_OF_DATA.fullmatch(new) and PLACE_OF_DATA.fullmatch(old):  # data.qa.path is data.sources.qa.path
         return new.split(".")[-2] == old.split(".")[-2] or "data.path" in (new, old)

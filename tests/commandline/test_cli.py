@@ -81,6 +81,7 @@ REFUSED = {
     "optimizer.lrr=1": "optimizer.lrr=1: there is no such key. Did you mean 'optimizer.lr'? Keys here: optimizer.name,",
     "trainer.totl_steps=5": "Did you mean 'trainer.total_steps'?",
     "modle.dim=3": "modle.dim=3: there is no such key. Did you mean 'model.dim'?",
+    "limit=3": "limit=3: there is no such key. It is a setting of dtl.runs: python -m dtl.runs limit=3",
     "modle=small": "modle=small: there is no such key. Did you mean 'model'?",
     "experment=x": "experment=x: there is no such key. Did you mean 'experiment'?",
     "+experment=x": "+experment=x: there is no such key. Did you mean 'experiment'?",
@@ -97,6 +98,7 @@ REFUSED = {
     # a value of a wrong type
     "optimizer.lr=abc": "optimizer.lr=abc: must be a number (peak learning rate",
     "optimizer.lr=[1,2]": "optimizer.lr=[1,2]: must be a number",
+    "experiment=demo optimizer.lr=fast": "untied head)). Default: optimizer.lr=0.0007",  # the recipe's
     "trainer.total_steps=1.5": "trainer.total_steps=1.5: must be an integer or null (stop after",
     "model.dim=null": "model.dim=null: must be an integer (width of the residual stream). Default: model.dim=256",
     "trainer.compile=maybe": "trainer.compile=maybe: must be true/false",

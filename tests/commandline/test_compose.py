@@ -30,6 +30,7 @@ from dtl.training.config import OptimizerConfig, TrainerConfig
 
 CHOICES = [f"{group}={choice}" for group, choices in COMMAND.groups().items() for choice in choices]
 NEEDED = {choice: ["data.path=books/"] for choice in ("data=text", "experiment=text_cpu")}
+NEEDED["experiment=my_pairs"] = ["data.qa.path=my_pairs.jsonl"]
 
 
 @pytest.mark.parametrize("words", [[], ["model=large", "data=wiki"], ["experiment=demo"], ["name=mine", "seed=3"]])
