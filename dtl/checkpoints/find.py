@@ -12,6 +12,7 @@ from typing import Literal
 from dtl.base.files import ASIDE, TEMPORARY, TRASH
 from dtl.base.json_files import read_json
 from dtl.base.safe_text import safe_logger
+from dtl.base.units import number_of
 from dtl.checkpoints.listing import MODEL_FILES, TOKENIZER_FILES, best_checkpoint, is_checkpoint, newest_valid, verify
 from dtl.checkpoints.weights import ADAPTER, PICKLES, pickle_message, raise_if_adapter
 from dtl.errors import CheckpointError
@@ -116,7 +117,9 @@ def _resolve_latest(outputs: Path, prefer: Preference) -> Path:
             f"latest: no run with checkpoints under {outputs.resolve()}. Give the path of a run, or "
             "train one: python -m dtl.train experiment=demo"
         )
-    raise CheckpointError(f"latest: none of the {len(runs)} runs under {outputs.resolve()} has a valid checkpoint.")
+    raise CheckpointError(
+        f"latest: none of the {number_of('runs', len(runs))} under {outputs.resolve()} has a valid checkpoint."
+    )
 
 
 def _resolve_run(run_dir: Path, prefer: Preference) -> Path:

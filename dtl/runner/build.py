@@ -22,7 +22,7 @@ from dtl.base.runtime import (
     restore_random_state,
     seed_everything,
 )
-from dtl.base.units import in_gib
+from dtl.base.units import in_gib, number_of
 from dtl.checkpoints.load import (
     load_tokenizer,
     load_trained_weights,
@@ -79,7 +79,7 @@ class RunLength:
             if config.grad_accum_steps > 1:
                 fix += f", or lower trainer.grad_accum_steps={config.grad_accum_steps}"
             warnings.append(
-                f"only {self.last_step} optimizer steps: most models need more than 200 to learn anything. {fix}."
+                f"only {number_of('optimizer steps', self.last_step)}: most models need more than 200 to learn anything. {fix}."
             )
         if self.warmup > 0.1 * self.last_step:
             warnings.append(

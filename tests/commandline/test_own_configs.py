@@ -214,10 +214,9 @@ def test_braces_that_do_not_close(train):
 
 def test_a_value_that_a_recipe_leaves_open_is_asked_for(train, trained, elsewhere, capsys, monkeypatch):
     """Also where another file builds on it; one that is given there or on the command line is not."""
-    asking = (
-        RECIPE + "# Run: python -m dtl.train experiment=x data.qa.path=mine.jsonl   and more\ndata: {qa: {path: ???}}\n"
-    )
-    files = {"experiment__x": asking, "experiment__y": RECIPE + "defaults: [x]\ntrainer: {total_steps: ???}\n"}
+    line = "# Run: python -m dtl.train experiment=x data.qa.path=mine.jsonl   and more\n"
+    asking = f"{RECIPE}{line}data: {{qa: {{path: '???'}}}}\n"
+    files = {"experiment__x": asking, "experiment__y": RECIPE + "defaults: [x]\ntrainer: {total_steps: '???'}\n"}
     code, shown = train("experiment=x", "seed=3", **files)
     assert code == 2 and "experiment=x: needs data.qa.path, " in shown and not trained
     assert shown.endswith("experiment=x seed=3 data.qa.path=mine.jsonl\n")
