@@ -78,9 +78,8 @@ class RunLength:
                 fix = f"Raise trainer.max_epochs to {math.ceil(200 / self.steps_per_epoch)}"
             if config.grad_accum_steps > 1:
                 fix += f", or lower trainer.grad_accum_steps={config.grad_accum_steps}"
-            warnings.append(
-                f"only {number_of('optimizer steps', self.last_step)}: most models need more than 200 to learn anything. {fix}."
-            )
+            steps = number_of("optimizer steps", self.last_step)
+            warnings.append(f"only {steps}: most models need more than 200 to learn anything. {fix}.")
         if self.warmup > 0.1 * self.last_step:
             warnings.append(
                 f"warm-up takes {self.warmup} of {self.last_step} steps, over 10 %. "

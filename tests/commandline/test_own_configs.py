@@ -223,10 +223,14 @@ def test_a_value_that_a_recipe_leaves_open_is_asked_for(train, trained, elsewher
     code, shown = train("-m", "experiment=y", "seed=1,2")
     assert code == 2 and shown.endswith("experiment=y seed=1,2 data.qa.path=FILE trainer.total_steps=VALUE\n")
     assert left_behind(elsewhere) == []
-    for words in (["experiment=x", "data.path=a"], ["experiment=y", "data.sources.qa.path=a", "trainer.total_steps=3"]):
-        assert train(*words) == (0, "") and "a" in str(trained[-1].data)
-    own = RECIPE + "defaults: [x]\ndata: {qa: {path: a}}\n"
-    assert train("experiment=z", experiment__z=own) == (0, "") and trained[-1].data.qa.path == "a"
+    (elsewhere / "a.jsonl").write_text('{"question": "Who?", "answer": "I"}\n')
+    for words in (
+        ["experiment=x", "data.path=a.jsonl"],
+        ["experiment=y", "data.sources.qa.path=a.jsonl", "trainer.total_steps=3"],
+    ):
+        assert train(*words)[0] == 0 and "a.jsonl" in str(trained[-1].data)
+    own = RECIPE + "defaults: [x]\ndata: {qa: {path: a.jsonl}}\n"
+    assert train("experiment=z", experiment__z=own)[0] == 0 and trained[-1].data.qa.path == "a.jsonl"
     capsys.readouterr()
     monkeypatch.setattr(
         sys, "argv", ["dtl-train", "--config-dir=mine", "experiment=x", "--cfg", "job", "-p", "data.qa"]
