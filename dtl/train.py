@@ -1,12 +1,11 @@
 """The command `python -m dtl.train`: compose a config, train, report the result. Torch is imported only to train."""
 
+import copy
 import math
 import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from dtl.base.checks import check_one_process
 from dtl.base.display import command_line, lasting_display, shell_line, shown
 from dtl.base.json_files import as_list, as_number, as_object, as_whole, read_json_or_empty
-from dtl.base.redaction import check_no_secrets, redact_all
-from dtl.base.safe_text import in_one_line
+from dtl.base.redaction import check_no_secrets
 from dtl.base.signals import STOP, ending_by_exception, undisturbed
-from dtl.base.units import number_of
 from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.listing import newest_valid, step_folders
 from dtl.checkpoints.upkeep import LOCK
@@ -32,11 +29,16 @@ from dtl.commandline.translate import config_text
 from dtl.config import RunConfig, typed
 from dtl.data.tokenizers.prompt import read_prompt
 from dtl.errors import ConfigError, DataError, InterruptedRun
-from dtl.run_dir.provenance import CONFIG, RECORD, RESULT, composition_flags, redact_hydra_files
+from dtl.run_dir.provenance import RECORD, RESULT, composition_flags, redact_hydra_files
 from dtl.run_dir.state import (
+    ALLOWED_WITH_RESUME,
     PLACE_OF_DATA,
     clear_other_places,
+    hold_the_same,
     longer_run,
+    new_run,
+    other_places,
+    own_config,
     read_config,
     where_to_add_its_place,
     with_data_found,
@@ -70,20 +72,6 @@ Tab completion for the console script: eval "$(dtl-train -sc install=bash)"
 """,
     free_text=("data.qa.prompt", "data.separator"),
     multirun=True,
-)
-# Keys that may be given together with resume=: length, device and tracker, and where the same data is now
-# (PLACE_OF_DATA). All others are the run's own.
-ALLOWED_WITH_RESUME = (
-    "resume",
-    "trainer.total_steps",
-    "trainer.max_epochs",
-    "trainer.hours",
-    "trainer.stop_after_steps",
-    "trainer.stop_criteria",
-    "device",
-    "tracker",
-    "debug",
-    "plugins",
 )
 
 
@@ -192,9 +180,9 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
     resuming = requeued or composed.get("resume") is not None
     newest, warnings = None, []
     if resuming:
-        _check_resume_words(words := [] if requeued else overrides)
+        _check_resume_words(words := [] if requeued else overrides, run_dir)
         newest, damage = newest_valid(run_dir)
-        own, changes = _own_config(run_dir, newest.path)
+        own, changes = own_config(run_dir, newest.path, _given_with_resume(run_dir))
         warnings = [warning for warning in (damage, changes) if warning]
         config = _resumed_config(composed, run_dir, own, words)
     else:
@@ -238,12 +226,16 @@ def _loss_if_finished(composed: DictConfig, run_dir: Path, overrides: list[str])
     # `seen` is written after the evaluation at the end, which a resume makes up for.
     if result.get("state") != "finished" or "seen" not in result or longer:
         return None
+    _check_resume_words(overrides, run_dir)
+    _check_same_data(composed, run_dir, overrides)
     step = as_whole(result.get("step")) or 0
     folder = shown(run_dir)
     use = "chat" if any("exact_match" in name for name in result) else "generate"
     with lasting_display() as display:
         display.print(f"{folder}: this run is finished, at step {step:,}. Nothing is left to train.")
         max_epochs = as_whole(as_object(read_config(run_dir).get("trainer")).get("max_epochs"))
+        if unused := [as_shown(word) for word in overrides if override_key(word.partition("=")[0]) != "resume"]:
+            display.print(f"Not used: {' '.join(unused)}")
         display.print(f"To train further: {longer_run(run_dir, 2 * step, max_epochs)}")
         display.print(f"To use it: {command_line(use, f'ckpt={folder}')}")
     value = as_number(result.get("value"))
@@ -266,63 +258,33 @@ def _was_started(run_dir: Path, overrides: list[str]) -> bool:
     return read_json_or_empty(run_dir / RECORD).get("overrides") == overrides
 
 
-def _check_resume_words(overrides: list[str]) -> None:
+def _check_resume_words(overrides: list[str], run_dir: Path) -> None:
     """Raise ConfigError for a key that a resumed run cannot change."""
-    for override in overrides:
-        key = override_key(override.partition("=")[0])
-        if key not in ALLOWED_WITH_RESUME and not key.startswith("tracker.") and not PLACE_OF_DATA.fullmatch(key):
+    changes = [override for override in overrides if not _may_change(override_key(override.partition("=")[0]))]
+    if changes:
+        raise ConfigError(
+            f"{changes[0]}: a resumed run keeps its config. With resume= only {', '.join(ALLOWED_WITH_RESUME[1:])} "
+            "may be given, and data.path where the same data is elsewhere now. To change the rest, start a new run: "
+            f"{new_run(run_dir, changes)}"
+        )
+
+
+def _may_change(key: str) -> bool:
+    return key in ALLOWED_WITH_RESUME or key.startswith("tracker.") or bool(PLACE_OF_DATA.fullmatch(key))
+
+
+def _check_same_data(composed: DictConfig, run_dir: Path, overrides: list[str]) -> None:
+    """Raise ConfigError for other data than that of a finished run, which would not be read."""
+    own = with_data_found(read_config(run_dir), run_dir)
+    changed = copy.deepcopy(own)
+    keys = [override_key(override.partition("=")[0]) for override in overrides]
+    _set_places_of_data(changed, composed, list(filter(PLACE_OF_DATA.fullmatch, keys)))
+    for key, then, now in other_places(own, changed):
+        if not hold_the_same(Path(then), Path(now)):
             raise ConfigError(
-                f"{override}: a resumed run keeps its config. With resume= only {', '.join(ALLOWED_WITH_RESUME[1:])} "
-                "may be given, and data.path where the same data is elsewhere now. To change the rest, start a new run "
-                "from the weights with init=."
+                f"{key}={now}: this run is finished, and was trained on {then}. To train on {now} from its weights, in "
+                f"a run of its own:\n  {new_run(run_dir, [f'{key}={now}'])}"
             )
-
-
-# Keys in which a run's config.yaml may differ from that of its checkpoints: set by each session, or where its data is
-# now, which the data's fingerprint checks.
-_OF_THE_SESSION = re.compile(rf"plugins|debug|trainer\.stop_after_steps|data\.cache_dir|{PLACE_OF_DATA.pattern}")
-_MISSING = object()
-
-
-def _own_config(run_dir: Path, checkpoint: Path) -> tuple[dict[str, Any], str | None]:
-    """Return the config of a run, and a warning where its config.yaml is not what it was trained with.
-
-    It is that of its checkpoint, which the manifest vouches for, with what earlier sessions were given together with
-    resume=: until the next checkpoint only config.yaml has that.
-    """
-    own, recorded = read_config(checkpoint), read_config(run_dir)
-    if not all(isinstance(own.get(section), dict) for section in ("data", "trainer", "tracker")):
-        raise ConfigError(f"{checkpoint / CONFIG}: is not the config of a run. To use its weights: init={checkpoint}")
-    given = _given_with_resume(run_dir)
-    ignored = []
-    for key, holder, name, other in list(_differences(own, recorded)):
-        if other is not _MISSING and (_OF_THE_SESSION.fullmatch(key) or _was_given(key, other, given)):
-            holder[name] = other
-        else:
-            ignored.append((key, other, holder[name]))
-    if not ignored:
-        return own, None
-    key, other, value = ignored[0]
-    said = f"{key} is missing" if other is _MISSING else f"{key}={in_one_line(str(other), 60)}"
-    more = f", and {number_of('more keys', len(ignored) - 1)}" if len(ignored) > 1 else ""
-    differs = f"{said} instead of {in_one_line(str(value), 60)}{more}" if recorded else "cannot be read"
-    return own, (
-        f"{run_dir / CONFIG}: {differs}. It was changed or damaged since {checkpoint.name} was saved, whose config is "
-        "used and written there again. To train with other settings, start a new run from the weights with init=."
-    )
-
-
-def _differences(
-    own: dict[str, Any], recorded: dict[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, dict[str, Any], str, Any]]:
-    """Yield the keys of `own` with another value in `recorded`: as on the command line, their place in `own`, the other
-    value. Secrets are hidden in the folder of a run."""
-    for name, value in own.items():
-        other = recorded.get(name, _MISSING)
-        if isinstance(value, dict) and value and isinstance(other, dict):
-            yield from _differences(value, other, f"{prefix}{name}.")
-        elif other not in (value, redact_all(value)):
-            yield f"{prefix}{name}", own, name, other
 
 
 def _given_with_resume(run_dir: Path) -> dict[str, str]:
@@ -330,23 +292,6 @@ def _given_with_resume(run_dir: Path) -> dict[str, str]:
     sessions = map(as_object, as_list(read_json_or_empty(run_dir / RECORD).get("sessions")))
     words = (str(word) for session in sessions for word in as_list(session.get("overrides")))
     return {key: value for key, _, value in map(_split_word, words)}
-
-
-def _was_given(key: str, value: Any, given: dict[str, str]) -> bool:
-    section = key.partition(".")[0]
-    if section == "tracker":  # a group of settings
-        return any(name.partition(".")[0] == section for name in given)
-    if key.startswith("trainer.stop_"):  # the criteria, and their options
-        return "trainer.stop_criteria" in given
-    return key in ALLOWED_WITH_RESUME and key in given and _is_value(given[key], value)
-
-
-def _is_value(word: str, value: Any) -> bool:
-    """Return True when a word of the command line stands for this value of a config.yaml."""
-    if (number := as_number(value)) is not None:
-        with suppress(ValueError):
-            return float(word) == number
-    return word == ("null" if value is None else str(value))
 
 
 def _resumed_config(composed: DictConfig, run_dir: Path, own: dict[str, Any], overrides: list[str]) -> RunConfig:

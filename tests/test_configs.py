@@ -48,6 +48,7 @@ CHOICES = [(group, choice) for group, choices in COMMAND.groups().items() for ch
 COMPOSED = Path(__file__).parent / "golden" / "composed.json"
 # What a choice cannot do without.
 NEEDED = {choice: ["data.path=books/"] for choice in (("data", "text"), ("experiment", "text_cpu"))}
+NEEDED["experiment", "my_pairs"] = ["data.qa.path=my_pairs.jsonl"]
 
 
 @pytest.mark.parametrize("data", COMMAND.groups()["data"])

@@ -12,6 +12,7 @@ from typing import Literal
 from dtl.base.files import ASIDE, TEMPORARY, TRASH
 from dtl.base.json_files import read_json
 from dtl.base.safe_text import safe_logger
+from dtl.base.units import number_of
 from dtl.checkpoints.listing import MODEL_FILES, TOKENIZER_FILES, best_checkpoint, is_checkpoint, newest_valid, verify
 from dtl.checkpoints.weights import ADAPTER, PICKLES, pickle_message, raise_if_adapter
 from dtl.errors import CheckpointError
@@ -78,6 +79,12 @@ def _runs(folder: Path, marks: set[str], depth: int) -> Iterator[Path]:
             yield from _runs(path, marks, depth - 1)
 
 
+def runs_named(name: str, outputs: Path) -> list[Path]:
+    """The runs under `outputs` whose folder is called so, after its time: 10-00-00-1_demo for `demo`. Newest first."""
+    called = re.compile(rf"(?:[\d-]+_)?{re.escape(name)}")
+    return [run for run in list_runs(outputs) if called.fullmatch(run.name)]
+
+
 def start_of(run_dir: Path) -> datetime:
     """The start of a run as a naive local time, from its run.json, else from its folder's name; `datetime.min` when
     neither has one. Not from file times, which change when a folder is copied."""
@@ -110,7 +117,9 @@ def _resolve_latest(outputs: Path, prefer: Preference) -> Path:
             f"latest: no run with checkpoints under {outputs.resolve()}. Give the path of a run, or "
             "train one: python -m dtl.train experiment=demo"
         )
-    raise CheckpointError(f"latest: none of the {len(runs)} runs under {outputs.resolve()} has a valid checkpoint.")
+    raise CheckpointError(
+        f"latest: none of the {number_of('runs', len(runs))} under {outputs.resolve()} has a valid checkpoint."
+    )
 
 
 def _resolve_run(run_dir: Path, prefer: Preference) -> Path:
@@ -145,7 +154,11 @@ def _not_found(spec: str, path: Path, outputs: Path) -> CheckpointError:
         return CheckpointError(
             f"{path}: neither a run (checkpoints/) nor a model directory (config.json and model.safetensors)."
         )
-    near = _near(path) or [str(run) for run in list_runs(outputs)[:3]]
+    near = (
+        [str(run) for run in runs_named(path.name, outputs)[:3]]
+        or _near(path)
+        or [str(run) for run in list_runs(outputs)[:3]]
+    )
     return CheckpointError(
         f"{spec}: no such folder."
         + ("\nSimilar: " + ", ".join(near) if near else "")

@@ -151,7 +151,7 @@ def newest_valid(run_dir: Path) -> tuple[Checkpoint, str | None]:
     if not damaged:
         raise CheckpointError(f"{run_dir}: has no checkpoint. The first one is saved at trainer.save_every_steps.")
     raise CheckpointError(
-        f"{run_dir}: none of its {len(damaged)} checkpoints is valid.\n"
+        f"{run_dir}: none of its {number_of('checkpoints', len(damaged))} is valid.\n"
         + "".join(f"  {entry.problem}\n" for entry in damaged[:3])
         + "Nothing was deleted. Copy one of them from a backup, or start the run again."
     )

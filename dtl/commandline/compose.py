@@ -12,7 +12,7 @@ from hydra.version import VersionBase, setbase
 from omegaconf import DictConfig, OmegaConf
 
 from dtl.base.redaction import check_no_secrets
-from dtl.commandline.cli import check_config_folder, check_sections, check_texts, to_dtl_error
+from dtl.commandline.cli import check_config_folder, check_given, check_sections, check_texts, to_dtl_error
 from dtl.commandline.command import Command, load_config
 from dtl.commandline.corrections import check_words
 from dtl.commandline.overrides import check_init_words, in_hydras_words, override_key, to_hydra_syntax
@@ -83,9 +83,15 @@ def _check_words(words: list[str], config_dir: Path | str | None) -> None:
     if config_dir is not None:
         check_config_folder(f"config_dir={config_dir}", os.path.expanduser(config_dir))
     check_no_secrets(words)
-    check_words(words, COMMAND, lambda _, *right: f"dtl.compose({', '.join(map(repr, right))})")
+    folders = [] if config_dir is None else [f"--config-dir={os.path.expanduser(config_dir)}"]
+    check_words(words, COMMAND, _call)
     check_sections(words, COMMAND)
-    check_texts(words, COMMAND, *([] if config_dir is None else [f"--config-dir={os.path.expanduser(config_dir)}"]))
+    check_texts(words, COMMAND, *folders)
+    check_given(words, COMMAND, folders, _call)
+
+
+def _call(_: str, *words: str) -> str:
+    return f"dtl.compose({', '.join(map(repr, words))})"
 
 
 def _check_single_run(words: Sequence[str], hydra_words: list[str]) -> None:

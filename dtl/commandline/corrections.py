@@ -9,10 +9,18 @@ from pathlib import Path
 from hydra._internal.utils import get_args_parser
 
 from dtl.base.display import command_line, shell_line
+from dtl.base.paths import conf_dir, experiments_dir
 from dtl.base.redaction import check_no_secrets
+from dtl.benchmarks.config import BenchConfig
+from dtl.checkpoints.find import runs_named
 from dtl.commandline.command import ENTRY, Command, Key
 from dtl.commandline.overrides import override_key
 from dtl.errors import ConfigError, did_you_mean
+from dtl.evaluation.config import EvaluateConfig
+from dtl.housekeeping.config import RunsConfig
+from dtl.reports.config import ReportConfig
+from dtl.sweeps.config import StatusConfig
+from dtl.terminal.config import ChatConfig, GenerateConfig
 
 # Settings by their names in nanoGPT, in Hugging Face's Trainer and model configs, and in tutorials' scripts.
 _NAMES = {
@@ -77,6 +85,10 @@ _VALUES = {  # of trainer.precision
     **dict.fromkeys(("bfloat16", "bf16-mixed"), "bf16"),
     **dict.fromkeys(("float32", "float", "no", "32"), "fp32"),
 }
+_LATEST = {"last", "newest", "recent", "auto", "true"}  # where a run is named
+_OF_RUNS = ("ckpt", "resume", "init", "runs", "status")
+_OF_MANY = ("path", "name", "kind")  # keys of several sections
+OUTPUTS = Path("outputs")
 _PAIRS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _OPEN = {"chat": "ckpt", "generate": "ckpt", "evaluate": "ckpt", "report": "runs", "sweep": "status", "runs": "outputs"}
 
@@ -113,12 +125,15 @@ class _Line:
     full_keys: list[str] = field(default_factory=list)  # of the words whose key alone is another here: `lr=1e-3`
     unknown: list[str] = field(default_factory=list)  # flags that mean nothing here
     chooses: bool = False  # from a config group, by a word of the line
+    has_groups: bool = False  # config groups of the user, by --config-dir
 
     def __post_init__(self) -> None:
         self.groups = self.command.groups()  # read from disk: once for all words
 
     def read(self, words: list[str]) -> None:
-        self.chooses = any(word.partition("=")[0].lstrip("-") in self.groups for word in words)
+        keys = (key for key, _, value in (word.partition("=") for word in words) if not _looks_like_a_path(value))
+        self.chooses = any(key.lstrip("-") in self.groups for key in keys)  # `data=my_pairs.jsonl` chooses nothing
+        self.has_groups = any(word.startswith(("--config-", "-cd", "-cp", "hydra.searchpath")) for word in words)
         flags = get_args_parser()._option_string_actions
         while words:
             word = words.pop(0)
@@ -168,9 +183,9 @@ class _Line:
             return
         known = key != override_key(key) or self._is_known(key)
         self._reject_prompt(typed, key, value)
-        meant = None if known else self._meaning(key, value)
+        meant = self._value(key, value) if known else self._meaning(key, value) or self._elsewhere(key, value)
         if meant and typed == word:
-            self.full_keys.append(meant[-1].partition("=")[0])
+            self.full_keys.append(" ".join(meant) if known else meant[-1].partition("=")[0])
         if meant is None and not known and (_exists(word) or not re.fullmatch(r"[\w./@-]+", key)):
             meant = self._alone(word)  # the name of a file with a =, a text
         if meant is None and typed != word:
@@ -239,6 +254,33 @@ class _Line:
             return self._file(value)
         return [f"{key}={_VALUES.get(value, value) if key == 'trainer.precision' else value}"]
 
+    def _value(self, key: str, value: str) -> list[str] | None:
+        """The words for a value that stands where another is meant: a file for a choice, `ckpt=last`."""
+        if key in _OF_RUNS and value.lower() in _LATEST and not _exists(value):
+            return [f"{key}=latest"]
+        is_choice = value in self.groups.get(key, (value,))
+        # A choice of the user's own may have the name of a file.
+        if is_choice or not (_looks_like_a_path(value) or (_exists(value) and not self.has_groups)):
+            return None
+        if key == "data":
+            return self._file(value)
+        return ["tokenizer=gpt2", f"tokenizer.path={value}"] if key == "tokenizer" else None
+
+    def _elsewhere(self, key: str, value: str) -> list[str] | None:
+        """The words for the key of another section: `trainer.device=cuda`."""
+        section, dot, leaf = key.rpartition(".")
+        above = [key[: match.start()] for match in re.finditer(r"\.", key)]
+        holders = [self.command.key(name) for name in above]
+        if not dot or any(holder and holder.type == "mapping" for holder in holders):  # whose entries the user names
+            return None
+        if section not in self.groups and not any(
+            name.name.startswith(f"{section}.") for name in self.command.settings
+        ):
+            return None
+        meant = self._meaning(leaf, value)
+        # A path, a name, a kind: of what, only its section says.
+        return None if meant and meant[-1].partition("=")[0].rpartition(".")[2] in _OF_MANY else meant
+
     def _keys(self, name: str) -> Iterator[str]:
         """Keys and groups that `name` may mean, the likeliest first."""
         if name in self.groups or self.command.key(name):
@@ -260,11 +302,25 @@ class _Line:
         if opens:
             if word == "latest" or _is_path(word) or opens != "ckpt":
                 return [f"{opens}={word}"]
-            return [f"prompt={word}"] if self.command.key("prompt") else None
+            if self.command.key("prompt"):
+                return [f"prompt={word}"]
+            if self.command.name == "chat" and (" " in word or word.endswith("?")):
+                self._reject_prompt(word, "prompt", word)
+            return self._run_named(word)
         if _is_path(word):
             return self._file(word)
         groups = [group for group, choices in self.groups.items() if word in choices]
         return [f"{groups[0]}={word}"] if len(groups) == 1 else None
+
+    def _run_named(self, name: str) -> list[str] | None:
+        """The words for the newest run of this name. Raises ConfigError where there is none and a recipe trains one."""
+        if run := next(iter(runs_named(name, OUTPUTS)), None):
+            return [f"ckpt={run}"]
+        if (recipe := experiments_dir() / "experiment" / f"{name}.yaml").is_file():
+            line = re.search(r"^# Run: (python -m dtl\.train .*?)(?:  |$)", recipe.read_text("utf-8"), re.MULTILINE)
+            train = line[1] if line else command_line("train", f"experiment={name}")
+            raise ConfigError(f"{name}: a recipe, and no run of it is under {OUTPUTS}. To train one:\n  {train}")
+        return None
 
     def _file(self, path: str) -> list[str] | None:
         """The words that train on a file or folder, or resume a run."""
@@ -278,6 +334,31 @@ class _Line:
         # The recipe learns them in minutes on any machine.
         recipe = not self.chooses and "my_pairs" in self.groups.get("experiment", ())
         return ["experiment=my_pairs" if recipe else "data=qa", f"data.qa.path={path}"]
+
+
+# A key may be one of these commands, for which another was typed: name -> schema.
+_SCHEMAS = {
+    "chat": ChatConfig,
+    "generate": GenerateConfig,
+    "evaluate": EvaluateConfig,
+    "runs": RunsConfig,
+    "report": ReportConfig,
+    "sweep": StatusConfig,
+    "bench": BenchConfig,
+}
+
+
+def of_another_command(key: str, value: str, command: Command) -> str:
+    """A hint where a command is given a setting, a recipe or a config group of another command; else empty."""
+    group = key.partition(".")[0]
+    is_group = group == "experiment" or (group.isidentifier() and (conf_dir() / group).is_dir())
+    if is_group and command.name != "train":
+        return "It is a setting of dtl.train."
+    for name, schema in _SCHEMAS.items():
+        if name != command.name and Command(name, schema, usage="").key(key):
+            to_paste = f": {command_line(name, f'{key}={value}')}" if value else ""
+            return f"It is a setting of dtl.{name}{to_paste}"
+    return ""
 
 
 def _only_one(leaves: list[Key]) -> bool:
@@ -300,8 +381,12 @@ def _words_of_a_path(value: str, rest: Sequence[str]) -> int:
 
 def _is_path(word: str) -> bool:
     """True for what exists, or looks like the name of a file or folder."""
-    looks_like = re.search(r"[/\\]|\.(txt|gz|bz2|xml|json|jsonl|csv|tsv|parquet|safetensors)\Z", word)
-    return bool(looks_like) or _exists(word)
+    return bool(re.search(r"[/\\]", word)) or _looks_like_a_path(word) or _exists(word)
+
+
+def _looks_like_a_path(word: str) -> bool:
+    """True for what no choice of a config group is called."""
+    return bool(re.search(r"\.(txt|gz|bz2|xml|json|jsonl|csv|tsv|parquet|safetensors)\Z|[/\\]\Z|\A~?/", word))
 
 
 def _exists(word: str) -> bool:

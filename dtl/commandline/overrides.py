@@ -5,13 +5,15 @@ import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import Field, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from dtl.commandline.command import PATHS, Command
+from dtl.commandline.command import PATHS, Command, Key, load_config
 from dtl.config import RunConfig
 from dtl.errors import ConfigError
+from dtl.model.config import KEPT_WITH_INIT
 
 # --- as a user types them, and as Hydra reads them ----------------------------------------------------------------
 
@@ -132,8 +134,6 @@ def resolved(value: str) -> str:
 
 # --- words that exclude each other --------------------------------------------------------------------------------
 
-KEPT_WITH_INIT = ("model.dropout", "model.token_dropout", "model.attention")
-
 
 def check_init_words(init: str | None, overrides: Iterable[str]) -> None:
     """Raise ConfigError for words that set what a run with `init=` takes from its checkpoint."""
@@ -222,3 +222,14 @@ def as_value(value: Any) -> str:
 
 def _escaped(match: re.Match[str]) -> str:
     return f"\\{match[0]}"
+
+
+def value_without(key: Key, arguments: list[str], command: Command) -> str:
+    """The value of a key with the other words given, such as a recipe; that of the command where they compose none."""
+    others = [word for word in arguments if "=" in word and not word.startswith("-")]
+    others = [word for word in others if override_key(word.partition("=")[0]) != key.name]
+    folder = next((Path(word.partition("=")[2]) for word in arguments if word.startswith("--config-dir=")), None)
+    with suppress(Exception):  # the value is a help in a message about another fault
+        composed = load_config(command, [to_hydra_syntax(word, command) for word in others], folder)
+        return as_value(OmegaConf.select(composed, key.name))
+    return key.default

@@ -24,6 +24,8 @@ from dtl.base.display import command_line, shown
 from dtl.base.json_files import dotted
 from dtl.base.paths import conf_dir, experiments_dir
 from dtl.commandline.command import ENTRY, Command
+from dtl.commandline.corrections import of_another_command
+from dtl.commandline.overrides import value_without
 from dtl.errors import ConfigError, did_you_mean
 
 SEARCH = "hydra/sweeper=dtl_optuna"
@@ -149,7 +151,7 @@ def _wrong_key_or_type(
         default = (
             f"It has no default: add {full_key}=..."
             if key.default == MISSING_VALUE
-            else f"Default: {full_key}={key.default}"
+            else f"Default: {full_key}={value_without(key, arguments, command)}"
         )
         return ConfigError(f"{given}: must be {_article(key.type)} ({key.meaning}). {default}")
     inside = [name for name in known if name.startswith(full_key + ".")]
@@ -161,15 +163,10 @@ def _wrong_key_or_type(
     section = asked.rpartition(".")[0]
     siblings = [name for name in known if name.rpartition(".")[0] == section]
     listed = f" Keys here: {', '.join(siblings)}." if siblings else " --help lists them all."
-    hint = hint or did_you_mean(asked, [*known, *command.groups()]) or _of_training(asked, command)
+    if not hint and (other := of_another_command(asked, given.partition("=")[2], command)):
+        return ConfigError(f"{given}: there is no such key. {other}")
+    hint = hint or did_you_mean(asked, [*known, *command.groups()])
     return ConfigError(f"{given}: there is no such key.{hint}{listed}")
-
-
-def _of_training(key: str, command: Command) -> str:
-    """A hint where another command is given a recipe or a config group of dtl.train."""
-    group = key.partition(".")[0]
-    is_group = group == "experiment" or (group.isidentifier() and (conf_dir() / group).is_dir())
-    return " It is a setting of dtl.train." if is_group and command.name != "train" else ""
 
 
 def _may_be_chosen(choice: str, arguments: list[str]) -> bool:
@@ -193,6 +190,8 @@ def _wrong_override(message: str, arguments: list[str], command: Command) -> Con
     if match:
         given = _given(match[1], arguments)
         names = [*command.groups(), *(key.name for key in command.settings)]
+        if other := of_another_command(match[1], given.partition("=")[2], command):
+            return ConfigError(f"{given}: there is no such key. {other}")
         hint = did_you_mean(match[1], names)
         return ConfigError(f"{given}: there is no such key or group.{hint} --help lists them all.")
     if "Ambiguous value" in message or "requires --multirun" in message:

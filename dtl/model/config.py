@@ -7,6 +7,7 @@ from dtl.base.checks import LONGEST, check_choices, check_fractions, check_range
 from dtl.errors import ConfigError
 from dtl.registry import BLOCKS, Options
 
+KEPT_WITH_INIT = ("model.dropout", "model.token_dropout", "model.attention")  # the checkpoint brings all others
 ATTENTION_KERNELS = ("auto", "sdpa", "padded", "varlen", "flex", "reference")
 
 

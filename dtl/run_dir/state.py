@@ -5,9 +5,10 @@ empty. Text from a file is made safe to print. Imports no torch.
 """
 
 import copy
+import filecmp
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -28,12 +29,15 @@ from dtl.base.json_files import (
     read_json_or_empty,
     read_yaml_or_empty,
 )
+from dtl.base.redaction import redact_all
 from dtl.base.safe_text import in_one_line, visible
+from dtl.base.units import number_of
 from dtl.checkpoints.find import list_runs, start_of
 from dtl.checkpoints.listing import step_folders
 from dtl.checkpoints.upkeep import LOCK, LOCK_OWNER
 from dtl.data.config import SourceConfig
-from dtl.errors import DataError
+from dtl.errors import ConfigError, DataError
+from dtl.model.config import KEPT_WITH_INIT
 from dtl.run_dir.provenance import CONFIG, RECORD, RESULT, config_hash
 from dtl.run_dir.sweep_records import ERROR, TRIAL
 from dtl.tracking.metrics import METRICS, parse_row
@@ -225,6 +229,174 @@ def clear_other_places(data: dict[str, Any], key: str) -> None:
     for other in (*(data.get(alias) for alias in aliases), data if names[:1] == ["sources"] else None):
         if isinstance(other, dict) and "path" in other:
             other["path"] = None
+
+
+# --- the config of a resumed run --------------------------------------------------------------------------------------
+
+# Keys that may be given together with resume=: length, device and tracker, and where the same data is now
+# (PLACE_OF_DATA). All others are the run's own.
+ALLOWED_WITH_RESUME = (
+    "resume",
+    "trainer.total_steps",
+    "trainer.max_epochs",
+    "trainer.hours",
+    "trainer.stop_after_steps",
+    "trainer.stop_criteria",
+    "device",
+    "tracker",
+    "debug",
+    "plugins",
+)
+# Keys in which a run's config.yaml may differ from that of its checkpoints: set by each session, or where its data is
+# now, which the data's fingerprint checks.
+_OF_THE_SESSION = re.compile(rf"plugins|debug|trainer\.stop_after_steps|data\.cache_dir|{PLACE_OF_DATA.pattern}")
+_MISSING = object()
+
+
+def own_config(run_dir: Path, checkpoint: Path, given: Mapping[str, str]) -> tuple[dict[str, Any], str | None]:
+    """Return the config of a run, and a warning where its config.yaml is not what it was trained with.
+
+    It is that of its checkpoint, which the manifest vouches for, with what earlier sessions were `given` together with
+    resume=, the values by key: until the next checkpoint only config.yaml has that.
+    """
+    own, recorded = read_config(checkpoint), read_config(run_dir)
+    if not all(isinstance(own.get(section), dict) for section in ("data", "trainer", "tracker")):
+        raise ConfigError(f"{checkpoint / CONFIG}: is not the config of a run. To use its weights: init={checkpoint}")
+    ignored = []
+    for key, holder, name, other in list(_differences(own, recorded)):
+        if other is not _MISSING and (_OF_THE_SESSION.fullmatch(key) or _was_given(key, other, given)):
+            holder[name] = other
+        else:
+            ignored.append((key, other, holder[name]))
+    if not ignored:
+        return own, None
+    key, other, value = ignored[0]
+    said = f"{key} is missing" if other is _MISSING else f"{key}={in_one_line(str(other), 60)}"
+    more = f", and {number_of('more keys', len(ignored) - 1)}" if len(ignored) > 1 else ""
+    differs = f"{said} instead of {in_one_line(str(value), 60)}{more}" if recorded else "cannot be read"
+    return own, (
+        f"{run_dir / CONFIG}: {differs}. It was changed or damaged since {checkpoint.name} was saved, whose config is "
+        "used and written there again. To train with other settings, start a new run from the weights with init=."
+    )
+
+
+def _differences(
+    own: dict[str, Any], recorded: dict[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, dict[str, Any], str, Any]]:
+    """Yield the keys of `own` with another value in `recorded`: as on the command line, their place in `own`, the other
+    value. Secrets are hidden in the folder of a run."""
+    for name, value in own.items():
+        other = recorded.get(name, _MISSING)
+        if isinstance(value, dict) and value and isinstance(other, dict):
+            yield from _differences(value, other, f"{prefix}{name}.")
+        elif other not in (value, redact_all(value)):
+            yield f"{prefix}{name}", own, name, other
+
+
+def _was_given(key: str, value: Any, given: Mapping[str, str]) -> bool:
+    section = key.partition(".")[0]
+    if section == "tracker":  # a group of settings
+        return any(name.partition(".")[0] == section for name in given)
+    if key.startswith("trainer.stop_"):  # the criteria, and their options
+        return "trainer.stop_criteria" in given
+    return key in ALLOWED_WITH_RESUME and key in given and _is_value(given[key], value)
+
+
+def _is_value(word: str, value: Any) -> bool:
+    """Return True when a word of the command line stands for this value of a config.yaml."""
+    if (number := as_number(value)) is not None:
+        with suppress(ValueError):
+            return float(word) == number
+    return word == ("null" if value is None else str(value))
+
+
+# --- a new run with other settings --------------------------------------------------------------------------------
+
+
+def new_run(run_dir: Path, changes: Sequence[str]) -> str:
+    """The line of a new run as the one in `run_dir` was started, with `changes`, as key=value words.
+
+    It begins with the weights of that run, unless a change needs others: of another size, or those of init=.
+    """
+    record = read_json_or_empty(run_dir / RECORD)
+    keys = [_key(word) for word in changes]
+    own_weights = "init" in keys or any(map(_is_brought, keys))
+    started = Path(str(record.get("cwd") or "."))
+    words = []
+    for word in map(str, as_list(record.get("overrides"))):
+        key, equals, value = word.partition("=")
+        name = _key(key)
+        if name in _OF_ONE_SESSION or any(replaces(new, name) for new in keys):
+            continue
+        if not own_weights and (name == "init" or _is_brought(name)):
+            continue
+        if PLACE_OF_DATA.fullmatch(name) and started != Path.cwd() and (started / value).exists():
+            value = str(started / value)
+        words.append(f"{key}{equals}{value}")
+    weights = [] if own_weights else [f"init={shown(run_dir)}"]
+    return command_line("train", *map(str, as_list(record.get("flags"))), *weights, *words, *changes)
+
+
+_OF_ONE_SESSION = ("resume", "trainer.stop_after_steps")
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+~")
+
+
+def _is_brought(key: str) -> bool:
+    """True for what the checkpoint of init= brings."""
+    return key.partition("/")[0].partition(".")[0] in ("model", "tokenizer") and key not in KEPT_WITH_INIT
+
+
+def replaces(new: str, old: str) -> bool:
+    """True where the value of the key `old` is void once `new` is given: data=text for data.qa.path."""
+    if PLACE_OF_DATA.fullmatch(new) and PLACE_OF_DATA.fullmatch(old):  # data.qa.path is data.sources.qa.path
+        return new.split(".")[-2] == old.split(".")[-2] or "data.path" in (new, old)
+    return old == new or old.startswith(f"{new}.")
+
+
+def other_places(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield the sources of the config `now` that are elsewhere than in `before`: the key, the place then and now."""
+    then = _places(before)
+    for name, place in _places(now).items():
+        if place is not None and (old := then.get(name)) != place and _absolute(old) != _absolute(place):
+            known = [f"data.{name}.path"] if name in ("qa", "wiki") else []
+            key = (known or [f"data.sources.{name}.path"])[0] if len(then) > 1 or known else "data.path"
+            yield key, shown(_absolute(old)) if old else "the data that it comes with", shown(_absolute(place))
+
+
+def _absolute(place: str | None) -> Path:
+    return Path(os.path.abspath(os.path.expanduser(place or "")))
+
+
+def _places(config: Mapping[str, Any]) -> dict[str, str | None]:
+    """The path of each source, the short forms folded in."""
+    data = as_object(config.get("data"))
+    places = {name: as_object(source).get("path") for name, source in as_object(data.get("sources")).items()}
+    if data.get("path") is not None:
+        places |= dict.fromkeys([*places][:1], data["path"])
+    for alias in ("qa", "wiki"):
+        if (path := as_object(data.get(alias)).get("path")) is not None:
+            places[alias] = path
+    return {name: None if path is None else str(path) for name, path in places.items()}
+
+
+def hold_the_same(then: Path, now: Path) -> bool:
+    """True for files of equal content, for folders of equal files by name and size, and where `then` is gone, so that
+    nothing can tell."""
+    if not then.exists() or not now.exists():
+        return now.exists()
+    if then.is_file() and now.is_file():
+        return filecmp.cmp(then, now, shallow=False)
+    return then.is_dir() and now.is_dir() and _listing(then) == _listing(now)
+
+
+def _listing(folder: Path) -> set[tuple[str, int]]:
+    return {(entry.name, entry.stat().st_size if entry.is_file() else 0) for entry in os.scandir(folder)}
+
+
+# --- what the files say -----------------------------------------------------------------------------------------------
 
 
 def _hash(folder: Path, outcome: dict[str, Any]) -> str | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dtl.base.display import command_line, shell_line
+from dtl.base.display import command_line
 from dtl.base.runtime import (
     DTYPES,
     choose_device,
@@ -22,7 +22,7 @@ from dtl.base.runtime import (
     restore_random_state,
     seed_everything,
 )
-from dtl.base.units import in_gib
+from dtl.base.units import in_gib, number_of
 from dtl.checkpoints.load import (
     load_tokenizer,
     load_trained_weights,
@@ -30,7 +30,7 @@ from dtl.checkpoints.load import (
     load_weights,
     read_model_config,
 )
-from dtl.config import RunConfig
+from dtl.config import RunConfig, to_dict
 from dtl.data.prepare import PreparedData, prepare_data
 from dtl.data.sources import SourcePlan
 from dtl.data.tokenizers.tokenizer import Tokenizer
@@ -38,6 +38,7 @@ from dtl.errors import CheckpointError, ConfigError
 from dtl.model.config import ModelConfig
 from dtl.model.kernel_choice import KernelChoice, KernelContext, choose_kernel
 from dtl.model.transformer import TransformerLM
+from dtl.run_dir.state import new_run, other_places, read_config, with_data_found
 from dtl.training.optimizer import build_optimizers, load_optimizer_tensors, numbers_per_weight
 from dtl.training.schedule import warmup_steps
 from dtl.training.trainer import Trainer
@@ -77,9 +78,8 @@ class RunLength:
                 fix = f"Raise trainer.max_epochs to {math.ceil(200 / self.steps_per_epoch)}"
             if config.grad_accum_steps > 1:
                 fix += f", or lower trainer.grad_accum_steps={config.grad_accum_steps}"
-            warnings.append(
-                f"only {self.last_step} optimizer steps: most models need more than 200 to learn anything. {fix}."
-            )
+            steps = number_of("optimizer steps", self.last_step)
+            warnings.append(f"only {steps}: most models need more than 200 to learn anything. {fix}.")
         if self.warmup > 0.1 * self.last_step:
             warnings.append(
                 f"warm-up takes {self.warmup} of {self.last_step} steps, over 10 %. "
@@ -276,14 +276,7 @@ def _choose_attention(
 def _restore(parts: Parts, checkpoint: Path, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     """Restore trainer, optimizers and random states; note the reasons why the resume may not be exact."""
     if values["data_fingerprint"] != parts.data.fingerprint:
-        sources = parts.config.data.resolved_sources().items()
-        read = ", ".join(f"{name} ({source.path or 'as it comes'})" for name, source in sources)
-        raise CheckpointError(
-            f"{checkpoint}: the data has changed since this run began: {read}.\n"
-            f"  then {values['data_fingerprint']}\n  now  {parts.data.fingerprint}\n"
-            "The run was not changed. Restore the data, or start a new run from these weights with "
-            f"{shell_line([f'init={checkpoint}'])}."
-        )
+        raise CheckpointError(_other_data(parts, checkpoint, values["data_fingerprint"]))
     # The averages have been copied from the model, which holds them until here.
     load_trained_weights(parts.model, checkpoint, averaged=parts.trainer.averaged is not None)
     parts.trainer.load_state_values(values)
@@ -298,3 +291,25 @@ def _restore(parts: Parts, checkpoint: Path, values: dict[str, Any], tensors: di
         parts.notes.insert(0, f"Resumed at step {step}; bit-exactness is untested on this device or with compile.")
     else:
         parts.notes.insert(0, f"Resumed at step {step}, bit for bit.")
+
+
+def _other_data(parts: Parts, checkpoint: Path, fingerprint: str) -> str:
+    """What differs from the data that the run began with, and the line that trains on this data from its weights."""
+    run_dir = checkpoint.parent.parent
+    before = with_data_found(read_config(checkpoint), run_dir)
+    others = list(other_places(before, to_dict(parts.config)))
+    to_train = new_run(run_dir, [f"{key}={now}" for key, _, now in others])
+    if others:
+        key, then, now = others[0]
+        return (
+            f"{key}={now}: not the data that this run began with, {then}. The run was not changed: it goes on with its "
+            f"own data. To train on {now} from its weights, in a run of its own:\n  {to_train}"
+        )
+    sources = parts.config.data.resolved_sources().items()
+    read = ", ".join(f"{name} ({source.path or 'as it comes'})" for name, source in sources)
+    return (
+        f"{checkpoint}: the data has changed since this run began: {read}.\n"
+        f"  then {fingerprint}\n  now  {parts.data.fingerprint}\n"
+        "The run was not changed. Restore the data, or train on it as it is now, in a new run from these weights:\n"
+        f"  {to_train}"
+    )

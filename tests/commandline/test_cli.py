@@ -81,6 +81,7 @@ REFUSED = {
     "optimizer.lrr=1": "optimizer.lrr=1: there is no such key. Did you mean 'optimizer.lr'? Keys here: optimizer.name,",
     "trainer.totl_steps=5": "Did you mean 'trainer.total_steps'?",
     "modle.dim=3": "modle.dim=3: there is no such key. Did you mean 'model.dim'?",
+    "limit=3": "limit=3: there is no such key. It is a setting of dtl.runs: python -m dtl.runs limit=3",
     "modle=small": "modle=small: there is no such key. Did you mean 'model'?",
     "experment=x": "experment=x: there is no such key. Did you mean 'experiment'?",
     "+experment=x": "+experment=x: there is no such key. Did you mean 'experiment'?",
@@ -97,6 +98,7 @@ REFUSED = {
     # a value of a wrong type
     "optimizer.lr=abc": "optimizer.lr=abc: must be a number (peak learning rate",
     "optimizer.lr=[1,2]": "optimizer.lr=[1,2]: must be a number",
+    "experiment=demo optimizer.lr=fast": "untied head)). Default: optimizer.lr=0.0007",  # the recipe's
     "trainer.total_steps=1.5": "trainer.total_steps=1.5: must be an integer or null (stop after",
     "model.dim=null": "model.dim=null: must be an integer (width of the residual stream). Default: model.dim=256",
     "trainer.compile=maybe": "trainer.compile=maybe: must be true/false",
@@ -287,6 +289,55 @@ def test_a_finished_run_says_at_once_that_nothing_is_left(trained, command, else
                 *([] if max_epochs is None else ["trainer.max_epochs=null"]),  # which would end it at the same step
                 "trainer.total_steps=14",
             ]
+
+
+RECIPE, OWN = "experiment=my_pairs", "data.qa.path=own.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("data.qa.path=other.jsonl", ["init=RUN", RECIPE, "optimizer.lr=0.01", "data.qa.path=other.jsonl"]),
+        ("data.path=other.jsonl", ["init=RUN", RECIPE, "optimizer.lr=0.01", "data.qa.path=other.jsonl"]),
+        ("optimizer.lr=0.5", ["init=RUN", RECIPE, OWN, "optimizer.lr=0.5"]),
+        ("optimizer=muon", ["init=RUN", RECIPE, OWN, "optimizer=muon"]),
+        ("seed=8", ["init=RUN", RECIPE, OWN, "optimizer.lr=0.01", "seed=8"]),
+        ("model.dim=64", [RECIPE, "model.n_layers=1", OWN, "optimizer.lr=0.01", "model.dim=64"]),
+        ("data.qa.path=copy.jsonl", None),
+        ("data.qa.path=own.jsonl", None),
+        ("device=cpu", None),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_no_setting_of_a_resume_is_dropped(trained, command, elsewhere, capsys, monkeypatch, word, meant, finished):
+    """Each is obeyed, or refused with the line that trains with it; a finished run says what it does not use."""
+    run_dir = elsewhere / "outputs" / "2026-01-31" / "10-00-00-1_run"
+    imitate(run_dir, step=7)
+    for name in ("own", "copy", "other"):
+        (elsewhere / f"{name}.jsonl").write_text(
+            '{"question": "Who?", "answer": "%s"}\n' % ("I" + "t" * (name == "other"))
+        )
+    config = dtl.compose("experiment=my_pairs", "data.qa.path=own.jsonl")
+    (run_dir / "config.yaml").write_text(to_yaml(config))
+    typed = [RECIPE, "model.n_layers=1", OWN, "optimizer.lr=0.01", "trainer.stop_after_steps=7"]
+    (run_dir / "run.json").write_text(json.dumps({"overrides": typed, "cwd": str(elsewhere)}))
+    if finished:
+        (run_dir / "result.json").write_text(json.dumps({"state": "finished", "step": 7, "seen": {}}))
+    monkeypatch.setattr(dtl.train, "newest_valid", lambda folder: (Checkpoint(folder, 7), None))
+    if meant is None:
+        monkeypatch.setattr(sys, "argv", ["dtl-train", "resume=latest", word])
+        dtl.train.main()
+        assert (f"Not used: {word}\n" in capsys.readouterr().out) == finished == (not trained)
+        return
+    code, shown = command("resume=latest", word)
+    if not finished and ".path" in word:
+        assert code == 0 and trained  # whether it is the same data is seen once it is read
+    else:
+        line = shlex.split(shown.replace("\n", " ").rpartition("python -m dtl.train ")[2])
+        given = [f"init={run_dir.relative_to(elsewhere)}" if part == "init=RUN" else part for part in meant]
+        assert code == 2 and word.partition("=")[2] in shown and not trained
+        assert line == given
+        assert dtl.compose(*line)
 
 
 def test_a_run_that_was_stopped_is_no_error(monkeypatch, capsys):

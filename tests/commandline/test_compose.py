@@ -33,7 +33,7 @@ GROUPS = {
     group: [f"{group}={choice}" for choice in choices if f"{group}={choice}" != "data=text"]  # needs a path
     for group, choices in COMMAND.groups().items()
 }
-NEEDED = {"experiment=text_cpu": ["data.path=books/"]}
+NEEDED = {"experiment=text_cpu": ["data.path=books/"], "experiment=my_pairs": ["data.qa.path=my_pairs.jsonl"]}
 # Every choice of every group once, with the choices of the other groups at the same place; recipes alone.
 TOGETHER = [
     [choice for choice in choices if choice]

@@ -210,3 +210,30 @@ def test_a_variable_that_is_set_is_typed_as_what_is_written(train, trained, monk
 def test_braces_that_do_not_close(train):
     code, shown = train("experiment=x", experiment__x=RECIPE + "trainer: {total_steps: '${oc.env:A'}\n")
     assert code == 2 and "trainer.total_steps: its ${...} cannot be read: see its braces." in shown
+
+
+def test_a_value_that_a_recipe_leaves_open_is_asked_for(train, trained, elsewhere, capsys, monkeypatch):
+    """Also where another file builds on it; one that is given there or on the command line is not."""
+    line = "# Run: python -m dtl.train experiment=x data.qa.path=mine.jsonl   and more\n"
+    asking = f"{RECIPE}{line}data: {{qa: {{path: '???'}}}}\n"
+    files = {"experiment__x": asking, "experiment__y": RECIPE + "defaults: [x]\ntrainer: {total_steps: '???'}\n"}
+    code, shown = train("experiment=x", "seed=3", **files)
+    assert code == 2 and "experiment=x: needs data.qa.path, " in shown and not trained
+    assert shown.endswith("experiment=x seed=3 data.qa.path=mine.jsonl\n")
+    code, shown = train("-m", "experiment=y", "seed=1,2")
+    assert code == 2 and shown.endswith("experiment=y seed=1,2 data.qa.path=FILE trainer.total_steps=VALUE\n")
+    assert left_behind(elsewhere) == []
+    (elsewhere / "a.jsonl").write_text('{"question": "Who?", "answer": "I"}\n')
+    for words in (
+        ["experiment=x", "data.path=a.jsonl"],
+        ["experiment=y", "data.sources.qa.path=a.jsonl", "trainer.total_steps=3"],
+    ):
+        assert train(*words)[0] == 0 and "a.jsonl" in str(trained[-1].data)
+    own = RECIPE + "defaults: [x]\ndata: {qa: {path: a.jsonl}}\n"
+    assert train("experiment=z", experiment__z=own)[0] == 0 and trained[-1].data.qa.path == "a.jsonl"
+    capsys.readouterr()
+    monkeypatch.setattr(
+        sys, "argv", ["dtl-train", "--config-dir=mine", "experiment=x", "--cfg", "job", "-p", "data.qa"]
+    )
+    dtl.train.main()
+    assert "path: ???\n" in capsys.readouterr().out

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 import dtl.train
 from dtl.base.paths import conf_dir
+from dtl.checkpoints.find import find_checkpoint
 from dtl.commandline.command import ENTRY, Command
 from dtl.commandline.compose import compose
 from dtl.commandline.corrections import check_words
 from dtl.commandline.overrides import as_shown, to_hydra_syntax, unquoted
 from dtl.config import RunConfig
-from dtl.errors import ConfigError
+from dtl.errors import CheckpointError, ConfigError
 
 COMMANDS: dict[str, Command] = {
     file.stem: importlib.import_module(f"dtl.{file.stem}").COMMAND for file in sorted(conf_dir().glob("*.yaml"))
@@ -189,6 +190,17 @@ RIGHT = {
     "my_pairs.jsonl model=small": "data=qa data.qa.path=my_pairs.jsonl model=small",
     "data=qa my_pairs.jsonl": "data=qa data.qa.path=my_pairs.jsonl",
     '"texts (1)=a/b.txt"': "data=text 'data.path=texts (1)=a/b.txt'",
+    "data=my_pairs.jsonl": "experiment=my_pairs data.qa.path=my_pairs.jsonl",
+    "data=my_pairs.jsonl model=small": "data=qa data.qa.path=my_pairs.jsonl model=small",
+    "data=my_texts/": "data=text data.path=my_texts/",
+    "data=~/texts": "data=text 'data.path=~/texts'",
+    "tokenizer=my_model/": "tokenizer=gpt2 tokenizer.path=my_model/",
+    "trainer.device=cuda seed=3": "device=cuda seed=3",
+    "optimizer.batch_size=3": "trainer.micro_batch_size=3",
+    "model.seed=3": "seed=3",
+    "trainer.lr=1e-3": "optimizer.lr=1e-3",
+    "resume=last": "resume=latest",
+    "init=newest": "init=latest",
     "small": "model=small",
     "resume": "resume=latest",
     "resume latest": "resume=latest",
@@ -215,7 +227,7 @@ def test_the_right_command_is_shown_and_accepted(typed):
     assert line == f"  python -m dtl.train {RIGHT[typed]}"
     words = shlex.split(line)[3:]
     check_words(words, TRAIN)
-    of_a_command = ("-", "hydra.", "resume=", "data", "optimizer.eps=-3")
+    of_a_command = ("-", "hydra.", "resume=", "init=", "data", "experiment=my_pairs", "tokenizer", "optimizer.eps=-3")
     if "--config-dir" not in words and "-m" not in words:
         compose(*(word for word in words if not word.startswith(of_a_command)))
 
@@ -258,6 +270,8 @@ def test_a_file_whose_name_has_an_equals_sign(elsewhere):
             "prompt=x sampling.max_new_tokens=5 sampling.top_k=3",
         ),
         ("evaluate", ["outputs/a"], "ckpt=outputs/a"),
+        ("chat", ["ckpt=last"], "ckpt=latest"),
+        ("report", ["runs=last"], "runs=latest"),
         ("report", ["outputs/a"], "runs=outputs/a"),
         ("sweep", ["outputs/multirun/a"], "status=outputs/multirun/a"),
         ("prepare", ["my_texts/"], "data=text data.path=my_texts/"),
@@ -267,6 +281,30 @@ def test_other_commands_too(name, typed, right):
     with pytest.raises(ConfigError) as rejected:
         check_words(typed, COMMANDS[name])
     assert str(rejected.value).splitlines()[1] == f"  python -m dtl.{name} {right}"
+
+
+def test_a_run_by_its_name(elsewhere):
+    """The newest run that is called so; where there is none and a recipe trains one, its line."""
+    for command in ("chat", "evaluate"):
+        with pytest.raises(
+            ConfigError, match=r"recipe.*\n  python -m dtl\.train experiment=my_pairs data\.qa\.path=\S+$"
+        ):
+            check_words(["my_pairs"], COMMANDS[command])
+    for time in ("10-00-00-1", "11-00-00-1"):
+        (elsewhere / "outputs" / "2026-01-31" / f"{time}_my_pairs" / "checkpoints").mkdir(parents=True)
+    for command in ("chat", "evaluate"):
+        with pytest.raises(ConfigError, match=r"ckpt=outputs/2026-01-31/11-00-00-1_my_pairs$"):
+            check_words(["my_pairs"], COMMANDS[command])
+        check_words(["pairs"], COMMANDS[command])  # nothing that is known
+    with pytest.raises(CheckpointError, match="Similar: outputs/2026-01-31/11-00-00-1_my_pairs, "):
+        find_checkpoint("my_pairs", Path("outputs"))
+
+
+def test_a_choice_of_ones_own_may_have_the_name_of_a_folder(elsewhere):
+    (elsewhere / "poems").mkdir()
+    check_words(["--config-dir=mine", "data=poems"], TRAIN)
+    with pytest.raises(ConfigError, match=r"data=text data\.path=poems$"):
+        check_words(["data=poems"], TRAIN)
 
 
 @pytest.mark.parametrize("typed", [["--prompt", "it's"], ["prompt=it's"], ["--prompt=it's"]])

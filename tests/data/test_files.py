@@ -131,7 +131,12 @@ def test_what_stands_in_a_file_counts_more_than_its_name(tmp_path):
         ("a.csv", b"id,text\n1,b\n2,c, d\n", ["a.csv:3", "3 fields", "byte 12", "id, text", "Read before it: 1"]),
         ("a.csv", b'id,text\n1,b\n2,"c\nd\n', ["a.csv:3", "never ends", "byte 12"]),
         ("a.json", b'[{"text": "a"},\n{"text": ]', ["a.json:2", "not JSON", "byte 25 of 26"]),
-        ("a.jsonl", b'{"text": "a"}\n{"text": "b', ["a.jsonl:2", "not JSON", "byte 14", "Read before it: 1"]),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "b', ["a.jsonl:2", "not JSON", "byte 14", "Read before it: 1 record,"]),
+        (
+            "a.jsonl",
+            b'{"question": "a", "answer": "b"}\n{"question": "c", "answ',
+            ["the last line is cut off", "allow_trun"],
+        ),
     ],
 )
 def test_what_cannot_be_read_is_named_with_its_place(tmp_path, name, raw, words):

@@ -40,6 +40,8 @@ def test_the_first_limit_ends_the_run(limits, horizon, last_step):
 def test_a_short_run_is_warned_of_with_the_setting_that_mends_it():
     by_epochs = RunLength.of(config(max_epochs=3), STEPS_PER_EPOCH).warnings(config(max_epochs=3))
     assert len(by_epochs) == 1 and "only 39 optimizer steps" in by_epochs[0] and "max_epochs to 16" in by_epochs[0]
+    (of_one,) = RunLength.of(config(total_steps=1), STEPS_PER_EPOCH).warnings(config(total_steps=1))
+    assert "only 1 optimizer step: " in of_one
     assert RunLength.of(config(max_epochs=16), STEPS_PER_EPOCH).warnings(config(max_epochs=16)) == []
     by_steps = RunLength.of(config(total_steps=17), STEPS_PER_EPOCH).warnings(config(total_steps=17))
     assert "Raise trainer.total_steps to 200" in by_steps[0] and "max_epochs" not in by_steps[0]

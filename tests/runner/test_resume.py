@@ -4,6 +4,7 @@ import importlib
 import itertools
 import json
 import os
+import shlex
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -368,6 +369,11 @@ def test_other_data_is_refused(pairs: Path, tmp_path: Path) -> None:
     assert then != now and f"then {then}" in message and f"now  {now}" in message and "init=" in message
     assert str(own) in message and "The run was not changed" in message
     assert sorted(file.name for file in (tmp_path / "run").rglob("*")) == before
+    with pytest.raises(CheckpointError, match="not the data that this run began with, own") as refused:
+        go_on(tiny_config(own.rename(tmp_path / "other.jsonl")), tmp_path / "run")
+    line = shlex.split(str(refused.value).rpartition("\n")[2])
+    assert line[3] == "init=run" and line[-1] == "data.qa.path=other.jsonl"
+    assert str(refused.value).startswith(line[-1]) and then not in str(refused.value)
     own.write_bytes(pairs.read_bytes())
     go_on(tiny_config(own), tmp_path / "run")
     assert result(tmp_path / "run")["state"] == "finished"

@@ -311,8 +311,9 @@ def _text_records(unit: _Unit, anomalies: Anomalies, allow_truncated: bool, enco
             raise DataError(f"{unit.file}: cannot be read ({error}).") from error
         raise DataError(
             f"{unit.file}: a {compression} file that is cut off or damaged after decompressed byte {position:,} "
-            f"({error}); {unit.file.stat().st_size:,} bytes compressed. Read before it: {n_read:,} records, of which "
-            "none is kept. Copy or download it again, or keep what comes before with data.allow_truncated=true."
+            f"({error}); {unit.file.stat().st_size:,} bytes compressed. Read before it: "
+            f"{number_of('records', n_read)}, of which none is kept. "
+            "Copy or download it again, or keep what comes before with data.allow_truncated=true."
         ) from error
 
 

@@ -197,6 +197,11 @@ def read_jsonl(text: OpenText) -> Iterator[Record]:
                     return
                 hint = CUT_OFF if line.endswith("\n") else CUT_OFF + KEEP_BEGINNING
                 why = f"not JSON ({error}) in the line from {text.at(start)} on"
+                if not line.endswith(("\n", "}", "]")):
+                    raise DataError(
+                        f"{place}: the last line is cut off: {why}. It ends in {line[-40:]!r}.\nCopy or download the "
+                        f"file again, or keep what comes before with data.allow_truncated=true.{read_before(n_read)}"
+                    ) from error
                 raise DataError(
                     f"{place}: {why}. Found: {line.strip()[:60]!r}\n"
                     f'Each line must be one JSON object, such as {{"text": "..."}}; {hint}.{read_before(n_read)}'

@@ -97,7 +97,7 @@ def describe(file: Path, parts: list[Anomalies]) -> str | None:
 
 def read_before(n_records: int) -> str:
     """Return the end of an error message after so many records."""
-    return f" Read before it: {n_records:,} records, of which none is kept." if n_records else ""
+    return f" Read before it: {number_of('records', n_records)}, of which none is kept." if n_records else ""
 
 
 def _done(kind: str) -> str:

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from dtl.base.units import number_of
 from dtl.data.local.files import files_in
 from dtl.data.local.formats import NOT_READ, decompressed_head, has_known_name, suffixes_of
 from dtl.data.local.unpacking import compression_of
@@ -138,7 +139,7 @@ def read_dump(
     if reader.failure is not None and allow_truncated and reader.is_damaged:
         counts.truncated = reader.where
     elif reader.failure is not None:
-        read = f"Read before this place: {counts.kept:,} complete articles, of which none is kept."
+        read = f"Read before this place: {number_of('complete articles', counts.kept)}, of which none is kept."
         raise DataError(f"{reader.failure} {read}") from reader.cause
 
 
@@ -192,7 +193,7 @@ def _in_order(reader: Pages, workers: int) -> Iterator[list[_Result]]:
             raise DataError(
                 f"{reader.path}: a process that parses pages has died, near page {reader.counts.pages:,}. "
                 "The most frequent cause is too little memory: close other programs, or use fewer processes. "
-                f"Read before: {reader.counts.kept:,} complete articles, of which none is kept."
+                f"Read before: {number_of('complete articles', reader.counts.kept)}, of which none is kept."
             ) from error
 
 
