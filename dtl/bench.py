@@ -24,12 +24,13 @@ Measures DTL and its peers on the same input, in alternating rounds.
 Measure on an idle machine.
 
   python -m dtl.bench                           two to three minutes, two cores
-  python -m dtl.bench suite=generation          the same
+  python -m dtl.bench suite=step quick=true     three minutes at most
+  python -m dtl.bench suite=all quick=true      every suite, one by one
   python -m dtl.bench wiki=FOLDER dump=FILE.xml.bz2   on your own text
   python -m dtl.bench rows=[tokenising,waste] rounds=9
   python -m dtl.bench full=true out=data.json   long ones too, in a file
 
-Suites: data, generation, questions, search, startup.
+Suites: data, generation, memory, questions, search, startup, step, all.
 """,
     details="""\
 The sides of a comparison run in this process or in identical processes, so that other load slows both. A ratio is the
@@ -46,6 +47,13 @@ GPT-2 after the same time; a round is a seed, twelve minutes each on two cores).
 
 suite=search: asha (steps of a search that pruning saves, and its cost in loss; a round is a seed).
 
+suite=step: bf16, fp32 (an optimizer step, compared with nanoGPT's and Hugging Face's models in a bare loop), qa (the
+same for packed questions and padded ones). Each side is a process of its own on one thread; on a CPU its seconds are
+those of the processor. suite=memory: bf16 (peak memory of that process).
+
+out=FILE has every row, and under "ratios" by name of the row: ratio (> 1: DTL is better), low, high, n, goal, reached,
+skipped.
+
 suite=startup: first_step (time from the start of a process to its first step, by parts).
 """,
 )
@@ -59,7 +67,7 @@ def main() -> None:
 def job(composed: DictConfig) -> None:
     """Measure, show and write the results."""
     settings = typed_as(BenchConfig, composed)
-    chosen = SUITES.get(settings.suite).chosen(settings)
+    chosen = [(each, SUITES.get(each.suite).chosen(each)) for each in settings.of_each_suite()]
     with exit_when_output_closes(), Display() as display:
         from dtl.benchmarks.results import as_json, busy_warning, heading, machine, notes, table_of, versions
         from dtl.benchmarks.suite import measured
@@ -74,8 +82,9 @@ def job(composed: DictConfig) -> None:
             display.warn("tiny=true: too little input to measure speed.")
         rows = []
         try:
-            for row in measured(chosen, settings, lambda name: display.note(f"measuring {name}")):
-                rows.append(row)
+            for each, measurements in chosen:
+                for row in measured(measurements, each, lambda name: display.note(f"measuring {name}")):
+                    rows.append(row)
         finally:  # also the rows measured before a failure or Ctrl-C
             if rows:
                 display.console.print(table_of(rows), soft_wrap=False)

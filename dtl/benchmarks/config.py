@@ -1,6 +1,6 @@
 """Settings of dtl.bench, and the suites by name. Imports no torch."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dtl.base.checks import LONGEST, MANY, check_device, check_range, check_seed
@@ -13,11 +13,17 @@ SUITES: Registry = Registry(
     {
         "data": "dtl.benchmarks.data",
         "generation": "dtl.benchmarks.generation",
+        "memory": "dtl.benchmarks.step",
         "questions": "dtl.benchmarks.questions",
         "search": "dtl.benchmarks.search",
         "startup": "dtl.benchmarks.startup",
+        "step": "dtl.benchmarks.step",
     },
 )
+
+OWN_SUITES = SUITES.names()
+ALL = "all"
+QUICK_ROUNDS = 2
 
 
 @dataclass
@@ -45,9 +51,10 @@ class GenerationSuiteConfig:
 class BenchConfig:
     """Settings of `python -m dtl.bench`."""
 
-    suite: str = "data"  # registered name: data | generation | questions | search | startup | your own
+    suite: str = "data"  # registered name: see dtl.bench --help, all (one after the other), or your own
     rows: list[str] = field(default_factory=list)  # measurements, such as [waste, loader]; [] = all but the long ones
     full: bool = False  # the long measurements too, some minutes each
+    quick: bool = False  # two rounds of fewer steps: three minutes a suite at most, with wider ranges
     tiny: bool = False  # little input, small models: tests in seconds that it runs; its speeds mean nothing
     rounds: int = 3  # measurements of both sides, in turns
     wiki: str | None = None  # for suite=data: text of Wikipedia as data=wiki reads it, file or folder; null = synthetic
@@ -59,9 +66,17 @@ class BenchConfig:
     debug: bool = False  # show tracebacks
     generation: GenerationSuiteConfig = field(default_factory=GenerationSuiteConfig)  # for suite=generation
 
+    def of_each_suite(self) -> "list[BenchConfig]":
+        """Return the settings of each suite that is asked for: one, or all of DTL's own; quick=true has two rounds."""
+        settings = replace(self, rounds=min(self.rounds, QUICK_ROUNDS)) if self.quick else self
+        return [replace(settings, suite=name) for name in OWN_SUITES] if self.suite == ALL else [settings]
+
     def validate(self) -> None:
         """Raises ConfigError, naming key, value, rule and remedy, for invalid values."""
-        SUITES.check(self.suite)
+        if self.suite != ALL:
+            SUITES.check(self.suite)
+        elif self.rows:
+            raise ConfigError(f"rows={self.rows}: are those of one suite. Name it, such as suite=step, or omit rows.")
         check_device(self.device)
         self.generation.validate()
         check_range(self, "", rounds=(1, MANY))

@@ -115,6 +115,21 @@ def ratio_in_words(ratio: Ratio | None) -> str:
 def as_json(
     settings: BenchConfig, machine_info: dict[str, Any], package_versions: dict[str, str], rows: Sequence[Row]
 ) -> dict[str, Any]:
-    """Return everything that was shown, as plain values."""
+    """Return everything that was shown, as plain values, and the ratios by name of their row."""
     shown = [asdict(row) | {"reached": row.reached} for row in rows]
-    return {"settings": asdict(settings), "machine": machine_info, "versions": package_versions, "rows": shown}
+    ratios = {row.name: _ratio(row) for row in rows if row.peer_name}
+    return {
+        "settings": asdict(settings), "machine": machine_info, "versions": package_versions, "ratios": ratios,
+        "rows": shown,
+    }  # fmt: skip
+
+
+def _ratio(row: Row) -> dict[str, Any]:
+    """The median of the rounds with its range; the goal as shown."""
+    ratio, goal = row.ratio, row.goal
+    found = {"ratio": None, "low": None, "high": None}
+    if ratio is not None:
+        found = {"ratio": ratio.median, "low": ratio.least, "high": ratio.most}
+    return found | {
+        "n": row.rounds, "goal": goal and goal.words, "reached": row.reached, "skipped": row.skipped
+    }  # fmt: skip
