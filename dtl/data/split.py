@@ -151,9 +151,7 @@ class HoldOut:
             why = "too few to spare any" if few else "most have an answer of their own"
             to_hold_out = "; data.validation_fraction=0.1 holds some out" if self.n_documents > 1 else ""
             everything: dict[str, Iterable[Document]] = {split: [] for split in splits}
-            return everything | {"train": list(_all(splits))}, (
-                f"{whole} trained on ({why}){to_hold_out}."
-            )
+            return everything | {"train": list(_all(splits))}, (f"{whole} trained on ({why}){to_hold_out}.")
         note = (
             f"{n_facts} of the {len(drawn)} questions drawn to be held out are trained on: no other has their answer."
         )
