@@ -59,6 +59,7 @@ class RunState:
     step: int | None = None  # the last optimizer step that was recorded
     last_step: int | None = None  # the last step of the whole run
     best_loss: float | None = None  # lowest validation loss so far, nats per target token
+    right: float | None = None  # fraction of the training questions that the finished run answers right
     reason: str = ""  # first line of the error or other reason for ending early
     started: datetime | None = None  # of its first session, with a time zone
     seconds: float | None = None  # of training, without evaluation and saving
@@ -91,6 +92,7 @@ def read_run_state(folder: Path) -> RunState:
         step=_last_step(folder, rows) if ended_at is None else ended_at,
         last_step=_end(record, config),
         best_loss=as_number(outcome.get("value")) if "value" in outcome else _best_loss(folder, rows),
+        right=as_number(outcome.get("exact_match/train")),
         reason=in_one_line(str(outcome.get("error") or "").strip().partition("\n")[0]),
         started=sessions[0] if sessions else None,
         seconds=_last_number(rows, "seconds"),

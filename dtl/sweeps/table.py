@@ -13,7 +13,7 @@ from rich.text import Text
 
 from dtl.base.display import command_line, shell_line, shown, table
 from dtl.base.safe_text import in_one_line, visible
-from dtl.base.units import in_time, in_units
+from dtl.base.units import in_percent, in_time, in_units
 from dtl.commandline.overrides import as_shown
 from dtl.errors import ConfigError
 from dtl.run_dir.state import RUN_FILES, RunState, is_locked, read_run_state
@@ -29,8 +29,8 @@ from dtl.run_dir.sweep_records import (
     is_sweep,
 )
 
-RIGHT = ("trial", "step", "best loss", "tokens/s", "time")
-HEADERS = ("trial", "overrides", "state", *RIGHT[1:], "why")
+LOSS, TAUGHT = "best loss", "train right"
+ON_THE_RIGHT = ("trial", "step", LOSS, TAUGHT, "tokens/s", "time")
 STYLES = {
     "finished": "green", "running": "cyan", "failed": "red", "refused": "red", "killed": "red", "hung": "red",
     "timed out": "red", "interrupted": "yellow", "pruned": "dim", "waiting": "dim", "stopped": "yellow",
@@ -91,22 +91,37 @@ def varying_overrides(overrides: Sequence[Sequence[str]]) -> list[list[str]]:
     return [[as_shown(word) for word in words if word not in common] for words in overrides]
 
 
+def without_losses(rows: Sequence[Row]) -> bool:
+    """True for finished trials that no validation loss compares: nothing was held out of their questions."""
+    return any(row.run.right is not None for row in rows) and all(row.best_loss is None for row in rows)
+
+
 def trial_table(rows: Sequence[Row]) -> Table:
-    """Return a table with a row per trial: number, overrides, state, step, best loss, speed, time, reason."""
+    """Return a table with a row per trial: number, overrides, state, step, best loss, speed, time, reason.
+
+    Where nothing was held out, how many of the training questions are answered right stands in place of the loss.
+    """
+    taught = without_losses(rows)
+    headers = ("trial", "overrides", "state", "step", TAUGHT if taught else LOSS, "tokens/s", "time", "why")
     wide = {name: {"no_wrap": False, "overflow": "fold", "ratio": n} for name, n in (("overrides", 3), ("why", 2))}
-    cells = map(_cells, rows, varying_overrides([row.trial.overrides for row in rows]))
+    overrides = varying_overrides([row.trial.overrides for row in rows])
+    cells = (_cells(row, words, taught) for row, words in zip(rows, overrides, strict=True))
     look = {"header_style": "bold", "padding": (0, 1), "pad_edge": True}
-    return table(HEADERS, cells, RIGHT, every={"no_wrap": True}, columns=wide, **look)
+    return table(headers, cells, ON_THE_RIGHT, every={"no_wrap": True}, columns=wide, **look)
 
 
-def _cells(row: Row, overrides: list[str]) -> list[str | Text]:
+def _cells(row: Row, overrides: list[str], taught: bool) -> list[str | Text]:
     trial, run = row.trial, row.run
+    if taught:
+        score = "" if run.right is None else f"{in_percent(run.right)} %"
+    else:
+        score = "" if row.best_loss is None else f"{row.best_loss:.4f}"
     return [
         str(trial.number),
         in_one_line(" ".join(overrides)) or "(defaults)",
         Text(trial.state, style=STYLES.get(trial.state, "")),
         _of(run.step, run.last_step),
-        "" if row.best_loss is None else f"{row.best_loss:.4f}",
+        score,
         "" if run.tokens_per_second is None or trial.state != "running" else in_units(run.tokens_per_second),
         _time(row),
         Text(in_one_line(trial.reason), style="dim"),
@@ -143,8 +158,13 @@ def failures(sweep: SweepFolder, trials: Iterable[Trial]) -> list[str]:
     return lines
 
 
-def comparing(sweep: SweepFolder, trials: Iterable[Trial]) -> list[str]:
-    """Return the line with the command that compares the finished trials; none if fewer than two."""
+def comparing(sweep: SweepFolder, trials: Sequence[Trial]) -> list[str]:
+    """Return the line with the command that compares the finished trials, or why none does; none if fewer than two."""
+    if len(trials) > 1 and without_losses(rows_of(sweep, trials)):
+        return [
+            "Nothing was held out, so no loss ranks the trials: compared is what they answer of what was taught. "
+            "data.validation_fraction=0.1 holds some out."
+        ]
     finished = sum(trial.value is not None for trial in trials)
     return [f"compare them: {command_line('report', f'runs={shown(sweep.path)}')}"] if finished > 1 else []
 

@@ -275,6 +275,23 @@ def test_the_end_of_a_sweep_says_how_to_compare_what_went_through(tmp_path, valu
         assert (f"python -m dtl.report runs={sweep.path}" in shown) == told  # in one line
 
 
+@pytest.mark.parametrize("losses", [(None, None), (None, 0.5)])
+def test_trials_without_a_loss_are_compared_by_what_they_were_taught(tmp_path, losses):
+    """Where nothing is held out of a few pairs of one's own, no validation loss ranks a grid."""
+    trials = [Trial(number, [f"a={number}"], str(number), "finished", value=v) for number, v in enumerate(losses)]
+    sweep = made(tmp_path / "s", *trials, arguments=["a=0,1"], state="finished")
+    for trial, right in zip(trials, (0.7, 1.0), strict=True):
+        folder = sweep.trial_folder(trial.number)
+        write_result(folder, "finished", trial.value, 3, "h", **{"exact_match/train": right})
+    text = io.StringIO()
+    SweepScreen(sweep, Console(file=text, width=200)).end(trials)
+    for shown in (text.getvalue(), _text_of(status_of(sweep), width=200)):
+        by_taught = losses == (None, None)
+        for words in ("train right", "70 %", "100 %", "Nothing was held out", "data.validation_fraction=0.1"):
+            assert (words in shown) == by_taught, shown
+        assert ("best loss" in shown) == (not by_taught)
+
+
 def test_the_command_of_a_sweep_is_shown_to_its_last_word(tmp_path):
     words = [f"trainer.options.setting_{number}={number}" for number in range(23)]
     sweep = made(tmp_path / "s", Trial(0, [], "h", state="finished"), arguments=[*words, "a=1,2"], state="finished")
