@@ -41,6 +41,10 @@ FAULTS: dict[str, dict[str, tuple[str, str]]] = {
         "wrong-shape": ("weights that do not fit config.json", "named, and nothing is allocated"),
         "formats": ("a checkpoint of a newer DTL", "asks for an upgrade"),
         "swapped-tokenizer": ("another tokenizer of the same size", "refused"),
+        "record-damage": (
+            "damaged records of a run, a sweep, an evaluation",
+            "never believed; what counts on them says so",
+        ),
         "config-of-run": ("a run's config.yaml was changed", "found by the checkpoint's own, and named"),
     },
     "Numbers": {
