@@ -32,6 +32,7 @@ FAULTS: dict[str, dict[str, tuple[str, str]]] = {
         "disk-full": ("the disk is full at a save", "the older checkpoints stay; needed, free and kept are said"),
         "disk-foreseen": ("the disk will not hold what is to come", "said before the first step"),
         "disk-full-log": ("the disk is full for metrics and records", "one warning, and training goes on"),
+        "deletions": ("files of a run are deleted or replaced while it trains", "it goes on, or ends in a sentence"),
         "read-only": ("a folder that cannot be written", "refused before anything is read or built"),
     },
     "Checkpoints": {
