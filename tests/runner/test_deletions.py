@@ -21,7 +21,8 @@ WHAT = "files deleted or replaced while training: it goes on, or ends in a sente
 FILES = ("metrics.jsonl", "run.json", "config.yaml", "packages.txt", ".lock", ".lock.json", "samples",
          "checkpoints", "checkpoints/best", "checkpoints/step-00000004",
          "checkpoints/step-00000004/model.safetensors",
-         "checkpoints/best/manifest.json", "checkpoints/best/config.yaml", "../pairs.jsonl", "../cache", ".")  # fmt: skip
+         "checkpoints/best/manifest.json", "checkpoints/best/config.yaml", "../pairs.jsonl", "../cache",
+         ".")  # fmt: skip
 
 
 def deleted(path: Path) -> None:
