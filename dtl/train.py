@@ -17,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from dtl.base.checks import check_one_process
 from dtl.base.display import command_line, lasting_display, shell_line, shown
-from dtl.base.json_files import as_list, as_number, as_object, as_whole, read_json_or_empty
-from dtl.base.redaction import check_no_secrets, redact_all
+from dtl.base.json_files import as_list, as_number, as_object, as_whole, dotted, read_json_or_empty
+from dtl.base.redaction import HIDDEN, check_no_secrets, redact_all
 from dtl.base.safe_text import in_one_line
 from dtl.base.signals import STOP, ending_by_exception, undisturbed
 from dtl.base.units import number_of
@@ -195,7 +195,7 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
         _check_resume_words(words := [] if requeued else overrides)
         newest, damage = newest_valid(run_dir)
         own, changes = _own_config(run_dir, newest.path)
-        warnings = [warning for warning in (damage, changes) if warning]
+        warnings = [warning for warning in (damage, changes, _hidden_in(own, newest.path)) if warning]
         config = _resumed_config(composed, run_dir, own, words)
     else:
         config = typed(composed)
@@ -309,6 +309,18 @@ def _own_config(run_dir: Path, checkpoint: Path) -> tuple[dict[str, Any], str | 
     return own, (
         f"{run_dir / CONFIG}: {differs}. It was changed or damaged since {checkpoint.name} was saved, whose config is "
         "used and written there again. To train with other settings, start a new run from the weights with init=."
+    )
+
+
+def _hidden_in(own: dict[str, Any], checkpoint: Path) -> str | None:
+    """Return a warning about the secrets of a run's config, which its files do not have; None where there are none."""
+    keys = [key for key, value in dotted(own) if HIDDEN in str(value)]
+    if not keys:
+        return None
+    return (
+        f"{', '.join(keys)}: held a secret, which {checkpoint / CONFIG} has as {HIDDEN}, and that is what this session "
+        "uses. A part that needs it reads a variable itself: os.environ[NAME], with NAME in the setting; the place of "
+        "data can be given with resume=."
     )
 
 
