@@ -16,8 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from dtl.base.checks import check_one_process
 from dtl.base.display import command_line, lasting_display, shell_line, shown
-from dtl.base.json_files import as_list, as_number, as_object, as_whole, read_json_or_empty
-from dtl.base.redaction import check_no_secrets
+from dtl.base.json_files import as_list, as_number, as_object, as_whole, dotted, read_json_or_empty
+from dtl.base.redaction import HIDDEN, check_no_secrets
 from dtl.base.signals import STOP, ending_by_exception, undisturbed
 from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.listing import newest_valid, step_folders
@@ -29,7 +29,7 @@ from dtl.commandline.translate import config_text
 from dtl.config import RunConfig, typed
 from dtl.data.tokenizers.prompt import read_prompt
 from dtl.errors import ConfigError, DataError, InterruptedRun
-from dtl.run_dir.provenance import RECORD, RESULT, composition_flags, redact_hydra_files
+from dtl.run_dir.provenance import CONFIG, RECORD, RESULT, composition_flags, redact_hydra_files
 from dtl.run_dir.state import (
     ALLOWED_WITH_RESUME,
     PLACE_OF_DATA,
@@ -183,7 +183,7 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
         _check_resume_words(words := [] if requeued else overrides, run_dir)
         newest, damage = newest_valid(run_dir)
         own, changes = own_config(run_dir, newest.path, _given_with_resume(run_dir))
-        warnings = [warning for warning in (damage, changes) if warning]
+        warnings = [warning for warning in (damage, changes, _hidden_in(own, newest.path)) if warning]
         config = _resumed_config(composed, run_dir, own, words)
     else:
         config = typed(composed)
@@ -285,6 +285,18 @@ def _check_same_data(composed: DictConfig, run_dir: Path, overrides: list[str]) 
                 f"{key}={now}: this run is finished, and was trained on {then}. To train on {now} from its weights, in "
                 f"a run of its own:\n  {new_run(run_dir, [f'{key}={now}'])}"
             )
+
+
+def _hidden_in(own: dict[str, Any], checkpoint: Path) -> str | None:
+    """Return a warning about the secrets of a run's config, which its files do not have; None where there are none."""
+    keys = [key for key, value in dotted(own) if HIDDEN in str(value)]
+    if not keys:
+        return None
+    return (
+        f"{', '.join(keys)}: held a secret, which {checkpoint / CONFIG} has as {HIDDEN}, and that is what this session "
+        "uses. A part that needs it reads a variable itself: os.environ[NAME], with NAME in the setting; the place of "
+        "data can be given with resume=."
+    )
 
 
 def _given_with_resume(run_dir: Path) -> dict[str, str]:

@@ -40,12 +40,25 @@ def figure(record_property: Callable[[str, Any], None]) -> Callable[..., None]:
     return count
 
 
+@pytest.fixture(autouse=True)
+def counted(request: pytest.FixtureRequest, record_property: Callable[[str, Any], None]) -> None:
+    """Counts each case of a test that is marked as `counted(what)`, as one."""
+    if mark := request.node.get_closest_marker("counted"):
+        record_property("counted", mark.args[0])
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Print the sums of what was counted, and write them where --figures says."""
     tried, failed = Counter[str](), Counter[str]()
     for report in (report for reports in terminalreporter.stats.values() for report in reports):
         if getattr(report, "when", None) == "call":
-            for what, n_tried, n_failed in (value for name, value in report.user_properties if name == "figure"):
+            for name, value in report.user_properties:
+                if name == "figure":
+                    what, n_tried, n_failed = value
+                elif name == "counted" and report.outcome != "skipped":
+                    what, n_tried, n_failed = value, 1, int(report.failed)
+                else:
+                    continue
                 tried[what] += n_tried
                 failed[what] += n_failed
     for what in sorted(tried):

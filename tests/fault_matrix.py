@@ -32,6 +32,7 @@ FAULTS: dict[str, dict[str, tuple[str, str]]] = {
         "disk-full": ("the disk is full at a save", "the older checkpoints stay; needed, free and kept are said"),
         "disk-foreseen": ("the disk will not hold what is to come", "said before the first step"),
         "disk-full-log": ("the disk is full for metrics and records", "one warning, and training goes on"),
+        "deletions": ("files of a run are deleted or replaced while it trains", "it goes on, or ends in a sentence"),
         "read-only": ("a folder that cannot be written", "refused before anything is read or built"),
     },
     "Checkpoints": {
@@ -41,6 +42,10 @@ FAULTS: dict[str, dict[str, tuple[str, str]]] = {
         "wrong-shape": ("weights that do not fit config.json", "named, and nothing is allocated"),
         "formats": ("a checkpoint of a newer DTL", "asks for an upgrade"),
         "swapped-tokenizer": ("another tokenizer of the same size", "refused"),
+        "record-damage": (
+            "damaged records of a run, a sweep, an evaluation",
+            "never believed; what counts on them says so",
+        ),
         "config-of-run": ("a run's config.yaml was changed", "found by the checkpoint's own, and named"),
     },
     "Numbers": {

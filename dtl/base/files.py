@@ -13,14 +13,14 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dtl.base.json_files import read_json
+from dtl.base.json_files import escaped, plain, read_json, sealed
 from dtl.base.redaction import redact
 from dtl.errors import CheckpointError
 
@@ -53,6 +53,12 @@ def write_atomically(path: Path, data: bytes | str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_record(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON object that decides something, with its digest, as `write_atomically`. Raises OSError."""
+    text = redact(json.dumps(plain(values), ensure_ascii=False, allow_nan=False))  # the digest is of what can be read
+    write_atomically(path, escaped(json.dumps(sealed(json.loads(text)), indent=2, ensure_ascii=False)) + "\n")
 
 
 def no_room(number: int | None, folder: Path) -> str | None:

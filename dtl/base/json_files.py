@@ -5,6 +5,7 @@ regular files only (a FIFO would block, a device has no end), and are bounded in
 """
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -29,6 +30,7 @@ UNSAFE = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udf
 MAX_WAITING = 100_000  # rows kept in memory while the disk cannot be written, some 20 MB
 MAX_JSON_BYTES = 8 * 2**20  # a state.json has some kilobytes; `[],[],...` takes twenty times its size in memory
 MAX_DIGITS = 100  # of a whole number; the state of a random generator has 39
+DIGEST = "dtl_sha256"  # key of the SHA-256 of the other values in a record that decides something
 MAX_LINE_BYTES = 2**20  # of metrics.jsonl
 MAX_YAML_BYTES = 2**18
 MAX_YAML_PARTS = 10_000  # a config has some hundred; libyaml's time grows with their square
@@ -67,12 +69,12 @@ def read_lines(path: Path) -> Iterator[bytes]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read the object in a JSON file written by DTL: bounded in size, without NaN.
+    """Read the object in a JSON file written by DTL: bounded in size, without NaN; of a sealed one, as it was written.
 
     Raises FileNotFoundError, and CheckpointError for a file with other contents.
     """
     try:
-        return json_object(read_bounded(path, MAX_JSON_BYTES), strict=True)
+        contents = json_object(read_bounded(path, MAX_JSON_BYTES), strict=True)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -81,6 +83,10 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: damaged, not a JSON object.") from error
     except ValueError as error:
         raise CheckpointError(f"{path}: damaged, not JSON ({error}).") from error
+    digest = contents.pop(DIGEST, None)
+    if digest is not None and digest != _digest(contents):
+        raise CheckpointError(f"{path}: damaged, its values are not those that were written.")
+    return contents
 
 
 def read_json_or_empty(path: Path) -> dict[str, Any]:
@@ -148,6 +154,18 @@ def json_object(text: str | bytes, strict: bool = False) -> dict[str, Any]:
     if not isinstance(contents, dict):
         raise TypeError(f"holds a {type(contents).__name__}, expected an object")
     return contents
+
+
+def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with their digest, which `read_json` checks: a changed digit is a loss or a threshold like any other.
+
+    They must be as JSON gives them back.
+    """
+    return {**values, DIGEST: _digest(values)}
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def json_object_or_empty(text: str | bytes) -> dict[str, Any]:
@@ -242,8 +260,12 @@ def _append(path: Path, data: bytes) -> None:
 
 def json_line(row: Mapping[str, Any]) -> str:
     """`row` as one line of strict JSON with its newline, safe to show in a terminal."""
-    text = json.dumps(plain(row), ensure_ascii=False, allow_nan=False)
-    return UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"
+    return escaped(json.dumps(plain(row), ensure_ascii=False, allow_nan=False)) + "\n"
+
+
+def escaped(text: str) -> str:
+    """The text of a JSON value, safe to show in a terminal."""
+    return UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def plain(value: Any) -> Any:

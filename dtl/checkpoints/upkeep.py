@@ -195,7 +195,8 @@ def lock_run(run_dir: Path) -> Iterator[None]:
         write_atomically(owner, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": started}))
         yield
     finally:
-        owner.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder has been put in its place: nothing is lost, and the run has ended well
+            owner.unlink()
         lock.release()
 
 

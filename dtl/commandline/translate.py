@@ -23,9 +23,9 @@ from yaml.reader import ReaderError
 from dtl.base.display import command_line, shown
 from dtl.base.json_files import dotted
 from dtl.base.paths import conf_dir, experiments_dir
-from dtl.commandline.command import ENTRY, Command
+from dtl.commandline.command import ENTRY, Command, load_config
 from dtl.commandline.corrections import of_another_command
-from dtl.commandline.overrides import value_without
+from dtl.commandline.overrides import to_hydra_syntax, value_without
 from dtl.errors import ConfigError, did_you_mean
 
 SEARCH = "hydra/sweeper=dtl_optuna"
@@ -65,14 +65,39 @@ def translate_error(error: Exception, arguments: list[str], command: Command) ->
     if isinstance(error, ConfigCompositionException):
         return _wrong_override(str(error), arguments, command)
     if isinstance(error, ValueError) and "Config group override" in str(error):
-        return _no_choice(arguments, command) or _of_hydra(error, arguments)
+        return _no_choice(arguments, command) or _of_hydra(error, arguments) or _unforeseen(error, arguments, command)
     if isinstance(error, ValueError) and str(error).startswith(("Only one of --", "The --resolve flag")):
         return ConfigError(str(error))
     if isinstance(error, HydraException) and "does not support sweep type" in str(error):
         return _interval_in_grid(arguments, command) or ConfigError(str(error).strip())
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return ConfigError(str(error).strip())
-    return _of_hydra(error, arguments)
+    return _of_hydra(error, arguments) or _unforeseen(error, arguments, command)
+
+
+def _unforeseen(error: Exception, arguments: list[str], command: Command) -> ConfigError | None:
+    """A ConfigError for any other error that Hydra, OmegaConf or their parser raise over the words: an assertion, an
+    AttributeError. None where composing the words raises no such error: it comes from elsewhere then."""
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    raised_in = next((Path(file).parts for file in reversed(files) if not file.startswith("<")), ())
+    words = [word for word in arguments if not word.startswith("-")]
+    if not {"hydra", "omegaconf", "antlr4"} & {*raised_in} or not _stumbles(error, words, command):
+        return None
+    guilty = next((word for word in words if _stumbles(error, [word], command)), " ".join(map(_typed, words)))
+    key = guilty.partition("=")[0].lstrip("+~")
+    if not key.partition("@")[0]:
+        return ConfigError(f"{_typed(guilty)}: cannot be read as key=value. There is no key before the = or @.")
+    said = str(error).partition("\n")[0] or type(error).__name__
+    return ConfigError(f"{_typed(guilty)}: cannot be read as key=value ({said}). --help lists the keys.")
+
+
+def _stumbles(error: Exception, words: list[str], command: Command) -> bool:
+    """True when composing these words raises an error of the same kind."""
+    try:
+        load_config(command, [to_hydra_syntax(word, command) for word in words])
+    except Exception as found:
+        return type(found) is type(error)
+    return False
 
 
 def _of_hydra(error: Exception, arguments: list[str]) -> ConfigError | None:
@@ -238,9 +263,7 @@ def _interval_in_grid(arguments: list[str], command: Command) -> ConfigError | N
 def _no_choice(arguments: list[str], command: Command) -> ConfigError | None:
     """A ConfigError for an override of a group by something that is not a name, where Hydra raises ValueError."""
     for argument in arguments:
-        group, equals, choice = argument.partition("=")
-        if equals and not group.partition("@")[0]:
-            return ConfigError(f"{argument}: cannot be read as key=value. There is no key before the = or @.")
+        group, _, choice = argument.partition("=")
         if group in command.groups() and (choice in ("", "null") or not choice[0].isalpha()):
             return ConfigError(
                 f"{argument}: must be the name of a choice. Known: {', '.join(command.groups()[group]) or 'none yet'}."

@@ -209,7 +209,7 @@ class Cache:
                 (file.parent / MANIFEST).unlink()  # without it the entry does not count
 
     def rebuilding(self, make: Callable[[], T], check_later: bool = False) -> T:
-        """Return what `make` makes of entries; once more after a damaged one has been built again.
+        """Return what `make` makes of entries; again after damaged ones, each of which is built again.
 
         `check_later` leaves the check of large files that cause no error here to the caller.
         """
@@ -220,12 +220,16 @@ class Cache:
                 self.check()
             return made
 
-        try:
-            with self.explaining():
-                return checked()
-        except DamagedEntryError as error:
-            self._note(f"cache: {str(error).partition(',')[0]}. It is built again.")
-            return checked()
+        told: set[str] = set()
+        while True:  # an error ends the making before the entries behind it are opened, and these may be damaged, too
+            try:
+                with self.explaining():
+                    return checked()
+            except DamagedEntryError as error:
+                if str(error) in told:
+                    raise
+                told.add(str(error))
+                self._note(f"cache: {str(error).partition(',')[0]}. It is built again.")
 
     @contextmanager
     def explaining(self) -> Iterator[None]:

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 
 from dtl.base.display import Display, shown
-from dtl.base.files import write_atomically
+from dtl.base.files import write_record
 from dtl.base.progress import Progress
 from dtl.base.runtime import autocast, choose_device, choose_precision
 from dtl.base.units import in_units
@@ -126,7 +126,7 @@ def write_metrics(
         "data_fingerprint": data.fingerprint,
         "data": asdict(config.data),
     }
-    write_atomically(file, report.to_json(**scope))
+    write_record(file, report.as_values(**scope))
 
 
 # --- any checkpoint -----------------------------------------------------------------------------------------------

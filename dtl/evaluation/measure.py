@@ -1,7 +1,5 @@
 """Measurement of a model on its data, and the report with all its metrics."""
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -9,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dtl.base.json_files import plain
 from dtl.base.progress import Pace, Progress
 from dtl.base.units import number_of
 from dtl.data.batches import epoch_order
@@ -99,9 +98,9 @@ class Report:
                 }
         return metrics | self.tasks
 
-    def to_json(self, **extra: Any) -> str:
-        """Return all metrics and the `extra` keys as JSON; NaN and infinity become null."""
-        return json.dumps({**extra, **_finite(asdict(self))}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    def as_values(self, **extra: Any) -> dict[str, Any]:
+        """Return the `extra` keys and all metrics as values of JSON; NaN and infinity become None."""
+        return plain({**extra, **asdict(self)})
 
 
 def measure(model: TransformerLM, data: PreparedData, plan: Plan, log: Progress) -> Report:
@@ -211,11 +210,3 @@ def chosen_questions(
         for split, split_pairs in pairs.items()
         if split_pairs
     }
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

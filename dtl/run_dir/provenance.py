@@ -19,7 +19,7 @@ from typing import Any
 
 import dtl
 from dtl.base.display import shell_line
-from dtl.base.files import write_atomically
+from dtl.base.files import write_atomically, write_record
 from dtl.base.json_files import plain, read_json
 from dtl.base.paths import conf_dir
 from dtl.base.redaction import is_secret_name, redact, redact_all
@@ -244,11 +244,11 @@ RESULT = "result.json"  # the outcome of a run, for sweeps and reports
 def write_result(run_dir: Path, state: State, value: float | None, step: int, config_hash: str, **extra: Any) -> None:
     """Write result.json, the state of the run for sweeps and reports. `value` is the best validation loss.
 
-    Atomic; a write error is logged as a warning. A value that is not finite is written as null.
+    Atomic, with a digest; a write error is logged as a warning. A value that is not finite is written as null.
     """
     result = {"state": state, "value": value, "step": step, "config_hash": config_hash, **extra}
     path = run_dir / RESULT
     try:
-        write_atomically(path, json.dumps(plain(result), indent=2, allow_nan=False) + "\n")
+        write_record(path, result)
     except OSError as error:
         log.warning("%s: cannot be written (%s).", path, error.strerror)

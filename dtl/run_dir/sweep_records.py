@@ -10,7 +10,6 @@ outputs/multirun/<date>/<time>-<pid>/
     traceback.txt   the traceback of that error
 """
 
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -20,8 +19,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
-from dtl.base.files import discard_directory, leftover_of, write_atomically
-from dtl.base.json_files import as_number, as_whole, read_json_or_empty
+from dtl.base.files import discard_directory, leftover_of, write_record
+from dtl.base.json_files import as_number, as_whole, read_json, read_json_or_empty
+from dtl.errors import CheckpointError
 from dtl.run_dir.provenance import RESULT, composition_flags
 from dtl.sweeps.config import asks_for_more
 
@@ -96,6 +96,16 @@ class SweepRecord:
 NO_RESULT = f"ended before its training was finished, see {LOG}"
 
 
+def _why_not(folder: Path) -> str:
+    """Why a trial that is recorded as finished has no loss."""
+    with suppress(FileNotFoundError):
+        try:
+            read_json(folder / RESULT)
+        except CheckpointError:
+            return f"its {RESULT} is damaged. Run it again with sweep.retry_failed=true"
+    return NO_RESULT
+
+
 def ended_well(folder: Path) -> tuple[TrialState, str, float | None] | None:
     """Return state, reason and loss of a trial whose result.json says that its training is finished or paused.
 
@@ -135,7 +145,7 @@ class SweepFolder:
         trials = [(trial, folder) for folder, trial in read.items() if trial and folder.name == str(trial.number)]
         for trial, folder in trials:
             if trial.state in SUCCEEDED:  # only the result of its training says so, and has its loss
-                trial.state, trial.reason, trial.value = ended_well(folder) or ("failed", NO_RESULT, None)
+                trial.state, trial.reason, trial.value = ended_well(folder) or ("failed", _why_not(folder), None)
         return sorted((trial for trial, _ in trials), key=lambda trial: trial.number)
 
     def next_number(self) -> int:
@@ -179,7 +189,7 @@ def _started(folder: SweepFolder) -> float:
 
 
 def _write(file: Path, record: Any) -> None:
-    write_atomically(file, json.dumps(asdict(record), indent=2) + "\n")
+    write_record(file, asdict(record))
 
 
 def _read(file: Path, kind: type) -> Any:

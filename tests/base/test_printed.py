@@ -177,6 +177,7 @@ WRITERS: dict[str, Callable[[], object]] = {
 }
 
 
+@pytest.mark.counted("places that print, with escapes in every text: none leaks")
 @pytest.mark.fault("terminal")
 @pytest.mark.parametrize("place", WRITERS)
 def test_a_writer_is_safe(place):
@@ -307,6 +308,7 @@ def manifest(tmp: Path) -> None:
     read_manifest(tmp)
 
 
+@pytest.mark.counted("places that print, with escapes in every text: none leaks")
 @pytest.mark.fault("terminal")
 @pytest.mark.parametrize("place", MODELS)
 def test_what_is_said_about_a_model_folder(tmp_path, place):
@@ -371,6 +373,7 @@ def hostile_outputs() -> None:
     folder_of(Path("."), GPT2 | {"model_type": HOSTILE}).rename("hostile")
 
 
+@pytest.mark.counted("places that print, with escapes in every text: none leaks")
 @pytest.mark.fault("terminal")
 @pytest.mark.parametrize("name", LINES)
 def test_a_command_is_safe(name, monkeypatch, capfd):

@@ -11,11 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from checkpoint_examples import imitate
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import dtl.train
+from dtl.base.redaction import HIDDEN
 from dtl.checkpoints.listing import Checkpoint
 from dtl.commandline.cli import run_command
 from dtl.commandline.command import ENTRY
@@ -243,6 +245,20 @@ def test_a_run_resumes_with_the_config_that_its_checkpoint_vouches_for(resumable
         assert trained[-1] == trained[0]
         [*warnings] = origins[-1].warnings
         assert warnings == [] if said is None else said in warnings[0], warnings
+
+
+@pytest.mark.fault("secrets")
+def test_a_resumed_run_without_its_secret_says_which_setting_had_it(resumable, trained, origins, command):
+    """Its part would take `[hidden]` for the secret."""
+    (folder,) = (resumable / "checkpoints").glob("step-*")
+    for file in (folder / "config.yaml", resumable / "config.yaml"):
+        values = yaml.safe_load(file.read_text())
+        values["tracker"] |= {"project": HIDDEN, "tags": [f"https://me:{HIDDEN}@host.example"]}
+        file.write_text(yaml.safe_dump(values))
+    assert command("resume=run") == (0, "")
+    (said,) = origins[-1].warnings
+    assert said.startswith("tracker.project, tracker.tags: held a secret, which ")
+    assert f"config.yaml has as {HIDDEN}" in said and "os.environ[NAME]" in said
 
 
 def test_what_a_session_was_given_holds_until_its_first_checkpoint(resumable, trained, origins, command):

@@ -65,6 +65,7 @@ def test_a_config_of_ones_own_in_place_of_train(train, trained):
     assert code == 2 and "--config-name=dya: there is no dya.yaml in " in shown and "mine" in shown
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.parametrize(
     "text",
     [

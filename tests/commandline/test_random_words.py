@@ -1,6 +1,7 @@
 """Words of all kinds after `dtl.train`: each is taken, or rejected in one message; what is taken runs."""
 
 import random
+import time
 
 import pytest
 
@@ -50,6 +51,7 @@ TEXTS = [
     ),
     *("sort(1,2)", "shuffle", "glob(*)", "#", "%", "@", "!x", "&a", "*a", "|", ">", "- a", ": b", "a: b", "\t", "\n"),
 ]
+SECONDS = 30  # of processor time: a line that takes longer hangs
 # What is accepted runs for two steps at this size, whatever else was chosen.
 TINY = "model.dim=16 model.n_layers=1 model.n_heads=2 model.n_kv_heads=null model.head_dim=null model.ffn_dim=23 "
 TINY += "model.max_seq_len=48 data.seq_len=48 tokenizer=byte trainer.micro_batch_size=2 trainer.grad_accum_steps=1 "
@@ -80,26 +82,39 @@ def taken(*words: str) -> RunConfig | None:
 
 
 @pytest.mark.fault("wrong-setting")
-@pytest.mark.parametrize("n_lines", [47, pytest.param(5000, marks=pytest.mark.torture)])
-def test_any_words_are_taken_or_rejected_by_name(elsewhere, figure, n_lines):
-    """A line of one to three words. Two steps are trained with a sample of what was taken."""
-    chooser = random.Random(n_lines)
-    n_taken = 0
+@pytest.mark.parametrize(
+    ("part", "n_lines"), [(47, 47), *(pytest.param(n, 1250, marks=pytest.mark.torture) for n in range(4))]
+)
+def test_any_words_are_taken_or_rejected_by_name(elsewhere, figure, part, n_lines):
+    """A line of one to three words. Two steps are trained with each of what was taken, of a few with a sample."""
+    chooser = random.Random(part)
+    n_taken, n_trained, failed = 0, 0, []
     for number in range(n_lines):
         words = [a_word(chooser) for _ in range(chooser.randint(1, 3))]
-        config = taken(*words)
-        if config is None:
-            continue
-        n_taken += 1
-        tiny = taken(*words, *TINY.split())
-        if tiny is not None and not config.data.path and number % 7 == 0:
-            train_two_steps(tiny, words)
+        began = time.process_time()
+        try:
+            config = taken(*words)
+            n_taken += config is not None
+            if config is not None and (number % 7 == 0 or n_lines > 100):
+                n_trained += trained_two_steps(words)
+        except Exception as error:
+            failed.append(f"{words}: {type(error).__name__}: {error}")
+        if time.process_time() - began > SECONDS:
+            failed.append(f"{words}: takes {time.process_time() - began:.0f} s")
+    figure("lines of random words, rejected in a sentence or taken", n_lines, len(failed))
+    figure("lines of random words that were taken and trained with", n_trained, 0)
+    assert failed == []
     assert 0 < n_taken < n_lines
-    figure("lines of random words", n_lines)
 
 
-def train_two_steps(config: RunConfig, words: list[str]) -> None:
+def trained_two_steps(words: list[str]) -> bool:
+    """True when these words at a tiny size train for two steps; False where the two do not go together."""
+    config = taken(*words, *TINY.split())
+    if config is None or config.data.path:
+        return False
     try:
         assert [report.step for report in dtl.steps(config)] == [1, 2], words
     except DTLError as error:
         assert str(error).strip(), words
+        return False
+    return True

@@ -565,6 +565,47 @@ def test_damage_is_told_and_mended(counting, monkeypatch, hashed_on_opening, pla
         assert everything(mended) == built
 
 
+DAMAGES: dict[str, Callable[[bytes, random.Random], bytes]] = {
+    "a bit": lambda data, dice: with_another_byte(data, dice.randrange(len(data)), 1 << dice.randrange(8)),
+    "cut": lambda data, dice: data[: dice.randrange(len(data))],
+    "zeroed": lambda data, dice: data[: len(data) // 2] + bytes(len(data) - len(data) // 2 - 1) + b"\1",
+    "longer": lambda data, dice: data + dice.randbytes(dice.randint(1, 99)),
+    "random": lambda data, dice: dice.randbytes(len(data)),
+}
+
+
+def with_another_byte(data: bytes, place: int, change: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ change]) + data[place + 1 :]
+
+
+@pytest.mark.fault("cache-damage")
+@pytest.mark.parametrize("n_damages", [15, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.torture])])
+def test_no_damage_of_the_cache_is_silent(counting, monkeypatch, figure, n_damages):
+    """Of one file or several at once, manifests too, hashed at once or later; or files are missing."""
+    built, failed = everything(prepare(counting, BPE)), []
+    for number in range(n_damages):
+        dice = random.Random(number)
+        monkeypatch.setattr(cache_module, "HASHED_ON_OPENING", dice.choice((2**23, 0)))
+        files = [file for file in cache_folder(counting.cache_dir).glob("*-*/*") if file.stat().st_size]
+        touched = dice.sample(sorted(files), dice.choice((1, 1, 1, 3)))
+        for file in touched:
+            # Without its manifest an entry is none: it is built, and there is nothing to say.
+            kind = dice.choice([*DAMAGES, *(["missing"] if file.name != MANIFEST else [])])
+            if kind == "missing":
+                file.unlink()
+            else:
+                file.write_bytes(DAMAGES[kind](file.read_bytes(), dice))
+        began = time.process_time()
+        mended = prepare(counting, BPE)
+        told = [note for note in mended.notes if "built again" in note]
+        mended.notes[:] = [note for note in mended.notes if note not in told]
+        whole = everything(mended) == built
+        if not told or not whole or time.process_time() - began > 10:
+            failed.append(f"{number}: {touched}, {told}, {'the same' if whole else 'other data'}")
+    figure("damages of the cache of data, named and built anew", n_damages, len(failed))
+    assert failed == []
+
+
 def test_two_damaged_entries_are_both_mended(counting, monkeypatch):
     monkeypatch.setattr(cache_module, "HASHED_ON_OPENING", 0)
     built = everything(prepare(counting))

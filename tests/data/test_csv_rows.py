@@ -21,6 +21,7 @@ def write(path, n_rows: int, odd: set[int]) -> list[str]:
     return [f"text {n}" for n in range(n_rows) if n not in odd]
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 def test_a_few_are_left_out_and_told_with_their_lines(tmp_path):
     good = write(tmp_path / "a.csv", 97, {3, 29, 31, 60, 89})
     texts, (note,) = read(tmp_path / "a.csv")
@@ -29,6 +30,7 @@ def test_a_few_are_left_out_and_told_with_their_lines(tmp_path):
     assert note == f"{tmp_path / 'a.csv'}: {said}."
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 def test_too_short_ones_too_and_beside_other_oddities(tmp_path):
     rows = [b"id,text\r\n"] + [b"%d,caf\xe9 %d\r\n" % (n, n) for n in range(23)]
     rows[7] = b"6\r\n"
@@ -44,6 +46,7 @@ def test_line_numbers_count_lines_inside_quotes(tmp_path):
     assert "(line 24)" in note
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.parametrize("n_rows", [29, ROWS_BEFORE_JUDGING * 3])
 def test_more_than_a_share_of_them_is_the_wrong_file(tmp_path, n_rows):
     """Just up to the share is none; one more is, with the first place, the count and what to do."""
@@ -74,6 +77,7 @@ def test_a_wrong_file_is_not_read_to_its_end(tmp_path):
     assert n_read < ROWS_BEFORE_JUDGING
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 def test_a_row_that_the_files_end_cuts_off_is_no_slip(tmp_path):
     write(tmp_path / "a.csv", 97, set())
     with (tmp_path / "a.csv").open("a") as file:

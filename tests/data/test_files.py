@@ -111,6 +111,7 @@ def test_what_stands_in_a_file_counts_more_than_its_name(tmp_path):
     assert read(tmp_path / "json.txt")[0][0].startswith("{")
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.parametrize(
     ("name", "raw", "words"),
     [
@@ -151,6 +152,7 @@ def test_a_user_without_a_home_is_a_path_like_any_other():
     assert "no such file" in refusal(Path("~nobody-of-this-name/x"))
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such pipes")
 def test_something_that_is_no_file_is_not_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.txt")  # opening it would wait for ever
@@ -178,6 +180,7 @@ def undecodable(raw: bytes) -> Iterator[int]:
             position += error.end
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.fault("bad-text")
 @settings(max_examples=100, suppress_health_check=SAME_FOLDER)
 @given(mark=st.sampled_from([b"", b"\xef\xbb\xbf"]), raw=odd_bytes.filter(bool))
@@ -200,6 +203,7 @@ def test_odd_bytes_of_a_text_are_counted_and_the_first_is_named(tmp_path, mark, 
     assert {(kind, int(count), int(first)) for count, kind, first in told} == expected
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 def test_what_becomes_of_a_nul_is_told_as_it_is(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"one\x00two\n")
     (text,), notes = read(tmp_path / "a.txt")
@@ -216,8 +220,9 @@ def test_no_bytes_in_any_file_are_more_than_an_error_for_people(tmp_path, raw, s
 
 
 @pytest.mark.fault("bad-text")
+@pytest.mark.torture
 @pytest.mark.slow
-def test_ten_thousand_random_files(tmp_path):
+def test_ten_thousand_random_files(tmp_path, figure):
     draw = random.Random(17)
     for number in range(10_007):
         raw = draw.choice([draw.randbytes(draw.randrange(200)), b"".join(draw.choices([*PIECES, b'{"', b'",'], k=23))])
@@ -226,6 +231,7 @@ def test_ten_thousand_random_files(tmp_path):
         if packing and number % 2:
             raw = PACK[packing[1:]](raw)[: -draw.randrange(1, 9)]
         read_or_refused(tmp_path / f"a{suffix}{packing}", raw)
+    figure("random files as data, read or refused in a sentence", 10_007)
 
 
 def read_or_refused(file: Path, raw: bytes) -> None:
@@ -239,6 +245,7 @@ def read_or_refused(file: Path, raw: bytes) -> None:
             text.encode()  # what no encoding can write would stop a run later
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 @settings(max_examples=50, suppress_health_check=SAME_FOLDER)
 @given(raw=odd_bytes.filter(lambda raw: not set(raw) & set(b'"\\\n\r')))
 def test_odd_bytes_inside_a_line_of_json_are_counted(tmp_path, raw):
@@ -252,6 +259,7 @@ def test_odd_bytes_inside_a_line_of_json_are_counted(tmp_path, raw):
     assert bool(bad) == ("not UTF-8" in " ".join(notes))
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.fault("bad-text")
 def test_half_a_surrogate_pair_and_line_ends_in_json_are_counted(tmp_path):
     lines = [r'{"text": "\ud83d\ude00 fine"}', r'{"text": "\ud800 \udfff", "more": ["a\r\nb", "\u0000"]}']
@@ -278,6 +286,7 @@ def test_wide_encodings_are_known_by_their_mark(tmp_path, encoding):
     assert text == "ab\ufffd" and f"1 x not {encoding.upper()} (first at byte {3 * width})" in note
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 def test_bad_strings_of_parquet_are_counted(tmp_path):
     raw = pyarrow.array([b"fine", b"caf\xe9 \xff", None])
     texts = pyarrow.Array.from_buffers(pyarrow.string(), len(raw), raw.buffers())
@@ -296,6 +305,7 @@ def test_reading_twice_does_not_count_twice(tmp_path):
     assert "1 x not UTF-8" in files.notes()[0]
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 def test_many_odd_files_are_told_in_few_lines(tmp_path):
     for number in range(11):
         (tmp_path / f"{number}.txt").write_bytes(b"\xff")
@@ -311,6 +321,7 @@ def test_a_field_of_csv_may_be_long_and_hold_line_ends(tmp_path):
     assert "1 x Windows line end" in note and "1 x NUL" in note
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 def test_a_row_of_csv_without_a_line_end_is_told(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"id,text\n1,whole\n2,hal")
     texts, (note,) = read(tmp_path / "a.csv")
@@ -337,6 +348,7 @@ def test_a_line_of_excel_names_the_delimiter(tmp_path, declared):
         list(LocalFiles(str(tmp_path / "a.csv"), "data.path").records("train"))
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.fault("bad-text")
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".json", ".csv", ".jsonl.gz"])
@@ -352,6 +364,7 @@ def test_a_line_of_a_hundred_megabytes(tmp_path, suffix):
 # Cut-off files (row 19): an error that names the file and what was read before, or a whole prefix.
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.fault("cut-data")
 @pytest.mark.parametrize("suffix", WRITE)
 @pytest.mark.parametrize("packing", ["", *PACK])
@@ -388,6 +401,7 @@ def test_what_was_read_before_the_cut_is_told(tmp_path, packing):
     assert n_read > 300 and int(found[1].replace(",", "")) == len(jsonl(texts[:n_read]))
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.parametrize("packing", PACK)
 def test_packed_files_may_have_several_parts_but_no_damage(tmp_path, packing):
     parts = [PACK[packing](jsonl([text])) for text in TEXTS]
@@ -402,6 +416,7 @@ def test_packed_files_may_have_several_parts_but_no_damage(tmp_path, packing):
 # Too little (row 17): said before a model is built.
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.fault("no-data")
 @pytest.mark.parametrize(
     ("kind", "files", "words"),
@@ -433,6 +448,7 @@ def test_too_little_to_train_on_is_said_with_path_and_need(tmp_path, kind, files
         assert word in str(refused.value)
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 def test_files_of_other_kinds_in_a_folder_are_counted_and_named(tmp_path):
     (tmp_path / "a.txt").write_text("text")
     for name in ("b.docx", "c.pdf", "d\x1b.doc", "e.odt", "f.rtf"):
@@ -441,6 +457,7 @@ def test_files_of_other_kinds_in_a_folder_are_counted_and_named(tmp_path):
     assert "5 files of other kinds not read: b.docx, c.pdf, d␛.doc and 2 more." in note
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 def test_numbers_in_a_column_of_text_are_counted_and_a_column_of_numbers_is_an_error(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text('{"text": "one", "label": 3}\n{"text": 2, "label": 4}\n{"text": 3.5, "label": null}\n')
@@ -458,6 +475,7 @@ def test_numbers_in_a_column_of_text_are_counted_and_a_column_of_numbers_is_an_e
 GERMAN = "Größe und Schönheit „sind“ für Bären äußerst wichtig.\nÜber Öl: 5 €."
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
 @pytest.mark.parametrize(
     ("encoding", "guessed"),
@@ -496,6 +514,7 @@ def test_an_unknown_encoding_is_rejected(encoding):
         DataConfig(sources={"qa": SourceConfig("qa")}, encoding=encoding).validate()
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.parametrize(
     "record", [{"question": "a?", "answer": "b"}, {"messages": []}, {"Prompt": "a", "Response": "b"}]
 )

@@ -50,6 +50,7 @@ def records(n: int, **changes) -> list[dict]:
     return [{"question": p.question, "answer": p.answer, "context": p.context, **changes} for p in pairs]
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.parametrize("small_bytes", [2**20, 0])
 def test_a_long_context_is_cut_around_the_answer_and_that_is_said(tmp_path, monkeypatch, small_bytes):
     """It was cut at multiples of the length: most answers were learnt without their question."""
@@ -78,6 +79,7 @@ def test_the_part_shown_of_a_held_out_context_does_not_depend_on_the_answer():
         assert by_answer and "w007" in by_answer
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.parametrize("text", ["x" * 997, "天" * 331, "  \n ".join("ab" * 40 for _ in range(20)), "a b", " "])
 @pytest.mark.parametrize("max_tokens", [20, 47, 97, 211])
 def test_any_context_fits_or_is_said_not_to(text, max_tokens):
@@ -89,6 +91,7 @@ def test_any_context_fits_or_is_said_not_to(text, max_tokens):
             assert max_tokens < 47 or not text.strip()
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 def test_what_cannot_fit_is_left_out_and_counted(tmp_path):
     long = {"question": "Why " * 40 + "?", "answer": "308"}
     no_room = {"question": "Who?", "answer": "z " * 60 + "z", "context": WORDS[0] * 50}
@@ -103,6 +106,7 @@ def test_what_cannot_fit_is_left_out_and_counted(tmp_path):
         prepared(tmp_path, [long], validation_fraction=0.0, test_fraction=0.0)
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 def test_a_long_dialogue_is_split_between_its_turns(tmp_path):
     turns = [(f"Question number {n}?", f"It is {n}.") for n in range(9)]
     messages = [
@@ -120,6 +124,7 @@ def test_nothing_is_said_of_questions_that_fit(tmp_path):
     assert not any("longer than" in note or "left out" in note for note in data.notes)
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 def test_a_question_to_a_model_keeps_its_form_where_the_context_is_too_long_for_it():
     model = tiny_model(vocab_size=258, max_seq_len=97)
     (prompt,) = prompts_of(model, TOKENIZER, Prompt(), [pair(7)], 17)

@@ -149,6 +149,7 @@ def test_files_named_by_split(tmp_path):
     assert pairs == {"train": [QuestionAnswer("a?", "b")], "test": [QuestionAnswer("c?", "d")]}
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 def test_empty_pairs_are_skipped_and_told(tmp_path):
     records = [{"question": "a?", "answer": None}, {"question": " ", "answer": "b"}, {"question": "c?", "answer": "d"}]
     pairs, notes = read(write(tmp_path / "a.jsonl", *records))
@@ -159,6 +160,7 @@ def test_empty_pairs_are_skipped_and_told(tmp_path):
     ]
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.parametrize(
     ("record", "words"),
     [
@@ -190,6 +192,7 @@ def test_a_context_stands_before_the_question():
     assert Prompt().text("Where?", " ") == Prompt().text("Where?") == "Question: Where?\nAnswer:"
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.parametrize(
     ("record", "pair"),
     [
@@ -283,6 +286,7 @@ def test_an_empty_list_of_answers_is_how_the_hub_says_unanswerable(tmp_path):
     assert [pair.question for pair in pairs["train"]] == ["b?"] and "1 x marked as unanswerable" in note
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 def test_records_without_a_pair_are_counted_with_their_places(tmp_path):
     good, bad = {"question": "a?", "answer": "b"}, {"Frage": "c?", "answer": "d"}
     pairs, notes = read(write(tmp_path / "a.jsonl", bad, good, bad, bad, bad, bad))
@@ -293,6 +297,7 @@ def test_records_without_a_pair_are_counted_with_their_places(tmp_path):
     assert "a.jsonl:1: no field 'question or questions or instruction or" in notes[1] and "frage, answer" in notes[1]
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 def test_named_files_without_any_pair_are_refused_while_they_are_read(tmp_path):
     for name in ("train.jsonl", "test.jsonl"):
         write(tmp_path / name, {"a": "b"})
@@ -363,6 +368,7 @@ def test_columns_of_other_names_are_read_by_a_map(tmp_path):
     assert pairs == {"train": [QuestionAnswer("a?", "b", "c", "7", "d")]}
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.parametrize(
     ("record", "advice"),
     [
@@ -403,6 +409,7 @@ USER, REPLY = {"role": "user", "content": "Who?"}, {"role": "assistant", "conten
 SHARED = [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Ada."}]
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.parametrize(
     "record",
     [
@@ -479,6 +486,7 @@ def test_a_text_may_have_several_chats(tmp_path):
     assert pairs == {"train": [QuestionAnswer(f"What is {n}?", f"It is {n}.") for n in range(3)]}
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 def test_several_turns_are_a_document_in_the_chat_template(tmp_path):
     """Its tokens are those of the template, and each answer with its end token has a loss, nothing else."""
     said = [("assistant", "Hello!"), ("tool", "x"), ("user", "Who?"), ("assistant", "Ada."), ("user", "And")]
@@ -519,6 +527,7 @@ def test_a_dialogue_is_kept_in_the_cache_as_it_is(tmp_path, monkeypatch):
     assert found.decode(found.train[0]) == in_memory.decode(in_memory.train[0])
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.parametrize(
     ("choices", "answer", "expected"),
     [

@@ -86,6 +86,7 @@ def test_named_splits_are_used_when_there_is_one_to_train_on(tmp_path):
     assert texts_of(tmp_path) == {"train": ["sample.txt", "test.txt", "validation.txt"]}
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -109,6 +110,7 @@ def test_what_cannot_be_read_is_named(tmp_path, make, words):
     assert len(str(caught.value).splitlines()) <= 6
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 def test_damaged_files_are_named(tmp_path):
     cut = tmp_path / "cut.jsonl"
     cut.write_text('{"text": "whole"}\n{"text": "cut o')
@@ -124,12 +126,14 @@ def test_damaged_files_are_named(tmp_path):
         texts_of("")  # pyright: ignore
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 def test_a_missing_path_is_known_before_anything_is_read(tmp_path):
     config = DataConfig(sources={"a": SourceConfig("text", str(tmp_path / "gone")), "b": SourceConfig("text", "x")})
     with pytest.raises(DataError, match=r"data.sources.a.path="):
         plan_sources(config, 0)
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 def test_an_excerpt_is_drawn_from_everywhere_by_the_seed(tmp_path):
     for part in range(3):
         rows = [{"text": f"{part} {row}"} for row in range(20)]
@@ -167,6 +171,7 @@ def test_the_text_may_be_in_a_column_of_another_name(tmp_path, kind, column):
     assert [document.text for document in plan.source.splits()["train"]] == ["first", "second"] * 3
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.parametrize("kind", ["text", "wiki"])
 @pytest.mark.parametrize("column", [None, "boddy"])
 def test_a_column_that_is_not_there_is_named_with_the_setting(tmp_path, kind, column):
@@ -206,6 +211,7 @@ def test_an_empty_column_is_rejected(column):
 # Documents in one text, and markers that are letters to the model.
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
 @pytest.mark.parametrize("mark", ["<|endoftext|>", "  <eos> ", "</s>", "[SEP]"])
 def test_lines_that_end_a_text_separate_documents(tmp_path, suffix, mark):
@@ -225,6 +231,7 @@ def test_a_text_is_separated_by_what_the_setting_says(tmp_path):
     assert texts_of(tmp_path, separator="---")["train"][:2] == ["One.\n", "\nTwo a"]
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 def test_lines_of_signs_in_the_only_text_are_reported_with_the_setting_that_splits_there(tmp_path):
     (tmp_path / "a.txt").write_text("\n* * *\n".join(f"Text {number}.\n---\nMore." for number in range(7)))
     (note,) = notes_of(tmp_path)
@@ -241,6 +248,7 @@ def test_a_separator_and_what_is_cut_are_checked():
         DataConfig(sources={"t": SourceConfig("text", "a.txt")}, remove=["a", ""]).validate()
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.parametrize(
     ("text", "markers", "ways"),
     [
@@ -281,6 +289,7 @@ def test_what_the_setting_says_is_cut_from_texts_and_not_from_questions(tmp_path
     assert "Answer: <|im_end|>" in texts["q"]
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.parametrize("name", ["dataset_infos.json", "croissant.json", "Config.json", "metadata.json"])
 def test_files_about_the_data_are_not_read(tmp_path, name):
     write_jsonl(tmp_path / "data" / "a.jsonl", {"text": "one"})
@@ -309,6 +318,7 @@ Empty
 """
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.parametrize("packing", ["", ".bz2"])
 @pytest.mark.parametrize("as_json", [False, True])
 def test_folders_of_wiki_extractor(tmp_path, packing, as_json):

@@ -38,6 +38,7 @@ def read(path, allow_truncated: bool) -> tuple[list[str], list[str]]:
     return [text_of(record.fields["text"], record.place) for record in files.records("train")], files.notes()
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.parametrize("suffix", WRITE)
 @pytest.mark.parametrize("packing", PACK)
 def test_what_comes_before_the_cut_is_kept_and_counted(tmp_path, suffix, packing):
@@ -63,6 +64,7 @@ def test_what_comes_before_the_cut_is_kept_and_counted(tmp_path, suffix, packing
         assert kept_of[-1] > 150 and len(set(kept_of)) > 25
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.parametrize("packing", ["gz", "bz2"])
 def test_damage_in_the_middle_ends_the_file_there(tmp_path, packing):
     parts = [PACK[packing](jsonl([text])) for text in TEXTS[:23]]
@@ -88,6 +90,7 @@ def test_the_beginning_of_a_text_is_kept(tmp_path):
     assert 5000 < len(kept) < len(text) and text.startswith(kept) and f"byte {len(kept):,}: 1 record" in note
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.parametrize("raw", [b'[{"text": "a"}, {"te', b'{"text": "a"\n{"text": "b"}\n'])
 def test_what_is_damaged_in_other_ways_stays_an_error(tmp_path, raw):
     """A list in JSON is whole or nothing; a bad line in the middle is no end that is missing."""
@@ -120,6 +123,7 @@ def dump(n_pages: int) -> bytes:
     return f'<mediawiki version="0.11">{info}{pages}</mediawiki>'.encode()
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_cut_dump_gives_its_whole_articles(tmp_path, packed):
     whole = b"".join(bz2.compress(line + b"\n") for line in dump(53).split(b"\n")) if packed else dump(53)
@@ -135,6 +139,7 @@ def test_a_cut_dump_gives_its_whole_articles(tmp_path, packed):
         assert f"{len(titles)} kept" in counts.lines()[1]
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 def test_what_is_no_dump_stays_an_error(tmp_path):
     (tmp_path / "a.xml").write_bytes(b"<html><body/></html>")
     with pytest.raises(DataError, match="<mediawiki> was expected"):

@@ -66,6 +66,7 @@ def articles(number: int, words: int = 11) -> list[str]:
     return [page(f"Page {index}", f"'''Page {index}''' is [[word|one]]. " * words) for index in range(number)]
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.parametrize("version", ["0.10", "0.11", None])
 @pytest.mark.parametrize("kind", ["xml", *PACK, "multistream"])
 def test_every_form_of_dump_gives_the_same_articles(tmp_path, version, kind):
@@ -155,6 +156,7 @@ def test_whoever_stops_early_waits_for_nothing_more(tmp_path, monkeypatch):
     assert counts.pages < 19  # no more is read ahead than a few chunks a worker
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 def test_a_page_that_cannot_be_parsed_is_counted_and_the_others_are_kept(tmp_path, monkeypatch):
     def fails_on_five(text: str, names: object, language: str) -> str:
         if "Page 5" in text:
@@ -169,6 +171,7 @@ def test_a_page_that_cannot_be_parsed_is_counted_and_the_others_are_kept(tmp_pat
     assert counts.lines()[1] == "Unreadable: 'Page 5' (RecursionError: too deep)"
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.parametrize("kind", ["xml", *PACK, "multistream"])
 @pytest.mark.parametrize("share", [0.01, 0.13, 0.37, 0.51, 0.73, 0.97, 0.999])
 def test_a_cut_dump_names_the_place_and_keeps_what_came_before(tmp_path, kind, share):
@@ -202,6 +205,7 @@ def _each(reader, kept):
     return []
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -256,6 +260,7 @@ def notes_of(folder: Path, **settings) -> tuple[list[str], list[str]]:
     return titles, source.notes()
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 def test_every_file_in_a_folder_of_dumps_is_read_or_named_with_the_reason(tmp_path):
     """They were dropped without a word, and the exit code was 0."""
     written(tmp_path, dump(page("A", "Text of A.")), "a.xml")
@@ -270,6 +275,7 @@ def test_every_file_in_a_folder_of_dumps_is_read_or_named_with_the_reason(tmp_pa
     assert "3 files not read: d.xml.bz2 (HTML, perhaps of a failed download), e.jsonl (no dump), md5sums" in note
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.parametrize(
     ("content", "name"),
     [(b"\x00" * 9 + bz2.compress(dump())[9:], "b.xml.bz2"), (b"BZh9" + b"\x00" * 99, "b.xml-p1p2.bz2")],
@@ -281,6 +287,7 @@ def test_a_damaged_dump_among_others_is_an_error(tmp_path, content, name):
         notes_of(tmp_path)
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 def test_a_single_file_that_is_no_dump_is_told_so_and_not_to_use_what_was_used(tmp_path):
     file = written(tmp_path, bz2.compress(HTML), "d.xml.bz2")
     with pytest.raises(DataError, match="not a dump of MediaWiki: HTML") as error:
@@ -288,6 +295,7 @@ def test_a_single_file_that_is_no_dump_is_told_so_and_not_to_use_what_was_used(t
     assert "data=wiki" not in str(error.value)
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 def test_an_export_without_siteinfo_is_read(tmp_path):
     pages = [page("A", "Text."), page("B: c", "Text.", ns=None), page("File:D.jpg", "Text.", ns=None)]
     pages += [page("User talk:E", "Text.", ns=None), page("F", "Text.", ns=1)]
@@ -297,6 +305,7 @@ def test_an_export_without_siteinfo_is_read(tmp_path):
     assert titles == ["A", "B: c"] and counts.dropped == {"other namespace": 3}
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 def test_a_sample_is_drawn_from_all_dumps_in_turn(tmp_path):
     for name in "abc":
         written(tmp_path, dump(*(page(f"{name}{n}", "Text.") for n in range(9))), f"{name}.xml")

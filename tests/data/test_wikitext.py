@@ -61,6 +61,7 @@ def test_markup_becomes_what_a_reader_reads(wikitext, prose):
     assert to_prose(wikitext) == prose
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.parametrize(
     ("wikitext", "prose"),
     [
@@ -124,6 +125,7 @@ def test_a_name_may_mean_something_else_in_a_language(language, wikitext, prose)
     assert to_prose(wikitext, language=language) == prose
 
 
+@pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.parametrize(
     ("wikitext", "prose"),
     [

@@ -117,7 +117,7 @@ def test_metrics_of_tokens_are_in_the_report_for_each_split(byte_data, monkeypat
     for split in ("validation", "test"):
         assert report.metrics()[f"{split}/nats"] == pytest.approx(report.metrics()[f"{split}/loss"])
         assert 0 <= report.metrics()[f"{split}/accuracy"] <= 1
-    assert json.loads(report.to_json())["text"][0]["metrics"] == report.text[0].metrics
+    assert report.as_values()["text"][0]["metrics"] == report.text[0].metrics
 
 
 def untimed(figures):
@@ -293,6 +293,6 @@ def test_natural_wordings_ask_for_what_was_taught_alone():
 
 def test_json_holds_no_infinity(byte_data):
     report = measure(model_for(byte_data.tokenizer), byte_data, Plan(questions=2), quiet)
-    written = json.loads(report.to_json(checkpoint="here"), parse_constant=lambda name: pytest.fail(name))
+    written = json.loads(json.dumps(report.as_values(checkpoint="here"), allow_nan=False))
     assert written["checkpoint"] == "here" and written["detection"] is None
     assert {answers["questions"] for answers in written["answers"] if not answers["topic"]} == {2}

@@ -8,35 +8,23 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import yaml
 from checkpoint_examples import save
+from hostile_files import ALIASES, KINDS, read_all
 
 from dtl.base import json_files
 from dtl.base.json_files import read_json_or_empty, read_lines, read_yaml, read_yaml_or_empty
-from dtl.checkpoints.find import find_checkpoint
-from dtl.checkpoints.load import load_tokenizer, load_training_state, read_model_config
-from dtl.data.tokenizers.prompt import has_learnt_questions_alone
-from dtl.errors import CheckpointError, DTLError
-from dtl.reports.reading import read_run
-from dtl.run_dir.state import read_run_state, resume_command, with_data_found
-from dtl.run_dir.sweep_records import SweepFolder
-from dtl.sweeps.table import status_of
-from dtl.terminal.loading import read_facts
-from dtl.tracking.metrics import read_metrics, truncate_metrics
+from dtl.errors import CheckpointError
 
 if sys.platform == "win32":
     pytest.skip("Windows has no such files", allow_module_level=True)
 
 PATIENCE_S = 60  # then a reader hangs; nothing else depends on it
-ALIASES = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
-    f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]\n"
-    for before, name in zip("abcdefghij", "bcdefghijk", strict=True)
-)
 MERGES = "k0: &k0 {x: 1}\n" + "".join(f"k{n}: &k{n} {{<<: [*k{n - 1}, *k{n - 1}]}}\n" for n in range(1, 40))
 HOSTILE_YAML = {
     "brackets": "[" * 60_000,
@@ -69,28 +57,6 @@ def no_hang(elsewhere: Path) -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
-def sparse(file: Path) -> None:
-    with file.open("wb") as stream:
-        stream.truncate(2**40)
-
-
-KINDS: dict[str, Callable[[Path], object]] = {
-    "fifo": os.mkfifo,
-    "endless": lambda file: file.symlink_to("/dev/zero"),
-    "sparse": sparse,
-    "folder": lambda file: file.mkdir(),
-    "loop": lambda file: file.symlink_to(file.name),
-    "brackets": lambda file: file.write_text("[" * 60_000),
-    "nested": lambda file: file.write_text('{"a":' * 60_000),
-    "wide": lambda file: file.write_text('{"step":1,"a":[' + "[]," * 20_000 + "0]}"),
-    "aliases": lambda file: file.write_text(ALIASES),
-    "digits": lambda file: file.write_text(f'{{"step": {"9" * 4299}, "value": {"9" * 4299}, "seed": -{"9" * 4299}}}\n'),
-    "latin-1": lambda file: file.write_bytes('{"state": "é"}'.encode("latin-1")),
-    "types": lambda file: file.write_text(
-        '{"state": [[1]], "sessions": [[1]], "overrides": [[1]], "flags": [[1]], "train": [[1]], "trainer": [[1]], '
-        '"data": [[1]], "files": [[1]], "step": [[1]], "dtl": [[1]], "name": [[1]], "value": [[1]], "seed": [[1]]}'
-    ),
-}  # fmt: skip
 FILES = [
     *("config.yaml", "run.json", "result.json", "trial.json", "error.json", "evaluation.json", "metrics.jsonl"),
     *(".lock", ".lock.json", "traceback.txt", "samples/step-00000001.jsonl", "sweep.json"),
@@ -112,30 +78,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run / "metrics.jsonl").write_text('{"step": 1, "val/loss": 2.0}\n')
     (run / "samples").mkdir()
     return run
-
-
-def read_all(run: Path) -> None:
-    """Every reader of a folder that another could have made. Only errors for users may leave it."""
-    best = run / "checkpoints" / "best"
-    config = read_run_state(run) and json_files.read_yaml_or_empty(run / "config.yaml")
-    readers: list[Callable[[], object]] = [
-        lambda: read_run(run),
-        lambda: resume_command(run),
-        lambda: with_data_found(config, run),
-        lambda: status_of(SweepFolder(run)),
-        lambda: find_checkpoint(str(run), run),
-        lambda: find_checkpoint(str(run), run, prefer="newest"),
-        lambda: read_model_config(best),
-        lambda: load_tokenizer(best),
-        lambda: load_training_state(best),
-        lambda: read_facts(best),
-        lambda: has_learnt_questions_alone(best),
-        lambda: truncate_metrics(run, 0),
-        lambda: read_metrics(run),
-    ]
-    for reader in readers:
-        with suppress(DTLError, OSError):
-            reader()
 
 
 QUICK = ("fifo", "endless", "brackets", "aliases", "loop")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,6 +43,24 @@ def test_killed_runs_end_as_if_never_killed(
     assert len(report["kills"]) == n_kills
     assert sum(kill["in_a_save"] for kill in report["kills"]) >= n_kills // 5
     assert report["differing"] == []
+
+
+@pytest.mark.fault("kill-in-save")
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace, of the package strace")
+@pytest.mark.parametrize("n_kills", [2, pytest.param(25, marks=pytest.mark.torture)])  # at each kind of call, at most
+def test_a_kill_at_any_system_call_of_a_save_changes_nothing(tmp_path: Path, figure: Any, n_kills: int) -> None:
+    script = Path(__file__).with_name("kill_at_syscalls.py")
+    ran = subprocess.run([sys.executable, str(script), str(tmp_path), str(n_kills)], capture_output=True, text=True)
+    if "strace cannot attach" in ran.stderr and "Operation not permitted" in ran.stderr:
+        pytest.skip("strace may not attach to a process here")
+    assert ran.returncode == 0, ran.stderr
+    report = json.loads(ran.stdout)
+    print(report)
+    n_killed = sum(report["kills"].values())
+    figure("SIGKILLs at system calls of a save, resumed equal to the bit", n_killed, len(report["differing"]))
+    assert report["differing"] == []
+    assert n_killed >= 5 * n_kills and all(report["kills"][call] for call in ("openat", "write", "fsync", "rename"))
 
 
 # --- the command ----------------------------------------------------------------------------------------------------

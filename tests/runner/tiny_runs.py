@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from dtl.base.files import sha256_of
+from dtl.base.json_files import DIGEST
 from dtl.checkpoints.listing import list_checkpoints, newest_valid
 from dtl.config import RunConfig
 from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
@@ -18,7 +19,7 @@ from dtl.tracking.config import TrackerConfig
 from dtl.tracking.metrics import read_metrics
 from dtl.training.config import OptimizerConfig, ScheduleConfig, TrainerConfig
 
-TIME_KEYS = ("seconds", "speed/tokens_per_second", "validation/tokens_per_second", "memory/peak_bytes")
+TIME_KEYS = ("seconds", "speed/tokens_per_second", "validation/tokens_per_second", "memory/peak_bytes", DIGEST)
 
 
 def write_pairs(path: Path, n_facts: int = 13, validation: bool = True) -> Path:

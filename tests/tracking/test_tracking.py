@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import dtl.base.json_files
 import dtl.tracking.metrics
 import dtl.tracking.tracker
+from dtl.base.json_files import read_json
 from dtl.errors import ConfigError, InterruptedRun
 from dtl.run_dir.provenance import write_result
 from dtl.tracking.config import TrackerConfig
@@ -314,7 +315,7 @@ def test_a_result_never_holds_what_is_not_a_number(tmp_path: Path, value: float 
     write_result(tmp_path, "failed", value, 7, "abc", best_step=None, scores={"exact": math.nan})
     text = (tmp_path / "result.json").read_text()
     assert "NaN" not in text and "Infinity" not in text
-    assert json.loads(text) == {
+    assert read_json(tmp_path / "result.json") == {
         "state": "failed",
         "value": None,
         "step": 7,
@@ -326,7 +327,7 @@ def test_a_result_never_holds_what_is_not_a_number(tmp_path: Path, value: float 
 
 def test_a_result_keeps_its_value_to_the_last_bit(tmp_path: Path) -> None:
     write_result(tmp_path, "finished", 0.1 + 0.2, 7, "abc")
-    assert json.loads((tmp_path / "result.json").read_text())["value"] == 0.1 + 0.2
+    assert read_json(tmp_path / "result.json")["value"] == 0.1 + 0.2
 
 
 # --- endings ----------------------------------------------------------------------------------------------------

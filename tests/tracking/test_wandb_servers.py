@@ -160,11 +160,13 @@ def _read_terminal(main: int, process: subprocess.Popen[bytes], seconds: float) 
     pytest.fail(f"still waiting after {seconds} s, after showing:\n{shown.decode()}")
 
 
+@pytest.mark.counted("W&B servers that do not answer, die or refuse: no step lost, nobody waits")
 @pytest.mark.parametrize("name", ["no-key", "no-key-online"])
 def test_without_a_key_nobody_is_asked(scenarios: dict[str, Any], name: str) -> None:
     assert scenarios[name]["status"].startswith("W&B offline: no key; run `wandb login`")
 
 
+@pytest.mark.counted("W&B servers that do not answer, die or refuse: no step lost, nobody waits")
 @pytest.mark.fault("wandb")
 @pytest.mark.parametrize(("name", "why"), [("silent", "no answer from http://127.0.0.1"), ("half", "CommError")])
 def test_a_server_that_does_not_answer_means_offline(scenarios: dict[str, Any], name: str, why: str) -> None:
@@ -174,11 +176,13 @@ def test_a_server_that_does_not_answer_means_offline(scenarios: dict[str, Any], 
     assert scenarios[name]["upload"] == f"wandb sync {file.parent.relative_to(scenarios['folder'])}"
 
 
+@pytest.mark.counted("W&B servers that do not answer, die or refuse: no step lost, nobody waits")
 def test_a_server_that_answers_gets_the_rows(scenarios: dict[str, Any]) -> None:
     assert re.fullmatch(r"W&B online: http://127.0.0.1:\d+/whole/me/dtl/runs/[a-z0-9]{8}", scenarios["whole"]["status"])
     assert re.findall(r'_step\\":(\d)', scenarios["received"])[:3] == ["1", "2", "3"]
 
 
+@pytest.mark.counted("W&B servers that do not answer, die or refuse: no step lost, nobody waits")
 @pytest.mark.fault("wandb")
 def test_a_server_that_dies_holds_up_no_more_than_the_end(scenarios: dict[str, Any]) -> None:
     assert scenarios["dying"]["status"].startswith("W&B online")

@@ -247,6 +247,7 @@ def test_online_with_a_key_and_a_server(tmp_path: Path, fake: FakeRun) -> None:
     assert fake.exit_codes == [0]
 
 
+@pytest.mark.counted("W&B servers that do not answer, die or refuse: no step lost, nobody waits")
 @pytest.mark.fault("wandb")
 def test_a_wandb_that_always_raises_costs_one_warning(
     tmp_path: Path, fake: FakeRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -283,6 +284,7 @@ def test_a_wandb_that_cannot_start_leaves_metrics(
     assert read_metrics(tmp_path) == steps(1, 3)
 
 
+@pytest.mark.counted("W&B servers that do not answer, die or refuse: no step lost, nobody waits")
 @pytest.mark.fault("wandb")
 def test_a_wandb_that_hangs_while_logging_holds_nobody_up(
     tmp_path: Path, fake: FakeRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
