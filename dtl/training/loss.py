@@ -24,8 +24,8 @@ from dtl.training.config import LossConfig
 # head and not the logits: these are the largest tensor of a small model, and a loss need not hold all of them at once.
 Loss = Callable[[nn.Module, Tensor, Tensor, LossConfig], Tensor]
 
-# Bytes of the logits that are held at once, here and in evaluations: glibc's malloc returns blocks of 32 MiB and more to
-# the kernel, which then has to clear them again for the next chunk.
+# Bytes of the logits that are held at once, here and in evaluations: glibc's malloc returns blocks of 32 MiB and more
+# to the kernel, which then has to clear them again for the next chunk.
 CHUNK_BYTES = 26_000_000
 # Logits whose softmax is computed at once on a CPU: 1 MiB in fp32, so that they stay in its cache from the product to
 # the gradient. With GPT-2's vocabulary in bf16 the head is then 1.5 times as fast.
