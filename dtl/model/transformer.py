@@ -114,7 +114,8 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Any shape (..., dim) to the same shape."""
         dtype = compute_dtype(x)
-        if torch.is_grad_enabled() and self.weight.dtype == torch.float32 and not x.is_cuda:
+        by_hand = not (x.is_cuda or torch.compiler.is_compiling())  # a compiler fuses the formula itself
+        if by_hand and torch.is_grad_enabled() and self.weight.dtype == torch.float32:
             return _RMSNorm.apply(x, self.weight, self.eps, dtype)
         if (
             x.is_cuda and x.dtype != self.weight.dtype
@@ -146,7 +147,7 @@ class _RMSNorm(torch.autograd.Function):
         dim = x.shape[-1]
         normed = x * scale
         by_weight = grad * normed
-        along = (by_weight @ weight).div_(dim).unsqueeze(-1)
+        along = rearrange((by_weight @ weight).div_(dim), "... -> ... 1")
         by_x = (grad * weight).addcmul_(normed, along, value=-1)
         by_x = by_x.mul_(scale) if x.dtype == torch.float32 else torch.mul(by_x, scale, out=torch.empty_like(x))
         return by_x, by_weight.sum(dim=tuple(range(x.ndim - 1))), None, None
