@@ -28,11 +28,31 @@ class Rotation(NamedTuple):
         """Rotate each pair (i, i + k/2) of a head by its angle; (b, h, t, k) to the same shape."""
         # Pairs are half a head apart, as in Hugging Face: the paper's interleaved pairs (arXiv:2104.09864) are another
         # function of the same weights, so that checkpoints could not be exchanged.
-        first, second = rearrange(x_bhtk, "b h t (two half) -> two b h t half", two=2)
-        rotated_bhtk = rearrange([-second, first], "two b h t half -> b h t (two half)")
         cos_bhtk = rearrange(self.cos_btk, "b t k -> b 1 t k")
         sin_bhtk = rearrange(self.sin_btk, "b t k -> b 1 t k")
-        return x_bhtk * cos_bhtk + rotated_bhtk * sin_bhtk
+        return _Rotate.apply(x_bhtk, cos_bhtk, sin_bhtk)
+
+
+class _Rotate(torch.autograd.Function):
+    """x cos + (-second half, first half) sin; the gradient is rotated back. No half is copied."""
+
+    @staticmethod
+    def forward(ctx: Any, x_bhtk: Tensor, cos_bhtk: Tensor, sin_bhtk: Tensor) -> Tensor:
+        ctx.save_for_backward(cos_bhtk, sin_bhtk)
+        return _rotated(x_bhtk, cos_bhtk, sin_bhtk, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (grad_bhtk,), (cos_bhtk, sin_bhtk) = grad_outputs, ctx.saved_tensors
+        return _rotated(grad_bhtk, cos_bhtk, sin_bhtk, -1), None, None
+
+
+def _rotated(x_bhtk: Tensor, cos_bhtk: Tensor, sin_bhtk: Tensor, sign: int) -> Tensor:
+    half = x_bhtk.shape[-1] // 2
+    y_bhtk, sin_bhth = x_bhtk * cos_bhtk, sin_bhtk[..., :half]
+    y_bhtk[..., :half].addcmul_(x_bhtk[..., half:], sin_bhth, value=-sign)
+    y_bhtk[..., half:].addcmul_(x_bhtk[..., :half], sin_bhth, value=sign)
+    return y_bhtk
 
 
 class KeyValueCache(Protocol):

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 from types import MethodType
 from typing import Any
 
@@ -32,6 +33,72 @@ from dtl.model.config import BlockRules, ModelConfig, equal_ffn_dim, require_eve
 from dtl.model.presets import load_preset, with_overrides
 from dtl.registry import BLOCKS
 
+# --- mixed precision ----------------------------------------------------------------------------------------------
+# Inside autocast every operator casts what it gets, each time: one input of three matrices three times, each matrix by
+# a kernel of its own. Here a tensor is cast once, where it is made, and the matrices of a layer together.
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype of matrix products: autocast's inside autocast, else that of `x`."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+class _Stack(torch.autograd.Function):
+    """Tensors stacked in groups along their first dimension, and cast to `dtype`; one operator for all of them."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, sizes: tuple[int, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
+        groups = [tensors[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
+        ctx.lengths, ctx.dtype = [[len(tensor) for tensor in group] for group in groups], tensors[0].dtype
+        stacked = [
+            group[0].new_empty((sum(lengths), *group[0].shape[1:]), dtype=dtype)
+            for group, lengths in zip(groups, ctx.lengths, strict=True)
+        ]
+        torch._foreach_copy_(_parts(stacked, ctx.lengths), list(tensors))  # pyright: ignore[reportPrivateImportUsage]
+        return tuple(stacked)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        grads = list(grad_outputs)
+        if grads[0].dtype != ctx.dtype:
+            grads = [torch.empty_like(grad, dtype=ctx.dtype, memory_format=torch.contiguous_format) for grad in grads]
+            torch._foreach_copy_(grads, list(grad_outputs))  # pyright: ignore[reportPrivateImportUsage]
+        return None, None, *_parts(grads, ctx.lengths)
+
+
+def _parts(stacked: list[Tensor], lengths: list[list[int]]) -> list[Tensor]:
+    return [part for tensor, rows in zip(stacked, lengths, strict=True) for part in tensor.split(rows)]
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Return True for a matrix whose weights may be used without calling it."""
+    return type(layer).forward is nn.Linear.forward and not (layer._forward_hooks or layer._forward_pre_hooks)
+
+
+def stacked_weights(x: Tensor, *groups: tuple[nn.Module, ...]) -> list[tuple[Tensor, Tensor | None]] | None:
+    """Return weight and bias of matrices of one input, stacked along the output, for each group, in `compute_dtype`.
+
+    None outside training and for modules that are no plain matrices: then each is called by itself. Stacking copies
+    the weights, which a training step repays by fewer and larger products.
+    """
+    layers = [layer for group in groups for layer in group]
+    if not (torch.is_grad_enabled() and all(layer.training and _is_plain(layer) for layer in layers)):
+        return None
+    dtype, first = compute_dtype(x), layers[0].weight
+    assert isinstance(first, Tensor)
+    names = ("weight", "bias") if layers[0].bias is not None else ("weight",)
+    # A matrix by itself that keeps its dtype is used as it is.
+    keys = [(group, name) for group in groups for name in names if len(group) > 1 or dtype != first.dtype]
+    tensors = [getattr(layer, name) for group, name in keys for layer in group]
+    made = _Stack.apply(dtype, tuple(len(group) for group, _ in keys), *tensors) if tensors else ()
+    by_key = {(id(group), name): tensor for (group, name), tensor in zip(keys, made, strict=True)}
+    return [
+        tuple(by_key.get((id(group), name), getattr(group[0], name)) for name in ("weight", "bias"))  # pyright: ignore
+        for group in groups
+    ]
+
+
 # --- norm ---------------------------------------------------------------------------------------------------------
 
 
@@ -46,9 +113,44 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape (..., dim) to the same shape."""
+        dtype = compute_dtype(x)
+        by_hand = not (x.is_cuda or torch.compiler.is_compiling())  # a compiler fuses the formula itself
+        if by_hand and torch.is_grad_enabled() and self.weight.dtype == torch.float32:
+            return _RMSNorm.apply(x, self.weight, self.eps, dtype)
+        if (
+            x.is_cuda and x.dtype != self.weight.dtype
+        ):  # queries and keys inside autocast; the fused kernel has one dtype
+            return F.rms_norm(x, (self.dim,), self.weight.to(x.dtype), self.eps)
         # As in Qwen3, low precision is normalised in fp32 and rounded before the weight is applied. `F.rms_norm` with
-        # the weight would round once, after it, and has no fused kernel for mixed dtypes.
-        return self.weight * F.rms_norm(x, (self.dim,), eps=self.eps)
+        # the weight would round once, after it.
+        return (self.weight * F.rms_norm(x, (self.dim,), eps=self.eps)).to(dtype)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """RMSNorm in fp32 to any dtype where torch has no fused kernel: half of the operators, none that only casts."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = rms.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        normed = x * scale
+        return (
+            normed.mul_(weight)
+            if dtype == torch.float32
+            else torch.mul(normed, weight, out=torch.empty_like(x, dtype=dtype))
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (grad,), (x, weight, scale) = grad_outputs, ctx.saved_tensors
+        dim = x.shape[-1]
+        normed = x * scale
+        by_weight = grad * normed
+        along = rearrange((by_weight @ weight).div_(dim), "... -> ... 1")
+        by_x = (grad * weight).addcmul_(normed, along, value=-1)
+        by_x = by_x.mul_(scale) if x.dtype == torch.float32 else torch.mul(by_x, scale, out=torch.empty_like(x))
+        return by_x, by_weight.sum(dim=tuple(range(x.ndim - 1))), None, None
 
 
 # --- mlp ----------------------------------------------------------------------------------------------------------
@@ -71,8 +173,11 @@ class SwiGLU(nn.Module):
         self.down = OutputProjection(ffn_dim, dim, bias=False)
 
     def forward(self, x_btd: Tensor) -> Tensor:
-        y_btf = F.silu(self.gate(x_btd)) * self.up(x_btd)
-        return self.down(y_btf)
+        weights = stacked_weights(x_btd, (self.gate, self.up), (self.down,))
+        if weights is None:
+            return self.down(F.silu(self.gate(x_btd)) * self.up(x_btd))
+        gate_btf, up_btf = F.linear(x_btd, *weights[0]).chunk(2, dim=-1)
+        return F.linear(F.silu(gate_btf) * up_btf, *weights[1])
 
 
 class GeluMLP(nn.Module):
@@ -84,8 +189,10 @@ class GeluMLP(nn.Module):
         self.down = OutputProjection(ffn_dim, dim)
 
     def forward(self, x_btd: Tensor) -> Tensor:
-        y_btf = F.gelu(self.up(x_btd), approximate="tanh")
-        return self.down(y_btf)
+        weights = stacked_weights(x_btd, (self.up,), (self.down,))
+        if weights is None:
+            return self.down(F.gelu(self.up(x_btd), approximate="tanh"))
+        return F.linear(F.gelu(F.linear(x_btd, *weights[0]), approximate="tanh"), *weights[1])
 
 
 # --- positions ----------------------------------------------------------------------------------------------------
@@ -105,12 +212,13 @@ class RotaryEmbedding(nn.Module):
         self.theta = theta
 
     def forward(self, x_btd: Tensor, positions_bt: Tensor) -> tuple[Tensor, Rotation | None]:
-        """Tokens (b, t, d), unchanged, and the rotation for their positions (b or 1, t), in the tokens' dtype."""
+        """Tokens (b, t, d), unchanged, and the rotation for their positions (b or 1, t), in `compute_dtype`."""
         exponents = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=positions_bt.device) / self.head_dim
         frequencies = 1.0 / self.theta**exponents
         angles = rearrange(positions_bt.float(), "b t -> b t 1") * frequencies
         angles_btk = repeat(angles, "b t half -> b t (two half)", two=2)
-        return x_btd, Rotation(angles_btk.cos().to(x_btd.dtype), angles_btk.sin().to(x_btd.dtype))
+        dtype = compute_dtype(x_btd)
+        return x_btd, Rotation(angles_btk.cos().to(dtype), angles_btk.sin().to(dtype))
 
 
 class LearnedPositions(nn.Module):
@@ -142,7 +250,7 @@ class MultiHeadAttention(nn.Module):
         self.layer = layer
         self.n_heads, self.n_kv_heads = config.n_heads, config.resolved_n_kv_heads
         self.dropout = config.dropout
-        head_dim = config.resolved_head_dim
+        self.head_dim = head_dim = config.resolved_head_dim
         self.to_q = nn.Linear(config.dim, self.n_heads * head_dim, bias=bias)
         self.to_k = nn.Linear(config.dim, self.n_kv_heads * head_dim, bias=bias)
         self.to_v = nn.Linear(config.dim, self.n_kv_heads * head_dim, bias=bias)
@@ -150,17 +258,24 @@ class MultiHeadAttention(nn.Module):
         self.q_norm, self.k_norm = qk_norm(head_dim), qk_norm(head_dim)
 
     def forward(self, x_btd: Tensor, context: AttentionContext) -> Tensor:
-        q_bhtk = self.q_norm(rearrange(self.to_q(x_btd), "b t (h k) -> b h t k", h=self.n_heads))
-        k_bgtk = self.k_norm(rearrange(self.to_k(x_btd), "b t (g k) -> b g t k", g=self.n_kv_heads))
-        v_bgtk = rearrange(self.to_v(x_btd), "b t (g k) -> b g t k", g=self.n_kv_heads)
+        weights = stacked_weights(x_btd, (self.to_q, self.to_k, self.to_v), (self.to_out,))
+        if weights is None:
+            q_btd, k_btd, v_btd = self.to_q(x_btd), self.to_k(x_btd), self.to_v(x_btd)
+        else:
+            sizes = [self.n_heads * self.head_dim, *2 * [self.n_kv_heads * self.head_dim]]
+            q_btd, k_btd, v_btd = F.linear(x_btd, *weights[0]).split(sizes, dim=-1)
+        q_bhtk = self.q_norm(rearrange(q_btd, "b t (h k) -> b h t k", h=self.n_heads))
+        k_bgtk = self.k_norm(rearrange(k_btd, "b t (g k) -> b g t k", g=self.n_kv_heads))
+        v_bgtk = rearrange(v_btd, "b t (g k) -> b g t k", g=self.n_kv_heads)
         if context.rotation is not None:
             q_bhtk, k_bgtk = context.rotation.apply(q_bhtk), context.rotation.apply(k_bgtk)
-        # Under autocast the fp32 norm weights promote queries and keys to fp32; kernel and cache need one dtype.
+        # A norm of your own may return fp32 inside autocast; kernel and cache need one dtype.
         q_bhtk, k_bgtk = q_bhtk.to(v_bgtk.dtype), k_bgtk.to(v_bgtk.dtype)
         if context.cache is not None:
             k_bgtk, v_bgtk = context.cache.update(self.layer, k_bgtk, v_bgtk)
         y_bhtk = context.attend(q_bhtk, k_bgtk, v_bgtk, dropout=self.dropout if self.training else 0.0)
-        return self.to_out(rearrange(y_bhtk, "b h t k -> b t (h k)"))
+        y_btd = rearrange(y_bhtk, "b h t k -> b t (h k)")
+        return self.to_out(y_btd) if weights is None else F.linear(y_btd, *weights[1])
 
 
 # --- block --------------------------------------------------------------------------------------------------------

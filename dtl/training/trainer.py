@@ -6,6 +6,7 @@ position in the data is two integers.
 """
 
 import copy
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dtl.base.runtime import autocast, keep_freed_memory, random_state, restore_random_state
+from dtl.base.safe_text import safe_logger
 from dtl.data.batches import Batch, TrainingData
 from dtl.errors import TrainingError
 from dtl.model.transformer import TransformerLM
@@ -23,6 +25,8 @@ from dtl.registry import LOSSES, STEP_FIELDS
 from dtl.training.config import ScheduleConfig, TrainerConfig
 from dtl.training.loss import at_targets
 from dtl.training.schedule import learning_rate_factor
+
+log = safe_logger(__name__)
 
 MAX_SKIPPED_IN_A_ROW = 50
 
@@ -85,6 +89,28 @@ class NonFiniteError(TrainingError):
         self.record = record
 
 
+def compiled_if_possible(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a function compiled by torch, or itself from the call on that could not be compiled, with a warning."""
+    call = torch.compile(function)
+
+    @functools.wraps(function)
+    def calling(*arguments: Any) -> Tensor:
+        nonlocal call
+        if call is not function:
+            # Imported here: it takes a second, and torch has done so itself once something is compiled.
+            from torch._dynamo.exc import TorchDynamoException
+
+            try:
+                return call(*arguments)
+            except TorchDynamoException as error:
+                call = function
+                reason = " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2])
+                log.warning("trainer.compile=true: torch cannot compile here, training goes on without: %s", reason)
+        return function(*arguments)
+
+    return calling
+
+
 class Trainer:
     """Training of one model. `steps()` is the algorithm; the methods below it are its parts, in order."""
 
@@ -119,7 +145,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.state = TrainState()
         self.averaged = None if config.ema_decay is None else AveragedWeights(model, config.ema_decay)
-        self.forward = torch.compile(model.hidden) if config.compile else model.hidden
+        self.forward = compiled_if_possible(model.hidden) if config.compile else model.hidden
         self.loss = LOSSES.get(config.loss.name)
         self.step_fields = [STEP_FIELDS.get(name) for name in config.step_fields]
         self.steps_per_epoch = data.steps_per_epoch(micro_batch_size * grad_accum_steps)

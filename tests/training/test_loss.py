@@ -221,7 +221,7 @@ BY_PRECISION = {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3}
 
 @pytest.fixture
 def chunks_of_16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss_module, "CHUNK_LOGITS", 16 * V)
+    monkeypatch.setattr(loss_module, "CHUNK_BYTES", 4 * 16 * V)
 
 
 def with_gradients(head: nn.Linear, x_nd: Tensor, targets_n: Tensor, scale: float = 1.0, **settings: float) -> Any:
@@ -236,7 +236,7 @@ def test_chunks_change_neither_loss_nor_gradients(monkeypatch, z_loss: float, la
     head, targets_n = nn.Linear(D, V, bias=bias).double(), torch.randint(0, V, (N,))
     x_nd = torch.randn(N, D, dtype=torch.float64, requires_grad=True)
     expected = with_gradients(head, x_nd, targets_n, **settings)
-    monkeypatch.setattr(loss_module, "CHUNK_LOGITS", 16 * V)
+    monkeypatch.setattr(loss_module, "CHUNK_BYTES", 4 * 16 * V)
     torch.testing.assert_close(with_gradients(head, x_nd, targets_n, **settings), expected, rtol=1e-12, atol=1e-13)
 
 
@@ -247,7 +247,7 @@ def test_chunks_in_mixed_precision(monkeypatch, precision: torch.dtype):
     x_nd = torch.randn(N, D, requires_grad=True)
     exact_head, exact_x = copy.deepcopy(head).double(), x_nd.detach().double().requires_grad_()
     expected = with_gradients(exact_head, exact_x, targets_n, scale=128.0)
-    monkeypatch.setattr(loss_module, "CHUNK_LOGITS", 16 * V)
+    monkeypatch.setattr(loss_module, "CHUNK_BYTES", 4 * 16 * V)
     with torch.autocast("cpu", precision, enabled=precision != torch.float32):
         found = with_gradients(head, x_nd, targets_n, scale=128.0)
     assert found[0].dtype == torch.float32
@@ -262,9 +262,32 @@ def test_tied_weights_get_the_gradients_of_both_uses(monkeypatch):
     ids = torch.randint(0, V, (7, T))
     batch = Batch(ids, torch.randint(0, V, (7, T)), None, None, tuple(range(7)))
     expected = torch.autograd.grad(mean_cross_entropy(model, batch), list(model.parameters()))
-    monkeypatch.setattr(loss_module, "CHUNK_LOGITS", 16 * V)
+    monkeypatch.setattr(loss_module, "CHUNK_BYTES", 4 * 16 * V)
     found = torch.autograd.grad(mean_cross_entropy(model, batch), list(model.parameters()))
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.usefixtures("chunks_of_16")
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_rows_of_zeros_behind_the_vocabulary_change_nothing(monkeypatch, precision: torch.dtype):
+    """On a GPU the head's rows are a multiple of 64: here as if a CPU were one."""
+    head, targets_n = nn.Linear(D, V, bias=False), torch.randint(0, V, (N,))
+    x_nd, settings = torch.randn(N, D, requires_grad=True), {"z_loss": 0.03, "label_smoothing": 0.2}
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        expected = with_gradients(head, x_nd, targets_n, **settings)
+        monkeypatch.setattr(loss_module, "_missing_rows", lambda weight_vd: 7)
+        found = with_gradients(head, x_nd, targets_n, **settings)
+    assert found[2].shape == head.weight.shape
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_rows_of_the_head_are_a_multiple_of_64_on_a_gpu():
+    class OnGpu(Tensor):
+        is_cuda = True  # pyright: ignore[reportAssignmentType]
+
+    for vocab_size, missing in ((50_257, 47), (64, 0), (65, 63)):
+        assert loss_module._missing_rows(torch.empty(vocab_size, 1).as_subclass(OnGpu)) == missing
+    assert loss_module._missing_rows(torch.empty(65, 1)) == 0
 
 
 @pytest.mark.usefixtures("chunks_of_16")

@@ -1,5 +1,6 @@
 """Laws of the optimizers: who decays, who is stepped, and a state that comes back bit for bit."""
 
+import copy
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dtl.errors import CheckpointError, ConfigError
+from dtl.model.presets import load_preset
 from dtl.model.transformer import TransformerLM
 from dtl.registry import OPTIMIZERS
+from dtl.training import optimizer as optimizer_module
 from dtl.training.config import OptimizerConfig
 from dtl.training.optimizer import build_optimizers, load_optimizer_tensors, optimizer_tensors
 
@@ -90,6 +93,44 @@ def test_embeddings_have_a_rate_of_their_own(tiny_model: MakeModel) -> None:
             if group["peak_lr"] == 0.011
         }
         assert fast == {"embedding.weight", "positions.table.weight"}
+
+
+def test_muons_matrices_are_stepped_together_as_torch_steps_them_one_by_one(
+    tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every shape and its transpose make a batch; the weights are those of torch's own loop, as near as bf16 is."""
+    batches: list[int] = []
+    together = optimizer_module.orthogonalised
+
+    def counting(x_nio: Tensor, *settings: Any) -> Tensor:
+        batches.append(len(x_nio))
+        return together(x_nio, *settings)
+
+    monkeypatch.setattr(optimizer_module, "orthogonalised", counting)
+    model = tiny_model(randomised=True, n_layers=5)
+    alone = copy.deepcopy(model)
+    config = OptimizerConfig(name="muon", matrix_lr=0.02, weight_decay=0.3)
+    optimizers = build_optimizers(model, config)
+    monkeypatch.setattr(optimizer_module, "Muon", torch.optim.Muon)
+    one_by_one = build_optimizers(alone, config)
+    assert type(one_by_one[0]) is torch.optim.Muon is not type(optimizers[0])
+    for each in ((model, optimizers), (alone, one_by_one)):
+        take_steps(*each, range(3))
+    assert batches == 3 * [20, 15]  # q, k, v, out of 5 layers; gate, up, down
+    for (name, p), q in zip(model.named_parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=2e-3, msg=name)
+    found, expected = (optimizer_tensors(*each) for each in ((model, optimizers), (alone, one_by_one)))
+    assert found.keys() == expected.keys()
+    load_optimizer_tensors(model, optimizers, expected)  # as a checkpoint of torch's Muon
+
+
+def test_the_matrices_of_large_are_few_batches() -> None:
+    with torch.device("meta"):
+        model = TransformerLM(load_preset("large"), 101)
+    (on_matrices, _) = build_optimizers(model, OptimizerConfig(name="muon"))
+    matrices = [p for group in on_matrices.param_groups for p in group["params"]]
+    assert len(matrices) == 84
+    assert len({tuple(sorted(p.shape)) for p in matrices}) <= 4
 
 
 # --- state --------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Laws of the training loop: it learns, the same way each time, and it counts what it does."""
 
+import functools
 import shutil
 from collections.abc import Callable
 from itertools import chain
@@ -11,7 +12,10 @@ from torch import Tensor
 from trainer_states import snapshot
 
 from dtl.data.batches import PackedSequences, TrainingData
-from dtl.training.config import OptimizerConfig, ScheduleConfig, TrainerConfig
+from dtl.model.transformer import TransformerLM
+from dtl.training import loss as loss_module
+from dtl.training.config import LossConfig, OptimizerConfig, ScheduleConfig, TrainerConfig
+from dtl.training.loss import at_targets, cross_entropy
 from dtl.training.schedule import learning_rate_factor
 from dtl.training.trainer import Trainer
 
@@ -72,6 +76,7 @@ def test_activation_checkpointing_changes_no_bit(make_trainer: MakeTrainer) -> N
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, while it compiles
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, while it traces
 def test_compiled_steps_run_and_learn(make_trainer: MakeTrainer) -> None:
     if shutil.which("g++") is None and shutil.which("clang++") is None:
         pytest.skip("torch.compile needs a C++ compiler")
@@ -81,6 +86,58 @@ def test_compiled_steps_run_and_learn(make_trainer: MakeTrainer) -> None:
     }
     assert len(losses[True]) == 7  # the sixth step of an epoch has fewer rows: another shape
     assert losses[True] == pytest.approx(losses[False], rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, while it traces
+def test_what_cannot_be_compiled_is_trained_without_and_said(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def without_a_compiler(graph: Any, inputs: Any) -> Any:
+        raise RuntimeError("no C++ compiler found")
+
+    plain = [report.loss.item() for report in make_trainer().steps()]
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=without_a_compiler))
+    losses = [report.loss.item() for report in make_trainer(config=TrainerConfig(compile=True)).steps()]
+    assert losses == plain
+    (message,) = [record.getMessage() for record in caplog.records if record.name == "dtl.training.trainer"]
+    assert "trainer.compile=true" in message and "no C++ compiler found" in message and "\n" not in message
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, while it traces
+@pytest.mark.parametrize(
+    "kind, block",
+    [
+        ("plain", "classic"),
+        *[(kind, "modern") for kind in ("plain", "dropout", "checkpointed", "documents", "chunks of the head")],
+    ],
+)
+def test_hidden_and_loss_are_one_graph(
+    tiny_model: Callable[..., TransformerLM], monkeypatch: pytest.MonkeyPatch, block: str, kind: str
+) -> None:
+    """Traced without a break, so that a compiler sees all of a step; the numbers are those of the eager step."""
+    model = tiny_model(block, randomised=True, dropout=0.1 if kind == "dropout" else 0.0).train()
+    model.activation_checkpointing = kind == "checkpointed"
+    if kind == "chunks of the head":
+        monkeypatch.setattr(loss_module, "CHUNK_BYTES", 1)  # 16 rows
+    ids_bt, targets_bt = torch.randint(0, model.vocab_size, (2, 5, 7)).unbind()
+    documents_bt = (torch.arange(7) // 3).expand(5, 7) if kind == "documents" else None
+    positions_bt = (torch.arange(7) % 3).expand(5, 7) if kind == "documents" else None
+
+    def loss() -> Tensor:
+        x_nd, targets_n = at_targets(model.hidden(ids_bt, positions_bt, documents_bt), targets_bt, 35)
+        return cross_entropy(model.head, x_nd, targets_n, LossConfig())
+
+    torch._dynamo.reset()
+    torch.manual_seed(5)
+    found = torch.compile(loss, backend="eager", fullgraph=True)()
+    torch.manual_seed(5)
+    expected = loss()
+    torch.testing.assert_close(found, expected)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    for name, *pair in zip(
+        names, torch.autograd.grad(found, parameters), torch.autograd.grad(expected, parameters), strict=True
+    ):
+        torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-5, msg=name)
 
 
 # --- it counts ----------------------------------------------------------------------------------------------------
