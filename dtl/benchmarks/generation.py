@@ -59,7 +59,7 @@ def both_sides(place: Workplace, transformers: Any, arch: str, n_prompt: int, n_
     import torch
 
     from dtl.base.runtime import choose_device, seed_everything
-    from dtl.generation.engine import transpose_for_decoding
+    from dtl.generation.decoder import transpose_for_decoding
 
     seed_everything(place.settings.seed)
     device, _ = choose_device(place.settings.device)

@@ -7,7 +7,8 @@ import torch
 from naive_loop import NEVER, random_prompts, written_naively
 
 from dtl.generation.config import SamplingConfig
-from dtl.generation.engine import generate, transpose_for_decoding
+from dtl.generation.decoder import transpose_for_decoding
+from dtl.generation.engine import generate
 from dtl.model.transformer import TransformerLM
 
 KINDS = ("modern", "grouped", "classic")
