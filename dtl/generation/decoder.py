@@ -9,7 +9,8 @@ Letters: b texts, d model width, f mlp width, h query heads, g key/value heads, 
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -56,7 +57,8 @@ def fp32_matrix(weight_oi: Tensor, bias_o: Tensor | None) -> Map:
 
 def fp16_matrix(weight_oi: Tensor, bias_o: Tensor | None) -> Map:
     """FBGEMM's kernel: fp16 weights are widened in registers, products and sums are fp32."""
-    packed = _prepack(torch.ops.quantized.linear_prepack_fp16.default, weight_oi, bias_o)
+    with _deprecated():
+        packed = torch.ops.quantized.linear_prepack_fp16.default(weight_oi.contiguous(), bias_o)
     return partial(torch.ops.quantized.linear_dynamic_fp16.default, W_prepack=packed)
 
 
@@ -74,8 +76,9 @@ def int8_matrix(weight_oi: Tensor, bias_o: Tensor | None) -> Map:
     """8-bit weights with a scale per output, and inputs rounded to 8 bits with one scale for all texts of a step."""
     scales_o = (weight_oi.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny).double()
     zeros_o = torch.zeros(len(scales_o), dtype=torch.long)
-    quantized_oi = torch.quantize_per_channel(weight_oi.contiguous(), scales_o, zeros_o, 0, torch.qint8)
-    packed = _prepack(torch.ops.quantized.linear_prepack.default, quantized_oi, bias_o)
+    with _deprecated():
+        quantized_oi = torch.quantize_per_channel(weight_oi.contiguous(), scales_o, zeros_o, 0, torch.qint8)
+        packed = torch.ops.quantized.linear_prepack.default(quantized_oi, bias_o)
     return partial(torch.ops.quantized.linear_dynamic.default, W_prepack=packed)
 
 
@@ -88,10 +91,12 @@ MATRICES: dict[str, Callable[[Tensor, Tensor | None], Map]] = {
 FP16_MAX = torch.finfo(torch.float16).max
 
 
-def _prepack(prepack: Callable[..., Any], weight_oi: Tensor, bias_o: Tensor | None) -> Any:
+@contextmanager
+def _deprecated() -> Iterator[None]:
+    """Hide the warnings of torch's quantized kernels: they will be removed, and have no successor in torch itself."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.ao.quantization is deprecated; its kernels have no successor in torch
-        return prepack(weight_oi.contiguous(), bias_o)
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _merged(linears: Sequence[nn.Linear], share: bool) -> tuple[Tensor, Tensor | None]:
@@ -125,6 +130,7 @@ class Weights(NamedTuple):
         return "fp32" if self.kind == "fp32" else f"fp32 with {self.kind} weights"
 
 
+FP32 = Weights("fp32")
 MIN_ELEMENTS = 2_000_000  # of all matrices; smaller ones stay in the processor's cache, where fp16 gains nothing
 
 
@@ -134,7 +140,7 @@ def choose_weights(model: TransformerLM, wanted: str) -> Weights:
     Raises ConfigError for weights that this machine, or this model, cannot have.
     """
     if wanted == "fp32" or (wanted == "auto" and not _gains_from_fp16(model)):
-        return Weights("fp32")
+        return FP32
     kind = "fp16" if wanted == "auto" else wanted
     reason = unsupported_reason(model) or _impossible(model, kind)
     if wanted != "auto":
@@ -233,7 +239,7 @@ class Decoder:
     """
 
     @torch.no_grad()
-    def __init__(self, model: TransformerLM, weights: Weights = Weights("fp32"), *, share: bool = False) -> None:
+    def __init__(self, model: TransformerLM, weights: Weights = FP32, *, share: bool = False) -> None:
         config = model.config
         self.weights = weights
         self._n_kv_heads, self._head_dim = config.resolved_n_kv_heads, config.resolved_head_dim
@@ -253,14 +259,13 @@ class Decoder:
         x_bd = F.embedding(ids_b, self._embedding_vd)
         if self._positions_sd is not None:
             x_bd = x_bd + self._positions_sd[positions_b1[:, 0]]
-        if self._cos_sk is not None and self._sin_sk is not None:
-            cos_b1k, sin_b1k = self._cos_sk[positions_b1], self._sin_sk[positions_b1]
+        cos_b1k, sin_b1k = (None if table is None else table[positions_b1] for table in (self._cos_sk, self._sin_sk))
         for number, layer in enumerate(self._layers):
             heads_bhk = layer.to_qkv(layer.attention_norm(x_bd)).view(n_texts, -1, k)
             qk_bhk, v_bgk = heads_bhk[:, :-g], heads_bhk[:, -g:]
             if layer.qk_norm is not None:
                 qk_bhk = layer.qk_norm(qk_bhk)
-            if self._cos_sk is not None:  # the sines of the first half are negative, as `Rotation` turns it
+            if cos_b1k is not None and sin_b1k is not None:  # `Rotation.apply`; signs are in the sines
                 qk_bhk = torch.addcmul(qk_bhk * cos_b1k, qk_bhk.roll(k // 2, -1), sin_b1k)
             q_bgnk, k_bgk = qk_bhk[:, :-g].reshape(n_texts, g, -1, k), qk_bhk[:, -g:]
             k_bgsk, v_bgsk = cache.update(number, k_bgk.unsqueeze(2), v_bgk.unsqueeze(2))
@@ -311,7 +316,7 @@ class Decoder:
 
 
 def rms_norm(weight: Tensor, eps: float) -> Map:
-    """Return RMSNorm over the last dimension. `F.rms_norm` is seven operators on a CPU; these four take half as long."""
+    """Return RMSNorm over the last dimension. `F.rms_norm` is seven operators on a CPU; these take half as long."""
     n = weight.shape[-1]
     scale, floor = weight * math.sqrt(n), torch.tensor(math.sqrt(eps * n), device=weight.device)
     # sqrt(mean(x^2) + eps) = hypot(|x|, sqrt(n eps)) / sqrt(n)

@@ -18,7 +18,7 @@ from dtl.evaluation.config import EVALUATION_FILE
 from dtl.evaluation.metrics import Calibration, logit
 from dtl.generation.config import SamplingConfig
 from dtl.generation.conversation import Continuation, continue_text, fitting_question
-from dtl.generation.decoder import Decoder, Weights, choose_weights, transpose_for_decoding, unsupported_reason
+from dtl.generation.decoder import FP32, Decoder, Weights, choose_weights, transpose_for_decoding, unsupported_reason
 from dtl.model.transformer import TransformerLM
 from dtl.run_dir.provenance import RECORD
 from dtl.run_dir.state import read_config
@@ -50,7 +50,7 @@ class LoadedModel:
         facts: CheckpointFacts,
         model: TransformerLM,
         tokenizer: Tokenizer,
-        weights: Weights = Weights("fp32"),
+        weights: Weights = FP32,
         decoder: Decoder | None = None,
     ) -> None:
         self.facts = facts
