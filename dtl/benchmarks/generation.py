@@ -93,7 +93,8 @@ def _work(place: Workplace, batch_size: int) -> "Continuing":
     return Continuing(
         side="dtl", arch="modern", model=settings.model, size=TINY if tiny else {}, batch_size=batch_size,
         vocab_size=TINY_VOCABULARY if tiny else VOCABULARY, n_prompt=7 if tiny else settings.prompt_tokens,
-        n_new=11 if tiny else settings.new_tokens, weights="auto", seed=place.settings.seed, device=place.settings.device,
+        n_new=11 if tiny else settings.new_tokens, weights="auto", seed=place.settings.seed,
+        device=place.settings.device,
     )  # fmt: skip
 
 
@@ -122,11 +123,8 @@ def _run(work: "Continuing") -> "Written":
 
 def _speeds(row: Row, work: "Continuing", ours: "list[Written]", theirs: "list[Written]") -> Row:
     n_tokens = work.batch_size * work.n_new
-    n_same = sum(
-        a == b
-        for text, other in zip(ours[0].texts, theirs[0].texts, strict=True)
-        for a, b in zip(text, other, strict=True)
-    )
+    pairs = zip(ours[0].texts, theirs[0].texts, strict=True)
+    n_same = sum(token == other for texts in pairs for token, other in zip(*texts, strict=True))
     note = (
         f"{ours[0].numbers}; {work.batch_size} x {work.n_prompt} tokens continued by {work.n_new}, one thread; "
         f"{n_same} of {n_tokens} tokens are the peer's"
