@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
@@ -272,6 +273,17 @@ def _decode_one(model: TransformerLM | Decoder, ids_b: Tensor, cache: StaticKeyV
     if isinstance(model, Decoder):
         return model.logits(ids_b, cache)
     return model.head(model.hidden(rearrange(ids_b, "b -> b 1"), cache=cache)[:, 0])
+
+
+@torch.inference_mode()
+def nats_when_decoding(model: TransformerLM, decoder: Decoder, ids_bt: Tensor) -> Tensor:
+    """Return the surprise -log p of each token after the first, (b, t - 1), as the decoder predicts it: one by one."""
+    cache = StaticKeyValueCache(model.config, [0] * len(ids_bt), ids_bt.shape[1], torch.float32, ids_bt.device)
+    cache.extend(0)  # no prompt: the decoder sees the first token, too
+    nats = []
+    for token_b, next_b in zip(ids_bt.T[:-1], ids_bt.T[1:], strict=True):
+        nats.append(F.cross_entropy(decoder.logits(token_b, cache), next_b, reduction="none"))
+    return torch.stack(nats, dim=1)
 
 
 def _compute_dtype(model: TransformerLM) -> torch.dtype:

@@ -20,7 +20,7 @@ from dtl.generation.decoder import (
     transpose_for_decoding,
     unsupported_reason,
 )
-from dtl.generation.engine import StaticKeyValueCache, generate, lay_out, stream
+from dtl.generation.engine import StaticKeyValueCache, generate, lay_out, nats_when_decoding, stream
 from dtl.model.transformer import MultiHeadAttention, SwiGLU, TransformerBlock, TransformerLM
 from dtl.registry import BLOCKS
 
@@ -83,6 +83,19 @@ def test_logits_of_rounded_weights_are_near(
     found, expected = both_logits(model, decoder, lengths)
     error = (found - expected).abs().max() / expected.abs().max()
     assert 0 < error <= bound
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.inference_mode()
+def test_the_surprise_of_a_decoded_text_is_the_models(random_model: Make, kind: str) -> None:
+    """In int8 another one, a little."""
+    model = random_model(kind, tie_embeddings=False)
+    ids_bt = torch.randint(0, VOCAB_SIZE, (5, 17))
+    expected = -model(ids_bt).log_softmax(-1)[:, :-1].gather(2, ids_bt[:, 1:, None])[..., 0]
+    found = nats_when_decoding(model, Decoder(model), ids_bt)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    rounded = nats_when_decoding(model, Decoder(model, Weights(supported("int8"))), ids_bt)
+    assert 1e-4 < (rounded - expected).abs().mean() < 0.5
 
 
 @pytest.mark.parametrize("weights", ["fp32", "fp16"])
