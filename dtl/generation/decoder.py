@@ -148,7 +148,7 @@ def choose_weights(model: TransformerLM, wanted: str) -> Weights:
             raise ConfigError(f"generation.weights={wanted}: {reason}. Use generation.weights=fp32.")
         return Weights(kind)
     if reason is None:
-        fp16, fp32 = _seconds(fp16_matrix, model.head.weight), _seconds(fp32_matrix, model.head.weight)
+        fp16, fp32 = _seconds(("fp16", "fp32"), model.head.weight)
         reason = "" if fp16 < fp32 else f"the head takes {1e3 * fp16:.1f} ms with them, and {1e3 * fp32:.1f} ms in fp32"
     return Weights("fp32", reason) if reason else Weights("fp16")
 
@@ -206,15 +206,16 @@ def _matrices(model: TransformerLM) -> list[Tensor]:
 
 
 @torch.inference_mode()
-def _seconds(matrix: Callable[[Tensor, Tensor | None], Map], weight_oi: Tensor) -> float:
-    """Return the least time of five products with one vector."""
-    product, x_bi = matrix(weight_oi, None), torch.ones(1, weight_oi.shape[1])
-    seconds = []
-    for _ in range(5):
-        began = time.perf_counter()
-        product(x_bi)
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
+def _seconds(kinds: Sequence[str], weight_oi: Tensor) -> list[float]:
+    """Return the least processor time of a product with one vector, by kind; in turns, since other programs disturb."""
+    products, x_bi = [MATRICES[kind](weight_oi, None) for kind in kinds], torch.ones(1, weight_oi.shape[1])
+    seconds: list[list[float]] = [[] for _ in kinds]
+    for _ in range(9):
+        for product, times in zip(products, seconds, strict=True):
+            began = time.process_time()
+            product(x_bi)
+            times.append(time.process_time() - began)
+    return [min(times) for times in seconds]
 
 
 # --- decoder ------------------------------------------------------------------------------------------------------

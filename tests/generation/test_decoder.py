@@ -247,8 +247,8 @@ def test_auto_takes_the_faster(random_model: Make, monkeypatch: pytest.MonkeyPat
     supported("fp16")
     model = big(random_model)
     for seconds, expected in (({"fp16": 1.0, "fp32": 2.0}, "fp16"), ({"fp16": 2.0, "fp32": 1.0}, "fp32")):
-        measured = {MATRICES[kind]: value for kind, value in seconds.items()}
-        monkeypatch.setattr(decoder_module, "_seconds", lambda matrix, _head, measured=measured: measured[matrix])
+        measured = [seconds["fp16"], seconds["fp32"]]
+        monkeypatch.setattr(decoder_module, "_seconds", lambda kinds, _head, measured=measured: measured)
         weights = choose_weights(model, "auto")
         assert weights.kind == expected
         assert ("2000.0 ms with them, and 1000.0 ms in fp32" in weights.reason) == (expected == "fp32")
