@@ -1,26 +1,30 @@
-"""suite=generation: tokens per second, compared with Hugging Face's `generate` on the same weights.
+"""suite=generation: tokens per second, compared with Hugging Face's `generate` and llama.cpp on the same weights.
 
-Both generate greedily in fp32, in one process. Weights are random, and the head is not tied to the embedding: tied, a
-random model repeats its last token. Letters of shapes: b batch, t time.
+`modern` and `classic` generate greedily in fp32, in one process, the same tokens. `generate` and `batch8` compute as
+chat and generate do, each side in a process of its own in each round, on one thread. Weights are random, and the head
+is not tied to the embedding: tied, a random model repeats its last token.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dtl.benchmarks.config import SUITES, GenerationSuiteConfig
+from dtl.benchmarks.config import SUITES
 from dtl.benchmarks.measuring import MissingPeerError, Row, at_least, compared, in_turns, peer, skipped
-from dtl.benchmarks.suite import TINY_VOCABULARY, VOCABULARY, Suite, Workplace
+from dtl.benchmarks.suite import MAX_CHARACTERS, TINY_VOCABULARY, VOCABULARY, Suite, Workplace
 from dtl.errors import DTLError
 
 if TYPE_CHECKING:
-    from dtl.model.transformer import TransformerLM
+    from dtl.benchmarks.generation_sides import Continuing, Texts, Write, Written
 
-Texts = list[list[int]]
-Write = Callable[[int], Texts]  # number of new tokens -> the new tokens of each prompt
 TINY = {"dim": 64, "n_heads": 2, "n_layers": 2}
-NEVER = -1  # stop id that matches no token: every text reaches its full length
+PEERS = {"hf": "Hugging Face's generate, fp32", "llamacpp_f16": "llama.cpp, f16"}
+GOALS = {(1, "hf"): 2.5, (1, "llamacpp_f16"): 0.6, (8, "hf"): 2.0, (8, "llamacpp_f16"): 1.1}
 
 
 def continuing(place: Workplace, arch: str) -> Iterator[Row]:
@@ -51,81 +55,104 @@ def continuing(place: Workplace, arch: str) -> Iterator[Row]:
     yield compared(first_row, in_turns(lambda: ours(1), lambda: theirs(1), rounds))
 
 
-SUITES.register("generation")(Suite({arch: partial(continuing, arch=arch) for arch in ("modern", "classic")}))
+def against_peers(place: Workplace, batch_size: int) -> Iterator[Row]:
+    """Yield a row for each peer: tokens per second in the numbers that `generation.weights=auto` chooses."""
+    name = "generate" if batch_size == 1 else f"batch{batch_size}"
+    what = "continuing a text" if batch_size == 1 else f"continuing {batch_size} texts together"
+    rows = {
+        side: Row(
+            f"{name}_{side}", f"{what}, as generate does", "tokens/s", peer_name=PEERS[side],
+            goal=at_least(GOALS[batch_size, side]),
+        )
+        for side in PEERS
+    }  # fmt: skip
+    work = _work(place, batch_size)
+    missing = {side: reason for side in PEERS if (reason := _missing(side)) is not None}
+    sides = ["dtl", *(side for side in PEERS if side not in missing)]
+    results: dict[str, list[Written]] = {side: [] for side in sides}
+    for number in range(place.settings.rounds if len(sides) > 1 else 0):
+        at = number % len(sides)  # another one first in each round, so that other load slows all alike
+        for side in [*sides[at:], *sides[:at]]:
+            results[side].append(_run(replace(work, side=side)))
+    for side, row in rows.items():
+        yield skipped(row, missing[side]) if side in missing else _speeds(row, work, results["dtl"], results[side])
 
 
-def both_sides(place: Workplace, transformers: Any, arch: str, n_prompt: int, n_new: int) -> tuple[Write, Write, int]:
-    """Return DTL's and Hugging Face's writer of the same random prompts, and the number of parameters."""
+SUITES.register("generation")(
+    Suite(
+        {arch: partial(continuing, arch=arch) for arch in ("modern", "classic")}
+        | {"generate": partial(against_peers, batch_size=1), "batch8": partial(against_peers, batch_size=8)}
+    )
+)
+
+
+def _work(place: Workplace, batch_size: int) -> "Continuing":
+    from dtl.benchmarks.generation_sides import Continuing
+
+    settings, tiny = place.settings.generation, place.settings.tiny
+    return Continuing(
+        side="dtl", arch="modern", model=settings.model, size=TINY if tiny else {}, batch_size=batch_size,
+        vocab_size=TINY_VOCABULARY if tiny else VOCABULARY, n_prompt=7 if tiny else settings.prompt_tokens,
+        n_new=11 if tiny else settings.new_tokens, weights="auto", seed=place.settings.seed,
+        device=place.settings.device,
+    )  # fmt: skip
+
+
+def _missing(side: str) -> str | None:
+    """Return how to install a peer that is missing."""
+    from dtl.benchmarks.generation_sides import llama_cpp
+
+    try:
+        peer("transformers", "pip install transformers") if side == "hf" else llama_cpp()
+    except MissingPeerError as error:
+        return str(error)
+    return None
+
+
+def _run(work: "Continuing") -> "Written":
+    """Continue the texts in a process of its own. Raises DTLError when it fails."""
+    from dtl.benchmarks.generation_sides import Written
+
+    command = [sys.executable, "-m", "dtl.benchmarks.generation_sides", json.dumps(asdict(work))]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise DTLError(f"{work.side}: a text was not continued: {done.stderr.strip()[-MAX_CHARACTERS:]}")
+    return Written(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def _speeds(row: Row, work: "Continuing", ours: "list[Written]", theirs: "list[Written]") -> Row:
+    n_tokens = work.batch_size * work.n_new
+    pairs = zip(ours[0].texts, theirs[0].texts, strict=True)
+    n_same = sum(token == other for texts in pairs for token, other in zip(*texts, strict=True))
+    note = (
+        f"{ours[0].numbers}; {work.batch_size} x {work.n_prompt} tokens continued by {work.n_new}, one thread; "
+        f"{n_same} of {n_tokens} tokens are the peer's"
+    )
+    return compared(replace(row, note=note), ([a.seconds for a in ours], [b.seconds for b in theirs]), n_tokens)
+
+
+def both_sides(place: Workplace, transformers: Any, arch: str, n_prompt: int, n_new: int) -> "tuple[Write, Write, int]":
+    """Return DTL's and Hugging Face's writer of the same random prompts in fp32, and the number of parameters."""
     import torch
 
     from dtl.base.runtime import choose_device, seed_everything
-    from dtl.generation.engine import transpose_for_decoding
+    from dtl.benchmarks import generation_sides as sides
 
-    seed_everything(place.settings.seed)
-    device, _ = choose_device(place.settings.device)
+    work = replace(
+        _work(place, place.settings.generation.batch_size), arch=arch, n_prompt=n_prompt, n_new=n_new, weights="fp32"
+    )
+    seed_everything(work.seed)
+    device, _ = choose_device(work.device)
     transformers.utils.logging.set_verbosity_error()
-    model = random_model(place.settings.generation, place.settings.tiny, arch, context=n_prompt + n_new).to(device)
-    twin = twin_of(model, transformers)
-    transpose_for_decoding(model)
-    prompts = torch.randint(0, model.vocab_size, (place.settings.generation.batch_size, n_prompt)).tolist()
-    return writer(model, prompts), twin_writer(twin, prompts), model.n_parameters()
+    model = sides.random_model(work).to(device)
+    twin = sides.twin_of(model, transformers)
+    prompts = torch.randint(0, model.vocab_size, (work.batch_size, n_prompt)).tolist()
+    ours, _ = sides.dtl(work, model, prompts, place.folder)
+    return ours, sides.twin_writer(twin, prompts), model.n_parameters()
 
 
-def random_model(settings: GenerationSuiteConfig, tiny: bool, arch: str, context: int) -> "TransformerLM":
-    """Return the preset with weights under which a text has many distinct tokens."""
-    from torch import nn
-
-    from dtl.model.presets import load_preset
-    from dtl.model.transformer import TransformerLM
-
-    size = TINY if tiny else {}
-    config = load_preset(settings.model, arch=arch, tie_embeddings=False, max_seq_len=context, **size)
-    model = TransformerLM(config, TINY_VOCABULARY if tiny else VOCABULARY)
-    for module in model.modules():
-        if isinstance(module, nn.Linear):  # initial weights: blocks without effect, a head of zeros
-            nn.init.normal_(module.weight, std=module.in_features**-0.5)
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight)
-    return model.eval()
-
-
-def twin_of(model: "TransformerLM", transformers: Any) -> Any:
-    """Return Hugging Face's model with the same weights, on the same device, without a stop token."""
-    from dtl.model.hf import hf_config, to_hf
-
-    settings = hf_config(model.config, model.vocab_size, eos_id=0, bos_id=0, pad_id=0)
-    twin = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**settings)).eval()
-    twin.load_state_dict(to_hf(model), strict=True)
-    twin.generation_config.eos_token_id = None
-    return twin.to(next(model.parameters()).device)
-
-
-def writer(model: "TransformerLM", prompts: Texts) -> Write:
-    """Return a function that continues the prompts greedily with DTL."""
-    from dtl.generation.config import SamplingConfig
-    from dtl.generation.engine import generate
-
-    def write(n_new: int) -> Texts:
-        return generate(model, prompts, SamplingConfig(temperature=0, top_k=None, max_new_tokens=n_new), NEVER)
-
-    return write
-
-
-def twin_writer(twin: Any, prompts: Texts) -> Write:
-    """Return a function that continues the prompts greedily with Hugging Face's `generate`."""
-    import torch
-
-    ids_bt = torch.tensor(prompts, device=twin.device)
-    mask_bt = torch.ones_like(ids_bt)
-
-    def write(n_new: int) -> Texts:
-        written_bt = twin.generate(ids_bt, attention_mask=mask_bt, max_new_tokens=n_new, do_sample=False)
-        return written_bt[:, ids_bt.shape[1] :].tolist()
-
-    return write
-
-
-def check_same_tokens(name: str, ours: Texts, theirs: Texts) -> None:
+def check_same_tokens(name: str, ours: "Texts", theirs: "Texts") -> None:
     """Raise DTLError where the tokens differ: then their speeds cannot be compared."""
     for number, (text, other) in enumerate(zip(ours, theirs, strict=True), start=1):
         if text == other:

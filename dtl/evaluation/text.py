@@ -13,6 +13,8 @@ from dtl.base.progress import Pace, Progress
 from dtl.data.batches import PackedSequences
 from dtl.data.tokenizers.tokenizer import UNKNOWN, Tokenizer
 from dtl.evaluation.metrics import bits_per_byte, perplexity
+from dtl.generation.decoder import Decoder, choose_weights
+from dtl.generation.engine import nats_when_decoding
 from dtl.model.transformer import TransformerLM
 from dtl.training.evaluate import evaluate
 
@@ -50,6 +52,20 @@ def count_token_bytes(tokenizer: Tokenizer) -> np.ndarray:
     if unknown is not None:
         token_bytes[unknown] = 1
     return token_bytes
+
+
+def decoded_bits_per_byte(
+    model: TransformerLM, rows: PackedSequences, token_bytes: np.ndarray, weights: str, n_rows: int = 16
+) -> float:
+    """Return the bits per byte of the first `n_rows` sequences, decoded token by token with `generation.weights`.
+
+    The difference to fp32 is what rounded weights lose. Documents of a sequence are not separated. Raises ConfigError
+    for weights that this machine cannot have.
+    """
+    decoder = Decoder(model, choose_weights(model, weights))
+    ids_bt = rows.batch(range(min(n_rows, len(rows)))).inputs
+    nats = nats_when_decoding(model, decoder, ids_bt).double().sum().item()
+    return bits_per_byte(nats, int(token_bytes[ids_bt[:, 1:].numpy()].sum()))
 
 
 # --- scores of text -----------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
-"""Settings of sampling: the draw of the next token from the model's logits, and the end of a text. Imports no torch."""
+"""Settings of generation: sampling, the end of a text, numbers of the matrices. Imports no torch."""
 
 from dataclasses import dataclass, field
 
-from dtl.base.checks import LONGEST, MANY, check_fractions, check_range
+from dtl.base.checks import LONGEST, MANY, check_choices, check_fractions, check_range
 from dtl.errors import ConfigError
 
 
@@ -27,3 +27,16 @@ class SamplingConfig:
         check_range(self, "sampling", max_new_tokens=(1, LONGEST))
         if "" in self.stop:
             raise ConfigError("sampling.stop: an empty text would end every continuation. Leave it out.")
+
+
+WEIGHTS = ("auto", "fp32", "fp16", "bf16", "int8")
+
+
+@dataclass
+class GenerationConfig:
+    """Numbers to compute with in dtl.chat and dtl.generate; training and evaluation generate in fp32."""
+
+    weights: str = "auto"  # of the matrices: fp32 | fp16 | bf16 | int8; auto = fp16 on a CPU where faster, else fp32
+
+    def validate(self) -> None:
+        check_choices(self, "generation", weights=WEIGHTS)

@@ -10,7 +10,8 @@ from dtl.data.fit import cut_context
 from dtl.data.tokenizers.prompt import Prompt
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.generation.config import SamplingConfig
-from dtl.generation.engine import generate, stream
+from dtl.generation.decoder import Decoder
+from dtl.generation.engine import generate, lay_out, stream
 from dtl.model.transformer import TransformerLM
 
 # --- streaming tokens to text -------------------------------------------------------------------------------------
@@ -123,12 +124,19 @@ class Continuation:
     """
 
     def __init__(
-        self, model: TransformerLM, tokenizer: Tokenizer, prompt_ids: Sequence[int], sampling: SamplingConfig, seed: int
+        self,
+        model: TransformerLM,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int],
+        sampling: SamplingConfig,
+        seed: int,
+        decoder: Decoder | None = None,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._sampling = sampling
         self._seed = seed
+        self._decoder = decoder
         self._prompt = fitting_prompt(model, tokenizer, prompt_ids, sampling)
         self.prompt_cut = max(0, len(prompt_ids) - len(self._prompt))
         self.ids: list[int] = []
@@ -143,7 +151,8 @@ class Continuation:
 
     def __iter__(self) -> Iterator[str]:
         decoder, stops = TokenDecoder(self._tokenizer), StopTexts(self._sampling.stop)
-        for step in stream(self._model, [self._prompt], self._sampling, self._tokenizer.eos_id, self._seed):
+        stop_id = self._tokenizer.eos_id
+        for step in stream(self._model, [self._prompt], self._sampling, stop_id, self._seed, self._decoder):
             (token,), (logprob,), (self.context_shifted,) = step.ids, step.logprobs, step.context_shifted
             assert token is not None  # a batch of one ends with its only text
             self.ids.append(token)
@@ -161,10 +170,15 @@ class Continuation:
 
 
 def continue_text(
-    model: TransformerLM, tokenizer: Tokenizer, text: str, sampling: SamplingConfig, seed: int
+    model: TransformerLM,
+    tokenizer: Tokenizer,
+    text: str,
+    sampling: SamplingConfig,
+    seed: int,
+    decoder: Decoder | None = None,
 ) -> Continuation:
-    """Return a continuation of `text`, whose beginning is cut to fit the context."""
-    return Continuation(model, tokenizer, tokenizer.encode(text), sampling, seed)
+    """Return a continuation of `text`, whose beginning is cut to fit the context; see `stream` for the `decoder`."""
+    return Continuation(model, tokenizer, tokenizer.encode(text), sampling, seed, decoder)
 
 
 def answer_greedily(
@@ -182,10 +196,11 @@ def answer_greedily(
     greedy = SamplingConfig(temperature=0, top_k=None, max_new_tokens=max_new_tokens)
     prompts = [fitting_prompt(model, tokenizer, ids, greedy) for ids in tokenizer.encode_batch(list(asked))]
     answers: dict[int, GreedyAnswer] = {}
+    decoder = lay_out(model)
     for chosen in by_length([len(ids) for ids in prompts], batch_size):
         ids: list[list[int]] = [[] for _ in chosen]
         logprobs: list[list[float]] = [[] for _ in chosen]
-        for step in stream(model, [prompts[i] for i in chosen], greedy, tokenizer.eos_id):
+        for step in stream(model, [prompts[i] for i in chosen], greedy, tokenizer.eos_id, decoder=decoder):
             for row, (token, logprob) in enumerate(zip(step.ids, step.logprobs, strict=True)):
                 if token is not None:
                     ids[row].append(token)

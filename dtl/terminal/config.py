@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from dtl.base.checks import check_device, check_seed
-from dtl.generation.config import SamplingConfig
+from dtl.generation.config import GenerationConfig, SamplingConfig
 
 
 @dataclass
@@ -14,12 +14,14 @@ class TalkConfig:
     device: str = "auto"  # auto (CUDA, MPS, CPU) | cpu | cuda | cuda:1 | mps
     seed: int = 1337  # of the first text; each further text adds one
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
     plugins: list[str] = field(default_factory=list)  # modules that register blocks of your own
     debug: bool = False  # show tracebacks
 
     def validate(self) -> None:
         """Raises ConfigError, naming key, value, rule and remedy, for invalid values."""
         self.sampling.validate()
+        self.generation.validate()
         check_device(self.device)
         check_seed(self.seed)
 

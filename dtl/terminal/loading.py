@@ -18,7 +18,7 @@ from dtl.evaluation.config import EVALUATION_FILE
 from dtl.evaluation.metrics import Calibration, logit
 from dtl.generation.config import SamplingConfig
 from dtl.generation.conversation import Continuation, continue_text, fitting_question
-from dtl.generation.engine import transpose_for_decoding
+from dtl.generation.decoder import FP32, Decoder, Weights, choose_weights, transpose_for_decoding, unsupported_reason
 from dtl.model.transformer import TransformerLM
 from dtl.run_dir.provenance import RECORD
 from dtl.run_dir.state import read_config
@@ -51,7 +51,14 @@ class CheckpointFacts:
 class LoadedModel:
     """A model with its tokenizer and its facts, ready to generate."""
 
-    def __init__(self, facts: CheckpointFacts, model: TransformerLM, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        facts: CheckpointFacts,
+        model: TransformerLM,
+        tokenizer: Tokenizer,
+        weights: Weights = FP32,
+        decoder: Decoder | None = None,
+    ) -> None:
         self.facts = facts
         self.n_parameters = model.n_parameters()
         self.context = model.config.max_seq_len  # in tokens
@@ -59,15 +66,17 @@ class LoadedModel:
         # No longer text fits the context. A byte-level tokenizer writes each byte of a token as one character.
         longest = max((len(token) for token in tokenizer.backend.get_vocab()), default=1)
         self.max_characters = self.context * longest
+        self.weights = weights
         self._model = model
         self._tokenizer = tokenizer
+        self._decoder = decoder
 
     def count_tokens(self, text: str) -> int:
         return len(self._tokenizer.encode(text))
 
     def continue_text(self, text: str, sampling: SamplingConfig, seed: int) -> Continuation:
         """Return a continuation, generated while it is iterated; the same seed gives the same text."""
-        return continue_text(self._model, self._tokenizer, text, sampling, seed)
+        return continue_text(self._model, self._tokenizer, text, sampling, seed, self._decoder)
 
     def prompt(self, question: str, context: str = "") -> str:
         """Return the text after which the model generates its answer."""
@@ -79,27 +88,32 @@ class LoadedModel:
         return fitting_question(self._model, self._tokenizer, prompt, pair, max_new_tokens)
 
     def lines(self) -> Iterator[str]:
-        """Yield the lines that introduce the model: name, step, loss, then size and folder."""
+        """Yield the lines that introduce the model: name, step, loss, then size, numbers and folder."""
         facts = self.facts
         step = "" if facts.step is None else f", step {facts.step:,}"
         loss = "" if facts.best_loss is None else f", best validation loss {facts.best_loss:.4f}"
         yield f"{facts.name}{step}{loss}"
         yield (
             f"{in_units(self.n_parameters)} parameters, context {self.context:,} tokens, {self.device}, "
-            f"{in_one_line(shown(facts.folder))}"
+            f"{self.weights}, {in_one_line(shown(facts.folder))}"
         )
+        if self.weights.reason:
+            yield f"No fp16 weights: {in_one_line(self.weights.reason)}."
 
 
 def load(checkpoint: Path, config: TalkConfig) -> LoadedModel:
     """Load the model in this folder onto the device of `config`.
 
-    Raises ConfigError for a device that is not available, CheckpointError for damaged files.
+    Raises ConfigError for a device or weights that are not available, CheckpointError for damaged files.
     """
     device, _ = choose_device(config.device)
     tokenizer = load_tokenizer(checkpoint)
     model = load_model(checkpoint, device)
-    transpose_for_decoding(model)
-    return LoadedModel(read_facts(checkpoint), model, tokenizer)
+    weights = choose_weights(model, config.generation.weights)
+    if weights.kind == "fp32":
+        transpose_for_decoding(model)
+    decoder = None if unsupported_reason(model) else Decoder(model, weights, share=True)
+    return LoadedModel(read_facts(checkpoint), model, tokenizer, weights, decoder)
 
 
 def read_facts(folder: Path) -> CheckpointFacts:

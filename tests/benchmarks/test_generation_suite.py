@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dtl.benchmarks import generation
+from dtl.benchmarks import generation, generation_sides
 from dtl.benchmarks.config import SUITES, BenchConfig, GenerationSuiteConfig
 from dtl.benchmarks.measuring import MissingPeerError
 from dtl.benchmarks.suite import Workplace
@@ -18,6 +18,7 @@ from dtl.errors import DTLError
 
 WITHOUT_WORDS = SimpleNamespace(utils=SimpleNamespace(logging=SimpleNamespace(set_verbosity_error=lambda: None)))
 NAMES = ["modern", "classic"]
+PEER_NAMES = ["generate", "batch8"]
 
 
 def place(folder: Path, batch_size: int = 3, **settings) -> Workplace:
@@ -54,7 +55,7 @@ def sides(monkeypatch):
 
 def test_the_suite_is_found_by_its_name():
     suite = SUITES.get("generation")
-    assert list(suite.chosen(BenchConfig())) == list(suite.chosen(BenchConfig(full=True))) == NAMES
+    assert list(suite.chosen(BenchConfig())) == list(suite.chosen(BenchConfig(full=True))) == [*NAMES, *PEER_NAMES]
 
 
 def test_two_rows_for_the_same_tokens(tmp_path, sides):
@@ -95,8 +96,8 @@ def test_a_missing_peer_is_two_skipped_rows(tmp_path, monkeypatch):
 
 def test_the_model_is_laid_out_as_the_commands_do_it(tmp_path, monkeypatch):
     models = []
-    monkeypatch.setattr(generation, "twin_of", lambda model, transformers: models.append(model))
-    monkeypatch.setattr(generation, "twin_writer", lambda twin, prompts: None)
+    monkeypatch.setattr(generation_sides, "twin_of", lambda model, transformers: models.append(model))
+    monkeypatch.setattr(generation_sides, "twin_writer", lambda twin, prompts: None)
     generation.both_sides(place(tmp_path, device="cpu"), WITHOUT_WORDS, "modern", 7, 11)
     (model,) = models
     assert not model.head.weight.is_contiguous()
@@ -106,8 +107,8 @@ def test_the_model_is_laid_out_as_the_commands_do_it(tmp_path, monkeypatch):
 @pytest.mark.parametrize("arch", ["modern", "classic"])
 def test_a_random_model_writes_many_different_tokens(tmp_path, monkeypatch, arch):
     """One that repeats a token would hide a difference between the two."""
-    monkeypatch.setattr(generation, "twin_of", lambda model, transformers: None)
-    monkeypatch.setattr(generation, "twin_writer", lambda twin, prompts: None)
+    monkeypatch.setattr(generation_sides, "twin_of", lambda model, transformers: None)
+    monkeypatch.setattr(generation_sides, "twin_writer", lambda twin, prompts: None)
     write, _, n_parameters = generation.both_sides(place(tmp_path, device="cpu"), WITHOUT_WORDS, arch, 7, 43)
     texts = write(43)
     assert [len(text) for text in texts] == [43] * 3 and n_parameters > 100_000
@@ -127,7 +128,7 @@ def test_the_twin_writes_the_same_tokens(tmp_path, name):
 
 @pytest.mark.slow  # imports transformers
 def test_a_twin_with_another_weight_is_found_out(tmp_path, monkeypatch):
-    made = generation.twin_of
+    made = generation_sides.twin_of
 
     def spoilt(model, transformers):
         twin = made(model, transformers)
@@ -135,7 +136,7 @@ def test_a_twin_with_another_weight_is_found_out(tmp_path, monkeypatch):
             twin.lm_head.weight.neg_()
         return twin
 
-    monkeypatch.setattr(generation, "twin_of", spoilt)
+    monkeypatch.setattr(generation_sides, "twin_of", spoilt)
     with pytest.raises(DTLError, match="different tokens for prompt 1"):
         list(generation.continuing(place(tmp_path, device="cpu"), "modern"))
 
@@ -143,13 +144,71 @@ def test_a_twin_with_another_weight_is_found_out(tmp_path, monkeypatch):
 @pytest.mark.slow  # the whole command
 def test_the_command_shows_and_writes_every_row(tmp_path):
     out = tmp_path / "figures.json"
+    environment = {key: value for key, value in os.environ.items() if key != generation_sides.LLAMA_CPP_LIB}
     done = subprocess.run(
         [sys.executable, "-m", "dtl.bench", "suite=generation", "tiny=true", "rounds=1", "device=cpu", f"out={out}"],
-        capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"COLUMNS": "120"},
+        capture_output=True, text=True, cwd=tmp_path, env=environment | {"COLUMNS": "120"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     written = json.loads(out.read_text())
-    assert [row["name"] for row in written["rows"]] == [f"{name}{end}" for name in NAMES for end in ("", "_first")]
+    assert [row["name"] for row in written["rows"]] == [
+        *(f"{name}{end}" for name in NAMES for end in ("", "_first")),
+        *(f"{name}_{side}" for name in PEER_NAMES for side in generation.PEERS),
+    ]
     assert written["machine"]["device"] == "cpu" and written["settings"]["generation"]["model"] == "qa"
     assert "models on: cpu" in done.stdout and "tokens/s" in done.stdout
     assert list(tmp_path.iterdir()) == [out]
+
+
+# --- peers in processes of their own ------------------------------------------------------------------------------
+
+
+def written(seconds: float, texts: list[list[int]], numbers: str = "fp32 with fp16 weights"):
+    return generation_sides.Written(seconds, texts, numbers)
+
+
+def test_each_round_begins_with_another_side(tmp_path, monkeypatch):
+    ran = []
+
+    def run(work):
+        ran.append(work.side)
+        assert (work.batch_size, work.n_prompt, work.n_new, work.weights) == (8, 7, 11, "auto")
+        texts = [[1] * 11] * 8 if work.side != "hf" else [[1] * 10 + [2]] * 8
+        return written({"dtl": 2.0, "hf": 5.0, "llamacpp_f16": 1.0}[work.side], texts)
+
+    monkeypatch.setattr(generation, "_run", run)
+    monkeypatch.setattr(generation, "_missing", lambda side: None)
+    rows = list(generation.against_peers(place(tmp_path), 8))
+    assert ran == ["dtl", "hf", "llamacpp_f16", "hf", "llamacpp_f16", "dtl"]
+    assert [(row.name, row.ours, row.peer, row.ratio.median, row.reached) for row in rows] == [
+        ("batch8_hf", 44.0, 17.6, 2.5, True),
+        ("batch8_llamacpp_f16", 44.0, 88.0, 0.5, False),
+    ]
+    assert [row.note.partition("; ")[2] for row in rows] == [
+        f"8 x 7 tokens continued by 11, one thread; {n} of 88 tokens are the peer's" for n in (80, 88)
+    ]
+
+
+def test_a_missing_llama_cpp_is_a_skipped_row(tmp_path, monkeypatch):
+    monkeypatch.delenv(generation_sides.LLAMA_CPP_LIB, raising=False)
+    monkeypatch.setattr(generation, "_run", lambda work: written(1.0, [[1] * 11]))
+    monkeypatch.setattr(generation, "peer", lambda module, install: WITHOUT_WORDS)
+    hf, llama = generation.against_peers(place(tmp_path), 1)
+    assert (hf.name, hf.skipped, hf.ratio.median) == ("generate_hf", None, 1.0)
+    assert (llama.name, llama.ours) == ("generate_llamacpp_f16", None)
+    assert llama.skipped.startswith("install llama.cpp: npm install") and "LLAMA_CPP_LIB=" in llama.skipped
+
+
+def test_a_side_that_fails_is_named(tmp_path):
+    work = generation._work(place(tmp_path), 1)
+    with pytest.raises(DTLError, match=r"(?s)no-such-side: a text was not continued: .*KeyError"):
+        generation._run(generation.replace(work, side="no-such-side"))
+
+
+@pytest.mark.slow  # imports transformers, in processes of their own
+def test_the_sides_write_the_same_tokens(tmp_path):
+    """Those of llama.cpp where it is installed; a small model is in fp32."""
+    hf, llama = generation.against_peers(place(tmp_path, device="cpu"), 8)
+    assert hf.ratio is not None and hf.skipped is None
+    assert hf.note == "fp32; 8 x 7 tokens continued by 11, one thread; 88 of 88 tokens are the peer's"
+    assert llama.skipped is not None or llama.note.startswith("fp32; 8 x 7 tokens")

@@ -8,23 +8,27 @@ import weakref
 from contextlib import nullcontext
 from dataclasses import astuple
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from checkpoint_examples import tiny_model, tiny_tokenizer
 from rich.console import Console
 
+from dtl.data.batches import PackedSequences
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import QuestionAnswer
+from dtl.data.pack import pack_stream
 from dtl.data.prepare import PreparedData, prepare_data
 from dtl.data.tokenizers.prompt import Prompt
 from dtl.data.tokenizers.tokenizer import Tokenizer
+from dtl.errors import ConfigError
 from dtl.evaluation.answers import likelihoods
 from dtl.evaluation.detection import calibrate, detect, natural_questions, unanswerable_questions
 from dtl.evaluation.measure import Plan, chosen_questions, measure
 from dtl.evaluation.metrics import Calibration
 from dtl.evaluation.tables import show_report
-from dtl.evaluation.text import count_token_bytes, text_scores
+from dtl.evaluation.text import count_token_bytes, decoded_bits_per_byte, text_scores
 from dtl.generation.config import SamplingConfig
 from dtl.generation.conversation import GreedyAnswer, answer_greedily, continue_text
 from dtl.registry import METRICS
@@ -296,3 +300,26 @@ def test_json_holds_no_infinity(byte_data):
     written = json.loads(json.dumps(report.as_values(checkpoint="here"), allow_nan=False))
     assert written["checkpoint"] == "here" and written["detection"] is None
     assert {answers["questions"] for answers in written["answers"] if not answers["topic"]} == {2}
+
+
+@torch.no_grad()
+def test_bits_per_byte_of_decoding_are_those_of_the_model():
+    """In fp32 the same; in int8 others, by the rounding of the weights."""
+    model = tiny_model()
+    for parameter in model.parameters():
+        parameter.normal_(std=0.3)
+    length = model.config.max_seq_len
+    ids = np.random.default_rng(3).integers(0, model.vocab_size - 8, 3 * length + 1)
+    rows = PackedSequences(ids, pack_stream(len(ids), length), pad_id=0)
+    token_bytes = np.random.default_rng(5).integers(1, 5, model.vocab_size)
+    ids_bt = rows.batch([0, 1]).inputs
+    logprobs_btv = model.eval()(ids_bt).double().log_softmax(-1)[:, :-1]
+    nats = -logprobs_btv.gather(2, ids_bt[:, 1:, None]).sum().item()
+    expected = nats / math.log(2) / token_bytes[ids_bt[:, 1:].numpy()].sum()
+    assert decoded_bits_per_byte(model, rows, token_bytes, "fp32", n_rows=2) == pytest.approx(expected, rel=1e-5)
+    assert decoded_bits_per_byte(model, rows, token_bytes, "fp32", n_rows=3) != pytest.approx(expected, rel=1e-5)
+    try:
+        rounded = decoded_bits_per_byte(model, rows, token_bytes, "int8", n_rows=2)
+    except ConfigError:
+        return
+    assert 1e-5 * expected < abs(rounded - expected) < 0.1 * expected

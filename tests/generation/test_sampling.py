@@ -10,7 +10,14 @@ from torch import Tensor
 
 from dtl.errors import ConfigError
 from dtl.generation.config import SamplingConfig
-from dtl.generation.engine import keep_min_p, keep_top_k, keep_top_p, penalise_repetition, sample_next
+from dtl.generation.engine import (
+    distribution,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    penalise_repetition,
+    sample_next,
+)
 
 logit = st.floats(-30, 30, width=32, allow_subnormal=False)
 some_logits = (
@@ -225,11 +232,23 @@ def test_settings_at_their_edges_are_taken(changes: dict[str, Any]) -> None:
     SamplingConfig(**changes).validate()
 
 
+@pytest.mark.parametrize("changes", [{"top_k": 3}, {"top_k": 3, "top_p": 0.7}, {"top_k": 3, "min_p": 0.5}])
+def test_a_draw_from_the_k_likeliest_is_a_draw_from_all(changes: dict[str, Any]) -> None:
+    """The shortcut of `distribution`: the frequencies of the ids are those of the filtered probabilities."""
+    logits_v = [0.0, 2.0, 1.0, -1.0, 2.5, 0.5, 1.5]
+    config = everything(**changes)
+    filtered_bv = keep_top_k(torch.tensor([logits_v]), 3)
+    expected_v = keep_min_p(keep_top_p(filtered_bv, config.top_p), config.min_p).softmax(dim=-1)[0]
+    found_v = draw(logits_v, config, 20_000) / 20_000
+    assert torch.equal(found_v > 0, expected_v > 0)
+    torch.testing.assert_close(found_v, expected_v, rtol=0, atol=0.015)
+
+
 # --- Hugging Face -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow  # importing transformers takes seconds
-def test_probabilities_are_those_of_hugging_faces_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probabilities_are_those_of_hugging_faces_processors() -> None:
     """Penalty, temperature, top-k, top-p, min-p: one by one and all together, in their order."""
     from transformers import (
         LogitsProcessorList,
@@ -241,11 +260,6 @@ def test_probabilities_are_those_of_hugging_faces_processors(monkeypatch: pytest
     )
 
     torch.manual_seed(SEED)
-    drawn_from: list[Tensor] = []
-    multinomial = torch.multinomial
-    monkeypatch.setattr(
-        torch, "multinomial", lambda p_bv, *rest, **named: drawn_from.append(p_bv) or multinomial(p_bv, *rest, **named)
-    )
     singles: list[dict[str, Any]] = [
         {"repetition_penalty": 1.7},
         {"repetition_penalty": 0.6},
@@ -273,9 +287,11 @@ def test_probabilities_are_those_of_hugging_faces_processors(monkeypatch: pytest
             if config.min_p > 0:
                 processors.append(MinPLogitsWarper(config.min_p))
             expected_bv = processors(seen_ids_bt, logits_bv.clone()).softmax(dim=-1)  # pyright: ignore
-            sample_next(logits_bv, config, torch.Generator(), seen_bv)
-            assert torch.equal(drawn_from[-1] > 0, expected_bv > 0), changes
-            torch.testing.assert_close(drawn_from[-1], expected_bv, rtol=1e-4, atol=1e-7)
+            found_bv, ids_bk = distribution(penalise_repetition(logits_bv, seen_bv, config.repetition_penalty), config)
+            if ids_bk is not None:
+                found_bv = torch.zeros_like(logits_bv).scatter(1, ids_bk, found_bv)
+            assert torch.equal(found_bv > 0, expected_bv > 0), changes
+            torch.testing.assert_close(found_bv, expected_bv, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("p", [1e-50, 1e-320])

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 from dtl.data.documents import QuestionAnswer
 from dtl.generation.config import SamplingConfig
+from dtl.generation.decoder import FP32
 from dtl.terminal.chat import Chat
 from dtl.terminal.input import TooLong
 from dtl.terminal.loading import CheckpointFacts, LoadedModel
@@ -52,6 +53,7 @@ class RoteModel(LoadedModel):
 
     def __init__(self, context: int, answer: Callable[[str, SamplingConfig, int], RoteContinuation]) -> None:
         self.n_parameters = 1_234_567
+        self.weights = FP32
         self.context = context
         self.device = "cpu"
         self.max_characters = 7 * context

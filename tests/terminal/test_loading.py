@@ -10,7 +10,8 @@ from tiny_checkpoints import CONTEXT, make_checkpoint
 from dtl.checkpoints.find import find_checkpoint
 from dtl.errors import ConfigError
 from dtl.evaluation.metrics import Calibration
-from dtl.generation.config import SamplingConfig
+from dtl.generation.config import GenerationConfig, SamplingConfig
+from dtl.generation.decoder import Weights
 from dtl.terminal.config import ChatConfig
 from dtl.terminal.loading import load, read_facts
 
@@ -121,3 +122,32 @@ def test_a_model_of_somebody_else_has_the_name_of_its_folder(tmp_path):
     folder.mkdir()
     (folder / "config.yaml").write_text("name: not this\n")
     assert read_facts(folder).name == "gpt2"
+
+
+@pytest.mark.parametrize("weights", ["auto", "fp32", "fp16", "bf16", "int8"])
+def test_it_says_in_which_numbers_it_computes(checkpoint, weights):
+    """And computes in them: the texts begin with the same prompt and may differ; fp16 is near fp32."""
+    config = ChatConfig(device="cpu", generation=GenerationConfig(weights=weights))
+    try:
+        model = load(checkpoint, config)
+    except ConfigError as error:
+        assert weights not in ("auto", "fp32") and "Use generation.weights=fp32" in str(error)
+        return
+    _, size, *more = model.lines()
+    numbers = "fp32" if weights in ("auto", "fp32") else f"fp32 with {weights} weights"  # a tiny model gains nothing
+    assert f"parameters, context {CONTEXT:,} tokens, cpu, {numbers}, " in size
+    assert not more
+    greedy = SamplingConfig(temperature=0, top_k=None, max_new_tokens=5)
+    continuation = model.continue_text("Question: x\nAnswer:", greedy, 3)
+    assert "".join(continuation) or continuation.ended == "end"
+    exact = load(checkpoint, ChatConfig(device="cpu", generation=GenerationConfig(weights="fp32")))
+    expected = exact.continue_text("Question: x\nAnswer:", greedy, 3)
+    list(expected)
+    bound = {"auto": 1e-4, "fp32": 1e-6, "fp16": 1e-2, "bf16": 0.2, "int8": 0.3}[weights]
+    assert continuation.logprobs[:1] == pytest.approx(expected.logprobs[:1], abs=bound)
+
+
+def test_why_it_has_no_fp16_weights_is_said(checkpoint):
+    model = load(checkpoint, ChatConfig(device="cpu"))
+    model.weights = Weights("fp32", "a weight is beyond the range of fp16, 65,504")
+    assert list(model.lines())[-1] == "No fp16 weights: a weight is beyond the range of fp16, 65,504."
