@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from hydra._internal.utils import get_args_parser
@@ -354,11 +355,17 @@ def of_another_command(key: str, value: str, command: Command) -> str:
     is_group = group == "experiment" or (group.isidentifier() and (conf_dir() / group).is_dir())
     if is_group and command.name != "train":
         return "It is a setting of dtl.train."
-    for name, schema in _SCHEMAS.items():
-        if name != command.name and Command(name, schema, usage="").key(key):
+    for name in _SCHEMAS:
+        if name != command.name and _other(name).key(key):
             to_paste = f": {command_line(name, f'{key}={value}')}" if value else ""
             return f"It is a setting of dtl.{name}{to_paste}"
     return ""
+
+
+@cache
+def _other(name: str) -> Command:
+    """Another command, whose keys are found once."""
+    return Command(name, _SCHEMAS[name], usage="")
 
 
 def _only_one(leaves: list[Key]) -> bool:
