@@ -99,7 +99,7 @@ def random_model(work: Continuing) -> TransformerLM:
 def dtl(work: Continuing, model: TransformerLM, prompts: Texts, folder: Path) -> tuple[Write, str]:
     """DTL as chat and generate load a model."""
     weights = choose_weights(model, work.weights)
-    if weights.kind == "fp32":
+    if weights.form == "fp32":
         transpose_for_decoding(model)
     decoder = Decoder(model, weights, share=True)
 

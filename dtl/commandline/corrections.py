@@ -13,7 +13,6 @@ from dtl.base.display import command_line, shell_line
 from dtl.base.paths import conf_dir, experiments_dir
 from dtl.base.redaction import check_no_secrets
 from dtl.benchmarks.config import BenchConfig
-from dtl.checkpoints.find import runs_named
 from dtl.commandline.command import ENTRY, Command, Key
 from dtl.commandline.overrides import override_key
 from dtl.errors import ConfigError, did_you_mean
@@ -315,6 +314,8 @@ class _Line:
 
     def _run_named(self, name: str) -> list[str] | None:
         """The words for the newest run of this name. Raises ConfigError where there is none and a recipe trains one."""
+        from dtl.checkpoints.find import runs_named  # imports libraries that a wrong word does not need
+
         if run := next(iter(runs_named(name, OUTPUTS)), None):
             return [f"ckpt={run}"]
         if (recipe := experiments_dir() / "experiment" / f"{name}.yaml").is_file():

@@ -123,11 +123,11 @@ def _merged(linears: Sequence[nn.Linear], share: bool) -> tuple[Tensor, Tensor |
 class Weights(NamedTuple):
     """Numbers that the matrices hold for decoding, and why `auto` chose no others."""
 
-    kind: str  # a key of MATRICES
+    form: str  # a key of MATRICES
     reason: str = ""
 
     def __str__(self) -> str:
-        return "fp32" if self.kind == "fp32" else f"fp32 with {self.kind} weights"
+        return "fp32" if self.form == "fp32" else f"fp32 with {self.form} weights"
 
 
 FP32 = Weights("fp32")
@@ -244,8 +244,8 @@ class Decoder:
         config = model.config
         self.weights = weights
         self._n_kv_heads, self._head_dim = config.resolved_n_kv_heads, config.resolved_head_dim
-        self._share = share and weights.kind == "fp32"
-        self._matrix = MATRICES[weights.kind]
+        self._share = share and weights.form == "fp32"
+        self._matrix = MATRICES[weights.form]
         self._embedding_vd = model.embedding.weight.data
         self._positions_sd, self._cos_sk, self._sin_sk = _tables(model)
         self._layers = [self._layer(block) for block in model.blocks]

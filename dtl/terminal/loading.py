@@ -110,7 +110,7 @@ def load(checkpoint: Path, config: TalkConfig) -> LoadedModel:
     tokenizer = load_tokenizer(checkpoint)
     model = load_model(checkpoint, device)
     weights = choose_weights(model, config.generation.weights)
-    if weights.kind == "fp32":
+    if weights.form == "fp32":
         transpose_for_decoding(model)
     decoder = None if unsupported_reason(model) else Decoder(model, weights, share=True)
     return LoadedModel(read_facts(checkpoint), model, tokenizer, weights, decoder)

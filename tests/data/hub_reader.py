@@ -44,7 +44,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     tokens = {split: hashlib.sha256(of_split.tokens.tobytes()).hexdigest() for split, of_split in source.tokens.items()}
     return {
         "texts": {split: [document.text for document in texts] for split, texts in source.texts.splits.items()},
-        "notes": source.texts.facts["notes"],
+        "notes": [*source.texts.facts.get("read", []), *source.texts.facts["notes"]],
         "read": source.texts.facts["counts"]["train"]["read"],
         "tokens": tokens,
         "key": source.key,

@@ -114,7 +114,7 @@ def test_what_cannot_be_read_is_named(tmp_path, make, words):
 def test_damaged_files_are_named(tmp_path):
     cut = tmp_path / "cut.jsonl"
     cut.write_text('{"text": "whole"}\n{"text": "cut o')
-    with pytest.raises(DataError, match=r"cut.jsonl:2: not JSON"):
+    with pytest.raises(DataError, match=r"cut.jsonl:2: the last line is cut off: not JSON"):
         texts_of(cut)
     rows = write_parquet(tmp_path / "a.parquet", [{"text": "abc" * n} for n in range(500)])
     raw = rows.read_bytes()

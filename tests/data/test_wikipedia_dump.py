@@ -11,6 +11,7 @@ from xml.sax.saxutils import escape
 import pyarrow
 import pytest
 
+from dtl.base.units import number_of
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.wikipedia import dump as dump_module
 from dtl.data.wikipedia.dump import Article, dumps_at, is_dump, read_dump
@@ -191,7 +192,7 @@ def test_a_cut_dump_names_the_place_and_keeps_what_came_before(tmp_path, kind, s
     message = str(error.value)
     assert message.startswith(str(path))
     assert "byte" in message
-    assert f"Read before this place: {len(kept)} complete articles, of which none is kept" in message
+    assert f"Read before this place: {number_of('complete articles', len(kept))}, of which none is kept" in message
     if kept:
         assert f"after page {len(kept)} ('Page {len(kept) - 1}')" in message
     if kind == "xml" and share > 0.5:

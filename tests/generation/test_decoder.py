@@ -250,7 +250,7 @@ def test_auto_takes_the_faster(random_model: Make, monkeypatch: pytest.MonkeyPat
         measured = [seconds["fp16"], seconds["fp32"]]
         monkeypatch.setattr(decoder_module, "_seconds", lambda kinds, _head, measured=measured: measured)
         weights = choose_weights(model, "auto")
-        assert weights.kind == expected
+        assert weights.form == expected
         assert ("2000.0 ms with them, and 1000.0 ms in fp32" in weights.reason) == (expected == "fp32")
     assert choose_weights(model, "fp32") == FP32
 
@@ -268,7 +268,7 @@ def test_a_kernel_that_is_missing_is_named(random_model: Make, monkeypatch: pyte
 
     monkeypatch.setitem(MATRICES, "fp16", missing)
     weights = choose_weights(big(random_model), "auto")
-    assert weights.kind == "fp32"
+    assert weights.form == "fp32"
     assert weights.reason.endswith("no fp16 kernel for this processor (not supported by QNNPACK)")
     with pytest.raises(ConfigError, match=r"generation\.weights=fp16: .*QNNPACK\)\. Use generation\.weights=fp32"):
         choose_weights(random_model(), "fp16")
@@ -281,7 +281,7 @@ def test_a_weight_beyond_fp16_keeps_fp32(random_model: Make) -> None:
     with torch.no_grad():
         model.head.weight[3, 2] = -70_000
     weights = choose_weights(model, "auto")
-    assert weights.kind == "fp32"
+    assert weights.form == "fp32"
     assert "beyond the range of fp16, 65,504" in weights.reason
 
 

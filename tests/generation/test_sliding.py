@@ -7,6 +7,7 @@ import pytest
 from naive_loop import NEVER, naive_steps, random_prompts, written_naively
 
 from dtl.generation.config import SamplingConfig
+from dtl.generation.decoder import Decoder
 from dtl.generation.engine import generate, stream
 from dtl.model.transformer import TransformerLM
 
@@ -112,10 +113,11 @@ def test_never_more_tokens_than_the_context_holds(
     """A slide costs one pass over half the context, and the next comes half a context later."""
     model = small_model()
     widths: list[int] = []
-    hidden = model.hidden
+    hidden, logits = model.hidden, Decoder.logits
     monkeypatch.setattr(
         model, "hidden", lambda ids_bt, **kwargs: widths.append(ids_bt.shape[1]) or hidden(ids_bt, **kwargs)
     )
+    monkeypatch.setattr(Decoder, "logits", lambda self, ids_b, cache: widths.append(1) or logits(self, ids_b, cache))
     generate(model, random_prompts(5), LONG, NEVER)
     assert len(widths) == 59
     assert widths[0] == 5

@@ -85,7 +85,7 @@ def test_pairs_are_read_as_data_qa_reads_them():
         ("", "ask=pairs.jsonl: an empty file (0 bytes)"),
         ('{"question": "", "answer": "x"}\n', "ask=pairs.jsonl: contains no question with an answer."),
         ('{"question": "x"}\n', "pairs.jsonl:1: no field 'answer or output"),
-        ("{", "pairs.jsonl:1: not JSON"),
+        ("{", "pairs.jsonl:1: the last line is cut off: not JSON"),
     ],
 )
 def test_a_file_without_pairs_is_an_error(contents, message):
