@@ -226,6 +226,8 @@ def _loss_if_finished(composed: DictConfig, run_dir: Path, overrides: list[str])
     # `seen` is written after the evaluation at the end, which a resume makes up for.
     if result.get("state") != "finished" or "seen" not in result or longer:
         return None
+    if not isinstance(read_config(run_dir).get("data"), dict):  # damaged: a resume takes that of the checkpoint
+        return None
     _check_resume_words(overrides, run_dir)
     _check_same_data(composed, run_dir, overrides)
     step = as_whole(result.get("step")) or 0

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from dtl.base.files import ASIDE, TEMPORARY, TRASH
-from dtl.base.json_files import read_json
-from dtl.base.safe_text import safe_logger
+from dtl.base.json_files import read_json, read_json_or_empty
+from dtl.base.safe_text import safe_logger, visible
 from dtl.base.units import number_of
 from dtl.checkpoints.listing import MODEL_FILES, TOKENIZER_FILES, best_checkpoint, is_checkpoint, newest_valid, verify
 from dtl.checkpoints.weights import ADAPTER, PICKLES, pickle_message, raise_if_adapter
@@ -151,6 +151,10 @@ def _not_found(spec: str, path: Path, outputs: Path) -> CheckpointError:
         pickles = [file for file in sorted(path.iterdir()) if file.suffix in PICKLES]
         if pickles:
             return CheckpointError(pickle_message(pickles[0]))
+        if (path / "run.json").is_file():
+            again = visible(str(read_json_or_empty(path / "run.json").get("rerun") or ""))
+            remedy = f"Start it again:\n  {again}" if again else "Start it again."
+            return CheckpointError(f"{path}: this run has no checkpoint: it ended before its first save. {remedy}")
         return CheckpointError(
             f"{path}: neither a run (checkpoints/) nor a model directory (config.json and model.safetensors)."
         )

@@ -40,8 +40,8 @@ from dtl.commandline.corrections import check_words
 from dtl.commandline.overrides import as_shown, in_hydras_words, override_key, to_hydra_syntax, unquoted
 from dtl.commandline.translate import FOLDER_FLAGS, GLOBAL, changed_by_yaml, config_text, translate_error
 from dtl.config import register
+from dtl.data.config import replaces
 from dtl.errors import ConfigError, DTLError, InterruptedRun
-from dtl.run_dir.state import replaces
 from dtl.run_dir.trial import note_error
 
 MULTIRUN = "--multirun"
@@ -181,11 +181,12 @@ def to_dtl_error(error: Exception, arguments: list[str], command: Command) -> DT
         while around is not None and not isinstance(around, DTLError):
             around = around.__cause__ or around.__context__
         error = around or error
+    # Before Hydra's own words about it: Hydra writes the first files of a run.
+    if isinstance(error, OSError) and (full := no_room(error.errno, Path(error.filename or "."))):
+        return DTLError(f"{error.filename or Path.cwd()}: {full}. Make room, or write elsewhere: hydra.run.dir=FOLDER.")
     known = error if isinstance(error, DTLError) else translate_error(error, arguments, command)
     if known is None and (message := dtl.missing_package(error)):
         return DTLError(message)
-    if known is None and isinstance(error, OSError) and (full := no_room(error.errno, Path(error.filename or "."))):
-        return DTLError(f"{error.filename or Path.cwd()}: {full}. Make room, or write elsewhere: hydra.run.dir=FOLDER.")
     if known is None and isinstance(error, OSError) and error.filename and error.strerror:
         return DTLError(f"{error.filename}: {error.strerror}. Choose another folder, or fix this one.")
     return known

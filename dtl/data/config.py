@@ -388,3 +388,14 @@ class DataConfig:
             )
         lengths = {"max_epochs": (1, MANY), "min_steps": (0, MANY)}
         check_range(self.recommended, "data.recommended", **BATCHES, **lengths)
+
+
+# Keys of where data is: of a group with one source, of the short forms, of a source by name.
+PLACE_OF_DATA = re.compile(r"data\.(?:(?:qa|wiki|sources\.[\w-]+)\.)?path")
+
+
+def replaces(new: str, old: str) -> bool:
+    """True where the value of the key `old` is void once `new` is given: data=text for data.qa.path."""
+    if PLACE_OF_DATA.fullmatch(new) and PLACE_OF_DATA.fullmatch(old):  # data.qa.path is data.sources.qa.path
+        return new.split(".")[-2] == old.split(".")[-2] or "data.path" in (new, old)
+    return old == new or old.startswith(f"{new}.")

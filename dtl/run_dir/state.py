@@ -35,7 +35,7 @@ from dtl.base.units import number_of
 from dtl.checkpoints.find import list_runs, start_of
 from dtl.checkpoints.listing import step_folders
 from dtl.checkpoints.upkeep import LOCK, LOCK_OWNER
-from dtl.data.config import SourceConfig
+from dtl.data.config import PLACE_OF_DATA, SourceConfig, replaces
 from dtl.errors import ConfigError, DataError
 from dtl.model.config import KEPT_WITH_INIT
 from dtl.run_dir.provenance import CONFIG, RECORD, RESULT, config_hash
@@ -212,10 +212,6 @@ def with_data_found(config: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
     return changed
 
 
-# Keys of where data is: of a group with one source, of the short forms, of a source by name.
-PLACE_OF_DATA = re.compile(r"data\.(?:(?:qa|wiki|sources\.[\w-]+)\.)?path")
-
-
 def where_to_add_its_place(error: DataError) -> str:
     """Return the remedy for data of a run that cannot be opened where it was."""
     key = str(error).partition("=")[0]
@@ -349,13 +345,6 @@ def _key(word: str) -> str:
 def _is_brought(key: str) -> bool:
     """True for what the checkpoint of init= brings."""
     return key.partition("/")[0].partition(".")[0] in ("model", "tokenizer") and key not in KEPT_WITH_INIT
-
-
-def replaces(new: str, old: str) -> bool:
-    """True where the value of the key `old` is void once `new` is given: data=text for data.qa.path."""
-    if PLACE_OF_DATA.fullmatch(new) and PLACE_OF_DATA.fullmatch(old):  # data.qa.path is data.sources.qa.path
-        return new.split(".")[-2] == old.split(".")[-2] or "data.path" in (new, old)
-    return old == new or old.startswith(f"{new}.")
 
 
 def other_places(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

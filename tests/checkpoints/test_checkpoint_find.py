@@ -137,6 +137,7 @@ def test_any_model_directory_is_found(tmp_path: Path) -> None:
         ("{0}/model.pt", "pickled weights"),
         ("{0}/pickles", "pytorch_model.bin: pickled weights"),
         ("{0}", "contains runs, but is not a run.*\n.*/a"),
+        ("{0}/begun", "/begun: this run has no checkpoint: .* Start it again:\n  python -m dtl.train seed=5"),
         ("{0}/nothing", "neither a run .* nor a model directory"),
         ("", "contains runs|neither a run"),
         ("{0}/a\0b", "no such folder"),
@@ -145,8 +146,9 @@ def test_any_model_directory_is_found(tmp_path: Path) -> None:
 )
 def test_a_miss_says_what_is_near(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str, message: str) -> None:
     run(tmp_path, "a", 5, 7)
-    for name in ("empty", "nothing", "pickles"):
+    for name in ("empty", "nothing", "pickles", "begun"):
         (tmp_path / name).mkdir()
+    (tmp_path / "begun/run.json").write_text('{"rerun": "python -m dtl.train seed=5"}')
     (tmp_path / "model.pt").touch()
     (tmp_path / "pickles/pytorch_model.bin").touch()
     monkeypatch.chdir(tmp_path)

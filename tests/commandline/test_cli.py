@@ -307,6 +307,16 @@ def test_a_finished_run_says_at_once_that_nothing_is_left(trained, command, else
             ]
 
 
+@pytest.mark.parametrize("damage", [b"", b"hello", b"a: [b", b"name: \xff\xfe", b"- 1"])
+def test_a_finished_run_without_a_readable_config_takes_that_of_its_checkpoint(
+    trained, origins, resumable, command, damage
+):
+    (resumable / "result.json").write_text(json.dumps({"state": "finished", "value": 1.5, "step": 7, "seen": {}}))
+    (resumable / "config.yaml").write_bytes(damage)
+    assert command("resume=run") == (0, "") and len(trained) == 1
+    assert "whose config is used" in " ".join(origins[-1].warnings)
+
+
 RECIPE, OWN = "experiment=my_pairs", "data.qa.path=own.jsonl"
 
 

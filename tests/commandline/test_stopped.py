@@ -87,8 +87,9 @@ def test_stopped_in_the_preparation_of_the_data(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="fcntl")
+@pytest.mark.parametrize("folder", [None, "outputs/own/run"])
 def test_a_disk_that_is_full_before_the_first_file(
-    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: str | None
 ) -> None:
     """Hydra's own file is the first; the error of a write names no file."""
 
@@ -96,11 +97,13 @@ def test_a_disk_that_is_full_before_the_first_file(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("hydra.core.utils._save_config", full)
-    monkeypatch.setattr(sys, "argv", ["dtl.train", *WORDS.split()])
+    where = [] if folder is None else [f"hydra.run.dir={folder}"]
+    monkeypatch.setattr(sys, "argv", ["dtl.train", *WORDS.split(), *where])
     with pytest.raises(SystemExit) as ended:
         dtl.train.main()
     assert ended.value.code == 1
     assert capsys.readouterr().err == f"Error: {elsewhere}: the disk is full. Make room, or write elsewhere: " + (
         "hydra.run.dir=FOLDER.\n"
     )
-    assert not list((elsewhere / "outputs").glob("*/*"))
+    if folder is None:  # one that somebody named may have been theirs before
+        assert not list((elsewhere / "outputs").glob("*/*"))
