@@ -27,7 +27,7 @@ class SweepScreen:
         self.console = console or table_console(file=lasting_output())
         self._live: Live | None = None
         self._drawn = 0.0
-        self._total = self._done = 0
+        self._trials: list[Trial] | None = None  # of a grid, known from the beginning
         self._names: dict[int, str] = {}
 
     def __enter__(self) -> "SweepScreen":
@@ -48,7 +48,7 @@ class SweepScreen:
 
     def begin(self, trials: list[Trial], left: list[Trial], resumed: bool, note: str = "") -> None:
         """Log the number of trials, a `note`, the trials left of a `resumed` sweep, and the refused ones."""
-        self._total, self._done = len(trials), len(trials) - len(left)
+        self._trials = trials
         shorter = varying_overrides([trial.overrides for trial in trials])
         self._names = {
             trial.number: in_one_line(" ".join(overrides)) or "(defaults)"
@@ -57,6 +57,8 @@ class SweepScreen:
         self.log(f"{number_of('trials', len(trials))} in {shown(self.sweep.path)}", "bold")
         if note:
             self.log(note, "yellow")
+        if len(trials) == 1 and not resumed:
+            self.log("no key has several values: one trial. A sweep has some, as optimizer.lr=1e-3,3e-3", "yellow")
         if resumed:
             done = counted(trial for trial in trials if trial not in left) or "nothing done yet"
             self.log(f"resumes: {done}; {len(left)} left to run (sweep.new=true starts another sweep)", "dim")
@@ -69,7 +71,6 @@ class SweepScreen:
         self.log(f"  trial {trial.number}  {self._name(trial)}  started{again}", "dim")
 
     def ended(self, trial: Trial) -> None:
-        self._done += 1
         loss = "" if trial.value is None else f", best loss {trial.value:.4f}"
         why = f": {trial.reason}" if trial.reason else ""
         took = in_time(trial.seconds() or 0.0)
@@ -83,7 +84,7 @@ class SweepScreen:
             return
         self._drawn = now
         if running:
-            self._live.update(trial_table(rows_of(self.sweep, running)), refresh=True)
+            self._live.update(trial_table(rows_of(self.sweep, running), self._trials), refresh=True)
 
     def interrupted(self, trials: list[Trial]) -> None:
         self.log(f"stopped: {counted(trials)}. The same command resumes it.", "yellow")

@@ -96,16 +96,20 @@ def without_losses(rows: Sequence[Row]) -> bool:
     return any(row.run.right is not None for row in rows) and all(row.best_loss is None for row in rows)
 
 
-def trial_table(rows: Sequence[Row]) -> Table:
+def trial_table(rows: Sequence[Row], among: Sequence[Trial] | None = None) -> Table:
     """Return a table with a row per trial: number, overrides, state, step, best loss, speed, time, reason.
+
+    Overrides that all trials `among` which these are (None: the rows' own) share are left out.
 
     Where nothing was held out, how many of the training questions are answered right stands in place of the loss.
     """
     taught = without_losses(rows)
     headers = ("trial", "overrides", "state", "step", TAUGHT if taught else LOSS, "tokens/s", "time", "why")
     wide = {name: {"no_wrap": False, "overflow": "fold", "ratio": n} for name, n in (("overrides", 3), ("why", 2))}
-    overrides = varying_overrides([row.trial.overrides for row in rows])
-    cells = (_cells(row, words, taught) for row, words in zip(rows, overrides, strict=True))
+    trials = [row.trial for row in rows] if among is None else among
+    varying = varying_overrides([trial.overrides for trial in trials])
+    words = {trial.number: own for trial, own in zip(trials, varying, strict=True)}
+    cells = (_cells(row, words[row.trial.number], taught) for row in rows)
     look = {"header_style": "bold", "padding": (0, 1), "pad_edge": True}
     return table(headers, cells, ON_THE_RIGHT, every={"no_wrap": True}, columns=wide, **look)
 

@@ -24,7 +24,7 @@ from dtl.run_dir.sweep_records import (
 from dtl.sweeps.grid import compose_all, create_trials, describe_duplicates, trial_overrides
 from dtl.sweeps.live import SweepScreen
 from dtl.sweeps.search_launch import best_of
-from dtl.sweeps.table import Status, failures, find_sweep, status_of, varying_overrides
+from dtl.sweeps.table import Status, failures, find_sweep, rows_of, status_of, trial_table, varying_overrides
 
 STATES = get_args(TrialState)
 
@@ -292,6 +292,23 @@ def test_trials_without_a_loss_are_compared_by_what_they_were_taught(tmp_path, l
         for words in ("train right", "70 %", "100 %", "Nothing was held out", "data.validation_fraction=0.1"):
             assert (words in shown) == by_taught, shown
         assert ("best loss" in shown) == (not by_taught)
+
+
+def test_a_row_alone_has_what_varies_in_the_whole_grid(tmp_path):
+    trials = [Trial(number, ["b=5", f"a={number}"], "h", state="running") for number in (1, 2)]
+    sweep = made(tmp_path / "s", *trials, arguments=["b=5", "a=1,2"])
+    text = io.StringIO()
+    Console(file=text, width=100).print(trial_table(rows_of(sweep, trials[:1]), trials))
+    assert "a=1" in text.getvalue() and "b=5" not in text.getvalue()
+
+
+@pytest.mark.parametrize("n_trials", [1, 2])
+def test_a_grid_in_which_nothing_varies_is_told(tmp_path, n_trials):
+    trials = [Trial(number, [f"a={number}"], "h") for number in range(n_trials)]
+    sweep = made(tmp_path / "s", *trials, arguments=["a=0,1"])
+    text = io.StringIO()
+    SweepScreen(sweep, Console(file=text, width=100)).begin(trials, trials, resumed=False)
+    assert ("no key has several values" in text.getvalue()) == (n_trials == 1)
 
 
 def test_the_command_of_a_sweep_is_shown_to_its_last_word(tmp_path):
