@@ -137,7 +137,7 @@ def test_the_start_screen_fits_a_terminal_and_loses_no_note(records, notes, tmp_
     file.parent.mkdir(parents=True)
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
     config = replace(tiny_config(file, total_steps=200, stop_after_steps=1), name="my_pairs")
-    for height, session in ((24, start), (24, go_on), (99, start)):
+    for height, session in ((24, start), (24, go_on), (99, start))[: 3 if notes else 1]:
         run_dir = tmp_path / f"run-{height}"
         lines = shown_before_the_first_step(monkeypatch, height, lambda s=session, d=run_dir: s(config, d))
         assert len(lines) <= height - 3, lines

@@ -107,8 +107,14 @@ def test_what_cannot_be_compiled_is_trained_without_and_said(
 @pytest.mark.parametrize(
     "kind, block",
     [
-        ("plain", "classic"),
-        *[(kind, "modern") for kind in ("plain", "dropout", "checkpointed", "documents", "chunks of the head")],
+        ("documents", "modern"),
+        *(
+            pytest.param(kind, block, marks=pytest.mark.slow)
+            for kind, block in [
+                ("plain", "classic"),
+                *((kind, "modern") for kind in ("plain", "dropout", "checkpointed", "chunks of the head")),
+            ]
+        ),
     ],
 )
 def test_hidden_and_loss_are_one_graph(
