@@ -151,7 +151,7 @@ def test_greedy_texts_of_a_batch(model: TransformerLM, tokenizer: Tokenizer, twi
     assert generate(model, tokenizer.encode_batch(PROMPTS), GREEDY, tokenizer.eos_id) == ids
 
 
-@pytest.mark.parametrize("penalty", [1.3, 2.0, 0.7])
+@pytest.mark.parametrize("penalty", [1.3, 2.0, 0.3])
 def test_greedy_texts_with_a_repetition_penalty(
     model: TransformerLM, tokenizer: Tokenizer, twin: Any, twin_tokenizer: Any, penalty: float
 ) -> None:

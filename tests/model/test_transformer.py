@@ -266,6 +266,7 @@ def test_autocast_gives_logits_near_those_of_fp32_and_caches_one_dtype(tiny_mode
     assert {tensor.dtype for kept in cache.kept.values() for tensor in kept} == {torch.bfloat16}
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, while it traces
 @pytest.mark.slow
 @both_blocks
 def test_the_model_compiles_without_a_graph_break(tiny_model, block):
