@@ -133,6 +133,8 @@ def _outcome(folder: Path) -> tuple[str, dict[str, Any]]:
         return str(trial["state"]), {**result, "error": trial.get("reason") or result.get("error")}
     if error and not result:
         return "failed", {"error": error.get("message")}
+    if not result and (folder / RESULT).exists():
+        return "unfinished", {"error": f"its {RESULT} is damaged; a resume writes it again"}
     state = in_one_line(str(result.get("state") or "unfinished"), 20)
     return ("unfinished" if state == "running" else state), result
 

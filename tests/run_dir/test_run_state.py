@@ -219,6 +219,16 @@ def test_what_is_no_number_is_none(run_dir, number):
     assert (run.seconds, run.best_loss, run.step) == (None, None, 5)
 
 
+@pytest.mark.parametrize("change", [("0.25", "0.15"), ('"value"', '"valve"'), ("}", "")])
+def test_a_damaged_result_is_told(tmp_path, change):
+    write_result(tmp_path, "finished", 0.25, 3, "h")
+    assert (read_run_state(tmp_path).state, read_run_state(tmp_path).reason) == ("finished", "")
+    file = tmp_path / "result.json"
+    file.write_text(file.read_text().replace(*change))
+    found = read_run_state(tmp_path)
+    assert (found.state, found.best_loss) == ("unfinished", None) and "result.json is damaged" in found.reason
+
+
 def test_nothing_there_at_all(tmp_path):
     assert read_run_state(tmp_path / "none") == RunState(tmp_path / "none", "none", "unfinished")
 
