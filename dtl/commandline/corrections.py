@@ -256,7 +256,9 @@ class _Line:
 
     def _value(self, key: str, value: str) -> list[str] | None:
         """The words for a value that stands where another is meant: a file for a choice, `ckpt=last`."""
-        if key in _OF_RUNS and value.lower() in _LATEST and not _exists(value):
+        setting = self.command.key(key)
+        is_switch = setting is not None and setting.type.startswith("true/false")  # resume=true of dtl.diagnose
+        if key in _OF_RUNS and value.lower() in _LATEST and not (is_switch or _exists(value)):
             return [f"{key}=latest"]
         is_choice = value in self.groups.get(key, (value,))
         # A choice of the user's own may have the name of a file.

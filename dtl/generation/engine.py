@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from dtl.errors import CheckpointError
 from dtl.generation.config import SamplingConfig
 from dtl.generation.decoder import Decoder, unsupported_reason
 from dtl.model.config import ModelConfig
@@ -201,7 +202,8 @@ def stream(
     Greedy texts do not depend on the other prompts of the batch. With `stop_id` -1 no text stops early. A text that
     fills the context continues from its last half. `sampling.stop` is up to the caller, who decodes the text and may
     leave the loop. A `decoder` of this model continues the prompts, with its own weights; without one the model is
-    laid out in fp32 for this call. Raises ValueError for an empty prompt or one that leaves no room in the context.
+    laid out in fp32 for this call. Raises ValueError for an empty prompt or one that leaves no room in the context,
+    CheckpointError for logits that are not finite.
     """
     context = model.config.max_seq_len
     lengths = [len(prompt) for prompt in prompts]
@@ -221,6 +223,10 @@ def stream(
         decoder = decoder or lay_out(model)
         for n_left in reversed(range(sampling.max_new_tokens)):
             logits_bv = logits_bv.float().cpu()
+            if not torch.isfinite(logits_bv.amax()).item():  # NaN propagates
+                raise CheckpointError(
+                    "The model's logits are not finite: its weights are damaged, or too large to use."
+                )
             next_b = sample_next(logits_bv, sampling, generator, penalised_bv)
             next_ids = next_b.tolist()
             running = [was and token != stop_id for was, token in zip(running, next_ids, strict=True)]

@@ -17,7 +17,7 @@ from dtl.base.json_files import as_list, read_json_or_empty
 from dtl.base.runtime import deterministic_algorithms, device_memory, is_out_of_memory
 from dtl.base.signals import StopSignals, signal_of
 from dtl.checkpoints.find import find_checkpoint
-from dtl.checkpoints.listing import best_checkpoint, list_checkpoints, step_folders
+from dtl.checkpoints.listing import best_checkpoint, list_checkpoints, newest_valid, step_folders
 from dtl.checkpoints.upkeep import lock_run, publish_best, remove_leftovers, rotate, set_aside_later
 from dtl.config import RunConfig, to_dict, to_yaml
 from dtl.data.collect import open_sources
@@ -77,6 +77,8 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
     with lock_run(run_dir), lasting_display() as display, deterministic_algorithms(config.trainer.deterministic):
         for warning in [*remove_leftovers(run_dir), *origin.warnings]:
             display.warn(warning)
+        if origin.resume_from is not None and not origin.resume_from.is_dir():
+            origin.resume_from = newest_valid(run_dir)[0].path  # a killed save had renamed it, and it is back now
         with _memory_advice(lambda: BEFORE_TRAINING):
             parts = build_run(config, origin.plans, origin.resume_from, origin.init_from, display.log)
         if parts.data.validation is None:

@@ -10,6 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import dtl.diagnose
 import dtl.train
 from dtl.base.paths import conf_dir
 from dtl.checkpoints.find import find_checkpoint
@@ -410,3 +411,9 @@ def test_a_run_with_a_path_that_needs_quotes(monkeypatch, capsys, elsewhere):
         dtl.train.main()
         assert configs[-1].data.path in (folder.name, f"~/{folder.name}", str(folder))
     assert sorted(file.name for file in elsewhere.glob("runs of *")) == ["runs of 0", "runs of 1", "runs of 2"]
+
+
+def test_a_switch_of_the_name_of_a_run_is_no_run():
+    check_words(["resume=true"], dtl.diagnose.COMMAND)
+    with pytest.raises(ConfigError, match="resume=latest"):
+        check_words(["resume=true"], dtl.train.COMMAND)

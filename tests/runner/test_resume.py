@@ -211,6 +211,19 @@ def signal_at_call(monkeypatch: pytest.MonkeyPatch, function: str, call: int) ->
     monkeypatch.setattr(function, signalled)
 
 
+@pytest.mark.fault("kill-in-save")
+def test_a_checkpoint_that_a_killed_save_had_renamed_is_resumed_at_its_place(
+    pairs: Path, uninterrupted: dict[str, Any], tmp_path: Path
+) -> None:
+    """Killed as the same step was saved again, between its two renames: `.old` is all that there is of that step."""
+    config, run_dir = tiny_config(pairs), tmp_path / "run"
+    start(replace(config, trainer=replace(config.trainer, stop_after_steps=6)), run_dir)
+    newest = run_dir / "checkpoints" / "step-00000006"
+    newest.rename(newest.with_name(f"{newest.name}.old"))
+    go_on(config, run_dir)
+    assert outcome(run_dir) == uninterrupted
+
+
 @pytest.mark.fault("stop-in-step")
 @pytest.mark.parametrize(
     ("pairs", "precision"), with_some("fp32", "bf16", "fp16", without=("fp32",)), indirect=["pairs"]
