@@ -40,7 +40,8 @@ install it.
 suite=data: tokenising, dump (to prose), dump_memory (long: some 300 MB), loader, waste (of padding).
 
 suite=generation: modern, classic (continuing a text, compared with Hugging Face's generate on the same random
-weights; fails when the two generate different tokens).
+weights; fails when the two generate different tokens); generate, batch8 (as chat and generate compute, one and eight
+texts, compared with Hugging Face and llama.cpp, each side a process of its own).
 
 suite=questions: qa_full (answers to unseen paraphrases after five minutes of training, compared with Hugging Face's
 GPT-2 after the same time; a round is a seed, twelve minutes each on two cores).

@@ -226,16 +226,17 @@ def _loss_if_finished(composed: DictConfig, run_dir: Path, overrides: list[str])
     # `seen` is written after the evaluation at the end, which a resume makes up for.
     if result.get("state") != "finished" or "seen" not in result or longer:
         return None
-    if not isinstance(read_config(run_dir).get("data"), dict):  # damaged: a resume takes that of the checkpoint
+    recorded = read_config(run_dir)
+    if not isinstance(recorded.get("data"), dict):  # damaged: a resume takes that of the checkpoint
         return None
     _check_resume_words(overrides, run_dir)
-    _check_same_data(composed, run_dir, overrides)
+    _check_same_data(composed, run_dir, recorded, overrides)
     step = as_whole(result.get("step")) or 0
     folder = shown(run_dir)
     use = "chat" if any("exact_match" in name for name in result) else "generate"
     with lasting_display() as display:
         display.print(f"{folder}: this run is finished, at step {step:,}. Nothing is left to train.")
-        max_epochs = as_whole(as_object(read_config(run_dir).get("trainer")).get("max_epochs"))
+        max_epochs = as_whole(as_object(recorded.get("trainer")).get("max_epochs"))
         if unused := [as_shown(word) for word in overrides if override_key(word.partition("=")[0]) != "resume"]:
             display.print(f"Not used: {' '.join(unused)}")
         display.print(f"To train further: {longer_run(run_dir, 2 * step, max_epochs)}")
@@ -275,9 +276,9 @@ def _may_change(key: str) -> bool:
     return key in ALLOWED_WITH_RESUME or key.startswith("tracker.") or bool(PLACE_OF_DATA.fullmatch(key))
 
 
-def _check_same_data(composed: DictConfig, run_dir: Path, overrides: list[str]) -> None:
+def _check_same_data(composed: DictConfig, run_dir: Path, recorded: dict[str, Any], overrides: list[str]) -> None:
     """Raise ConfigError for other data than that of a finished run, which would not be read."""
-    own = with_data_found(read_config(run_dir), run_dir)
+    own = with_data_found(recorded, run_dir)
     changed = copy.deepcopy(own)
     keys = [override_key(override.partition("=")[0]) for override in overrides]
     _set_places_of_data(changed, composed, list(filter(PLACE_OF_DATA.fullmatch, keys)))

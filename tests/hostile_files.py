@@ -1,9 +1,14 @@
 """Files of all kinds that another could have put into a folder, and every reader of a folder."""
 
+import importlib
+import io
 import os
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+import pytest
 
 from dtl.base import json_files
 from dtl.checkpoints.find import find_checkpoint
@@ -69,3 +74,14 @@ def read_all(run: Path) -> None:
     for reader in readers:
         with suppress(DTLError, OSError):
             reader()
+
+
+def printed_by(name: str, word: str, monkeypatch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str]) -> str:
+    """Run a command of DTL on a word, without input; it says something, and that is no traceback."""
+    monkeypatch.setattr(sys, "argv", [f"dtl-{name}", word])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    with suppress(SystemExit):
+        importlib.import_module(f"dtl.{name}").main()
+    printed = "".join(capture.readouterr())
+    assert printed and "Traceback" not in printed, printed
+    return printed

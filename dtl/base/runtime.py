@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dtl.base.units import number_of
 from dtl.errors import ConfigError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -52,8 +53,7 @@ def device_name(device: torch.device) -> str:
     """The device for a person: `cuda, NVIDIA GeForce RTX 4060`; `cpu, 2 threads`."""
     if device.type == "cuda":
         return f"{device}, {torch.cuda.get_device_name(device)}"
-    n_threads = torch.get_num_threads()
-    return f"{device}, {n_threads} {'thread' if n_threads == 1 else 'threads'}" if device.type == "cpu" else str(device)
+    return f"{device}, {number_of('threads', torch.get_num_threads())}" if device.type == "cpu" else str(device)
 
 
 def nvidia_without_cuda() -> str | None:

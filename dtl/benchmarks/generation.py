@@ -5,18 +5,22 @@ chat and generate do, each side in a process of its own in each round, on one th
 is not tied to the embedding: tied, a random model repeats its last token.
 """
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dtl.benchmarks.config import SUITES
 from dtl.benchmarks.measuring import MissingPeerError, Row, at_least, compared, in_turns, peer, skipped
-from dtl.benchmarks.suite import MAX_CHARACTERS, TINY_VOCABULARY, VOCABULARY, Suite, Workplace
+from dtl.benchmarks.suite import (
+    TINY_VOCABULARY,
+    VOCABULARY,
+    Suite,
+    Workplace,
+    in_rotation,
+    missing_peer,
+    run_side,
+)
 from dtl.errors import DTLError
 
 if TYPE_CHECKING:
@@ -67,13 +71,9 @@ def against_peers(place: Workplace, batch_size: int) -> Iterator[Row]:
         for side in PEERS
     }  # fmt: skip
     work = _work(place, batch_size)
-    missing = {side: reason for side in PEERS if (reason := _missing(side)) is not None}
+    missing = {side: reason for side in PEERS if (reason := missing_peer(partial(_ask_for, side))) is not None}
     sides = ["dtl", *(side for side in PEERS if side not in missing)]
-    results: dict[str, list[Written]] = {side: [] for side in sides}
-    for number in range(place.settings.rounds if len(sides) > 1 else 0):
-        at = number % len(sides)  # another one first in each round, so that other load slows all alike
-        for side in [*sides[at:], *sides[:at]]:
-            results[side].append(_run(replace(work, side=side)))
+    results = in_rotation(work, sides, place.settings.rounds if len(sides) > 1 else 0, _run)
     for side, row in rows.items():
         yield skipped(row, missing[side]) if side in missing else _speeds(row, work, results["dtl"], results[side])
 
@@ -98,27 +98,18 @@ def _work(place: Workplace, batch_size: int) -> "Continuing":
     )  # fmt: skip
 
 
-def _missing(side: str) -> str | None:
-    """Return how to install a peer that is missing."""
+def _ask_for(side: str) -> None:
+    """Raises MissingPeerError."""
     from dtl.benchmarks.generation_sides import llama_cpp
 
-    try:
-        peer("transformers", "pip install transformers") if side == "hf" else llama_cpp()
-    except MissingPeerError as error:
-        return str(error)
-    return None
+    peer("transformers", "pip install transformers") if side == "hf" else llama_cpp()
 
 
 def _run(work: "Continuing") -> "Written":
     """Continue the texts in a process of its own. Raises DTLError when it fails."""
     from dtl.benchmarks.generation_sides import Written
 
-    command = [sys.executable, "-m", "dtl.benchmarks.generation_sides", json.dumps(asdict(work))]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode:
-        raise DTLError(f"{work.side}: a text was not continued: {done.stderr.strip()[-MAX_CHARACTERS:]}")
-    return Written(**json.loads(done.stdout.splitlines()[-1]))
+    return run_side("dtl.benchmarks.generation_sides", work, Written, f"{work.side}: a text was not continued")
 
 
 def _speeds(row: Row, work: "Continuing", ours: "list[Written]", theirs: "list[Written]") -> Row:

@@ -4,20 +4,16 @@ Each side is a process of its own in each round, on one thread, bound to one cor
 seconds are those of the processor. The peers have the same shape, the same number of tokens, a loop of a dozen lines.
 """
 
-import json
 import math
-import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dtl.benchmarks.config import SUITES
-from dtl.benchmarks.measuring import MissingPeerError, Row, at_least, peer, ratio_of, skipped
-from dtl.benchmarks.suite import MAX_CHARACTERS, TINY_VOCABULARY, VOCABULARY, Suite, Workplace
+from dtl.benchmarks.measuring import Row, at_least, peer, ratio_of, skipped
+from dtl.benchmarks.suite import TINY_VOCABULARY, VOCABULARY, Suite, Workplace, in_rotation, missing_peer, run_side
 from dtl.errors import DTLError
 
 if TYPE_CHECKING:
@@ -42,16 +38,16 @@ def stepping(place: Workplace, precision: str) -> Iterator[Row]:
         for side in ("nanogpt", "hf")
     }
     work = _text_work(place, precision)
-    results = _in_rotation(place, work, _installed(rows))
+    results, missing = _in_rotation(place, work, list(rows))
     for side, row in rows.items():
-        yield _speeds(row, results["dtl"], results[side]) if side in results else skipped(row, _missing())
+        yield _measured(row, results, side, missing)
     if precision == "bf16":
-        yield _memory_row(results)
+        yield _memory_row(results, missing)
 
 
 def remembering(place: Workplace) -> Iterator[Row]:
     """Yield one row, the peak memory of the process that takes these steps in bf16."""
-    yield _memory_row(_in_rotation(place, replace(_text_work(place, "bf16"), steps=1), _installed(("hf",))))
+    yield _memory_row(*_in_rotation(place, replace(_text_work(place, "bf16"), steps=1), ["hf"]))
 
 
 def answering(place: Workplace) -> Iterator[Row]:
@@ -65,8 +61,8 @@ def answering(place: Workplace) -> Iterator[Row]:
         _text_work(place, "bf16"), task="qa", vocab_size=vocabulary, rows=4, length=size["max_seq_len"] // 4,
         steps=2 if place.settings.tiny else 12, size=size,
     )  # fmt: skip
-    results = _in_rotation(place, work, _installed(("hf",)))
-    yield _speeds(row, results["dtl"], results["hf"]) if "hf" in results else skipped(row, _missing())
+    results, missing = _in_rotation(place, work, ["hf"])
+    yield _measured(row, results, "hf", missing)
 
 
 SUITES.register("step")(
@@ -86,40 +82,18 @@ def _text_work(place: Workplace, precision: str) -> "Work":
     )  # fmt: skip
 
 
-def _installed(sides: Any) -> list[str]:
-    try:
-        peer("transformers", "pip install transformers")
-    except MissingPeerError:
-        return [side for side in sides if side != "hf"]
-    return list(sides)
-
-
-def _missing() -> str:
-    return "install transformers: pip install transformers"
-
-
-def _in_rotation(place: Workplace, work: "Work", peers: Sequence[str]) -> dict[str, list["Timed"]]:
-    """Run all sides in turns, another one first in each round; the results of the rounds by side."""
-    sides = ["dtl", *peers]
-    results: dict[str, list[Timed]] = {side: [] for side in sides}
-    for number in range(place.settings.rounds):
-        at = number % len(sides)
-        for side in [*sides[at:], *sides[:at]]:
-            results[side].append(_run(replace(work, side=side)))
-    return results
+def _in_rotation(place: Workplace, work: "Work", peers: Sequence[str]) -> tuple[dict[str, list["Timed"]], str | None]:
+    """Run DTL and the peers that are installed in turns; the results by side, and how to install the missing peer."""
+    missing = missing_peer(lambda: peer("transformers", "pip install transformers"))
+    sides = ["dtl", *(side for side in peers if missing is None or side != "hf")]
+    return in_rotation(work, sides, place.settings.rounds, _run), missing
 
 
 def _run(work: "Work") -> "Timed":
     """Take the steps in a process of its own. Raises DTLError when it fails, or does not train what it should."""
     from dtl.benchmarks.step_sides import Timed
 
-    command = [sys.executable, "-m", "dtl.benchmarks.step_sides", json.dumps(asdict(work))]
-    done = subprocess.run(
-        [*_one_core(), *command], capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    if done.returncode:
-        raise DTLError(f"{work.side}, {work.task}: a step failed: {done.stderr.strip()[-MAX_CHARACTERS:]}")
-    timed = Timed(**json.loads(done.stdout.splitlines()[-1]))
+    timed = run_side("dtl.benchmarks.step_sides", work, Timed, f"{work.side}, {work.task}: a step failed")
     expected = math.log(work.vocab_size)  # of a model that has learnt nothing yet
     if not abs(timed.first_loss - expected) < 0.1 * expected:
         raise DTLError(
@@ -129,13 +103,8 @@ def _run(work: "Work") -> "Timed":
     return timed
 
 
-def _one_core() -> list[str]:
-    """The words before a command that bind it to one core, where the system has them."""
-    from shutil import which
-
-    if not hasattr(os, "sched_getaffinity") or which("taskset") is None:
-        return []
-    return ["taskset", "-c", str(max(os.sched_getaffinity(0)))]
+def _measured(row: Row, results: dict[str, list["Timed"]], side: str, missing: str | None) -> Row:
+    return _speeds(row, results["dtl"], results[side]) if side in results else skipped(row, missing or "")
 
 
 def _speeds(row: Row, ours: Sequence["Timed"], theirs: Sequence["Timed"]) -> Row:
@@ -154,13 +123,13 @@ def _speed(timed: "Timed") -> float:
     return statistics.median(n / seconds for n, seconds in zip(timed.targets, timed.seconds, strict=True))
 
 
-def _memory_row(results: dict[str, list["Timed"]]) -> Row:
+def _memory_row(results: dict[str, list["Timed"]], missing: str | None) -> Row:
     row = Row(
         "memory_bf16_hf", "peak memory of a process that trains model=small, 8 x 256 tokens, bf16", "MB",
         peer_name=NAMES["hf"], goal=at_least(LEAST_MEMORY),
     )  # fmt: skip
     if "hf" not in results:
-        return skipped(row, _missing())
+        return skipped(row, missing or "")
     ours, theirs = ([timed.peak_bytes / 1e6 for timed in results[side]] for side in ("dtl", "hf"))
     ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
     note = "the peer's by ours; Python and torch included"

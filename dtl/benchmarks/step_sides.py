@@ -82,7 +82,7 @@ def timed(work: Work) -> Timed:
 
 def dtl(work: Work, device: torch.device) -> Step:
     """Steps of DTL's own trainer on packed sequences, with the head, the kernels and the optimizer of a run."""
-    from dtl.data.batches import TrainingData
+    from dtl.data.batches import Batch, TrainingData
     from dtl.model.kernel_choice import KernelContext, choose_kernel
     from dtl.model.transformer import TransformerLM
     from dtl.training.config import OptimizerConfig, ScheduleConfig, TrainerConfig
@@ -94,22 +94,19 @@ def dtl(work: Work, device: torch.device) -> Step:
     dtype = torch.bfloat16 if work.precision == "bf16" else torch.float32
     documents_bt = data.batch(range(work.rows)).to(device).documents
     model.document_kernel = choose_kernel(model.config, KernelContext(documents_bt, dtype, False, False, None)).name
-    n_steps = work.steps + 1
-    trainer = Trainer(
+    n_steps, n_targets = work.steps + 1, [0]
+
+    class Counted(Trainer):
+        def next_batches(self) -> list[Batch]:
+            batches = super().next_batches()
+            n_targets[0] = sum(batch.n_targets for batch in batches)
+            return batches
+
+    reports = Counted(
         model, build_optimizers(model, OptimizerConfig(lr=LEARNING_RATE)), data, TrainerConfig(), ScheduleConfig(),
         seed=work.seed, micro_batch_size=work.rows, grad_accum_steps=1, horizon=n_steps, last_step=n_steps,
         precision=work.precision,
-    )  # fmt: skip
-    n_targets = [0]
-    next_batches = trainer.next_batches
-
-    def counted() -> Any:
-        batches = next_batches()
-        n_targets[0] = sum(batch.n_targets for batch in batches)
-        return batches
-
-    trainer.next_batches = counted  # type: ignore[method-assign]
-    reports = trainer.steps()
+    ).steps()  # fmt: skip
 
     def step() -> tuple[Tensor, int]:
         loss = next(reports).loss
@@ -208,13 +205,18 @@ def nanogpt(work: Work, device: torch.device) -> Step:
     return bare_loop(work, device, model, lambda ids, labels: model(ids, labels), fused=device.type == "cuda")
 
 
-def hf_text(work: Work, device: torch.device) -> Step:
-    """Steps of Hugging Face's model of the same architecture in the same bare loop, its AdamW fused."""
+def hf_model(work: Work, device: torch.device) -> Any:
+    """Hugging Face's model of the same architecture and shape."""
     from dtl.model.hf import hf_config
 
     config = hf_config(model_config(work), work.vocab_size, eos_id=0, bos_id=0, pad_id=0)
     transformers = importlib.import_module("transformers")
-    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**config)).to(device)
+    return transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**config)).to(device)
+
+
+def hf_text(work: Work, device: torch.device) -> Step:
+    """Steps of Hugging Face's model of the same architecture in the same bare loop, its AdamW fused."""
+    model = hf_model(work, device)
 
     def loss_of(ids_bt: Tensor, targets_bt: Tensor) -> Tensor:
         return F.cross_entropy(model(input_ids=ids_bt).logits.flatten(0, 1), targets_bt.flatten())
@@ -241,11 +243,7 @@ def bare_loop(
 
 def hf_pairs(work: Work, device: torch.device) -> Step:
     """Steps of Hugging Face's model on padded pairs, the answers as labels, as its users train it."""
-    from dtl.model.hf import hf_config
-
-    config = hf_config(model_config(work), work.vocab_size, eos_id=0, bos_id=0, pad_id=0)
-    transformers = importlib.import_module("transformers")
-    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**config)).to(device)
+    model = hf_model(work, device)
     update = _updates(model, fused=True)
     model.train()
     pairs = pairs_of(work)

@@ -1,15 +1,19 @@
 """Suites, measurements by name that each yield rows, with the input texts and the programs that they share."""
 
+import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from dtl.benchmarks.config import BenchConfig
 from dtl.benchmarks.made_text import made_articles, write_made_dump
-from dtl.benchmarks.measuring import Row
+from dtl.benchmarks.measuring import MissingPeerError, Row
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import Document
 from dtl.data.sources import plan_sources
@@ -113,6 +117,49 @@ MAX_CHARACTERS = 2000  # of the output of a failed program
 def train_command(*overrides: str) -> list[str]:
     """Return the command `python -m dtl.train` with this Python."""
     return [sys.executable, "-m", "dtl.train", *overrides]
+
+
+Work = TypeVar("Work")  # dataclasses of plain values
+Done = TypeVar("Done")
+
+
+def in_rotation(work: Work, sides: Sequence[str], rounds: int, run: Callable[[Work], Done]) -> dict[str, list[Done]]:
+    """Run the work of each side in each round, another one first each time, so that other load slows all alike.
+
+    `work.side` names the side. Returns what each side did in the rounds.
+    """
+    done: dict[str, list[Done]] = {side: [] for side in sides}
+    for number in range(rounds):
+        at = number % len(sides)
+        for side in [*sides[at:], *sides[:at]]:
+            done[side].append(run(replace(cast(Any, work), side=side)))
+    return done
+
+
+def run_side(module: str, work: Any, done: type[Done], failed: str) -> Done:
+    """Run `python -m module WORK`, one thread bound to a core where the system can; what it prints as JSON at its end.
+
+    Raises DTLError that begins with `failed` when it fails.
+    """
+    on_one_core = []
+    if hasattr(os, "sched_getaffinity") and shutil.which("taskset"):
+        on_one_core = ["taskset", "-c", str(max(os.sched_getaffinity(0)))]
+    command = [*on_one_core, sys.executable, "-m", module, json.dumps(asdict(work))]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    if ended.returncode:
+        raise DTLError(f"{failed}: {ended.stderr.strip()[-MAX_CHARACTERS:]}")
+    return done(**json.loads(ended.stdout.splitlines()[-1]))
+
+
+def missing_peer(ask: Callable[[], object]) -> str | None:
+    """Return how to install a peer that `ask` does not find; None where it does."""
+    try:
+        ask()
+    except MissingPeerError as error:
+        return str(error)
+    return None
 
 
 def run_program(command: Sequence[str], folder: Path, what: str) -> None:

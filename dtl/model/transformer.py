@@ -117,9 +117,8 @@ class RMSNorm(nn.Module):
         by_hand = not (x.is_cuda or torch.compiler.is_compiling())  # a compiler fuses the formula itself
         if by_hand and torch.is_grad_enabled() and self.weight.dtype == torch.float32:
             return _RMSNorm.apply(x, self.weight, self.eps, dtype)
-        if (
-            x.is_cuda and x.dtype != self.weight.dtype
-        ):  # queries and keys inside autocast; the fused kernel has one dtype
+        # Queries and keys inside autocast: the fused kernel has one dtype.
+        if x.is_cuda and x.dtype != self.weight.dtype:
             return F.rms_norm(x, (self.dim,), self.weight.to(x.dtype), self.eps)
         # As in Qwen3, low precision is normalised in fp32 and rounded before the weight is applied. `F.rms_norm` with
         # the weight would round once, after it.
@@ -135,11 +134,9 @@ class _RMSNorm(torch.autograd.Function):
         scale = rms.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
         normed = x * scale
-        return (
-            normed.mul_(weight)
-            if dtype == torch.float32
-            else torch.mul(normed, weight, out=torch.empty_like(x, dtype=dtype))
-        )
+        if dtype == torch.float32:
+            return normed.mul_(weight)
+        return torch.mul(normed, weight, out=torch.empty_like(x, dtype=dtype))
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]

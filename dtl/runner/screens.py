@@ -276,7 +276,7 @@ def show_end(
         *([("seen", "\n".join(seen_rows))] if len(seen) > 1 else []),
         ("best", best),
         *((name, f"{value:.4g}") for name, value in (report.tasks if report else {}).items()),
-        ("folder", f"{folder}"),
+        ("folder", folder),
         *([("upload", tracker.upload)] if tracker.upload and tracker.has_key else []),
     ]
     if ended == "stopped":

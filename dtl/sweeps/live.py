@@ -92,11 +92,12 @@ class SweepScreen:
     def end(self, trials: list[Trial]) -> None:
         """Print the table of all trials, the failures, and the command that compares the trials."""
         self.__exit__()
-        self.console.print(trial_table(rows_of(self.sweep, trials)))
+        rows = rows_of(self.sweep, trials)
+        self.console.print(trial_table(rows))
         self.log(counted(trials), "bold")
         for line in failures(self.sweep, trials):
             self.log(f"  {line}", "dim")
-        for line in comparing(self.sweep, trials):
+        for line in comparing(self.sweep, rows):
             self.log(line, "dim")
 
     def _name(self, trial: Trial) -> str:

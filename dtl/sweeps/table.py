@@ -100,7 +100,6 @@ def trial_table(rows: Sequence[Row], among: Sequence[Trial] | None = None) -> Ta
     """Return a table with a row per trial: number, overrides, state, step, best loss, speed, time, reason.
 
     Overrides that all trials `among` which these are (None: the rows' own) share are left out.
-
     Where nothing was held out, how many of the training questions are answered right stands in place of the loss.
     """
     taught = without_losses(rows)
@@ -162,14 +161,14 @@ def failures(sweep: SweepFolder, trials: Iterable[Trial]) -> list[str]:
     return lines
 
 
-def comparing(sweep: SweepFolder, trials: Sequence[Trial]) -> list[str]:
+def comparing(sweep: SweepFolder, rows: Sequence[Row]) -> list[str]:
     """Return the line with the command that compares the finished trials, or why none does; none if fewer than two."""
-    if len(trials) > 1 and without_losses(rows_of(sweep, trials)):
+    if len(rows) > 1 and without_losses(rows):
         return [
             "Nothing was held out, so no loss ranks the trials: compared is what they answer of what was taught. "
             "data.validation_fraction=0.1 holds some out."
         ]
-    finished = sum(trial.value is not None for trial in trials)
+    finished = sum(row.trial.value is not None for row in rows)
     return [f"compare them: {command_line('report', f'runs={shown(sweep.path)}')}"] if finished > 1 else []
 
 
@@ -246,7 +245,7 @@ def status_of(sweep: SweepFolder) -> Status:
         trial_table(rows),
     ]
     lines += [Text(line, style="dim") for line in failures(sweep, trials)]
-    lines += [_in_one_line(line) for line in comparing(sweep, trials)]
+    lines += [_in_one_line(line) for line in comparing(sweep, rows)]
     resume = f"The same command resumes it: {command}" if state in ("killed", "interrupted") else ""
     return Status(alive, Group(*lines), resume)
 

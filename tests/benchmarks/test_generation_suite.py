@@ -177,7 +177,7 @@ def test_each_round_begins_with_another_side(tmp_path, monkeypatch):
         return written({"dtl": 2.0, "hf": 5.0, "llamacpp_f16": 1.0}[work.side], texts)
 
     monkeypatch.setattr(generation, "_run", run)
-    monkeypatch.setattr(generation, "_missing", lambda side: None)
+    monkeypatch.setattr(generation, "_ask_for", lambda side: None)
     rows = list(generation.against_peers(place(tmp_path), 8))
     assert ran == ["dtl", "hf", "llamacpp_f16", "hf", "llamacpp_f16", "dtl"]
     assert [(row.name, row.ours, row.peer, row.ratio.median, row.reached) for row in rows] == [

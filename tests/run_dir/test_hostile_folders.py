@@ -1,21 +1,18 @@
 """Folders of others: whatever their files are, reading them ends soon, takes little memory, and says what is wrong."""
 
 import ast
-import importlib
-import io
 import json
 import os
 import shutil
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import yaml
 from checkpoint_examples import save
-from hostile_files import ALIASES, KINDS, read_all
+from hostile_files import ALIASES, KINDS, printed_by, read_all
 
 from dtl.base import json_files
 from dtl.base.json_files import read_json_or_empty, read_lines, read_yaml, read_yaml_or_empty
@@ -115,12 +112,7 @@ def test_every_command(whole, kind, monkeypatch, capsys):
         "evaluate": f"ckpt={run}", "generate": "ckpt=latest", "train": f"resume={run}", "prepare": f"data.path={run}"
     }  # fmt: skip
     for name, line in [*lines.items(), ("train", f"init={run}"), ("chat", "ckpt=latest")]:
-        monkeypatch.setattr(sys, "argv", [f"dtl-{name}", line])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
-        with suppress(SystemExit):
-            importlib.import_module(f"dtl.{name}").main()
-        printed = "".join(capsys.readouterr())
-        assert printed and "Traceback" not in printed, printed
+        printed_by(name, line, monkeypatch, capsys)
 
 
 @pytest.mark.fault("hostile-listing")

@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,6 +22,7 @@ from typing import Any
 
 import torch
 import torch._dynamo  # what the first optimizer step imports
+from kill_runs import in_a_child
 from tiny_runs import outcome, start, start_or_go_on, tiny_config, write_pairs
 
 import dtl.run_dir.provenance
@@ -40,24 +40,6 @@ CALLS = {
     "ftruncate": "ftruncate",
 }
 PATIENCE_S = 120.0
-
-
-def in_a_child(action: Callable[[], object], errors: Path) -> int:
-    """Start a child that does something and ends; its process id."""
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.dup2(nowhere, 2)
-        action()
-        status = 0
-    except BaseException:
-        errors.write_text(traceback.format_exc())
-    finally:
-        os._exit(status)
 
 
 def stops_at_its_first_save(action: Callable[[], object]) -> None:

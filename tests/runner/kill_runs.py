@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from dtl.config import RunConfig
 SECONDS_FOR_A_RUN = 120.0
 
 
-def forked(config: RunConfig, run_dir: Path) -> int:
-    """Start or continue the run in a child; its process id."""
+def in_a_child(action: Callable[[], object], errors: Path) -> int:
+    """Start a child that does something and ends; its process id."""
     child = os.fork()
     if child:
         return child
@@ -35,12 +36,17 @@ def forked(config: RunConfig, run_dir: Path) -> int:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
-        start_or_go_on(config, run_dir)
+        action()
         status = 0
     except BaseException:
-        (run_dir.parent / "error.txt").write_text(traceback.format_exc())
+        errors.write_text(traceback.format_exc())
     finally:
         os._exit(status)
+
+
+def forked(config: RunConfig, run_dir: Path) -> int:
+    """Start or continue the run in a child; its process id."""
+    return in_a_child(lambda: start_or_go_on(config, run_dir), run_dir.parent / "error.txt")
 
 
 def ended(child: int) -> bool:

@@ -1,7 +1,5 @@
 """Damaged records of a run, a trial, a sweep and an evaluation: nothing wrong is taken from them without a word."""
 
-import importlib
-import io
 import json
 import os
 import random
@@ -16,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile_files import KINDS, read_all
+from hostile_files import KINDS, printed_by, read_all
 from tiny_runs import outcome, start, tiny_config, write_pairs
 
 from dtl.base.json_files import DIGEST
@@ -124,16 +122,6 @@ def bounded(elsewhere: Path) -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def run_command(name: str, word: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> str:
-    monkeypatch.setattr(sys, "argv", [f"dtl-{name}", word])
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
-    with suppress(SystemExit):
-        importlib.import_module(f"dtl.{name}").main()
-    printed = "".join(capfd.readouterr())
-    assert printed and "Traceback" not in printed, printed
-    return printed
-
-
 def cases(n: int) -> Iterator[tuple[int, str, random.Random]]:
     """Number, kind and dice: of two, one is a change of bytes."""
     for number in range(n):
@@ -163,7 +151,7 @@ def test_no_damaged_record_is_believed(
         failed += [f"{number} {file} {kind}: {key}" for key, value in found.items() if value != expected[key]]
         if number % 10 == 0:
             for name, word in (("runs", "sort=loss"), ("sweep", f"status={copy}"), ("report", f"runs={copy}")):
-                run_command(name, word, monkeypatch, capfd)
+                printed_by(name, word, monkeypatch, capfd)
         shutil.rmtree("outputs")
     figure(WHAT, n, len(failed))
     assert failed == []
@@ -183,7 +171,7 @@ def test_a_run_with_a_damaged_record_resumes_exactly_or_says_why_not(
         run = Path("outputs/2026-01-02/03-04-05-6_a")
         shutil.copytree(sweep / "1", run)
         damage(run / file.relative_to("1"), kind, rng)
-        printed = run_command("train", f"resume={run}", monkeypatch, capfd)
+        printed = printed_by("train", f"resume={run}", monkeypatch, capfd)
         if not os.path.lexists(run / "checkpoints" / "step-00000012"):
             failed += [] if "Error: " in printed else [f"{number} {file} {kind}: {printed}"]
         else:
