@@ -93,7 +93,10 @@ BUGS = {
         "tests/runner/test_endings.py",
     ),
     "rows-of-lost-steps-stay": Bug(
-        "dtl/tracking/tracker.py", "truncate_metrics(run_dir, step)", "pass", "tests/tracking/test_tracking.py"
+        "dtl/tracking/tracker.py",
+        "truncate_metrics(run_dir, step, evaluated_step)",
+        "pass",
+        "tests/tracking/test_tracking.py",
     ),
     "a-stop-keeps-half-a-step": Bug(
         "dtl/training/trainer.py",

@@ -186,6 +186,7 @@ def _open_tracker(parts: Parts, run_dir: Path, origin: Origin) -> Tracker:
         name=parts.config.name,
         run_id=parts.tracker_run_id,
         resumed_step=parts.trainer.state.step if parts.resumed_from else None,
+        evaluated_step=parts.trainer.state.evaluated_step or 0,
         # The first session's overrides name the run in the tracker, however often it is resumed.
         overrides=[str(word) for word in as_list(read_json_or_empty(run_dir / RECORD).get("overrides"))]
         if origin.resume_from

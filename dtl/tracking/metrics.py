@@ -10,6 +10,7 @@ from dtl.base.safe_text import safe_logger
 log = safe_logger(__name__)
 
 METRICS, LOST = "metrics.jsonl", "metrics.lost.jsonl"
+VALIDATION = "val/loss"  # in each row of an evaluation
 MAX_BYTES = 2**32  # 20 million steps
 
 
@@ -22,11 +23,12 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     return [row for row in map(parse_row, read_lines(path)) if row is not None] if path.exists() else []
 
 
-def truncate_metrics(run_dir: Path, step: int) -> int:
+def truncate_metrics(run_dir: Path, step: int, evaluated_step: int | None = None) -> int:
     """Move the rows beyond `step` from metrics.jsonl to metrics.lost.jsonl; returns how many.
 
-    For a run that resumes from an older checkpoint. Rows of evaluations are treated the same. Only a truncated last
-    line is dropped. A crash in between neither loses nor duplicates rows. A write error is logged as a warning, and
+    For a run that resumes from an older checkpoint. Rows of evaluations beyond `evaluated_step`, by default `step`, are
+    moved too: a checkpoint that precedes the evaluation of its own step repeats it. Only a truncated last line is
+    dropped. A crash in between neither loses nor duplicates rows. A write error is logged as a warning, and
     the rows stay where they are.
     """
     path = run_dir / METRICS
@@ -37,8 +39,11 @@ def truncate_metrics(run_dir: Path, step: int) -> int:
         rows = [(line, parse_row(line)) for line in before.splitlines()]
         if rows and rows[-1][1] is None:
             rows.pop()
-        lost = [line for line, row in rows if row is not None and row["step"] > step]
-        kept = [line for line, row in rows if row is None or row["step"] <= step]
+        evaluated = step if evaluated_step is None else min(evaluated_step, step)
+        lost, kept = [], []
+        for line, row in rows:
+            is_beyond = row is not None and row["step"] > (evaluated if VALIDATION in row else step)
+            (lost if is_beyond else kept).append(line)
         if lost:
             _keep_lost(run_dir / LOST, _joined(lost))
         if _joined(kept) != before:

@@ -20,12 +20,12 @@ from dtl.base.safe_text import safe_logger
 from dtl.base.units import number_of
 from dtl.errors import InterruptedRun
 from dtl.tracking.config import TrackerConfig
-from dtl.tracking.metrics import METRICS, read_metrics, truncate_metrics
+from dtl.tracking.metrics import METRICS, VALIDATION, read_metrics, truncate_metrics
 from dtl.tracking.wandb_sink import WandbRun, WandbSink, choose_mode
 
 log = safe_logger(__name__)
 # One of them is in each row that W&B gets: of the step at which is logged, and of evaluations.
-SPEED, VALIDATION = "speed/tokens_per_second", "val/loss"
+SPEED = "speed/tokens_per_second"
 State = Literal["running", "finished", "stopped", "interrupted", "failed"]
 
 
@@ -37,6 +37,7 @@ def open_tracker(
     name: str,
     run_id: str | None = None,
     resumed_step: int | None = None,
+    evaluated_step: int | None = None,
     overrides: list[str] | None = None,
     group: str | None = None,
     job_number: int | None = None,
@@ -45,12 +46,12 @@ def open_tracker(
     """Start tracking a run. Never prompts; returns within 20 seconds in any state of the network.
 
     `run_config` is the resolved config, nested. `run_id` is the W&B id of the run that is resumed at
-    `resumed_step`. `job_number`, `overrides` and `group` name a job of a multirun. `patience` is the time
-    in seconds for a W&B server to answer before the run goes offline.
+    `resumed_step`, and whose newest evaluation was at `evaluated_step`. `job_number`, `overrides` and `group` name a
+    job of a multirun. `patience` is the time in seconds for a W&B server to answer before the run goes offline.
     Raises ConfigError when an override looks like a secret.
     """
     check_no_secrets(overrides or [])
-    earlier = _rows_until(run_dir, resumed_step) if resumed_step is not None else []
+    earlier = _rows_until(run_dir, resumed_step, evaluated_step) if resumed_step is not None else []
     mode, reason = choose_mode(config.mode) if config.kind == "wandb" else ("local", "")
     if mode in ("local", "disabled"):
         return Tracker(run_dir, None, run_id, f"local: {METRICS}" + (f" ({reason})" if reason else ""))
@@ -71,9 +72,9 @@ def open_tracker(
     return Tracker(run_dir, sink, request.run_id, None)
 
 
-def _rows_until(run_dir: Path, step: int) -> list[dict[str, Any]]:
+def _rows_until(run_dir: Path, step: int, evaluated_step: int | None) -> list[dict[str, Any]]:
     """Return the rows of the steps that a resumed run keeps, and log a warning if some are missing."""
-    truncate_metrics(run_dir, step)
+    truncate_metrics(run_dir, step, evaluated_step)
     rows: list[dict[str, Any]] = []
     with suppress(OSError):
         rows = read_metrics(run_dir)

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import signal
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny_runs import go_on, outcome, result, start, steps_kept, tiny_config
+from tiny_runs import go_on, outcome, result, start, start_or_go_on, steps_kept, tiny_config
 
 import dtl.runner.run
 from dtl.checkpoints.listing import best_checkpoint, newest_valid
+from dtl.checkpoints.save import save_checkpoint
 from dtl.checkpoints.upkeep import publish_best, rotate
 from dtl.config import typed
 from dtl.data.prepare import prepare_data
@@ -321,6 +323,32 @@ def test_a_kill_between_saving_and_naming_the_best(
     assert best is not None and best.step == steps[1]
     go_on(tiny_config(pairs), tmp_path)
     assert outcome(tmp_path) == uninterrupted
+
+
+@pytest.mark.fault("kill")
+def test_a_kill_just_before_any_save(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step 8 is saved because a save is due, and evaluated because it is the last: what precedes its second save, the
+    row of the evaluation too, happens again."""
+
+    class Killed(BaseException):
+        pass
+
+    config = tiny_config(pairs, total_steps=8)
+    start(config, tmp_path / "whole")
+    n_saves = 6  # at steps 2, 3, 4, 6, 8, and at 8 again
+    for left in range(n_saves + 1):
+        run_dir, saves_left = tmp_path / str(left), itertools.count(left, -1)
+
+        def save(*arguments: Any, saves_left: Any = saves_left, **options: Any) -> Any:
+            if next(saves_left) == 0:
+                raise Killed
+            return save_checkpoint(*arguments, **options)
+
+        with monkeypatch.context() as patch, pytest.raises(Killed) if left < n_saves else nullcontext():
+            patch.setattr("dtl.runner.session.save_checkpoint", save)
+            start(config, run_dir)
+        start_or_go_on(config, run_dir)
+        assert outcome(run_dir) == outcome(tmp_path / "whole")
 
 
 def test_a_kill_between_the_last_save_and_the_rotation_leaves_no_checkpoint_too_many(

@@ -235,6 +235,16 @@ def test_truncating_moves_what_is_beyond_the_step_and_nothing_else(
     assert sorted(map(str, found)) == sorted(map(str, everything))
 
 
+def test_rows_of_evaluations_that_the_checkpoint_precedes_are_moved(tmp_path: Path) -> None:
+    rows = [*steps(1, 2), {"step": 2, "val/loss": 3.0}, *steps(3, 4), {"step": 4, "val/loss": 2.0}]
+    (tmp_path / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert truncate_metrics(tmp_path, 4) == 0
+    assert truncate_metrics(tmp_path, 4, evaluated_step=2) == 1
+    assert read_metrics(tmp_path) == rows[:-1]
+    assert truncate_metrics(tmp_path, 4, evaluated_step=0) == 1
+    assert read_metrics(tmp_path) == [*steps(1, 2), *steps(3, 4)]
+
+
 def test_a_damaged_line_in_the_middle_stays(tmp_path: Path) -> None:
     (tmp_path / METRICS).write_text('{"step": 1}\n###\n{"step": 2}\n{"step": 3}\n')
     truncate_metrics(tmp_path, 2)
