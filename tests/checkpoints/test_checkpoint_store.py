@@ -18,11 +18,6 @@ from dtl.checkpoints.upkeep import lock_run, publish_best, remove_leftovers, rot
 from dtl.errors import CheckpointError, TrainingError
 
 
-@pytest.fixture(autouse=True)
-def no_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
 def steps(run_dir: Path) -> list[int]:
     return [entry.step for entry in list_checkpoints(run_dir) if entry.problem is None]
 

@@ -19,12 +19,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from searching import EVALUATIONS, SPACE, Killed, Overrides, Stage, loss_of, write_rows
 
 
-@pytest.fixture(autouse=True)
-def a_fast_disk(monkeypatch):
-    """Kills end a process here, not the machine."""
-    monkeypatch.setattr("os.fsync", lambda file: None)
-
-
 def told(stage):
     """Of each folder what Optuna knows: state and value."""
     return {number: (trial.state, trial.value) for number, trial in stage.study.numbers().items()}

@@ -23,7 +23,6 @@ def seeded(overrides, evaluation):
 
 def launched(monkeypatch, folder, confirm=3, ticks=float("inf"), seed=11, **stage_settings):
     """Run a session; the stage that played it."""
-    monkeypatch.setattr("os.fsync", lambda file: None)
     stage = Stage(folder, curve=seeded, **{"n_trials": 5, **stage_settings})
     folder.mkdir(exist_ok=True)
 
