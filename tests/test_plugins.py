@@ -58,6 +58,7 @@ def test_each_example_trains(lab, command):
     assert ("first_letter/train" in result) == ("data=my_qa" in arguments)
 
 
+@pytest.mark.slow
 def test_all_together_and_on_from_their_checkpoint(lab):
     modules = ",".join(re.findall(r"plugins=(\S+)", " ".join(COMMANDS)))
     own = ["--config-dir=my_conf", f"plugins={modules}"]

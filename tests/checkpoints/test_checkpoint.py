@@ -183,11 +183,19 @@ def test_a_tokenizer_that_the_model_has_no_rows_for_is_refused(tmp_path: Path) -
 # --- Hugging Face reads it, and is read -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("block", ["modern", "classic"])
-def test_transformers_loads_every_checkpoint(tmp_path: Path, block: str) -> None:
+@pytest.mark.parametrize(
+    ("block", "kinds"),
+    [
+        ("modern", ["bpe", "char"]),
+        ("classic", ["gpt2"]),
+        pytest.param("modern", ["byte", "gpt2"], marks=pytest.mark.slow),
+        pytest.param("classic", ["byte", "char", "bpe"], marks=pytest.mark.slow),
+    ],
+)
+def test_transformers_loads_every_checkpoint(tmp_path: Path, block: str, kinds: list[str]) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    for kind in ("byte", "char", "bpe", "gpt2"):
+    for kind in kinds:
         tokenizer = tiny_tokenizer(kind)
         model = tiny_model(block, vocab_size=tokenizer.vocab_size)
         folder = save_checkpoint(tmp_path / kind, model, tokenizer, "", {"step": 1, "epoch": 0}, {})

@@ -181,8 +181,9 @@ def test_a_package_that_is_missed_later_is_named_too(monkeypatch, capsys):
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell of POSIX closes the streams")
 @pytest.mark.parametrize(
     ("name", "closed"),
-    [("train", "<&-"), ("train", ">&-"), ("train", "2>&-")]
-    + [(name, "<&- >&- 2>&-") for name in ("train", "runs", "chat", "sweep")],
+    [("train", ">&-"), ("chat", "<&- >&- 2>&-")]
+    + [pytest.param("train", closed, marks=pytest.mark.slow) for closed in ("<&-", "2>&-", "<&- >&- 2>&-")]
+    + [pytest.param(name, "<&- >&- 2>&-", marks=pytest.mark.slow) for name in ("runs", "sweep")],
 )
 def test_streams_may_be_missing(name, closed, elsewhere):
     """As under pythonw, and of services. A file that is opened must not get the number of a stream."""
