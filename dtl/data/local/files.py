@@ -16,7 +16,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from dtl.base.display import say
+from dtl.base.display import say, shell_line
 from dtl.base.progress import Pace
 from dtl.base.safe_text import in_one_line
 from dtl.base.units import number_of
@@ -163,11 +163,19 @@ class LocalFiles:
         return {"train": [self.root]}
 
     def _missing(self) -> str:
-        nearest = next((parent for parent in self.root.absolute().parents if parent.is_dir()), Path("/"))
-        names = sorted(child.name for child in nearest.iterdir() if not child.name.startswith("."))
+        key, _, typed = self.origin.partition("=")
+        nearest = next((parent for parent in Path(typed).parents if os.path.isdir(os.path.expanduser(parent))), Path())
+        children = Path(os.path.expanduser(nearest)).iterdir()
+        names = sorted(child.name for child in children if not child.name.startswith("."))
         listing = ", ".join(names[:6]) + (", ..." if len(names) > 6 else ".") if names else "nothing."
-        hint = did_you_mean(self.root.absolute().relative_to(nearest).parts[0], names)
-        return f"{self.origin}: there is no such file or folder. Found in {nearest}: {listing}{hint}"
+        lacking, *below = Path(typed).relative_to(nearest).parts
+        # As it is to be typed: a name alone, without its folder, would not be found either.
+        near = did_you_mean(lacking, names).partition("'")[2].rpartition("'")[0]
+        whole = [nearest / near, (nearest / near).joinpath(*below)] if near else []
+        meant = next((path for path in reversed(whole) if os.path.exists(os.path.expanduser(path))), None)
+        hint = f" Did you mean {shell_line([f'{key}={meant}'])}?" if meant else ""
+        where = "this folder" if nearest == Path() else nearest
+        return f"{self.origin}: there is no such file or folder. Found in {where}: {listing}{hint}"
 
     def _find_in_folder(self) -> dict[str, list[Path]]:
         files, others, self._n_others = files_in(self.root, self.origin, has_known_name)
