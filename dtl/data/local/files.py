@@ -22,7 +22,7 @@ from dtl.base.safe_text import in_one_line
 from dtl.base.units import number_of
 from dtl.data.local.formats import KINDS, READ, Format, has_known_name, recognise, suffixes_of
 from dtl.data.local.readers import TEXT_READERS, Record, open_parquet, read_parquet
-from dtl.data.local.reading import Anomalies, OpenText, describe
+from dtl.data.local.reading import EXAMPLE, Anomalies, OpenText, describe
 from dtl.data.local.unpacking import DAMAGE
 from dtl.errors import DataError, did_you_mean
 
@@ -125,8 +125,17 @@ class LocalFiles:
     Raises DataError when there is nothing to read at the path.
     """
 
-    def __init__(self, path: str, key: str, allow_truncated: bool = False, encoding: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        key: str,
+        allow_truncated: bool = False,
+        encoding: str | None = None,
+        example: str = EXAMPLE,
+    ) -> None:
+        """`example`: of a JSON record, for messages."""
         self._encoding = encoding  # of all files; None: each file's own
+        self._example = example
         self.origin = f"{key}={path}"
         self._allow_truncated = allow_truncated
         self.root = Path(os.path.expanduser(path))  # Path.expanduser raises for ~nobody
@@ -222,7 +231,7 @@ class LocalFiles:
         anomalies = self._anomalies[unit] = Anomalies()  # replaced: a second read must not count twice
         if unit.format.kind == "parquet":
             return read_parquet(unit.file, unit.row_group, columns, anomalies)
-        return _text_records(unit, anomalies, self._allow_truncated, self._encoding)
+        return _text_records(unit, anomalies, self._allow_truncated, self._encoding, self._example)
 
     def texts(
         self, split: str, column: str, others: Sequence[str], order_seed: int | None, name: str
@@ -304,11 +313,13 @@ def _units(file: Path) -> list[_Unit]:
     return [_Unit(file, format, group) for group in range(open_parquet(file).num_row_groups)]
 
 
-def _text_records(unit: _Unit, anomalies: Anomalies, allow_truncated: bool, encoding: str | None) -> Iterator[Record]:
+def _text_records(
+    unit: _Unit, anomalies: Anomalies, allow_truncated: bool, encoding: str | None, example: str
+) -> Iterator[Record]:
     n_read = position = 0
     compression = unit.format.compression
     try:
-        with OpenText(unit.file, compression, anomalies, allow_truncated, encoding) as text:
+        with OpenText(unit.file, compression, anomalies, allow_truncated, encoding, example) as text:
             for record in TEXT_READERS[unit.format.kind](text):
                 yield record
                 n_read += 1
