@@ -275,7 +275,7 @@ class Display:
         self.progress: Progress | None = None
         self._task = TaskID(0)
         self._rows = 0  # printed
-        self._status = ""  # of the newest step
+        self._status: Sequence[str] = ()  # of the newest step that was logged
         self._bar = Bar(self.console)
         self.log = BarLog(self._bar) if self.console.is_terminal else self.note
 
@@ -355,9 +355,13 @@ class Display:
             self.progress.stop()
             self.progress = None
 
-    def advance(self, step: int) -> None:
-        """Move the progress bar; its text changes with `step` and `status`."""
+    def advance(self, step: int, epoch: str) -> None:
+        """Move the progress bar and the first part of its text, `epoch 1.25`, to the same step; what else it shows is
+        of the newest step that was logged, and changes with `step` and `status`."""
         if self.progress is not None:
+            if self._status:
+                self._status = [epoch, *self._status[1:]]
+                self.progress.update(self._task, status=self._in_rows())
             self.progress.update(self._task, completed=step)
 
     @property
@@ -368,14 +372,18 @@ class Display:
     def status(self, text: str | None) -> None:
         """Replace the text next to the progress bar, with None by that of the newest step; shown nowhere else."""
         if self.progress is not None:
-            self.progress.update(self._task, status=self._status if text is None else text)
+            self.progress.update(self._task, status=self._in_rows() if text is None else text)
+
+    def _in_rows(self) -> str:
+        half = len(self._status) if self.console.width >= 120 else len(self._status) // 2
+        rows = [row for row in (self._status[:half], self._status[half:]) if row]
+        return "\n".join("  ".join(row) for row in rows)
 
     def step(self, step: int, total_steps: int, status: Sequence[str]) -> None:
-        """Show the state of training at `step`: in a line, or in two next to a bar."""
+        """Show the state of training at `step`, the epoch first: in a line, or in two next to a bar."""
         if self.progress is not None:
-            rows = [status] if self.console.width >= 120 else [status[: len(status) // 2], status[len(status) // 2 :]]
-            self._status = "\n".join("  ".join(row) for row in rows)
-            self.progress.update(self._task, completed=step, status=self._status)
+            self._status = status
+            self.progress.update(self._task, completed=step, status=self._in_rows())
         else:
             self._lines(f"step {step}/{total_steps}  {'  '.join(status)}", "")
 

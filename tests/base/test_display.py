@@ -126,6 +126,17 @@ def test_the_progress_of_training_is_complete(width, steps):
     assert all(part in shown for part in [*parts, f"{steps}/{steps}"])
 
 
+def test_step_and_epoch_of_the_progress_are_of_one_moment():
+    """A step that is not logged yet moves both."""
+    display, stream = terminal()
+    with display:
+        display.start_progress(23, 0)
+        display.step(5, 23, ["epoch 1.00", "loss 3.0", "left 2 s", "1.0 GiB"])
+        display.advance(7, "epoch 1.40")
+    shown = stream.getvalue()
+    assert "7/23 epoch 1.40  loss 3.0" in shown and "7/23 epoch 1.00" not in shown, shown
+
+
 def test_long_work_is_a_bar_on_a_terminal_and_lines_elsewhere(monkeypatch):
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_UPDATES", 0)
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_REPORTS", 0)
