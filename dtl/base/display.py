@@ -103,7 +103,7 @@ class FittingTable(Table):
         for cells in zip(*(column.cells for column in self.columns), strict=True):
             texts = [" ".join(str(cell).split()) for cell in cells]
             first, *facts = (f"{name} {text}" for name, text in zip(names, texts, strict=True) if text)
-            yield Text(first)
+            yield Text(first, no_wrap=True, overflow="ignore")  # often a name that is to be pasted
             yield Text(f"  {', '.join(facts)}", style="dim")
 
 
