@@ -16,6 +16,7 @@ from dtl.config import typed_as
 from dtl.data import collect
 from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
 from dtl.data.prepare import prepare_data
+from dtl.data.text_report import with_short_origins
 
 
 @pytest.fixture
@@ -143,3 +144,22 @@ def test_a_recipe_whose_data_is_yours_to_give(elsewhere, monkeypatch, capsys):
         prepare.main()
     line = "  python -m dtl.prepare experiment=my_pairs data.qa.path=my_pairs.jsonl preview=3"
     assert capsys.readouterr().err.splitlines()[-1] == line
+
+
+def test_a_note_names_a_path_that_was_shown_by_its_last_part():
+    read = [["data.qa.path=a (1)/long/pairs.jsonl", "read as"], ["data.path=texts/of/mine/"], ["the facts"]]
+    notes = [
+        "data.qa.path=a (1)/long/pairs.jsonl: 3 left out.",
+        "a (1)/long/pairs.jsonl: 2 x a NUL. Use: data.qa.path=a (1)/long/pairs.jsonl",
+        "texts/of/mine/b/c.txt: not UTF-8.",
+        "data.path=texts/of/mine/: 7 files.",
+        "texts/of/mine2: another. the facts: no path.",
+    ]
+    assert with_short_origins(notes, read) == [
+        "pairs.jsonl: 3 left out.",
+        "pairs.jsonl: 2 x a NUL. Use: data.qa.path=a (1)/long/pairs.jsonl",
+        "mine/b/c.txt: not UTF-8.",
+        "mine: 7 files.",
+        "texts/of/mine2: another. the facts: no path.",
+    ]
+    assert with_short_origins(notes[:1], [*read, ["data.wiki.path=b/pairs.jsonl"]]) == notes[:1]
