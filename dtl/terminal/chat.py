@@ -27,6 +27,7 @@ from dtl.commandline.translate import translate_error
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import QuestionAnswer
 from dtl.data.local.files import LocalFiles
+from dtl.data.qa.records import EXAMPLE
 from dtl.data.qa.source import QuestionSource
 from dtl.data.tasks import is_right
 from dtl.errors import ConfigError, DataError, DTLError, did_you_mean
@@ -381,9 +382,10 @@ WORDS = [name for name in COMMANDS if not name.startswith("/")]
 
 def read_pairs(path: str) -> list[QuestionAnswer]:
     """Return the pairs in a file, as data=qa reads them. Raises DataError when there are none."""
-    LocalFiles(path, "ask")  # its errors then name this setting, not data.path
+    files = LocalFiles(path, "ask", example=EXAMPLE)  # its errors then name this setting, not data.qa.path
     source_config = SourceConfig(kind="qa", path=path)
     source = QuestionSource("qa", source_config, DataConfig(sources={"qa": source_config}), seed=0)
+    source.origin, source.files = files.origin, files
     pairs = [document.pair for document in chain.from_iterable(source.splits().values()) if document.pair is not None]
     if not pairs:
         raise DataError(f"ask={path}: contains no question with an answer.")
