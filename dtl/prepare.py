@@ -78,7 +78,7 @@ result is cached: dtl.train with the same data and tokenizer finds it.
   python -m dtl.prepare data=text data.path=books/ data.export_text=books.jsonl
   python -m dtl.prepare data=qa data.qa.path=pairs.csv preview=3
   python -m dtl.prepare data=wiki data.path=FOLDER data.max_samples=null
-  python -m dtl.prepare experiment=my_pairs data.qa.path=pairs.csv   for a recipe
+  python -m dtl.prepare experiment=my_pairs data.qa.path=my.csv   for a recipe
 """,
     free_text=("data.qa.prompt", "data.separator"),
 )
