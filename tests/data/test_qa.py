@@ -316,6 +316,7 @@ def test_records_without_a_pair_are_counted_with_their_places(tmp_path):
         ("a.jsonl", '["a?", "b"]\n', 'is not a JSON object, such as {"question": "...", "answer": "..."}.'),
         ("a.jsonl", "a? b\n{}\n", 'one JSON object, such as {"question": "...", "answer": "..."}; '),
         ("a.json", "[{]", 'JSON objects, such as {"question": "...", "answer": "..."}; '),
+        ("a.txt", "A text.", "in 1 record. the text: no field 'question or "),
         ("a.jsonl", '{"n": 3}\n', 'a question and an answer: {"question": "...", "answer": "..."}.'),
     ],
 )

@@ -222,6 +222,8 @@ def _within(place: str, origin: str) -> str:
     """The place of a record in what `origin` names, whose path is not repeated: `line 3`, `record 3`; in a folder
     `a.jsonl:3`."""
     path = origin.partition("=")[2].rstrip("/")
+    if place == path:  # a .txt is one record
+        return "the text"
     if not path or not place.startswith((f"{path}:", f"{path} (", f"{path}/")):
         return place
     rest = place[len(path) :]
