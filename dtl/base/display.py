@@ -137,9 +137,10 @@ def aligned(rows: Iterable[Sequence[str]]) -> Iterator[str]:
         yield "  ".join([*(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=False)), last])
 
 
-# A command to paste, or any other word: `wandb sync FOLDER`; python -m dtl.train with its key=value words and flags.
+# A command or a setting to paste, or any other word: `wandb sync FOLDER`; python -m dtl.train with its key=value words
+# and flags; 'data.path=my texts'.
 _SHELL_WORD = r"""(?:'[^']*'|"[^"]*"|[^\s'"])+"""
-_UNBROKEN = re.compile(rf"`[^`]*`\S*|\(?python -m dtl\.\w+(?: (?=\S*=|-|'){_SHELL_WORD})*|\S+")
+_UNBROKEN = re.compile(rf"`[^`]*`\S*|\(?python -m dtl\.\w+(?: (?=\S*=|-|'){_SHELL_WORD})*|'[\w.]+=[^']*'\S*|\S+")
 
 
 def wrapped(text: str, width: int) -> list[str]:
@@ -251,8 +252,11 @@ def to_nowhere(stream: IO[str]) -> None:
 
 
 def say(text: str) -> None:
-    """Print to standard error, if there is anybody who reads it."""
+    """Print to standard error, if there is anybody who reads it; on a terminal in lines broken between words."""
     if sys.stderr is not None:
+        with suppress(OSError, ValueError, AttributeError):  # no terminal, closed, or no file at all
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns
+            text = "\n".join(wrapped(text, columns)) if columns and is_terminal(sys.stderr) else text
         print(text, file=LastingStream(sys.stderr), flush=True)
 
 
