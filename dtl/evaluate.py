@@ -1,5 +1,6 @@
 """The command `python -m dtl.evaluate`: metrics of a checkpoint on held-out data. Torch is imported last."""
 
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from dtl.base.display import Display, exit_when_output_closes, shown
-from dtl.base.json_files import as_object, read_json_or_empty
+from dtl.base.json_files import as_object, as_whole, read_json_or_empty
 from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
 from dtl.commandline.overrides import override_key
@@ -178,8 +179,18 @@ def _run_with_data(composed: DictConfig, settings: EvaluateConfig, checkpoint: P
         run.data.qa.prompt = None
     if "lower_case_questions" not in changed:
         run.data.lower_case_questions = None
+    # What data=qa recommends for training; a model with a shorter context is measured on what it can read at once.
+    if "seq_len" not in changed and (run.data.seq_len or 0) > _context(checkpoint):
+        run.data.seq_len = None
     run.data.validate()
     return run, not set(changed) - MEASURED and "data" not in keys
+
+
+def _context(checkpoint: Path) -> float:
+    """Return the context of a model in tokens, by its names in Hugging Face's files; infinite where it is not there."""
+    config = read_json_or_empty(checkpoint / "config.json")
+    contexts = (as_whole(config.get(key)) for key in ("max_position_embeddings", "n_positions"))
+    return next((context for context in contexts if context is not None), math.inf)
 
 
 def _given_keys() -> list[str]:

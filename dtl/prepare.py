@@ -3,18 +3,21 @@
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from dtl.base.checks import MANY, check_range, check_seed
-from dtl.base.display import exit_when_output_closes
+from dtl.base.display import command_line, exit_when_output_closes
 from dtl.base.files import unfinished
 from dtl.base.units import number_of
-from dtl.commandline.cli import run_command
-from dtl.commandline.command import Command
+from dtl.commandline.cli import check_given, run_command
+from dtl.commandline.command import Command, load_config
+from dtl.commandline.compose import COMMAND as RUN
+from dtl.commandline.compose import typed_run
+from dtl.commandline.overrides import as_shown, override_key, overrides_of, to_hydra_syntax
 from dtl.config import typed_as
 from dtl.data.config import DataConfig, TokenizerConfig
 from dtl.errors import ConfigError
@@ -75,6 +78,7 @@ result is cached: dtl.train with the same data and tokenizer finds it.
   python -m dtl.prepare data=text data.path=books/ data.export_text=books.jsonl
   python -m dtl.prepare data=qa data.qa.path=pairs.csv preview=3
   python -m dtl.prepare data=wiki data.path=FOLDER data.max_samples=null
+  python -m dtl.prepare experiment=my_pairs data.qa.path=my.csv   for a recipe
 """,
     free_text=("data.qa.prompt", "data.separator"),
 )
@@ -82,7 +86,31 @@ result is cached: dtl.train with the same data and tokenizer finds it.
 
 def main() -> None:
     """Entry point of `python -m dtl.prepare` and of the console script dtl-prepare."""
-    run_command(job, COMMAND)
+    run_command(job, COMMAND, prepare_arguments)
+
+
+OF_DATA = ("data", "tokenizer", "seed", "plugins")  # sections of a run's config that this command has, too
+
+
+def prepare_arguments(arguments: list[str]) -> list[str]:
+    """Return the words with the data, the tokenizer and the seed of a recipe in the place of `experiment=...`, and of
+    the other words of its run, which shape no data."""
+    keys = [override_key(word.partition("=")[0]) for word in arguments]
+    if "experiment" not in keys:
+        return arguments
+    # Only this command has preview and export_text; init and resume bring a tokenizer that no recipe has.
+    own = [
+        word
+        for key, word in zip(keys, arguments, strict=True)
+        if word.startswith("-") or key in ("init", "resume") or (COMMAND.key(key) and not RUN.key(key))
+    ]
+    words = [to_hydra_syntax(word, RUN) for word in arguments if word not in own]
+    folders = [word for word in own if word.startswith("--config-dir=")]
+    check_given(words, RUN, folders, lambda _, *given: command_line("prepare", *given, *map(as_shown, own)))
+    config = typed_run(load_config(RUN, words, *(folder.partition("=")[2] for folder in folders)))
+    config = replace(config, data=replace(config.data, seq_len=config.seq_len))
+    of_data = (word for word in overrides_of(config) if override_key(word).partition("=")[0].split(".")[0] in OF_DATA)
+    return [*own, *(to_hydra_syntax(word, COMMAND) for word in of_data)]
 
 
 def job(composed: DictConfig) -> None:

@@ -2,14 +2,21 @@
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from dtl import prepare
+from dtl.commandline.command import load_config
+from dtl.commandline.compose import compose
+from dtl.commandline.overrides import to_hydra_syntax
+from dtl.config import typed_as
 from dtl.data import collect
 from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
 from dtl.data.prepare import prepare_data
+from dtl.data.text_report import with_short_origins
 
 
 @pytest.fixture
@@ -109,3 +116,50 @@ def test_the_questions_that_ship_with_dtl_are_reported_and_not_cached(elsewhere,
     code, out, err = call(monkeypatch, capsys, "data=qa")
     assert code == 0, err
     assert "quick to prepare again" in out and not (elsewhere / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["experiment=my_pairs", "data.path=my texts/a.jsonl", "optimizer.lr=1e-3"],
+        ["experiment=text_cpu", "data.path=texts.jsonl", "seed=7"],
+        ["experiment=muon_vs_adamw", "data.max_samples=97"],
+    ],
+)
+def test_the_data_of_a_recipe_is_that_of_its_run(words):
+    run = compose(*words)
+    made = prepare.prepare_arguments([to_hydra_syntax(word, prepare.COMMAND) for word in [*words, "preview=3"]])
+    composed = load_config(prepare.COMMAND, made)
+    config = typed_as(
+        prepare.PrepareConfig, OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+    )
+    assert (config.preview, config.seed, config.seq_len) == (3, run.seed, run.seq_len)
+    assert config.tokenizer == run.tokenizer
+    assert asdict(config.data) == asdict(run.data) | {"seq_len": run.seq_len, "export_text": None}
+
+
+def test_a_recipe_whose_data_is_yours_to_give(elsewhere, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["dtl-prepare", "experiment=my_pairs", "preview=3"])
+    with pytest.raises(SystemExit):
+        prepare.main()
+    line = "  python -m dtl.prepare experiment=my_pairs data.qa.path=my_pairs.jsonl preview=3"
+    assert capsys.readouterr().err.splitlines()[-1] == line
+
+
+def test_a_note_names_a_path_that_was_shown_by_its_last_part():
+    read = [["data.qa.path=a (1)/long/pairs.jsonl", "read as"], ["data.path=texts/of/mine/"], ["the facts"]]
+    notes = [
+        "data.qa.path=a (1)/long/pairs.jsonl: 3 left out.",
+        "a (1)/long/pairs.jsonl: 2 x a NUL. Use: data.qa.path=a (1)/long/pairs.jsonl",
+        "texts/of/mine/b/c.txt: not UTF-8.",
+        "data.path=texts/of/mine/: 7 files.",
+        "texts/of/mine2: another. the facts: no path.",
+    ]
+    assert with_short_origins(notes, read) == [
+        "pairs.jsonl: 3 left out.",
+        "pairs.jsonl: 2 x a NUL. Use: data.qa.path=a (1)/long/pairs.jsonl",
+        "mine/b/c.txt: not UTF-8.",
+        "mine: 7 files.",
+        "texts/of/mine2: another. the facts: no path.",
+    ]
+    assert with_short_origins(notes[:1], [*read, ["data.wiki.path=b/pairs.jsonl"]]) == notes[:1]

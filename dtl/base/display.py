@@ -103,7 +103,7 @@ class FittingTable(Table):
         for cells in zip(*(column.cells for column in self.columns), strict=True):
             texts = [" ".join(str(cell).split()) for cell in cells]
             first, *facts = (f"{name} {text}" for name, text in zip(names, texts, strict=True) if text)
-            yield Text(first)
+            yield Text(first, no_wrap=True, overflow="ignore")  # often a name that is to be pasted
             yield Text(f"  {', '.join(facts)}", style="dim")
 
 
@@ -137,9 +137,10 @@ def aligned(rows: Iterable[Sequence[str]]) -> Iterator[str]:
         yield "  ".join([*(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=False)), last])
 
 
-# A command to paste, or any other word: `wandb sync FOLDER`; python -m dtl.train with its key=value words and flags.
+# A command or a setting to paste, or any other word: `wandb sync FOLDER`; python -m dtl.train with its key=value words
+# and flags; 'data.path=my texts'.
 _SHELL_WORD = r"""(?:'[^']*'|"[^"]*"|[^\s'"])+"""
-_UNBROKEN = re.compile(rf"`[^`]*`\S*|\(?python -m dtl\.\w+(?: (?=\S*=|-|'){_SHELL_WORD})*|\S+")
+_UNBROKEN = re.compile(rf"`[^`]*`\S*|\(?python -m dtl\.\w+(?: (?=\S*=|-|'){_SHELL_WORD})*|'[\w.]+=[^']*'\S*|\S+")
 
 
 def wrapped(text: str, width: int) -> list[str]:
@@ -251,8 +252,11 @@ def to_nowhere(stream: IO[str]) -> None:
 
 
 def say(text: str) -> None:
-    """Print to standard error, if there is anybody who reads it."""
+    """Print to standard error, if there is anybody who reads it; on a terminal in lines broken between words."""
     if sys.stderr is not None:
+        with suppress(OSError, ValueError, AttributeError):  # no terminal, closed, or no file at all
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns
+            text = "\n".join(wrapped(text, columns)) if columns and is_terminal(sys.stderr) else text
         print(text, file=LastingStream(sys.stderr), flush=True)
 
 
@@ -275,7 +279,7 @@ class Display:
         self.progress: Progress | None = None
         self._task = TaskID(0)
         self._rows = 0  # printed
-        self._status = ""  # of the newest step
+        self._status: Sequence[str] = ()  # of the newest step that was logged
         self._bar = Bar(self.console)
         self.log = BarLog(self._bar) if self.console.is_terminal else self.note
 
@@ -355,9 +359,13 @@ class Display:
             self.progress.stop()
             self.progress = None
 
-    def advance(self, step: int) -> None:
-        """Move the progress bar; its text changes with `step` and `status`."""
+    def advance(self, step: int, epoch: str) -> None:
+        """Move the progress bar and the first part of its text, `epoch 1.25`, to the same step; what else it shows is
+        of the newest step that was logged, and changes with `step` and `status`."""
         if self.progress is not None:
+            if self._status:
+                self._status = [epoch, *self._status[1:]]
+                self.progress.update(self._task, status=self._in_rows())
             self.progress.update(self._task, completed=step)
 
     @property
@@ -368,14 +376,18 @@ class Display:
     def status(self, text: str | None) -> None:
         """Replace the text next to the progress bar, with None by that of the newest step; shown nowhere else."""
         if self.progress is not None:
-            self.progress.update(self._task, status=self._status if text is None else text)
+            self.progress.update(self._task, status=self._in_rows() if text is None else text)
+
+    def _in_rows(self) -> str:
+        half = len(self._status) if self.console.width >= 120 else len(self._status) // 2
+        rows = [row for row in (self._status[:half], self._status[half:]) if row]
+        return "\n".join("  ".join(row) for row in rows)
 
     def step(self, step: int, total_steps: int, status: Sequence[str]) -> None:
-        """Show the state of training at `step`: in a line, or in two next to a bar."""
+        """Show the state of training at `step`, the epoch first: in a line, or in two next to a bar."""
         if self.progress is not None:
-            rows = [status] if self.console.width >= 120 else [status[: len(status) // 2], status[len(status) // 2 :]]
-            self._status = "\n".join("  ".join(row) for row in rows)
-            self.progress.update(self._task, completed=step, status=self._status)
+            self._status = status
+            self.progress.update(self._task, completed=step, status=self._in_rows())
         else:
             self._lines(f"step {step}/{total_steps}  {'  '.join(status)}", "")
 

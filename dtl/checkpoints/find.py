@@ -140,7 +140,12 @@ def _not_found(spec: str, path: Path, outputs: Path) -> CheckpointError:
     if path.is_file():
         if path.suffix in PICKLES:
             return CheckpointError(pickle_message(path))
-        return CheckpointError(f"{path}: a file. Give its folder: {path.parent}")
+        if is_checkpoint(path.parent) or (path.parent / "config.json").is_file():
+            return CheckpointError(f"{path}: a file. Give its folder: {path.parent}")
+        return CheckpointError(
+            f"{path}: a file, and a model is a folder. Give latest, the folder of a run or of a checkpoint, or a "
+            "Hugging Face model directory on this disk."
+        )
     if path.is_dir():
         inside = [str(run) for run in list_runs(path)[:3]]
         if inside:

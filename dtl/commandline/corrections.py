@@ -14,7 +14,7 @@ from dtl.base.paths import conf_dir, experiments_dir
 from dtl.base.redaction import check_no_secrets
 from dtl.benchmarks.config import BenchConfig
 from dtl.commandline.command import ENTRY, Command, Key
-from dtl.commandline.overrides import override_key
+from dtl.commandline.overrides import exists, is_dir, is_path, looks_like_a_path, override_key, words_of_a_path
 from dtl.errors import ConfigError, did_you_mean
 from dtl.evaluation.config import EvaluateConfig
 from dtl.housekeeping.config import RunsConfig
@@ -90,6 +90,9 @@ _OF_RUNS = ("ckpt", "resume", "init", "runs", "status")
 _OF_MANY = ("path", "name", "kind")  # keys of several sections
 OUTPUTS = Path("outputs")
 _PAIRS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+_TEXTS = (".txt", ".gz", ".bz2", ".xml")
+_SCRIPT = re.compile(r"python3?|torchrun|[\w./-]+\.py")  # of another program's command line
+MAX_HOPS = 4  # a corrected line is read again: `--data my.txt` is data=my.txt, which is data=text data.path=my.txt
 _OPEN = {"chat": "ckpt", "generate": "ckpt", "evaluate": "ckpt", "report": "runs", "sweep": "status", "runs": "outputs"}
 
 
@@ -102,7 +105,14 @@ def check_words(arguments: Sequence[str], command: Command, paste: Callable[...,
     line.read(list(arguments))
     if not line.wrong:
         return
-    check_no_secrets(line.right)
+    right = line.right
+    for _ in range(MAX_HOPS):
+        again = _Line(command)
+        again.read(list(right))
+        if not again.wrong:
+            break
+        right = again.right
+    check_no_secrets(right)
     rest = ""
     if line.unknown:
         known = [*line.groups, *(key.name for key in command.settings)]
@@ -111,7 +121,7 @@ def check_words(arguments: Sequence[str], command: Command, paste: Callable[...,
     by_key_alone = len(line.full_keys) == len(line.wrong)
     rule = f"DTL calls this {', '.join(line.full_keys)}" if by_key_alone else "DTL's settings are key=value"
     raise ConfigError(
-        f"{', '.join(line.wrong)}: {rule}. The same command in DTL's words{rest}:\n  {paste(command.name, *line.right)}"
+        f"{', '.join(line.wrong)}: {rule}. The same command in DTL's words{rest}:\n  {paste(command.name, *right)}"
     )
 
 
@@ -126,12 +136,13 @@ class _Line:
     unknown: list[str] = field(default_factory=list)  # flags that mean nothing here
     chooses: bool = False  # from a config group, by a word of the line
     has_groups: bool = False  # config groups of the user, by --config-dir
+    assumed: str = ""  # a word for what no other word gives
 
     def __post_init__(self) -> None:
         self.groups = self.command.groups()  # read from disk: once for all words
 
     def read(self, words: list[str]) -> None:
-        keys = (key for key, _, value in (word.partition("=") for word in words) if not _looks_like_a_path(value))
+        keys = (key for key, _, value in (word.partition("=") for word in words) if not looks_like_a_path(value))
         self.chooses = any(key.lstrip("-") in self.groups for key in keys)  # `data=my_pairs.jsonl` chooses nothing
         self.has_groups = any(word.startswith(("--config-", "-cd", "-cp", "hydra.searchpath")) for word in words)
         flags = get_args_parser()._option_string_actions
@@ -147,6 +158,9 @@ class _Line:
                 self._setting(word, words)
             else:
                 self._bare(word, words)
+        key = self.assumed.partition("=")[0]
+        if self.assumed and not any(word.startswith(f"{key}=") for word in self.right):
+            self.right.insert(0, self.assumed)
         self.right = list(dict.fromkeys(self.right))  # `data=qa my_pairs.jsonl`
 
     def _flag(self, word: str, rest: list[str]) -> None:
@@ -156,6 +170,8 @@ class _Line:
         if not equals and rest and _is_value(rest[0]):
             value = rest.pop(0)
             typed, equals = f"{word} {value}", "="
+        if equals and (more := self._rest_of_a_text(name.replace("-", "_"), rest)):
+            value, typed = " ".join([value, *more]), " ".join([typed, *more])
         self._reject_prompt(typed, name, value)
         meant = self._meaning(name, value if equals else None)
         if meant is None and not equals and name.startswith(("no-", "no_")):
@@ -175,8 +191,10 @@ class _Line:
         if not value and rest and _is_value(rest[0]) and self.command.key(rest[0]) is None:
             value = rest.pop(0)
             typed = f"{word} {value}"
+        if more := self._rest_of_a_text(key, rest):
+            value, typed = " ".join([value, *more]), " ".join([typed, *more])
         setting = self.command.key(override_key(key))
-        if setting and setting.is_path and (n_words := _words_of_a_path(value, rest)):
+        if setting and setting.is_path and (n_words := words_of_a_path(value, rest)):
             self.wrong.append(" ".join([typed, *rest[:n_words]]))
             self.right.append(" ".join([f"{key}={value}", *rest[:n_words]]))
             del rest[:n_words]
@@ -186,7 +204,7 @@ class _Line:
         meant = self._value(key, value) if known else self._meaning(key, value) or self._elsewhere(key, value)
         if meant and typed == word:
             self.full_keys.append(" ".join(meant) if known else meant[-1].partition("=")[0])
-        if meant is None and not known and (_exists(word) or not re.fullmatch(r"[\w./@-]+", key)):
+        if meant is None and not known and (exists(word) or not re.fullmatch(r"[\w./@-]+", key)):
             meant = self._alone(word)  # the name of a file with a =, a text
         if meant is None and typed != word:
             meant = [f"{key}={value}"]
@@ -197,26 +215,44 @@ class _Line:
         self.right += meant
 
     def _bare(self, word: str, rest: list[str]) -> None:
-        """`model small`, `lr = 1e-3`, `my_texts/`."""
-        if word.startswith("~") and not _is_path(word):  # Hydra's way to delete an entry
+        """`model small`, `lr = 1e-3`, `my_texts/`, `Once upon a time`."""
+        if word.startswith("~") and not is_path(word):  # Hydra's way to delete an entry
             self.right.append(word)
             return
         if rest and rest[0].startswith("=") and (rest[0] != "=" or len(rest) > 1):
             joined = rest.pop(0)
             joined += rest.pop(0) if joined == "=" else ""
+            joined = " ".join([joined, *self._rest_of_a_text(word, rest)])
             self.wrong.append(f"{word} {joined}")
             self.right += self._meaning(word, joined[1:]) or [f"{word}{joined}"]
             return
-        if rest and _is_value(rest[0]) and (meant := self._meaning(word, rest[0])) is not None:
-            self.wrong.append(f"{word} {rest.pop(0)}")
-            self.right += meant
+        if rest and _is_value(rest[0]) and self._meaning(word, rest[0]) is not None:
+            value = " ".join([rest.pop(0), *self._rest_of_a_text(word, rest)])
+            self.wrong.append(f"{word} {value}")
+            self.right += self._meaning(word, value) or []
             return
+        if self._begins_a_text(word):
+            word = " ".join([word, *self._rest_of_a_text("prompt", rest)])
         meant = self._alone(word)
         if meant is None:
             self.right.append(word)
             return
         self.wrong.append(word)
         self.right += meant
+
+    def _begins_a_text(self, word: str) -> bool:
+        """True for a word that may begin a prompt or a question: it is no file, no key and no run."""
+        if self.command.name not in ("generate", "chat") or word == "latest" or is_path(word) or self._is_known(word):
+            return False
+        return bool(self.command.key("prompt")) or self._run_named(word, or_train=False) is None
+
+    def _rest_of_a_text(self, key: str, rest: list[str]) -> list[str]:
+        """Remove and return the words after a text without quotes that belong to it: `prompt=Hello, world`."""
+        if key != "prompt" and next(self._keys(key), None) != "prompt":
+            return []
+        n_words = next((n for n, word in enumerate(rest) if "=" in word or word.startswith("-")), len(rest))
+        taken, rest[:] = rest[:n_words], rest[n_words:]
+        return taken
 
     def _reject_prompt(self, typed: str, name: str, value: str) -> None:
         """Raise ConfigError for `--prompt x` or `prompt=x` where there is no such setting."""
@@ -252,21 +288,43 @@ class _Line:
             return [f"{key}=true"] if setting and setting.type.startswith("true/false") else None
         if key == "data.path" and name != "data.path":
             return self._file(value)
+        if self._reads_data_as_a_model(key, value):
+            return self._measured(value)
         return [f"{key}={_VALUES.get(value, value) if key == 'trainer.precision' else value}"]
 
     def _value(self, key: str, value: str) -> list[str] | None:
         """The words for a value that stands where another is meant: a file for a choice, `ckpt=last`."""
         setting = self.command.key(key)
         is_switch = setting is not None and setting.type.startswith("true/false")  # resume=true of dtl.diagnose
-        if key in _OF_RUNS and value.lower() in _LATEST and not (is_switch or _exists(value)):
+        if key in _OF_RUNS and value.lower() in _LATEST and not (is_switch or exists(value)):
             return [f"{key}=latest"]
+        if self._reads_data_as_a_model(key, value):
+            return self._measured(value)
         is_choice = value in self.groups.get(key, (value,))
         # A choice of the user's own may have the name of a file.
-        if is_choice or not (_looks_like_a_path(value) or (_exists(value) and not self.has_groups)):
+        if is_choice or not (looks_like_a_path(value) or (exists(value) and not self.has_groups)):
             return None
         if key == "data":
             return self._file(value)
         return ["tokenizer=gpt2", f"tokenizer.path={value}"] if key == "tokenizer" else None
+
+    def _reads_data_as_a_model(self, key: str, value: str) -> bool:
+        known = {"chat": (*_PAIRS, ".txt"), "evaluate": (*_PAIRS, *_TEXTS), "generate": (".txt",)}
+        suffix = Path(value).suffix.lower()
+        return key == "ckpt" and suffix in known.get(self.command.name, ()) and not is_dir(value)
+
+    def _measured(self, path: str) -> list[str]:
+        """The words that ask a model the questions of a file, or measure it on the file. Raises ConfigError with the
+        command for a file of which each line is a question, or the beginning of a text."""
+        if self.command.name != "evaluate" and Path(path).suffix.lower() == ".txt":
+            piped = f"{command_line(self.command.name, 'ckpt=latest')} < {shell_line([path])}"
+            raise ConfigError(f"{path}: a file of text, and a model is a folder. To use each of its lines:\n  {piped}")
+        self.assumed = "ckpt=latest"
+        if self.command.name == "chat":
+            return [f"ask={path}"]
+        if Path(path).suffix.lower() in _PAIRS:
+            return ["data=qa", f"data.qa.path={path}"]
+        return ["data=text", f"data.path={path}"]
 
     def _elsewhere(self, key: str, value: str) -> list[str] | None:
         """The words for the key of another section: `trainer.device=cuda`."""
@@ -297,30 +355,35 @@ class _Line:
             yield leaves[0].name
 
     def _alone(self, word: str) -> list[str] | None:
-        """The words for one without a key: a file, a run, a choice."""
+        """The words for one without a key: a file, a run, a choice; none for the name of a script."""
+        if _SCRIPT.fullmatch(word):
+            return []
         opens = _OPEN.get(self.command.name)
         if self._is_known(word):  # a key without a value: `resume`
             return [_WORDS[word]] if word in _WORDS else None
         if opens:
-            if word == "latest" or _is_path(word) or opens != "ckpt":
+            if self._reads_data_as_a_model(opens, word):
+                return self._measured(word)
+            if word == "latest" or is_path(word) or opens != "ckpt":
                 return [f"{opens}={word}"]
             if self.command.key("prompt"):
                 return [f"prompt={word}"]
             if self.command.name == "chat" and (" " in word or word.endswith("?")):
                 self._reject_prompt(word, "prompt", word)
             return self._run_named(word)
-        if _is_path(word):
+        if is_path(word):
             return self._file(word)
         groups = [group for group, choices in self.groups.items() if word in choices]
         return [f"{groups[0]}={word}"] if len(groups) == 1 else None
 
-    def _run_named(self, name: str) -> list[str] | None:
-        """The words for the newest run of this name. Raises ConfigError where there is none and a recipe trains one."""
+    def _run_named(self, name: str, or_train: bool = True) -> list[str] | None:
+        """The words for the newest run of this name. With `or_train`, raises ConfigError where there is none and a
+        recipe trains one."""
         from dtl.checkpoints.find import runs_named  # imports libraries that a wrong word does not need
 
         if run := next(iter(runs_named(name, OUTPUTS)), None):
             return [f"ckpt={run}"]
-        if (recipe := experiments_dir() / "experiment" / f"{name}.yaml").is_file():
+        if or_train and (recipe := experiments_dir() / "experiment" / f"{name}.yaml").is_file():
             line = re.search(r"^# Run: (python -m dtl\.train .*?)(?:  |$)", recipe.read_text("utf-8"), re.MULTILINE)
             train = line[1] if line else command_line("train", f"experiment={name}")
             raise ConfigError(f"{name}: a recipe, and no run of it is under {OUTPUTS}. To train one:\n  {train}")
@@ -357,7 +420,8 @@ def of_another_command(key: str, value: str, command: Command) -> str:
     group = key.partition(".")[0]
     is_group = group == "experiment" or (group.isidentifier() and (conf_dir() / group).is_dir())
     if is_group and command.name != "train":
-        return "It is a setting of dtl.train."
+        to_paste = f": {command_line('train', f'{key}={value}')}" if value else "."
+        return f"It is a setting of dtl.train{to_paste}"
     for name in _SCHEMAS:
         if name != command.name and _other(name).key(key):
             to_paste = f": {command_line(name, f'{key}={value}')}" if value else ""
@@ -379,25 +443,3 @@ def _only_one(leaves: list[Key]) -> bool:
 
 def _is_value(word: str) -> bool:
     return bool(re.match(r"-?\d", word)) or not (word.startswith("-") or "=" in word)
-
-
-def _words_of_a_path(value: str, rest: Sequence[str]) -> int:
-    """Return how many of the words after a path belong to it: `my texts/` without quotes is two words."""
-    if not value or _exists(value):
-        return 0
-    paths = (" ".join([value, *rest[:n_words]]) for n_words in range(1, len(rest) + 1))
-    return next((n for n, path in enumerate(paths, 1) if _exists(path)), 0)
-
-
-def _is_path(word: str) -> bool:
-    """True for what exists, or looks like the name of a file or folder."""
-    return bool(re.search(r"[/\\]", word)) or _looks_like_a_path(word) or _exists(word)
-
-
-def _looks_like_a_path(word: str) -> bool:
-    """True for what no choice of a config group is called."""
-    return bool(re.search(r"\.(txt|gz|bz2|xml|json|jsonl|csv|tsv|parquet|safetensors)\Z|[/\\]\Z|\A~?/", word))
-
-
-def _exists(word: str) -> bool:
-    return os.path.exists(os.path.expanduser(word))

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
@@ -66,14 +66,14 @@ def to_hydra_syntax(argument: str, command: Command, sweeps: bool = False) -> st
 
 
 def _as_text(value: str, is_path: bool, sweeps: bool) -> str:
-    is_file = is_path and _exists(value)
+    is_file = is_path and exists(value)
     if re.fullmatch(rf"({FUNCTIONS})\(.*\)", value) and not is_file:
         return value
     parts = value.split(",")
     if len(parts) == 1 or is_file:
         return _literal(value)
     if not sweeps:  # where Hydra reads a list or several values, its message helps; a name with a comma is a path
-        return _literal(value) if is_path and not all(map(_exists, parts)) else value
+        return _literal(value) if is_path and not all(map(exists, parts)) else value
     return value if value.startswith(("'", '"', "[")) else ",".join(map(_literal, parts))
 
 
@@ -88,12 +88,6 @@ def _as_list_of_text(value: str) -> str:
 def _literal(text: str) -> str:
     """The text in quotes where Hydra would read a number or a function; null is none, and `${...}` is resolved."""
     return text if text == "null" or PLAIN_TEXT.fullmatch(text) else quoted(text, interpolations=True)
-
-
-def _exists(path: str) -> bool:
-    with suppress(OSError, ValueError):
-        return os.path.exists(os.path.expanduser(path))
-    return False
 
 
 def quoted(text: str, interpolations: bool = False) -> str:
@@ -130,6 +124,41 @@ def as_shown(override: str) -> str:
 def resolved(value: str) -> str:
     """The value of a word with its `${oc.env:NAME}` resolved, for what is read before Hydra composes."""
     return str(OmegaConf.create({"value": value}).value) if "${" in value else value
+
+
+# --- that name files and folders ----------------------------------------------------------------------------------
+
+
+def exists(path: str) -> bool:
+    """Return True for what exists, with `~` for the home folder."""
+    with suppress(OSError, ValueError):
+        return os.path.exists(os.path.expanduser(path))
+    return False
+
+
+def is_dir(path: str) -> bool:
+    """Return True for an existing folder, with `~` for the home folder."""
+    with suppress(OSError, ValueError):
+        return os.path.isdir(os.path.expanduser(path))
+    return False
+
+
+def words_of_a_path(value: str, rest: Sequence[str]) -> int:
+    """Return how many of the words after a path belong to it: `my texts/` without quotes is two words."""
+    if not value or exists(value):
+        return 0
+    paths = (" ".join([value, *rest[:n_words]]) for n_words in range(1, len(rest) + 1))
+    return next((n for n, path in enumerate(paths, 1) if exists(path)), 0)
+
+
+def is_path(word: str) -> bool:
+    """True for what exists, or looks like the name of a file or folder."""
+    return bool(re.search(r"[/\\]", word)) or looks_like_a_path(word) or exists(word)
+
+
+def looks_like_a_path(word: str) -> bool:
+    """True for what no choice of a config group is called."""
+    return bool(re.search(r"\.(txt|gz|bz2|xml|json|jsonl|csv|tsv|parquet|safetensors)\Z|[/\\]\Z|\A~?/", word))
 
 
 # --- words that exclude each other --------------------------------------------------------------------------------

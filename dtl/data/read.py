@@ -167,7 +167,7 @@ class _Reader:
     def require_training_text(self, source: Source) -> None:
         """Raises DataError when no document for training was kept."""
         if not self.counts["train"]["kept"]:
-            notes = "".join(f"\n{note}" for note in source.notes())
+            notes = "".join(f"\n{note.removeprefix(f'{self.origin}: ')}" for note in source.notes())
             read = self.counts["train"]["read"]
             found = f"{number_of('documents', read)}{', all empty' if read else ''}"
             raise DataError(f"{self.origin}: no training text. Found: {found}. Needed: at least one with text.{notes}")

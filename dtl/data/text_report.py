@@ -2,7 +2,8 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import PurePath
 
 import numpy as np
 
@@ -43,8 +44,25 @@ def report_lines(prepared: PreparedData, sources: dict[str, EncodedSource], prev
             yield f"  {PREVIEW}"
             yield from (f"    {line}" for line in text.split("\n"))
         yield ""
-    yield from prepared.notes
+    yield from with_short_origins(prepared.notes, prepared.read.values())
     yield from prepared.hints
+
+
+def with_short_origins(notes: Iterable[str], read: Iterable[Sequence[str]]) -> list[str]:
+    """The notes below a report that has named each origin, `data.path=long/path/to/pairs.jsonl`, already: in them the
+    file's name stands for it, unless two have the same. `read`: of each source, its origin first."""
+    places = [place for origin, *_ in read if (place := origin.partition("=")[2].rstrip("/")) and "/" in place]
+    names = Counter(PurePath(place).name for place in places)
+    short = []
+    for note in notes:
+        for place in places:
+            # What a note is on comes first; a path further on is part of a command to paste.
+            said = re.match(rf"(?:[\w.]+=)?{re.escape(place)}/?(?=[:/])", note)
+            if said and names[name := PurePath(place).name] == 1:
+                note = name + note[len(said[0]) :]
+                break
+        short.append(note)
+    return short
 
 
 def _counts(prepared: PreparedData, name: str, source: EncodedSource) -> Iterator[str]:

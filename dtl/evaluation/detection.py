@@ -59,7 +59,7 @@ def unanswerable_questions(path: str | None, data: DataConfig) -> list[str]:
     """
     if path is None:
         return [record["question"] for record in _shipped(UNANSWERABLE, data)]
-    files = LocalFiles(path, "unanswerable")
+    files = LocalFiles(path, "unanswerable", example='{"question": "..."}')
     records = (record for split in files.by_split for record in files.records(split, ()))
     questions = [text_of(field(record, *QUESTION_NAMES), record.place).strip() for record in records]
     questions = [question for question in questions if question]

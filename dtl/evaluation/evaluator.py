@@ -202,7 +202,7 @@ def evaluate_checkpoint(
     model = load_model(checkpoint, device)
     context = model.config.max_seq_len
     if run.data.seq_len is not None and run.data.seq_len > context:
-        raise ConfigError(f"data.seq_len={run.data.seq_len}: longer than the model's context, {context}. Lower it.")
+        raise ConfigError(f"data.seq_len={run.data.seq_len}: longer than the model's context. Give {context} or less.")
     data = prepare_data(run.data, tokenizer, run.data.seq_len or context, run.seed, display.log, plans)
     training, notes = trained_on.prepared(tokenizer, context, display.log) if trained_on else (None, list[str]())
     data = all_for_test(data) if trained_on else data

@@ -4,10 +4,13 @@ import shutil
 import sys
 from pathlib import Path
 
+from rich.console import Console
+from rich.measure import Measurement
+from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
-from dtl.base.display import Display, aligned, command_line, table
+from dtl.base.display import NARROW, Display, aligned, command_line, table
 from dtl.base.safe_text import in_one_line
 from dtl.base.units import in_age, in_bytes, number_of
 from dtl.housekeeping.config import DELETIONS, OUTPUTS, RunsConfig
@@ -35,7 +38,7 @@ def show_runs(display: Display, runs: list[DiskRun], n_all: int, outputs: Path) 
         return
     rows = [_row(run) for run in runs]
     if display.console.is_terminal:
-        display.console.print(_table(rows, display.console.width), soft_wrap=False)
+        _show_table(display.console, rows)
         return
     for line in aligned([HEADERS, *rows]):
         display.print(line.rstrip())
@@ -55,18 +58,43 @@ def _row(run: DiskRun) -> tuple[str, ...]:
     )
 
 
-def _table(rows: list[tuple[str, ...]], width: int) -> Table:
-    """Return the table; a name is omitted where the folder ends with it, all of them in fewer than 100 columns."""
+def _show_table(console: Console, rows: list[tuple[str, ...]]) -> None:
+    """Show the table; a folder that does not fit its column has a line of its own, as a part of it cannot be pasted."""
+    width = console.width
+    complete = _table(rows, with_names=width >= 100)
+    if _columns(console, complete) > width >= 100:
+        complete = _table(rows, with_names=False)
+    needed = _columns(console, complete)
+    if needed <= width or width < NARROW:  # where it is narrow, each row is a paragraph
+        console.print(complete, soft_wrap=False, crop=False)
+        return
+    room = width - (needed - max(len(folder) for folder, *_ in rows))
+    fitting = _table([(folder if len(folder) <= room else "", *others) for folder, *others in rows], with_names=False)
+    lines = console.render_lines(fitting, pad=False)
+    n_head = len(lines) - len(rows)
+    folders = ["" for _ in range(n_head)] + [folder if len(folder) > room else "" for folder, *_ in rows]
+    for folder, line in zip(folders, lines, strict=True):
+        if folder:
+            console.print(Text(folder), soft_wrap=True)
+        console.print(Segments([*line, Segment.line()]), end="")
+
+
+def _columns(console: Console, table: Table) -> int:
+    """Columns of the terminal that a table needs to show every cell in one line."""
+    return Measurement.get(console, console.options.update(width=10**6), table).maximum
+
+
+def _table(rows: list[tuple[str, ...]], with_names: bool) -> Table:
+    """Return the table; a name is omitted where the folder ends with it, all of them unless `with_names`."""
     # The name of a run without a config is the folder's.
     names = ["" if folder.endswith((f"_{name}", f"/{name}")) else name for folder, name, *_ in rows]
-    with_names = any(names) and width >= 100
+    with_names = any(names) and with_names
     cells = (
         [folder, *([name] if with_names else []), Text(state, STYLES.get(state, "yellow")), *metrics]
         for name, (folder, _, state, *metrics) in zip(names, rows, strict=True)
     )
     headers = [header.replace("best loss", "best\nloss") for header in HEADERS if header != "name" or with_names]
-    wide = {key: {"no_wrap": False} for key in ("folder", "name")}
-    return table(headers, cells, (*RIGHT, "best\nloss"), every={"no_wrap": True, "overflow": "fold"}, columns=wide)
+    return table(headers, cells, (*RIGHT, "best\nloss"), every={"no_wrap": True, "overflow": "fold"})
 
 
 def show_cleanup_hints(display: Display, settings: RunsConfig, n_bytes: dict[str, int]) -> None:

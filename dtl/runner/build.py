@@ -40,7 +40,7 @@ from dtl.model.kernel_choice import KernelChoice, KernelContext, choose_kernel
 from dtl.model.transformer import TransformerLM
 from dtl.run_dir.state import new_run, other_places, read_config, with_data_found
 from dtl.training.optimizer import build_optimizers, load_optimizer_tensors, numbers_per_weight
-from dtl.training.schedule import warmup_steps
+from dtl.training.schedule import learning_rate_factor, warmup_steps
 from dtl.training.trainer import Trainer
 
 
@@ -285,12 +285,36 @@ def _restore(parts: Parts, checkpoint: Path, values: dict[str, Any], tensors: di
     parts.tracker_run_id = values.get("tracker_run_id")
     step = parts.trainer.state.step
     differences = fingerprint_difference(values["fingerprint"], parts.fingerprint)
+    schedule = _new_schedule(parts, checkpoint)
     if differences:
-        parts.notes.insert(0, f"Resumed at step {step}, not bit for bit: " + "; ".join(differences))
+        resumed = f"Resumed at step {step}, not bit for bit: " + "; ".join(differences)
     elif parts.device.type != "cpu" or parts.config.trainer.compile:
-        parts.notes.insert(0, f"Resumed at step {step}; bit-exactness is untested on this device or with compile.")
+        resumed = f"Resumed at step {step}; bit-exactness is untested on this device or with compile."
+    elif schedule:
+        resumed = (
+            f"Resumed at step {step}: weights, optimizer state, order of the data and random numbers continue exactly."
+        )
     else:
-        parts.notes.insert(0, f"Resumed at step {step}, bit for bit.")
+        resumed = f"Resumed at step {step}, bit for bit."
+    parts.notes.insert(0, f"{resumed}{schedule}")
+
+
+def _new_schedule(parts: Parts, checkpoint: Path) -> str:
+    """Return a sentence on the learning rate where the run got another length, from which its schedule follows."""
+    config, step, horizon = parts.config, parts.trainer.state.step, parts.length.horizon
+    saved = read_config(checkpoint).get("trainer") or {}
+    limits = {key: saved[key] for key in ("total_steps", "max_epochs") if isinstance(saved.get(key, 0.0), int | None)}
+    before = RunLength.of(replace(config, trainer=replace(config.trainer, **limits)), parts.length.steps_per_epoch)
+    if before.horizon == horizon:
+        return ""
+    then, now = (
+        config.optimizer.lr * learning_rate_factor(config.schedule, step, n_steps)
+        for n_steps in (before.horizon, horizon)
+    )
+    return (
+        f" New is the schedule of the learning rate: it ends at step {horizon:,}, not {before.horizon:,}; at this step "
+        f"{now:.2e} instead of {then:.2e}."
+    )
 
 
 def _other_data(parts: Parts, checkpoint: Path, fingerprint: str) -> str:

@@ -14,7 +14,7 @@ from dtl.base.safe_text import visible
 from dtl.base.units import in_epochs, in_percent, in_time, in_units, number_of
 from dtl.checkpoints.listing import list_checkpoints
 from dtl.data.prepare import PreparedData
-from dtl.data.text_report import PREVIEW
+from dtl.data.text_report import PREVIEW, with_short_origins
 from dtl.evaluation.measure import Report
 from dtl.evaluation.tables import show_main_metrics
 from dtl.run_dir.state import longer_run, resume_command
@@ -146,12 +146,13 @@ def show_start(display: Display, parts: Parts, run_dir: Path, tracker: Tracker) 
     write_details(run_dir, title, chain(_details(parts, run_dir, tracker), warned))
     room = display.room - RESERVED_ROWS - sum(display.rows_of(f"Warning: {warning}") for warning in warnings)
     rows = list(_start_rows(parts, run_dir, tracker, sample=parts.resumed_from is None))
-    if sum(map(display.rows_of, parts.notes)) > room - _n_rows(display, rows):
+    notes = with_short_origins(parts.notes, parts.data.read.values())
+    if sum(map(display.rows_of, notes)) > room - _n_rows(display, rows):
         rows = list(_start_rows(parts, run_dir, tracker, sample=False))
     left = room - _n_rows(display, rows)
     display.screen(f"{title}   (Ctrl-C saves, and shows how to resume)", rows)
-    for number, note in enumerate(parts.notes, start=1):
-        others = len(parts.notes) - number
+    for number, note in enumerate(notes, start=1):
+        others = len(notes) - number
         left -= display.rows_of(note)
         if number > 1 and left < (others > 0):  # a row for the line that replaces them
             display.note(f"{number_of('more notes', others + 1)}: {shown(run_dir / DETAILS)}")

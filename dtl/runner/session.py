@@ -94,7 +94,7 @@ class Session:
             self.saved = None
             if profiler:
                 profiler.step()
-            self.display.advance(report.step)
+            self.display.advance(report.step, self._epoch())
             self._estimate(report)
             if self.display.lost and not console_was_lost:
                 console_was_lost = True
@@ -193,7 +193,7 @@ class Session:
             last.step,
             length.last_step,
             [
-                f"epoch {self.trainer.state.epoch + self.trainer.state.step_in_epoch / length.steps_per_epoch:.2f}",
+                self._epoch(),
                 f"loss {losses[-1]:.4f}",
                 f"lr {last.lr:.2e}",
                 f"{in_units(speed)} tok/s",
@@ -201,6 +201,10 @@ class Session:
                 in_gib(memory),
             ],
         )
+
+    def _epoch(self) -> str:
+        state = self.trainer.state
+        return f"epoch {state.epoch + state.step_in_epoch / self.parts.length.steps_per_epoch:.2f}"
 
     def _estimate(self, report: StepReport) -> None:
         """Show how long the run takes after three steps of this session, before the first log; the first is slower."""

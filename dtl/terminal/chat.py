@@ -19,7 +19,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dtl.base.display import command_line, table
+from dtl.base.display import table
 from dtl.base.safe_text import in_one_line
 from dtl.base.units import number_of
 from dtl.commandline.command import Command
@@ -27,6 +27,7 @@ from dtl.commandline.translate import translate_error
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import QuestionAnswer
 from dtl.data.local.files import LocalFiles
+from dtl.data.qa.records import EXAMPLE
 from dtl.data.qa.source import QuestionSource
 from dtl.data.tasks import is_right
 from dtl.errors import ConfigError, DataError, DTLError, did_you_mean
@@ -44,10 +45,10 @@ if TYPE_CHECKING:
 
 
 NOT_CALIBRATED = "How sure it is was not measured. It answers every question, also what it was not taught."
-PLAIN_TEXT = "It was trained on plain text, not on questions. To let it continue a text:"
+PLAIN_TEXT = "It was trained on plain text, not on questions: it continues what you type."
 ROWS_OF_TEXT = 8  # of an answer by a model of plain text, which finds no end
 ROWS_BESIDE = 6  # of a terminal, kept free of one answer
-HELP_LINE = "Each question is independent. help lists the commands; Ctrl-C stops an answer, Ctrl-D quits."
+HELP_LINE = "Each {} is independent. help lists the commands; Ctrl-C stops an answer, Ctrl-D quits."
 YOU, DTL = "You", "DTL"
 YOU_STYLE, DTL_STYLE = "bold green", "bold cyan"
 N_DOTS = 5
@@ -85,12 +86,16 @@ class Chat:
         introduce(self.model, self.screen)
         if self.model.facts.learned_plain_text:
             self.screen.note(PLAIN_TEXT)
-            self.screen.print(command_line("generate", f"ckpt={self.model.facts.ckpt}", "prompt=Once upon a time"))
         if self.line.is_terminal:
             taught = self.model.facts.taught
             doubt = [NOT_CALIBRATED] if taught and self.model.facts.calibration is None else []
-            for line in (*taught, *doubt, HELP_LINE):
+            for line in (*taught, *doubt, HELP_LINE.format(self.asked)):
                 self.screen.note(line)
+
+    @property
+    def asked(self) -> str:
+        """What is typed: a model of plain text gets it as it is, any other in the form of a question."""
+        return "text" if self.model.facts.learned_plain_text else "question"
 
     def _take(self, line: str | TooLong) -> None:
         if isinstance(line, TooLong):
@@ -102,20 +107,23 @@ class Chat:
         elif any(character.isalnum() for character in line):
             self.ask(line.strip())
         elif self.line.is_terminal or line.strip():  # an empty line of a pipe separates questions
-            self._reject("Type a question; help lists the commands.")
+            self._reject(f"Type a {self.asked}; help lists the commands.")
 
     def ask(self, question: str) -> None:
         """Answer one question on the screen, if it fits the context."""
         if len(question) > self.model.max_characters:  # without tokenising it: a paste may have megabytes
             return self._take(TooLong(len(question)))
-        n_prompt = self.model.count_tokens(self.model.prompt(question))
+        is_text = self.model.facts.learned_plain_text
+        prompt = question if is_text else self.model.prompt(question)
+        n_prompt = self.model.count_tokens(prompt)
         if n_prompt >= self.model.context:
             return self._reject_long(f"{n_prompt:,} tokens ({len(question):,} characters) do not fit into")
         sampling = self._leaving_room(n_prompt)
         started = time.perf_counter()
-        output = self.model.continue_text(self.model.prompt(question), sampling, self.seed)
+        output = self.model.continue_text(prompt, sampling, self.seed)
         self.screen.label(DTL, DTL_STYLE)
-        answer, was_stopped = stream_answer(output, self.screen, self._max_rows())
+        beginning = question if is_text and self.screen.labelled else ""
+        answer, was_stopped = stream_answer(output, self.screen, self._max_rows(), beginning)
         seconds, ended = time.perf_counter() - started, None if was_stopped else output.ended
         turn = Turn(question, answer, self.seed, self.sampling, output.mean_logprob, len(output.ids), seconds, ended)
         self.turns.append(turn)
@@ -140,7 +148,7 @@ class Chat:
         return replace(self.sampling, max_new_tokens=context - n_prompt)
 
     def _reject_long(self, problem: str) -> None:
-        self._reject(f"{problem} the model's context of {self.model.context:,} tokens. Ask a shorter question.")
+        self._reject(f"{problem} the model's context of {self.model.context:,} tokens. Type a shorter {self.asked}.")
 
     def _reject(self, why: str) -> None:
         self.screen.warn(why)
@@ -161,10 +169,10 @@ class Chat:
         if continuation.context_shifted:
             self.screen.note(
                 f"The text exceeded the context: the model now sees only its last {self.model.context // 2} or more "
-                "tokens, without the question."
+                f"tokens, without the {self.asked}."
             )
         if turn.ended == "length" and turn.n_tokens < turn.sampling.max_new_tokens:
-            self.screen.note(f"Cut off: the question uses {n_prompt} of the context's {self.model.context} tokens.")
+            self.screen.note(f"Cut off: the {self.asked} uses {n_prompt} of the context's {self.model.context} tokens.")
         elif turn.ended == "length":
             self.screen.note(f"Cut off at {turn.n_tokens} tokens. Longer: /params max_new_tokens={2 * turn.n_tokens}")
 
@@ -174,25 +182,30 @@ class Chat:
         return filled * n_filled + empty * (N_DOTS - n_filled)
 
 
-def stream_answer(continuation: "Continuation", screen: Screen, max_rows: int | None = None) -> tuple[str, bool]:
-    """Show a text while it is generated, without the space that a tokenizer puts before its first word; end its line.
+def stream_answer(
+    continuation: "Continuation", screen: Screen, max_rows: int | None = None, beginning: str = ""
+) -> tuple[str, bool]:
+    """Show a text while it is generated, after the `beginning` that it continues, else without the space that a
+    tokenizer puts before its first word; end its line.
 
     With `max_rows` it is stopped once it has as many rows of the screen. Returns the text and whether it was stopped,
     there or by Ctrl-C. Raises KeyboardInterrupt at the second Ctrl-C.
     """
     answer, is_full = "", False
-    shorten = BlankLines(at_start=True) if screen.labelled else str
+    shorten = BlankLines(at_start=not beginning) if screen.labelled else str
+    flow = screen.flow(len(f"{DTL}: ") if screen.labelled else 0)
+    flow.write(beginning)
     with StopOnInterrupt() as interrupt:
         for piece in continuation:
-            begun = piece if answer else piece.lstrip(" ")
+            begun = piece if answer or beginning else piece.lstrip(" ")
             answer += begun
-            is_full = max_rows is not None and screen.rows_of(answer) > max_rows
+            is_full = max_rows is not None and screen.rows_of(beginning + answer) > max_rows
             if is_full:
                 break
-            screen.piece(shorten(begun))
+            flow.write(shorten(begun))
             if interrupt.asked:
                 break
-        screen.piece("\n")
+        flow.end()
     if interrupt.asked:
         screen.note("(stopped)")
     elif screen.labelled and not answer.strip():
@@ -231,10 +244,12 @@ def command_of(line: str) -> "Callable[[Chat], None] | None":
 
 
 def _help(chat: "Chat", argument: str) -> None:
-    chat.screen.print(
+    questions = (
         "Type a question and press Enter. Each question is answered independently: the model was trained on single "
         "pairs of question and answer, and does not remember earlier ones."
     )
+    texts = "Type the beginning of a text and press Enter. The model continues each by itself."
+    chat.screen.print(texts if chat.model.facts.learned_plain_text else questions)
     commands = {command.usage: command.meaning for command in COMMANDS.values()}
     chat.screen.console.print(table(("", ""), commands.items(), every={"overflow": "fold"}, show_header=False))
     chat.screen.print("Ctrl-C stops an answer, Ctrl-D quits. Arrow up recalls earlier input.")
@@ -367,9 +382,10 @@ WORDS = [name for name in COMMANDS if not name.startswith("/")]
 
 def read_pairs(path: str) -> list[QuestionAnswer]:
     """Return the pairs in a file, as data=qa reads them. Raises DataError when there are none."""
-    LocalFiles(path, "ask")  # its errors then name this setting, not data.path
+    files = LocalFiles(path, "ask", example=EXAMPLE)  # its errors then name this setting, not data.qa.path
     source_config = SourceConfig(kind="qa", path=path)
     source = QuestionSource("qa", source_config, DataConfig(sources={"qa": source_config}), seed=0)
+    source.origin, source.files = files.origin, files
     pairs = [document.pair for document in chain.from_iterable(source.splits().values()) if document.pair is not None]
     if not pairs:
         raise DataError(f"ask={path}: contains no question with an answer.")

@@ -21,7 +21,7 @@ from dtl.generation.conversation import Continuation, continue_text, fitting_que
 from dtl.generation.decoder import FP32, Decoder, Weights, choose_weights, transpose_for_decoding, unsupported_reason
 from dtl.model.transformer import TransformerLM
 from dtl.run_dir.provenance import RECORD
-from dtl.run_dir.state import read_config
+from dtl.run_dir.state import read_config, read_run_state
 from dtl.terminal.config import TalkConfig
 
 MAX_FITTED = 1000.0  # slope and intercept of a calibration: logits are within 50 of 0
@@ -40,6 +40,7 @@ class CheckpointFacts:
     learned_plain_text: bool = False  # trained without any questions and answers
     learned_questions_alone: bool = False  # trained without any other text
     taught: tuple[str, ...] = ()  # lines about the training questions
+    last_step: int | None = None  # of a run that has not finished, after `step`
 
     @property
     def ckpt(self) -> str:
@@ -91,6 +92,7 @@ class LoadedModel:
         """Yield the lines that introduce the model: name, step, loss, then size, numbers and folder."""
         facts = self.facts
         step = "" if facts.step is None else f", step {facts.step:,}"
+        step += "" if facts.last_step is None else f" of {facts.last_step:,}"
         loss = "" if facts.best_loss is None else f", best validation loss {facts.best_loss:.4f}"
         yield f"{facts.name}{step}{loss}"
         yield (
@@ -122,18 +124,27 @@ def read_facts(folder: Path) -> CheckpointFacts:
     if not is_checkpoint(folder):
         return CheckpointFacts(folder, in_one_line(folder.resolve().name, 80), learned_plain_text=plain)
     config, state = read_config(folder), read_json_or_empty(folder / "state.json")
-    step, train = state.get("step"), state.get("train")
+    step, train = as_whole(state.get("step")), state.get("train")
+    last_step = None if step is None else _last_step(folder.parent.parent, step)
     loss = train.get("best_loss") if isinstance(train, dict) else None
     return CheckpointFacts(
         folder,
         name=in_one_line(str(config.get("name") or folder.resolve().parent.parent.name), 80),
-        step=step if isinstance(step, int) else None,
+        step=step,
         best_loss=float(loss) if isinstance(loss, int | float) else None,
         calibration=_calibration(folder),
         learned_plain_text=plain,
         learned_questions_alone=has_learnt_questions_alone(folder),
-        taught=tuple(_taught(folder)),
+        taught=tuple(_taught(folder, step, last_step)),
+        last_step=last_step,
     )
+
+
+def _last_step(run_dir: Path, step: int) -> int | None:
+    """Return the last step of a run that has not finished and has more than `step`; else None."""
+    run = read_run_state(run_dir)
+    is_ahead = run.state != "finished" and run.last_step is not None and run.last_step > step
+    return run.last_step if is_ahead else None
 
 
 def _calibration(folder: Path) -> Calibration | None:
@@ -153,7 +164,7 @@ def _calibration(folder: Path) -> Calibration | None:
     return None if threshold is None else Calibration(1.0, -logit(threshold))
 
 
-def _taught(folder: Path) -> Iterator[str]:
+def _taught(folder: Path, step: int | None, last_step: int | None) -> Iterator[str]:
     """Yield the lines about the training questions that run.json records."""
     taught = as_object(read_json_or_empty(folder.parent.parent / RECORD).get("taught"))
     number = as_whole(taught.get("questions"))
@@ -162,7 +173,11 @@ def _taught(folder: Path) -> Iterator[str]:
     topics = [_words(topic).replace("_", " ") for topic in as_list(taught.get("topics"))]
     more = f" and {len(topics) - MAX_TOPICS} more topics" if len(topics) > MAX_TOPICS else ""
     about = f" about {', '.join(topics[:MAX_TOPICS])}{more}" if topics else ""
-    yield f"It was taught {number_of('questions', number)}{about}, for example:"
+    questions = f"{number_of('questions', number)}{about}"
+    if last_step is None:
+        yield f"It was taught {questions}, for example:"
+    else:
+        yield f"It was trained for {step:,} of {last_step:,} steps so far, on {questions}, for example:"
     yield from (f"  {_words(example)}" for example in as_list(taught.get("examples")))
 
 

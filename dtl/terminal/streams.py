@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import TextIO
 
+from rich.cells import cell_len
 from rich.control import Control
 from rich.segment import ControlType
 from rich.text import Text
@@ -66,9 +67,14 @@ class Screen:
         """Write a yellow line: what was not done, and why."""
         self._line(text, "yellow")
 
+    def flow(self, column: int = 0) -> "Flow":
+        """Return a text that is to be written in pieces, after `column` columns of its first line."""
+        return Flow(self, column, self.console.width if self.answers.isatty() else None)
+
     def rows_of(self, text: str) -> int:
         """Rows of a terminal that an answer takes."""
-        return sum(max(1, math.ceil(len(line) / self.console.width)) for line in text.split("\n"))
+        width = self.console.width
+        return sum(max(1, math.ceil(len(line) / width)) for line in wrapped(text, width))
 
     def clear(self) -> None:
         """Clear the screen of a terminal."""
@@ -98,6 +104,54 @@ class Screen:
     def _line(self, text: str, style: str) -> None:
         self._bar.stop()
         print_lines(self.console, visible(text), style)
+
+
+class Flow:
+    """A text that is written while it is generated: on a terminal broken between words, elsewhere as it is.
+
+    On a terminal the last word is held back until it is complete: whether it fits the line is only known then.
+    """
+
+    def __init__(self, screen: Screen, column: int, width: int | None) -> None:
+        self._screen = screen
+        self._column = column
+        self._width = width
+        self._space = self._word = ""  # held back
+
+    def write(self, piece: str) -> None:
+        """Write a piece of the text."""
+        if self._width is None:
+            self._screen.piece(piece)
+        elif text := "".join(map(self._take, visible(piece))):
+            self._screen.piece(text)
+
+    def end(self) -> None:
+        """Write what is held back, and end the line."""
+        self._screen.piece(f"{self._release()}\n")
+
+    def _take(self, character: str) -> str:
+        """Return what can be written now that this character follows."""
+        if character == "\n":
+            text, self._column = f"{self._release()}\n", 0
+            return text
+        if character.isspace():
+            text = self._release() if self._word else ""
+            self._space += character
+            return text
+        # Chinese and Japanese have no spaces: a line may end after each character, which is two columns wide.
+        before = self._release() if self._word and cell_len(character) > 1 else ""
+        self._word += character
+        is_complete = cell_len(character) > 1 or cell_len(self._word) >= (self._width or 0)
+        return before + (self._release() if is_complete else "")
+
+    def _release(self) -> str:
+        space, word, self._space, self._word = self._space, self._word, "", ""
+        columns = cell_len(space.expandtabs()) + cell_len(word)
+        if word and self._column and self._column + columns > (self._width or 0):
+            self._column = cell_len(word)
+            return f"\n{word}"
+        self._column += columns
+        return space + word
 
 
 class BlankLines:

@@ -82,15 +82,16 @@ def _one_below_the_other(screen: Screen, beginning: str, columns: list[_Column],
     for column in columns:
         if len(columns) > 1:
             screen.piece(f"--- {column.head.plain}\n")
-        screen.piece(beginning)
+        flow = screen.flow()
+        flow.write(beginning)
         shorten = BlankLines() if screen.is_terminal else str
         for piece in column.writing:
             text = shorten(piece)
             column.text += text
-            screen.piece(text)
+            flow.write(text)
             if stopped():
                 break
-        screen.piece("\n")
+        flow.end()
         screen.note(facts(column.writing, column.text))
         if stopped():
             return

@@ -2,6 +2,7 @@
 numbers that do not vanish; commands to paste."""
 
 import io
+import os
 import re
 import shlex
 import sys
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from dtl.base import progress
-from dtl.base.display import Display, command_line, is_terminal, table, table_console, wrapped
+from dtl.base.display import Display, command_line, is_terminal, say, table, table_console, wrapped
 from dtl.base.progress import Pace
 from dtl.base.units import in_bytes, in_epochs, in_gb, in_gib, in_mib, in_percent, in_units, number_of
 
@@ -91,6 +92,7 @@ COMMANDS = [
     "python -m dtl.train resume=outputs/2026-11-29/03-26-50-9229_small_qa plugins=my_lab.a,my_lab.b device=cpu",
     "python -m dtl.train --config-dir=/home/me/conf -m 'data.path=my texts/one (1).txt' experiment=night seed=1,2",
     "python -m dtl.evaluate 'ckpt=it'\"'\"'s'",
+    "'data.qa.columns={question: my question, answer: body}'",
     "`wandb sync outputs/2026-11-29/03-26-50-9229_small_qa/wandb/offline-run-20261129_032703-4sb4ogtt`",
 ]
 
@@ -102,6 +104,22 @@ def test_prose_is_wrapped_and_commands_stay_whole(words, command, width):
     assert " ".join(lines) == text
     assert any(command in line for line in lines)
     assert all(len(line) <= width or command in line or " " not in line for line in lines)
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_an_error_is_broken_between_words_on_a_terminal(monkeypatch, is_terminal):
+    class Stream(io.StringIO):
+        def isatty(self) -> bool:
+            return is_terminal
+
+        def fileno(self) -> int:
+            return 2
+
+    monkeypatch.setattr("sys.stderr", stream := Stream())
+    monkeypatch.setattr("os.get_terminal_size", lambda _: os.terminal_size((31, 24)))
+    say(f"Error: these words go beyond 31 columns:\n  {COMMANDS[0]}")
+    line_end = "\n" if is_terminal else " "
+    assert stream.getvalue() == f"Error: these words go beyond 31{line_end}columns:\n  {COMMANDS[0]}\n"
 
 
 def test_lines_that_fit_are_left_as_they_are():
@@ -124,6 +142,17 @@ def test_the_progress_of_training_is_complete(width, steps):
         display.step(steps, steps, parts)
     shown = stream.getvalue()
     assert all(part in shown for part in [*parts, f"{steps}/{steps}"])
+
+
+def test_step_and_epoch_of_the_progress_are_of_one_moment():
+    """A step that is not logged yet moves both."""
+    display, stream = terminal()
+    with display:
+        display.start_progress(23, 0)
+        display.step(5, 23, ["epoch 1.00", "loss 3.0", "left 2 s", "1.0 GiB"])
+        display.advance(7, "epoch 1.40")
+    shown = stream.getvalue()
+    assert "7/23 epoch 1.40  loss 3.0" in shown and "7/23 epoch 1.00" not in shown, shown
 
 
 def test_long_work_is_a_bar_on_a_terminal_and_lines_elsewhere(monkeypatch):

@@ -134,6 +134,7 @@ def test_any_model_directory_is_found(tmp_path: Path) -> None:
         ("{0}/aa", "no such folder.\nSimilar: .*/a"),
         ("gpt2", "no such folder.*\n.*on this disk"),
         ("{0}/a/checkpoints/step-00000007/model.safetensors", "a file. Give its folder"),
+        ("{0}/pairs.jsonl", "a file, and a model is a folder. Give latest, "),
         ("{0}/model.pt", "pickled weights"),
         ("{0}/pickles", "pytorch_model.bin: pickled weights"),
         ("{0}", "contains runs, but is not a run.*\n.*/a"),
@@ -149,7 +150,8 @@ def test_a_miss_says_what_is_near(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for name in ("empty", "nothing", "pickles", "begun"):
         (tmp_path / name).mkdir()
     (tmp_path / "begun/run.json").write_text('{"rerun": "python -m dtl.train seed=5"}')
-    (tmp_path / "model.pt").touch()
+    for name in ("model.pt", "pairs.jsonl"):
+        (tmp_path / name).touch()
     (tmp_path / "pickles/pytorch_model.bin").touch()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError) as caught:

@@ -185,6 +185,12 @@ RIGHT = {
     "optimizer.lr =1e-3": "optimizer.lr=1e-3",
     "--trainer-total-steps 5": "trainer.total_steps=5",
     "--no-compile": "trainer.compile=false",
+    "--data my.txt": "data=text data.path=my.txt",
+    "data my.txt": "data=text data.path=my.txt",
+    "--data my_pairs.jsonl": "experiment=my_pairs data.qa.path=my_pairs.jsonl",
+    "--tokenizer my_model/ model=small": "tokenizer=gpt2 tokenizer.path=my_model/ model=small",
+    "train.py --lr 1e-3": "optimizer.lr=1e-3",
+    "python config/train_char.py": "",
     "--eps -3": "optimizer.eps=-3",
     "~/texts": "data=text 'data.path=~/texts'",
     "my_pairs.jsonl": "experiment=my_pairs data.qa.path=my_pairs.jsonl",
@@ -225,7 +231,7 @@ def test_the_right_command_is_shown_and_accepted(typed):
     with pytest.raises(ConfigError) as rejected:
         check_words(shlex.split(typed), TRAIN)
     line = str(rejected.value).splitlines()[1]
-    assert line == f"  python -m dtl.train {RIGHT[typed]}"
+    assert line == f"  python -m dtl.train {RIGHT[typed]}".rstrip()
     words = shlex.split(line)[3:]
     check_words(words, TRAIN)
     of_a_command = ("-", "hydra.", "resume=", "init=", "data", "experiment=my_pairs", "tokenizer", "optimizer.eps=-3")
@@ -270,7 +276,16 @@ def test_a_file_whose_name_has_an_equals_sign(elsewhere):
             ["--start=x", "--max_new_tokens=5", "--top_k=3"],
             "prompt=x sampling.max_new_tokens=5 sampling.top_k=3",
         ),
+        ("generate", ["ckpt=latest", "prompt=Hello,", "world"], "ckpt=latest 'prompt=Hello, world'"),
+        ("generate", ["ckpt=latest", "Hello", "big", "world"], "ckpt=latest 'prompt=Hello big world'"),
+        ("generate", ["--start", "Hello,", "world", "ckpt=latest"], "'prompt=Hello, world' ckpt=latest"),
+        ("generate", ["prompt", "=", "Once", "upon", "seed=3"], "'prompt=Once upon' seed=3"),
+        ("generate", ["prompt", "Once", "upon", "seed=3"], "'prompt=Once upon' seed=3"),
         ("evaluate", ["outputs/a"], "ckpt=outputs/a"),
+        ("evaluate", ["ckpt=my/pairs.jsonl"], "ckpt=latest data=qa data.qa.path=my/pairs.jsonl"),
+        ("evaluate", ["--model", "my.txt"], "ckpt=latest data=text data.path=my.txt"),
+        ("evaluate", ["outputs/a", "pairs.csv"], "ckpt=outputs/a data=qa data.qa.path=pairs.csv"),
+        ("chat", ["pairs.jsonl", "seed=3"], "ckpt=latest ask=pairs.jsonl seed=3"),
         ("chat", ["ckpt=last"], "ckpt=latest"),
         ("report", ["runs=last"], "runs=latest"),
         ("report", ["outputs/a"], "runs=outputs/a"),
@@ -281,7 +296,19 @@ def test_a_file_whose_name_has_an_equals_sign(elsewhere):
 def test_other_commands_too(name, typed, right):
     with pytest.raises(ConfigError) as rejected:
         check_words(typed, COMMANDS[name])
-    assert str(rejected.value).splitlines()[1] == f"  python -m dtl.{name} {right}"
+    line = str(rejected.value).splitlines()[1]
+    assert line == f"  python -m dtl.{name} {right}"
+    check_words(shlex.split(line)[3:], COMMANDS[name])
+
+
+def test_a_text_without_quotes_where_there_is_no_prompt():
+    with pytest.raises(ConfigError, match=r"^What is it: .*\n  echo 'What is it' \| python -m dtl\.chat ckpt=latest$"):
+        check_words(["ckpt=latest", "What", "is", "it"], COMMANDS["chat"])
+    with pytest.raises(ConfigError, match=r"\n  python -m dtl\.generate ckpt=latest 'prompt=Hello, world'$"):
+        check_words(["prompt=Hello,", "world"], TRAIN)
+    for name in ("chat", "generate"):
+        with pytest.raises(ConfigError, match=rf"\n  python -m dtl\.{name} ckpt=latest < my\.txt$"):
+            check_words(["ckpt=my.txt"], COMMANDS[name])
 
 
 def test_a_run_by_its_name(elsewhere):

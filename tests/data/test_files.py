@@ -434,7 +434,7 @@ def test_packed_files_may_have_several_parts_but_no_damage(tmp_path, packing):
         ("text", {"train.jsonl": b'{"text": "a b c"}\n', "validation.jsonl": b'{"text": ""}\n'}, ["validation", "0"]),
         ("qa", {"a.jsonl": b'{"question": "a?", "answer": "b"}\n'}, ["a.jsonl", "two different documents"]),
         ("qa", {"a.csv": b"question,answer\n"}, ["a.csv", "no training text"]),
-        ("qa", {"a.csv": b"q,a\n1,2\n3,4\n"}, ["a.csv:2", "no field", "q, a", "2 records"]),
+        ("qa", {"a.csv": b"q,a\n1,2\n3,4\n"}, ["line 2: no field", "q, a", "2 records"]),
     ],
 )
 def test_too_little_to_train_on_is_said_with_path_and_need(tmp_path, kind, files, words):

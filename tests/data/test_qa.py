@@ -1,7 +1,6 @@
 """Questions and answers: how they are written, which ids they get, and which files are understood."""
 
 import json
-import re
 from datetime import date
 from decimal import Decimal
 
@@ -154,9 +153,9 @@ def test_empty_pairs_are_skipped_and_told(tmp_path):
     records = [{"question": "a?", "answer": None}, {"question": " ", "answer": "b"}, {"question": "c?", "answer": "d"}]
     pairs, notes = read(write(tmp_path / "a.jsonl", *records))
     assert pairs == {"train": [QuestionAnswer("c?", "d")]}
-    assert [re.sub(r".*: (\d.*), left out: .*/", r"\1 ", note) for note in notes] == [
-        "1 x an empty answer a.jsonl:1.",
-        "1 x an empty question a.jsonl:2.",
+    assert [note.partition("a.jsonl: ")[2] for note in notes] == [
+        "1 x an empty answer, left out: line 1.",
+        "1 x an empty question, left out: line 2.",
     ]
 
 
@@ -164,8 +163,8 @@ def test_empty_pairs_are_skipped_and_told(tmp_path):
 @pytest.mark.parametrize(
     ("record", "words"),
     [
-        ({"query": "a?", "answer": "b"}, ["a.jsonl:1", "question", "query, answer"]),
-        ({"question": "a?", "reply": "b"}, ["a.jsonl:1", "answer", "question, reply"]),
+        ({"query": "a?", "answer": "b"}, ["in 1 record. line 1:", "question", "query, answer"]),
+        ({"question": "a?", "reply": "b"}, ["in 1 record. line 1:", "answer", "question, reply"]),
         ({"question": "a?", "answer": [["b"]]}, ["a.jsonl:1", "list"]),
         ({"question": "a?", "answer": {"b": 1}}, ["a.jsonl:1", "dict"]),
         ({"question": True, "answer": "b"}, ["a.jsonl:1", "bool"]),
@@ -292,9 +291,47 @@ def test_records_without_a_pair_are_counted_with_their_places(tmp_path):
     pairs, notes = read(write(tmp_path / "a.jsonl", bad, good, bad, bad, bad, bad))
     assert len(pairs["train"]) == 1
     assert "5 x no field for a question" in notes[0] and notes[0].endswith("and 2 more.")
-    for line in (1, 3, 4):
-        assert f"a.jsonl:{line}" in notes[0]
-    assert "a.jsonl:1: no field 'question or questions or instruction or" in notes[1] and "frage, answer" in notes[1]
+    assert "left out: line 1, line 3, line 4 and 2 more" in notes[0]
+    assert "a.jsonl: line 1: no field 'question or questions or instruction or" in notes[1]
+    assert "frage, answer" in notes[1]
+
+
+@pytest.mark.counted("broken inputs of data, read right or told")
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "a.jsonl",
+            '{"question": "", "answer": "x"}\n{"question": "a?", "answer": " "}\n{"question": "", "answer": "y"}\n',
+            "no question with an answer in 3 records. 2 x an empty question, left out: line 1, line 3; "
+            "1 x an empty answer, left out: line 2.",
+        ),
+        (
+            "a.csv",
+            "Which sea?~The north one.\nWhich hill?~None.\n",
+            "For columns that ~ separates, write before the first line the two lines sep=~ and question~answer",
+        ),
+        ("a.csv", "question~answer\na?~b\n", "write before the first line the line sep=~"),
+        ("a.tsv", "Which sea\nWhich hill\n", "one of , ; | and tab, and its first line names the columns"),
+        ("a.jsonl", '["a?", "b"]\n', 'is not a JSON object, such as {"question": "...", "answer": "..."}.'),
+        ("a.jsonl", "a? b\n{}\n", 'one JSON object, such as {"question": "...", "answer": "..."}; '),
+        ("a.json", "[{]", 'JSON objects, such as {"question": "...", "answer": "..."}; '),
+        ("a.txt", "A text.", "in 1 record. the text: no field 'question or "),
+        ("a.jsonl", '{"n": 3}\n', 'a question and an answer: {"question": "...", "answer": "..."}.'),
+    ],
+)
+def test_a_file_without_any_pair_is_told_once_and_with_the_form_it_needs(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError) as caught:
+        read(tmp_path / name)
+    told = str(caught.value)
+    assert message in told and '{"text"' not in told and told.count(str(tmp_path)) == 1
+
+
+def test_a_table_with_a_delimiter_of_its_own(tmp_path):
+    (tmp_path / "a.csv").write_text("sep=~\nquestion~answer\nWhich sea?~The north one.\n")
+    pairs, _ = read(tmp_path / "a.csv")
+    assert [(pair.question, pair.answer) for pair in pairs["train"]] == [("Which sea?", "The north one.")]
 
 
 @pytest.mark.counted("broken inputs of data, read right or told")

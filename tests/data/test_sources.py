@@ -91,7 +91,7 @@ def test_named_splits_are_used_when_there_is_one_to_train_on(tmp_path):
     ("make", "words"),
     [
         (lambda p: p / "none", ["data.path=", "no such file", "Found in"]),
-        (lambda p: p / "b.pdf", ["no such file", "a.pdf. Did you mean 'a.pdf'?"]),
+        (lambda p: p / "b.pdf", ["no such file", "a.pdf. Did you mean data.path=", "/a.pdf?"]),
         (lambda p: p, ["no .txt, .jsonl", "a.pdf"]),
         (lambda p: p / "a.pdf", ["'.pdf' is not supported", "a PDF", ".jsonl"]),
         (lambda p: write_jsonl(p / "q.jsonl", {"question": "?", "body": 3}), ["q.jsonl:1", "'text'", "question, body"]),
@@ -108,6 +108,20 @@ def test_what_cannot_be_read_is_named(tmp_path, make, words):
     for word in words:
         assert word in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 6
+
+
+def test_a_near_miss_is_named_as_it_is_to_be_typed(tmp_path, monkeypatch):
+    (tmp_path / "my texts").mkdir()
+    (tmp_path / "here").mkdir()
+    (tmp_path / "my texts" / "pairs.jsonl").write_text("{}")
+    monkeypatch.chdir(tmp_path / "here")
+    for typed in ("../my texts/pair.jsonl", "../my text/pairs.jsonl", "../my texs"):
+        meant = "../my texts" if typed.endswith("texs") else "../my texts/pairs.jsonl"
+        with pytest.raises(DataError, match=rf"Found in \.\..*: .* Did you mean 'data\.path={meant}'\?$") as caught:
+            LocalFiles(typed, "data.path")
+        assert str(tmp_path) not in str(caught.value)
+    with pytest.raises(DataError, match=r"^data\.path=a\.txt: .* Found in this folder: nothing\.$"):
+        LocalFiles("a.txt", "data.path")
 
 
 @pytest.mark.counted("broken inputs of data, read right or told")

@@ -141,16 +141,27 @@ def test_going_on_with_a_finished_run_changes_nothing(
     [({"total_steps": 4}, {"total_steps": 9}), ({"total_steps": None, "max_epochs": 1}, {"max_epochs": 2})],
 )
 def test_a_longer_run_goes_on_and_stays_longer(
-    pairs: Path, tmp_path: Path, before: dict[str, Any], after: dict[str, Any]
+    pairs: Path,
+    tmp_path: Path,
+    before: dict[str, Any],
+    after: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A length given beside resume= is the run's own from then on, in its folder and its checkpoints."""
     config = tiny_config(pairs, **before)
     start(config, tmp_path)
-    last = 9 if "total_steps" in after else 2 * result(tmp_path)["step"]
+    ended = result(tmp_path)["step"]
+    last = 9 if "total_steps" in after else 2 * ended
+    capsys.readouterr()
     go_on(config, tmp_path, **after, stop_after_steps=6)
+    shown = capsys.readouterr().out
+    assert f"Resumed at step {ended}: weights, optimizer state, order of the data and random numbers" in shown
+    assert f" New is the schedule of the learning rate: it ends at step {last}, not {ended}; at this step " in shown
+    assert "bit for bit" not in shown
     stored = typed(yaml.safe_load((tmp_path / "config.yaml").read_text()))
     assert {key: getattr(stored.trainer, key) for key in after} == after
     go_on(stored, tmp_path)
+    assert "Resumed at step 6, bit for bit." in capsys.readouterr().out
     assert result(tmp_path) == result(tmp_path) | {"state": "finished", "step": last}
     assert [row["step"] for row in read_metrics(tmp_path) if "train/loss" in row] == list(range(1, last + 1))
     best = best_checkpoint(tmp_path)

@@ -83,8 +83,13 @@ def test_pairs_are_read_as_data_qa_reads_them():
     [
         (None, "ask=pairs.jsonl: there is no such file"),
         ("", "ask=pairs.jsonl: an empty file (0 bytes)"),
-        ('{"question": "", "answer": "x"}\n', "ask=pairs.jsonl: contains no question with an answer."),
-        ('{"question": "x"}\n', "pairs.jsonl:1: no field 'answer or output"),
+        (
+            '{"question": "", "answer": "x"}\n',
+            "ask=pairs.jsonl: no question with an answer in 1 record. 1 x an empty q",
+        ),
+        ("[3]", '[3]\' is not a JSON object, such as {"question"'),
+        (" \n", "ask=pairs.jsonl: contains no question with an answer."),
+        ('{"question": "x"}\n', "ask=pairs.jsonl: no question with an answer in 1 record. line 1: no field 'ans"),
         ("{", "pairs.jsonl:1: the last line is cut off: not JSON"),
     ],
 )

@@ -70,7 +70,12 @@ def test_the_greeting_says_what_was_taught_to_who_types():
 
 
 def test_a_model_of_plain_text_says_so():
-    assert "python -m dtl.generate" in " ".join(greeting(learned_plain_text=True).split())
+    assert "it continues what you type" in " ".join(greeting(learned_plain_text=True).split())
+    chat = talk("The sea", answer=lambda *_: RoteContinuation([" was", " blue"]), learned_plain_text=True)
+    assert [text for text, _, _ in chat.asked] == ["The sea"] and "DTL: The sea was blue\n" in chat.shown
+    assert "uestion" not in chat.shown.partition("not on questions")[2]
+    pipe = talk("The sea", answer=lambda *_: RoteContinuation([" was"]), learned_plain_text=True, is_terminal=False)
+    assert pipe.answers.getvalue() == "was\n"
 
 
 @given(st.floats(-60, 0), st.floats(0, 9), st.floats(-9, 9))

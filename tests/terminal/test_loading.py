@@ -108,6 +108,20 @@ def test_what_was_taught_is_read_from_the_run(tmp_path):
     assert examples[0] == "  Who\N{SYMBOL FOR ESCAPE}[2J?" and len(examples[1]) <= 80
 
 
+@pytest.mark.parametrize("state", ["interrupted", "finished"])
+def test_how_far_the_training_went(tmp_path, state):
+    """Of a run that ended early, what it was to be taught is not what it was taught."""
+    folder = imitate(tmp_path / "run", 7)
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"taught": {"questions": 1800}, "last_step": 1009}))
+    (tmp_path / "run" / "result.json").write_text(json.dumps({"state": state, "step": 7}))
+    (folder / "state.json").write_text('{"step": 7}')
+    facts = read_facts(folder)
+    first, last = "It was trained for 7 of 1,009 steps so far, on 1,800 questions, for example:", 1009
+    if state == "finished":  # early stopping
+        first, last = "It was taught 1,800 questions, for example:", None
+    assert (facts.taught[0], facts.last_step) == (first, last)
+
+
 @pytest.mark.parametrize(
     "taught", [None, 7, {}, {"questions": 0}, {"questions": "x"}, {"questions": 1, "topics": {"a": 1}}]
 )

@@ -9,6 +9,8 @@ from pathlib import Path
 import pyte
 import pytest
 from checkpoint_examples import save, tiny_model, tiny_tokenizer
+from hypothesis import given
+from hypothesis import strategies as st
 
 import dtl.generate
 from dtl.base.safe_text import visible
@@ -19,7 +21,7 @@ from dtl.model.transformer import TransformerLM
 from dtl.terminal.input import PipedInput
 from dtl.terminal.loading import CheckpointFacts, LoadedModel
 from dtl.terminal.presets import PRESETS, in_words, preset
-from dtl.terminal.streams import Screen
+from dtl.terminal.streams import Flow, Screen
 from dtl.terminal.writing import Writer, facts
 
 WAYS = {
@@ -201,3 +203,34 @@ def test_refusals_come_before_a_model_is_loaded(generate, monkeypatch):
 def test_presets_are_the_files_of_the_group():
     assert PRESETS == ["conservative", "creative", "standard"]
     assert preset("creative").temperature == 1.1
+
+
+# --- broken between words -----------------------------------------------------------------------------------------
+
+WIDTH = 23
+
+
+def flowed(pieces: list[str], column: int = 0, width: int | None = WIDTH) -> str:
+    out = io.StringIO()
+    flow = Flow(Screen(out, out, labelled=True), column, width)
+    for piece in pieces:
+        flow.write(piece)
+    flow.end()
+    return out.getvalue()
+
+
+@given(st.lists(st.text("ab \n", max_size=31), max_size=31), st.integers(0, 7))
+def test_a_streamed_text_is_broken_between_words(pieces, column):
+    text = "".join(pieces)
+    shown = flowed(pieces, column)
+    lines = (" " * column + shown).split("\n")
+    assert all(len(line) <= WIDTH or " " not in line.strip() or not line.strip() for line in lines)
+    if all(len(word) <= WIDTH - column for word in text.split()):
+        assert shown.split() == text.split()
+    assert "".join(shown.split()) == "".join(text.split())
+    assert flowed(pieces, column, width=None) == f"{text}\n"  # in a pipe
+
+
+def test_a_text_without_spaces_is_broken_anywhere():
+    assert flowed(["海と山と" * 5, " x"]) == "海と山と海と山と海と山\nと海と山と海と山と x\n"
+    assert flowed(["w" * 29 + " x"]) == "w" * 23 + "\n" + "w" * 6 + " x\n"

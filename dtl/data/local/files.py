@@ -16,13 +16,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from dtl.base.display import say
+from dtl.base.display import say, shell_line
 from dtl.base.progress import Pace
 from dtl.base.safe_text import in_one_line
 from dtl.base.units import number_of
 from dtl.data.local.formats import KINDS, READ, Format, has_known_name, recognise, suffixes_of
 from dtl.data.local.readers import TEXT_READERS, Record, open_parquet, read_parquet
-from dtl.data.local.reading import Anomalies, OpenText, describe
+from dtl.data.local.reading import EXAMPLE, Anomalies, OpenText, describe
 from dtl.data.local.unpacking import DAMAGE
 from dtl.errors import DataError, did_you_mean
 
@@ -125,8 +125,17 @@ class LocalFiles:
     Raises DataError when there is nothing to read at the path.
     """
 
-    def __init__(self, path: str, key: str, allow_truncated: bool = False, encoding: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        key: str,
+        allow_truncated: bool = False,
+        encoding: str | None = None,
+        example: str = EXAMPLE,
+    ) -> None:
+        """`example`: of a JSON record, for messages."""
         self._encoding = encoding  # of all files; None: each file's own
+        self._example = example
         self.origin = f"{key}={path}"
         self._allow_truncated = allow_truncated
         self.root = Path(os.path.expanduser(path))  # Path.expanduser raises for ~nobody
@@ -163,11 +172,19 @@ class LocalFiles:
         return {"train": [self.root]}
 
     def _missing(self) -> str:
-        nearest = next((parent for parent in self.root.absolute().parents if parent.is_dir()), Path("/"))
-        names = sorted(child.name for child in nearest.iterdir() if not child.name.startswith("."))
+        key, _, typed = self.origin.partition("=")
+        nearest = next((parent for parent in Path(typed).parents if os.path.isdir(os.path.expanduser(parent))), Path())
+        children = Path(os.path.expanduser(nearest)).iterdir()
+        names = sorted(child.name for child in children if not child.name.startswith("."))
         listing = ", ".join(names[:6]) + (", ..." if len(names) > 6 else ".") if names else "nothing."
-        hint = did_you_mean(self.root.absolute().relative_to(nearest).parts[0], names)
-        return f"{self.origin}: there is no such file or folder. Found in {nearest}: {listing}{hint}"
+        lacking, *below = Path(typed).relative_to(nearest).parts
+        # As it is to be typed: a name alone, without its folder, would not be found either.
+        near = did_you_mean(lacking, names).partition("'")[2].rpartition("'")[0]
+        whole = [nearest / near, (nearest / near).joinpath(*below)] if near else []
+        meant = next((path for path in reversed(whole) if os.path.exists(os.path.expanduser(path))), None)
+        hint = f" Did you mean {shell_line([f'{key}={meant}'])}?" if meant else ""
+        where = "this folder" if nearest == Path() else nearest
+        return f"{self.origin}: there is no such file or folder. Found in {where}: {listing}{hint}"
 
     def _find_in_folder(self) -> dict[str, list[Path]]:
         files, others, self._n_others = files_in(self.root, self.origin, has_known_name)
@@ -214,7 +231,7 @@ class LocalFiles:
         anomalies = self._anomalies[unit] = Anomalies()  # replaced: a second read must not count twice
         if unit.format.kind == "parquet":
             return read_parquet(unit.file, unit.row_group, columns, anomalies)
-        return _text_records(unit, anomalies, self._allow_truncated, self._encoding)
+        return _text_records(unit, anomalies, self._allow_truncated, self._encoding, self._example)
 
     def texts(
         self, split: str, column: str, others: Sequence[str], order_seed: int | None, name: str
@@ -296,11 +313,13 @@ def _units(file: Path) -> list[_Unit]:
     return [_Unit(file, format, group) for group in range(open_parquet(file).num_row_groups)]
 
 
-def _text_records(unit: _Unit, anomalies: Anomalies, allow_truncated: bool, encoding: str | None) -> Iterator[Record]:
+def _text_records(
+    unit: _Unit, anomalies: Anomalies, allow_truncated: bool, encoding: str | None, example: str
+) -> Iterator[Record]:
     n_read = position = 0
     compression = unit.format.compression
     try:
-        with OpenText(unit.file, compression, anomalies, allow_truncated, encoding) as text:
+        with OpenText(unit.file, compression, anomalies, allow_truncated, encoding, example) as text:
             for record in TEXT_READERS[unit.format.kind](text):
                 yield record
                 n_read += 1

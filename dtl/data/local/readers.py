@@ -204,11 +204,11 @@ def read_jsonl(text: OpenText) -> Iterator[Record]:
                     ) from error
                 raise DataError(
                     f"{place}: {why}. Found: {line.strip()[:60]!r}\n"
-                    f'Each line must be one JSON object, such as {{"text": "..."}}; {hint}.{read_before(n_read)}'
+                    f"Each line must be one JSON object, such as {text.example}; {hint}.{read_before(n_read)}"
                 ) from error
             if _ANOMALOUS_ESCAPE.search(line):
                 text.anomalies.inspect(value, f"the line from {text.at(start)} on")
-            yield _json_record(value, place)
+            yield _json_record(value, place, text.example)
             n_read += 1
 
 
@@ -227,12 +227,12 @@ def read_json(text: OpenText) -> Iterator[Record]:
             raise DataError(
                 f"{text.file}:{line}: not JSON ({error}) at {text.at(byte)} of "
                 f"{text.position:,}. Found: {content[at : at + 60]!r}\n"
-                f"The file must be a list of JSON objects; {CUT_OFF}.{read_before(number)}"
+                f"The file must be a list of JSON objects, such as {text.example}; {CUT_OFF}.{read_before(number)}"
             ) from error
         for element in value if isinstance(value, list) and not _is_chat(value) else [value]:
             number += 1
             text.anomalies.inspect(element, f"record {number}")
-            yield _json_record(element, f"{text.file} (record {number})")
+            yield _json_record(element, f"{text.file} (record {number})", text.example)
         position = _end_of_space(content, position)
 
 
@@ -253,13 +253,13 @@ def _is_chat(value: Any) -> bool:
     )
 
 
-def _json_record(value: Any, place: str) -> Record:
+def _json_record(value: Any, place: str, example: str) -> Record:
     if isinstance(value, str):
         value = {"text": value}
     if _is_chat(value):
         value = {"messages": value}
     if not isinstance(value, dict):
-        raise DataError(f'{place}: {json.dumps(value)[:60]!r} is not a JSON object, such as {{"text": "..."}}.')
+        raise DataError(f"{place}: {json.dumps(value)[:60]!r} is not a JSON object, such as {example}.")
     return Record(place, value)
 
 

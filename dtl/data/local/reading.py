@@ -130,6 +130,9 @@ def likely_encoding(raw: bytes) -> str:
     )
 
 
+EXAMPLE = '{"text": "..."}'
+
+
 class OpenText:
     """A text file that is being read. `position` counts the bytes read, decompressed ones of a compressed file.
 
@@ -144,8 +147,11 @@ class OpenText:
         anomalies: Anomalies,
         allow_truncated: bool = False,
         encoding: str | None = None,
+        example: str = EXAMPLE,
     ) -> None:
+        """`example`: of a JSON record, for messages."""
         self._given = encoding
+        self.example = example
         self.file = file
         self.anomalies = anomalies
         self.allow_truncated = allow_truncated

@@ -28,6 +28,8 @@ CHOICES = ("choices", "options")
 LETTERS = "ABCDEFGHIJ"
 MARKED = ("text", "chosen", "conversation", "dialogue", "dialog", "chat")  # may hold a chat as a text with markers
 NESTED = ("data", "paragraphs", "qas")  # SQuAD's lists, outermost first
+EXAMPLE = '{"question": "...", "answer": "..."}'
+OTHER_DELIMITERS = "~^#:=/\\§¦"  # that a table is written with by hand; a line `sep=~` before it makes them known
 MAX_PLACES = 3  # named of the records left out for one reason
 
 EMPTY_QUESTION = "an empty question"
@@ -61,7 +63,7 @@ class PairReader:
         self._chats: Counter[int] = Counter()  # with one turn, with several
         self._left_out_of_chats: Counter[str] = Counter()
         self._skipped: dict[str, tuple[int, list[str]]] = {}  # reason -> how many, the first places
-        self._lacking: str | None = None  # message on the first record without a needed field
+        self._lacking: tuple[str, str] | None = None  # the first record without a needed field: its place, a message
 
     def pairs(self, record: Record) -> dict[str, list[Turns]]:
         """Return the pairs in a record, by split, each by itself or as a turn of a dialogue; a record that names no
@@ -164,10 +166,9 @@ class PairReader:
         self._skipped[reason] = (count + 1, [*places, place][:MAX_PLACES])
 
     def _lacks(self, names: Sequence[str], place: str, fields: dict[str, Any]) -> None:
-        present = ", ".join(fields) or "none"
-        self._lacking = self._lacking or (
-            f"{place}: no field '{' or '.join(names)}'. Found the fields: {present}.{_columns_to_give(fields)}"
-        )
+        present = (", ".join(fields) or "none").rstrip(".")
+        lacking = f"no field '{' or '.join(names)}'. Found the fields: {present}.{_columns_to_give(fields, place)}"
+        self._lacking = self._lacking or (place, lacking)
 
     def notes(self, origin: str) -> list[str]:
         """Return what the records were recognised as, a line per reason for which records were left out, and one on
@@ -192,20 +193,43 @@ class PairReader:
                 f"{origin}: {number_of('answers', self._n_labels)} given as the number or letter of a choice, read as "
                 "its text."
             )
-        notes += [
-            f"{origin}: {count:,} x {reason}, left out: {', '.join(places)}"
-            + (f" and {count - len(places):,} more." if count > len(places) else ".")
-            for reason, (count, places) in self._skipped.items()
-        ]
-        return notes + ([self._lacking] if self._lacking else [])
+        notes += [f"{origin}: {count:,} x {what}." for count, what in self._reasons(origin)]
+        return notes + ([f"{origin}: {_within(self._lacking[0], origin)}: {self._lacking[1]}"] if self._lacking else [])
+
+    def _reasons(self, origin: str) -> list[tuple[int, str]]:
+        """Return how many records were left out for each reason, and the reason with the first places."""
+        reasons = []
+        for reason, (count, places) in self._skipped.items():
+            more = f" and {count - len(places):,} more" if count > len(places) else ""
+            first = ", ".join(_within(place, origin) for place in places)
+            reasons.append((count, f"{reason}, left out: {first}{more}"))
+        return reasons
 
     def require_some(self, origin: str) -> None:
-        """Raises DataError when there was no pair and a needed field was missing, perhaps under another name."""
-        if self._lacking and not self.n_pairs:
-            n_records = sum(count for count, _ in self._skipped.values())
-            raise DataError(
-                f"{self._lacking}\n{origin}: {number_of('records', n_records)}, none of them a question with an answer."
-            )
+        """Raises DataError when there was no pair in the records: a field that is missing, perhaps under another name,
+        or the reasons why they were left out."""
+        if self.n_pairs or not self._skipped:
+            return
+        n_records = sum(count for count, _ in self._skipped.values())
+        if self._lacking:
+            why = f"{_within(self._lacking[0], origin)}: {self._lacking[1]}"
+        else:
+            why = "; ".join(f"{count:,} x {what}" for count, what in self._reasons(origin)) + "."
+        raise DataError(f"{origin}: no question with an answer in {number_of('records', n_records)}. {why}")
+
+
+def _within(place: str, origin: str) -> str:
+    """The place of a record in what `origin` names, whose path is not repeated: `line 3`, `record 3`; in a folder
+    `a.jsonl:3`."""
+    path = origin.partition("=")[2].rstrip("/")
+    if place == path:  # a .txt is one record
+        return "the text"
+    if not path or not place.startswith((f"{path}:", f"{path} (", f"{path}/")):
+        return place
+    rest = place[len(path) :]
+    if rest.startswith(":"):
+        return f"line {rest[1:]}"
+    return rest[1:] if rest.startswith("/") else re.sub(r"^ \((.*?)\)", r"\1", rest)
 
 
 def _by_plain_name(fields: dict[str, Any]) -> dict[str, Any]:
@@ -225,22 +249,34 @@ def _innermost(place: str, fields: dict[str, Any], outside: dict[str, Any]) -> I
     yield place, {**outside, **fields}
 
 
-def _columns_to_give(fields: dict[str, Any]) -> str:
+def _columns_to_give(fields: dict[str, Any], place: str) -> str:
     """Return advice for a record whose fields have other names: the setting, where possible ready to paste."""
+    is_table = bool(re.search(r"\.(csv|tsv)\b[^/]*$", place, re.IGNORECASE))
+    if is_table and len(fields) == 1:
+        return _one_column(*fields)
     texts = {name: str(value).strip() for name, value in fields.items() if isinstance(value, str | int | float)}
     words = [name for name, text in texts.items() if text and not re.fullmatch(r"[\d.-]*", text)]
     if any(name.endswith("?") for name in fields):
         return " The first line must name the columns, for example: question,answer"
     if len(texts) < 2 or not words:
-        return (
-            ' A record has a question and an answer: {"question": "...", "answer": "..."}. A table needs a '
-            "name that ends in .csv or .tsv. Plain text is read with data=text data.path=FILE."
-        )
+        table = "" if is_table or ".json" in place else " A table needs a name that ends in .csv or .tsv."
+        plain = " Plain text is read with data=text data.path=FILE." if "text" in fields else ""
+        return f" A record has a question and an answer: {EXAMPLE}.{table}{plain}"
     asked = next((name for name in words if texts[name].endswith(("?", "？"))), words[0])  # noqa: RUF001
     after = [*texts][[*texts].index(asked) + 1 :]
     before = [name for name in words if name != asked]
     answer = (after or before or ["NAME"])[0]
     return f" Name them: 'data.qa.columns={{question: {quoted_name(asked)}, answer: {quoted_name(answer)}}}'"
+
+
+def _one_column(header: str) -> str:
+    """Return advice for a table whose first line has none of the delimiters that are recognised."""
+    mark = next((mark for mark in OTHER_DELIMITERS if mark in header), None)
+    if mark is None:
+        return " A table has a delimiter, one of , ; | and tab, and its first line names the columns: question,answer"
+    lines = f"sep={mark}" if "answer" in header else f"sep={mark} and question{mark}answer"
+    count = "two lines" if " and " in lines else "line"
+    return f" For columns that {mark} separates, write before the first line the {count} {lines}"
 
 
 def _first_name(fields: dict[str, Any], names: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import Document, dialogue
 from dtl.data.local.files import LocalFiles
 from dtl.data.local.readers import Record
-from dtl.data.qa.records import PairReader
+from dtl.data.qa.records import EXAMPLE, PairReader
 from dtl.data.sources import order_seed, path_key
 from dtl.data.tokenizers.prompt import Prompt
 from dtl.errors import DataError
@@ -32,7 +32,7 @@ class QuestionSource:
 
     def __init__(self, name: str, source: SourceConfig, data: DataConfig, seed: int) -> None:
         self.files = (
-            LocalFiles(source.path, path_key(data, name), data.allow_truncated, data.encoding)
+            LocalFiles(source.path, path_key(data, name), data.allow_truncated, data.encoding, EXAMPLE)
             if source.path is not None
             else None
         )
