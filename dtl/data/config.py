@@ -37,13 +37,14 @@ class TokenizerTraits:
     learnt: bool = False  # trained on the training text: cached with it
     by_vocab_size: bool = True  # it depends on tokenizer.vocab_size
     min_vocab_size: int = 0  # of that setting
+    by_path: bool = True  # it may read tokenizer.path
     cuts_at_spaces: bool = False  # no token spans a space or line end and the word after it: long texts are cut there
 
 
 TOKENIZERS.describe("gpt2", TokenizerTraits(by_vocab_size=False, cuts_at_spaces=True))
-TOKENIZERS.describe("bpe", TokenizerTraits(learnt=True, min_vocab_size=259, cuts_at_spaces=True))
-TOKENIZERS.describe("byte", TokenizerTraits(by_vocab_size=False, cuts_at_spaces=True))
-TOKENIZERS.describe("char", TokenizerTraits(learnt=True, by_vocab_size=False, cuts_at_spaces=True))
+TOKENIZERS.describe("bpe", TokenizerTraits(learnt=True, min_vocab_size=259, by_path=False, cuts_at_spaces=True))
+TOKENIZERS.describe("byte", TokenizerTraits(by_vocab_size=False, by_path=False, cuts_at_spaces=True))
+TOKENIZERS.describe("char", TokenizerTraits(learnt=True, by_vocab_size=False, by_path=False, cuts_at_spaces=True))
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,12 @@ class TokenizerConfig:
             raise ConfigError(
                 f"tokenizer.vocab_size={self.vocab_size}: tokenizer.kind={self.kind} needs at least {min_size} entries "
                 "(bpe: 256 bytes and the special tokens)."
+            )
+        if self.path is not None and not self.traits.by_path:
+            source = "trained on the run's own text" if self.traits.learnt else "always the same"
+            raise ConfigError(
+                f"tokenizer.path={self.path}: tokenizer.kind={self.kind} reads no file, it is {source}. A folder with a "
+                "tokenizer is read with tokenizer=gpt2; the tokenizer of a run comes with its weights, by init=RUN."
             )
 
 

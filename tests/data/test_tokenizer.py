@@ -246,3 +246,10 @@ def test_a_text_without_spaces_gives_no_endless_tokens(word):
     tokenizer = build_tokenizer(TokenizerConfig("bpe", vocab_size=4096), lambda: [f"{word} one", f"{word} two"])
     assert 2 < max(map(len, set(tokenizer.backend.get_vocab()) - {END, PAD})) <= MAX_TOKEN
     assert tokenizer.decode(tokenizer.encode(word)) == word
+
+
+@pytest.mark.parametrize("kind", ["bpe", "byte", "char"])
+def test_a_path_that_nothing_would_read_is_refused(kind: str) -> None:
+    with pytest.raises(ConfigError, match=rf"tokenizer\.path=x\.json: tokenizer\.kind={kind} reads no file"):
+        TokenizerConfig(kind=kind, path="x.json").validate()
+    TokenizerConfig(kind="gpt2", path="x.json").validate()
