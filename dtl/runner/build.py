@@ -38,7 +38,8 @@ from dtl.errors import CheckpointError, ConfigError
 from dtl.model.config import ModelConfig
 from dtl.model.kernel_choice import KernelChoice, KernelContext, choose_kernel
 from dtl.model.transformer import TransformerLM
-from dtl.run_dir.state import new_run, other_places, read_config, with_data_found
+from dtl.run_dir.own_config import new_run, other_places, with_data_found
+from dtl.run_dir.state import read_config
 from dtl.training.optimizer import build_optimizers, load_optimizer_tensors, numbers_per_weight
 from dtl.training.schedule import warmup_steps
 from dtl.training.trainer import Trainer

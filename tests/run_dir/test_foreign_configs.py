@@ -14,7 +14,8 @@ from dtl.data.tokenizers.prompt import read_prompt
 from dtl.errors import ConfigError
 from dtl.notebook.records import record_of
 from dtl.reports.reading import read_run
-from dtl.run_dir.state import read_config, read_run_state, with_data_found
+from dtl.run_dir.own_config import with_data_found
+from dtl.run_dir.state import read_config, read_run_state
 from dtl.terminal.loading import read_facts
 
 
