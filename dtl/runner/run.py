@@ -28,7 +28,7 @@ from dtl.evaluation.measure import Report
 from dtl.run_dir.provenance import RECORD, add_session, config_hash, update_run_record, write_result, write_run_record
 from dtl.run_dir.state import resume_command
 from dtl.run_dir.trial import NO_LOSS_TO_SEARCH, in_search
-from dtl.runner.build import Parts, build_run, raise_if_resume, too_large, training_bytes
+from dtl.runner.build import Parts, build_run, raise_if_no_room, raise_if_resume, too_large, training_bytes
 from dtl.runner.screens import quicker_run, show_end, show_start, tokens_seen
 from dtl.runner.session import Session
 from dtl.tracking.metrics import truncate_metrics
@@ -79,12 +79,16 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
             display.warn(warning)
         if origin.resume_from is not None and not origin.resume_from.is_dir():
             origin.resume_from = newest_valid(run_dir)[0].path  # a killed save had renamed it, and it is back now
+        if origin.resume_from is None and origin.init_from is None:
+            raise_if_no_room(config, run_dir)
         with _memory_advice(lambda: BEFORE_TRAINING):
             parts = build_run(config, origin.plans, origin.resume_from, origin.init_from, display.log)
         if parts.data.validation is None:
             _raise_if_validation_is_needed(config, origin)
-        _record_start(parts, run_dir, origin)
         keep = config.trainer.keep
+        if not parts.trainer.done and len(step_folders(run_dir)) <= keep:  # else the rotation makes room
+            raise_if_no_room(parts.config, run_dir, parts)
+        _record_start(parts, run_dir, origin)
         # A kill between the last save and the rotation leaves one too many.
         if origin.resume_from is not None and len(step_folders(run_dir)) > keep:
             for warning in rotate(run_dir, keep):
