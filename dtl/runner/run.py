@@ -33,6 +33,7 @@ from dtl.runner.screens import quicker_run, show_end, show_start, tokens_seen
 from dtl.runner.session import Session
 from dtl.tracking.metrics import truncate_metrics
 from dtl.tracking.tracker import State, Tracker, open_tracker
+from dtl.training.config import TrainerConfig
 from dtl.training.trainer import NonFiniteError
 
 MAX_FIXED = 0.9  # of the device's memory for weights, gradients and state: more leaves a step nothing to compute in
@@ -107,17 +108,20 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
 
 
 def _raise_if_validation_is_needed(config: RunConfig, origin: Origin) -> None:
-    """Raise ConfigError for what needs a validation split, where nothing is held out."""
+    """Raise ConfigError for what needs a validation split, where nothing is held out: given with the command or in a
+    recipe. The default patience was chosen by nobody; a resumed run keeps the settings that it began with."""
     given = {word.partition("=")[0].lstrip("+"): word for word in origin.overrides}
+    patience, metrics = config.trainer.early_stopping_patience, config.data.metrics
     needed = {
-        "trainer.early_stopping_patience": (config.trainer.early_stopping_patience is not None, "loss to stop by"),
-        "data.metrics": (bool(config.data.metrics), "text to measure"),
+        "trainer.early_stopping_patience": (patience, TrainerConfig.early_stopping_patience, "loss to stop by"),
+        "data.metrics": (f"[{','.join(metrics)}]" if metrics else None, None, "text to measure"),
     }
-    for key, (is_set, purpose) in needed.items():
-        if key in given and is_set:
+    for key, (value, default, purpose) in needed.items():
+        is_chosen = key in given or (value != default and origin.resume_from is None)
+        if value is not None and is_chosen:
             raise ConfigError(
-                f"{given[key]}: there is no validation {purpose}, because nothing is held out of this data. Leave it "
-                "out, or hold some out: data.validation_fraction=0.1"
+                f"{given.get(key, f'{key}={value}')}: there is no validation {purpose}, because nothing is held out of "
+                "this data. Leave it out, or hold some out: data.validation_fraction=0.1"
             )
     if in_search():
         raise ConfigError(NO_LOSS_TO_SEARCH)
