@@ -173,8 +173,11 @@ class OpenText:
         anomalies: Anomalies,
         allow_truncated: bool = False,
         encoding: str | None = None,
+        part: tuple[int, int] | None = None,
     ) -> None:
+        """`part` is the range of bytes in which the lines to read begin, of a file that is not compressed."""
         self._given = encoding
+        self.part = part
         self.file = file
         self.anomalies = anomalies
         self.allow_truncated = allow_truncated
@@ -204,6 +207,9 @@ class OpenText:
             kind = MARK if self.encoding == "utf-8" else f"byte order mark of {self.encoding.upper()}"
             self.anomalies.add(kind, 1, self.at(0))
         self.position = mark
+        if self.part is not None and self.part[0] > mark:
+            self._stream.seek(self.part[0] - 1)
+            self.position = self.part[0] - 1 + len(self._stream.readline())  # the line before belongs to another part
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -243,6 +249,8 @@ class OpenText:
         """Yield each line with the byte it starts at, its `\\n` included. Lines of any length are read into memory."""
         for raw in self._stream if "\n".encode(self.encoding) == b"\n" else self._wide_lines():
             start = self.position
+            if self.part is not None and start >= self.part[1]:
+                return
             yield start, self._decode(raw)
 
     def _wide_lines(self) -> Iterator[bytes]:
