@@ -104,8 +104,9 @@ def write_run_record(
         _write(run_dir, record)
     except OSError as error:
         for name in (CONFIG, PACKAGES, DIFF):  # of a run that never began: its folder can go
-            if not (run_dir / RECORD).exists():
-                (run_dir / name).unlink(missing_ok=True)
+            with suppress(OSError):
+                if not (run_dir / RECORD).exists():
+                    (run_dir / name).unlink()
         raise DTLError(
             f"{run_dir}: cannot be written ({error.strerror}). Choose another folder or free disk space."
         ) from error
