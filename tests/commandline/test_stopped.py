@@ -99,7 +99,7 @@ def test_a_disk_that_is_full_before_the_first_file(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("hydra.core.utils._save_config", full)
-    monkeypatch.setattr("hydra._internal.core_plugins.basic_sweeper.OmegaConf.save", full)
+    monkeypatch.setattr("omegaconf.OmegaConf.save", full)
     Path("theirs").mkdir()
     Path("theirs/notes.txt").touch()
     monkeypatch.setattr(sys, "argv", ["dtl.train", *WORDS.split(), *words.split()])
