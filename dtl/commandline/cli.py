@@ -334,8 +334,14 @@ def _missing(arguments: Sequence[str], command: Command, folders: Sequence[str])
     return missing
 
 
-def _left_open(group: str, choice: str, folders: list[str], left: set[str]) -> None:
-    """Add to `left` the keys that a choice leaves open, and remove those that it gives; what it builds on first."""
+def _left_open(group: str, choice: str, folders: list[str], left: set[str], above: tuple[str, ...] = ()) -> None:
+    """Add to `left` the keys that a choice leaves open, and remove those that it gives; what it builds on first. `above`
+    are the choices that build on it. Raises ConfigError for one that builds on itself."""
+    if f"{group}/{choice}" in above:
+        chain = " -> ".join([*above, f"{group}/{choice}"])
+        raise ConfigError(
+            f"{group}={choice}: builds on itself ({chain}). Take it out of the defaults of {above[-1]}.yaml."
+        )
     found = config_text(f"{group}/{choice}", folders)
     values = None
     with suppress(yaml.YAMLError):  # Hydra's own error names the line
@@ -347,7 +353,8 @@ def _left_open(group: str, choice: str, folders: list[str], left: set[str]) -> N
         pairs = entry.items() if isinstance(entry, dict) else [(group, entry)]
         for name, part in pairs:
             if part != "_self_":
-                _left_open(str(name).removeprefix("override ").lstrip("/").partition("@")[0], str(part), folders, left)
+                parts = str(name).removeprefix("override ").lstrip("/").partition("@")[0], str(part)
+                _left_open(*parts, folders, left, (*above, f"{group}/{choice}"))
     section = "" if GLOBAL.match(found[1]) else f"{group.replace('/', '.')}."
     for key, value in dotted(values):
         (left.add if value == "???" else left.discard)(f"{section}{key}")
@@ -404,8 +411,7 @@ MADE = (".hydra", ".lock", "multirun.yaml", "sweep.json")  # by Hydra and DTL be
 
 
 def _named_folders(arguments: Sequence[str]) -> dict[Path, set[str]]:
-    """Return the folder that a command line names for a run or a sweep, with what is in it; with nothing, where it does
-    not exist."""
+    """Return the folders that a command line names for a run or a sweep, each with the names that are in it."""
     words = [word.partition("=") for word in arguments]
     keys = ("hydra.run.dir", "hydra.sweep.dir")
     folders = [Path(unquoted(value)) for key, _, value in words if override_key(key) in keys and "${" not in value]
@@ -414,9 +420,7 @@ def _named_folders(arguments: Sequence[str]) -> dict[Path, set[str]]:
 
 def _remove_unstarted_run(command: Command, named: Mapping[Path, set[str]]) -> None:
     """Remove the folder of this process's run or sweep that ended as Hydra was making it: on a full disk, by a signal.
-
-    `named` are folders that the command line names: one that held something before stays, without what was made.
-    """
+    Of those `named` on the command line, one that held something before stays, without what was made."""
     own = (f"*/*-{os.getpid()}_*", f"multirun/*/*-{os.getpid()}")
     for folder in (path for pattern in own for path in Path(OUTPUTS).glob(pattern)) if command.multirun else ():
         with suppress(OSError):

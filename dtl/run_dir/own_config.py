@@ -18,7 +18,6 @@ from dtl.base.json_files import (
     as_list,
     as_number,
     as_object,
-    as_whole,
     read_json,
     read_json_or_empty,
     read_yaml,
@@ -31,7 +30,7 @@ from dtl.data.config import PLACE_OF_DATA, SourceConfig, replaces
 from dtl.errors import CheckpointError, ConfigError, DataError
 from dtl.model.config import KEPT_WITH_INIT
 from dtl.run_dir.provenance import CONFIG, RECORD, RESULT
-from dtl.run_dir.state import last_metrics, read_config
+from dtl.run_dir.state import last_metrics, read_config, read_run_state
 from dtl.run_dir.sweep_records import TRIAL
 from dtl.tracking.metrics import METRICS, RowCheck
 
@@ -301,9 +300,8 @@ def _row_problems(folder: Path, rows: RowCheck | None) -> Iterator[str]:
         rows = RowCheck(None if (folder / METRICS).exists() else 0)
         for row in last_metrics(folder):
             rows.see(row)
-    result = read_json_or_empty(folder / RESULT)
-    ended = result.get("state") in ("finished", "stopped")
-    yield from rows.problems(as_whole(result.get("step")) if ended else None)
+    run = read_run_state(folder)  # of one that runs or was killed, result.json is of an earlier session
+    yield from rows.problems(run.step if run.state in ("finished", "stopped") else None)
 
 
 def told_once(problems: Mapping[str, Sequence[str]]) -> list[str]:

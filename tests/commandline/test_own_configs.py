@@ -279,3 +279,10 @@ def test_a_config_may_repeat_itself_by_aliases(train, trained):
     text = RECIPE + "seed: &three 3\ntrainer: &t {total_steps: 7}\nsampling: {max_new_tokens: *three}\n"
     assert train("experiment=x", experiment__x=text) == (0, "")
     assert (trained[0].trainer.total_steps, trained[0].sampling.max_new_tokens) == (7, 3)
+
+
+def test_a_recipe_that_builds_on_itself_is_named(train, trained):
+    files = {"experiment__x": RECIPE + "defaults: [y]\n", "experiment__y": RECIPE + "defaults: [/experiment: x]\n"}
+    code, shown = train("experiment=x", **files)
+    chain = "experiment/x -> experiment/y -> experiment/x"
+    assert (code, trained) == (2, []) and f"experiment=x: builds on itself ({chain}). Take it out of" in shown

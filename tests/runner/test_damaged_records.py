@@ -18,6 +18,7 @@ from hostile_files import KINDS, printed_by, read_all
 from tiny_runs import outcome, start, tiny_config, write_pairs
 
 from dtl.base.json_files import DIGEST
+from dtl.checkpoints.upkeep import LOCK_OWNER
 from dtl.errors import DTLError
 from dtl.run_dir.own_config import record_problems
 from dtl.run_dir.provenance import RESULT, write_result
@@ -233,6 +234,12 @@ def test_a_config_with_what_a_resume_was_given_was_not_changed(sweep: Path, tmp_
     values = json.loads(record.read_text())
     values["sessions"].append({"overrides": ["resume=latest", "trainer.total_steps=17"]})
     record.write_text(json.dumps(values))
+    assert record_problems(run) == []
+    # A session that resumed from an older checkpoint and was killed: result.json is that of the one before.
+    rows = (run / METRICS).read_text().splitlines(keepends=True)
+    (run / METRICS).write_text("".join(row for row in rows if json.loads(row)["step"] <= 4))
+    assert "has no row of 2 steps (5 to 6)" in record_problems(run)[0]
+    (run / LOCK_OWNER).write_text('{"pid": 1}')
     assert record_problems(run) == []
 
 
