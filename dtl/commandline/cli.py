@@ -335,8 +335,8 @@ def _missing(arguments: Sequence[str], command: Command, folders: Sequence[str])
 
 
 def _left_open(group: str, choice: str, folders: list[str], left: set[str], above: tuple[str, ...] = ()) -> None:
-    """Add to `left` the keys that a choice leaves open, and remove those that it gives; what it builds on first. `above`
-    are the choices that build on it. Raises ConfigError for one that builds on itself."""
+    """Add to `left` the keys that a choice leaves open, and remove those that it gives; what it builds on first.
+    `above` are the choices that build on it. Raises ConfigError for one that builds on itself."""
     if f"{group}/{choice}" in above:
         chain = " -> ".join([*above, f"{group}/{choice}"])
         raise ConfigError(
