@@ -10,13 +10,18 @@ import time
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, replace
 from datetime import datetime
 from functools import cache
+from pathlib import Path
 from typing import Any, Protocol, TypeVar, get_args, get_type_hints
 
+from hydra._internal.core_plugins import file_config_source
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_store import ConfigStore
+from hydra.plugins.config_source import ConfigResult
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from dtl.base.checks import check_device, check_seed
-from dtl.base.paths import experiments_dir
+from dtl.base.json_files import read_users_yaml
+from dtl.base.paths import conf_dir, experiments_dir
 from dtl.base.redaction import redact_all
 from dtl.base.safe_text import in_one_line
 from dtl.data.config import DataConfig, RecommendedConfig, SourceConfig, TokenizerConfig
@@ -271,8 +276,22 @@ def _open(schema: type) -> type:
 _started = datetime.fromtimestamp(time.time())
 
 
+class FileConfigSource(file_config_source.FileConfigSource):
+    """Hydra's reader of config files, for a folder of the user with the bounds of DTL's own: deep or repeated values
+    take OmegaConf's stack, its memory or minutes. Hydra keeps the first class of this name."""
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        if self.path not in (str(conf_dir()), str(experiments_dir())):
+            file = Path(self.path, self._normalize_file_name(config_path))
+            if os.path.lexists(file):
+                read_users_yaml(file)
+        return super().load_config(config_path)
+
+
 def register(name: str = "train", schema: type = RunConfig) -> None:
-    """Register the schema of the command `name` and the resolvers of its YAML. Called before Hydra starts."""
+    """Register the schema of the command `name`, the resolvers of its YAML, and the bounds of the files that Hydra
+    reads. Called before Hydra starts."""
+    SourcesRegistry.instance().types[FileConfigSource.scheme()] = FileConfigSource
     ConfigStore.instance().store(name=f"{name}_schema", node=schema_defaults(_open(schema)))
     OmegaConf.register_new_resolver("dtl.experiments", lambda: str(experiments_dir()), replace=True)
     # Hydra makes the run's folder before the settings are validated: a name such as ../x would lead elsewhere.

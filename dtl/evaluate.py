@@ -20,7 +20,8 @@ from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.tokenizers.prompt import Prompt, read_prompt
 from dtl.errors import ConfigError, DataError
 from dtl.evaluation.config import EVALUATION_FILE, EvaluateConfig
-from dtl.run_dir.state import PLACE_OF_DATA, clear_other_places, read_config, where_to_add_its_place, with_data_found
+from dtl.run_dir.own_config import PLACE_OF_DATA, clear_other_places, where_to_add_its_place, with_data_found
+from dtl.run_dir.state import read_config
 from dtl.terminal.choose import checkpoint_to_use
 
 OUTPUTS = Path("outputs")

@@ -10,12 +10,11 @@ from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
 from dtl.commandline.overrides import override_key
 from dtl.config import typed_as
-from dtl.generation.config import SamplingConfig
+from dtl.generation.config import PRESETS, SamplingConfig, preset
 from dtl.terminal.choose import checkpoint_to_use
 from dtl.terminal.config import GenerateConfig
 from dtl.terminal.dialogue import introduce, open_input
 from dtl.terminal.input import is_interactive, quiet_keyboard
-from dtl.terminal.presets import PRESETS, preset
 from dtl.terminal.streams import open_screen
 from dtl.terminal.writing import HELP_LINE, MAX_CHARACTERS, Writer
 

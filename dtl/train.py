@@ -15,8 +15,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dtl.base.checks import check_one_process
-from dtl.base.display import command_line, lasting_display, shell_line, shown
-from dtl.base.json_files import as_list, as_number, as_object, as_whole, dotted, read_json_or_empty
+from dtl.base.display import command_line, lasting_display, say, shell_line, shown
+from dtl.base.json_files import as_number, as_object, as_whole, dotted, read_json_or_empty
 from dtl.base.redaction import HIDDEN, check_no_secrets
 from dtl.base.signals import STOP, ending_by_exception, undisturbed
 from dtl.checkpoints.find import find_checkpoint
@@ -29,21 +29,21 @@ from dtl.commandline.translate import config_text
 from dtl.config import RunConfig, typed
 from dtl.data.tokenizers.prompt import read_prompt
 from dtl.errors import ConfigError, DataError, InterruptedRun
-from dtl.run_dir.provenance import CONFIG, RECORD, RESULT, composition_flags, redact_hydra_files
-from dtl.run_dir.state import (
+from dtl.run_dir.own_config import (
     ALLOWED_WITH_RESUME,
     PLACE_OF_DATA,
     clear_other_places,
     hold_the_same,
-    longer_run,
     new_run,
     other_places,
     own_config,
-    read_config,
     where_to_add_its_place,
     with_data_found,
+    words_with_resume,
 )
-from dtl.run_dir.sweep_records import sweep_to_continue, with_its_flags
+from dtl.run_dir.provenance import CONFIG, RECORD, RESULT, composition_flags, redact_hydra_files
+from dtl.run_dir.state import longer_run, read_config
+from dtl.run_dir.sweep_records import SWEEP, SweepFolder, damaged_sweep, sweep_to_continue, with_its_flags
 from dtl.run_dir.trial import as_trial, current_trial
 
 if TYPE_CHECKING:
@@ -110,12 +110,24 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
 
 def _continuing_a_sweep(arguments: list[str]) -> list[str]:
     named = next((value for key, _, value in map(_split_word, arguments) if key == "hydra.sweep.dir"), None)
-    if named is not None:
-        return with_its_flags(arguments, Path(named))
-    unfinished = sweep_to_continue(arguments, OUTPUTS)
-    if unfinished is None:
+    folder = Path(named) if named is not None else sweep_to_continue(arguments, OUTPUTS)
+    lost = folder or damaged_sweep(arguments, OUTPUTS)
+    if lost is not None and SweepFolder(lost).has_damaged_record():
+        what = "is written again" if folder else f"may be this sweep: to resume it, add {_sweep_dir(lost)}"
+        say(f"{shown(lost / SWEEP)}: was changed or is damaged, and {what}. Its flags and its hours so far are lost.")
+    if folder is None:
         return arguments
-    return [*with_its_flags(arguments, unfinished), f"hydra.sweep.dir={quoted(str(unfinished))}"]
+    words = with_its_flags(arguments, folder)
+    if taken := [word for word in words if word not in arguments]:
+        say(
+            f"{shown(folder)}: this sweep was started with {shell_line(taken)}, which is used again: its config files "
+            f"decide what is trained. For others give {' and '.join(word.partition('=')[0] for word in taken)}=."
+        )
+    return [*words, *([_sweep_dir(folder)] if named is None else [])]
+
+
+def _sweep_dir(folder: Path) -> str:
+    return f"hydra.sweep.dir={quoted(str(folder))}"
 
 
 def _run_folder(spec: str) -> Path:
@@ -304,9 +316,7 @@ def _hidden_in(own: dict[str, Any], checkpoint: Path) -> str | None:
 
 def _given_with_resume(run_dir: Path) -> dict[str, str]:
     """Return what the sessions of a run were given together with resume=: the values by key."""
-    sessions = map(as_object, as_list(read_json_or_empty(run_dir / RECORD).get("sessions")))
-    words = (str(word) for session in sessions for word in as_list(session.get("overrides")))
-    return {key: value for key, _, value in map(_split_word, words)}
+    return {key: value for key, _, value in map(_split_word, words_with_resume(run_dir))}
 
 
 def _resumed_config(composed: DictConfig, run_dir: Path, own: dict[str, Any], overrides: list[str]) -> RunConfig:

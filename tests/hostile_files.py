@@ -16,7 +16,8 @@ from dtl.checkpoints.load import load_tokenizer, load_training_state, read_model
 from dtl.data.tokenizers.prompt import has_learnt_questions_alone
 from dtl.errors import DTLError
 from dtl.reports.reading import read_run
-from dtl.run_dir.state import read_run_state, resume_command, with_data_found
+from dtl.run_dir.own_config import with_data_found
+from dtl.run_dir.state import read_run_state, resume_command
 from dtl.run_dir.sweep_records import SweepFolder
 from dtl.sweeps.table import status_of
 from dtl.terminal.loading import read_facts

@@ -67,14 +67,16 @@ def check_device(device: str) -> None:
 
 
 def check_one_process() -> None:
-    """Raise ConfigError for one of several processes that torchrun or mpirun started: each would train the same run."""
-    for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"):
+    """Raise ConfigError for one of several processes that torchrun, mpirun or srun started: each would train the same
+    run."""
+    # Not SLURM_NTASKS: a script of sbatch has it too, which SLURM starts once, whatever number of tasks it asks for.
+    for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
         size = os.environ.get(name, "")
         if size.isdigit() and int(size) > 1:
             raise ConfigError(
-                f"{name}={size}: DTL trains in one process, on one device, and torchrun or mpirun has started {size}, "
-                "which would train the same run. Start it once: python -m dtl.train ... For several runs at a time: "
-                "-m hydra.launcher.n_jobs=2"
+                f"{name}={size}: DTL trains in one process, on one device, and torchrun, mpirun or srun has started "
+                f"{size}, which would train the same run. Start it once: python -m dtl.train ..., under SLURM with "
+                "srun -n 1. For several runs at a time: -m hydra.launcher.n_jobs=2"
             )
 
 

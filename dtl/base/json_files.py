@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import yaml
 
 from dtl.base.safe_text import safe_logger
-from dtl.errors import CheckpointError, DTLError
+from dtl.errors import CheckpointError, ConfigError, DTLError
 
 log = safe_logger(__name__)
 
@@ -118,14 +118,43 @@ def read_yaml_or_empty(path: Path) -> dict[str, Any]:
     return {}
 
 
-def _check_yaml(text: str) -> None:
+def read_users_yaml(path: Path) -> str:
+    """The text of a config file that a user wrote, which a YAML reader without bounds may parse: it may have aliases.
+
+    Raises ConfigError for one that would take the stack, the memory or minutes, or that is no regular file.
+    """
+    try:
+        text = read_bounded(path, MAX_YAML_BYTES).decode("utf-8", "replace")
+        with suppress(yaml.YAMLError):  # the reader's own message names the line
+            _check_yaml(text, aliases=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}). Give the folder of your own config files."
+        ) from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: is no config: {error}. Remove it, or give another folder.") from error
+    return text
+
+
+def _check_yaml(text: str, aliases: bool = False) -> None:
     """Raise ValueError for a document whose loading would take the stack, the memory or minutes."""
-    depth = 0
-    for n_parts, event in enumerate(yaml.parse(text, Loader=_LOADER)):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if isinstance(event, yaml.AliasEvent):  # of aliases of aliases, 400 bytes are terabytes of values
-            raise ValueError("has an alias, *name; DTL writes none")
-        if depth > MAX_YAML_DEPTH or n_parts > MAX_YAML_PARTS:
+    n_parts, opened, sizes = 0, [], dict[str | None, int]()  # with what the aliases stand for
+    for event in yaml.parse(text, Loader=_LOADER):
+        n_parts += 1
+        if isinstance(event, yaml.CollectionStartEvent):
+            opened.append((event.anchor, n_parts))
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, start = opened.pop()
+            sizes[anchor] = n_parts - start
+        elif isinstance(event, yaml.ScalarEvent):
+            sizes[event.anchor] = 1
+        elif isinstance(event, yaml.AliasEvent):  # of aliases of aliases, 400 bytes are terabytes of values
+            if not aliases:
+                raise ValueError("has an alias, *name; DTL writes none")
+            if event.anchor in (anchor for anchor, _ in opened):
+                raise ValueError(f"*{event.anchor} is a part of itself")
+            n_parts += sizes.get(event.anchor, 0)
+        if len(opened) > MAX_YAML_DEPTH or n_parts > MAX_YAML_PARTS:
             raise ValueError(f"more than {MAX_YAML_DEPTH} levels or {MAX_YAML_PARTS:,} parts")
 
 

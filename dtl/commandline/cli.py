@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
@@ -73,6 +73,7 @@ def run_command(
     register(command.name, command.schema)
     # Hydra would print its own error messages and exit; with this it raises them to us.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    named: dict[Path, set[str]] = {}
     try:
         _check_working_folder()
         check_words(arguments, command)
@@ -87,13 +88,14 @@ def run_command(
         _check_config_folders(prepared)  # a sweep that is resumed has the folder that it was started with
         check_texts(prepared, command, *(word for word in prepared if word.startswith(FOLDER_FLAGS)))
         prepared += _still_to_give(prepared, command)
+        named |= _named_folders(prepared)
         sys.argv[1:] = prepared
         if signal.getsignal(signal.SIGINT) is dtl.stop_at_once:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         start()
     except KeyboardInterrupt as stop:
         with undisturbed():
-            _remove_unstarted_run(command)
+            _remove_unstarted_run(command, named)
         for number in STOP if dtl.IS_COMMAND else ():  # while Python ends, as it joins its threads: no traceback
             signal.signal(number, dtl.stop_at_once)
         say("\nStopped.")
@@ -103,7 +105,7 @@ def run_command(
         sys.exit(1)
     except Exception as error:
         code = show_error(error, arguments, command)
-        _remove_unstarted_run(command)
+        _remove_unstarted_run(command, named)
         sys.exit(code)
 
 
@@ -332,8 +334,14 @@ def _missing(arguments: Sequence[str], command: Command, folders: Sequence[str])
     return missing
 
 
-def _left_open(group: str, choice: str, folders: list[str], left: set[str]) -> None:
-    """Add to `left` the keys that a choice leaves open, and remove those that it gives; what it builds on first."""
+def _left_open(group: str, choice: str, folders: list[str], left: set[str], above: tuple[str, ...] = ()) -> None:
+    """Add to `left` the keys that a choice leaves open, and remove those that it gives; what it builds on first.
+    `above` are the choices that build on it. Raises ConfigError for one that builds on itself."""
+    if f"{group}/{choice}" in above:
+        chain = " -> ".join([*above, f"{group}/{choice}"])
+        raise ConfigError(
+            f"{group}={choice}: builds on itself ({chain}). Take it out of the defaults of {above[-1]}.yaml."
+        )
     found = config_text(f"{group}/{choice}", folders)
     values = None
     with suppress(yaml.YAMLError):  # Hydra's own error names the line
@@ -345,7 +353,8 @@ def _left_open(group: str, choice: str, folders: list[str], left: set[str]) -> N
         pairs = entry.items() if isinstance(entry, dict) else [(group, entry)]
         for name, part in pairs:
             if part != "_self_":
-                _left_open(str(name).removeprefix("override ").lstrip("/").partition("@")[0], str(part), folders, left)
+                parts = str(name).removeprefix("override ").lstrip("/").partition("@")[0], str(part)
+                _left_open(*parts, folders, left, (*above, f"{group}/{choice}"))
     section = "" if GLOBAL.match(found[1]) else f"{group.replace('/', '.')}."
     for key, value in dotted(values):
         (left.add if value == "???" else left.discard)(f"{section}{key}")
@@ -398,11 +407,31 @@ def check_ranges(arguments: list[str]) -> None:
 OUTPUTS = "outputs"  # this folder and its parents are kept
 
 
-def _remove_unstarted_run(command: Command) -> None:
-    """Remove the folder of this process's run that ended as Hydra was making it: on a full disk, by a signal."""
-    for folder in Path(OUTPUTS).glob(f"*/*-{os.getpid()}_*") if command.multirun else ():
+MADE = (".hydra", ".lock", "multirun.yaml", "sweep.json")  # by Hydra and DTL before a run or a sweep begins
+
+
+def _named_folders(arguments: Sequence[str]) -> dict[Path, set[str]]:
+    """Return the folders that a command line names for a run or a sweep, each with the names that are in it."""
+    words = [word.partition("=") for word in arguments]
+    keys = ("hydra.run.dir", "hydra.sweep.dir")
+    folders = [Path(unquoted(value)) for key, _, value in words if override_key(key) in keys and "${" not in value]
+    return {folder: {path.name for path in folder.iterdir()} if folder.is_dir() else set() for folder in folders}
+
+
+def _remove_unstarted_run(command: Command, named: Mapping[Path, set[str]]) -> None:
+    """Remove the folder of this process's run or sweep that ended as Hydra was making it: on a full disk, by a signal.
+    Of those `named` on the command line, one that held something before stays, without what was made."""
+    own = (f"*/*-{os.getpid()}_*", f"multirun/*/*-{os.getpid()}")
+    for folder in (path for pattern in own for path in Path(OUTPUTS).glob(pattern)) if command.multirun else ():
         with suppress(OSError):
-            remove_empty_run_dir(folder, (".hydra", ".lock"))
+            remove_empty_run_dir(folder, MADE)
+    for folder, before in named.items():
+        with suppress(OSError):
+            made = {path.name for path in folder.iterdir()} - before
+            if not before:
+                remove_empty_run_dir(folder, MADE)
+            elif ".hydra" in made and made <= set(MADE):
+                shutil.rmtree(folder / ".hydra")
 
 
 def remove_empty_run_dir(folder: Path, made: Collection[str]) -> None:

@@ -21,7 +21,7 @@ from yaml import MarkedYAMLError
 from yaml.reader import ReaderError
 
 from dtl.base.display import command_line, shown
-from dtl.base.json_files import dotted
+from dtl.base.json_files import dotted, read_users_yaml
 from dtl.base.paths import conf_dir, experiments_dir
 from dtl.commandline.command import ENTRY, Command, load_config
 from dtl.commandline.corrections import of_another_command
@@ -303,10 +303,10 @@ def _config_folders(arguments: list[str]) -> list[Path]:
 
 
 def config_text(name: str, arguments: list[str]) -> tuple[Path, str] | None:
-    """The file of a choice, such as `optimizer/nesterov`, and its text."""
+    """The file of a choice, such as `optimizer/nesterov`, and its text. Raises ConfigError."""
     files = [folder / f"{name}.yaml" for folder in _config_folders(arguments)]
     file = next((file for file in files if file.is_file()), None)
-    return (file, file.read_text(encoding="utf-8", errors="replace")) if file else None
+    return (file, read_users_yaml(file)) if file else None
 
 
 def changed_by_yaml(text: str) -> Iterator[tuple[str, str, object]]:
@@ -440,5 +440,7 @@ def _place_of(text: str, key: str, arguments: list[str]) -> str:
     if words or not text:
         return _typed(words[0]) if words else given
     files = (file for folder in _config_folders(arguments) for file in sorted(folder.rglob("*.yaml")))
-    file = next((file for file in files if re.search(text, file.read_text(encoding="utf-8", errors="replace"))), None)
-    return f"{given} in {shown(file)}" if file else given
+    with suppress(ConfigError):  # of a file that is no config
+        if file := next((file for file in files if re.search(text, read_users_yaml(file))), None):
+            return f"{given} in {shown(file)}"
+    return given

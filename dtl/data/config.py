@@ -91,8 +91,8 @@ class TokenizerConfig:
         if self.path is not None and not self.traits.by_path:
             source = "trained on the run's own text" if self.traits.learnt else "always the same"
             raise ConfigError(
-                f"tokenizer.path={self.path}: tokenizer.kind={self.kind} reads no file, it is {source}. A folder with a "
-                "tokenizer is read with tokenizer=gpt2; the tokenizer of a run comes with its weights, by init=RUN."
+                f"tokenizer.path={self.path}: tokenizer.kind={self.kind} reads no file, it is {source}. A folder with "
+                "a tokenizer is read with tokenizer=gpt2; the tokenizer of a run comes with its weights, by init=RUN."
             )
 
 

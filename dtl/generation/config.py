@@ -1,8 +1,12 @@
-"""Settings of generation: sampling, the end of a text, numbers of the matrices. Imports no torch."""
+"""Settings of generation: sampling, its presets (conf/sampling), numbers of the matrices. Imports no torch."""
 
 from dataclasses import dataclass, field
 
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
 from dtl.base.checks import LONGEST, MANY, check_choices, check_fractions, check_range
+from dtl.base.paths import choices, conf_dir
 from dtl.errors import ConfigError
 
 
@@ -27,6 +31,29 @@ class SamplingConfig:
         check_range(self, "sampling", max_new_tokens=(1, LONGEST))
         if "" in self.stop:
             raise ConfigError("sampling.stop: an empty text would end every continuation. Leave it out.")
+
+
+PRESETS = choices("sampling")  # names of the files in conf/sampling
+# Settings without effect, which `in_words` omits; no temperature is -1, so that it is always shown.
+OFF = SamplingConfig(temperature=-1, top_k=None, top_p=1, min_p=0, repetition_penalty=1)
+
+
+def preset(name: str, changes: DictConfig | None = None) -> SamplingConfig:
+    """Return the settings of one of PRESETS, with `changes` on top. Raises ConfigError for invalid values."""
+    values = yaml.safe_load((conf_dir() / "sampling" / f"{name}.yaml").read_text(encoding="utf-8"))
+    merged = OmegaConf.merge(OmegaConf.structured(SamplingConfig), values, changes or {})
+    sampling = OmegaConf.to_object(merged)
+    assert isinstance(sampling, SamplingConfig)
+    sampling.validate()
+    return sampling
+
+
+def in_words(sampling: SamplingConfig) -> str:
+    """Describe the settings that have an effect: `temperature 0.8, top_k 50`."""
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    return ", ".join(
+        f"{name} {getattr(sampling, name):g}" for name in names if getattr(sampling, name) != getattr(OFF, name)
+    )
 
 
 WEIGHTS = ("auto", "fp32", "fp16", "bf16", "int8")

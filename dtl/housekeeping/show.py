@@ -16,6 +16,7 @@ from dtl.base.units import in_age, in_bytes, number_of
 from dtl.housekeeping.config import DELETIONS, OUTPUTS, RunsConfig
 from dtl.housekeeping.disk_runs import DiskRun
 from dtl.housekeeping.removal import Removal
+from dtl.run_dir.own_config import record_problems, told_once
 from dtl.run_dir.sweep_records import is_sweep
 
 HEADERS = ("folder", "name", "state", "step", "best loss", "size", "age")
@@ -39,9 +40,11 @@ def show_runs(display: Display, runs: list[DiskRun], n_all: int, outputs: Path) 
     rows = [_row(run) for run in runs]
     if display.console.is_terminal:
         _show_table(display.console, rows)
-        return
-    for line in aligned([HEADERS, *rows]):
-        display.print(line.rstrip())
+    else:
+        for line in aligned([HEADERS, *rows]):
+            display.print(line.rstrip())
+    for problem in told_once({in_one_line(run.label): record_problems(run.folder) for run in runs}):
+        display.warn(problem)
 
 
 def _row(run: DiskRun) -> tuple[str, ...]:

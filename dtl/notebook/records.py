@@ -27,8 +27,10 @@ from dtl.data.config import DataConfig
 from dtl.errors import ConfigError, DataError, DTLError
 from dtl.evaluation.config import EVALUATION_FILE
 from dtl.notebook.page import PAGE, notebook_page, page_of, read_records, results_file
+from dtl.run_dir.own_config import record_problems
 from dtl.run_dir.provenance import RECORD, RESULT
 from dtl.run_dir.state import RunState, last_metrics, read_config, read_run_state
+from dtl.tracking.metrics import check_rows
 
 MAX_CHARACTERS = 300  # of a text in a record
 DIGITS = 6  # of a metric: far finer than the noise of seeds
@@ -53,6 +55,8 @@ def record_of(folder: Path) -> dict[str, Any]:
         raise DataError("not started with experiment=")
     if state.state != "finished":
         raise DataError("not finished")
+    if problems := record_problems(folder, check_rows(folder)):
+        raise DataError(f"its {problems[0]}")
     config = read_config(folder)
     fingerprint = run.get("data_fingerprint") or read_json_or_empty(folder / EVALUATION_FILE).get("data_fingerprint")
     if not fingerprint:

@@ -17,6 +17,7 @@ from dtl.reports.metric import Metric, format_number
 from dtl.reports.reading import Run
 from dtl.reports.speed import peaks, speeds
 from dtl.reports.statistics import Comparison
+from dtl.run_dir.own_config import told_once
 
 MAX_ROWS = 300  # of a table; the others are only counted
 MAX_SENTENCES = 8
@@ -70,6 +71,7 @@ def render(report: Report) -> str:
         keys=[_breakable(key) for key in _shown_keys(report)],
         sentences=_sentences(report),
         comparisons=[_comparison_row(comparison) for comparison in report.comparisons[:MAX_ROWS]],
+        problems=problems(report),
         failures=[_failure_row(run) for run in unfinished(report.runs)[:MAX_ROWS]],
         method=METHOD,
         most=MAX_ROWS,
@@ -170,6 +172,11 @@ def _failure_row(run: Run) -> dict[str, str]:
         "traceback": run.traceback[1] if run.traceback else "",
         "traceback_place": place(run.traceback[0]) if run.traceback else "",
     }
+
+
+def problems(report: Report) -> list[str]:
+    """Return the lines about records of runs that were changed or are damaged."""
+    return told_once({place(run.folder): run.problems for run in report.runs})
 
 
 def place(folder: Path) -> str:

@@ -14,6 +14,7 @@ from dtl.base.json_files import (
     as_list,
     as_number,
     as_object,
+    as_whole,
     dotted,
     json_object,
     json_object_or_empty,
@@ -23,10 +24,11 @@ from dtl.base.json_files import (
 )
 from dtl.base.safe_text import in_one_line, visible
 from dtl.evaluation.config import EVALUATION_FILE
+from dtl.run_dir.own_config import record_problems
 from dtl.run_dir.provenance import RECORD, RESULT
 from dtl.run_dir.state import read_config, read_run_state
 from dtl.run_dir.sweep_records import TRACEBACK, TRIAL
-from dtl.tracking.metrics import METRICS
+from dtl.tracking.metrics import METRICS, RowCheck
 
 MAX_POINTS = 400  # of a curve: more than a screen shows, and it bounds the page for a run of a week
 MAX_SAMPLES, MAX_CHARACTERS = 8, 1500
@@ -74,6 +76,7 @@ class Run:
     tokens_per_second: float | None  # median of what was logged
     peak_bytes: int | None
     samples: dict[str, str] = field(default_factory=dict)  # prompt to the text that followed it, at the last step
+    problems: list[str] = field(default_factory=list)  # of its records, as `record_problems` names them
 
     @property
     def finished(self) -> bool:
@@ -85,7 +88,8 @@ def read_run(folder: Path) -> Run:
     """Read the folder of a run or of a sweep's trial."""
     state, trial, record = read_run_state(folder), *map(read_json_or_empty, (folder / TRIAL, folder / RECORD))
     overrides = state.overrides or [in_one_line(str(word), 1000) for word in as_list(trial.get("overrides"))]
-    rows = list(_rows(folder / METRICS))
+    check = RowCheck()
+    rows = list(_rows(folder / METRICS, check))
     training, validation = _curves(rows)
     speeds, peaks = ([row[key] for row in rows if key in row] for key in (SPEED, PEAK))
     git = record.get("git")
@@ -109,6 +113,7 @@ def read_run(folder: Path) -> Run:
         tokens_per_second=float(np.median(speeds)) if speeds else None,
         peak_bytes=int(max(peaks)) or None if peaks else None,
         samples=_samples(folder / "samples"),
+        problems=record_problems(folder, check),
     )
 
 
@@ -152,12 +157,13 @@ def _in_bins(values: np.ndarray) -> np.ndarray:
     return np.add.reduceat(values, edges[:-1]) / np.diff(edges)
 
 
-def _rows(file: Path) -> Iterator[dict[str, float]]:
+def _rows(file: Path, check: RowCheck) -> Iterator[dict[str, float]]:
     """Yield the needed columns of metrics.jsonl, steps rising, without torn lines and values that are no numbers."""
     wanted, last = (*AXES, TRAINING, VALIDATION, SPEED, PEAK), -math.inf
     with suppress(OSError):
         for line in read_lines(file):
             row = json_object_or_empty(line)
+            check.see(row if as_whole(row.get("step")) is not None else None)
             if as_number(row.get("step")) is not None and row["step"] >= last:
                 last = row["step"]
                 yield {key: row[key] for key in wanted if as_number(row.get(key)) is not None}

@@ -10,7 +10,7 @@ from dtl.base.display import Display, shown, table, table_console
 from dtl.base.units import in_mib
 from dtl.reports.canvas import Skipped
 from dtl.reports.findings import unfinished
-from dtl.reports.page import Report, configuration_row, facts, place
+from dtl.reports.page import Report, configuration_row, facts, place, problems
 
 MAX_ROWS, MAX_SENTENCES, MAX_FAILURES = 20, 6, 12
 
@@ -43,6 +43,8 @@ def show(report: Report, display: Display) -> None:
     for section, drawings in report.drawings.items():
         if isinstance(drawings, Skipped):
             display.note(f"{section}: left out. {drawings.reason}")
+    for problem in problems(report):
+        display.warn(problem)
 
 
 def show_paths(written: Sequence[Path], display: Display) -> None:

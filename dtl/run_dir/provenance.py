@@ -103,6 +103,10 @@ def write_run_record(
             write_atomically(run_dir / DIFF, diff)
         _write(run_dir, record)
     except OSError as error:
+        for name in (CONFIG, PACKAGES, DIFF):  # of a run that never began: its folder can go
+            with suppress(OSError):
+                if not (run_dir / RECORD).exists():
+                    (run_dir / name).unlink()
         raise DTLError(
             f"{run_dir}: cannot be written ({error.strerror}). Choose another folder or free disk space."
         ) from error

@@ -133,6 +133,10 @@ class SweepFolder:
         """Read sweep.json; None when it is missing or cannot be read."""
         return _read(self.path / SWEEP, SweepRecord)
 
+    def has_damaged_record(self) -> bool:
+        """Return True when there is a sweep.json that `read` cannot read."""
+        return (self.path / SWEEP).exists() and self.read() is None
+
     def write(self, record: SweepRecord) -> None:
         _write(self.path / SWEEP, record)
 
@@ -240,6 +244,17 @@ def sweep_to_continue(arguments: Sequence[str], outputs: Path) -> Path | None:
         if has_more or (record.kind == "search" and asks_for_more(arguments, record.extra)):
             return sweep.path
     return None
+
+
+def damaged_sweep(arguments: Sequence[str], outputs: Path) -> Path | None:
+    """The newest sweep with a sweep.json that cannot be read, newer than those that can; None with sweep.new=true.
+
+    Nothing tells whether it is the one that the command line would resume.
+    """
+    newest = next(iter(find_sweeps(outputs)), None)
+    if newest is None or _is_set(arguments, "sweep.new") or not newest.has_damaged_record():
+        return None
+    return newest.path
 
 
 def with_its_flags(arguments: Sequence[str], folder: Path) -> list[str]:

@@ -1,7 +1,9 @@
 """The parts of a run, built from its config: device, data, model, optimizers, trainer. Takes no step."""
 
 import math
+import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dtl.base.display import command_line
+from dtl.base.display import command_line, shown
 from dtl.base.runtime import (
     DTYPES,
     choose_device,
@@ -22,7 +24,7 @@ from dtl.base.runtime import (
     restore_random_state,
     seed_everything,
 )
-from dtl.base.units import in_gib, number_of
+from dtl.base.units import in_bytes, in_gib, number_of
 from dtl.checkpoints.load import (
     load_tokenizer,
     load_trained_weights,
@@ -38,7 +40,8 @@ from dtl.errors import CheckpointError, ConfigError
 from dtl.model.config import ModelConfig
 from dtl.model.kernel_choice import KernelChoice, KernelContext, choose_kernel
 from dtl.model.transformer import TransformerLM
-from dtl.run_dir.state import new_run, other_places, read_config, with_data_found
+from dtl.run_dir.own_config import new_run, other_places, with_data_found
+from dtl.run_dir.state import read_config
 from dtl.training.optimizer import build_optimizers, load_optimizer_tensors, numbers_per_weight
 from dtl.training.schedule import learning_rate_factor, warmup_steps
 from dtl.training.trainer import Trainer
@@ -218,17 +221,48 @@ def too_large(config: RunConfig, needed: int, available: int, device: torch.devi
 def _raise_if_too_large(config: RunConfig, vocab_size: int, device: torch.device) -> None:
     """Raise ConfigError for a model that cannot fit: without it the system may kill the process, without a word."""
     available = device_memory(device)
-    model = config.model
-    blocks = max(12 * model.n_layers * model.dim**2, model.block_rules.min_parameters(model))
-    rough = 16 * (model.dim * vocab_size + blocks)
-    if available is None or rough < available / 8:
+    if available is None or _roughly(config, vocab_size) < available / 8:
         return
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        built = TransformerLM(model, vocab_size)
-        optimizers = build_optimizers(built, config.optimizer)
-    needed = training_bytes(built, optimizers, config.trainer.ema_decay is not None)
+    needed = training_bytes(*_on_meta(config, vocab_size), config.trainer.ema_decay is not None)
     if needed > available:
         raise ConfigError(too_large(config, needed, available, device))
+
+
+def _roughly(config: RunConfig, vocab_size: int) -> int:
+    """Bytes that training needs, from sizes alone: whether it is worth building the model to count them."""
+    model = config.model
+    blocks = max(12 * model.n_layers * model.dim**2, model.block_rules.min_parameters(model))
+    return 16 * (model.dim * vocab_size + blocks)
+
+
+def _on_meta(config: RunConfig, vocab_size: int) -> tuple[TransformerLM, list[Optimizer]]:
+    """Return the model and its optimizers without memory for their numbers."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        built = TransformerLM(config.model, vocab_size)
+        return built, build_optimizers(built, config.optimizer)
+
+
+def raise_if_no_room(config: RunConfig, run_dir: Path, parts: Parts | None = None) -> None:
+    """Raise ConfigError where not even one checkpoint fits on the disk: the run would train to its end for nothing.
+
+    Without its `parts`, before the data is read, the embedding of a vocabulary that is not known yet is left out.
+    """
+    with suppress(OSError):  # a file system that does not tell
+        free = shutil.disk_usage(run_dir).free
+        if parts is not None:
+            built = parts.model, parts.trainer.optimizers
+        elif _roughly(config, 1) < free / 8:
+            return
+        else:
+            built = _on_meta(config, 1)
+        needed = checkpoint_bytes(*built, averaged=config.trainer.ema_decay is not None)
+        if needed > free:
+            raise ConfigError(
+                f"model.dim={config.model.dim} model.n_layers={config.model.n_layers}: one checkpoint, of the weights "
+                f"and the state of optimizer={config.optimizer.name}, needs {in_bytes(needed)}, and the disk of "
+                f"{shown(run_dir)} has {in_bytes(free)} free. Make room (python -m dtl.runs delete=checkpoints), train "
+                "on another disk with hydra.run.dir=FOLDER, or take a smaller model."
+            )
 
 
 def with_init(config: RunConfig, init_from: Path, saved: ModelConfig) -> RunConfig:

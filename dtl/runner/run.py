@@ -28,11 +28,12 @@ from dtl.evaluation.measure import Report
 from dtl.run_dir.provenance import RECORD, add_session, config_hash, update_run_record, write_result, write_run_record
 from dtl.run_dir.state import resume_command
 from dtl.run_dir.trial import NO_LOSS_TO_SEARCH, in_search
-from dtl.runner.build import Parts, build_run, raise_if_resume, too_large, training_bytes
+from dtl.runner.build import Parts, build_run, raise_if_no_room, raise_if_resume, too_large, training_bytes
 from dtl.runner.screens import quicker_run, show_end, show_start, tokens_seen
 from dtl.runner.session import Session
 from dtl.tracking.metrics import truncate_metrics
 from dtl.tracking.tracker import State, Tracker, open_tracker
+from dtl.training.config import TrainerConfig
 from dtl.training.trainer import NonFiniteError
 
 MAX_FIXED = 0.9  # of the device's memory for weights, gradients and state: more leaves a step nothing to compute in
@@ -79,12 +80,16 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
             display.warn(warning)
         if origin.resume_from is not None and not origin.resume_from.is_dir():
             origin.resume_from = newest_valid(run_dir)[0].path  # a killed save had renamed it, and it is back now
+        if origin.resume_from is None and origin.init_from is None:
+            raise_if_no_room(config, run_dir)
         with _memory_advice(lambda: BEFORE_TRAINING):
             parts = build_run(config, origin.plans, origin.resume_from, origin.init_from, display.log)
         if parts.data.validation is None:
             _raise_if_validation_is_needed(config, origin)
-        _record_start(parts, run_dir, origin)
         keep = config.trainer.keep
+        if not parts.trainer.done and len(step_folders(run_dir)) <= keep:  # else the rotation makes room
+            raise_if_no_room(parts.config, run_dir, parts)
+        _record_start(parts, run_dir, origin)
         # A kill between the last save and the rotation leaves one too many.
         if origin.resume_from is not None and len(step_folders(run_dir)) > keep:
             for warning in rotate(run_dir, keep):
@@ -103,17 +108,20 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
 
 
 def _raise_if_validation_is_needed(config: RunConfig, origin: Origin) -> None:
-    """Raise ConfigError for what needs a validation split, where nothing is held out."""
+    """Raise ConfigError for what needs a validation split, where nothing is held out: given with the command or in a
+    recipe. The default patience was chosen by nobody; a resumed run keeps the settings that it began with."""
     given = {word.partition("=")[0].lstrip("+"): word for word in origin.overrides}
+    patience, metrics = config.trainer.early_stopping_patience, config.data.metrics
     needed = {
-        "trainer.early_stopping_patience": (config.trainer.early_stopping_patience is not None, "loss to stop by"),
-        "data.metrics": (bool(config.data.metrics), "text to measure"),
+        "trainer.early_stopping_patience": (patience, TrainerConfig.early_stopping_patience, "loss to stop by"),
+        "data.metrics": (f"[{','.join(metrics)}]" if metrics else None, None, "text to measure"),
     }
-    for key, (is_set, purpose) in needed.items():
-        if key in given and is_set:
+    for key, (value, default, purpose) in needed.items():
+        is_chosen = key in given or (value != default and origin.resume_from is None)
+        if value is not None and is_chosen:
             raise ConfigError(
-                f"{given[key]}: there is no validation {purpose}, because nothing is held out of this data. Leave it "
-                "out, or hold some out: data.validation_fraction=0.1"
+                f"{given.get(key, f'{key}={value}')}: there is no validation {purpose}, because nothing is held out of "
+                "this data. Leave it out, or hold some out: data.validation_fraction=0.1"
             )
     if in_search():
         raise ConfigError(NO_LOSS_TO_SEARCH)

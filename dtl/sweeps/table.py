@@ -16,6 +16,7 @@ from dtl.base.safe_text import in_one_line, visible
 from dtl.base.units import in_percent, in_time, in_units
 from dtl.commandline.overrides import as_shown
 from dtl.errors import ConfigError
+from dtl.run_dir.own_config import record_problems, told_once
 from dtl.run_dir.state import RUN_FILES, RunState, is_locked, read_run_state
 from dtl.run_dir.sweep_records import (
     LOG,
@@ -245,9 +246,16 @@ def status_of(sweep: SweepFolder) -> Status:
         trial_table(rows),
     ]
     lines += [Text(line, style="dim") for line in failures(sweep, trials)]
+    lines += [Text(f"Warning: trial {line}", style="yellow") for line in told_once(_problems(sweep))]
     lines += [_in_one_line(line) for line in comparing(sweep, rows)]
     resume = f"The same command resumes it: {command}" if state in ("killed", "interrupted") else ""
     return Status(alive, Group(*lines), resume)
+
+
+def _problems(sweep: SweepFolder) -> dict[str, list[str]]:
+    """Return what is damaged in the records of each trial, those included whose own record cannot be read."""
+    numbers = sorted(int(folder.name) for folder in sweep.path.iterdir() if folder.name.isdecimal())
+    return {str(number): record_problems(sweep.trial_folder(number)) for number in numbers}
 
 
 def _in_one_line(command: str) -> Text:

@@ -32,10 +32,9 @@ from dtl.data.qa.source import QuestionSource
 from dtl.data.tasks import is_right
 from dtl.errors import ConfigError, DataError, DTLError, did_you_mean
 from dtl.evaluation.config import MIN_PROBABILITY
-from dtl.generation.config import SamplingConfig
+from dtl.generation.config import PRESETS, SamplingConfig, preset
 from dtl.terminal.dialogue import StopOnInterrupt, introduce, take_lines
 from dtl.terminal.input import InputLine, TooLong
-from dtl.terminal.presets import PRESETS, preset
 from dtl.terminal.streams import BlankLines, Screen
 from dtl.terminal.transcript import Turn, default_path, save_transcript
 

@@ -12,8 +12,7 @@ from dtl.base.files import write_atomically
 from dtl.base.safe_text import escaped, visible
 from dtl.base.units import number_of
 from dtl.errors import DTLError
-from dtl.generation.config import SamplingConfig
-from dtl.terminal.presets import in_words
+from dtl.generation.config import SamplingConfig, in_words
 
 if TYPE_CHECKING:
     from dtl.generation.conversation import Ending

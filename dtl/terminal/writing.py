@@ -12,10 +12,9 @@ from rich.text import Text
 from dtl.base.display import table
 from dtl.base.safe_text import visible
 from dtl.base.units import number_of
-from dtl.generation.config import SamplingConfig
+from dtl.generation.config import SamplingConfig, in_words
 from dtl.terminal.dialogue import StopOnInterrupt, take_lines
 from dtl.terminal.input import InputLine, TooLong
-from dtl.terminal.presets import in_words
 from dtl.terminal.streams import BlankLines, Screen
 
 if TYPE_CHECKING:

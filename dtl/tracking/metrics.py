@@ -1,11 +1,14 @@
 """Reading and truncating metrics.jsonl, the complete record of a run's metrics. Imports no torch."""
 
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from dtl.base.files import write_atomically
-from dtl.base.json_files import as_whole, json_object_or_empty, read_bounded, read_lines
+from dtl.base.json_files import as_number, as_whole, json_object_or_empty, read_bounded, read_lines
 from dtl.base.safe_text import safe_logger
+from dtl.base.units import number_of
 
 log = safe_logger(__name__)
 
@@ -68,3 +71,61 @@ def parse_row(line: bytes) -> dict[str, Any] | None:
     """Parse a line of metrics.jsonl; None when it is not a row with a step, or truncated."""
     row = json_object_or_empty(line)
     return row if as_whole(row.get("step")) is not None else None
+
+
+class RowCheck:
+    """Finds steps without a row and rows that are not numbers, in rows seen one by one in the order of the file.
+
+    A training run appends a row with `train/loss` in every step. A number that was not finite is written as null.
+    """
+
+    def __init__(self, last_step: int | None = 0) -> None:
+        """`last_step` is that of the row before the first; None for rows from the middle of a file."""
+        self._last_step = last_step
+        self._n_missing = 0
+        self._first_gap = ""
+        self._n_unreadable = self._n_unreadable_at_the_end = 0  # a kill may truncate the last row
+
+    def see(self, row: Mapping[str, Any] | None) -> None:
+        """Check the next row; None stands for a line that is no row."""
+        if row is None:
+            self._n_unreadable_at_the_end += 1
+            return
+        self._n_unreadable += self._n_unreadable_at_the_end
+        self._n_unreadable_at_the_end = 0
+        numbers = (row.get(key) for key in (*_NUMBERS, VALIDATION))
+        self._n_unreadable += any(value is not None and as_number(value) is None for value in numbers)
+        if (step := as_whole(row.get("step"))) is not None and _NUMBERS[0] in row:
+            self._step_to(step)
+
+    def _step_to(self, step: int) -> None:
+        missing = range(step if self._last_step is None else self._last_step + 1, step)
+        if missing and not self._first_gap:
+            self._first_gap = str(missing[0]) if len(missing) == 1 else f"{missing[0]} to {missing[-1]}"
+        elif missing and not self._first_gap.endswith("..."):
+            self._first_gap += ", ..."
+        self._n_missing += len(missing)
+        self._n_unreadable += self._last_step is not None and step <= self._last_step
+        self._last_step = step
+
+    def problems(self, end: int | None = None) -> Iterable[str]:
+        """Yield a line for each kind; `end` is the last step of a run that ended in order."""
+        if end is not None and self._last_step is not None and end > self._last_step:
+            self._step_to(end + 1)
+        if self._n_missing:
+            yield f"{METRICS} has no row of {number_of('steps', self._n_missing)} ({self._first_gap})"
+        if self._n_unreadable:
+            those = "that is not a number" if self._n_unreadable == 1 else "that are not numbers"
+            yield f"{METRICS} has {number_of('rows', self._n_unreadable)} {those} or out of order"
+
+
+_NUMBERS = ("train/loss", "tokens", "seconds")
+
+
+def check_rows(run_dir: Path) -> RowCheck:
+    """Return the check of all rows of a run's metrics.jsonl."""
+    check = RowCheck()
+    with suppress(OSError):
+        for line in read_lines(run_dir / METRICS):
+            check.see(parse_row(line))
+    return check

@@ -124,7 +124,8 @@ class WandbSink:
         self._submit(send)
 
     def finish(self, exit_code: int, summary: dict[str, Any]) -> None:
-        """Close the run, waiting at most `FINISH_SECONDS` for the upload, and 5 seconds for a server that has died."""
+        """Close the run, waiting at most `FINISH_SECONDS` for the upload, and 5 seconds for a server that has died or
+        takes no rows."""
         if self._run is None:
             return
         self._submit(lambda run: run.summary.update(summary))
@@ -133,10 +134,14 @@ class WandbSink:
             self._queue.put_nowait(None)
             self._thread.join(min(DEAD_SECONDS, FINISH_SECONDS))
             hangs = self._thread.is_alive() and self._is_online and self._server
-            if not (hangs and not _answers(self._server, PROBE_SECONDS / 2)):
+            if not (hangs and not _answers(self._rows_url(), PROBE_SECONDS / 2, b"{}")):
                 self._thread.join(FINISH_SECONDS + 2.0)  # longer than wandb's own finish_timeout
         if self._thread.is_alive():
             self._switch_off(self._unfinished())
+
+    def _rows_url(self) -> str:
+        """Return where the server takes rows: without a key it answers with an error, where it answers at all."""
+        return f"{self._server}/files/{self._run.path}/file_stream"
 
     # --- opening ------------------------------------------------------------------------------------------------
 
@@ -289,10 +294,11 @@ def _opened(seconds: float, connect: Callable[[], Any]) -> Any:
     return within(seconds, do, too_late=lambda run: run.finish(exit_code=1))
 
 
-def _answers(url: str, seconds: float) -> bool:
-    """Return True when an HTTP server answers at `url`, through the proxy if there is one. Any answer counts."""
+def _answers(url: str, seconds: float, data: bytes | None = None) -> bool:
+    """Return True when an HTTP server answers at `url`, to a POST with `data`, through the proxy if there is one. Any
+    answer counts."""
     try:
-        urllib.request.urlopen(url, timeout=seconds).close()
+        urllib.request.urlopen(url, data, timeout=seconds).close()
     except urllib.error.HTTPError:
         return True
     except (OSError, ValueError, http.client.HTTPException) as error:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shlex
 import sys
 import threading
@@ -20,6 +21,7 @@ from dtl.data.config import DataConfig
 from dtl.errors import CheckpointError, ConfigError, DataError, DTLError
 from dtl.model.config import ModelConfig
 from dtl.registry import OPTIMIZERS
+from dtl.runner.run import Origin
 from dtl.training.config import OptimizerConfig, ScheduleConfig, TrainerConfig
 
 
@@ -89,6 +91,9 @@ def test_what_needs_validation_data_is_rejected_without(words, word, what, fract
     assert message.startswith(f"{key}=") and f"no validation {what}" in message
     assert message.endswith("Leave it out, or hold some out: data.validation_fraction=0.1")
     assert not Path("mine").exists()
+    # In a recipe it is no word of the command line, as a resumed run has it from its own config.
+    with pytest.raises(ConfigError, match=re.escape(word)):
+        dtl.train.train(config, "recipe", Origin(overrides=["experiment=own"]))
     setattr(*((config.trainer, "early_stopping_patience", None) if "patience" in key else (config.data, "metrics", [])))
     assert dtl.fit(config, "mine").best_loss is None
 

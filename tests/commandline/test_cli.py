@@ -25,7 +25,7 @@ from dtl.commandline.overrides import quoted
 from dtl.commandline.translate import translate_error
 from dtl.config import RunConfig, to_yaml
 from dtl.errors import DataError, InterruptedRun
-from dtl.run_dir.state import with_data_found
+from dtl.run_dir.own_config import with_data_found
 from dtl.runner.run import Origin
 from dtl.train import COMMAND
 from dtl.training.config import OptimizerConfig, TrainerConfig

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import dtl
+from dtl.base.checks import check_one_process
 from dtl.commandline.cli import flags_first
 from dtl.errors import ConfigError
 
@@ -40,7 +41,14 @@ def test_one_of_several_processes_is_rejected(monkeypatch, capsys, elsewhere):
         dtl.fit(dtl.compose("data=qa"), elsewhere / "run")
     assert not [*elsewhere.iterdir()]
     monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("SLURM_NTASKS", "3")  # of a script of sbatch, which starts it once
+    monkeypatch.setenv("SLURM_PROCID", "0")
     assert call(monkeypatch, capsys, "data=nothing")[1].startswith("Error: data=nothing")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")  # srun -n 1
+    check_one_process()
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "3")
+    with pytest.raises(ConfigError, match=r"SLURM_STEP_NUM_TASKS=3: .* srun has started 3.*under SLURM with srun -n 1"):
+        check_one_process()
 
 
 HYDRAS_OWN = {

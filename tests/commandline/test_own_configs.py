@@ -1,5 +1,6 @@
 """Config files of the user: a recipe, a group of their own, and what is said when one is written wrongly."""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -238,3 +239,50 @@ def test_a_value_that_a_recipe_leaves_open_is_asked_for(train, trained, elsewher
     )
     dtl.train.main()
     assert "path: ???\n" in capsys.readouterr().out
+
+
+DEEP = "a: " + "[" * 60_013  # OmegaConf's reader overflows the stack
+REPEATED = "a0: &a0 [1, 2]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 31))
+
+
+@pytest.mark.parametrize(
+    ("where", "text", "rule"),
+    [
+        ("experiment__x", DEEP, "more than 50 levels"),
+        ("experiment__x", REPEATED, "10,000 parts"),
+        ("optimizer__x", REPEATED, "10,000 parts"),
+        ("optimizer__x", "a: &a [*a]", "*a is a part of itself"),
+        ("x", DEEP, "more than 50 levels"),
+        ("x", "a: b\n" * 60_013, "cannot be read (larger than 0.25 MiB)"),
+    ],
+)
+def test_a_file_that_is_no_config_is_not_parsed(train, trained, text, rule, where):
+    """Of a folder that comes from somebody else, wherever it is chosen."""
+    header = RECIPE if where.startswith("experiment") else ""
+    word = "--config-name=x" if where == "x" else f"{where.partition('__')[0]}=x"
+    code, shown = train(word, **{where: header + text})
+    assert (code, trained) == (2, []) and shown.startswith("Error: ") and rule in shown
+    assert f"{where.replace('__', '/')}.yaml: " in shown and len(shown.splitlines()) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such pipes")
+def test_a_pipe_in_a_config_folder_is_not_opened(train, trained, elsewhere):
+    (elsewhere / "mine").mkdir()
+    os.mkfifo(elsewhere / "mine" / "a.yaml")  # opening it would wait for ever
+    code, shown = train("--config-name=a")
+    assert code == 2 and "there is no a.yaml in" in shown
+    code, shown = train("experiment=x", experiment__x=RECIPE + "seed: ${nowhere}\n")
+    assert code == 2 and "nowhere" in shown
+
+
+def test_a_config_may_repeat_itself_by_aliases(train, trained):
+    text = RECIPE + "seed: &three 3\ntrainer: &t {total_steps: 7}\nsampling: {max_new_tokens: *three}\n"
+    assert train("experiment=x", experiment__x=text) == (0, "")
+    assert (trained[0].trainer.total_steps, trained[0].sampling.max_new_tokens) == (7, 3)
+
+
+def test_a_recipe_that_builds_on_itself_is_named(train, trained):
+    files = {"experiment__x": RECIPE + "defaults: [y]\n", "experiment__y": RECIPE + "defaults: [/experiment: x]\n"}
+    code, shown = train("experiment=x", **files)
+    chain = "experiment/x -> experiment/y -> experiment/x"
+    assert (code, trained) == (2, []) and f"experiment=x: builds on itself ({chain}). Take it out of" in shown

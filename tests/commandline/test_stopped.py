@@ -87,23 +87,27 @@ def test_stopped_in_the_preparation_of_the_data(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="fcntl")
-@pytest.mark.parametrize("folder", [None, "outputs/own/run"])
+@pytest.mark.parametrize("words", ["", "hydra.run.dir=outputs/own/run", "hydra.run.dir=theirs", "-m seed=1,2"])
 def test_a_disk_that_is_full_before_the_first_file(
-    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: str | None
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str
 ) -> None:
-    """Hydra's own file is the first; the error of a write names no file."""
+    """Hydra's own file is the first; the error of a write names no file. Nothing of the run is left."""
 
-    def full(*_: object) -> None:
+    def full(config: object, filename: str | Path, output_dir: Path = Path(), **_: object) -> None:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        (output_dir / filename).touch()
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("hydra.core.utils._save_config", full)
-    where = [] if folder is None else [f"hydra.run.dir={folder}"]
-    monkeypatch.setattr(sys, "argv", ["dtl.train", *WORDS.split(), *where])
+    monkeypatch.setattr("omegaconf.OmegaConf.save", full)
+    Path("theirs").mkdir()
+    Path("theirs/notes.txt").touch()
+    monkeypatch.setattr(sys, "argv", ["dtl.train", *WORDS.split(), *words.split()])
     with pytest.raises(SystemExit) as ended:
         dtl.train.main()
     assert ended.value.code == 1
     assert capsys.readouterr().err == f"Error: {elsewhere}: the disk is full. Make room, or write elsewhere: " + (
         "hydra.run.dir=FOLDER.\n"
     )
-    if folder is None:  # one that somebody named may have been theirs before
-        assert not list((elsewhere / "outputs").glob("*/*"))
+    files = [str(path.relative_to(elsewhere)) for path in elsewhere.rglob("*")]
+    assert sorted(files) in (["theirs", "theirs/notes.txt"], ["outputs", "theirs", "theirs/notes.txt"])

@@ -10,6 +10,7 @@ import lzma
 import os
 import random
 import re
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -211,6 +212,39 @@ def test_what_becomes_of_a_nul_is_told_as_it_is(tmp_path):
     assert cleaned(Document(text)).text == "onetwo\n"
     pair = Document("q\x00? a", answer_start=4)
     assert cleaned(pair) is pair
+
+
+@pytest.mark.counted("broken inputs of data, read right or told")
+@pytest.mark.parametrize(
+    ("name", "raw", "share"),
+    [
+        ("a.txt", random.Random(3).randbytes(7919), "8"),  # as of an image, an archive
+        ("a.txt.gz", gzip.compress(b"GIF89a" + bytes(range(256)) * 31), "9"),
+        ("a.csv", struct.pack("<997i", *range(997)), "71"),
+        ("a.txt", b"a few words, " * 29 + bytes(101), "21"),
+    ],
+)
+def test_binary_data_with_the_name_of_a_text_is_rejected(tmp_path, name, raw, share):
+    (tmp_path / name).write_bytes(raw)
+    message = refusal(tmp_path / name)
+    assert re.search(rf"{name}: {share}% of its first [\d,]+ characters are control characters", message)
+    assert "of a text at most 5% are" in message and "leave it out" in message
+    assert ("after tr -d '\\000-" in message) == (not name.endswith(".gz"))
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"a few words, " * 29 + bytes(100),  # of a disk that was full
+        b"a few words, " * 199 + bytes(101),
+        b"1\x012\x013\n" * 101,
+        b"\x1b[31mred\x1b[0m\n" * 101,
+        ("a few words, " * 97).encode("utf-16-le"),
+    ],
+)
+def test_a_text_with_control_characters_is_read(tmp_path, raw):
+    (tmp_path / "a.txt").write_bytes(raw)
+    assert read(tmp_path / "a.txt")[0] == [raw.decode()]
 
 
 @settings(max_examples=100, suppress_health_check=SAME_FOLDER)

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from dtl.base import network as hub
+from dtl.data.hub.stream import HubStream
 from dtl.errors import DataError
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
@@ -182,3 +183,17 @@ def test_a_socks_proxy_needs_only_to_listen(monkeypatch, silent: int, closed: in
     hub.require_hub("Wikipedia", "")
     monkeypatch.setenv("all_proxy", f"socks5://127.0.0.1:{closed}")
     assert "through the proxy 127.0.0.1" in refused()
+
+
+def test_what_the_process_prints_is_shown_safely_and_named_in_its_error(tmp_path, monkeypatch, capsys):
+    """The warning of a library, a traceback: as text, without passwords, the last lines in the error."""
+    printed = ["\x1b]0;title\x07 a", "b", "see https://me:secret@hub/x", "ImportError: no \x9bd module"]
+    child = tmp_path / "child.py"
+    child.write_text(f"import sys\nsys.stderr.write({chr(10).join(printed)!r})\nsys.exit(3)\n")
+    monkeypatch.setattr("dtl.data.hub.stream.CHILD", child)
+    with pytest.raises(DataError) as failed:
+        HubStream("me/x", None, "0" * 40, "data.path=me/x", "data.sources.x")
+    message, shown = str(failed.value), capsys.readouterr().err
+    assert "ended with exit code 3; it printed: b | see https://hub/x | ImportError: no " in message
+    assert shown.splitlines()[1:3] == ["b", "see https://hub/x"] and len(shown.splitlines()) == 4
+    assert not {"\x1b", "\x07", "\x9b"} & {*message, *shown} and "secret" not in message + shown

@@ -159,6 +159,23 @@ def test_an_excerpt_is_drawn_from_everywhere_by_the_seed(tmp_path):
     assert one != whole
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "txt"])
+def test_an_excerpt_of_one_large_file_is_drawn_from_all_of_it(tmp_path, monkeypatch, suffix):
+    """Of lines that begin in ranges of bytes, each once, and of the texts between separators."""
+    monkeypatch.setattr("dtl.data.local.files.PART_BYTES", 101)
+    rows = [f"{'é' * (row % 7)} {row}" for row in range(199)]
+    if suffix == "jsonl":
+        file = write_jsonl(tmp_path / "a.jsonl", *({"text": row} for row in rows))
+    else:
+        file = tmp_path / "a.txt"
+        file.write_text("".join(f"{row}\n<|endoftext|>\n" for row in rows), encoding="utf-8")
+    whole = texts_of(file)["train"]
+    one, same, other = (texts_of(file, max_samples=7, seed=seed)["train"] for seed in (1, 1, 2))
+    assert one == same != other and sorted(one) == sorted(other) == sorted(whole) and len(whole) == 199
+    drawn = [whole.index(text) for text in one[:17]]
+    assert min(drawn) < 50 and max(drawn) > 150  # read first: not the beginning of the file
+
+
 def test_wiki_documents_begin_with_their_title(tmp_path):
     rows = [
         {"id": "1", "url": "u", "title": "Ada Lovelace", "text": "Ada was a mathematician."},

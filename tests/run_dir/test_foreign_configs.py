@@ -14,7 +14,8 @@ from dtl.data.tokenizers.prompt import read_prompt
 from dtl.errors import ConfigError
 from dtl.notebook.records import record_of
 from dtl.reports.reading import read_run
-from dtl.run_dir.state import read_config, read_run_state, with_data_found
+from dtl.run_dir.own_config import with_data_found
+from dtl.run_dir.state import read_config, read_run_state
 from dtl.terminal.loading import read_facts
 
 
@@ -32,7 +33,8 @@ def test_no_reader_resolves_an_interpolation(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "config.yaml").write_text(text)
     run = {"choices": {"experiment": "demo"}, "data_fingerprint": "f" * 64, "sessions": [{"started": "2031-01-02"}]}
     (tmp_path / "run.json").write_text(json.dumps(run | {"overrides": [f"data.path={stolen}"]}))
-    (tmp_path / "result.json").write_text(json.dumps({"state": "finished", "value": 2.5, "step": 7}))
+    (tmp_path / "result.json").write_text(json.dumps({"state": "finished", "value": 2.5, "step": 1}))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/loss": 2.5}\n')
     read = [
         read_facts(checkpoint),
         read_run_state(tmp_path),

@@ -165,6 +165,7 @@ def test_no_other_reader():
         "evaluation/",
         "terminal/",
         "model/presets.py",
+        "generation/config.py",
         "reports/page.py",
         "reports/canvas.py",
     )

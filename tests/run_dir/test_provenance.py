@@ -1,5 +1,6 @@
 """A run's folder records its commit and the command that repeats it, and no secret."""
 
+import errno
 import json
 import logging
 import os
@@ -162,6 +163,23 @@ def test_a_folder_that_refuses_is_named(tmp_path: Path) -> None:
     with pytest.raises(DTLError, match="file") as caught:
         write(tmp_path / "file")
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_run_that_cannot_be_recorded_leaves_no_part_of_its_record(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk config.yaml is written and run.json is not."""
+    write = provenance.write_atomically
+
+    def full(path: Path, data: bytes | str) -> None:
+        if path.name == provenance.RECORD:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, data)
+
+    monkeypatch.setattr(provenance, "write_atomically", full)
+    with pytest.raises(DTLError, match="cannot be written"):
+        write_run_record(tmp_path / "run", "seed: 3", [], {}, "cpu")
+    assert [*(tmp_path / "run").iterdir()] == []
 
 
 def test_the_hash_of_a_config_is_a_function_of_its_text() -> None:

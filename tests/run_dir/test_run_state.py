@@ -226,7 +226,10 @@ def test_a_damaged_result_is_told(tmp_path, change):
     file = tmp_path / "result.json"
     file.write_text(file.read_text().replace(*change))
     found = read_run_state(tmp_path)
-    assert (found.state, found.best_loss) == ("unfinished", None) and "result.json is damaged" in found.reason
+    assert (found.state, found.best_loss) == (
+        "unfinished",
+        None,
+    ) and "result.json was changed or is damaged" in found.reason
 
 
 def test_nothing_there_at_all(tmp_path):

@@ -18,10 +18,13 @@ from hostile_files import KINDS, printed_by, read_all
 from tiny_runs import outcome, start, tiny_config, write_pairs
 
 from dtl.base.json_files import DIGEST
+from dtl.checkpoints.upkeep import LOCK_OWNER
 from dtl.errors import DTLError
-from dtl.run_dir.provenance import RESULT
+from dtl.run_dir.own_config import record_problems
+from dtl.run_dir.provenance import RESULT, write_result
 from dtl.run_dir.sweep_records import SweepFolder, SweepRecord, Trial, now
 from dtl.terminal.loading import read_facts
+from dtl.tracking.metrics import METRICS, check_rows
 
 if sys.platform == "win32":
     pytest.skip("Windows has no such files", allow_module_level=True)
@@ -199,3 +202,66 @@ def test_a_record_that_was_changed_is_named(sweep: Path, tmp_path: Path) -> None
     del values[DIGEST]  # of an earlier DTL
     result.write_text(json.dumps(values))
     assert SweepFolder(tmp_path / "sweep").trials()[0].value == values["value"]
+
+
+def test_records_that_do_not_fit_together_are_told(sweep: Path, elsewhere: Path, monkeypatch: Any, capfd: Any) -> None:
+    """In the list of runs, in the status of the sweep and in the report, in one line for all runs that have it."""
+    copy = Path("outputs/multirun/2026-01-02/03-04-05-6")
+    shutil.copytree(sweep, copy)
+    assert [record_problems(copy / number, check_rows(copy / number)) for number in "01"] == [[], []]
+    assert [record_problems(copy / number) for number in "01"] == [[], []]
+    (copy / "1" / RESULT).write_text((copy / "1" / RESULT).read_text().replace('"step": 6', '"step": 5'))
+    for number in "01":
+        config = copy / number / "config.yaml"
+        config.write_text(config.read_text().replace("lr: 0.01", "lr: 0.07").replace("seed: 11", "seed: 12"))
+    told = "config.yaml was changed: optimizer.lr=0.07 instead of 0.01, and 1 more key, with which step-00000012 was"
+    assert record_problems(copy / "0") == [f"{told} trained"]
+    damaged = "result.json was changed or is damaged"
+    for name, word in (("runs", "sort=loss"), ("sweep", f"status={copy}"), ("report", f"runs={copy}")):
+        printed = " ".join(printed_by(name, word, monkeypatch, capfd).split())
+        assert printed.count(told) == 1 and f"1: {damaged}." in printed, printed
+    page = (copy / "report" / "report.html").read_text()
+    assert page.count(told) == 1 and page.count(damaged) == 2  # among the failures, and at the end
+    (copy / "0" / "config.yaml").write_text("[")
+    assert "config.yaml: damaged" in printed_by("report", f"runs={copy}/0", monkeypatch, capfd)
+
+
+def test_a_config_with_what_a_resume_was_given_was_not_changed(sweep: Path, tmp_path: Path) -> None:
+    run, record = tmp_path / "run", tmp_path / "run" / "run.json"
+    shutil.copytree(sweep / "1", run)
+    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("total_steps: 12", "total_steps: 17"))
+    assert "trainer.total_steps=17 instead of 12" in record_problems(run)[0]
+    values = json.loads(record.read_text())
+    values["sessions"].append({"overrides": ["resume=latest", "trainer.total_steps=17"]})
+    record.write_text(json.dumps(values))
+    assert record_problems(run) == []
+    # A session that resumed from an older checkpoint and was killed: result.json is that of the one before.
+    rows = (run / METRICS).read_text().splitlines(keepends=True)
+    (run / METRICS).write_text("".join(row for row in rows if json.loads(row)["step"] <= 4))
+    assert "has no row of 2 steps (5 to 6)" in record_problems(run)[0]
+    (run / LOCK_OWNER).write_text('{"pid": 1}')
+    assert record_problems(run) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda rows: rows[:3] + rows[5:], "has no row of 2 steps (4 to 5)"),
+        (lambda rows: rows[:-2], "has no row of 2 steps (10 to 11)"),
+        (lambda rows: rows[:2] + rows[4:5] + rows[6:], "has no row of 3 steps (3 to 4, ...)"),
+        (lambda rows: rows[1:], "has no row of 1 step (1)"),
+        (lambda rows: [], "has no row of 11 steps (1 to 11)"),
+        (lambda rows: [*rows[:5], rows[4], *rows[5:]], "has 1 row that is not a number or out of order"),
+        (lambda rows: [*rows[:5], rows[5] | {"train/loss": "2.0"}, *rows[6:]], "has 1 row that is not a number"),
+        (lambda rows: [*rows[:5], {"step": "x"}, *rows[5:]], "has 1 row that is not a number"),
+        (lambda rows: [*rows[:5], rows[5] | {"train/loss": None}, *rows[6:]], None),
+        (lambda rows: [*rows, {}], None),  # of a kill
+    ],
+)
+def test_steps_without_a_row_and_rows_that_are_no_numbers_are_told(change, told, tmp_path):
+    rows = [{"step": step, "tokens": 7 * step, "seconds": 0.3, "train/loss": 2.0} for step in range(1, 12)]
+    write_result(tmp_path, "finished", 0.25, 11, "h")
+    (tmp_path / "config.yaml").write_text("seed: 3")
+    (tmp_path / METRICS).write_text("".join(json.dumps(row) + "\n" for row in change(rows)))
+    problems = record_problems(tmp_path, check_rows(tmp_path))
+    assert [told in problem for problem in problems] == [True] if told else problems == []

@@ -9,9 +9,11 @@ from types import SimpleNamespace
 import pytest
 from tiny_runs import go_on, start, tiny_config
 
+import dtl.runner.run
 import dtl.runner.screens
 from dtl.checkpoints import upkeep as store
 from dtl.checkpoints.listing import best_checkpoint, list_checkpoints
+from dtl.errors import ConfigError
 from dtl.housekeeping.disk_runs import freed_by
 from dtl.runner.screens import checkpoint_bytes, disk_warning
 from dtl.training.config import OptimizerConfig
@@ -67,11 +69,27 @@ def test_never_more_lies_on_the_disk_than_was_foretold(hard_links, pairs, tmp_pa
 
 @pytest.mark.fault("disk-foreseen")
 def test_a_run_that_the_disk_will_not_hold_is_warned_and_goes_on(pairs, tmp_path, monkeypatch, capsys):
-    free_bytes(monkeypatch, 1000)
+    free_bytes(monkeypatch, 200_003)
     start(tiny_config(pairs, total_steps=2), tmp_path / "run")
     said = capsys.readouterr().out
-    assert "the disk may not hold this run's checkpoints" in said and "free 1000B" in said
+    assert "the disk may not hold this run's checkpoints" in said and "free 200.0 kB" in said
     assert "trainer.keep=2" in said and "python -m dtl.runs delete=checkpoints" in said and "Finished" in said
+
+
+@pytest.mark.fault("disk-foreseen")
+@pytest.mark.parametrize(("n_bytes", "reads_data"), [(1009, False), (90_001, True)])
+def test_a_run_of_which_not_one_checkpoint_fits_is_rejected(n_bytes, reads_data, pairs, tmp_path, monkeypatch):
+    """Before the data is read where the blocks alone do not fit; nothing of it is left in its folder."""
+    free_bytes(monkeypatch, n_bytes)
+    read = []
+    build = dtl.runner.run.build_run
+    monkeypatch.setattr(dtl.runner.run, "build_run", lambda *given: read.append(1) or build(*given))
+    with pytest.raises(
+        ConfigError, match=r"model.dim=16 model.n_layers=2: one checkpoint.* needs \d+ kB.*free. Make"
+    ) as error:
+        start(tiny_config(pairs, total_steps=2), tmp_path / "run")
+    assert bool(read) == reads_data and "hydra.run.dir=FOLDER" in str(error.value)
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {".lock"}
 
 
 def test_with_room_nothing_is_said(pairs, tmp_path, capsys):

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+import dtl.train
 from dtl.base.paths import conf_dir
 from dtl.run_dir.provenance import composition_flags
-from dtl.run_dir.sweep_records import SweepFolder, SweepRecord, as_typed, sweep_identity, with_its_flags
+from dtl.run_dir.sweep_records import SWEEP, SweepFolder, SweepRecord, as_typed, now, sweep_identity, with_its_flags
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "runner"))
 from tiny_runs import write_pairs
@@ -167,3 +168,25 @@ def test_a_sweep_that_is_resumed_brings_the_flags_that_are_missing(tmp_path):
     assert with_its_flags([mistyped, name], folder) == [mistyped, name]
     assert with_its_flags([f"--config-dir={here}", name], folder) == [f"--config-dir={here}", name]
     assert with_its_flags(["--multirun", "a=1"], tmp_path / "no sweep") == ["--multirun", "a=1"]
+
+
+def test_recorded_flags_and_a_damaged_record_are_named(elsewhere, capsys):
+    """A folder of sweeps from somebody else chooses no config files in silence, nor does a lost record."""
+    folder = Path("outputs/multirun/2026-01-02/03-04-05-6")
+    folder.mkdir(parents=True)
+    sweep = SweepFolder(folder)
+    sweep.write(SweepRecord(["--config-dir=/theirs", "seed=1,2"], started=now()))
+    words = dtl.train.prepare_arguments(["--multirun", "seed=1,2"])
+    assert words == ["--config-dir=/theirs", "--multirun", "seed=1,2", f"hydra.sweep.dir='{folder}'"]
+    assert f"{folder}: this sweep was started with --config-dir=/theirs, which is used" in capsys.readouterr().err
+    dtl.train.prepare_arguments(["--multirun", "--config-dir=/theirs", "seed=1,2"])
+    assert capsys.readouterr().err == ""
+    record = (folder / SWEEP).read_text()
+    (folder / SWEEP).write_text(record.replace("seed=1,2", "seed=1,3"))
+    assert dtl.train.prepare_arguments(["--multirun", "seed=1,2"]) == ["--multirun", "seed=1,2"]
+    told = capsys.readouterr().err
+    assert f"{folder}/{SWEEP}: was changed or is damaged, and may be this sweep: to resume it, add hydra." in told
+    dtl.train.prepare_arguments(["--multirun", "seed=1,2", "sweep.new=true"])
+    assert capsys.readouterr().err == ""
+    dtl.train.prepare_arguments(["--multirun", "seed=1,2", f"hydra.sweep.dir={folder}"])
+    assert "was changed or is damaged, and is written again. Its flags" in capsys.readouterr().err

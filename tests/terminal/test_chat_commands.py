@@ -11,9 +11,8 @@ from chat_fakes import RoteContinuation, talk
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.qa.source import QuestionSource
 from dtl.errors import ConfigError, DTLError
-from dtl.generation.config import SamplingConfig
+from dtl.generation.config import PRESETS, SamplingConfig
 from dtl.terminal.chat import COMMANDS, changed_sampling
-from dtl.terminal.presets import PRESETS
 from dtl.terminal.transcript import Turn, default_path, save_transcript
 
 BASE = SamplingConfig(max_new_tokens=77, stop=["\nQuestion:"])

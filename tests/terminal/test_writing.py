@@ -15,12 +15,11 @@ from hypothesis import strategies as st
 import dtl.generate
 from dtl.base.safe_text import visible
 from dtl.data.tokenizers.tokenizer import Tokenizer
-from dtl.generation.config import SamplingConfig
+from dtl.generation.config import PRESETS, SamplingConfig, in_words, preset
 from dtl.generation.conversation import Continuation
 from dtl.model.transformer import TransformerLM
 from dtl.terminal.input import PipedInput
 from dtl.terminal.loading import CheckpointFacts, LoadedModel
-from dtl.terminal.presets import PRESETS, in_words, preset
 from dtl.terminal.streams import Flow, Screen
 from dtl.terminal.writing import Writer, facts
 

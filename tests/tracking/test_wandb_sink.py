@@ -196,6 +196,7 @@ class FakeRun:
     """A fake wandb run."""
 
     url = "https://wandb.example.org/run"
+    path = "me/dtl/run"
     dir = "/somewhere/wandb/run-1/files"
     step = 0
 
@@ -221,7 +222,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRun:
     monkeypatch.setattr(wandb, "login", lambda **_: True)
     monkeypatch.setattr(wandb, "teardown", lambda: None)
     monkeypatch.setattr(wandb, "init", lambda **_: run)
-    monkeypatch.setattr(wandb_sink, "_answers", lambda url, seconds: True)
+    monkeypatch.setattr(wandb_sink, "_answers", lambda url, seconds, data=None: True)
     return run
 
 
@@ -311,16 +312,18 @@ def test_an_upload_that_does_not_end_is_left(tmp_path: Path, fake: FakeRun, monk
     assert "wandb sync /somewhere/wandb/run-1" in tracker.status
 
 
-def test_a_server_that_has_died_is_not_waited_for(
-    tmp_path: Path, fake: FakeRun, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("takes_no_rows", [False, True])
+def test_a_server_that_has_died_or_takes_no_rows_is_not_waited_for(
+    tmp_path: Path, fake: FakeRun, monkeypatch: pytest.MonkeyPatch, takes_no_rows: bool
 ) -> None:
+    """One that takes no rows answers whoever asks whether it is there."""
     released = threading.Event()
     monkeypatch.setattr(fake, "finish", lambda **_: released.wait())
     monkeypatch.setattr(wandb_sink, "DEAD_SECONDS", 0.1)
     monkeypatch.setattr(wandb_sink, "FINISH_SECONDS", 600.0)
     with opened(tmp_path) as tracker:
         tracker.log_steps(steps(1, 3))
-        monkeypatch.setattr(wandb_sink, "_answers", lambda url, seconds: False)
+        monkeypatch.setattr(wandb_sink, "_answers", lambda url, seconds, data=None: takes_no_rows and not data)
         watchdog = threading.Timer(60, released.set)  # the status is another one then
         watchdog.start()
     watchdog.cancel()
@@ -401,11 +404,14 @@ def test_reachability_means_any_answer_in_time() -> None:
         def do_GET(self) -> None:
             self.send_error(418)
 
+        do_POST = do_GET
+
         def log_message(self, *_: Any) -> None: ...
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server, socket.create_server(("127.0.0.1", 0)) as silent:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         assert wandb_sink._answers(f"http://127.0.0.1:{server.server_port}", 5)
+        assert wandb_sink._answers(f"http://127.0.0.1:{server.server_port}/files/r/file_stream", 5, b"{}")
         server.shutdown()
         assert not wandb_sink._answers(f"http://127.0.0.1:{silent.getsockname()[1]}", 0.2)
     assert not wandb_sink._answers(f"http://127.0.0.1:{server.server_port}", 5), "nobody listens there any more"

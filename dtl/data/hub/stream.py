@@ -6,12 +6,16 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from dtl.base.display import say
 from dtl.base.network import without_password
+from dtl.base.redaction import redact
+from dtl.base.safe_text import in_one_line
 from dtl.errors import DataError
 
 CHILD = Path(__file__).with_name("child.py")
@@ -21,6 +25,8 @@ READ_AHEAD = 64  # rows buffered
 # that drops packets.
 READ_ATTEMPTS = 3
 PAUSE_S = 5.0  # between attempts
+# Of what the libraries print: characters of a line, lines shown, and last ones in an error message.
+MAX_PRINTED, LINES_SHOWN, LINES_IN_ERROR = 300, 20, 3
 
 
 class HubStream:
@@ -93,7 +99,7 @@ class HubStream:
             given = f"has no subset '{subset}'" if subset else "has several subsets"
             known = message[message.index("[") : message.index("]") + 1]
             return DataError(f"{self._origin}: {given}. Give one of {known}: {self._settings}.subset=NAME")
-        message = message.replace("\n", " ")[:300]
+        message = message.replace("\n", " ")[:300] + str(answer.get("printed", ""))
         if "gated" in message.lower():
             return DataError(
                 f"{self._origin}: is a gated dataset. Accept its conditions on its page of the hub, then "
@@ -114,9 +120,13 @@ class _Child:
         self.busy = False
         # -P: the folder of the script must not shadow installed modules.
         command = [sys.executable, "-P", str(CHILD)]
+        pipe = subprocess.PIPE
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+            command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, encoding="utf-8", errors="replace"
         )
+        self._printed: deque[str] = deque(maxlen=LINES_IN_ERROR)  # last lines of its standard error
+        self._errors = threading.Thread(target=self._show_errors, name="hub-errors", daemon=True)
+        self._errors.start()
         self._lines: queue.Queue[str] = queue.Queue(READ_AHEAD)
         threading.Thread(target=self._listen, name="hub-stream", daemon=True).start()
 
@@ -128,6 +138,24 @@ class _Child:
                 if self.ended:
                     return
         self._pass_on("")
+
+    def _show_errors(self) -> None:
+        """Show what the libraries of the process print, as text that cannot control a terminal, without passwords."""
+        assert self._process.stderr is not None
+        n_shown = 0
+        with self._process.stderr as stream:
+            while line := stream.readline(MAX_PRINTED):
+                text = in_one_line(redact(without_password(line)), MAX_PRINTED)
+                if text:
+                    self._printed.append(text)
+                    n_shown += 1
+                if text and n_shown <= LINES_SHOWN and not self.ended:
+                    say(text)
+
+    def _last_lines(self) -> dict[str, str]:
+        """Return what was printed last, for an answer that is an error."""
+        printed = [*self._printed]
+        return {"printed": f"; it printed: {' | '.join(printed)}"} if printed else {}
 
     def _pass_on(self, line: str) -> None:
         while not self.ended:
@@ -145,11 +173,13 @@ class _Child:
         try:
             line = self._lines.get(timeout=STALL_S)
         except queue.Empty:
-            return {"error": "Stalled", "message": f"nothing arrived for {STALL_S:.0f} seconds"}
+            return {"error": "Stalled", "message": f"nothing arrived for {STALL_S:.0f} seconds"} | self._last_lines()
         if line:
             return json.loads(line)
         code = self._process.wait()
-        return {"error": "HubProcess", "message": f"the process that downloads ended with exit code {code}"}
+        self._errors.join(1.0)  # a process of its own may have kept the pipe open
+        message = f"the process that downloads ended with exit code {code}"
+        return {"error": "HubProcess", "message": message} | self._last_lines()
 
     def end(self) -> None:
         """Kill the process, at any time: it writes no file that could be left incomplete."""

@@ -20,7 +20,7 @@ from dtl.base.display import say, shell_line
 from dtl.base.progress import Pace
 from dtl.base.safe_text import in_one_line
 from dtl.base.units import number_of
-from dtl.data.local.formats import KINDS, READ, Format, has_known_name, recognise, suffixes_of
+from dtl.data.local.formats import KINDS, READ, Format, encoding_of, has_known_name, recognise, suffixes_of
 from dtl.data.local.readers import TEXT_READERS, Record, open_parquet, read_parquet
 from dtl.data.local.reading import EXAMPLE, Anomalies, OpenText, describe
 from dtl.data.local.unpacking import DAMAGE
@@ -43,6 +43,7 @@ METADATA = frozenset({
 MAX_OTHERS = 20_000
 MAX_AT_HOME = 2_000  # files in a home folder, or above it, before it counts as the wrong folder
 AT_ONCE = 64  # files, or row groups, read in turn where a sample is drawn
+PART_BYTES = 2**20  # of a large file of JSON lines, of which a sample is drawn
 FILES_IN_NOTES = 5  # whose anomalies are listed; the others are only counted
 
 
@@ -50,11 +51,12 @@ Item = TypeVar("Item")
 
 
 class _Unit(NamedTuple):
-    """A part of a file that is read at once: the whole file, or one row group of a parquet file."""
+    """A part of a file that is read at once: the whole file, a row group of a parquet file, or a range of lines."""
 
     file: Path
     format: Format
     row_group: int = 0
+    part: tuple[int, int] | None = None  # bytes in which its lines begin, of a large file of JSON lines
 
 
 def split_of(relative: Path) -> str | None:
@@ -219,11 +221,13 @@ class LocalFiles:
         """Yield every record of a split. Raises DataError with the file and place of unreadable data.
 
         Of a parquet file only `columns` (lower case) are read, where it has them; none means all. With `order_seed`,
-        files and the row groups of parquet files come in a random order, a record of each in turn, so that a reader
-        that stops early has a sample of all files and not the beginning of one.
+        files, the row groups of parquet files and parts of large files of JSON lines come in a random order, a record
+        of each in turn, so that a reader that stops early has a sample of all files and not the beginning of one. Other
+        files, whose records begin nowhere else for certain, are read from their beginning.
         """
         units = [unit for file in self.by_split[split] for unit in _units(file)]
         if order_seed is not None:
+            units = [part for unit in units for part in _parts(unit, self._encoding)]
             random.Random(order_seed).shuffle(units)
         yield from in_turn((self._read(unit, columns) for unit in units), AT_ONCE if order_seed is not None else 1)
 
@@ -313,13 +317,24 @@ def _units(file: Path) -> list[_Unit]:
     return [_Unit(file, format, group) for group in range(open_parquet(file).num_row_groups)]
 
 
+def _parts(unit: _Unit, encoding: str | None) -> list[_Unit]:
+    """Return the parts of a large file of JSON lines, of about PART_BYTES each; any other unit as it is."""
+    with unit.file.open("rb") as stream:
+        is_utf8 = encoding_of(stream.read(4))[0] == "utf-8" and encoding is None
+        n_bytes = stream.seek(0, os.SEEK_END)
+    if unit.format != Format("jsonl") or not is_utf8 or n_bytes < 2 * PART_BYTES:
+        return [unit]
+    ends = [number * PART_BYTES for number in range(n_bytes // PART_BYTES)] + [n_bytes]
+    return [unit._replace(part=part) for part in itertools.pairwise(ends)]
+
+
 def _text_records(
     unit: _Unit, anomalies: Anomalies, allow_truncated: bool, encoding: str | None, example: str
 ) -> Iterator[Record]:
     n_read = position = 0
     compression = unit.format.compression
     try:
-        with OpenText(unit.file, compression, anomalies, allow_truncated, encoding, example) as text:
+        with OpenText(unit.file, compression, anomalies, allow_truncated, encoding, example, unit.part) as text:
             for record in TEXT_READERS[unit.format.kind](text):
                 yield record
                 n_read += 1

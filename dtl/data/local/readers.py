@@ -188,7 +188,8 @@ def read_jsonl(text: OpenText) -> Iterator[Record]:
     n_read = 0
     for number, (start, line) in enumerate(text.lines(), 1):
         if line.strip():
-            place = f"{text.file}:{number}"
+            # Without the lines before it, a line of a part has no number.
+            place = f"{text.file} ({text.at(start)})" if text.part and text.part[0] else f"{text.file}:{number}"
             try:
                 value = _JSON.decode(line)
             except (ValueError, RecursionError) as error:

@@ -6,6 +6,7 @@ No anomaly stops a run. Undecodable bytes become U+FFFD; a note reports the coun
 import codecs
 import io
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from dtl.base.units import number_of
 from dtl.data.local.formats import encoding_of
 from dtl.data.local.unpacking import UpToDamage, open_decompressed
+from dtl.errors import DataError
 
 # Kinds of anomalies, and what is done about each.
 NOT_UTF8 = "not UTF-8"
@@ -34,6 +36,12 @@ DONE = {
 CUT_OFF = "the file may have been cut off: copy or download it again"
 KEEP_BEGINNING = ", or keep what comes before with data.allow_truncated=true"
 LINES_IN_NOTES = 3  # listed of the rows that were left out; the others are only counted
+
+# Binary data has some 10 % and more. Not counted: white space, and what terminals' logs (escape), Hive's tables and
+# old Asian encodings (shift in and out) have between their words.
+_CONTROL = re.compile("[\x00\x02-\x08\x10-\x1a\x1c-\x1d\x7f]")
+MAX_CONTROL_FRACTION, MAX_CONTROLS = 0.05, 100  # at the beginning of a text: binary data has more than both
+BYTES_JUDGED = 8192
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -130,6 +138,27 @@ def likely_encoding(raw: bytes) -> str:
     )
 
 
+def _raise_if_binary(file: Path, head: bytes, encoding: str, given: str | None, compressed: bool) -> None:
+    """Raise DataError for the beginning of a file that is no text in its encoding: an image or a program with another
+    name. A few control characters are an anomaly like others, and so are the zeros of UTF-16 without a mark."""
+    text = head.decode(encoding, "replace")
+    count = len(_CONTROL.findall(text))
+    if count <= MAX_CONTROLS or count <= MAX_CONTROL_FRACTION * len(text):
+        return
+    guess = likely_encoding(head) if given is None else ""
+    if guess.startswith("utf-16"):
+        wide = head[: len(head) // 2 * 2].decode(guess, "replace")
+        if len(_CONTROL.findall(wide)) <= MAX_CONTROL_FRACTION * len(wide):
+            return
+    clean = f"tr -d '\\000-\\010\\020-\\032' < {shlex.quote(str(file))} > cleaned{file.suffix}"
+    raise DataError(
+        f"{file}: {count / len(text):.0%} of its first {len(text):,} characters are control characters, such as NUL; "
+        f"of a text at most {MAX_CONTROL_FRACTION:.0%} are. It is binary data, such as an image, an archive or a "
+        "program with the name of a text: leave it out. A text in another encoding is read with data.encoding=NAME, "
+        f"such as utf-32-le{'' if compressed else f'; a damaged text after {clean}'}."
+    )
+
+
 EXAMPLE = '{"text": "..."}'
 
 
@@ -137,7 +166,7 @@ class OpenText:
     """A text file that is being read. `position` counts the bytes read, decompressed ones of a compressed file.
 
     Raises OSError, EOFError or zlib.error when it cannot be read to its end; with `allow_truncated` a compressed file
-    ends where its damage begins.
+    ends where its damage begins. Raises DataError for a file that begins with binary data.
     """
 
     def __init__(
@@ -148,10 +177,13 @@ class OpenText:
         allow_truncated: bool = False,
         encoding: str | None = None,
         example: str = EXAMPLE,
+        part: tuple[int, int] | None = None,
     ) -> None:
-        """`example`: of a JSON record, for messages."""
+        """`example`: of a JSON record, for messages. `part`: the range of bytes in which the lines to read begin, of a
+        file that is not compressed."""
         self._given = encoding
         self.example = example
+        self.part = part
         self.file = file
         self.anomalies = anomalies
         self.allow_truncated = allow_truncated
@@ -169,6 +201,10 @@ class OpenText:
                 given = self.encoding if wide and mark else f"{self._given}-le" if wide else self._given
                 mark = mark if codecs.lookup(given) == codecs.lookup(self.encoding) else 0
                 self.encoding = given
+            compressed = self._unit != "byte"
+            _raise_if_binary(
+                self.file, self._stream.peek(BYTES_JUDGED)[mark:BYTES_JUDGED], self.encoding, self._given, compressed
+            )
             self._stream.read(mark)
         except BaseException:
             self._stream.close()
@@ -177,6 +213,9 @@ class OpenText:
             kind = MARK if self.encoding == "utf-8" else f"byte order mark of {self.encoding.upper()}"
             self.anomalies.add(kind, 1, self.at(0))
         self.position = mark
+        if self.part is not None and self.part[0] > mark:
+            self._stream.seek(self.part[0] - 1)
+            self.position = self.part[0] - 1 + len(self._stream.readline())  # the line before belongs to another part
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -216,6 +255,8 @@ class OpenText:
         """Yield each line with the byte it starts at, its `\\n` included. Lines of any length are read into memory."""
         for raw in self._stream if "\n".encode(self.encoding) == b"\n" else self._wide_lines():
             start = self.position
+            if self.part is not None and start >= self.part[1]:
+                return
             yield start, self._decode(raw)
 
     def _wide_lines(self) -> Iterator[bytes]:

@@ -1,5 +1,6 @@
 """The source `text`: local files of text."""
 
+import random
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -53,7 +54,10 @@ class TextSource:
             if not self._n_texts:
                 self._signs = Counter(_LINES_OF_SIGNS.findall(text))
             self._n_texts += 1
-            yield from map(Document, self._parts(text))
+            parts = self._parts(text)
+            if self._order_seed is not None:  # of a sample, which may end within this text
+                random.Random(self._order_seed).shuffle(parts)
+            yield from map(Document, parts)
 
     def _parts(self, text: str) -> list[str]:
         """Return the documents in a text."""
