@@ -37,9 +37,9 @@ The sides of a comparison run in this process or in identical processes, so that
 median of the rounds, with the minimum and maximum below it. The row of a peer that is not installed shows how to
 install it.
 
-suite=data: tokenising, dump (to prose), dump_memory (long: some 300 MB), loader, waste (of padding).
+suite=text: tokenising, dump (to prose), dump_memory (long: some 300 MB), loader, waste (of padding).
 
-suite=generation: modern, classic (continuing a text, compared with Hugging Face's generate on the same random
+suite=generate: modern, classic (continuing a text, compared with Hugging Face's generate on the same random
 weights; fails when the two generate different tokens); generate, batch8 (as chat and generate compute, one and eight
 texts, compared with Hugging Face and llama.cpp, each side a process of its own).
 

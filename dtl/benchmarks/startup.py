@@ -1,23 +1,53 @@
-"""suite=startup: the time from the start of a process to its first step, which every trial of a sweep pays.
+"""suite=startup: what a run costs in addition to its steps.
 
-The peer is Hugging Face's Trainer, with a model of the same size and tokens that are already in memory.
+`first_step` is the time from the start of a process to its first step, which every trial of a sweep pays; the peer is
+Hugging Face's Trainer, with a model of the same size and tokens that are already in memory. `outside` is the part of a
+run's processor time that is not spent in steps.
+
+python -m dtl.benchmarks.startup '{"words": ["model=small", ...], ...}'      is such a run, and prints its times
 """
 
+import functools
+import inspect
 import itertools
+import json
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from dtl.base.json_files import read_json
-from dtl.benchmarks import trainer_peer
 from dtl.benchmarks.config import SUITES
-from dtl.benchmarks.measuring import MissingPeerError, Row, at_most, compared, in_turns, peer, skipped
-from dtl.benchmarks.suite import MAX_CHARACTERS, Suite, Workplace, made_file, run_program, train_command
+from dtl.benchmarks.measuring import (
+    PERCENT,
+    MissingPeerError,
+    Row,
+    at_least,
+    at_most,
+    compared,
+    in_turns,
+    peer,
+    ratio_of,
+    skipped,
+)
+from dtl.benchmarks.suite import (
+    MAX_CHARACTERS,
+    Suite,
+    Workplace,
+    made_articles_file,
+    made_file,
+    run_program,
+    run_side,
+    train_command,
+)
 from dtl.commandline.overrides import quoted
-from dtl.errors import DTLError
+from dtl.data.config import TokenizerConfig
+from dtl.data.tokenizers.tokenizer import build_tokenizer
+from dtl.errors import DataError, DTLError
 from dtl.tracking.metrics import METRICS
 
 RUN = (
@@ -58,13 +88,10 @@ def first_step(place: Workplace) -> Iterator[Row]:
 
     def theirs() -> None:
         done = place.folder / f"peer-{next(numbers)}"
-        _until(done.exists, [sys.executable, str(Path(trainer_peer.__file__)), str(done), *size], place.folder)
+        _until(done.exists, [sys.executable, "-c", PEER, str(done), *size], place.folder)
 
     seconds = in_turns(ours, theirs, place.settings.rounds)
     yield replace(compared(row, seconds), note=_parts(place, run, min(seconds[0])))
-
-
-SUITES.register("startup")(Suite({"first_step": first_step}))
 
 
 def _parts(place: Workplace, run: Sequence[str], total: float) -> str:
@@ -98,6 +125,40 @@ def _parts(place: Workplace, run: Sequence[str], total: float) -> str:
     )
 
 
+def trainer_to_first_step(done: str, width: str, n_heads: str, n_layers: str, vocabulary: str) -> None:
+    """The peer: Hugging Face's Trainer, which creates the file `done` after its first step. As text, without DTL."""
+    from pathlib import Path
+
+    import torch
+    import transformers as hf
+
+    context, batch_size = 64, 8
+
+    class FirstStep(hf.TrainerCallback):
+        def on_step_end(self, *args: object, **kwargs: object) -> None:
+            Path(done).touch()
+
+    config = hf.GPT2Config(
+        vocab_size=int(vocabulary), n_positions=context, n_embd=int(width), n_layer=int(n_layers), n_head=int(n_heads),
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    tokens = torch.randint(int(vocabulary), (2 * batch_size, context))
+    settings = hf.TrainingArguments(
+        output_dir=str(Path(done).with_suffix(".trainer")), max_steps=2, per_device_train_batch_size=batch_size,
+        use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    data: Any = [{"input_ids": sequence, "labels": sequence} for sequence in tokens]
+    hf.Trainer(hf.GPT2LMHeadModel(config), settings, train_dataset=data, callbacks=[FirstStep()]).train()
+
+
+PEER = f"""
+import sys
+from typing import Any
+{inspect.getsource(trainer_to_first_step)}
+trainer_to_first_step(*sys.argv[1:])
+"""
+
+
 def _into(folder: Path, run: Sequence[str]) -> list[str]:
     return train_command(*run, f"hydra.run.dir={quoted(str(folder))}")
 
@@ -112,3 +173,126 @@ def _until(done: Callable[[], bool], command: Sequence[str], folder: Path) -> No
                 raise DTLError(f"{' '.join(command[1:4])}: ended before its first step: {end}")
             time.sleep(POLL_SECONDS)
         process.kill()
+
+
+# --- outside of steps ---------------------------------------------------------------------------------------------
+
+RUN_STEPS = 300
+QUICK_STEPS = {"wiki": 12, "qa": 36}
+MAX_OUTSIDE = {"wiki": 0.05, "qa": 0.10}
+EVALUATIONS = {"wiki": 1, "qa": 9}  # in 300 steps with the defaults; a quick run has as many in its fewer steps
+
+
+@dataclass(frozen=True)
+class TimedRun:
+    """A run to take."""
+
+    words: list[str]  # of dtl.train
+    folder: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds of the processor, of all threads and processes that the run has started and waited for."""
+
+    total: float
+    in_steps: float
+    in_report: float  # the evaluation at the end
+    steps: int
+
+
+def outside(place: Workplace, data: str) -> Iterator[Row]:
+    """Yield one row: the part of the processor time of a run of 300 steps that is spent outside of its steps."""
+    most = MAX_OUTSIDE[data]
+    row = Row(
+        f"outside_{data}", f"processor time outside of steps, model=small data={data}, {RUN_STEPS} steps", PERCENT,
+        peer_name=f"the {100 * most:g} % allowed", peer=most, goal=at_least(1),
+    )  # fmt: skip
+    settings = place.settings
+    n_steps = 4 if settings.tiny else QUICK_STEPS[data] if settings.quick else RUN_STEPS
+    try:
+        build_tokenizer(TokenizerConfig("bpe" if settings.tiny else "gpt2"), lambda: ["the text of a tiny vocabulary"])
+    except DataError as error:
+        yield skipped(row, str(error))
+        return
+    words = [f"data={data}", "model=small", f"trainer.total_steps={n_steps}", "device=cpu"]
+    words += ["trainer.early_stopping_patience=null", f"data.cache_dir={quoted(str(place.folder / 'cache'))}"]
+    words += [*TINY, "tokenizer=bpe", "tracker=local"] if settings.tiny else []
+    if data == "wiki":
+        articles = settings.wiki or made_articles_file(place, 100_000 if settings.tiny else 2_000_000)
+        words.append(f"data.path={quoted(str(Path(articles).expanduser().absolute()))}")
+    if n_steps < RUN_STEPS:
+        words.append(f"trainer.eval_every_steps={max(1, n_steps // EVALUATIONS[data])}")
+    spent = [_spent(place, words, number) for number in range(settings.rounds)]
+    fractions = [fraction_outside(each) for each in spent]
+    note = (
+        f"{statistics.median(each.in_steps / each.steps for each in spent):.2f} s a step, one thread; the evaluation "
+    )
+    note += f"at the end, {statistics.median(each.in_report for each in spent):.1f} s, does not count"
+    if n_steps < RUN_STEPS:
+        note += f"; from {n_steps} steps and as many evaluations as {RUN_STEPS} have"
+    ratio = ratio_of([most / fraction for fraction in fractions])
+    yield replace(row, ours=statistics.median(fractions), ratio=ratio, rounds=len(fractions), note=note)
+
+
+def fraction_outside(spent: Spent) -> float:
+    """Return the part outside of steps, had the run 300 of them; the evaluation at the end belongs to neither."""
+    other = spent.total - spent.in_steps - spent.in_report
+    return other / (other + spent.in_steps * RUN_STEPS / spent.steps)
+
+
+def _spent(place: Workplace, words: list[str], number: int) -> Spent:
+    work = TimedRun(words, str(place.folder / f"outside-{number}"), place.settings.seed + number)
+    return run_side(__name__, work, Spent, f"{words[0]}: the run failed")
+
+
+def timed_run(work: TimedRun) -> Spent:
+    """Take a run in this process, as `python -m dtl.train` does, and return its times since the process began."""
+    import os
+    import resource
+
+    os.environ |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    from dtl.commandline.compose import compose
+    from dtl.runner.run import Origin, train
+    from dtl.runner.session import Session
+    from dtl.training.trainer import Trainer
+
+    spent = {"steps": 0.0, "report": 0.0}
+    steps_of, report_of = Trainer.steps, Session.final_report
+
+    def steps(self: Trainer) -> Iterator[Any]:
+        reports = steps_of(self)
+        while True:
+            began = time.process_time()
+            report = next(reports, None)
+            spent["steps"] += time.process_time() - began
+            if report is None:
+                return
+            yield report
+
+    def final_report(self: Session) -> Any:
+        began = time.process_time()
+        try:
+            return report_of(self)
+        finally:
+            spent["report"] += time.process_time() - began
+
+    Trainer.steps, Session.final_report = steps, final_report
+    config = replace(compose(*work.words), seed=work.seed)
+    train(config, work.folder, Origin(overrides=work.words))
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    total = time.process_time() + children.ru_utime + children.ru_stime
+    assert config.trainer.total_steps is not None
+    return Spent(total, spent["steps"], spent["report"], config.trainer.total_steps)
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(timed_run(TimedRun(**json.loads(sys.argv[1]))))))
+else:
+    SUITES.register("startup")(
+        Suite(
+            {"first_step": first_step}
+            | {f"outside_{data}": functools.partial(outside, data=data) for data in MAX_OUTSIDE}
+        )
+    )

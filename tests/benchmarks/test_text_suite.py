@@ -1,4 +1,4 @@
-"""suite=data: each measurement yields its rows, of what their names say. No test requires a speed."""
+"""suite=text: each measurement yields its rows, of what their names say. No test requires a speed."""
 
 import json
 import os
@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dtl.benchmarks import data as tokenising
-from dtl.benchmarks import data as waste_rows
 from dtl.benchmarks import dump as dump_reading
+from dtl.benchmarks import text as tokenising
+from dtl.benchmarks import text as waste_rows
 from dtl.benchmarks.config import SUITES, BenchConfig
-from dtl.benchmarks.data import loading, made_sequences, waste
 from dtl.benchmarks.dump import dump_memory
 from dtl.benchmarks.made_text import made_articles, write_made_dump
 from dtl.benchmarks.measuring import MissingPeerError, Row
 from dtl.benchmarks.suite import Workplace
+from dtl.benchmarks.text import loading, made_sequences, waste
 from dtl.data.wikipedia.dump import read_dump
 from dtl.data.wikipedia.pages import DumpCounts
 from dtl.errors import DataError, DTLError
@@ -34,7 +34,7 @@ def by_name(rows) -> dict[str, Row]:
 
 
 def test_the_suite_is_found_by_its_name():
-    suite = SUITES.get("data")
+    suite = SUITES.get("text")
     assert list(suite.chosen(BenchConfig())) == ["tokenising", "dump", "loader", "waste"]
     assert "dump_memory" in suite.chosen(BenchConfig(full=True))
 
