@@ -69,10 +69,10 @@ class BenchConfig:
     dump: str | None = None  # for suite=text: a MediaWiki dump, .xml or .xml.bz2; null = a synthetic one
     device: str = "auto"  # of models: auto (CUDA, MPS, CPU) | cpu | cuda | cuda:1 | mps
     seed: int = 1337  # of synthetic text, prompts, weights, order of the training sequences
-    data: TextConfig = field(default_factory=TextConfig)
     out: str | None = None  # new JSON file for all results
     plugins: list[str] = field(default_factory=list)  # modules that register suites of your own
     debug: bool = False  # show tracebacks
+    data: TextConfig = field(default_factory=TextConfig)
     generation: GenerationSuiteConfig = field(default_factory=GenerationSuiteConfig)  # for suite=generate
 
     def of_each_suite(self) -> "list[BenchConfig]":

@@ -127,11 +127,12 @@ def _parts(place: Workplace, run: Sequence[str], total: float) -> str:
 
 def trainer_to_first_step(done: str, width: str, n_heads: str, n_layers: str, vocabulary: str) -> None:
     """The peer: Hugging Face's Trainer, which creates the file `done` after its first step. As text, without DTL."""
+    import importlib
     from pathlib import Path
 
     import torch
-    import transformers as hf
 
+    hf = importlib.import_module("transformers")
     context, batch_size = 64, 8
 
     class FirstStep(hf.TrainerCallback):
@@ -147,13 +148,12 @@ def trainer_to_first_step(done: str, width: str, n_heads: str, n_layers: str, vo
         output_dir=str(Path(done).with_suffix(".trainer")), max_steps=2, per_device_train_batch_size=batch_size,
         use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True,
     )  # fmt: skip
-    data: Any = [{"input_ids": sequence, "labels": sequence} for sequence in tokens]
+    data = [{"input_ids": sequence, "labels": sequence} for sequence in tokens]
     hf.Trainer(hf.GPT2LMHeadModel(config), settings, train_dataset=data, callbacks=[FirstStep()]).train()
 
 
 PEER = f"""
 import sys
-from typing import Any
 {inspect.getsource(trainer_to_first_step)}
 trainer_to_first_step(*sys.argv[1:])
 """

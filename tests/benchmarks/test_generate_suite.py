@@ -189,6 +189,13 @@ def test_each_round_begins_with_another_side(tmp_path, monkeypatch):
     ]
 
 
+def test_quick_has_few_new_tokens():
+    lengths = [
+        generate._lengths(Workplace(BenchConfig(suite="generate", quick=quick), Path())) for quick in (False, True)
+    ]  # fmt: skip
+    assert lengths == [(64, 256), (64, generate.QUICK_TOKENS)]
+
+
 def test_a_missing_llama_cpp_is_a_skipped_row(tmp_path, monkeypatch):
     monkeypatch.delenv(generate_sides.LLAMA_CPP_LIB, raising=False)
     monkeypatch.setattr(generate, "_run", lambda work: written(1.0, [[1] * 11]))
