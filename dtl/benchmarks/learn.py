@@ -42,11 +42,12 @@ ARTICLES = (
     *("trainer.micro_batch_size=8", "trainer.grad_accum_steps=1"),
 )
 ARTICLE_GOAL = 3.0
+MAX_BEYOND = 4.0
 ARTICLE_LENGTHS: Lengths = {"dtl": [60, 100], "hf": [300]}
 WIKI_HINT = "wiki=FOLDER is needed, with articles as data=wiki reads them; quick=true learns synthetic ones"
 # The whole path, in less than three minutes or in seconds: what is learnt in so few steps says nothing about a recipe.
-QUICK: Lengths = {"dtl": [16, 24], "published": [90], "tuned": [45, 60], "modded": [16, 24]}
-QUICK_ARTICLES: Lengths = {"dtl": [4, 7], "hf": [9]}
+QUICK: Lengths = {"dtl": [16, 24], "published": [60], "tuned": [40, 80], "modded": [16, 24]}
+QUICK_ARTICLES: Lengths = {"dtl": [3, 5], "hf": [6]}
 TINY: Lengths = {"dtl": [4, 7], "published": [11], "tuned": [5, 9], "modded": [9, 15]}
 TINY_ARTICLES: Lengths = {"dtl": [3, 5], "hf": [0.2]}
 TINY_SIZE = ("model.dim=32", "model.n_layers=2", "model.n_heads=2")
@@ -131,15 +132,17 @@ def _run(work: "Learning") -> "Learnt":
 def seconds_to(loss: float, learnt: "Learnt") -> float | None:
     """Return the seconds to a loss, on the line through the losses of two lengths over the logarithm of their time.
 
-    A side that was trained to one length has reached it then. None where the longer training ends no lower: its times
-    say nothing about a loss.
+    A side that was trained to one length has reached it then. None where the line says nothing about the loss: the
+    longer training ends no lower, or the time is beyond `MAX_BEYOND` times that of a length.
     """
     if len(learnt.seconds) == 1:
         return learnt.seconds[0]
     (short, long), (high, low) = learnt.seconds, learnt.losses
     if not low < high:
         return None
-    return short * math.exp((high - loss) / (high - low) * math.log(long / short))
+    exponent = (high - loss) / (high - low) * math.log(long / short)
+    beyond = max(-exponent, exponent - math.log(long / short))
+    return short * math.exp(exponent) if beyond <= math.log(MAX_BEYOND) else None
 
 
 def _timed(row: Row, ours: "Sequence[Learnt]", theirs: "Sequence[Learnt]", target: float) -> Row:
@@ -148,7 +151,7 @@ def _timed(row: Row, ours: "Sequence[Learnt]", theirs: "Sequence[Learnt]", targe
     for name, side, times in zip(("DTL", row.peer_name), (ours, theirs), seconds, strict=True):
         if None in times:
             lengths = " and ".join(f"{steps:,}" for steps in side[0].steps)
-            return skipped(row, f"the loss of {name} does not fall between {lengths} steps: too short to compare")
+            return skipped(row, f"{name}: losses after {lengths} steps tell no time to a loss of {target:.3f}")
     mine, peers = ([each for each in times if each is not None] for times in seconds)
     note = f"to a loss of {target:.3f}; {_in_words(ours)}; the peer {_in_words(theirs)}, one thread"
     return compared(replace(row, note=note), (mine, peers))

@@ -54,6 +54,7 @@ class Learnt:
     bits: dict[str, float] = field(default_factory=dict)  # bits per byte of the last model, decoded with these weights
 
 
+MAX_DECODED = 16  # sequences decoded token by token
 Losses = Callable[[Tensor, Tensor], Tensor]  # ids and targets, (b, t), to the mean loss, shape ()
 Update = Callable[[float], None]  # given the fraction of the training that is done, follows `backward`
 
@@ -92,15 +93,15 @@ def _with_dtl(work: Learning, config: RunConfig, device: torch.device, length: f
             break
         report.loss.item()  # waits for the device
         spent += clock() - began
-    rows = parts.data.validation
+    rows, most = parts.data.validation, config.trainer.eval_max_batches
     assert rows is not None
-    loss = evaluate(parts.model, rows, config.micro_batch_size, config.trainer.eval_max_batches).loss
+    loss = evaluate(parts.model, rows, config.micro_batch_size, most).loss
     done = _added(before, parts.model, int(length), spent, loss)
     if length == work.lengths["dtl"][-1] and device.type == "cpu":
-        token_bytes = count_token_bytes(parts.tokenizer)
-        for weights in ("fp32", "fp16", "int8"):
+        token_bytes, n_rows = count_token_bytes(parts.tokenizer), min(MAX_DECODED, most or MAX_DECODED)
+        for weights in ("fp32", "int8"):
             try:
-                done.bits[weights] = decoded_bits_per_byte(parts.model, rows, token_bytes, weights)
+                done.bits[weights] = decoded_bits_per_byte(parts.model, rows, token_bytes, weights, n_rows)
             except ConfigError:  # this processor has no such kernel
                 continue
     return done
