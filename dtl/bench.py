@@ -65,8 +65,8 @@ skipped.
 
 suite=startup: first_step (time from the start of a process to its first step, by parts), outside_wiki, outside_qa (the
 part of the processor's time that a run of 300 steps with the defaults spends outside of its steps, without the
-evaluation at the end: the ratio is the part allowed by the part measured; quick=true takes fewer steps with as many
-evaluations, and counts each for its share of 300).
+evaluation at the end: the ratio is the part allowed by the part measured; quick=true takes fewer steps and evaluations,
+and multiplies their times).
 """,
 )
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def _parts(place: Workplace, run: Sequence[str], total: float) -> str:
 
     def seconds(*arguments: str) -> float:
         measured = []
-        for _ in range(place.settings.rounds):
+        for _ in range(1 if place.settings.quick else place.settings.rounds):
             began = time.perf_counter()
             run_program([sys.executable, *arguments], place.folder, " ".join(arguments[:2]))
             measured.append(time.perf_counter() - began)
@@ -178,9 +179,10 @@ def _until(done: Callable[[], bool], command: Sequence[str], folder: Path) -> No
 # --- outside of steps ---------------------------------------------------------------------------------------------
 
 RUN_STEPS = 300
-QUICK_STEPS = {"wiki": 12, "qa": 36}
+QUICK_STEPS = {"wiki": 6, "qa": 12}
 MAX_OUTSIDE = {"wiki": 0.05, "qa": 0.10}
-EVALUATIONS = {"wiki": 1, "qa": 9}  # in 300 steps with the defaults; a quick run has as many in its fewer steps
+EVALUATIONS = {"wiki": 1, "qa": 9}  # in 300 steps with the defaults
+QUICK_EVALUATIONS = {"wiki": 1, "qa": 3}
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,7 @@ class TimedRun:
     words: list[str]  # of dtl.train
     folder: str
     seed: int
+    report: bool  # evaluate the best checkpoint at the end
 
 
 @dataclass(frozen=True)
@@ -198,8 +201,10 @@ class Spent:
 
     total: float
     in_steps: float
-    in_report: float  # the evaluation at the end
+    in_evaluations: float  # while it trains, with what is saved and sampled then
+    in_report: float  # the evaluation of the best checkpoint at the end
     steps: int
+    evaluations: int
 
 
 def outside(place: Workplace, data: str) -> Iterator[Row]:
@@ -220,30 +225,35 @@ def outside(place: Workplace, data: str) -> Iterator[Row]:
     words += ["trainer.early_stopping_patience=null", f"data.cache_dir={quoted(str(place.folder / 'cache'))}"]
     words += [*TINY, "tokenizer=bpe", "tracker=local"] if settings.tiny else []
     if data == "wiki":
-        articles = settings.wiki or made_articles_file(place, 100_000 if settings.tiny else 2_000_000)
+        articles = settings.wiki or made_articles_file(place, 100_000 if settings.tiny else 1_000_000)
         words.append(f"data.path={quoted(str(Path(articles).expanduser().absolute()))}")
-    if n_steps < RUN_STEPS:
-        words.append(f"trainer.eval_every_steps={max(1, n_steps // EVALUATIONS[data])}")
-    spent = [_spent(place, words, number) for number in range(settings.rounds)]
-    fractions = [fraction_outside(each) for each in spent]
-    note = (
-        f"{statistics.median(each.in_steps / each.steps for each in spent):.2f} s a step, one thread; the evaluation "
-    )
-    note += f"at the end, {statistics.median(each.in_report for each in spent):.1f} s, does not count"
-    if n_steps < RUN_STEPS:
-        note += f"; from {n_steps} steps and as many evaluations as {RUN_STEPS} have"
+    whole = n_steps == RUN_STEPS
+    words += [] if whole else [f"trainer.eval_every_steps={n_steps // QUICK_EVALUATIONS[data]}"]
+    spent = [_spent(place, words, number, whole) for number in range(settings.rounds)]
+    fractions = [fraction_outside(each, each.evaluations if whole else EVALUATIONS[data]) for each in spent]
+    note = f"{statistics.median(each.in_steps / each.steps for each in spent):.2f} s a step, one thread; "
+    if whole:
+        note += (
+            f"the evaluation at the end, {statistics.median(each.in_report for each in spent):.1f} s, does not count"
+        )
+    else:
+        note += f"from {n_steps} steps and {spent[0].evaluations} of {EVALUATIONS[data]} evaluations"
     ratio = ratio_of([most / fraction for fraction in fractions])
     yield replace(row, ours=statistics.median(fractions), ratio=ratio, rounds=len(fractions), note=note)
 
 
-def fraction_outside(spent: Spent) -> float:
-    """Return the part outside of steps, had the run 300 of them; the evaluation at the end belongs to neither."""
-    other = spent.total - spent.in_steps - spent.in_report
+def fraction_outside(spent: Spent, evaluations: int) -> float:
+    """Return the part outside of steps, had the run 300 of them and these evaluations while it trains.
+
+    The evaluation at the end belongs to neither part.
+    """
+    once = spent.total - spent.in_steps - spent.in_evaluations - spent.in_report
+    other = once + spent.in_evaluations * evaluations / max(1, spent.evaluations)
     return other / (other + spent.in_steps * RUN_STEPS / spent.steps)
 
 
-def _spent(place: Workplace, words: list[str], number: int) -> Spent:
-    work = TimedRun(words, str(place.folder / f"outside-{number}"), place.settings.seed + number)
+def _spent(place: Workplace, words: list[str], number: int, report: bool) -> Spent:
+    work = TimedRun(words, str(place.folder / f"outside-{number}"), place.settings.seed + number, report)
     return run_side(__name__, work, Spent, f"{words[0]}: the run failed")
 
 
@@ -258,33 +268,43 @@ def timed_run(work: TimedRun) -> Spent:
     from dtl.runner.session import Session
     from dtl.training.trainer import Trainer
 
-    spent = {"steps": 0.0, "report": 0.0}
-    steps_of, report_of = Trainer.steps, Session.final_report
+    spent, evaluated = {"steps": 0.0, "evaluations": 0.0, "report": 0.0}, [0]
+    steps_of, evaluation_of, report_of = Trainer.steps, Session.evaluate, Session.final_report
+
+    @contextmanager
+    def counted(what: str) -> Iterator[None]:
+        began = time.process_time()
+        try:
+            yield
+        finally:
+            spent[what] += time.process_time() - began
 
     def steps(self: Trainer) -> Iterator[Any]:
-        reports = steps_of(self)
+        reports, report = steps_of(self), None
         while True:
-            began = time.process_time()
-            report = next(reports, None)
-            spent["steps"] += time.process_time() - began
+            with counted("steps"):
+                report = next(reports, None)
             if report is None:
                 return
             yield report
 
-    def final_report(self: Session) -> Any:
-        began = time.process_time()
-        try:
-            return report_of(self)
-        finally:
-            spent["report"] += time.process_time() - began
+    def evaluate(self: Session) -> bool:
+        evaluated[0] += 1
+        with counted("evaluations"):
+            return evaluation_of(self)
 
-    Trainer.steps, Session.final_report = steps, final_report
+    def final_report(self: Session) -> Any:
+        with counted("report"):
+            return report_of(self) if work.report else None
+
+    Trainer.steps, Session.evaluate, Session.final_report = steps, evaluate, final_report
     config = replace(compose(*work.words), seed=work.seed)
     train(config, work.folder, Origin(overrides=work.words))
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     total = time.process_time() + children.ru_utime + children.ru_stime
     assert config.trainer.total_steps is not None
-    return Spent(total, spent["steps"], spent["report"], config.trainer.total_steps)
+    times = total, spent["steps"], spent["evaluations"], spent["report"]
+    return Spent(*times, config.trainer.total_steps, evaluated[0])
 
 
 if __name__ == "__main__":

@@ -39,8 +39,10 @@ def test_without_the_peers_library_the_row_says_how_to_get_it(tmp_path, monkeypa
 
 
 def test_the_part_outside_of_steps_is_that_of_a_run_of_300():
-    assert startup.fraction_outside(Spent(total=17, in_steps=12, in_report=2, steps=300)) == pytest.approx(0.2)
-    assert startup.fraction_outside(Spent(total=5, in_steps=2, in_report=0, steps=50)) == pytest.approx(0.2)
+    whole = Spent(total=17, in_steps=12, in_evaluations=2, in_report=2, steps=300, evaluations=9)
+    quick = Spent(total=5, in_steps=2, in_evaluations=1, in_report=0, steps=50, evaluations=3)
+    assert startup.fraction_outside(whole, 9) == pytest.approx(0.2)
+    assert startup.fraction_outside(quick, 9) == pytest.approx(5 / 17)
 
 
 def test_its_row_is_the_part_allowed_by_the_part_measured(tmp_path, monkeypatch):
@@ -48,7 +50,7 @@ def test_its_row_is_the_part_allowed_by_the_part_measured(tmp_path, monkeypatch)
 
     def run(module, work, done, failed):
         ran.append(work)
-        return Spent(total=100 + len(ran), in_steps=90.0, in_report=5.0, steps=300)
+        return Spent(100 + len(ran), in_steps=90.0, in_evaluations=1.0, in_report=5.0, steps=300, evaluations=9)
 
     monkeypatch.setattr(startup, "run_side", run)
     settings = BenchConfig(suite="startup", rounds=3, seed=5)
@@ -58,8 +60,8 @@ def test_its_row_is_the_part_allowed_by_the_part_measured(tmp_path, monkeypatch)
     assert "trainer.total_steps=300" in ran[0].words and not [word for word in ran[0].words if "eval_every" in word]
     assert [work.seed for work in ran] == [5, 6, 7] and len({work.folder for work in ran}) == 3
     (row,) = startup.outside(Workplace(replace(settings, quick=True), tmp_path), "wiki")
-    assert (row.name, row.peer) == ("outside_wiki", 0.05) and "from 12 steps" in row.note
-    assert "trainer.eval_every_steps=12" in ran[-1].words
+    assert (row.name, row.peer) == ("outside_wiki", 0.05) and "from 6 steps and 9 of 1 evaluations" in row.note
+    assert "trainer.eval_every_steps=6" in ran[-1].words and ran[0].report and not ran[-1].report
 
 
 def test_without_a_vocabulary_it_is_skipped(tmp_path, monkeypatch):
