@@ -27,21 +27,29 @@ Measure on an idle machine.
   python -m dtl.bench suite=step quick=true     three minutes at most
   python -m dtl.bench suite=all quick=true      every suite, one by one
   python -m dtl.bench wiki=FOLDER dump=FILE.xml.bz2   on your own text
+  python -m dtl.bench suite=learn data.path=tinyshakespeare.txt wiki=FOLDER
   python -m dtl.bench rows=[tokenising,waste] rounds=9
   python -m dtl.bench full=true out=data.json   long ones too, in a file
 
-Suites: data, generation, memory, questions, search, startup, step, all.
+Suites: generate, learn, memory, questions, search, startup, step, text, all.
 """,
     details="""\
 The sides of a comparison run in this process or in identical processes, so that other load slows both. A ratio is the
 median of the rounds, with the minimum and maximum below it. The row of a peer that is not installed shows how to
 install it.
 
-suite=data: tokenising, dump (to prose), dump_memory (long: some 300 MB), loader, waste (of padding).
+suite=text: tokenising, encode_bpe (DTL's encoder compared with tokenizers', each a process of its own), dump (to
+prose, compared with mwparserfromhell and gensim), dump_memory (long: some 300 MB), loader, waste (of padding).
 
-suite=generation: modern, classic (continuing a text, compared with Hugging Face's generate on the same random
+suite=generate: modern, classic (continuing a text, compared with Hugging Face's generate on the same random
 weights; fails when the two generate different tokens); generate, batch8 (as chat and generate compute, one and eight
 texts, compared with Hugging Face and llama.cpp, each side a process of its own).
+
+suite=learn: characters (time to the loss of nanoGPT's published configuration, compared with it, with a better learning
+rate and with modded-nanogpt's recipe; of data.path), articles (time to the loss that Hugging Face's model reaches in
+five minutes; of wiki). Each side trains two lengths with complete schedules in a process of its own on one thread, and
+the time to the loss lies on the line through both, over the logarithm of time. A round is a seed: half an hour each.
+quick=true and synthetic text show that everything runs, not how fast a recipe learns.
 
 suite=questions: qa_full (answers to unseen paraphrases after five minutes of training, compared with Hugging Face's
 GPT-2 after the same time; a round is a seed, twelve minutes each on two cores).
@@ -55,7 +63,10 @@ those of the processor. suite=memory: bf16 (peak memory of that process).
 out=FILE has every row, and under "ratios" by name of the row: ratio (> 1: DTL is better), low, high, n, goal, reached,
 skipped.
 
-suite=startup: first_step (time from the start of a process to its first step, by parts).
+suite=startup: first_step (time from the start of a process to its first step, by parts), outside_wiki, outside_qa (the
+part of the processor's time that a run of 300 steps with the defaults spends outside of its steps, without the
+evaluation at the end: the ratio is the part allowed by the part measured; quick=true takes fewer steps and evaluations,
+and multiplies their times).
 """,
 )
 

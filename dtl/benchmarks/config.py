@@ -11,13 +11,14 @@ from dtl.registry import Registry
 SUITES: Registry = Registry(
     "suite",
     {
-        "data": "dtl.benchmarks.data",
-        "generation": "dtl.benchmarks.generation",
+        "generate": "dtl.benchmarks.generate",
+        "learn": "dtl.benchmarks.learn",
         "memory": "dtl.benchmarks.step",
         "questions": "dtl.benchmarks.questions",
         "search": "dtl.benchmarks.search",
         "startup": "dtl.benchmarks.startup",
         "step": "dtl.benchmarks.step",
+        "text": "dtl.benchmarks.text",
     },
 )
 
@@ -28,7 +29,7 @@ QUICK_ROUNDS = 2
 
 @dataclass
 class GenerationSuiteConfig:
-    """Model and sizes of suite=generation. tiny=true uses sizes of its own, except batch_size."""
+    """Model and sizes of suite=generate. tiny=true uses sizes of its own, except batch_size."""
 
     model: str = "qa"  # name of a file under conf/model: the size; its weights are random, its head untied
     batch_size: int = 1  # prompts continued together
@@ -48,23 +49,31 @@ class GenerationSuiteConfig:
 
 
 @dataclass
+class TextConfig:
+    """Text to learn."""
+
+    path: str | None = None  # for suite=learn: a text whose characters are learnt, such as tinyshakespeare.txt
+
+
+@dataclass
 class BenchConfig:
     """Settings of `python -m dtl.bench`."""
 
-    suite: str = "data"  # registered name: see dtl.bench --help, all (one after the other), or your own
+    suite: str = "text"  # registered name: see dtl.bench --help, all (one after the other), or your own
     rows: list[str] = field(default_factory=list)  # measurements, such as [waste, loader]; [] = all but the long ones
     full: bool = False  # the long measurements too, some minutes each
     quick: bool = False  # two rounds of fewer steps: three minutes a suite at most, with wider ranges
     tiny: bool = False  # little input, small models: tests in seconds that it runs; its speeds mean nothing
     rounds: int = 3  # measurements of both sides, in turns
-    wiki: str | None = None  # for suite=data: text of Wikipedia as data=wiki reads it, file or folder; null = synthetic
-    dump: str | None = None  # for suite=data: a MediaWiki dump, .xml or .xml.bz2; null = a synthetic one
+    wiki: str | None = None  # text of Wikipedia as data=wiki reads it, file or folder; null = synthetic
+    dump: str | None = None  # for suite=text: a MediaWiki dump, .xml or .xml.bz2; null = a synthetic one
     device: str = "auto"  # of models: auto (CUDA, MPS, CPU) | cpu | cuda | cuda:1 | mps
     seed: int = 1337  # of synthetic text, prompts, weights, order of the training sequences
     out: str | None = None  # new JSON file for all results
     plugins: list[str] = field(default_factory=list)  # modules that register suites of your own
     debug: bool = False  # show tracebacks
-    generation: GenerationSuiteConfig = field(default_factory=GenerationSuiteConfig)  # for suite=generation
+    data: TextConfig = field(default_factory=TextConfig)
+    generation: GenerationSuiteConfig = field(default_factory=GenerationSuiteConfig)  # for suite=generate
 
     def of_each_suite(self) -> "list[BenchConfig]":
         """Return the settings of each suite that is asked for: one, or all of DTL's own; quick=true has two rounds."""
@@ -81,8 +90,7 @@ class BenchConfig:
         self.generation.validate()
         check_range(self, "", rounds=(1, MANY))
         check_seed(self.seed)
-        for key in ("wiki", "dump"):
-            given = getattr(self, key)
+        for key, given in {"wiki": self.wiki, "dump": self.dump, "data.path": self.data.path}.items():
             if given is not None and not Path(given).expanduser().exists():
                 raise ConfigError(f"{key}={given}: there is no such file or folder. Omit it to use synthetic text.")
         if self.dump is not None and Path(self.dump).expanduser().is_dir():

@@ -125,11 +125,16 @@ def as_json(
 
 
 def _ratio(row: Row) -> dict[str, Any]:
-    """The median of the rounds with its range; the goal as shown."""
-    ratio, goal = row.ratio, row.goal
-    found = {"ratio": None, "low": None, "high": None}
+    """The median of the rounds with its range, above 1 where DTL is better, and the goal as shown.
+
+    A percentage, ours of the peer's, is turned round: a loader of a hundredth of a step is 100 times as fast as it.
+    """
+    ratio, goal, words = row.ratio, row.goal, row.goal and row.goal.words
+    found: dict[str, float | None] = {"ratio": None, "low": None, "high": None}
     if ratio is not None:
         found = {"ratio": ratio.median, "low": ratio.least, "high": ratio.most}
-    return found | {
-        "n": row.rounds, "goal": goal and goal.words, "reached": row.reached, "skipped": row.skipped
-    }  # fmt: skip
+        if ratio.unit == PERCENT:
+            values = (ratio.median, ratio.most, ratio.least)
+            found = {name: 1 / value if value else None for name, value in zip(found, values, strict=True)}
+            words = f">= {1 / goal.bound:g} x" if goal is not None else None
+    return found | {"n": row.rounds, "goal": words, "reached": row.reached, "skipped": row.skipped}

@@ -84,16 +84,17 @@ def asha(place: Workplace) -> Iterator[Row]:
 
 def n_trials(place: Workplace) -> int:
     """Return the number of trials of a search."""
-    return 5 if place.settings.tiny else 30
+    return 5 if place.settings.tiny else 6 if place.settings.quick else 30
 
 
 def searched(place: Workplace, text: Path, number: int, pruner: str) -> Outcome:
     """Run a search by its command. Raises DTLError with the end of its output when it fails."""
     folder = place.folder / f"{number}-{pruner}"
     folder.mkdir()
-    steps = EVALUATIONS if place.settings.tiny else 15 * EVALUATIONS
+    few = place.settings.tiny or place.settings.quick
+    steps = EVALUATIONS if few else 15 * EVALUATIONS
     seed = place.settings.seed + 100 * number  # the winner is confirmed with those that follow
-    confirm = 0 if pruner != "none" else 2 if place.settings.tiny else CONFIRMATIONS
+    confirm = 0 if pruner != "none" else 2 if few else CONFIRMATIONS
     command = train_command(
         *("-m", "hydra/sweeper=dtl_optuna", *SPACE, *SMALL, f"data.path={quoted(str(text))}"),
         *(f"data.cache_dir={quoted(str(place.folder / 'cache'))}", f"hydra.sweep.dir={quoted(str(folder))}"),

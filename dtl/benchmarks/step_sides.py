@@ -14,15 +14,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dtl.base.runtime import autocast, choose_device, seed_everything
+from dtl.base.runtime import DTYPES, autocast, choose_device, seed_everything
 from dtl.model.config import ModelConfig
 from dtl.model.presets import load_preset
+
+if TYPE_CHECKING:
+    from dtl.data.batches import Batch, PackedSequences
+    from dtl.training.trainer import StepReport
 
 
 @dataclass(frozen=True)
@@ -82,37 +86,54 @@ def timed(work: Work) -> Timed:
 
 def dtl(work: Work, device: torch.device) -> Step:
     """Steps of DTL's own trainer on packed sequences, with the head, the kernels and the optimizer of a run."""
-    from dtl.data.batches import Batch, TrainingData
-    from dtl.model.kernel_choice import KernelContext, choose_kernel
-    from dtl.model.transformer import TransformerLM
-    from dtl.training.config import OptimizerConfig, ScheduleConfig, TrainerConfig
-    from dtl.training.optimizer import build_optimizers
-    from dtl.training.trainer import Trainer
+    n_targets = [0]
 
-    model = TransformerLM(model_config(work), work.vocab_size).to(device)
-    data = TrainingData({"made": sequences(work)}, {"made": 1.0})
-    dtype = torch.bfloat16 if work.precision == "bf16" else torch.float32
-    documents_bt = data.batch(range(work.rows)).to(device).documents
-    model.document_kernel = choose_kernel(model.config, KernelContext(documents_bt, dtype, False, False, None)).name
-    n_steps, n_targets = work.steps + 1, [0]
+    def count(batches: "list[Batch]", seconds: float) -> None:
+        n_targets[0] = sum(batch.n_targets for batch in batches)
 
-    class Counted(Trainer):
-        def next_batches(self) -> list[Batch]:
-            batches = super().next_batches()
-            n_targets[0] = sum(batch.n_targets for batch in batches)
-            return batches
-
-    reports = Counted(
-        model, build_optimizers(model, OptimizerConfig(lr=LEARNING_RATE)), data, TrainerConfig(), ScheduleConfig(),
-        seed=work.seed, micro_batch_size=work.rows, grad_accum_steps=1, horizon=n_steps, last_step=n_steps,
-        precision=work.precision,
-    ).steps()  # fmt: skip
+    model = model_config(work), work.vocab_size
+    reports = steps_on(
+        sequences(work), *model, device, work.precision, work.seed, work.rows, n_steps=work.steps + 1, loaded=count
+    )
 
     def step() -> tuple[Tensor, int]:
         loss = next(reports).loss
         return loss, n_targets[0]
 
     return step
+
+
+def steps_on(
+    made: "PackedSequences", config: ModelConfig, vocab_size: int, device: torch.device, precision: str, seed: int,
+    rows: int, n_steps: int, loaded: "Callable[[list[Batch], float], None]",
+) -> "Iterator[StepReport]":  # fmt: skip
+    """Return the steps of DTL's trainer with a new model on these sequences, `rows` a step.
+
+    `loaded` is called with the batches of each step, and the seconds that it took to load them.
+    """
+    from dtl.data.batches import TrainingData
+    from dtl.model.kernel_choice import KernelContext, choose_kernel
+    from dtl.model.transformer import TransformerLM
+    from dtl.training.config import OptimizerConfig, ScheduleConfig, TrainerConfig
+    from dtl.training.optimizer import build_optimizers
+    from dtl.training.trainer import Trainer
+
+    class Watched(Trainer):
+        def next_batches(self) -> "list[Batch]":
+            began = time.perf_counter()
+            batches = super().next_batches()
+            loaded(batches, time.perf_counter() - began)
+            return batches
+
+    model = TransformerLM(config, vocab_size).to(device)
+    data = TrainingData({"made": made}, {"made": 1.0})
+    documents_bt = data.batch(range(rows)).to(device).documents
+    context = KernelContext(documents_bt, DTYPES[precision], False, False, None)
+    model.document_kernel = choose_kernel(model.config, context).name
+    return Watched(
+        model, build_optimizers(model, OptimizerConfig(lr=LEARNING_RATE)), data, TrainerConfig(), ScheduleConfig(),
+        seed=seed, micro_batch_size=rows, grad_accum_steps=1, horizon=n_steps, last_step=n_steps, precision=precision,
+    ).steps()  # fmt: skip
 
 
 def model_config(work: Work) -> ModelConfig:
@@ -205,18 +226,18 @@ def nanogpt(work: Work, device: torch.device) -> Step:
     return bare_loop(work, device, model, lambda ids, labels: model(ids, labels), fused=device.type == "cuda")
 
 
-def hf_model(work: Work, device: torch.device) -> Any:
+def hf_twin(config: ModelConfig, vocab_size: int) -> Any:
     """Hugging Face's model of the same architecture and shape."""
     from dtl.model.hf import hf_config
 
-    config = hf_config(model_config(work), work.vocab_size, eos_id=0, bos_id=0, pad_id=0)
+    settings = hf_config(config, vocab_size, eos_id=0, bos_id=0, pad_id=0)
     transformers = importlib.import_module("transformers")
-    return transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**config)).to(device)
+    return transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**settings))
 
 
 def hf_text(work: Work, device: torch.device) -> Step:
     """Steps of Hugging Face's model of the same architecture in the same bare loop, its AdamW fused."""
-    model = hf_model(work, device)
+    model = hf_twin(model_config(work), work.vocab_size).to(device)
 
     def loss_of(ids_bt: Tensor, targets_bt: Tensor) -> Tensor:
         return F.cross_entropy(model(input_ids=ids_bt).logits.flatten(0, 1), targets_bt.flatten())
@@ -243,7 +264,7 @@ def bare_loop(
 
 def hf_pairs(work: Work, device: torch.device) -> Step:
     """Steps of Hugging Face's model on padded pairs, the answers as labels, as its users train it."""
-    model = hf_model(work, device)
+    model = hf_twin(model_config(work), work.vocab_size).to(device)
     update = _updates(model, fused=True)
     model.train()
     pairs = pairs_of(work)

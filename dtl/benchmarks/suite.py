@@ -95,6 +95,14 @@ def made_file(place: Workplace, n_characters: int) -> Path:
     return file
 
 
+def made_articles_file(place: Workplace, n_characters: int) -> Path:
+    """Write synthetic articles as data=wiki reads them, for data.path."""
+    file = place.folder / "made.jsonl"
+    articles = made_articles(n_characters, place.settings.seed)
+    file.write_text("".join(json.dumps({"title": title, "text": text}) + "\n" for title, text in articles))
+    return file
+
+
 def text_name(place: Workplace) -> str:
     """Return a few words about the text of `documents`."""
     return "synthetic text" if place.settings.wiki is None else f"text of {place.settings.wiki}"
@@ -111,6 +119,7 @@ def dump(place: Workplace, n_characters: int) -> Path:
 
 # --- programs -----------------------------------------------------------------------------------------------------
 
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 MAX_CHARACTERS = 2000  # of the output of a failed program
 
 
@@ -145,9 +154,7 @@ def run_side(module: str, work: Any, done: type[Done], failed: str) -> Done:
     if hasattr(os, "sched_getaffinity") and shutil.which("taskset"):
         on_one_core = ["taskset", "-c", str(max(os.sched_getaffinity(0)))]
     command = [*on_one_core, sys.executable, "-m", module, json.dumps(asdict(work))]
-    ended = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | ONE_THREAD)
     if ended.returncode:
         raise DTLError(f"{failed}: {ended.stderr.strip()[-MAX_CHARACTERS:]}")
     return done(**json.loads(ended.stdout.splitlines()[-1]))

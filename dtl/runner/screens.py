@@ -7,11 +7,13 @@ from datetime import datetime
 from itertools import chain
 from pathlib import Path
 
+from torch.autograd.profiler_util import FunctionEventAvg
+
 from dtl.base.display import Display, aligned, command_line, shown
 from dtl.base.redaction import redact
 from dtl.base.runtime import cpu_has_bf16, device_name, nvidia_without_cuda
 from dtl.base.safe_text import visible
-from dtl.base.units import in_epochs, in_percent, in_time, in_units, number_of
+from dtl.base.units import in_epochs, in_percent, in_time, in_unit, in_units, number_of
 from dtl.checkpoints.listing import list_checkpoints
 from dtl.data.prepare import PreparedData
 from dtl.data.text_report import PREVIEW, with_short_origins
@@ -286,3 +288,27 @@ def show_end(
         rows.append((use, command_line(use, f"ckpt={folder}")))
         rows += [("evaluate", command_line("evaluate", f"ckpt={folder}"))] if report else []
     display.screen(f"\n{ended.capitalize()}", rows)
+
+
+PROFILED_OPERATORS = 15
+
+
+def show_profile(display: Display, averages: Iterable[FunctionEventAvg], trace: Path) -> None:
+    """Show where the profiled steps spent their time: operators by their own time, without those that they call."""
+    operators = [event for event in averages if not str(event.key).startswith("ProfilerStep")]
+    on_device = any(event.self_device_time_total for event in operators)
+
+    def seconds(event: FunctionEventAvg) -> float:
+        return (event.self_device_time_total if on_device else event.self_cpu_time_total) / 1e6
+
+    total = sum(map(seconds, operators))
+    operators.sort(key=seconds, reverse=True)
+    where = "the device" if on_device else "the processor"
+    display.print(f"Steps 3 to 5 spent {total:.2f} s on {where}; the trace: {shown(trace)}")
+    rows = [
+        (in_unit(seconds(event), "s"), f"{in_percent(seconds(event) / total)} %", f"{event.count:,}", str(event.key))
+        for event in operators[:PROFILED_OPERATORS]
+        if seconds(event)  # then there is a total
+    ]
+    for line in aligned([("self", "fraction", "calls", "operator"), *rows]):
+        display.print(line)

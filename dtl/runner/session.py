@@ -24,6 +24,7 @@ from dtl.evaluation.measure import Report
 from dtl.generation.conversation import continuations, prompts_of
 from dtl.run_dir.state import resume_command
 from dtl.runner.build import Parts
+from dtl.runner.screens import show_profile
 from dtl.tracking.metrics import read_metrics
 from dtl.tracking.tracker import State, Tracker
 from dtl.training.evaluate import evaluate
@@ -143,10 +144,15 @@ class Session:
         return "running"
 
     def _profiler(self) -> torch.profiler.profile:
-        """Start a profiler of steps 3 to 5 of this session, for chrome://tracing or Perfetto; the first two warm up."""
+        """Start a profiler of steps 3 to 5 of this session, for chrome://tracing or Perfetto; the first two warm up.
+
+        Its table of operators is shown after step 5.
+        """
 
         def write(finished: torch.profiler.profile) -> None:
-            finished.export_chrome_trace(str(self.run_dir / "profile.json"))
+            trace = self.run_dir / "profile.json"
+            finished.export_chrome_trace(str(trace))
+            show_profile(self.display, finished.key_averages(), trace)
 
         profiler = torch.profiler.profile(
             schedule=torch.profiler.schedule(wait=1, warmup=1, active=3, repeat=1), on_trace_ready=write

@@ -135,7 +135,7 @@ class TrainerConfig:
     log_every_steps: int = 10  # optimizer steps between progress lines and tracker rows
     step_fields: list[str] = field(default_factory=list)  # additional, in metrics.jsonl: block_grad_norms | your own
     sample_every_evals: int = 1  # evaluations between sampled texts; 0 = none
-    profile: bool = False  # write a torch profiler trace of steps 3 to 5 to profile.json
+    profile: bool = False  # show the slowest operators of steps 3 to 5; torch's trace of them in profile.json
 
     def validate(self) -> None:
         """Raises ConfigError for a loop that cannot run."""

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from dtl.base.units import in_unit
-from dtl.benchmarks.config import BenchConfig, GenerationSuiteConfig
+from dtl.benchmarks.config import BenchConfig, GenerationSuiteConfig, TextConfig
 from dtl.benchmarks.measuring import (
     PERCENT,
     MissingPeerError,
@@ -126,6 +126,10 @@ def test_everything_shown_is_written_too():
     assert [row["reached"] for row in written["rows"]] == [False, True, True, None]
     assert written["rows"][0]["ratio"] == {"median": 2.5, "least": 2.25, "most": 2.75, "unit": "x"}
     assert written["rows"][3]["skipped"].startswith("install gensim")
+    # Above 1 DTL is better, also where the table has its part of the peer's: less is better there.
+    of_share = {"ratio": 5000, "low": 1 / 0.0003, "high": 10_000, "n": 3, "goal": ">= 100 x"}
+    assert written["ratios"]["share"] == pytest.approx(of_share | {"reached": True, "skipped": None})
+    assert written["ratios"]["fast"]["goal"] == ">= 3 x" and written["ratios"]["gone"]["ratio"] is None
     assert (written["settings"]["rounds"], written["machine"]["cores"] >= 1) == (5, True)
     assert {"python", "dtl", "torch"} <= set(written["versions"])
 
@@ -177,6 +181,7 @@ def test_an_unknown_measurement_is_refused():
         ({"rounds": 0}, "rounds=0: must be at least 1"),
         ({"seed": -1}, "seed=-1"),
         ({"wiki": "nowhere"}, "wiki=nowhere: there is no such file"),
+        ({"data": TextConfig("nowhere.txt")}, r"data\.path=nowhere\.txt: there is no such file"),
         ({"dump": "."}, r"dump=\.: is a folder"),
         ({"out": "nowhere/a.json"}, "there is no folder nowhere"),
         ({"out": "."}, "exists already"),

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from dtl.benchmarks.config import SUITES, BenchConfig
-from dtl.benchmarks.gpt2_peer import GPT2Peer
+from dtl.benchmarks.questions import GPT2Peer
 from dtl.benchmarks.suite import Workplace
 from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
 from dtl.data.prepare import PreparedData, prepare_data

@@ -7,12 +7,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tiny_runs import outcome, result, start, steps_kept, tiny_config, write_pairs
 
-from dtl.base.display import lasting_display, say
+from dtl.base.display import lasting_display, say, shown
 from dtl.base.safe_text import SafeStream
+from dtl.runner.screens import PROFILED_OPERATORS, show_profile
 
 
 class Dying(io.StringIO):
@@ -72,6 +75,31 @@ def test_a_message_that_nobody_can_read_is_no_error(monkeypatch: pytest.MonkeyPa
     for stream in (Dying(ERRORS["no reader"], 0), closed, None):
         monkeypatch.setattr(sys, "stderr", stream)
         say("Stopped.")
+
+
+@pytest.mark.parametrize("device", [0, 1])
+def test_a_profile_ends_in_its_slowest_operators(
+    device: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By their own time, of the device where it has any, of the processor elsewhere."""
+
+    def event(key: str, on_cpu: float, on_device: float, count: int) -> Any:
+        return SimpleNamespace(
+            key=key, self_cpu_time_total=on_cpu, self_device_time_total=on_device * device, count=count
+        )  # fmt: skip
+
+    events = [event("ProfilerStep#3", 9e6, 0, 1), event("aten::mm", 1.5e6, 1e6, 1234), event("aten::add", 5e5, 3e6, 7)]
+    events += [event(f"aten::small{n}", 1, 1, 1) for n in range(29)]
+    with lasting_display() as display:
+        show_profile(display, events, tmp_path / "profile.json")
+    first, head, *lines = capsys.readouterr().out.splitlines()
+    where, total = ("the device", "4.00") if device else ("the processor", "2.00")
+    assert first == f"Steps 3 to 5 spent {total} s on {where}; the trace: {shown(tmp_path / 'profile.json')}"
+    assert head.split() == ["self", "fraction", "calls", "operator"] and len(lines) == PROFILED_OPERATORS
+    slowest = ["3.00 s 75 % 7 aten::add", "1.00 s 25 % 1,234 aten::mm"]
+    if not device:
+        slowest = ["1.50 s 75 % 1,234 aten::mm", "0.50 s 25 % 7 aten::add"]
+    assert [" ".join(line.split()) for line in lines[:2]] == slowest
 
 
 @pytest.mark.fault("console", "disk-full-log")

@@ -1,6 +1,6 @@
-"""One side of suite=generation, a program of its own: texts continued greedily by one library, timed on one thread.
+"""One side of suite=generate, a program of its own: texts continued greedily by one library, timed on one thread.
 
-python -m dtl.benchmarks.generation_sides '{"side": "dtl", "batch_size": 1, ...}'
+python -m dtl.benchmarks.generate_sides '{"side": "dtl", "batch_size": 1, ...}'
 
 Prints one line of JSON: seconds, new tokens, the numbers that the matrices hold. On a CPU the seconds are those of the
 processor, which a wait for other programs does not lengthen. All sides have the same random weights and prompts.

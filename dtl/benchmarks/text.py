@@ -1,9 +1,15 @@
-"""suite=data: from raw text to batches, compared with the usual loops without DTL."""
+"""suite=text: from raw text to batches, compared with the usual loops without DTL.
 
+python -m dtl.benchmarks.text '{"side": "dtl", ...}'      is one side of `encode_bpe`, and prints its time
+"""
+
+import hashlib
+import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +32,17 @@ from dtl.benchmarks.measuring import (
     ratio_of,
     skipped,
 )
-from dtl.benchmarks.suite import MEGABYTE, TINY_VOCABULARY, VOCABULARY, Suite, Workplace, documents, text_name
+from dtl.benchmarks.suite import (
+    MEGABYTE,
+    TINY_VOCABULARY,
+    VOCABULARY,
+    Suite,
+    Workplace,
+    documents,
+    in_rotation,
+    run_side,
+    text_name,
+)
 from dtl.data.config import DataConfig, TokenizerConfig
 from dtl.errors import DataError, DTLError
 
@@ -87,6 +103,79 @@ def check_same_ids(ours: np.ndarray, theirs: np.ndarray) -> None:
     )
 
 
+# --- a trained vocabulary -----------------------------------------------------------------------------------------
+
+ENCODED_VOCABULARY = 8192
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A text to encode."""
+
+    side: str  # dtl | tokenizers
+    texts: str  # file, a JSON list
+    tokenizer: str  # folder
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A text that was encoded."""
+
+    seconds: float  # of the processor
+    n_tokens: int
+    ids: str  # their SHA-256
+
+
+def encoding(place: Workplace) -> Iterator[Row]:
+    """Yield one row: a text to the tokens of a BPE trained on it. Raises DTLError when the two give different ids."""
+    from dtl.data.tokenizers.tokenizer import build_tokenizer
+
+    size = TINY_VOCABULARY + 43 if place.settings.tiny else ENCODED_VOCABULARY
+    row = Row(
+        "encode_bpe", f"text to tokens of its own BPE, {size:,} entries, one thread", "MB/s",
+        peer_name="tokenizers' encode_batch_fast", goal=at_least(8),
+    )  # fmt: skip
+    # Enough for the fast encoder, which needs time to be built.
+    texts = [text.text for text in documents(place, 250_000 if place.settings.tiny else TOKENISED_CHARACTERS)]
+    file = place.folder / "texts.json"
+    file.write_text(json.dumps(texts), encoding="utf-8")
+    build_tokenizer(TokenizerConfig("bpe", size), lambda: texts).save(place.folder)
+    work = Encoding("dtl", str(file), str(place.folder))
+    done = in_rotation(work, ["dtl", "tokenizers"], place.settings.rounds, _run_encoding)
+    ours, theirs = done["dtl"], done["tokenizers"]
+    if len({each.ids for each in (*ours, *theirs)}) > 1:
+        raise DTLError(
+            f"encode_bpe: DTL and tokenizers give different ids, {ours[0].n_tokens:,} and {theirs[0].n_tokens:,}. This "
+            "is a bug in one of them: please report it with the versions shown above."
+        )
+    row = replace(row, note=f"the same {ours[0].n_tokens:,} ids")
+    megabytes = sum(len(text.encode()) for text in texts) / MEGABYTE
+    yield compared(row, ([each.seconds for each in ours], [each.seconds for each in theirs]), megabytes)
+
+
+def _run_encoding(work: Encoding) -> Encoded:
+    return run_side(__name__, work, Encoded, f"{work.side}: the text was not encoded")
+
+
+def encoded_by(work: Encoding) -> Encoded:
+    """Encode in this process, timed at the second time: the first call builds what a run builds once."""
+    from dtl.data.tokenizers.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(Path(work.tokenizer))
+    texts: list[str] = json.loads(Path(work.texts).read_text(encoding="utf-8"))
+
+    def theirs(texts: list[str]) -> list[list[int]]:
+        return [one.ids for one in tokenizer.backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    encode = tokenizer.encode_batch if work.side == "dtl" else theirs
+    encode(texts[:1] * (1 + 300_000 // len(texts[0])) if work.side == "dtl" else texts[:1])
+    began = time.process_time()
+    ids = encode(texts)
+    seconds = time.process_time() - began
+    digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
+    return Encoded(seconds, sum(map(len, ids)), digest)
+
+
 # --- the loader ---------------------------------------------------------------------------------------------------
 
 LOADED_SEQ_LEN, SEQUENCES_PER_STEP = 256, 4  # as in trainer=cpu
@@ -131,36 +220,21 @@ def timed_steps(sequences: "PackedSequences", vocab_size: int, place: Workplace)
     import torch
 
     from dtl.base.runtime import choose_device, choose_precision, seed_everything
-    from dtl.data.batches import Batch, TrainingData
+    from dtl.benchmarks.step_sides import steps_on
     from dtl.model.presets import load_preset
-    from dtl.model.transformer import TransformerLM
-    from dtl.training.config import OptimizerConfig, ScheduleConfig, TrainerConfig
-    from dtl.training.optimizer import build_optimizers
-    from dtl.training.trainer import Trainer
 
     loader: list[float] = []
-
-    class Watched(Trainer):
-        def next_batches(self) -> list[Batch]:
-            began = time.perf_counter()
-            batches = super().next_batches()
-            loader.append(time.perf_counter() - began)
-            return batches
-
     seed_everything(place.settings.seed)
     device, _ = choose_device(place.settings.device)
     precision, _ = choose_precision("auto", device)
-    size = {"dim": 32, "n_heads": 2, "n_layers": 2} if place.settings.tiny else {}
-    model = TransformerLM(load_preset("small", **size), vocab_size).to(device)
-    n_steps = place.settings.rounds + 1
-    trainer = Watched(
-        model, build_optimizers(model, OptimizerConfig()), TrainingData({"made": sequences}, {"made": 1.0}),
-        TrainerConfig(), ScheduleConfig(), seed=place.settings.seed, micro_batch_size=SEQUENCES_PER_STEP,
-        grad_accum_steps=1, horizon=n_steps, last_step=n_steps, precision=precision,
+    config = load_preset("small", **({"dim": 32, "n_heads": 2, "n_layers": 2} if place.settings.tiny else {}))
+    reports = steps_on(
+        sequences, config, vocab_size, device, precision, place.settings.seed, SEQUENCES_PER_STEP,
+        n_steps=place.settings.rounds + 1, loaded=lambda batches, seconds: loader.append(seconds),
     )  # fmt: skip
     steps: list[float] = []
     began = time.perf_counter()
-    for report in trainer.steps():
+    for report in reports:
         report.loss.item()  # waits for the loss on the device
         if device.type == "cuda":
             torch.cuda.synchronize()
@@ -219,9 +293,13 @@ def _questions(row: Row, place: Workplace) -> Row:
     return replace(row, ours=packed.wasted, peer=padded.wasted, note=note, rounds=1)
 
 
-SUITES.register("data")(
-    Suite(
-        {"tokenising": tokenising, "dump": dump_reading, "dump_memory": dump_memory, "loader": loading, "waste": waste},
-        long=frozenset({"dump_memory"}),
+if __name__ == "__main__":
+    print(json.dumps(asdict(encoded_by(Encoding(**json.loads(sys.argv[1]))))))
+else:
+    SUITES.register("text")(
+        Suite(
+            {"tokenising": tokenising, "encode_bpe": encoding, "dump": dump_reading, "dump_memory": dump_memory}
+            | {"loader": loading, "waste": waste},
+            long=frozenset({"dump_memory"}),
+        )
     )
-)

@@ -1,4 +1,4 @@
-"""suite=data: each measurement yields its rows, of what their names say. No test requires a speed."""
+"""suite=text: each measurement yields its rows, of what their names say. No test requires a speed."""
 
 import json
 import os
@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dtl.benchmarks import data as tokenising
-from dtl.benchmarks import data as waste_rows
 from dtl.benchmarks import dump as dump_reading
+from dtl.benchmarks import text as tokenising
+from dtl.benchmarks import text as waste_rows
 from dtl.benchmarks.config import SUITES, BenchConfig
-from dtl.benchmarks.data import loading, made_sequences, waste
 from dtl.benchmarks.dump import dump_memory
 from dtl.benchmarks.made_text import made_articles, write_made_dump
 from dtl.benchmarks.measuring import MissingPeerError, Row
 from dtl.benchmarks.suite import Workplace
+from dtl.benchmarks.text import loading, made_sequences, waste
 from dtl.data.wikipedia.dump import read_dump
 from dtl.data.wikipedia.pages import DumpCounts
 from dtl.errors import DataError, DTLError
@@ -34,8 +34,8 @@ def by_name(rows) -> dict[str, Row]:
 
 
 def test_the_suite_is_found_by_its_name():
-    suite = SUITES.get("data")
-    assert list(suite.chosen(BenchConfig())) == ["tokenising", "dump", "loader", "waste"]
+    suite = SUITES.get("text")
+    assert list(suite.chosen(BenchConfig())) == ["tokenising", "encode_bpe", "dump", "loader", "waste"]
     assert "dump_memory" in suite.chosen(BenchConfig(full=True))
 
 
@@ -89,6 +89,24 @@ def test_a_tokenizer_that_is_not_there_is_a_skipped_row(tmp_path, monkeypatch):
     monkeypatch.setattr(tokenising, "peer", missing)
     (row,) = tokenising.tokenising(place(tmp_path))
     assert row.skipped == "install transformers: pip install transformers" and row.reached is None
+
+
+def test_both_sides_encode_in_turns_and_give_the_same_ids(tmp_path, monkeypatch):
+    sides = []
+
+    def run(work: tokenising.Encoding) -> tokenising.Encoded:
+        sides.append(work.side)
+        return tokenising.encoded_by(work)
+
+    monkeypatch.setattr(tokenising, "_run_encoding", run)
+    (row,) = tokenising.encoding(place(tmp_path))
+    assert sides == ["dtl", "tokenizers", "tokenizers", "dtl"]
+    assert (row.name, row.rounds, row.unit) == ("encode_bpe", 2, "MB/s") and row.note.startswith("the same ")
+    assert row.ratio is not None and row.ratio.least > 0
+
+    monkeypatch.setattr(tokenising, "_run_encoding", lambda work: tokenising.Encoded(1.0, 7, work.side))
+    with pytest.raises(DTLError, match="encode_bpe: DTL and tokenizers give different ids, 7 and 7"):
+        list(tokenising.encoding(place(tmp_path)))
 
 
 @pytest.mark.slow  # starts processes
@@ -161,7 +179,7 @@ def test_the_command_shows_and_writes_every_row(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     names = [row["name"] for row in json.loads(out.read_text())["rows"]]
     assert names == [
-        "tokenising", "dump", "dump_gensim", "loader_wiki", "loader_qa", "waste_wiki",
+        "tokenising", "encode_bpe", "dump", "dump_gensim", "loader_wiki", "loader_qa", "waste_wiki",
         "waste_qa",
     ]  # fmt: skip
     assert "cores usable" in done.stdout and "too little input" in done.stdout

@@ -1,4 +1,4 @@
-"""suite=generation: tokens per second, compared with Hugging Face's `generate` and llama.cpp on the same weights.
+"""suite=generate: tokens per second, compared with Hugging Face's `generate` and llama.cpp on the same weights.
 
 `modern` and `classic` generate greedily in fp32, in one process, the same tokens. `generate` and `batch8` compute as
 chat and generate do, each side in a process of its own in each round, on one thread. Weights are random, and the head
@@ -24,8 +24,9 @@ from dtl.benchmarks.suite import (
 from dtl.errors import DTLError
 
 if TYPE_CHECKING:
-    from dtl.benchmarks.generation_sides import Continuing, Texts, Write, Written
+    from dtl.benchmarks.generate_sides import Continuing, Texts, Write, Written
 
+QUICK_TOKENS = 32
 TINY = {"dim": 64, "n_heads": 2, "n_layers": 2}
 PEERS = {"hf": "Hugging Face's generate, fp32", "llamacpp_f16": "llama.cpp, f16"}
 GOALS = {(1, "hf"): 2.5, (1, "llamacpp_f16"): 0.6, (8, "hf"): 2.0, (8, "llamacpp_f16"): 1.1}
@@ -34,7 +35,7 @@ GOALS = {(1, "hf"): 2.5, (1, "llamacpp_f16"): 0.6, (8, "hf"): 2.0, (8, "llamacpp
 def continuing(place: Workplace, arch: str) -> Iterator[Row]:
     """Yield two rows: tokens per second, seconds to the first token. Raises DTLError when the tokens differ."""
     settings = place.settings.generation
-    n_prompt, n_new = (7, 11) if place.settings.tiny else (settings.prompt_tokens, settings.new_tokens)
+    n_prompt, n_new = _lengths(place)
     row = Row(arch, f"continuing a text, {arch}", "tokens/s", peer_name="Hugging Face's generate, the same weights")
     first_row = replace(row, name=f"{arch}_first", what=f"first token of a text, {arch}", unit="s")
     row = replace(row, goal=at_least(1))  # 1.40 was measured (docs/results.md)
@@ -78,7 +79,7 @@ def against_peers(place: Workplace, batch_size: int) -> Iterator[Row]:
         yield skipped(row, missing[side]) if side in missing else _speeds(row, work, results["dtl"], results[side])
 
 
-SUITES.register("generation")(
+SUITES.register("generate")(
     Suite(
         {arch: partial(continuing, arch=arch) for arch in ("modern", "classic")}
         | {"generate": partial(against_peers, batch_size=1), "batch8": partial(against_peers, batch_size=8)}
@@ -86,30 +87,37 @@ SUITES.register("generation")(
 )
 
 
+def _lengths(place: Workplace) -> tuple[int, int]:
+    """Return the tokens of a prompt and the new ones; quick=true has few new ones."""
+    settings = place.settings.generation
+    n_new = min(settings.new_tokens, QUICK_TOKENS) if place.settings.quick else settings.new_tokens
+    return (7, 11) if place.settings.tiny else (settings.prompt_tokens, n_new)
+
+
 def _work(place: Workplace, batch_size: int) -> "Continuing":
-    from dtl.benchmarks.generation_sides import Continuing
+    from dtl.benchmarks.generate_sides import Continuing
 
     settings, tiny = place.settings.generation, place.settings.tiny
+    n_prompt, n_new = _lengths(place)
     return Continuing(
         side="dtl", arch="modern", model=settings.model, size=TINY if tiny else {}, batch_size=batch_size,
-        vocab_size=TINY_VOCABULARY if tiny else VOCABULARY, n_prompt=7 if tiny else settings.prompt_tokens,
-        n_new=11 if tiny else settings.new_tokens, weights="auto", seed=place.settings.seed,
-        device=place.settings.device,
+        vocab_size=TINY_VOCABULARY if tiny else VOCABULARY, n_prompt=n_prompt, n_new=n_new, weights="auto",
+        seed=place.settings.seed, device=place.settings.device,
     )  # fmt: skip
 
 
 def _ask_for(side: str) -> None:
     """Raises MissingPeerError."""
-    from dtl.benchmarks.generation_sides import llama_cpp
+    from dtl.benchmarks.generate_sides import llama_cpp
 
     peer("transformers", "pip install transformers") if side == "hf" else llama_cpp()
 
 
 def _run(work: "Continuing") -> "Written":
     """Continue the texts in a process of its own. Raises DTLError when it fails."""
-    from dtl.benchmarks.generation_sides import Written
+    from dtl.benchmarks.generate_sides import Written
 
-    return run_side("dtl.benchmarks.generation_sides", work, Written, f"{work.side}: a text was not continued")
+    return run_side("dtl.benchmarks.generate_sides", work, Written, f"{work.side}: a text was not continued")
 
 
 def _speeds(row: Row, work: "Continuing", ours: "list[Written]", theirs: "list[Written]") -> Row:
@@ -128,7 +136,7 @@ def both_sides(place: Workplace, transformers: Any, arch: str, n_prompt: int, n_
     import torch
 
     from dtl.base.runtime import choose_device, seed_everything
-    from dtl.benchmarks import generation_sides as sides
+    from dtl.benchmarks import generate_sides as sides
 
     work = replace(
         _work(place, place.settings.generation.batch_size), arch=arch, n_prompt=n_prompt, n_new=n_new, weights="fp32"
