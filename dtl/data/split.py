@@ -152,8 +152,9 @@ class HoldOut:
             to_hold_out = "; data.validation_fraction=0.1 holds some out" if self.n_documents > 1 else ""
             everything: dict[str, Iterable[Document]] = {split: [] for split in splits}
             return everything | {"train": list(_all(splits))}, (f"{whole} trained on ({why}){to_hold_out}.")
+        be = "is" if n_facts == 1 else "are"
         note = (
-            f"{n_facts} of the {len(drawn)} questions drawn to be held out are trained on: no other has their answer."
+            f"{n_facts} of the {len(drawn)} questions drawn to be held out {be} trained on: no other has their answer."
         )
         return {**kept, "train": [*splits["train"], *kept["train"]]}, note if n_facts else None
 
