@@ -133,7 +133,7 @@ def cases(n: int) -> Iterator[tuple[int, str, random.Random]]:
 
 
 @pytest.mark.fault("record-damage")
-@pytest.mark.parametrize("n", [30, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.torture])])
+@pytest.mark.parametrize("n", [30, pytest.param(1000, marks=pytest.mark.torture)])
 def test_no_damaged_record_is_believed(
     sweep: Path, bounded: None, monkeypatch: Any, capfd: Any, figure: Any, n: int
 ) -> None:
@@ -161,7 +161,7 @@ def test_no_damaged_record_is_believed(
 
 
 @pytest.mark.fault("record-damage")
-@pytest.mark.parametrize("n", [4, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.torture])])
+@pytest.mark.parametrize("n", [4, pytest.param(100, marks=pytest.mark.torture)])
 def test_a_run_with_a_damaged_record_resumes_exactly_or_says_why_not(
     sweep: Path, bounded: None, monkeypatch: Any, capfd: Any, figure: Any, n: int
 ) -> None:

@@ -46,9 +46,10 @@ def test_killed_runs_end_as_if_never_killed(
 
 
 @pytest.mark.fault("kill-in-save")
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace, of the package strace")
-@pytest.mark.parametrize("n_kills", [2, pytest.param(25, marks=pytest.mark.torture)])  # at each kind of call, at most
+@pytest.mark.parametrize(  # at each kind of call, at most
+    "n_kills", [pytest.param(2, marks=pytest.mark.slow), pytest.param(25, marks=pytest.mark.torture)]
+)
 def test_a_kill_at_any_system_call_of_a_save_changes_nothing(tmp_path: Path, figure: Any, n_kills: int) -> None:
     script = Path(__file__).with_name("kill_at_syscalls.py")
     ran = subprocess.run([sys.executable, str(script), str(tmp_path), str(n_kills)], capture_output=True, text=True)
