@@ -35,7 +35,7 @@ from dtl.base.json_files import dotted
 from dtl.base.paths import conf_dir
 from dtl.base.safe_text import guard_streams
 from dtl.base.signals import STOP, signal_of, undisturbed
-from dtl.commandline.command import Command, load_config, section_of
+from dtl.commandline.command import Command, composed_once, load_config, section_of
 from dtl.commandline.corrections import check_words
 from dtl.commandline.overrides import as_shown, in_hydras_words, override_key, to_hydra_syntax, unquoted
 from dtl.commandline.translate import FOLDER_FLAGS, GLOBAL, changed_by_yaml, config_text, translate_error
@@ -92,7 +92,8 @@ def run_command(
         sys.argv[1:] = prepared
         if signal.getsignal(signal.SIGINT) is dtl.stop_at_once:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        start()
+        with composed_once(any(word.startswith(FOLDER_FLAGS) or "searchpath" in word for word in prepared)):
+            start()
     except KeyboardInterrupt as stop:
         with undisturbed():
             _remove_unstarted_run(command, named)

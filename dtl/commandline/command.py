@@ -8,6 +8,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.utils import setup_globals
@@ -178,6 +180,26 @@ def load_config(command: Command, words: Sequence[str], config_dir: Path | str |
         folder = Path(config_dir).expanduser().absolute()
         paths.prepend("command-line", f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
     return ConfigLoaderImpl(paths).load_configuration(command.name, list(words), RunMode.RUN)
+
+
+@contextmanager
+def composed_once(own_files: bool) -> Iterator[None]:
+    """Spare Hydra's main the first of its two compositions, which takes a third of the time of a rejected word.
+
+    It only finds out whether hydra.mode is set: by a word, or by one of the user's `own_files`. DTL's files do not.
+    """
+    get_mode = Hydra.get_mode
+
+    def mode(hydra: Hydra, config_name: str | None, overrides: list[str]) -> RunMode | None:
+        if own_files or any("hydra" in word and "mode" in word for word in overrides):
+            return get_mode(hydra, config_name, overrides)
+        return None
+
+    Hydra.get_mode = mode
+    try:
+        yield
+    finally:
+        Hydra.get_mode = get_mode
 
 
 @cache

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from hydra.types import RunMode
 
 import dtl.train
-from dtl.base.paths import conf_dir
+from dtl.base.paths import conf_dir, experiments_dir
 from dtl.config import RunConfig
 
 RECIPE = "# @package _global_\n"
@@ -286,3 +288,23 @@ def test_a_recipe_that_builds_on_itself_is_named(train, trained):
     code, shown = train("experiment=x", **files)
     chain = "experiment/x -> experiment/y -> experiment/x"
     assert (code, trained) == (2, []) and f"experiment=x: builds on itself ({chain}). Take it out of" in shown
+
+
+@pytest.mark.parametrize("flag", ["--config-dir=conf", "-cd=conf", "hydra.searchpath=[file://conf]"])
+def test_a_recipe_may_choose_to_be_a_sweep(flag, elsewhere, monkeypatch):
+    """Hydra looks for hydra.mode in a composition of its own, which is spared where nobody can have set it."""
+    (elsewhere / "conf" / "experiment").mkdir(parents=True)
+    text = "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweep: {dir: s}\n"
+    (elsewhere / "conf" / "experiment" / "both.yaml").write_text(text)
+    modes = []
+    monkeypatch.setattr("hydra._internal.utils._run_app", lambda mode, **_: modes.append(mode))
+    for words in ([flag, "experiment=both"], ["hydra.mode=MULTIRUN"], ["experiment=demo"], ["experiment=demo", "-m"]):
+        monkeypatch.setattr(sys, "argv", ["dtl-train", *words])
+        dtl.train.main()
+    assert modes == [RunMode.MULTIRUN, RunMode.MULTIRUN, None, None]
+
+
+def test_no_file_of_dtl_sets_the_mode():
+    files = [*conf_dir().rglob("*.yaml"), *experiments_dir().rglob("*.yaml")]
+    hydra = [(yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("hydra") or {} for file in files]
+    assert len(files) > 30 and not [section for section in hydra if "mode" in section]
