@@ -194,7 +194,8 @@ class _Line:
         if more := self._rest_of_a_text(key, rest):
             value, typed = " ".join([value, *more]), " ".join([typed, *more])
         setting = self.command.key(override_key(key))
-        if setting and setting.is_path and (n_words := words_of_a_path(value, rest)):
+        may_lack = key not in _OF_RUNS  # `ckpt=lates my_pairs.csv` is two things
+        if setting and setting.is_path and (n_words := words_of_a_path(value, rest, may_lack)):
             self.wrong.append(" ".join([typed, *rest[:n_words]]))
             self.right.append(" ".join([f"{key}={value}", *rest[:n_words]]))
             del rest[:n_words]

@@ -143,12 +143,18 @@ def is_dir(path: str) -> bool:
     return False
 
 
-def words_of_a_path(value: str, rest: Sequence[str]) -> int:
-    """Return how many of the words after a path belong to it: `my texts/` without quotes is two words."""
-    if not value or exists(value):
+def words_of_a_path(value: str, rest: Sequence[str], may_lack: bool = False) -> int:
+    """Return how many of the words after a path belong to it: `my texts/` without quotes is two words. With `may_lack`
+    the path need not exist: then those up to one that looks like the end of a path, where the first does not."""
+    if not value:
         return 0
     paths = (" ".join([value, *rest[:n_words]]) for n_words in range(1, len(rest) + 1))
-    return next((n for n, path in enumerate(paths, 1) if exists(path)), 0)
+    if n_words := next((n for n, path in enumerate(paths, 1) if exists(path)), 0):
+        return n_words
+    plain = next((n for n, word in enumerate(rest) if "=" in word or word.startswith("-") or exists(word)), len(rest))
+    if not may_lack or exists(value) or looks_like_a_path(value):
+        return 0
+    return next((n for n, word in enumerate(rest[:plain], 1) if looks_like_a_path(word)), 0)
 
 
 def is_path(word: str) -> bool:

@@ -1,5 +1,6 @@
 """Translation of Hydra's and OmegaConf's errors to ConfigErrors: key, value, rule, remedy."""
 
+import os
 import re
 import traceback
 from collections.abc import Iterator
@@ -56,7 +57,8 @@ def translate_error(error: Exception, arguments: list[str], command: Command) ->
         return _wrong_key_or_type(cause, arguments, re.match(r"In '(.+?)': ", str(error)), command)
     if isinstance(error, MarkedYAMLError) and error.problem_mark:
         mark = error.problem_mark
-        return ConfigError(f"{mark.name}, line {mark.line + 1}: not valid YAML ({error.context}: {error.problem}).")
+        problem = ": ".join(filter(None, (error.context, error.problem)))
+        return ConfigError(f"{mark.name}, line {mark.line + 1}: not valid YAML ({problem}).")
     if isinstance(error, ConfigCompositionException) and "hydra.searchpath is only supported" in str(error):
         return ConfigError(
             f"{str(error).strip()}. Write it as a recipe: my_conf/experiment/NAME.yaml, which begins with the line "
@@ -305,7 +307,8 @@ def _config_folders(arguments: list[str]) -> list[Path]:
 def config_text(name: str, arguments: list[str]) -> tuple[Path, str] | None:
     """The file of a choice, such as `optimizer/nesterov`, and its text. Raises ConfigError."""
     files = [folder / f"{name}.yaml" for folder in _config_folders(arguments)]
-    file = next((file for file in files if file.is_file()), None)
+    # Hydra would not find a FIFO, a link to a device or a folder; read here, each is named as what it is.
+    file = next((file for file in files if os.path.lexists(file)), None)
     return (file, read_users_yaml(file)) if file else None
 
 
@@ -372,7 +375,7 @@ def _recipe_problem(recipe: object, command: Command) -> str | None:
 def _not_utf8(arguments: list[str]) -> ConfigError | None:
     """A ConfigError for the first config file of the user that cannot be read as text."""
     for file in (file for folder in _config_folders(arguments)[:-2] for file in sorted(folder.rglob("*.yaml"))):
-        content = file.read_bytes()
+        content = file.read_bytes() if file.is_file() else b""  # a FIFO would wait for its writer
         try:
             for _ in yaml.scan(content.decode("utf-8")):
                 pass

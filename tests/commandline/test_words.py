@@ -412,12 +412,15 @@ def test_a_key_is_never_shown(monkeypatch):
     ("words", "right"),
     [
         (["data=text", "data.path=my", "texts"], "'data.path=my texts'"),
+        (["experiment=my_pairs", "data.qa.path=my", "data/pairs.csv"], "'data.qa.path=my data/pairs.csv'"),
+        (["experiment=my_pairs", "data.qa.path=your", "lost", "pairs.csv"], "'data.qa.path=your lost pairs.csv'"),
         (["resume=my", "old", "run"], "'resume=my old run'"),
     ],
 )
 def test_a_path_with_a_space_and_without_quotes(elsewhere, words, right):
-    for name in ("my texts", "my old run"):
+    for name in ("my texts", "my old run", "my data", "my"):  # the first word is a folder, too
         (elsewhere / name).mkdir()
+    (elsewhere / "my data" / "pairs.csv").touch()
     with pytest.raises(ConfigError) as error:
         check_words(words, TRAIN)
     assert str(error.value).endswith(right)
