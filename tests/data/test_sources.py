@@ -2,6 +2,7 @@
 
 import bz2
 import json
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -122,6 +123,15 @@ def test_a_near_miss_is_named_as_it_is_to_be_typed(tmp_path, monkeypatch):
         assert str(tmp_path) not in str(caught.value)
     with pytest.raises(DataError, match=r"^data\.path=a\.txt: .* Found in this folder: nothing\.$"):
         LocalFiles("a.txt", "data.path")
+    for name in ("CONTRIBUTING.md", "Makefile", "README.txt", "pairs.csv"):
+        Path(name).touch()
+    with pytest.raises(DataError, match=r"this folder: pairs\.csv, CONTRIBUTING\.md, Makefile, README\.txt\."):
+        LocalFiles("a/b.txt", "data.path")
+    if os.name != "nt":
+        for typed, hint in (("C:\\Users\\me\\pairs.csv", "(in WSL C: is /mnt/c)."), ("my\\pairs.csv", "pairs.csv.")):
+            with pytest.raises(DataError, match="path of Windows; here folders are separated by /") as caught:
+                LocalFiles(typed, "data.path")
+            assert str(caught.value).endswith(hint)
 
 
 @pytest.mark.counted("broken inputs of data, read right or told")
