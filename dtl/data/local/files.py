@@ -187,7 +187,7 @@ class LocalFiles:
         whole = [nearest / near, (nearest / near).joinpath(*below)] if near else []
         meant = next((path for path in reversed(whole) if os.path.exists(os.path.expanduser(path))), None)
         hint = f" Did you mean {shell_line([f'{key}={meant}'])}?" if meant else ""
-        if not hint and os.name != "nt" and re.match(r"[A-Za-z]:|[^/]*\\", typed):
+        if os.name != "nt" and re.match(r"[A-Za-z]:|[^/]*\\", typed):
             hint = " It is a path of Windows; here folders are separated by /, as in my_data/pairs.csv"
             hint += f" (in WSL {typed[:2]} is /mnt/{typed[0].lower()})." if typed[1:2] == ":" else "."
         where = "this folder" if nearest == Path() else nearest
