@@ -287,6 +287,8 @@ def test_a_file_whose_name_has_an_equals_sign(elsewhere):
         ("evaluate", ["outputs/a", "pairs.csv"], "ckpt=outputs/a data=qa data.qa.path=pairs.csv"),
         ("chat", ["pairs.jsonl", "seed=3"], "ckpt=latest ask=pairs.jsonl seed=3"),
         ("chat", ["ckpt=last"], "ckpt=latest"),
+        ("chat", ["ckpt=lastest"], "ckpt=latest"),
+        ("train", ["resume=lates"], "resume=latest"),
         ("report", ["runs=last"], "runs=latest"),
         ("report", ["outputs/a"], "runs=outputs/a"),
         ("sweep", ["outputs/multirun/a"], "status=outputs/multirun/a"),
@@ -304,6 +306,13 @@ def test_other_commands_too(name, typed, right):
 def test_a_text_without_quotes_where_there_is_no_prompt():
     with pytest.raises(ConfigError, match=r"^What is it: .*\n  echo 'What is it' \| python -m dtl\.chat ckpt=latest$"):
         check_words(["ckpt=latest", "What", "is", "it"], COMMANDS["chat"])
+    for words in (["ask=Who is the cook?"], ["ask=Who", "is", "the", "cook?", "seed=3"]):
+        with pytest.raises(
+            ConfigError, match=r"takes a file .*\n  echo 'Who is the cook\?' \| python -m dtl\.chat ckpt="
+        ):
+            check_words(["ckpt=latest", *words], COMMANDS["chat"])
+    with pytest.raises(ConfigError, match=r"\n  python -m dtl\.chat 'ask=my pairs\.csv'$"):
+        check_words(["ask=my", "pairs.csv"], COMMANDS["chat"])
     with pytest.raises(ConfigError, match=r"\n  python -m dtl\.generate ckpt=latest 'prompt=Hello, world'$"):
         check_words(["prompt=Hello,", "world"], TRAIN)
     for name in ("chat", "generate"):
