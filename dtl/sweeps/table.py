@@ -218,7 +218,7 @@ def _describe(folder: Path) -> str:
 
 def _listed(sweep: SweepFolder) -> str:
     record, state, _ = _read(sweep)
-    arguments = in_one_line(shell_line(map(as_shown, record.arguments)), 100) if record else ""
+    arguments = visible(shell_line(map(as_shown, record.arguments))) if record else ""  # whole, to be pasted
     return f"{shown(sweep.path)}  {state}  {arguments}"
 
 
