@@ -362,8 +362,8 @@ class _Line:
             known = target in self.groups or target.startswith("hydra.") or self.command.key(target)
             if known and name in names.split():
                 yield target
-        if leaves and _only_one(leaves):
-            yield leaves[0].name
+        if (meant := _main_one(leaves)) is not None:
+            yield meant.name
 
     def _alone(self, word: str) -> list[str] | None:
         """The words for one without a key: a file, a run, a choice; none for the name of a script."""
@@ -414,10 +414,10 @@ class _Line:
         return ["experiment=my_pairs" if recipe else "data=qa", f"data.qa.path={path}"]
 
 
-def _only_one(leaves: list[Key]) -> bool:
-    """True where one of the keys is meant: there is no other, or the others are recommendations or of one source."""
+def _main_one(leaves: list[Key]) -> Key | None:
+    """The key that is meant: there is no other, or the others are recommendations or of one source; else None."""
     main = [key for key in leaves if not key.name.startswith(("data.recommended.", "data.qa.", "data.wiki."))]
-    return len(leaves) == 1 or main == leaves[:1]
+    return main[0] if len(main) == 1 else leaves[0] if len(leaves) == 1 else None
 
 
 def _is_value(word: str) -> bool:

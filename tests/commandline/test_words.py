@@ -177,6 +177,7 @@ RIGHT = {
     "model small data qa": "model=small data=qa",
     "lr=1e-3": "optimizer.lr=1e-3",
     "epochs=5": "trainer.max_epochs=5",
+    "max_epochs=5 --micro_batch_size 7": "trainer.max_epochs=5 trainer.micro_batch_size=7",
     "batch_size=32 seed=3": "trainer.micro_batch_size=32 seed=3",
     "-m lr=1e-3,3e-3": "-m optimizer.lr=1e-3,3e-3",
     "--config-dir mine --epochs 3": "--config-dir mine trainer.max_epochs=3",
