@@ -118,8 +118,12 @@ def _of_hydra(error: Exception, arguments: list[str]) -> ConfigError | None:
 def _missing_file(error: MissingConfigException, arguments: list[str], command: Command) -> ConfigError:
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
     if not group:
-        folders = ", ".join(map(str, _config_folders(arguments)))
-        return ConfigError(f"--config-name={choice}: there is no {choice}.yaml in {folders}. Leave it out.")
+        folders, file = _config_folders(arguments), f"{choice}.yaml"
+        odd = next((folder / file for folder in folders if os.path.lexists(folder / file)), None)
+        problem = (
+            f"{shown(odd)} is not a regular file" if odd else f"there is no {file} in {', '.join(map(str, folders))}"
+        )
+        return ConfigError(f"--config-name={choice}: {problem}. Leave it out.")
     own = [file.stem for folder in _config_folders(arguments)[:-2] for file in (folder / group).glob("*.yaml")]
     options = sorted({*(command.groups().get(group) or error.options or ()), *own})
     known = f" Known: {', '.join(options)}." if options else ""
@@ -312,8 +316,7 @@ def config_text(name: str, arguments: list[str]) -> tuple[Path, str] | None:
 
 
 def changed_by_yaml(text: str) -> Iterator[tuple[str, str, object]]:
-    """Yield key, what is typed, and what YAML makes of it, for each value without quotes that is no text to YAML and
-    would be another text than the one typed: `2024_11_28`, `off`, `1:30`."""
+    """Yield key, text and value of each value without quotes that YAML reads as another text: `2024_11_28`, `off`."""
     loader = get_yaml_loader()
     try:
         nodes = [("", yaml.compose(text, loader))]
@@ -420,8 +423,7 @@ _INTERPOLATIONS = (
 
 
 def _wrong_interpolation(cause: object, arguments: list[str], command: Command) -> ConfigError | None:
-    """A ConfigError for a value with `${...}` that cannot be resolved: where it is, what it lacks. None if it can, to a
-    value of the wrong type."""
+    """A ConfigError for a value with `${...}` that cannot be resolved; None if it can, to a value of the wrong type."""
     if not isinstance(cause, (InterpolationResolutionError, UnsupportedInterpolationType, GrammarParseError)):
         return None
     if "could not be converted" in str(cause):

@@ -94,7 +94,11 @@ def test_named_splits_are_used_when_there_is_one_to_train_on(tmp_path):
         (lambda p: p / "none", ["data.path=", "no such file", "Found in"]),
         (lambda p: p / "b.pdf", ["no such file", "a.pdf. Did you mean data.path=", "/a.pdf?"]),
         (lambda p: p, ["no .txt, .jsonl", "a.pdf"]),
-        (lambda p: p / "a.pdf", ["is a PDF, which is not supported", "a PDF", ".jsonl"]),
+        (lambda p: p / "a.pdf", ["is a PDF, which is not supported. Give .txt", ".jsonl"]),
+        (
+            lambda p: (p / "a.pdf").rename(p / "a.txt"),
+            ["is a PDF, which is not supported, though its name ends in .txt"],
+        ),
         (lambda p: write_jsonl(p / "q.jsonl", {"question": "?", "body": 3}), ["q.jsonl:1", "'text'", "question, body"]),
         (lambda p: write_parquet(p / "q.parquet", [{"title": "t", "content": "c"}]), ["'text'", "title, content"]),
         (lambda p: write_jsonl(p / "n.jsonl", {"text": "a"}, {"text": ["a"]}), ["n.jsonl:2", "list"]),

@@ -112,7 +112,7 @@ def recognise(file: Path) -> Format:
     for magic, what in (NOT_READ | archive).items():
         if head.startswith(magic):
             named = f", though its name ends in {suffix}" if suffix in KINDS else ""
-            raise DataError(f"{file}: is {what}{named}, which is not supported. Give {READ}.")
+            raise DataError(f"{file}: is {what}, which is not supported{named}. Give {READ}.")
     return Format(_kind_by_suffix(file, suffix, head), compression)
 
 
