@@ -58,6 +58,9 @@ def job(composed: DictConfig) -> None:
         introduce(model, screen)
         if model.facts.learned_questions_alone:
             screen.note("It was trained on questions and answers, not on plain text. To ask it:")
+        elif model.facts.trained_on_questions_alone:
+            screen.note("It was last trained on questions and answers alone. To ask it:")
+        if model.facts.trained_on_questions_alone:
             screen.print(command_line("chat", f"ckpt={model.facts.ckpt}"))
         if config.prompt is not None:
             writer.write(config.prompt)

@@ -197,6 +197,7 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
         own, changes = own_config(run_dir, newest.path, _given_with_resume(run_dir))
         warnings = [warning for warning in (damage, changes, _hidden_in(own, newest.path)) if warning]
         config = _resumed_config(composed, run_dir, own, words)
+        _check_pause(config.trainer.stop_after_steps, newest.step)
     else:
         config = typed(composed)
     check_init_words(config.init, overrides)
@@ -227,6 +228,15 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
         warnings=warnings,
     )
     return config, origin
+
+
+def _check_pause(stop_after_steps: int | None, step: int) -> None:
+    """Raise ConfigError for a pause before the step that a resumed run is at."""
+    if stop_after_steps is not None and stop_after_steps < step:
+        raise ConfigError(
+            f"trainer.stop_after_steps={stop_after_steps}: is counted from step 0, and this run is at step {step}. "
+            f"Give more than {step}, such as trainer.stop_after_steps={step + stop_after_steps}."
+        )
 
 
 def _loss_if_finished(composed: DictConfig, run_dir: Path, overrides: list[str]) -> float | None:

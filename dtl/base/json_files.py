@@ -129,7 +129,7 @@ def read_users_yaml(path: Path) -> str:
             _check_yaml(text, aliases=True)
     except OSError as error:
         raise ConfigError(
-            f"{path}: cannot be read ({error.strerror}). Give the folder of your own config files."
+            f"{path}: cannot be read ({error.strerror}). Put a text file of settings in its place, or remove it."
         ) from error
     except ValueError as error:
         raise ConfigError(f"{path}: is no config: {error}. Remove it, or give another folder.") from error

@@ -212,16 +212,20 @@ def storage_error(error: Exception, target: Path, needed_bytes: int) -> Checkpoi
     free_bytes = _free_bytes(target.parent)
     # safetensors has the number in its text only. EFBIG is a limit on the size of files, of the shell or the disk.
     number = getattr(error, "errno", None) or int((re.search(r"os error (\d+)", str(error)) or [0, 0])[1])
-    reason = no_room(number, target.parent) or f"cannot be written ({error})"
+    reason = no_room(number, target.parent)
+    remedy = "Free disk space (trainer.keep is the number of checkpoints kept)."
     if number == errno.EFBIG:
         reason = "larger than the maximum file size here"
+        remedy = "Raise the limit (ulimit -f), or use a file system that takes larger files."
     elif free_bytes < needed_bytes:  # what torch reports of a full disk has no number
         reason = "the disk is full"
+    elif reason is None:
+        reason, remedy = f"cannot be written ({error})", "Fix the permissions of the folder, or its disk."
     kept = [entry for entry in list_checkpoints(run_dir, contents=False) if entry.problem is None]
     return CheckpointError(
         f"{target}: {reason}. Needed: {in_mib(needed_bytes, ',')}, free: {in_mib(free_bytes, ',')}.\n"
         + (f"Kept: {len(kept)} earlier, the newest of step {kept[0].step}.\n" if kept else "No earlier one exists.\n")
-        + "Free disk space (trainer.keep is the number of checkpoints kept) or fix the permissions."
+        + remedy
     )
 
 

@@ -255,8 +255,9 @@ def _check_config_folders(arguments: list[str]) -> None:
 def check_config_folder(given: str, folder: str) -> None:
     """Raise ConfigError, which begins with the words as `given`, for a folder of config groups that does not exist."""
     if not os.path.isdir(folder):
+        problem = "is a file, not a folder" if os.path.exists(folder) else "there is no such folder"
         raise ConfigError(
-            f"{given}: there is no such folder. Give the folder that holds your config groups, such as my_conf "
+            f"{given}: {problem}. Give the folder that holds your config groups, such as my_conf "
             "for my_conf/optimizer/nesterov.yaml."
         )
 

@@ -190,9 +190,9 @@ def composed_once(own_files: bool) -> Iterator[None]:
     """
     get_mode = Hydra.get_mode
 
-    def mode(hydra: Hydra, config_name: str | None, overrides: list[str]) -> RunMode | None:
+    def mode(self: Hydra, config_name: str | None, overrides: list[str]) -> RunMode | None:
         if own_files or any("hydra" in word and "mode" in word for word in overrides):
-            return get_mode(hydra, config_name, overrides)
+            return get_mode(self, config_name, overrides)
         return None
 
     Hydra.get_mode = mode

@@ -1,26 +1,21 @@
 """The command line that the user meant: `--model small`, `lr=1e-3` and the words of other programs in DTL's own."""
 
+import difflib
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
 from hydra._internal.utils import get_args_parser
 
 from dtl.base.display import command_line, shell_line
-from dtl.base.paths import conf_dir, experiments_dir
+from dtl.base.paths import experiments_dir
 from dtl.base.redaction import check_no_secrets
-from dtl.benchmarks.config import BenchConfig
 from dtl.commandline.command import ENTRY, Command, Key
 from dtl.commandline.overrides import exists, is_dir, is_path, looks_like_a_path, override_key, words_of_a_path
 from dtl.errors import ConfigError, did_you_mean
-from dtl.evaluation.config import EvaluateConfig
-from dtl.housekeeping.config import RunsConfig
-from dtl.reports.config import ReportConfig
-from dtl.sweeps.config import StatusConfig
-from dtl.terminal.config import ChatConfig, GenerateConfig
 
 # Settings by their names in nanoGPT, in Hugging Face's Trainer and model configs, and in tutorials' scripts.
 _NAMES = {
@@ -193,8 +188,10 @@ class _Line:
             typed = f"{word} {value}"
         if more := self._rest_of_a_text(key, rest):
             value, typed = " ".join([value, *more]), " ".join([typed, *more])
+        self._reject_question(key, value, rest)
         setting = self.command.key(override_key(key))
-        if setting and setting.is_path and (n_words := words_of_a_path(value, rest)):
+        may_lack = key not in _OF_RUNS  # `ckpt=lates my_pairs.csv` is two things
+        if setting and setting.is_path and (n_words := words_of_a_path(value, rest, may_lack)):
             self.wrong.append(" ".join([typed, *rest[:n_words]]))
             self.right.append(" ".join([f"{key}={value}", *rest[:n_words]]))
             del rest[:n_words]
@@ -264,6 +261,15 @@ class _Line:
         use = command_line("generate", "ckpt=latest", f"prompt={value}")
         raise ConfigError(f"{typed}: a prompt is for dtl.generate:\n  {use}")
 
+    def _reject_question(self, key: str, value: str, rest: Sequence[str]) -> None:
+        """Raise ConfigError for a question where the chat takes a file of them."""
+        if key != "ask" or self.command.name != "chat" or is_path(value) or words_of_a_path(value, rest, True):
+            return
+        text = " ".join([value, *itertools.takewhile(lambda word: "=" not in word and word[:1] != "-", rest)])
+        if " " in text or text.endswith("?"):
+            ask = f"{shell_line(['echo', text])} | {command_line('chat', 'ckpt=latest')}"
+            raise ConfigError(f"ask={text}: takes a file of questions with answers. To ask one alone:\n  {ask}")
+
     def _is_known(self, key: str) -> bool:
         return (
             key.startswith(("hydra.", "hydra/"))
@@ -296,7 +302,7 @@ class _Line:
         """The words for a value that stands where another is meant: a file for a choice, `ckpt=last`."""
         setting = self.command.key(key)
         is_switch = setting is not None and setting.type.startswith("true/false")  # resume=true of dtl.diagnose
-        if key in _OF_RUNS and value.lower() in _LATEST and not (is_switch or exists(value)):
+        if key in _OF_RUNS and not (is_switch or exists(value)) and self._means_latest(value):
             return [f"{key}=latest"]
         if self._reads_data_as_a_model(key, value):
             return self._measured(value)
@@ -307,6 +313,11 @@ class _Line:
         if key == "data":
             return self._file(value)
         return ["tokenizer=gpt2", f"tokenizer.path={value}"] if key == "tokenizer" else None
+
+    def _means_latest(self, value: str) -> bool:
+        """True for another word for `latest`, and for a slip in it: `lastest`."""
+        is_slip = difflib.get_close_matches(value.lower(), ["latest"], cutoff=0.81) and value != "latest"
+        return value.lower() in _LATEST or bool(is_slip and self._run_named(value, or_train=False) is None)
 
     def _reads_data_as_a_model(self, key: str, value: str) -> bool:
         known = {"chat": (*_PAIRS, ".txt"), "evaluate": (*_PAIRS, *_TEXTS), "generate": (".txt",)}
@@ -351,8 +362,8 @@ class _Line:
             known = target in self.groups or target.startswith("hydra.") or self.command.key(target)
             if known and name in names.split():
                 yield target
-        if leaves and _only_one(leaves):
-            yield leaves[0].name
+        if (meant := _main_one(leaves)) is not None:
+            yield meant.name
 
     def _alone(self, word: str) -> list[str] | None:
         """The words for one without a key: a file, a run, a choice; none for the name of a script."""
@@ -403,42 +414,10 @@ class _Line:
         return ["experiment=my_pairs" if recipe else "data=qa", f"data.qa.path={path}"]
 
 
-# A key may be one of these commands, for which another was typed: name -> schema.
-_SCHEMAS = {
-    "chat": ChatConfig,
-    "generate": GenerateConfig,
-    "evaluate": EvaluateConfig,
-    "runs": RunsConfig,
-    "report": ReportConfig,
-    "sweep": StatusConfig,
-    "bench": BenchConfig,
-}
-
-
-def of_another_command(key: str, value: str, command: Command) -> str:
-    """A hint where a command is given a setting, a recipe or a config group of another command; else empty."""
-    group = key.partition(".")[0]
-    is_group = group == "experiment" or (group.isidentifier() and (conf_dir() / group).is_dir())
-    if is_group and command.name != "train":
-        to_paste = f": {command_line('train', f'{key}={value}')}" if value else "."
-        return f"It is a setting of dtl.train{to_paste}"
-    for name in _SCHEMAS:
-        if name != command.name and _other(name).key(key):
-            to_paste = f": {command_line(name, f'{key}={value}')}" if value else ""
-            return f"It is a setting of dtl.{name}{to_paste}"
-    return ""
-
-
-@cache
-def _other(name: str) -> Command:
-    """Another command, whose keys are found once."""
-    return Command(name, _SCHEMAS[name], usage="")
-
-
-def _only_one(leaves: list[Key]) -> bool:
-    """True where one of the keys is meant: there is no other, or the others are recommendations or of one source."""
+def _main_one(leaves: list[Key]) -> Key | None:
+    """The key that is meant: there is no other, or the others are recommendations or of one source; else None."""
     main = [key for key in leaves if not key.name.startswith(("data.recommended.", "data.qa.", "data.wiki."))]
-    return len(leaves) == 1 or main == leaves[:1]
+    return main[0] if len(main) == 1 else leaves[0] if len(leaves) == 1 else None
 
 
 def _is_value(word: str) -> bool:

@@ -1,5 +1,6 @@
 """Translation of Hydra's and OmegaConf's errors to ConfigErrors: key, value, rule, remedy."""
 
+import os
 import re
 import traceback
 from collections.abc import Iterator
@@ -24,8 +25,7 @@ from dtl.base.display import command_line, shown
 from dtl.base.json_files import dotted, read_users_yaml
 from dtl.base.paths import conf_dir, experiments_dir
 from dtl.commandline.command import ENTRY, Command, load_config
-from dtl.commandline.corrections import of_another_command
-from dtl.commandline.overrides import to_hydra_syntax, value_without
+from dtl.commandline.overrides import of_another_command, to_hydra_syntax, value_without
 from dtl.errors import ConfigError, did_you_mean
 
 SEARCH = "hydra/sweeper=dtl_optuna"
@@ -56,7 +56,8 @@ def translate_error(error: Exception, arguments: list[str], command: Command) ->
         return _wrong_key_or_type(cause, arguments, re.match(r"In '(.+?)': ", str(error)), command)
     if isinstance(error, MarkedYAMLError) and error.problem_mark:
         mark = error.problem_mark
-        return ConfigError(f"{mark.name}, line {mark.line + 1}: not valid YAML ({error.context}: {error.problem}).")
+        problem = ": ".join(filter(None, (error.context, error.problem)))
+        return ConfigError(f"{mark.name}, line {mark.line + 1}: not valid YAML ({problem}).")
     if isinstance(error, ConfigCompositionException) and "hydra.searchpath is only supported" in str(error):
         return ConfigError(
             f"{str(error).strip()}. Write it as a recipe: my_conf/experiment/NAME.yaml, which begins with the line "
@@ -117,8 +118,12 @@ def _of_hydra(error: Exception, arguments: list[str]) -> ConfigError | None:
 def _missing_file(error: MissingConfigException, arguments: list[str], command: Command) -> ConfigError:
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
     if not group:
-        folders = ", ".join(map(str, _config_folders(arguments)))
-        return ConfigError(f"--config-name={choice}: there is no {choice}.yaml in {folders}. Leave it out.")
+        folders, file = _config_folders(arguments), f"{choice}.yaml"
+        odd = next((folder / file for folder in folders if os.path.lexists(folder / file)), None)
+        problem = (
+            f"{shown(odd)} is not a regular file" if odd else f"there is no {file} in {', '.join(map(str, folders))}"
+        )
+        return ConfigError(f"--config-name={choice}: {problem}. Leave it out.")
     own = [file.stem for folder in _config_folders(arguments)[:-2] for file in (folder / group).glob("*.yaml")]
     options = sorted({*(command.groups().get(group) or error.options or ()), *own})
     known = f" Known: {', '.join(options)}." if options else ""
@@ -305,13 +310,13 @@ def _config_folders(arguments: list[str]) -> list[Path]:
 def config_text(name: str, arguments: list[str]) -> tuple[Path, str] | None:
     """The file of a choice, such as `optimizer/nesterov`, and its text. Raises ConfigError."""
     files = [folder / f"{name}.yaml" for folder in _config_folders(arguments)]
-    file = next((file for file in files if file.is_file()), None)
+    # Hydra would not find a FIFO, a link to a device or a folder; read here, each is named as what it is.
+    file = next((file for file in files if os.path.lexists(file)), None)
     return (file, read_users_yaml(file)) if file else None
 
 
 def changed_by_yaml(text: str) -> Iterator[tuple[str, str, object]]:
-    """Yield key, what is typed, and what YAML makes of it, for each value without quotes that is no text to YAML and
-    would be another text than the one typed: `2024_11_28`, `off`, `1:30`."""
+    """Yield key, text and value of each value without quotes that YAML reads as another text: `2024_11_28`, `off`."""
     loader = get_yaml_loader()
     try:
         nodes = [("", yaml.compose(text, loader))]
@@ -372,7 +377,7 @@ def _recipe_problem(recipe: object, command: Command) -> str | None:
 def _not_utf8(arguments: list[str]) -> ConfigError | None:
     """A ConfigError for the first config file of the user that cannot be read as text."""
     for file in (file for folder in _config_folders(arguments)[:-2] for file in sorted(folder.rglob("*.yaml"))):
-        content = file.read_bytes()
+        content = file.read_bytes() if file.is_file() else b""  # a FIFO would wait for its writer
         try:
             for _ in yaml.scan(content.decode("utf-8")):
                 pass
@@ -418,8 +423,7 @@ _INTERPOLATIONS = (
 
 
 def _wrong_interpolation(cause: object, arguments: list[str], command: Command) -> ConfigError | None:
-    """A ConfigError for a value with `${...}` that cannot be resolved: where it is, what it lacks. None if it can, to a
-    value of the wrong type."""
+    """A ConfigError for a value with `${...}` that cannot be resolved; None if it can, to a value of the wrong type."""
     if not isinstance(cause, (InterpolationResolutionError, UnsupportedInterpolationType, GrammarParseError)):
         return None
     if "could not be converted" in str(cause):

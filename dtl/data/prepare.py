@@ -181,7 +181,14 @@ def _sample_note(
         if is_limited
         else f"data.sources.{plan.name}.weight={plan.config.weight:g}, for {config.recommended.max_epochs} epochs"
     )
-    more = f" The rest of {source.texts.origin} is not read: that is enough." if facts.get("stopped") else ""
+    # Whether there are further ones is not known: the last that was read may be a whole file.
+    more = f" No further document of {source.texts.origin} is read: that is enough." if facts.get("stopped") else ""
+    n_validation = len(packer.rows[plan.name].get("validation", ()))
+    if is_limited and n_validation > rows:
+        more += (
+            f" The limit is for training: {number_of('sequences', n_validation)} for validation, of which "
+            "trainer.eval_max_batches limits an evaluation."
+        )
     return (
         f"{plan.name}: {number_of('sequences', rows)} of {used:,} of the {read:,} documents that were read are used, "
         f"drawn by the seed: {why}.{more}"

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dtl.base.checks import MANY, check_choices, check_range
+from dtl.base.display import command_line
 from dtl.errors import ConfigError, did_you_mean
 
 OUTPUTS = "outputs"
@@ -56,6 +57,12 @@ class RunsConfig:
                 raise ConfigError(
                     f"state={state}: give one or more of {','.join(STATES)}.{did_you_mean(state, STATES)}"
                 )
+        if self.delete is not None and self.delete not in DELETIONS and Path(self.delete).expanduser().is_dir():
+            where = [] if self.outputs == OUTPUTS else [f"outputs={self.outputs}"]
+            raise ConfigError(
+                f"delete={self.delete}: one of {', '.join(DELETIONS)}. To delete this run: "
+                f"{command_line('runs', *where, 'delete=runs', f'best_of=[{self.delete}]')}"
+            )
         check_choices(self, "", hint=True, sort=SORTS, delete=DELETIONS)
         check_range(self, "", older_than_days=(0, MANY))
         check_range(self, "", ", or null for all", limit=(1, MANY))

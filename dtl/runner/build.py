@@ -46,6 +46,9 @@ from dtl.training.optimizer import build_optimizers, load_optimizer_tensors, num
 from dtl.training.schedule import learning_rate_factor, warmup_steps
 from dtl.training.trainer import Trainer
 
+ENOUGH_STEPS = 200  # of the optimizer: fewer are a try
+OUTPUTS = Path("outputs")
+
 
 @dataclass(frozen=True)
 class RunLength:
@@ -74,15 +77,15 @@ class RunLength:
     def warnings(self, config: RunConfig) -> list[str]:
         """Return warnings about a length with which the model learns little, each with the setting that fixes it."""
         warnings = []
-        if self.last_step < 200:
+        if self.last_step < ENOUGH_STEPS:
             if self.last_step == config.trainer.total_steps:
-                fix = "Raise trainer.total_steps to 200"
+                fix = f"Raise trainer.total_steps to {ENOUGH_STEPS}"
             else:
-                fix = f"Raise trainer.max_epochs to {math.ceil(200 / self.steps_per_epoch)}"
+                fix = f"Raise trainer.max_epochs to {math.ceil(ENOUGH_STEPS / self.steps_per_epoch)}"
             if config.grad_accum_steps > 1:
                 fix += f", or lower trainer.grad_accum_steps={config.grad_accum_steps}"
             steps = number_of("optimizer steps", self.last_step)
-            warnings.append(f"only {steps}: most models need more than 200 to learn anything. {fix}.")
+            warnings.append(f"only {steps}: most models need {ENOUGH_STEPS} or more to learn anything. {fix}.")
         if self.warmup > 0.1 * self.last_step:
             warnings.append(
                 f"warm-up takes {self.warmup} of {self.last_step} steps, over 10 %. "
@@ -242,6 +245,27 @@ def _on_meta(config: RunConfig, vocab_size: int) -> tuple[TransformerLM, list[Op
         return built, build_optimizers(built, config.optimizer)
 
 
+def how_to_make_room(run_dir: Path) -> str:
+    """Return the command that frees the disk of a run from other runs' superseded checkpoints; empty where there are
+    none: those in outputs/ may be on another disk."""
+    if _disk_of(OUTPUTS) == _disk_of(run_dir):
+        return command_line("runs", "delete=checkpoints")
+    others = (
+        folder for folder in run_dir.absolute().parent.glob("*/checkpoints") if folder.parent.name != run_dir.name
+    )
+    if not any(others):
+        return ""
+    return command_line("runs", f"outputs={shown(run_dir.absolute().parent)}", "delete=checkpoints")
+
+
+def _disk_of(folder: Path) -> int:
+    """Return the number of the file system on which a folder is, or will be."""
+    folder = folder.absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder.stat().st_dev
+
+
 def raise_if_no_room(config: RunConfig, run_dir: Path, parts: Parts | None = None) -> None:
     """Raise ConfigError where not even one checkpoint fits on the disk: the run would train to its end for nothing.
 
@@ -257,10 +281,11 @@ def raise_if_no_room(config: RunConfig, run_dir: Path, parts: Parts | None = Non
             built = _on_meta(config, 1)
         needed = checkpoint_bytes(*built, averaged=config.trainer.ema_decay is not None)
         if needed > free:
+            by_deleting = f" ({command})" if (command := how_to_make_room(run_dir)) else ""
             raise ConfigError(
                 f"model.dim={config.model.dim} model.n_layers={config.model.n_layers}: one checkpoint, of the weights "
                 f"and the state of optimizer={config.optimizer.name}, needs {in_bytes(needed)}, and the disk of "
-                f"{shown(run_dir)} has {in_bytes(free)} free. Make room (python -m dtl.runs delete=checkpoints), train "
+                f"{shown(run_dir)} has {in_bytes(free)} free. Make room{by_deleting}, train "
                 "on another disk with hydra.run.dir=FOLDER, or take a smaller model."
             )
 

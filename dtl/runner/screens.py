@@ -20,7 +20,7 @@ from dtl.data.text_report import PREVIEW, with_short_origins
 from dtl.evaluation.measure import Report
 from dtl.evaluation.tables import show_main_metrics
 from dtl.run_dir.state import longer_run, resume_command
-from dtl.runner.build import Parts, checkpoint_bytes
+from dtl.runner.build import Parts, checkpoint_bytes, how_to_make_room
 from dtl.tracking.tracker import State, Tracker
 from dtl.training.config import LOSS_TERMS, LossConfig, TrainerConfig
 
@@ -175,7 +175,8 @@ def _warnings(parts: Parts, run_dir: Path) -> Iterator[str]:
     saved = checkpoint_bytes(parts.model, parts.trainer.optimizers, averaged=parts.trainer.averaged is not None)
     no_room = disk_warning(run_dir, config.trainer.keep, saved)
     looks_wrong = (nvidia_without_cuda(), no_room, _emulation_warning(parts))
-    yield from (warning for warning in [*length.warnings(config), *looks_wrong] if warning)
+    of_length = length.warnings(config) if parts.resumed_from is None else []  # its length was chosen before
+    yield from (warning for warning in [*of_length, *looks_wrong] if warning)
     if parts.trainer.done:
         step = parts.trainer.state.step
         further = longer_run(run_dir, 2 * step, config.trainer.max_epochs)
@@ -198,7 +199,7 @@ def disk_warning(run_dir: Path, keep: int, checkpoint_bytes: int) -> str | None:
         f"the disk may not hold this run's checkpoints: needed up to {in_units(needed)}B (each "
         f"{in_units(checkpoint_bytes)}B: trainer.keep={keep}, the best, the last, one being written), free "
         f"{in_units(free)}B. "
-        "Lower trainer.keep= or make room: python -m dtl.runs delete=checkpoints"
+        f"Lower trainer.keep= or make room{f': {command}' if (command := how_to_make_room(run_dir)) else '.'}"
     )
 
 

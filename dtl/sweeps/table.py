@@ -218,7 +218,8 @@ def _describe(folder: Path) -> str:
 
 def _listed(sweep: SweepFolder) -> str:
     record, state, _ = _read(sweep)
-    arguments = in_one_line(shell_line(map(as_shown, record.arguments)), 100) if record else ""
+    # Whole, to be pasted.
+    arguments = in_one_line(shell_line(map(as_shown, record.arguments)), 10_000) if record else ""
     return f"{shown(sweep.path)}  {state}  {arguments}"
 
 

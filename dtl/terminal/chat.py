@@ -157,6 +157,7 @@ class Chat:
     def _report(self, turn: Turn, continuation: "Continuation", n_prompt: int) -> None:
         speed = turn.n_tokens / turn.seconds if turn.seconds > 0 else 0
         parts = [f"seed {turn.seed}", number_of("tokens", turn.n_tokens), f"{speed:.0f} tokens/s"]
+        parts = parts if turn.n_tokens else parts[:1]  # it ended at once
         calibration, probability = self.model.facts.calibration, math.nan
         if calibration is not None and not math.isnan(turn.mean_logprob):
             probability = calibration.probability(turn.mean_logprob)
@@ -207,8 +208,8 @@ def stream_answer(
         flow.end()
     if interrupt.asked:
         screen.note("(stopped)")
-    elif screen.labelled and not answer.strip():
-        screen.note("(no text)")
+    elif not answer.strip():
+        screen.note("(no text)" if beginning else "(no answer)")
     elif is_full:
         screen.note("(stopped: too long for the screen; /params max_new_tokens=N shows N tokens)")
     return answer.strip(), interrupt.asked or is_full

@@ -12,7 +12,12 @@ from dtl.base.units import in_units, number_of
 from dtl.checkpoints.listing import is_checkpoint
 from dtl.checkpoints.load import load_model, load_tokenizer
 from dtl.data.documents import QuestionAnswer
-from dtl.data.tokenizers.prompt import Prompt, has_learnt_plain_text, has_learnt_questions_alone
+from dtl.data.tokenizers.prompt import (
+    Prompt,
+    has_learnt_plain_text,
+    has_learnt_questions_alone,
+    was_trained_on_questions_alone,
+)
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.evaluation.config import EVALUATION_FILE
 from dtl.evaluation.metrics import Calibration, logit
@@ -39,6 +44,7 @@ class CheckpointFacts:
     calibration: Calibration | None = None  # of the confidence, fitted at the end of the run and by dtl.evaluate
     learned_plain_text: bool = False  # trained without any questions and answers
     learned_questions_alone: bool = False  # trained without any other text
+    trained_on_questions_alone: bool = False  # without any other text in its own run, whatever init= had learnt
     taught: tuple[str, ...] = ()  # lines about the training questions
     last_step: int | None = None  # of a run that has not finished, after `step`
 
@@ -135,6 +141,7 @@ def read_facts(folder: Path) -> CheckpointFacts:
         calibration=_calibration(folder),
         learned_plain_text=plain,
         learned_questions_alone=has_learnt_questions_alone(folder),
+        trained_on_questions_alone=was_trained_on_questions_alone(folder),
         taught=tuple(_taught(folder, step, last_step)),
         last_step=last_step,
     )

@@ -11,7 +11,9 @@ from hydra.types import RunMode
 
 import dtl.train
 from dtl.base.paths import conf_dir, experiments_dir
+from dtl.commandline.compose import compose
 from dtl.config import RunConfig
+from dtl.errors import ConfigError
 
 RECIPE = "# @package _global_\n"
 TWICE = RECIPE + "defaults: [{/optimizer: muon}]\n"
@@ -272,9 +274,32 @@ def test_a_pipe_in_a_config_folder_is_not_opened(train, trained, elsewhere):
     (elsewhere / "mine").mkdir()
     os.mkfifo(elsewhere / "mine" / "a.yaml")  # opening it would wait for ever
     code, shown = train("--config-name=a")
-    assert code == 2 and "there is no a.yaml in" in shown
+    assert code == 2 and "--config-name=a: mine/a.yaml is not a regular file. Leave it out." in shown
     code, shown = train("experiment=x", experiment__x=RECIPE + "seed: ${nowhere}\n")
     assert code == 2 and "nowhere" in shown
+
+
+def test_a_choice_that_is_no_file_is_not_offered_again(elsewhere):
+    """As an unknown choice it would be asked for under its own name."""
+    folder = elsewhere / "mine" / "experiment"
+    (folder / "folder.yaml").mkdir(parents=True)
+    (folder / "link.yaml").symlink_to("nowhere")
+    fifo = "fifo" if hasattr(os, "mkfifo") else "folder"
+    if fifo == "fifo":
+        os.mkfifo(folder / "fifo.yaml")
+    (folder / "tag.yaml").write_text(RECIPE + "optimizer: {lr: !!python/object:os.system 1}\n")
+    (elsewhere / "pairs.csv").touch()
+    for choice, problem in (
+        ("folder", "experiment/folder.yaml: cannot be read (not a regular file). Put"),
+        (fifo, f"experiment/{fifo}.yaml: cannot be read (not a regular file). Put"),
+        ("link", "experiment/link.yaml: cannot be read (No such file or directory). Put"),
+        ("tag", "line 2: not valid YAML (could not determine a constructor for the tag"),
+    ):
+        with pytest.raises(ConfigError) as rejected:
+            compose(f"experiment={choice}", config_dir="mine")
+        assert problem in str(rejected.value) and "Did you mean" not in str(rejected.value)
+    with pytest.raises(ConfigError, match=r"pairs\.csv: is a file, not a folder"):
+        compose(config_dir="pairs.csv")
 
 
 def test_a_config_may_repeat_itself_by_aliases(train, trained):

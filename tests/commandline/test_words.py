@@ -177,6 +177,7 @@ RIGHT = {
     "model small data qa": "model=small data=qa",
     "lr=1e-3": "optimizer.lr=1e-3",
     "epochs=5": "trainer.max_epochs=5",
+    "max_epochs=5 --micro_batch_size 7": "trainer.max_epochs=5 trainer.micro_batch_size=7",
     "batch_size=32 seed=3": "trainer.micro_batch_size=32 seed=3",
     "-m lr=1e-3,3e-3": "-m optimizer.lr=1e-3,3e-3",
     "--config-dir mine --epochs 3": "--config-dir mine trainer.max_epochs=3",
@@ -287,6 +288,8 @@ def test_a_file_whose_name_has_an_equals_sign(elsewhere):
         ("evaluate", ["outputs/a", "pairs.csv"], "ckpt=outputs/a data=qa data.qa.path=pairs.csv"),
         ("chat", ["pairs.jsonl", "seed=3"], "ckpt=latest ask=pairs.jsonl seed=3"),
         ("chat", ["ckpt=last"], "ckpt=latest"),
+        ("chat", ["ckpt=lastest"], "ckpt=latest"),
+        ("train", ["resume=lates"], "resume=latest"),
         ("report", ["runs=last"], "runs=latest"),
         ("report", ["outputs/a"], "runs=outputs/a"),
         ("sweep", ["outputs/multirun/a"], "status=outputs/multirun/a"),
@@ -304,6 +307,13 @@ def test_other_commands_too(name, typed, right):
 def test_a_text_without_quotes_where_there_is_no_prompt():
     with pytest.raises(ConfigError, match=r"^What is it: .*\n  echo 'What is it' \| python -m dtl\.chat ckpt=latest$"):
         check_words(["ckpt=latest", "What", "is", "it"], COMMANDS["chat"])
+    for words in (["ask=Who is the cook?"], ["ask=Who", "is", "the", "cook?", "seed=3"]):
+        with pytest.raises(
+            ConfigError, match=r"takes a file .*\n  echo 'Who is the cook\?' \| python -m dtl\.chat ckpt="
+        ):
+            check_words(["ckpt=latest", *words], COMMANDS["chat"])
+    with pytest.raises(ConfigError, match=r"\n  python -m dtl\.chat 'ask=my pairs\.csv'$"):
+        check_words(["ask=my", "pairs.csv"], COMMANDS["chat"])
     with pytest.raises(ConfigError, match=r"\n  python -m dtl\.generate ckpt=latest 'prompt=Hello, world'$"):
         check_words(["prompt=Hello,", "world"], TRAIN)
     for name in ("chat", "generate"):
@@ -412,12 +422,15 @@ def test_a_key_is_never_shown(monkeypatch):
     ("words", "right"),
     [
         (["data=text", "data.path=my", "texts"], "'data.path=my texts'"),
+        (["experiment=my_pairs", "data.qa.path=my", "data/pairs.csv"], "'data.qa.path=my data/pairs.csv'"),
+        (["experiment=my_pairs", "data.qa.path=your", "lost", "pairs.csv"], "'data.qa.path=your lost pairs.csv'"),
         (["resume=my", "old", "run"], "'resume=my old run'"),
     ],
 )
 def test_a_path_with_a_space_and_without_quotes(elsewhere, words, right):
-    for name in ("my texts", "my old run"):
+    for name in ("my texts", "my old run", "my data", "my"):  # the first word is a folder, too
         (elsewhere / name).mkdir()
+    (elsewhere / "my data" / "pairs.csv").touch()
     with pytest.raises(ConfigError) as error:
         check_words(words, TRAIN)
     assert str(error.value).endswith(right)

@@ -531,7 +531,12 @@ def test_another_encoding_is_named_and_can_be_given(tmp_path, name, encoding, gu
     (record,) = files.records("train")
     assert record.fields["text"] == (text.replace("“", "").replace("„", "") if name == "a.csv" else text)
     assert not any("not UTF" in note for note in files.notes())
-    if name == "a.txt" and encoding == "utf-16-le":  # without a mark
+    if name != "a.txt" and encoding == "utf-16-le":  # without a mark
+        for other in (name, "a.json"):
+            (tmp_path / other).write_bytes(content.encode(encoding))
+            with pytest.raises(DataError, match=r"UTF-16-LE without .* Read it with data\.encoding=utf-16-le, or"):
+                list(LocalFiles(str(tmp_path / other), "data.qa.path").records("train"))
+    if name == "a.txt" and encoding == "utf-16-le":
         files = LocalFiles(str(tmp_path / name), "data.path")
         list(files.records("train"))
         assert any("probably utf-16-le: data.encoding=utf-16-le reads it" in note for note in files.notes())

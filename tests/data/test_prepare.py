@@ -304,7 +304,11 @@ def test_a_sample_is_drawn_from_all_files_and_how_much_is_used_is_said(tmp_path,
     assert re.search(
         r"wiki: 200 sequences of \d+ of the \d+ documents that were read are used, drawn by the seed", note
     )
-    assert "data.max_samples=200 (sequences of 64 tokens)" in note and "is not read" in note
+    assert "data.max_samples=200 (sequences of 64 tokens)" in note and "No further document of" in note
+    assert "for validation" not in note
+    few = prepare(config(folder, "wiki", max_samples=1, seq_len=64, validation_fraction=0.5), seq_len=64)
+    n_validation = len(few.rows["wiki"]["validation"])
+    assert n_validation > 1 and f"The limit is for training: {n_validation} sequences for validation" in few.notes[0]
     everything = prepare(config(folder, "wiki", max_samples=10**6, validation_fraction=0.01), seq_len=64)
     assert not any("are used" in note for note in everything.notes)
 

@@ -17,6 +17,7 @@ from dtl.data.tokenizers.prompt import (
     has_learnt_questions_alone,
     prompt_entry,
     read_prompt,
+    was_trained_on_questions_alone,
     with_prompt,
 )
 from dtl.errors import CheckpointError, ConfigError
@@ -214,6 +215,7 @@ def test_checkpoints_of_format_1_are_known_by_the_settings_of_their_data(tmp_pat
 def test_a_model_of_questions_alone_is_known_by_its_data(tmp_path, config, alone):
     (tmp_path / "config.yaml").write_text(config)
     assert has_learnt_questions_alone(tmp_path) is alone
+    assert was_trained_on_questions_alone(tmp_path) is (alone or "init: outputs" in config)
 
 
 def test_a_model_of_another_program_has_no_prompt_and_is_not_called_plain(tmp_path):

@@ -292,7 +292,7 @@ def test_records_without_a_pair_are_counted_with_their_places(tmp_path):
     assert len(pairs["train"]) == 1
     assert "5 x no field for a question" in notes[0] and notes[0].endswith("and 2 more.")
     assert "left out: line 1, line 3, line 4 and 2 more" in notes[0]
-    assert "a.jsonl: line 1: no field 'question or questions or instruction or" in notes[1]
+    assert "a.jsonl: line 1: no field 'question', 'questions', 'instruction', '" in notes[1]
     assert "frage, answer" in notes[1]
 
 
@@ -316,7 +316,7 @@ def test_records_without_a_pair_are_counted_with_their_places(tmp_path):
         ("a.jsonl", '["a?", "b"]\n', 'is not a JSON object, such as {"question": "...", "answer": "..."}.'),
         ("a.jsonl", "a? b\n{}\n", 'one JSON object, such as {"question": "...", "answer": "..."}; '),
         ("a.json", "[{]", 'JSON objects, such as {"question": "...", "answer": "..."}; '),
-        ("a.txt", "A text.", "in 1 record. the text: no field 'question or "),
+        ("a.txt", "A text.", "in 1 record. the text: no field 'question', '"),
         ("a.jsonl", '{"n": 3}\n', 'a question and an answer: {"question": "...", "answer": "..."}.'),
     ],
 )

@@ -2,6 +2,7 @@
 
 import bz2
 import json
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -93,7 +94,11 @@ def test_named_splits_are_used_when_there_is_one_to_train_on(tmp_path):
         (lambda p: p / "none", ["data.path=", "no such file", "Found in"]),
         (lambda p: p / "b.pdf", ["no such file", "a.pdf. Did you mean data.path=", "/a.pdf?"]),
         (lambda p: p, ["no .txt, .jsonl", "a.pdf"]),
-        (lambda p: p / "a.pdf", ["'.pdf' is not supported", "a PDF", ".jsonl"]),
+        (lambda p: p / "a.pdf", ["is a PDF, which is not supported. Give .txt", ".jsonl"]),
+        (
+            lambda p: (p / "a.pdf").rename(p / "a.txt"),
+            ["is a PDF, which is not supported, though its name ends in .txt"],
+        ),
         (lambda p: write_jsonl(p / "q.jsonl", {"question": "?", "body": 3}), ["q.jsonl:1", "'text'", "question, body"]),
         (lambda p: write_parquet(p / "q.parquet", [{"title": "t", "content": "c"}]), ["'text'", "title, content"]),
         (lambda p: write_jsonl(p / "n.jsonl", {"text": "a"}, {"text": ["a"]}), ["n.jsonl:2", "list"]),
@@ -122,6 +127,15 @@ def test_a_near_miss_is_named_as_it_is_to_be_typed(tmp_path, monkeypatch):
         assert str(tmp_path) not in str(caught.value)
     with pytest.raises(DataError, match=r"^data\.path=a\.txt: .* Found in this folder: nothing\.$"):
         LocalFiles("a.txt", "data.path")
+    for name in ("CONTRIBUTING.md", "Makefile", "README.txt", "pairs.csv"):
+        Path(name).touch()
+    with pytest.raises(DataError, match=r"this folder: pairs\.csv, CONTRIBUTING\.md, Makefile, README\.txt\."):
+        LocalFiles("a/b.txt", "data.path")
+    if os.name != "nt":
+        for typed, hint in (("C:\\Users\\me\\pairs.csv", "(in WSL C: is /mnt/c)."), ("my\\pairs.csv", "pairs.csv.")):
+            with pytest.raises(DataError, match="path of Windows; here folders are separated by /") as caught:
+                LocalFiles(typed, "data.path")
+            assert str(caught.value).endswith(hint)
 
 
 @pytest.mark.counted("broken inputs of data, read right or told")

@@ -178,6 +178,7 @@ def test_names_of_folders_cannot_harm(runs):
         (["state=faild"], "state=faild: give one or more of"),
         (["sort=colour"], "sort=colour: one of age, size, loss, name."),
         (["delete=all"], "delete=all: one of checkpoints, empty, runs."),
+        ([f"delete=outputs/{GOOD}"], f"dtl.runs delete=runs 'best_of=[outputs/{GOOD}]'"),
         (["delete=runs"], "delete=runs: select runs by"),
         (["delete=runs", "yes=true"], "delete=runs: select runs by"),
         (["delete=empty", "best_of=[a]"], "it needs delete=runs"),

@@ -45,6 +45,7 @@ def test_a_short_run_is_warned_of_with_the_setting_that_mends_it():
     assert RunLength.of(config(max_epochs=16), STEPS_PER_EPOCH).warnings(config(max_epochs=16)) == []
     by_steps = RunLength.of(config(total_steps=17), STEPS_PER_EPOCH).warnings(config(total_steps=17))
     assert "Raise trainer.total_steps to 200" in by_steps[0] and "max_epochs" not in by_steps[0]
+    assert "only 17 optimizer steps: most models need 200 or more" in by_steps[0]
 
 
 def test_a_long_warmup_is_warned_of():

@@ -1,5 +1,6 @@
 """The warning before a run whose checkpoints the disk will not hold: it knows what they take, and only warns."""
 
+import errno
 import json
 import shutil
 from dataclasses import replace
@@ -13,8 +14,10 @@ import dtl.runner.run
 import dtl.runner.screens
 from dtl.checkpoints import upkeep as store
 from dtl.checkpoints.listing import best_checkpoint, list_checkpoints
+from dtl.checkpoints.upkeep import storage_error
 from dtl.errors import ConfigError
 from dtl.housekeeping.disk_runs import freed_by
+from dtl.runner.build import how_to_make_room
 from dtl.runner.screens import checkpoint_bytes, disk_warning
 from dtl.training.config import OptimizerConfig
 
@@ -70,6 +73,7 @@ def test_never_more_lies_on_the_disk_than_was_foretold(hard_links, pairs, tmp_pa
 @pytest.mark.fault("disk-foreseen")
 def test_a_run_that_the_disk_will_not_hold_is_warned_and_goes_on(pairs, tmp_path, monkeypatch, capsys):
     free_bytes(monkeypatch, 200_003)
+    monkeypatch.chdir(tmp_path)
     start(tiny_config(pairs, total_steps=2), tmp_path / "run")
     said = capsys.readouterr().out
     assert "the disk may not hold this run's checkpoints" in said and "free 200.0 kB" in said
@@ -105,6 +109,24 @@ def test_what_is_there_already_counts(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(bytes(5))
     assert disk_warning(tmp_path, keep=2, checkpoint_bytes=101) is None
+
+
+def test_only_what_frees_the_disk_of_the_run_is_advised(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_dir = tmp_path / "small" / "r"
+    run_dir.mkdir(parents=True)
+    assert how_to_make_room(run_dir) == "python -m dtl.runs delete=checkpoints"
+    monkeypatch.setattr("dtl.runner.build._disk_of", lambda folder: "small" in folder.parts)
+    free_bytes(monkeypatch, 0)
+    assert str(disk_warning(run_dir, keep=2, checkpoint_bytes=100)).endswith("Lower trainer.keep= or make room.")
+    (tmp_path / "small" / "earlier" / "checkpoints").mkdir(parents=True)
+    assert how_to_make_room(run_dir) == "python -m dtl.runs outputs=small delete=checkpoints"
+    for error, remedy in (
+        (OSError(errno.ENOSPC, "full"), "Free disk space (trainer.keep is the number of checkpoints kept)."),
+        (OSError(errno.EFBIG, "large"), "Raise the limit (ulimit -f), or use a file system that takes larger files."),
+        (OSError(errno.EACCES, "denied"), "Fix the permissions of the folder, or its disk."),
+    ):
+        assert str(storage_error(error, run_dir / "checkpoints" / "best", 0)).endswith(f"\n{remedy}")
 
 
 def test_a_run_says_in_its_record_where_it_will_end(pairs, tmp_path):

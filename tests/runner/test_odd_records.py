@@ -11,6 +11,7 @@ import yaml
 from tiny_runs import result, start, tiny_config, write_pairs
 
 import dtl.train
+from dtl.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +68,12 @@ def test_an_odd_record_does_not_hold_up_the_resume(
     record.write_text(changes if isinstance(changes, str) else json.dumps(json.loads(record.read_text()) | changes))
     assert resumed(monkeypatch, Path("run")) == 0
     assert result(Path("run"))["step"] == 2
+
+
+def test_a_pause_before_the_step_of_the_run_is_rejected() -> None:
+    for steps in (None, 65, 66):
+        dtl.train._check_pause(steps, 65)
+    with pytest.raises(
+        ConfigError, match=r"=3: is counted from step 0, and this run is at step 65\. Give more than 65"
+    ):
+        dtl.train._check_pause(3, 65)

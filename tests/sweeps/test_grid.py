@@ -348,7 +348,8 @@ def test_a_sweep_that_is_not_there_is_said_so(tmp_path):
     with pytest.raises(ConfigError, match=r"there is no such folder\. There is no sweep under .*outputs yet"):
         find_sweep(str(tmp_path / "x"), outputs)
     folder = outputs / "multirun" / "2026-01-02" / "a"
-    made(folder, Trial(0, ["a=1"], "h"), arguments=["a=1,2"])
+    long = ",".join(map(str, range(101)))  # a hundred words and more, whole
+    made(folder, Trial(0, ["a=1"], "h"), arguments=[f"a={long}"])
     assert find_sweep("latest", outputs).path == find_sweep(str(folder), outputs).path == folder
     run = outputs / "2026-01-02" / "c"
     run.mkdir(parents=True)
@@ -361,7 +362,7 @@ def test_a_sweep_that_is_not_there_is_said_so(tmp_path):
         with pytest.raises(ConfigError) as refused:
             find_sweep(str(other), outputs)
         assert str(refused.value).startswith(f"status={other}: ") and words in str(refused.value)
-        assert f"The last sweeps:\n  {folder}  killed  a=1,2" in str(refused.value)  # no process has locked it
+        assert f"The last sweeps:\n  {folder}  killed  a={long}" in str(refused.value)  # no process has locked it
 
 
 def test_a_sweep_of_hydras_own_launchers_is_shown_by_its_runs(tmp_path):

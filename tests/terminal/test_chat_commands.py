@@ -77,6 +77,7 @@ def test_sampling_changes_as_typed(typed):
 
 REJECTED = {
     "temprature=0.7": "temprature=0.7: there is no such key. Did you mean 'temperature'? Keys here: temperature,",
+    "temp=2": "temp=2: there is no such key. Did you mean 'temperature'?",
     "temperature=warm": "temperature=warm: must be a number (0 = greedy",
     "top_k=2.5": "top_k=2.5: must be an integer or null",
     "temperature=-1": "sampling.temperature=-1.0: must be at least 0",

@@ -102,7 +102,7 @@ def test_without_a_calibration_nothing_looks_like_knowing(logprob):
 
 def test_an_empty_answer_has_no_confidence():
     chat = talk("One?", answer=lambda *_: RoteContinuation([]))
-    assert "DTL: \n(no text)\nseed 11, 0 tokens, 0 tokens/s\n" in chat.shown
+    assert "DTL: \n(no answer)\nseed 11\n" in chat.shown
 
 
 def test_a_terminal_without_dots_gets_what_it_can_show():
@@ -345,7 +345,7 @@ def test_an_answer_that_finds_no_end_does_not_fill_the_screen(monkeypatch, plain
     rows = chat.held().answers.getvalue().partition("You: ")[0].partition("DTL: ")[2].split("\n")
     n_rows = sum(max(1, math.ceil(len(row) / 80)) for row in rows)
     assert 2 <= n_rows <= (12 if plain else 22), rows
-    assert any("(no text)" in row or "(stopped: too long for the screen" in row for row in rows)
+    assert any("(no answer)" in row or "(no text)" in row or "(stopped: too long for the screen" in row for row in rows)
     (turn,) = chat.chat.turns
     assert turn.ended is None and turn.n_tokens < 2000
 

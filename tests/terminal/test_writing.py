@@ -182,6 +182,9 @@ def test_a_model_of_questions_names_the_chat(generate, monkeypatch):
     hint = "It was trained on questions and answers, not on plain text. To ask it:\npython -m dtl.chat ckpt=outputs/"
     asked = ("ckpt=latest", "prompt=Once", "sampling=creative", "sampling.max_new_tokens=2")
     assert hint not in generate(*asked)[2]
+    monkeypatch.setattr("dtl.terminal.loading.was_trained_on_questions_alone", lambda folder: True)
+    begun = "It was last trained on questions and answers alone. To ask it:\npython -m dtl.chat ckpt=outputs/"
+    assert begun in generate(*asked)[2]  # from the weights of init=, which may have learnt plain text
     monkeypatch.setattr("dtl.terminal.loading.has_learnt_questions_alone", lambda folder: True)
     assert hint in generate(*asked)[2]
 

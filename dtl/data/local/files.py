@@ -178,6 +178,8 @@ class LocalFiles:
         nearest = next((parent for parent in Path(typed).parents if os.path.isdir(os.path.expanduser(parent))), Path())
         children = Path(os.path.expanduser(nearest)).iterdir()
         names = sorted(child.name for child in children if not child.name.startswith("."))
+        # First those that may be what was meant: the working directory is often a checkout, with documents in it.
+        names.sort(key=lambda name: not has_known_name(name) or name.lower() in METADATA)
         listing = ", ".join(names[:6]) + (", ..." if len(names) > 6 else ".") if names else "nothing."
         lacking, *below = Path(typed).relative_to(nearest).parts
         # As it is to be typed: a name alone, without its folder, would not be found either.
@@ -185,6 +187,9 @@ class LocalFiles:
         whole = [nearest / near, (nearest / near).joinpath(*below)] if near else []
         meant = next((path for path in reversed(whole) if os.path.exists(os.path.expanduser(path))), None)
         hint = f" Did you mean {shell_line([f'{key}={meant}'])}?" if meant else ""
+        if os.name != "nt" and re.match(r"[A-Za-z]:|[^/]*\\", typed):
+            hint = " It is a path of Windows; here folders are separated by /, as in my_data/pairs.csv"
+            hint += f" (in WSL {typed[:2]} is /mnt/{typed[0].lower()})." if typed[1:2] == ":" else "."
         where = "this folder" if nearest == Path() else nearest
         return f"{self.origin}: there is no such file or folder. Found in {where}: {listing}{hint}"
 
@@ -370,7 +375,13 @@ def field(record: Record, *names: str, remedy: str = "") -> Any:
         by_length = {name: len(value) for name, value in record.fields.items() if isinstance(value, str)}
         longest = str(max(by_length, key=by_length.__getitem__, default="NAME"))
         remedy = f"{remedy}{quoted_name(longest)}."
-    raise DataError(f"{record.place}: no field '{' or '.join(names)}'. Found: {present}.{remedy}")
+    raise DataError(f"{record.place}: no field {either(names)}. Found: {present}.{remedy}")
+
+
+def either(names: Sequence[str]) -> str:
+    """Return names of which one is needed: `'a', 'b' or 'c'`."""
+    *others, last = (f"'{name}'" for name in names)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def is_question(names: Set[str]) -> bool:

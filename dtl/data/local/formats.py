@@ -111,7 +111,8 @@ def recognise(file: Path) -> Format:
     archive = {b"": "a tar archive (unpack it first: tar xf FILE)"} if head[TAR[0]] == TAR[1] else {}
     for magic, what in (NOT_READ | archive).items():
         if head.startswith(magic):
-            raise DataError(f"{file}: a file of kind '{suffix}' is not supported; it is {what}. Give {READ}.")
+            named = f", though its name ends in {suffix}" if suffix in KINDS else ""
+            raise DataError(f"{file}: is {what}, which is not supported{named}. Give {READ}.")
     return Format(_kind_by_suffix(file, suffix, head), compression)
 
 

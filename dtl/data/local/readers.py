@@ -215,6 +215,7 @@ def read_jsonl(text: OpenText) -> Iterator[Record]:
 
 def read_json(text: OpenText) -> Iterator[Record]:
     """Read one JSON value, or several one after the other; of a list its elements. The file is read into memory."""
+    text.raise_if_wide()
     content = text.read()
     position = _end_of_space(content, 0)
     number = 0

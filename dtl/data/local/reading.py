@@ -138,6 +138,13 @@ def likely_encoding(raw: bytes) -> str:
     )
 
 
+def _wide_encoding(head: bytes) -> str:
+    """Return the encoding of the beginning of a text in UTF-16 without a mark; empty for any other."""
+    guess = likely_encoding(head)
+    wide = head[: len(head) // 2 * 2].decode(guess, "replace") if guess.startswith("utf-16") else ""
+    return guess if wide and len(_CONTROL.findall(wide)) <= MAX_CONTROL_FRACTION * len(wide) else ""
+
+
 def _raise_if_binary(file: Path, head: bytes, encoding: str, given: str | None, compressed: bool) -> None:
     """Raise DataError for the beginning of a file that is no text in its encoding: an image or a program with another
     name. A few control characters are an anomaly like others, and so are the zeros of UTF-16 without a mark."""
@@ -145,11 +152,8 @@ def _raise_if_binary(file: Path, head: bytes, encoding: str, given: str | None, 
     count = len(_CONTROL.findall(text))
     if count <= MAX_CONTROLS or count <= MAX_CONTROL_FRACTION * len(text):
         return
-    guess = likely_encoding(head) if given is None else ""
-    if guess.startswith("utf-16"):
-        wide = head[: len(head) // 2 * 2].decode(guess, "replace")
-        if len(_CONTROL.findall(wide)) <= MAX_CONTROL_FRACTION * len(wide):
-            return
+    if given is None and _wide_encoding(head):
+        return
     clean = f"tr -d '\\000-\\010\\020-\\032' < {shlex.quote(str(file))} > cleaned{file.suffix}"
     raise DataError(
         f"{file}: {count / len(text):.0%} of its first {len(text):,} characters are control characters, such as NUL; "
@@ -192,6 +196,7 @@ class OpenText:
         self._readable = UpToDamage(file, compression) if compression and allow_truncated else None
         self._stream = io.BufferedReader(self._readable) if self._readable else open_decompressed(file, compression)
         self.encoding, self.position = "utf-8", 0
+        self.wide = ""  # the likely encoding of a text in UTF-16 that does not begin with its mark
 
     def __enter__(self) -> "OpenText":
         try:
@@ -205,6 +210,8 @@ class OpenText:
             _raise_if_binary(
                 self.file, self._stream.peek(BYTES_JUDGED)[mark:BYTES_JUDGED], self.encoding, self._given, compressed
             )
+            # Every second byte of UTF-16 is a zero: no name of a column or field would be found.
+            self.wide = "" if self._given or mark else _wide_encoding(self._stream.peek(BYTES_JUDGED)[:BYTES_JUDGED])
             self._stream.read(mark)
         except BaseException:
             self._stream.close()
@@ -251,8 +258,18 @@ class OpenText:
             self._note(CRLF, "\r\n", text, raw, start)
         return text
 
+    def raise_if_wide(self) -> None:
+        """Raise DataError for records in UTF-16 without its mark, with the setting that reads them."""
+        if self.wide:
+            raise DataError(
+                f"{self.file}: is in {self.wide.upper()} without the byte order mark that would tell so. Read it with "
+                f"data.encoding={self.wide}, or save it as UTF-8."
+            )
+
     def lines(self) -> Iterator[tuple[int, str]]:
-        """Yield each line with the byte it starts at, its `\\n` included. Lines of any length are read into memory."""
+        """Yield each line with the byte it starts at, its `\\n` included. Lines of any length are read into memory.
+        Raises DataError as `raise_if_wide`."""
+        self.raise_if_wide()
         for raw in self._stream if "\n".encode(self.encoding) == b"\n" else self._wide_lines():
             start = self.position
             if self.part is not None and start >= self.part[1]:

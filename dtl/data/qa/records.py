@@ -16,7 +16,7 @@ from dtl.base.units import number_of
 from dtl.data.chats import MESSAGES, Message, chats_in, messages_in, turns_of
 from dtl.data.config import SPLITS
 from dtl.data.documents import AsRead, QuestionAnswer
-from dtl.data.local.files import quoted_name, text_of
+from dtl.data.local.files import either, quoted_name, text_of
 from dtl.data.local.readers import Record
 from dtl.errors import DataError
 
@@ -167,7 +167,7 @@ class PairReader:
 
     def _lacks(self, names: Sequence[str], place: str, fields: dict[str, Any]) -> None:
         present = (", ".join(fields) or "none").rstrip(".")
-        lacking = f"no field '{' or '.join(names)}'. Found the fields: {present}.{_columns_to_give(fields, place)}"
+        lacking = f"no field {either(names)}. Found the fields: {present}.{_columns_to_give(fields, place)}"
         self._lacking = self._lacking or (place, lacking)
 
     def notes(self, origin: str) -> list[str]:

@@ -92,9 +92,14 @@ def has_learnt_plain_text(folder: Path) -> bool:
 
 def has_learnt_questions_alone(folder: Path) -> bool:
     """Return True for a checkpoint of DTL that was trained on questions and no other text, from random weights."""
-    config = as_object(read_yaml_or_empty(folder / "config.yaml"))
-    data = as_object(config.get("data"))
-    return config.get("init") is None and not _is_added(data, "wiki") and _all_questions_are(data, "all")
+    init = as_object(read_yaml_or_empty(folder / "config.yaml")).get("init")
+    return init is None and was_trained_on_questions_alone(folder)
+
+
+def was_trained_on_questions_alone(folder: Path) -> bool:
+    """Return True for a checkpoint of DTL whose run had questions and no other text, whatever its weights began as."""
+    data = as_object(as_object(read_yaml_or_empty(folder / "config.yaml")).get("data"))
+    return not _is_added(data, "wiki") and _all_questions_are(data, "all")
 
 
 def _read_prompt(folder: Path) -> tuple[Prompt | None, bool]:
