@@ -13,7 +13,18 @@ from dtl.base.files import ASIDE, TEMPORARY, TRASH
 from dtl.base.json_files import read_json, read_json_or_empty
 from dtl.base.safe_text import safe_logger, visible
 from dtl.base.units import number_of
-from dtl.checkpoints.listing import MODEL_FILES, TOKENIZER_FILES, best_checkpoint, is_checkpoint, newest_valid, verify
+from dtl.checkpoints.listing import (
+    MODEL_FILES,
+    TOKENIZER_FILES,
+    best_checkpoint,
+    best_problem,
+    inspect,
+    is_checkpoint,
+    newest_valid,
+    recorded_best_step,
+    step_folder,
+    verify,
+)
 from dtl.checkpoints.weights import ADAPTER, PICKLES, pickle_message, raise_if_adapter
 from dtl.errors import CheckpointError
 
@@ -30,7 +41,7 @@ def find_checkpoint(spec: str, outputs: Path, prefer: Preference = "best") -> Pa
     """Return the folder to load for `latest`, or for the path of a run, a checkpoint or a Hugging Face directory.
 
     For a run it is `checkpoints/best` or the newest checkpoint, depending on `prefer`; where that is missing or
-    damaged, the other one, with a warning. `latest` is the run or trial under `outputs` that started last among those
+    damaged, the step that `best` is a copy of, else the other one, with a warning. `latest` is the run or trial under `outputs` that started last among those
     with a valid checkpoint. Raises CheckpointError with similar names, or with the damaged file.
     """
     if spec == "latest":
@@ -127,9 +138,25 @@ def _resolve_run(run_dir: Path, prefer: Preference) -> Path:
         best = best_checkpoint(run_dir, only=_FOR_USE)
         if best is not None and best.problem is None:
             return best.path
-        if best is not None:
-            log.warning("%s Using the newest checkpoint instead.", best.problem)
+        problem = best.problem if best is not None else best_problem(run_dir)
+        if problem is not None:
+            return _instead_of_best(run_dir, problem)
     newest, note = newest_valid(run_dir)
+    if note:
+        log.warning("%s", note)
+    return newest.path
+
+
+def _instead_of_best(run_dir: Path, problem: str) -> Path:
+    """The step that `best` is a copy of, else the newest checkpoint, with a warning that names its step."""
+    step = recorded_best_step(run_dir)
+    if step is not None and (folder := step_folder(run_dir, step)).is_dir():
+        if inspect(folder, only=_FOR_USE).problem is None:
+            log.warning("%s Using %s instead, of which it is a copy.", problem, folder.name)
+            return folder
+    newest, note = newest_valid(run_dir)
+    was = "" if step is None or step == newest.step else f", and the best is step {step}, which is not there"
+    log.warning("%s Using the newest checkpoint instead: its step is %d%s.", problem, newest.step, was)
     if note:
         log.warning("%s", note)
     return newest.path

@@ -25,7 +25,7 @@ from dtl.base.json_files import (
 from dtl.base.redaction import redact_all
 from dtl.base.safe_text import in_one_line
 from dtl.base.units import number_of
-from dtl.checkpoints.listing import inspect, step_folders, step_of
+from dtl.checkpoints.listing import best_problem, inspect, recorded_best_step, step_folders, step_of
 from dtl.data.config import PLACE_OF_DATA, SourceConfig, replaces
 from dtl.errors import CheckpointError, ConfigError, DataError
 from dtl.model.config import KEPT_WITH_INIT
@@ -263,6 +263,7 @@ def record_problems(folder: Path, rows: RowCheck | None = None) -> list[str]:
     if any((folder / name).exists() for name in (RECORD, RESULT, METRICS)):  # a rejected run has no config either
         problems += filter(None, [_config_problem(folder)])
         problems += _row_problems(folder, rows)
+        problems += filter(None, [_best_problem(folder)])
     return problems
 
 
@@ -287,6 +288,15 @@ def _config_problem(run_dir: Path) -> str | None:
     if not changed:
         return None
     return f"{CONFIG} was changed: {_instead(changed)}, with which {checkpoint.name} was trained"
+
+
+def _best_problem(run_dir: Path) -> str | None:
+    """Return why checkpoints/best cannot be used, by names and sizes. A run in progress may be about to publish it."""
+    if best_problem(run_dir) is None or read_run_state(run_dir).state == "running":
+        return None
+    step, is_there = recorded_best_step(run_dir), (run_dir / "checkpoints" / "best").exists()
+    best = "" if step is None else f", the copy of step {step:,}"
+    return f"checkpoints/best is {'damaged' if is_there else 'missing'}{best}"
 
 
 def words_with_resume(run_dir: Path) -> Iterator[str]:

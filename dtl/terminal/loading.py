@@ -35,7 +35,7 @@ class CheckpointFacts:
     folder: Path
     name: str
     step: int | None = None
-    best_loss: float | None = None  # on the validation split, of the run so far
+    best_loss: float | None = None  # on the validation split, for the best step of the run so far
     calibration: Calibration | None = None  # of the confidence, fitted at the end of the run and by dtl.evaluate
     learned_plain_text: bool = False  # trained without any questions and answers
     learned_questions_alone: bool = False  # trained without any other text
@@ -124,14 +124,15 @@ def read_facts(folder: Path) -> CheckpointFacts:
     if not is_checkpoint(folder):
         return CheckpointFacts(folder, in_one_line(folder.resolve().name, 80), learned_plain_text=plain)
     config, state = read_config(folder), read_json_or_empty(folder / "state.json")
-    step, train = as_whole(state.get("step")), state.get("train")
+    step, train = as_whole(state.get("step")), as_object(state.get("train"))
     last_step = None if step is None else _last_step(folder.parent.parent, step)
-    loss = train.get("best_loss") if isinstance(train, dict) else None
+    # Another step had the best loss: this one has another, which its files do not record.
+    loss = as_number(train.get("best_loss")) if train.get("best_step") in (None, step) else None
     return CheckpointFacts(
         folder,
         name=in_one_line(str(config.get("name") or folder.resolve().parent.parent.name), 80),
         step=step,
-        best_loss=float(loss) if isinstance(loss, int | float) else None,
+        best_loss=loss,
         calibration=_calibration(folder),
         learned_plain_text=plain,
         learned_questions_alone=has_learnt_questions_alone(folder),

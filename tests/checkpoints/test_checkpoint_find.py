@@ -4,17 +4,21 @@ import json
 import logging
 import os
 import re
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 from checkpoint_examples import imitate
 
+from dtl.base.files import read_manifest, write_manifest
 from dtl.checkpoints.find import find_checkpoint, list_runs
 from dtl.checkpoints.listing import step_folder
 from dtl.checkpoints.upkeep import publish_best
 from dtl.errors import CheckpointError
+from dtl.run_dir.own_config import record_problems
 from dtl.run_dir.provenance import write_run_record
+from dtl.terminal.loading import read_facts
 
 
 def run(outputs: Path, name: str, *steps: int, best: int | None = None, started: str | None = None) -> Path:
@@ -107,6 +111,37 @@ def test_a_damaged_best_gives_way_to_the_old_best_and_then_to_the_newest(
     assert "best/model.safetensors: damaged" in caplog.text
     with pytest.raises(CheckpointError, match=r"best/model\.safetensors: damaged"):
         find_checkpoint(str(best), tmp_path)
+
+
+def with_state(folder: Path, best_step: int, best_loss: float = 1.25) -> None:
+    manifest = read_manifest(folder)
+    state = {"step": manifest.facts["step"], "train": {"best_step": best_step, "best_loss": best_loss}}
+    (folder / "state.json").write_text(json.dumps(state))
+    write_manifest(folder, **manifest.facts)
+
+
+@pytest.mark.parametrize("kind", ["missing", "damaged"])
+def test_without_its_best_a_run_gives_the_step_that_it_was_a_copy_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    folder = run(tmp_path, "a", 5, 7, 13)
+    for step, best in ((5, 5), (7, 7), (13, 7)):
+        with_state(step_folder(folder, step), best)
+    best = publish_best(folder, step_folder(folder, 7))
+    assert record_problems(folder) == [] and read_facts(best).best_loss == 1.25
+    assert read_facts(step_folder(folder, 13)).best_loss is None  # it is that of step 7
+    if kind == "missing":
+        shutil.rmtree(best)
+    else:
+        damage(best)
+        (best / "config.json").unlink()
+    assert find_checkpoint(str(folder), tmp_path) == step_folder(folder, 7)
+    assert "checkpoints/best" in caplog.text and "Using step-00000007 instead, of which it is a copy." in caplog.text
+    write_run_record(folder, "name: a\n", [], {}, "cpu")
+    assert f"checkpoints/best is {kind}, the copy of step 7" in record_problems(folder)
+    shutil.rmtree(step_folder(folder, 7))
+    assert find_checkpoint(str(folder), tmp_path) == step_folder(folder, 13)
+    assert "newest checkpoint instead: its step is 13, and the best is step 7, which is not there" in caplog.text
 
 
 def test_damage_of_the_optimizer_matters_for_resuming_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
