@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dtl.base.checks import check_one_process
 from dtl.base.display import command_line, lasting_display, say, shell_line, shown
-from dtl.base.json_files import as_number, as_object, as_whole, dotted, read_json_or_empty
+from dtl.base.json_files import as_number, as_object, as_whole, dotted, read_json_or_empty, read_record_or_empty
 from dtl.base.redaction import HIDDEN, check_no_secrets
 from dtl.base.signals import STOP, ending_by_exception, undisturbed
 from dtl.checkpoints.find import find_checkpoint
@@ -233,7 +233,7 @@ def _loss_if_finished(composed: DictConfig, run_dir: Path, overrides: list[str])
     """Return the best loss, with a message, of a finished run that is resumed without a new length; else None."""
     if composed.get("resume") is None:
         return None
-    result = read_json_or_empty(run_dir / RESULT)
+    result = read_record_or_empty(run_dir / RESULT)
     longer = any(override_key(override).startswith("trainer.") for override in overrides)
     # `seen` is written after the evaluation at the end, which a resume makes up for.
     if result.get("state") != "finished" or "seen" not in result or longer:

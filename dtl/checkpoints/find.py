@@ -41,8 +41,9 @@ def find_checkpoint(spec: str, outputs: Path, prefer: Preference = "best") -> Pa
     """Return the folder to load for `latest`, or for the path of a run, a checkpoint or a Hugging Face directory.
 
     For a run it is `checkpoints/best` or the newest checkpoint, depending on `prefer`; where that is missing or
-    damaged, the step that `best` is a copy of, else the other one, with a warning. `latest` is the run or trial under `outputs` that started last among those
-    with a valid checkpoint. Raises CheckpointError with similar names, or with the damaged file.
+    damaged, the step that `best` is a copy of, else the other one, with a warning. `latest` is the run or trial under
+    `outputs` that started last among those with a valid checkpoint. Raises CheckpointError with similar
+    names, or with the damaged file.
     """
     if spec == "latest":
         return _resolve_latest(outputs, prefer)
@@ -150,10 +151,9 @@ def _resolve_run(run_dir: Path, prefer: Preference) -> Path:
 def _instead_of_best(run_dir: Path, problem: str) -> Path:
     """The step that `best` is a copy of, else the newest checkpoint, with a warning that names its step."""
     step = recorded_best_step(run_dir)
-    if step is not None and (folder := step_folder(run_dir, step)).is_dir():
-        if inspect(folder, only=_FOR_USE).problem is None:
-            log.warning("%s Using %s instead, of which it is a copy.", problem, folder.name)
-            return folder
+    if step is not None and inspect(folder := step_folder(run_dir, step), only=_FOR_USE).problem is None:
+        log.warning("%s Using %s instead, of which it is a copy.", problem, folder.name)
+        return folder
     newest, note = newest_valid(run_dir)
     was = "" if step is None or step == newest.step else f", and the best is step {step}, which is not there"
     log.warning("%s Using the newest checkpoint instead: its step is %d%s.", problem, newest.step, was)

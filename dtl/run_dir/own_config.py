@@ -20,6 +20,7 @@ from dtl.base.json_files import (
     as_object,
     read_json,
     read_json_or_empty,
+    read_record,
     read_yaml,
 )
 from dtl.base.redaction import redact_all
@@ -28,6 +29,7 @@ from dtl.base.units import number_of
 from dtl.checkpoints.listing import best_problem, inspect, recorded_best_step, step_folders, step_of
 from dtl.data.config import PLACE_OF_DATA, SourceConfig, replaces
 from dtl.errors import CheckpointError, ConfigError, DataError
+from dtl.evaluation.config import EVALUATION_FILE
 from dtl.model.config import KEPT_WITH_INIT
 from dtl.run_dir.provenance import CONFIG, RECORD, RESULT
 from dtl.run_dir.state import last_metrics, read_config, read_run_state
@@ -254,10 +256,10 @@ def record_problems(folder: Path, rows: RowCheck | None = None) -> list[str]:
     `rows` has seen all of metrics.jsonl; without it only the end of the file is read. Never raises.
     """
     problems = []
-    for name in (RECORD, RESULT, TRIAL):
+    for name in (RECORD, RESULT, TRIAL, EVALUATION_FILE):
         with suppress(FileNotFoundError):
             try:
-                read_json(folder / name)
+                read_json(folder / name) if name == RECORD else read_record(folder / name)
             except CheckpointError:  # run.json has no digest
                 problems.append(f"{name} cannot be read" if name == RECORD else f"{name} was changed or is damaged")
     if any((folder / name).exists() for name in (RECORD, RESULT, METRICS)):  # a rejected run has no config either

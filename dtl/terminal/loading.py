@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dtl.base.display import shown
-from dtl.base.json_files import as_list, as_number, as_object, as_whole, read_json_or_empty
+from dtl.base.json_files import as_list, as_number, as_object, as_whole, read_json_or_empty, read_record_or_empty
 from dtl.base.runtime import choose_device
 from dtl.base.safe_text import in_one_line
 from dtl.base.units import in_units, number_of
@@ -150,7 +150,7 @@ def _last_step(run_dir: Path, step: int) -> int | None:
 
 def _calibration(folder: Path) -> Calibration | None:
     """Return the calibration of the run's last evaluation, if that was of this very checkpoint."""
-    evaluation = read_json_or_empty(folder.parent.parent / EVALUATION_FILE)
+    evaluation = read_record_or_empty(folder.parent.parent / EVALUATION_FILE)
     detection = as_object(evaluation.get("detection"))
     fitted = as_object(detection.get("calibration"))
     slope, intercept = as_number(fitted.get("slope")), as_number(fitted.get("intercept"))

@@ -22,6 +22,7 @@ from dtl.checkpoints.upkeep import LOCK_OWNER
 from dtl.errors import DTLError
 from dtl.run_dir.own_config import record_problems
 from dtl.run_dir.provenance import RESULT, write_result
+from dtl.run_dir.state import read_run_state
 from dtl.run_dir.sweep_records import SweepFolder, SweepRecord, Trial, now
 from dtl.terminal.loading import read_facts
 from dtl.tracking.metrics import METRICS, check_rows
@@ -199,9 +200,17 @@ def test_a_record_that_was_changed_is_named(sweep: Path, tmp_path: Path) -> None
     trial = SweepFolder(tmp_path / "sweep").trials()[0]
     assert (trial.state, trial.value) == ("failed", None)
     assert trial.reason == f"its {RESULT} is damaged. Run it again with sweep.retry_failed=true"
-    del values[DIGEST]  # of an earlier DTL
-    result.write_text(json.dumps(values))
-    assert SweepFolder(tmp_path / "sweep").trials()[0].value == values["value"]
+    del values[DIGEST]  # as an editor that hides a change
+    result.write_text(json.dumps(values | {"value": -3}))
+    assert SweepFolder(tmp_path / "sweep").trials()[0].value is None
+    assert read_run_state(result.parent).best_loss != -3
+    assert record_problems(result.parent) == [f"{RESULT} was changed or is damaged"]
+    folder = SweepFolder(tmp_path / "sweep")
+    for file in (folder.path / "sweep.json", result.with_name("trial.json")):
+        file.write_text(
+            json.dumps({key: value for key, value in json.loads(file.read_text()).items() if key != DIGEST})
+        )
+    assert folder.read() is None and folder.has_damaged_record() and [trial.number for trial in folder.trials()] == [1]
 
 
 def test_records_that_do_not_fit_together_are_told(sweep: Path, elsewhere: Path, monkeypatch: Any, capfd: Any) -> None:

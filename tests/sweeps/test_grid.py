@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from dtl.base.files import write_record
+from dtl.base.json_files import sealed
 from dtl.errors import ConfigError
 from dtl.run_dir.provenance import write_result
 from dtl.run_dir.sweep_records import (
@@ -91,7 +92,7 @@ def test_a_trial_is_finished_when_its_result_says_so(tmp_path, result):
     sweep = made(tmp_path / "s", Trial(0, ["a=1"], "h", state="finished", value=0.5), arguments=["a=1"])
     (tmp_path / "s" / "0" / "result.json").unlink()
     if result is not None:
-        (tmp_path / "s" / "0" / "result.json").write_text(json.dumps(result))
+        (tmp_path / "s" / "0" / "result.json").write_text(json.dumps(sealed(result)))
     [trial] = sweep.trials()
     assert (trial.state, trial.value) == ("failed", None) and "before its training was finished" in trial.reason
     assert best_of([trial]) is None
