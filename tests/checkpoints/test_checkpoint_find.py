@@ -17,7 +17,7 @@ from dtl.checkpoints.listing import step_folder
 from dtl.checkpoints.upkeep import publish_best
 from dtl.errors import CheckpointError
 from dtl.run_dir.own_config import record_problems
-from dtl.run_dir.provenance import write_run_record
+from dtl.run_dir.provenance import write_result, write_run_record
 from dtl.terminal.loading import read_facts
 
 
@@ -172,8 +172,12 @@ def test_any_model_directory_is_found(tmp_path: Path) -> None:
         ("{0}/pairs.jsonl", "a file, and a model is a folder. Give latest, "),
         ("{0}/model.pt", "pickled weights"),
         ("{0}/pickles", "pytorch_model.bin: pickled weights"),
-        ("{0}", "contains runs, but is not a run.*\n.*/a"),
+        ("{0}", "contains runs, but is not a run.*\n.*/ended\n.*/a"),
         ("{0}/begun", "/begun: this run has no checkpoint: .* Start it again:\n  python -m dtl.train seed=5"),
+        (
+            "{0}/ended",
+            "/ended: this run has no checkpoint: it finished at step 13, and its checkpoints were deleted since",
+        ),
         ("{0}/nothing", "neither a run .* nor a model directory"),
         ("", "contains runs|neither a run"),
         ("{0}/a\0b", "no such folder"),
@@ -182,9 +186,12 @@ def test_any_model_directory_is_found(tmp_path: Path) -> None:
 )
 def test_a_miss_says_what_is_near(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str, message: str) -> None:
     run(tmp_path, "a", 5, 7)
-    for name in ("empty", "nothing", "pickles", "begun"):
+    for name in ("empty", "nothing", "pickles", "begun", "ended"):
         (tmp_path / name).mkdir()
     (tmp_path / "begun/run.json").write_text('{"rerun": "python -m dtl.train seed=5"}')
+    (tmp_path / "ended/run.json").write_text('{"rerun": "python -m dtl.train seed=5"}')
+    (tmp_path / "ended/checkpoints").mkdir()
+    write_result(tmp_path / "ended", "finished", 1.25, 13, "h")
     for name in ("model.pt", "pairs.jsonl"):
         (tmp_path / name).touch()
     (tmp_path / "pickles/pytorch_model.bin").touch()
