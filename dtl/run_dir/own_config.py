@@ -302,8 +302,8 @@ def _best_problem(run_dir: Path) -> str | None:
     if best_problem(run_dir) is None or read_run_state(run_dir).state == "running":
         return None
     step, is_there = recorded_best_step(run_dir), (run_dir / "checkpoints" / "best").exists()
-    best = "" if step is None else f", the copy of step {step:,}"
-    return f"checkpoints/best is {'damaged' if is_there else 'missing'}{best}"
+    best = "" if step is None else f", the copy of step {step:,},"
+    return f"checkpoints/best{best} is {'damaged' if is_there else 'missing'}"
 
 
 def words_with_resume(run_dir: Path) -> Iterator[str]:

@@ -138,7 +138,7 @@ def test_without_its_best_a_run_gives_the_step_that_it_was_a_copy_of(
     assert find_checkpoint(str(folder), tmp_path) == step_folder(folder, 7)
     assert "checkpoints/best" in caplog.text and "Using step-00000007 instead, of which it is a copy." in caplog.text
     write_run_record(folder, "name: a\n", [], {}, "cpu")
-    assert f"checkpoints/best is {kind}, the copy of step 7" in record_problems(folder)
+    assert f"checkpoints/best, the copy of step 7, is {kind}" in record_problems(folder)
     shutil.rmtree(step_folder(folder, 7))
     assert find_checkpoint(str(folder), tmp_path) == step_folder(folder, 13)
     assert "newest checkpoint instead: its step is 13, and the best is step 7, which is not there" in caplog.text

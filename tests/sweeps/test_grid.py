@@ -28,6 +28,7 @@ from dtl.sweeps.grid import compose_all, create_trials, describe_duplicates, tri
 from dtl.sweeps.live import SweepScreen
 from dtl.sweeps.search_launch import best_of
 from dtl.sweeps.table import Status, failures, find_sweep, rows_of, status_of, trial_table, varying_overrides
+from dtl.train import prepare_arguments
 
 STATES = get_args(TrialState)
 
@@ -304,6 +305,16 @@ def test_status_tells_that_the_record_of_the_sweep_is_damaged(tmp_path, contents
     shown = _text_of(status_of(sweep), width=1000)
     assert "sweep.json was changed or is damaged: its command is lost. To resume it, add" in shown
     assert f"hydra.sweep.dir={sweep.path}" in shown
+
+
+def test_resume_of_a_sweep_names_the_line_that_resumes_it(tmp_path):
+    sweep = made(tmp_path / "s", Trial(0, ["a=1"], "h"), arguments=["a=1,2", "hydra.sweep.dir=elsewhere"])
+    with pytest.raises(ConfigError) as caught:
+        prepare_arguments([f"resume={sweep.path}"])
+    assert f"To resume the sweep:\n  python -m dtl.train -m a=1,2 hydra.sweep.dir={sweep.path}" in str(caught.value)
+    (sweep.path / "sweep.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"give its own command for the dots:\n.*-m \.\.\. hydra.sweep.dir="):
+        prepare_arguments([f"resume={sweep.path}"])
 
 
 def test_a_resumed_sweep_tells_which_trials_have_a_checkpoint(tmp_path):
