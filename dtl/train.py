@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dtl.base.checks import check_one_process
 from dtl.base.display import command_line, lasting_display, say, shell_line, shown
-from dtl.base.json_files import as_number, as_object, as_whole, dotted, read_json_or_empty
+from dtl.base.json_files import as_number, as_object, as_whole, dotted, read_json_or_empty, read_record_or_empty
 from dtl.base.redaction import HIDDEN, check_no_secrets
 from dtl.base.signals import STOP, ending_by_exception, undisturbed
 from dtl.checkpoints.find import find_checkpoint
@@ -37,13 +37,14 @@ from dtl.run_dir.own_config import (
     new_run,
     other_places,
     own_config,
+    record_problems,
     where_to_add_its_place,
     with_data_found,
     words_with_resume,
 )
 from dtl.run_dir.provenance import CONFIG, RECORD, RESULT, composition_flags, redact_hydra_files
 from dtl.run_dir.state import longer_run, read_config
-from dtl.run_dir.sweep_records import SWEEP, SweepFolder, damaged_sweep, sweep_to_continue, with_its_flags
+from dtl.run_dir.sweep_records import SWEEP, SweepFolder, damaged_sweep, is_sweep, sweep_to_continue, with_its_flags
 from dtl.run_dir.trial import as_trial, current_trial
 
 if TYPE_CHECKING:
@@ -132,6 +133,14 @@ def _sweep_dir(folder: Path) -> str:
 
 def _run_folder(spec: str) -> Path:
     """The folder of the run that `resume=` names."""
+    if is_sweep(folder := Path(os.path.expanduser(spec))):
+        record = SweepFolder(folder).read()
+        words = [word for word in record.arguments if not word.startswith("hydra.sweep.dir=")] if record else ["..."]
+        line = command_line("train", "-m", *map(as_shown, words), f"hydra.sweep.dir={shown(folder)}")
+        raise ConfigError(
+            f"resume={spec}: a sweep, and resume= is for one run, such as {shown(folder / '0')}. To resume the sweep"
+            f"{'' if record else ', give its own command for the dots'}:\n  {line}"
+        )
     checkpoint = find_checkpoint(spec, OUTPUTS, prefer="newest")
     if checkpoint.parent.name != "checkpoints":
         raise ConfigError(
@@ -243,7 +252,7 @@ def _loss_if_finished(composed: DictConfig, run_dir: Path, overrides: list[str])
     """Return the best loss, with a message, of a finished run that is resumed without a new length; else None."""
     if composed.get("resume") is None:
         return None
-    result = read_json_or_empty(run_dir / RESULT)
+    result = read_record_or_empty(run_dir / RESULT)
     longer = any(override_key(override).startswith("trainer.") for override in overrides)
     # `seen` is written after the evaluation at the end, which a resume makes up for.
     if result.get("state") != "finished" or "seen" not in result or longer:
@@ -258,6 +267,8 @@ def _loss_if_finished(composed: DictConfig, run_dir: Path, overrides: list[str])
     use = "chat" if any("exact_match" in name for name in result) else "generate"
     with lasting_display() as display:
         display.print(f"{folder}: this run is finished, at step {step:,}. Nothing is left to train.")
+        for problem in record_problems(run_dir):
+            display.warn(f"{problem}.")
         max_epochs = as_whole(as_object(recorded.get("trainer")).get("max_epochs"))
         if unused := [as_shown(word) for word in overrides if override_key(word.partition("=")[0]) != "resume"]:
             display.print(f"Not used: {' '.join(unused)}")

@@ -73,6 +73,20 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises FileNotFoundError, and CheckpointError for a file with other contents.
     """
+    return _read_json(path)[0]
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """As `read_json`, of a file of `write_record`. Raises CheckpointError for one without its digest, too: an editor
+    that removes a line hides what it changed in the others."""
+    contents, has_digest = _read_json(path)
+    if not has_digest:
+        raise CheckpointError(f"{path}: was changed, it has no {DIGEST}.")
+    return contents
+
+
+def _read_json(path: Path) -> tuple[dict[str, Any], bool]:
+    """The contents without the digest, and whether there is one."""
     try:
         contents = json_object(read_bounded(path, MAX_JSON_BYTES), strict=True)
     except FileNotFoundError:
@@ -86,13 +100,20 @@ def read_json(path: Path) -> dict[str, Any]:
     digest = contents.pop(DIGEST, None)
     if digest is not None and digest != _digest(contents):
         raise CheckpointError(f"{path}: damaged, its values are not those that were written.")
-    return contents
+    return contents, digest is not None
 
 
 def read_json_or_empty(path: Path) -> dict[str, Any]:
     """As `read_json`; an empty object for a file that is missing, damaged or unreadable."""
     with suppress(OSError, CheckpointError):
         return read_json(path)
+    return {}
+
+
+def read_record_or_empty(path: Path) -> dict[str, Any]:
+    """As `read_record`; an empty object for a file that is missing, changed, damaged or unreadable."""
+    with suppress(OSError, CheckpointError):
+        return read_record(path)
     return {}
 
 

@@ -10,15 +10,28 @@ from pathlib import Path
 from typing import Literal
 
 from dtl.base.files import ASIDE, TEMPORARY, TRASH
-from dtl.base.json_files import read_json, read_json_or_empty
+from dtl.base.json_files import as_whole, read_json, read_json_or_empty, read_record_or_empty
 from dtl.base.safe_text import safe_logger, visible
 from dtl.base.units import number_of
-from dtl.checkpoints.listing import MODEL_FILES, TOKENIZER_FILES, best_checkpoint, is_checkpoint, newest_valid, verify
+from dtl.checkpoints.listing import (
+    MODEL_FILES,
+    TOKENIZER_FILES,
+    best_checkpoint,
+    best_problem,
+    inspect,
+    is_checkpoint,
+    newest_valid,
+    recorded_best_step,
+    step_folder,
+    verify,
+)
 from dtl.checkpoints.weights import ADAPTER, PICKLES, pickle_message, raise_if_adapter
 from dtl.errors import CheckpointError
 
 Preference = Literal["best", "newest"]
 log = safe_logger(__name__)
+
+RECORD = "run.json"
 
 _FOR_USE = (*MODEL_FILES, *TOKENIZER_FILES)  # the files needed to use a model; resuming needs all files
 _DEPTH = 5  # outputs/multirun/<date>/<time>/<job>
@@ -30,8 +43,9 @@ def find_checkpoint(spec: str, outputs: Path, prefer: Preference = "best") -> Pa
     """Return the folder to load for `latest`, or for the path of a run, a checkpoint or a Hugging Face directory.
 
     For a run it is `checkpoints/best` or the newest checkpoint, depending on `prefer`; where that is missing or
-    damaged, the other one, with a warning. `latest` is the run or trial under `outputs` that started last among those
-    with a valid checkpoint. Raises CheckpointError with similar names, or with the damaged file.
+    damaged, the step that `best` is a copy of, else the other one, with a warning. `latest` is the run or trial under
+    `outputs` that started last among those with a valid checkpoint. Raises CheckpointError with similar
+    names, or with the damaged file.
     """
     if spec == "latest":
         return _resolve_latest(outputs, prefer)
@@ -98,7 +112,7 @@ def _start(run_dir: Path) -> tuple[datetime, int, str]:
         if stamp:
             started = datetime.strptime(f"{stamp['date']} {stamp['time']}", "%Y-%m-%d %H-%M-%S")
     with suppress(OSError, LookupError, TypeError, ValueError, OverflowError, CheckpointError):
-        written = datetime.fromisoformat(read_json(run_dir / "run.json")["sessions"][0]["started"])
+        written = datetime.fromisoformat(read_json(run_dir / RECORD)["sessions"][0]["started"])
         started = written if written.tzinfo is None else written.astimezone().replace(tzinfo=None)
     return started, int(stamp["job"] or 0) if stamp else 0, str(run_dir)
 
@@ -127,9 +141,26 @@ def _resolve_run(run_dir: Path, prefer: Preference) -> Path:
         best = best_checkpoint(run_dir, only=_FOR_USE)
         if best is not None and best.problem is None:
             return best.path
-        if best is not None:
-            log.warning("%s Using the newest checkpoint instead.", best.problem)
+        problem = best.problem if best is not None else best_problem(run_dir)
+        if problem is not None:
+            return _instead_of_best(run_dir, problem)
+    if not any((run_dir / "checkpoints").iterdir()) and (run_dir / RECORD).is_file():
+        raise _no_checkpoint(run_dir)
     newest, note = newest_valid(run_dir)
+    if note:
+        log.warning("%s", note)
+    return newest.path
+
+
+def _instead_of_best(run_dir: Path, problem: str) -> Path:
+    """The step that `best` is a copy of, else the newest checkpoint, with a warning that names its step."""
+    step = recorded_best_step(run_dir)
+    if step is not None and inspect(folder := step_folder(run_dir, step), only=_FOR_USE).problem is None:
+        log.warning("%s Using %s instead, of which it is a copy.", problem, folder.name)
+        return folder
+    newest, note = newest_valid(run_dir)
+    was = "" if step is None or step == newest.step else f", and the best is step {step}, which is not there"
+    log.warning("%s Using the newest checkpoint instead: its step is %d%s.", problem, newest.step, was)
     if note:
         log.warning("%s", note)
     return newest.path
@@ -156,10 +187,8 @@ def _not_found(spec: str, path: Path, outputs: Path) -> CheckpointError:
         pickles = [file for file in sorted(path.iterdir()) if file.suffix in PICKLES]
         if pickles:
             return CheckpointError(pickle_message(pickles[0]))
-        if (path / "run.json").is_file():
-            again = visible(str(read_json_or_empty(path / "run.json").get("rerun") or ""))
-            remedy = f"Start it again:\n  {again}" if again else "Start it again."
-            return CheckpointError(f"{path}: this run has no checkpoint: it ended before its first save. {remedy}")
+        if (path / RECORD).is_file():
+            return _no_checkpoint(path)
         return CheckpointError(
             f"{path}: neither a run (checkpoints/) nor a model directory (config.json and model.safetensors)."
         )
@@ -172,6 +201,20 @@ def _not_found(spec: str, path: Path, outputs: Path) -> CheckpointError:
         f"{spec}: no such folder."
         + ("\nSimilar: " + ", ".join(near) if near else "")
         + "\nGive latest, the folder of a run or of a checkpoint, or a Hugging Face model directory on this disk."
+    )
+
+
+def _no_checkpoint(run_dir: Path) -> CheckpointError:
+    """The error for a run without any checkpoint, with the line that starts it again."""
+    result = read_record_or_empty(run_dir / "result.json")
+    step = as_whole(result.get("step"))
+    if result.get("state") in ("finished", "stopped") and step:
+        why = f"it {result['state']} at step {step:,}, and its checkpoints were deleted since. Copy them back, or start"
+    else:
+        why = "it ended before its first save. Start"
+    again = visible(str(read_json_or_empty(run_dir / RECORD).get("rerun") or ""))
+    return CheckpointError(
+        f"{run_dir}: this run has no checkpoint: {why} it again" + (f":\n  {again}" if again else ".")
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dtl.base.files import ASIDE, MANIFEST, Manifest, read_manifest, verify_manifest
+from dtl.base.json_files import as_object, as_whole, read_json_or_empty
 from dtl.base.units import number_of
 from dtl.errors import CheckpointError
 
@@ -133,6 +134,24 @@ def best_checkpoint(run_dir: Path, only: Collection[str] | None = None, contents
     folders = [run_dir / "checkpoints" / name for name in ("best", f"best{ASIDE}")]
     entries = [inspect(folder, only, contents) for folder in folders if folder.is_dir()]
     return next((entry for entry in entries if entry.problem is None), entries[0] if entries else None)
+
+
+def recorded_best_step(run_dir: Path) -> int | None:
+    """The best step so far as the newest readable state.json of the run's steps records it; None before the first
+    evaluation."""
+    for folder in sorted(step_folders(run_dir), key=step_of, reverse=True):
+        if state := read_json_or_empty(folder / "state.json"):
+            return as_whole(as_object(state.get("train")).get("best_step"))
+    return None
+
+
+def best_problem(run_dir: Path) -> str | None:
+    """Why `checkpoints/best` of a run that was evaluated cannot be used, in one line; None where it can, by names and
+    sizes."""
+    best, folder = best_checkpoint(run_dir, contents=False), run_dir / "checkpoints" / "best"
+    if best is not None:
+        return best.problem
+    return None if recorded_best_step(run_dir) is None else f"{folder}: missing."
 
 
 def newest_valid(run_dir: Path) -> tuple[Checkpoint, str | None]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from dtl.base.display import Display, shown
 from dtl.base.files import sha256_of
-from dtl.base.json_files import dotted, read_json, read_json_or_empty
+from dtl.base.json_files import dotted, read_json, read_record_or_empty
 from dtl.checkpoints.listing import Checkpoint, best_checkpoint, list_checkpoints
 from dtl.diagnostics.findings import Finding
 from dtl.errors import ConfigError, DTLError
@@ -99,7 +99,7 @@ def prove_resume(words: Sequence[str], outputs: Path) -> None:
         _run(words, whole, STEPS)
         display.note(f"{STOP_AFTER} steps, a stop, a resume in a new process ...")
         _run(words, parts, STOP_AFTER)
-        if read_json_or_empty(parts / RESULT).get("state") != "stopped":
+        if read_record_or_empty(parts / RESULT).get("state") != "stopped":
             raise ConfigError(f"resume=true: the run ends by itself within {STOP_AFTER} steps. Give it more of them.")
         kept = [word for word in words if word.startswith(("plugins=", "--config"))]
         _run([f"resume={parts}", *kept], parts, STEPS)

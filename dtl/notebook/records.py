@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import dtl
 from dtl.base.files import write_atomically
-from dtl.base.json_files import as_list, as_object, dotted, json_line, read_json_or_empty
+from dtl.base.json_files import as_list, as_object, dotted, json_line, read_json_or_empty, read_record_or_empty
 from dtl.base.paths import experiments_dir
 from dtl.base.safe_text import in_one_line
 from dtl.checkpoints.upkeep import LOCK
@@ -58,7 +58,7 @@ def record_of(folder: Path) -> dict[str, Any]:
     if problems := record_problems(folder, check_rows(folder)):
         raise DataError(f"its {problems[0]}")
     config = read_config(folder)
-    fingerprint = run.get("data_fingerprint") or read_json_or_empty(folder / EVALUATION_FILE).get("data_fingerprint")
+    fingerprint = run.get("data_fingerprint") or read_record_or_empty(folder / EVALUATION_FILE).get("data_fingerprint")
     if not fingerprint:
         raise DataError("its files have no data fingerprint")
     started = _sessions(run)[0].get("started")
@@ -105,7 +105,7 @@ def _machine(run: Mapping[str, Any]) -> dict[str, Any]:
 def _outcome(folder: Path, state: RunState) -> dict[str, Any]:
     figures = {
         key: _rounded(value)
-        for key, value in read_json_or_empty(folder / RESULT).items()
+        for key, value in read_record_or_empty(folder / RESULT).items()
         if isinstance(value, int | float) and key not in ("value", "step") and not _LEFT_OUT.search(key)
     }
     tokens = [row["tokens"] for row in last_metrics(folder) if "tokens" in row]

@@ -21,6 +21,7 @@ from dtl.base.json_files import (
     open_regular,
     read_json_or_empty,
     read_lines,
+    read_record_or_empty,
 )
 from dtl.base.safe_text import in_one_line, visible
 from dtl.evaluation.config import EVALUATION_FILE
@@ -86,7 +87,8 @@ class Run:
 
 def read_run(folder: Path) -> Run:
     """Read the folder of a run or of a sweep's trial."""
-    state, trial, record = read_run_state(folder), *map(read_json_or_empty, (folder / TRIAL, folder / RECORD))
+    state, trial = read_run_state(folder), read_record_or_empty(folder / TRIAL)
+    record = read_json_or_empty(folder / RECORD)
     overrides = state.overrides or [in_one_line(str(word), 1000) for word in as_list(trial.get("overrides"))]
     check = RowCheck()
     rows = list(_rows(folder / METRICS, check))
@@ -105,7 +107,7 @@ def read_run(folder: Path) -> Run:
         config={key: in_one_line(_shown(value), 300) for key, value in dotted(read_config(folder))},
         choices=_choices(record),
         commit=in_one_line(str(git.get("commit") or ""), 40) if isinstance(git, dict) else None,
-        data=str(read_json_or_empty(folder / EVALUATION_FILE).get("data_fingerprint") or "") or None,
+        data=str(read_record_or_empty(folder / EVALUATION_FILE).get("data_fingerprint") or "") or None,
         confirms=trial.get("role") == "confirm",
         metrics=_metrics(folder, state.best_loss),
         training=training,
@@ -125,7 +127,7 @@ def _choices(record: Mapping[str, Any]) -> dict[str, str]:
 
 def _metrics(folder: Path, best_loss: float | None) -> dict[str, float]:
     """Return the numbers of result.json by key."""
-    result = read_json_or_empty(folder / RESULT)
+    result = read_record_or_empty(folder / RESULT)
     metrics = {key: float(value) for key, value in result.items() if as_number(value) is not None and key != "step"}
     return {"value": best_loss, **metrics} if best_loss is not None else metrics
 

@@ -23,6 +23,7 @@ from dtl.base.json_files import (
     open_regular,
     read_bounded,
     read_json_or_empty,
+    read_record_or_empty,
     read_yaml_or_empty,
 )
 from dtl.base.safe_text import in_one_line, visible
@@ -120,14 +121,16 @@ def _lock_owner(folder: Path) -> dict[str, Any]:
 
 def _outcome(folder: Path) -> tuple[str, dict[str, Any]]:
     """The final state of the last session, and its result."""
-    result, error, trial = (read_json_or_empty(folder / name) for name in (RESULT, ERROR, TRIAL))
+    result, trial = read_record_or_empty(folder / RESULT), read_record_or_empty(folder / TRIAL)
+    error = read_json_or_empty(folder / ERROR)
     if trial.get("state") in ENDED_BY_A_SWEEP:
         return str(trial["state"]), {**result, "error": trial.get("reason") or result.get("error")}
     if error and not result:
         return "failed", {"error": error.get("message")}
     if not result and (folder / RESULT).exists():
         return "unfinished", {"error": f"{DAMAGED_RESULT}; a resume writes it again"}
-    state = in_one_line(str(result.get("state") or "unfinished"), 20)
+    recorded = result.get("state")
+    state = in_one_line(recorded, 20) if isinstance(recorded, str) and recorded else "unfinished"
     return ("unfinished" if state == "running" else state), result
 
 

@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 
 from dtl.base.files import discard_directory, leftover_of, write_record
-from dtl.base.json_files import as_number, as_whole, read_json, read_json_or_empty
+from dtl.base.json_files import as_number, as_whole, read_record, read_record_or_empty
 from dtl.errors import CheckpointError
 from dtl.run_dir.provenance import RESULT, composition_flags
 from dtl.sweeps.config import asks_for_more
@@ -100,7 +100,7 @@ def _why_not(folder: Path) -> str:
     """Why a trial that is recorded as finished has no loss."""
     with suppress(FileNotFoundError):
         try:
-            read_json(folder / RESULT)
+            read_record(folder / RESULT)
         except CheckpointError:
             return f"its {RESULT} is damaged. Run it again with sweep.retry_failed=true"
     return NO_RESULT
@@ -111,7 +111,7 @@ def ended_well(folder: Path) -> tuple[TrialState, str, float | None] | None:
 
     None for any other: a program that ends early with exit code 0 has finished nothing.
     """
-    result = read_json_or_empty(folder / RESULT)
+    result = read_record_or_empty(folder / RESULT)
     for state in SUCCEEDED:
         if state == result.get("state"):
             return state, "", as_number(result.get("value"))
@@ -199,7 +199,7 @@ def _write(file: Path, record: Any) -> None:
 def _read(file: Path, kind: type) -> Any:
     """Return the record; None when it is missing, or when a value in it cannot have been written there."""
     types = get_type_hints(kind)
-    values = {key: value for key, value in read_json_or_empty(file).items() if key in types}
+    values = {key: value for key, value in read_record_or_empty(file).items() if key in types}
     times = [values[key] for key in ("started", "ended") if values.get(key)]
     with suppress(TypeError, ValueError):  # a required key is missing, a time is none
         if not all(_fits(value, types[key]) for key, value in values.items()):

@@ -180,7 +180,10 @@ def _warnings(parts: Parts, run_dir: Path) -> Iterator[str]:
     if parts.trainer.done:
         step = parts.trainer.state.step
         further = longer_run(run_dir, 2 * step, config.trainer.max_epochs)
-        yield f"this run is at step {step}, and its last is {length.last_step}. To train further: {further}"
+        total, epochs = config.trainer.total_steps, config.trainer.max_epochs
+        both = total is not None and epochs is not None and total < epochs * length.steps_per_epoch
+        why = f": trainer.total_steps={total} ends it before trainer.max_epochs={epochs} does" if both else ""
+        yield f"this run is at step {step}, and its last is {length.last_step}{why}. To train further: {further}"
 
 
 def disk_warning(run_dir: Path, keep: int, checkpoint_bytes: int) -> str | None:

@@ -9,6 +9,7 @@ from rich.text import Text
 from dtl.base.display import lasting_output, shown, table_console
 from dtl.base.safe_text import in_one_line
 from dtl.base.units import in_time, number_of
+from dtl.checkpoints.listing import step_folders
 from dtl.commandline.overrides import as_shown
 from dtl.run_dir.sweep_records import SweepFolder, Trial
 from dtl.sweeps.config import SearchConfig
@@ -60,11 +61,16 @@ class SweepScreen:
         if len(trials) == 1 and not resumed:
             self.log("no key has several values: one trial. A sweep has some, as optimizer.lr=1e-3,3e-3", "yellow")
         if resumed:
-            done = counted(trial for trial in trials if trial not in left) or "nothing done yet"
-            self.log(f"resumes: {done}; {len(left)} left to run (sweep.new=true starts another sweep)", "dim")
+            self._resumes([trial for trial in trials if trial not in left], left, len(left))
         for trial in trials:
             if trial.state == "refused" and trial not in left:
                 self.log(f"  trial {trial.number}  {self._name(trial)}  refused: {trial.reason}", "red")
+
+    def _resumes(self, done: list[Trial], begun: list[Trial], n_left: int) -> None:
+        saved = sum(bool(step_folders(self.sweep.trial_folder(trial.number))) for trial in begun)
+        steps = f", {saved} of them from a checkpoint" if saved else ""
+        done_so_far = counted(done) or "no trial has ended yet"
+        self.log(f"resumes: {done_so_far}; {n_left} left to run{steps} (sweep.new=true starts another sweep)", "dim")
 
     def started(self, trial: Trial) -> None:
         again = "" if trial.attempts == 1 else f", attempt {trial.attempts}"
@@ -127,8 +133,7 @@ class SearchScreen(SweepScreen):
             f"search of {number_of('trials', settings.n_trials)} ({settings.sampler}{pruned}{hours}) in {where}", "bold"
         )
         if resumed:
-            done = counted(trial for trial in tried if trial.done) or "nothing done yet"
-            self.log(f"resumes: {done}; {left} left to run (sweep.new=true starts another sweep)", "dim")
+            self._resumes([trial for trial in tried if trial.done], [trial for trial in tried if not trial.done], left)
 
     def _name(self, trial: Trial) -> str:
         own = [word for word in trial.overrides if word.partition("=")[0] in self._keys]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dtl.base.display import command_line
 from dtl.base.files import discard_directory
-from dtl.base.json_files import as_number, read_json, read_json_or_empty
+from dtl.base.json_files import as_number, read_json, read_json_or_empty, read_record_or_empty
 from dtl.base.safe_text import in_one_line
 from dtl.checkpoints.listing import newest_valid, step_folders
 from dtl.checkpoints.upkeep import LOCK_OWNER
@@ -151,7 +151,7 @@ class TrialProcess:
         """Return state, reason and best loss."""
         if code == 0 and (outcome := ended_well(self._folder)):
             return outcome
-        loss = as_number(read_json_or_empty(self._folder / RESULT).get("value"))
+        loss = as_number(read_record_or_empty(self._folder / RESULT).get("value"))
         return *self._ended_early(code), loss
 
     def _ended_early(self, code: int) -> tuple[TrialState, str]:

@@ -2,9 +2,10 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import cast
 
 from rich.console import Group, RenderableType
@@ -12,16 +13,18 @@ from rich.table import Table
 from rich.text import Text
 
 from dtl.base.display import command_line, shell_line, shown, table
+from dtl.base.json_files import as_number
 from dtl.base.safe_text import in_one_line, visible
-from dtl.base.units import in_percent, in_time, in_units
+from dtl.base.units import in_percent, in_time, in_units, number_of
 from dtl.commandline.overrides import as_shown
 from dtl.errors import ConfigError
-from dtl.run_dir.own_config import record_problems, told_once
-from dtl.run_dir.state import RUN_FILES, RunState, is_locked, read_run_state
+from dtl.run_dir.own_config import MAX_NAMED, record_problems, told_once
+from dtl.run_dir.state import RUN_FILES, RunState, is_locked, last_metrics, read_run_state
 from dtl.run_dir.sweep_records import (
     LOG,
     SWEEP,
     TRACEBACK,
+    TRIAL,
     SweepFolder,
     SweepRecord,
     Trial,
@@ -60,16 +63,20 @@ class Row:
 def rows_of(sweep: SweepFolder, trials: Iterable[Trial] | None = None) -> list[Row]:
     """Return the trials of a sweep (None: all) with the state of their runs.
 
-    A trial recorded as running in a sweep that no process has locked was killed with it.
+    A trial recorded as running in a sweep that no process has locked was killed with it, or noticed that and saved.
     """
     if trials is None and not (sweep.path / SWEEP).is_file():
         return _rows_of_hydra(sweep)
     alive = is_locked(sweep.path)
     rows = []
     for trial in sweep.trials() if trials is None else trials:
+        run = read_run_state(sweep.trial_folder(trial.number))
         if trial.state == "running" and not alive:
-            trial.state, trial.reason = "killed", "with its sweep"
-        rows.append(Row(trial, read_run_state(sweep.trial_folder(trial.number))))
+            saved = run.state == "interrupted"
+            trial.state, trial.reason = (
+                ("interrupted", "its sweep was killed") if saved else ("killed", "with its sweep")
+            )
+        rows.append(Row(trial, run))
     return rows
 
 
@@ -126,7 +133,7 @@ def _cells(row: Row, overrides: list[str], taught: bool) -> list[str | Text]:
         Text(trial.state, style=STYLES.get(trial.state, "")),
         _of(run.step, run.last_step),
         score,
-        "" if run.tokens_per_second is None or trial.state != "running" else in_units(run.tokens_per_second),
+        "" if (speed := _speed(row)) is None else in_units(speed),
         _time(row),
         Text(in_one_line(trial.reason), style="dim"),
     ]
@@ -136,6 +143,14 @@ def _of(step: int | None, last: int | None) -> str:
     if step is None:
         return ""
     return f"{step:,}" if last is None else f"{step:,}/{last:,}"
+
+
+def _speed(row: Row) -> float | None:
+    """Tokens per second: now, and of a trial that has ended the median that a report shows."""
+    if row.trial.state == "running":
+        return row.run.tokens_per_second
+    speeds = [as_number(each.get("speed/tokens_per_second")) for each in last_metrics(row.run.folder)]
+    return median(known) if (known := [speed for speed in speeds if speed is not None]) else None
 
 
 def _time(row: Row) -> str:
@@ -237,7 +252,7 @@ def _read(sweep: SweepFolder) -> tuple[SweepRecord | None, str, bool]:
 def status_of(sweep: SweepFolder) -> Status:
     """Return the table of the trials, with the failures and the command to run next."""
     record, state, alive = _read(sweep)
-    command = command_line("train", "-m", *map(as_shown, record.arguments)) if record else ""
+    command = _command(record) if record else ""
     rows = rows_of(sweep)
     trials = [row.trial for row in rows]
     planned = record.planned if record and record.planned else len(trials)
@@ -247,10 +262,41 @@ def status_of(sweep: SweepFolder) -> Status:
         trial_table(rows),
     ]
     lines += [Text(line, style="dim") for line in failures(sweep, trials)]
+    lines += [Text(f"Warning: {line}", style="yellow") for line in _lost(sweep, record)]
     lines += [Text(f"Warning: trial {line}", style="yellow") for line in told_once(_problems(sweep))]
     lines += [_in_one_line(line) for line in comparing(sweep, rows)]
     resume = f"The same command resumes it: {command}" if state in ("killed", "interrupted") else ""
     return Status(alive, Group(*lines), resume)
+
+
+def _lost(sweep: SweepFolder, record: SweepRecord | None) -> Iterator[str]:
+    """Yield what is lost of the sweep's own record, and the trials whose folder or record is gone."""
+    folder = f"hydra.sweep.dir={shown(sweep.path)}"
+    if record is None and (sweep.path / SWEEP).is_file():
+        add = shell_line([folder])
+        yield f"{SWEEP} was changed or is damaged: its command is lost. To resume it, add {add} to that command."
+    recorded = {int(file.parent.name) for file in sweep.path.glob(f"*/{TRIAL}") if file.parent.name.isdecimal()}
+    planned = record.planned or 0 if record and record.kind == "grid" else 0
+    if record and record.kind == "grid" and len(recorded) >= planned:
+        return  # one that was gone has been run again, under another number
+    gone = [
+        n for n in range(max(planned, *recorded, 0)) if n not in recorded and not _is_foreign(sweep.trial_folder(n))
+    ]
+    if gone and (sweep.path / SWEEP).is_file():
+        numbers = ", ".join(map(str, gone[:MAX_NAMED])) + (", ..." if len(gone) > MAX_NAMED else "")
+        again = f" To run it again: {_command(record, folder)}" if record and record.kind == "grid" else ""
+        yield f"{number_of('trials', len(gone))} missing, of which the folder or {TRIAL} is gone: {numbers}.{again}"
+
+
+def _is_foreign(folder: Path) -> bool:
+    """Return True for a folder without the files of a run, which a user has put there."""
+    return folder.exists() and not any((folder / name).exists() for name in RUN_FILES)
+
+
+def _command(record: SweepRecord, *more: str) -> str:
+    replaced = tuple(f"{word.partition('=')[0]}=" for word in more)
+    own = (word for word in record.arguments if not replaced or not word.startswith(replaced))
+    return command_line("train", "-m", *map(as_shown, own), *more)
 
 
 def _problems(sweep: SweepFolder) -> dict[str, list[str]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dtl.base.display import shown
-from dtl.base.json_files import as_list, as_number, as_object, as_whole, read_json_or_empty
+from dtl.base.json_files import as_list, as_number, as_object, as_whole, read_json_or_empty, read_record_or_empty
 from dtl.base.runtime import choose_device
 from dtl.base.safe_text import in_one_line
 from dtl.base.units import in_units, number_of
@@ -40,7 +40,7 @@ class CheckpointFacts:
     folder: Path
     name: str
     step: int | None = None
-    best_loss: float | None = None  # on the validation split, of the run so far
+    best_loss: float | None = None  # on the validation split, for the best step of the run so far
     calibration: Calibration | None = None  # of the confidence, fitted at the end of the run and by dtl.evaluate
     learned_plain_text: bool = False  # trained without any questions and answers
     learned_questions_alone: bool = False  # trained without any other text
@@ -130,14 +130,15 @@ def read_facts(folder: Path) -> CheckpointFacts:
     if not is_checkpoint(folder):
         return CheckpointFacts(folder, in_one_line(folder.resolve().name, 80), learned_plain_text=plain)
     config, state = read_config(folder), read_json_or_empty(folder / "state.json")
-    step, train = as_whole(state.get("step")), state.get("train")
+    step, train = as_whole(state.get("step")), as_object(state.get("train"))
     last_step = None if step is None else _last_step(folder.parent.parent, step)
-    loss = train.get("best_loss") if isinstance(train, dict) else None
+    # Another step had the best loss: this one has another, which its files do not record.
+    loss = as_number(train.get("best_loss")) if train.get("best_step") in (None, step) else None
     return CheckpointFacts(
         folder,
         name=in_one_line(str(config.get("name") or folder.resolve().parent.parent.name), 80),
         step=step,
-        best_loss=float(loss) if isinstance(loss, int | float) else None,
+        best_loss=loss,
         calibration=_calibration(folder),
         learned_plain_text=plain,
         learned_questions_alone=has_learnt_questions_alone(folder),
@@ -156,7 +157,7 @@ def _last_step(run_dir: Path, step: int) -> int | None:
 
 def _calibration(folder: Path) -> Calibration | None:
     """Return the calibration of the run's last evaluation, if that was of this very checkpoint."""
-    evaluation = read_json_or_empty(folder.parent.parent / EVALUATION_FILE)
+    evaluation = read_record_or_empty(folder.parent.parent / EVALUATION_FILE)
     detection = as_object(evaluation.get("detection"))
     fitted = as_object(detection.get("calibration"))
     slope, intercept = as_number(fitted.get("slope")), as_number(fitted.get("intercept"))

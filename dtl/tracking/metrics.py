@@ -84,6 +84,8 @@ class RowCheck:
         self._last_step = last_step
         self._n_missing = 0
         self._first_gap = ""
+        # Before the last row, where that left steps out: the next one tells whether it alone is wrong.
+        self._before_gap: tuple[int, int, str] | None = None
         self._n_unreadable = self._n_unreadable_at_the_end = 0  # a kill may truncate the last row
 
     def see(self, row: Mapping[str, Any] | None) -> None:
@@ -98,18 +100,34 @@ class RowCheck:
         if (step := as_whole(row.get("step"))) is not None and _NUMBERS[0] in row:
             self._step_to(step)
 
+    def skip(self) -> None:
+        """Go on in the middle of the file: the next row may be of any step."""
+        self._last_step = self._before_gap = None
+
     def _step_to(self, step: int) -> None:
-        missing = range(step if self._last_step is None else self._last_step + 1, step)
+        if step < 1:
+            self._n_unreadable += 1
+            return
+        if self._last_step is not None and step <= self._last_step:
+            self._n_unreadable += 1
+            if self._before_gap is None or step <= self._before_gap[0]:
+                return
+            self._last_step, self._n_missing, self._first_gap = self._before_gap  # the row before is out of order
+        start = step if self._last_step is None else self._last_step + 1
+        self._before_gap = (start - 1, self._n_missing, self._first_gap) if start < step else None
+        missing = range(start, step)
         if missing and not self._first_gap:
             self._first_gap = str(missing[0]) if len(missing) == 1 else f"{missing[0]} to {missing[-1]}"
         elif missing and not self._first_gap.endswith("..."):
             self._first_gap += ", ..."
         self._n_missing += len(missing)
-        self._n_unreadable += self._last_step is not None and step <= self._last_step
         self._last_step = step
 
     def problems(self, end: int | None = None) -> Iterable[str]:
         """Yield a line for each kind; `end` is the last step of a run that ended in order."""
+        if end is not None and self._before_gap is not None and (self._last_step or 0) > end:
+            self._n_unreadable += 1  # the last row, of a step far beyond the end
+            self._last_step, self._n_missing, self._first_gap = self._before_gap
         if end is not None and self._last_step is not None and end > self._last_step:
             self._step_to(end + 1)
         if self._n_missing:

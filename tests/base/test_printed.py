@@ -23,7 +23,7 @@ from test_safe_text import ATTACKS
 import dtl
 from dtl.base.display import Bar, Display, SafeConsole, aligned, plain_console, table, table_console
 from dtl.base.files import read_manifest, write_manifest
-from dtl.base.json_files import LineFile
+from dtl.base.json_files import LineFile, sealed
 from dtl.base.safe_text import SafeStream, guard_streams, safe_logger, visible
 from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.load import load_model, load_tokenizer, read_model_config
@@ -347,6 +347,9 @@ LINES = {
 }
 
 
+SEALED = ("result.json", "trial.json", "evaluation.json")
+
+
 def hostile_outputs() -> None:
     """A run, a sweep and a model folder whose every text is hostile."""
     run = Path("outputs/2026-01-02/03-04-05-6_a")
@@ -360,15 +363,15 @@ def hostile_outputs() -> None:
             "cwd": HOSTILE,
             "sessions": [{**texts, "started": HOSTILE}],
         }
-        for name in ("run.json", "result.json", "trial.json", "error.json", "evaluation.json"):
-            (folder / name).write_text(json.dumps(record))
+        for name in ("run.json", "error.json", *SEALED):
+            (folder / name).write_text(json.dumps(sealed(record) if name in SEALED else record))
         (folder / "config.yaml").write_text(
             json.dumps({"name": HOSTILE, "data": {"sources": {HOSTILE: {"kind": HOSTILE}}}})
         )
         (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, HOSTILE: 1, "val/loss": 2.0}) + "\n")
     trial = {"number": 0, "overrides": [HOSTILE], "state": HOSTILE, "reason": HOSTILE}
     Path("outputs/sweep/sweep.json").write_text(
-        json.dumps({"kind": HOSTILE, "trials": [trial], "words": [HOSTILE], "overrides": [HOSTILE]})
+        json.dumps(sealed({"kind": HOSTILE, "trials": [trial], "words": [HOSTILE], "overrides": [HOSTILE]}))
     )
     folder_of(Path("."), GPT2 | {"model_type": HOSTILE}).rename("hostile")
 

@@ -4,17 +4,21 @@ import json
 import logging
 import os
 import re
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 from checkpoint_examples import imitate
 
+from dtl.base.files import read_manifest, write_manifest
 from dtl.checkpoints.find import find_checkpoint, list_runs
 from dtl.checkpoints.listing import step_folder
 from dtl.checkpoints.upkeep import publish_best
 from dtl.errors import CheckpointError
-from dtl.run_dir.provenance import write_run_record
+from dtl.run_dir.own_config import record_problems
+from dtl.run_dir.provenance import write_result, write_run_record
+from dtl.terminal.loading import read_facts
 
 
 def run(outputs: Path, name: str, *steps: int, best: int | None = None, started: str | None = None) -> Path:
@@ -109,6 +113,37 @@ def test_a_damaged_best_gives_way_to_the_old_best_and_then_to_the_newest(
         find_checkpoint(str(best), tmp_path)
 
 
+def with_state(folder: Path, best_step: int, best_loss: float = 1.25) -> None:
+    manifest = read_manifest(folder)
+    state = {"step": manifest.facts["step"], "train": {"best_step": best_step, "best_loss": best_loss}}
+    (folder / "state.json").write_text(json.dumps(state))
+    write_manifest(folder, **manifest.facts)
+
+
+@pytest.mark.parametrize("kind", ["missing", "damaged"])
+def test_without_its_best_a_run_gives_the_step_that_it_was_a_copy_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    folder = run(tmp_path, "a", 5, 7, 13)
+    for step, best in ((5, 5), (7, 7), (13, 7)):
+        with_state(step_folder(folder, step), best)
+    best = publish_best(folder, step_folder(folder, 7))
+    assert record_problems(folder) == [] and read_facts(best).best_loss == 1.25
+    assert read_facts(step_folder(folder, 13)).best_loss is None  # it is that of step 7
+    if kind == "missing":
+        shutil.rmtree(best)
+    else:
+        damage(best)
+        (best / "config.json").unlink()
+    assert find_checkpoint(str(folder), tmp_path) == step_folder(folder, 7)
+    assert "checkpoints/best" in caplog.text and "Using step-00000007 instead, of which it is a copy." in caplog.text
+    write_run_record(folder, "name: a\n", [], {}, "cpu")
+    assert f"checkpoints/best, the copy of step 7, is {kind}" in record_problems(folder)
+    shutil.rmtree(step_folder(folder, 7))
+    assert find_checkpoint(str(folder), tmp_path) == step_folder(folder, 13)
+    assert "newest checkpoint instead: its step is 13, and the best is step 7, which is not there" in caplog.text
+
+
 def test_damage_of_the_optimizer_matters_for_resuming_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = run(tmp_path, "a", 5, 9, best=9)
     for name in ("best", "step-00000009"):
@@ -137,8 +172,12 @@ def test_any_model_directory_is_found(tmp_path: Path) -> None:
         ("{0}/pairs.jsonl", "a file, and a model is a folder. Give latest, "),
         ("{0}/model.pt", "pickled weights"),
         ("{0}/pickles", "pytorch_model.bin: pickled weights"),
-        ("{0}", "contains runs, but is not a run.*\n.*/a"),
+        ("{0}", "contains runs, but is not a run.*\n.*/ended\n.*/a"),
         ("{0}/begun", "/begun: this run has no checkpoint: .* Start it again:\n  python -m dtl.train seed=5"),
+        (
+            "{0}/ended",
+            "/ended: this run has no checkpoint: it finished at step 13, and its checkpoints were deleted since",
+        ),
         ("{0}/nothing", "neither a run .* nor a model directory"),
         ("", "contains runs|neither a run"),
         ("{0}/a\0b", "no such folder"),
@@ -147,9 +186,12 @@ def test_any_model_directory_is_found(tmp_path: Path) -> None:
 )
 def test_a_miss_says_what_is_near(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str, message: str) -> None:
     run(tmp_path, "a", 5, 7)
-    for name in ("empty", "nothing", "pickles", "begun"):
+    for name in ("empty", "nothing", "pickles", "begun", "ended"):
         (tmp_path / name).mkdir()
     (tmp_path / "begun/run.json").write_text('{"rerun": "python -m dtl.train seed=5"}')
+    (tmp_path / "ended/run.json").write_text('{"rerun": "python -m dtl.train seed=5"}')
+    (tmp_path / "ended/checkpoints").mkdir()
+    write_result(tmp_path / "ended", "finished", 1.25, 13, "h")
     for name in ("model.pt", "pairs.jsonl"):
         (tmp_path / name).touch()
     (tmp_path / "pickles/pytorch_model.bin").touch()

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import dtl.train
+from dtl.base.json_files import sealed
 from dtl.base.redaction import HIDDEN
 from dtl.checkpoints.listing import Checkpoint
 from dtl.commandline.cli import run_command
@@ -291,7 +292,7 @@ def test_a_finished_run_says_at_once_that_nothing_is_left(trained, command, else
         ("stopped", True, [], True),
     ]:
         result = {"state": state, "value": 1.5, "step": 7} | ({"seen": {}} if seen else {})
-        (run_dir / "result.json").write_text(json.dumps(result))
+        (run_dir / "result.json").write_text(json.dumps(sealed(result)))
         trained.clear()
         monkeypatch.setattr(sys, "argv", ["dtl-train", "resume=latest", *words])
         dtl.train.main()
@@ -311,7 +312,9 @@ def test_a_finished_run_says_at_once_that_nothing_is_left(trained, command, else
 def test_a_finished_run_without_a_readable_config_takes_that_of_its_checkpoint(
     trained, origins, resumable, command, damage
 ):
-    (resumable / "result.json").write_text(json.dumps({"state": "finished", "value": 1.5, "step": 7, "seen": {}}))
+    (resumable / "result.json").write_text(
+        json.dumps(sealed({"state": "finished", "value": 1.5, "step": 7, "seen": {}}))
+    )
     (resumable / "config.yaml").write_bytes(damage)
     assert command("resume=run") == (0, "") and len(trained) == 1
     assert "whose config is used" in " ".join(origins[-1].warnings)
@@ -348,7 +351,7 @@ def test_no_setting_of_a_resume_is_dropped(trained, command, elsewhere, capsys, 
     typed = [RECIPE, "model.n_layers=1", OWN, "optimizer.lr=0.01", "trainer.stop_after_steps=7"]
     (run_dir / "run.json").write_text(json.dumps({"overrides": typed, "cwd": str(elsewhere)}))
     if finished:
-        (run_dir / "result.json").write_text(json.dumps({"state": "finished", "step": 7, "seen": {}}))
+        (run_dir / "result.json").write_text(json.dumps(sealed({"state": "finished", "step": 7, "seen": {}})))
     monkeypatch.setattr(dtl.train, "newest_valid", lambda folder: (Checkpoint(folder, 7), None))
     if meant is None:
         monkeypatch.setattr(sys, "argv", ["dtl-train", "resume=latest", word])

@@ -18,6 +18,7 @@ from rich.console import Console
 import dtl.runs
 from dtl.base.display import Display
 from dtl.base.files import TRASH
+from dtl.base.json_files import sealed
 from dtl.base.units import in_age, in_bytes
 from dtl.checkpoints.upkeep import lock_run, publish_best, superseded
 from dtl.housekeeping.config import RunsConfig
@@ -147,7 +148,7 @@ def test_what_is_listed_and_in_which_order(three, runs, arguments, folders):
 
 @pytest.mark.parametrize("ended", ["pruned", "timed out", "hung"])
 def test_trials_that_their_sweep_ended_are_found_by_it(three, runs, ended):
-    (OUTPUTS / TRIAL / "trial.json").write_text(json.dumps({"state": ended}))
+    (OUTPUTS / TRIAL / "trial.json").write_text(json.dumps(sealed({"state": ended})))
     assert listed(runs(f"state={ended},failed", "sort=name")) == [BIG, TRIAL]
 
 

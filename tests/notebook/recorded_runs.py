@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from dtl.base.json_files import sealed
+
 
 def make_run(
     folder: Path,
@@ -47,7 +49,7 @@ def make_run(
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "run.json").write_text(json.dumps(record))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "result.json").write_text(json.dumps(sealed(result)))
     return folder
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from recorded_runs import make_notebook, make_run
 
+from dtl.base.json_files import read_record, sealed
 from dtl.errors import ConfigError, DTLError
 from dtl.notebook import records as recording
 from dtl.notebook.page import notebook_page, read_records
@@ -54,8 +55,8 @@ def test_a_run_that_was_resumed_keeps_one_record_with_its_last_figures(tmp_path)
     told = json.loads((run / "run.json").read_text())
     told["sessions"].append({"started": "2031-02-03T00:00:00+00:00", "overrides": ["resume=run"]})
     (run / "run.json").write_text(json.dumps(told))
-    result = json.loads((run / "result.json").read_text())
-    (run / "result.json").write_text(json.dumps({**result, "value": 2.25, "config_hash": "f" * 16}))
+    result = read_record(run / "result.json")
+    (run / "result.json").write_text(json.dumps(sealed({**result, "value": 2.25, "config_hash": "f" * 16})))
     record([run], notebook)
     assert [one["val_loss"] for one in read_records(notebook / RESULTS)] == [2.25]
 

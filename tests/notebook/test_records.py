@@ -5,6 +5,7 @@ import json
 import pytest
 from recorded_runs import make_run
 
+from dtl.base.json_files import sealed
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.errors import DataError
 from dtl.notebook.records import record_of, shown_overrides, source_name
@@ -86,7 +87,7 @@ def test_a_run_without_a_record_gets_a_reason(tmp_path, changes, reason):
 
 def test_an_older_run_has_its_fingerprint_in_the_evaluation(tmp_path):
     run = make_run(tmp_path / "run", data_fingerprint=None, computed_with=None)
-    (run / "evaluation.json").write_text(json.dumps({"data_fingerprint": "e" * 64}))
+    (run / "evaluation.json").write_text(json.dumps(sealed({"data_fingerprint": "e" * 64})))
     record = record_of(run)
     assert (record["data_fingerprint"], record["device"], record["threads"]) == ("e" * 64, "Made Up 7", None)
 

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from dtl.base.json_files import sealed
+
 MODELS = {"small": (256, 6), "medium": (512, 8)}
 
 
@@ -54,7 +56,7 @@ def make_run(
         result = {"state": state, "value": value, "step": steps, "config_hash": f"{seed:016x}", **(figures or {})}
         if error:
             result["error"] = error
-        (folder / "result.json").write_text(json.dumps(result))
+        (folder / "result.json").write_text(json.dumps(sealed(result)))
     if samples:
         (folder / "samples").mkdir()
         lines = [json.dumps({"prompt": prompt, "text": text}) for prompt, text in samples]
@@ -81,13 +83,15 @@ def make_trial(folder: Path, number: int, state: str, reason: str = "", **more: 
     """Write the record that a sweep keeps of a trial, in addition to its run."""
     folder.mkdir(parents=True, exist_ok=True)
     trial = {"number": number, "overrides": [f"seed={number}"], "hash": "0", "state": state, "reason": reason, **more}
-    (folder / "trial.json").write_text(json.dumps(trial))
+    (folder / "trial.json").write_text(json.dumps(sealed(trial)))
 
 
 def make_sweep(sweep: Path, steps: int = 400) -> Path:
     """24 trials: four learning rates, two models, three seeds; 2 diverged, one ran out of memory, one is rejected."""
     sweep.mkdir(parents=True)
-    (sweep / "sweep.json").write_text(json.dumps({"arguments": ["optimizer.lr=3e-4,1e-3,3e-3,1e-2"], "kind": "grid"}))
+    (sweep / "sweep.json").write_text(
+        json.dumps(sealed({"arguments": ["optimizer.lr=3e-4,1e-3,3e-3,1e-2"], "kind": "grid"}))
+    )
     noise = np.random.default_rng(7)
     number = 0
     for model, better in (("small", 0.0), ("medium", 0.15)):

@@ -14,6 +14,7 @@ from made_runs import make_run, make_sweep
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install 'dtl[report]'")
 
+from dtl.base.json_files import sealed
 from dtl.reports.build import PAGE, PICTURES, build, write
 from dtl.reports.canvas import GROUND, SERIES, Skipped
 from dtl.reports.config import ReportConfig
@@ -141,7 +142,9 @@ def test_anybodys_texts_stay_texts(elsewhere):
     make_run(Path("in/b"), samples=[(HOSTILE, "\x1b]0;title\x07\u202e")])
     failed = make_run(Path("in/c"), seed=2, state="failed", error=HOSTILE)
     (failed / "traceback.txt").write_text(HOSTILE)
-    (failed / "trial.json").write_text(json.dumps({"state": "failed", "reason": HOSTILE, "overrides": [HOSTILE]}))
+    (failed / "trial.json").write_text(
+        json.dumps(sealed({"state": "failed", "reason": HOSTILE, "overrides": [HOSTILE]}))
+    )
     _, page = report_of("in", Path("out"))
     shown = Elements(page)
     assert not shown.named("script", "img") and "onerror" not in {name for _, one in shown.found for name in one}
@@ -181,7 +184,9 @@ def test_scores_of_questions_have_a_table(elsewhere, without_drawings):
 
 def test_runs_that_never_began(elsewhere):
     Path("run").mkdir()
-    Path("run/trial.json").write_text('{"state": "refused", "reason": "no such key", "overrides": ["a=1"]}')
+    Path("run/trial.json").write_text(
+        json.dumps(sealed({"state": "refused", "reason": "no such key", "overrides": ["a=1"]}))
+    )
     _, page = report_of("run", Path("out"))
     assert "no such key" in page and "No run has a config.yaml" in page
 
@@ -189,7 +194,7 @@ def test_runs_that_never_began(elsewhere):
 def test_changed_data_behind_equal_settings_is_said(elsewhere, without_drawings):
     for number, fingerprint in enumerate("aab"):
         folder = make_run(Path(f"in/{number}"), lr=1e-3 * (number + 1))
-        (folder / "evaluation.json").write_text(json.dumps({"data_fingerprint": fingerprint}))
+        (folder / "evaluation.json").write_text(json.dumps(sealed({"data_fingerprint": fingerprint})))
     assert "saw different data" in " ".join(report_of("in", Path("out"))[0].findings.notices)
     assert "saw different data" not in " ".join(report_of("in/[01]", Path("out"))[0].findings.notices)
 

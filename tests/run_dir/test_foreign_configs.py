@@ -7,6 +7,7 @@ import pytest
 import yaml
 from checkpoint_examples import moments, tiny_model, tiny_tokenizer
 
+from dtl.base.json_files import sealed
 from dtl.checkpoints.load import load_model, load_tokenizer
 from dtl.checkpoints.save import save_checkpoint
 from dtl.config import RunConfig, register, to_dict, typed
@@ -33,7 +34,7 @@ def test_no_reader_resolves_an_interpolation(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "config.yaml").write_text(text)
     run = {"choices": {"experiment": "demo"}, "data_fingerprint": "f" * 64, "sessions": [{"started": "2031-01-02"}]}
     (tmp_path / "run.json").write_text(json.dumps(run | {"overrides": [f"data.path={stolen}"]}))
-    (tmp_path / "result.json").write_text(json.dumps({"state": "finished", "value": 2.5, "step": 1}))
+    (tmp_path / "result.json").write_text(json.dumps(sealed({"state": "finished", "value": 2.5, "step": 1})))
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/loss": 2.5}\n')
     read = [
         read_facts(checkpoint),

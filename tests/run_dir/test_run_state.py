@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dtl.base.files import TRASH
+from dtl.base.json_files import sealed
 from dtl.checkpoints.upkeep import lock_run
 from dtl.run_dir.provenance import config_hash, write_result
 from dtl.run_dir.state import RUN_FILES, RunState, find_runs, last_metrics, read_run_state
@@ -58,13 +59,13 @@ def kill_at_work(run_dir: Path) -> None:
 def test_a_trial_that_its_sweep_ended_says_so(run_dir, ended):
     """By its own files a signal ended it, as Ctrl-C does."""
     write_result(run_dir, "interrupted", 0.5, 23, "abc")
-    (run_dir / "trial.json").write_text(json.dumps({"state": ended, "reason": "by median"}))
+    (run_dir / "trial.json").write_text(json.dumps(sealed({"state": ended, "reason": "by median"})))
     state = read_run_state(run_dir)
     assert (state.state, state.reason, state.best_loss, state.step) == (ended, "by median", 0.5, 23)
 
 
 def test_a_trial_at_work_again_is_running_whatever_ended_it_before(run_dir):
-    (run_dir / "trial.json").write_text(json.dumps({"state": "timed out", "reason": "took longer"}))
+    (run_dir / "trial.json").write_text(json.dumps(sealed({"state": "timed out", "reason": "took longer"})))
     with lock_run(run_dir):
         assert read_run_state(run_dir).state == "running"
 
@@ -214,9 +215,10 @@ def test_whatever_lies_there_nothing_is_raised_and_types_hold(tmp_path, contents
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999", "true", '"1"', "[1]", "null"])
 def test_what_is_no_number_is_none(run_dir, number):
     (run_dir / "metrics.jsonl").write_text(f'{{"step": 5, "seconds": {number}, "val/loss": {number}}}\n')
-    (run_dir / "result.json").write_text(f'{{"state": "finished", "value": {number}, "step": {number}}}')
+    values = {"state": ["finished"], "value": json.loads(number), "step": json.loads(number)}
+    (run_dir / "result.json").write_text(json.dumps(sealed(values)))
     run = read_run_state(run_dir)
-    assert (run.seconds, run.best_loss, run.step) == (None, None, 5)
+    assert (run.seconds, run.best_loss, run.step, run.state) == (None, None, 5, "unfinished")
 
 
 @pytest.mark.parametrize("change", [("0.25", "0.15"), ('"value"', '"valve"'), ("}", "")])

@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoint_examples import imitate
 from hostile_files import KINDS, printed_by, read_all
 from tiny_runs import outcome, start, tiny_config, write_pairs
 
 from dtl.base.json_files import DIGEST
-from dtl.checkpoints.upkeep import LOCK_OWNER
+from dtl.checkpoints.upkeep import LOCK_OWNER, set_aside_later
 from dtl.errors import DTLError
 from dtl.run_dir.own_config import record_problems
 from dtl.run_dir.provenance import RESULT, write_result
+from dtl.run_dir.state import read_run_state
 from dtl.run_dir.sweep_records import SweepFolder, SweepRecord, Trial, now
 from dtl.terminal.loading import read_facts
 from dtl.tracking.metrics import METRICS, check_rows
@@ -199,9 +201,17 @@ def test_a_record_that_was_changed_is_named(sweep: Path, tmp_path: Path) -> None
     trial = SweepFolder(tmp_path / "sweep").trials()[0]
     assert (trial.state, trial.value) == ("failed", None)
     assert trial.reason == f"its {RESULT} is damaged. Run it again with sweep.retry_failed=true"
-    del values[DIGEST]  # of an earlier DTL
-    result.write_text(json.dumps(values))
-    assert SweepFolder(tmp_path / "sweep").trials()[0].value == values["value"]
+    del values[DIGEST]  # as an editor that hides a change
+    result.write_text(json.dumps(values | {"value": -3}))
+    assert SweepFolder(tmp_path / "sweep").trials()[0].value is None
+    assert read_run_state(result.parent).best_loss != -3
+    assert record_problems(result.parent) == [f"{RESULT} was changed or is damaged"]
+    folder = SweepFolder(tmp_path / "sweep")
+    for file in (folder.path / "sweep.json", result.with_name("trial.json")):
+        file.write_text(
+            json.dumps({key: value for key, value in json.loads(file.read_text()).items() if key != DIGEST})
+        )
+    assert folder.read() is None and folder.has_damaged_record() and [trial.number for trial in folder.trials()] == [1]
 
 
 def test_records_that_do_not_fit_together_are_told(sweep: Path, elsewhere: Path, monkeypatch: Any, capfd: Any) -> None:
@@ -235,11 +245,15 @@ def test_a_config_with_what_a_resume_was_given_was_not_changed(sweep: Path, tmp_
     values["sessions"].append({"overrides": ["resume=latest", "trainer.total_steps=17"]})
     record.write_text(json.dumps(values))
     assert record_problems(run) == []
+    record.write_text("{")
+    assert record_problems(run) == ["run.json cannot be read"]
+    record.write_text(json.dumps(values))
     # A session that resumed from an older checkpoint and was killed: result.json is that of the one before.
     rows = (run / METRICS).read_text().splitlines(keepends=True)
     (run / METRICS).write_text("".join(row for row in rows if json.loads(row)["step"] <= 4))
     assert "has no row of 2 steps (5 to 6)" in record_problems(run)[0]
     (run / LOCK_OWNER).write_text('{"pid": 1}')
+    set_aside_later(run, 4)
     assert record_problems(run) == []
 
 
@@ -256,6 +270,10 @@ def test_a_config_with_what_a_resume_was_given_was_not_changed(sweep: Path, tmp_
         (lambda rows: [*rows[:5], {"step": "x"}, *rows[5:]], "has 1 row that is not a number"),
         (lambda rows: [*rows[:5], rows[5] | {"train/loss": None}, *rows[6:]], None),
         (lambda rows: [*rows, {}], None),  # of a kill
+        (lambda rows: [*rows[:5], rows[5] | {"step": 999_999}, *rows[5:]], "has 1 row that is not a number or out of"),
+        (lambda rows: [*rows, rows[5] | {"step": 999_999}], "has 1 row that is not a number or out of order"),
+        (lambda rows: [*rows[:5], rows[5] | {"step": -5}, *rows[5:]], "has 1 row that is not a number or out of order"),
+        (lambda rows: [*rows[:5], rows[1], *rows[5:]], "has 1 row that is not a number or out of order"),
     ],
 )
 def test_steps_without_a_row_and_rows_that_are_no_numbers_are_told(change, told, tmp_path):
@@ -263,5 +281,21 @@ def test_steps_without_a_row_and_rows_that_are_no_numbers_are_told(change, told,
     write_result(tmp_path, "finished", 0.25, 11, "h")
     (tmp_path / "config.yaml").write_text("seed: 3")
     (tmp_path / METRICS).write_text("".join(json.dumps(row) + "\n" for row in change(rows)))
-    problems = record_problems(tmp_path, check_rows(tmp_path))
-    assert [told in problem for problem in problems] == [True] if told else problems == []
+    for problems in (record_problems(tmp_path, check_rows(tmp_path)), record_problems(tmp_path)):
+        assert [told in problem for problem in problems] == [True] if told else problems == []
+
+
+@pytest.mark.parametrize("n_bytes", [2**16, 300])
+def test_rows_that_are_missing_at_the_beginning_are_told(tmp_path, monkeypatch, n_bytes):
+    """Of a run in progress: metrics.jsonl was deleted, and a resume wrote another; or it is missing."""
+    monkeypatch.setattr("dtl.run_dir.own_config.END_OF_METRICS", n_bytes)
+    rows = [{"step": step, "tokens": 7 * step, "seconds": 0.3, "train/loss": 2.0} for step in range(1, 24)]
+    (tmp_path / "config.yaml").write_text("seed: 3")
+    imitate(tmp_path, 23)
+    (tmp_path / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert record_problems(tmp_path) == []
+    (tmp_path / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows[12:]))
+    assert record_problems(tmp_path) == [f"{METRICS} has no row of 12 steps (1 to 12)"]
+    (tmp_path / METRICS).unlink()
+    (tmp_path / "run.json").write_text("{}")
+    assert record_problems(tmp_path) == [f"{METRICS} has no row of 23 steps (1 to 23)"]

@@ -182,6 +182,9 @@ def test_a_length_that_is_reached_already_names_one_that_is_not(
     assert read_run_state(tmp_path).last_step == at
     go_on(config, tmp_path, max_epochs=None, total_steps=2 * at)
     assert result(tmp_path)["step"] == 2 * at
+    go_on(config, tmp_path, max_epochs=70, total_steps=2 * at)
+    ends_first = f"its last is {2 * at}: trainer.total_steps={2 * at} ends it before trainer.max_epochs=70 does. To"
+    assert ends_first in " ".join(capsys.readouterr().out.split())
 
 
 # --- signals ------------------------------------------------------------------------------------------------------

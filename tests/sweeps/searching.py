@@ -5,6 +5,7 @@ import math
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from dtl.base.json_files import sealed
 from dtl.run_dir.provenance import RESULT
 from dtl.run_dir.sweep_records import SweepFolder, Trial
 from dtl.sweeps.config import SearchConfig
@@ -118,7 +119,7 @@ class Stage:
     def _ended(self, trial: Trial) -> bool:
         trial.ended = self._stamp()
         result = {"state": trial.state, "value": trial.value}
-        (self.sweep.trial_folder(trial.number) / RESULT).write_text(json.dumps(result))
+        (self.sweep.trial_folder(trial.number) / RESULT).write_text(json.dumps(sealed(result)))
         self.sweep.keep(trial)
         return True
 

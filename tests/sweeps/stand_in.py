@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+from dtl.base.json_files import sealed
+
 words = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
 resumed = "resume" in words
 folder = Path((words["resume"] if resumed else words["hydra.run.dir"]).strip("'"))
@@ -22,7 +24,7 @@ state |= {"lr": wanted, "arguments": [*state["arguments"], sys.argv[1:]]}
 
 def write_result(outcome: str, **more: object) -> None:
     result = {"state": outcome, "value": wanted, "step": state["step"], "config_hash": "x", **more}
-    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "result.json").write_text(json.dumps(sealed(result)))
 
 
 def save() -> None:

@@ -9,6 +9,8 @@ import pytest
 from rich.console import Console
 
 from dtl.base.files import write_record
+from dtl.base.json_files import sealed
+from dtl.checkpoints.listing import step_folder
 from dtl.errors import ConfigError
 from dtl.run_dir.provenance import write_result
 from dtl.run_dir.sweep_records import (
@@ -18,6 +20,7 @@ from dtl.run_dir.sweep_records import (
     SweepRecord,
     Trial,
     TrialState,
+    now,
     sweep_identity,
     sweep_to_continue,
 )
@@ -25,6 +28,7 @@ from dtl.sweeps.grid import compose_all, create_trials, describe_duplicates, tri
 from dtl.sweeps.live import SweepScreen
 from dtl.sweeps.search_launch import best_of
 from dtl.sweeps.table import Status, failures, find_sweep, rows_of, status_of, trial_table, varying_overrides
+from dtl.train import prepare_arguments
 
 STATES = get_args(TrialState)
 
@@ -91,7 +95,7 @@ def test_a_trial_is_finished_when_its_result_says_so(tmp_path, result):
     sweep = made(tmp_path / "s", Trial(0, ["a=1"], "h", state="finished", value=0.5), arguments=["a=1"])
     (tmp_path / "s" / "0" / "result.json").unlink()
     if result is not None:
-        (tmp_path / "s" / "0" / "result.json").write_text(json.dumps(result))
+        (tmp_path / "s" / "0" / "result.json").write_text(json.dumps(sealed(result)))
     [trial] = sweep.trials()
     assert (trial.state, trial.value) == ("failed", None) and "before its training was finished" in trial.reason
     assert best_of([trial]) is None
@@ -265,6 +269,61 @@ def test_status_tells_what_died_with_its_sweep(tmp_path):
     assert not status.is_running
     assert "killed; 1 finished, 1 killed" in shown and "0.2500" in shown and "with its sweep" in shown
     assert status.how_to_resume == "The same command resumes it: python -m dtl.train -m a=1,2"
+
+
+def test_status_tells_what_was_interrupted_with_its_sweep_and_how_fast_the_others_were(tmp_path):
+    trials = Trial(0, ["a=1"], "h", state="finished", value=0.25), Trial(1, ["a=2"], "g", state="running")
+    sweep = made(tmp_path / "s", *trials, arguments=["a=1,2"])
+    write_result(sweep.trial_folder(1), "interrupted", None, 7, "h")
+    rows = "".join(json.dumps({"step": n, "speed/tokens_per_second": 1000 * n}) + "\n" for n in (1, 2, 7))
+    (sweep.trial_folder(0) / "metrics.jsonl").write_text(rows)
+    shown = _text_of(status_of(sweep))
+    assert "1 finished, 1 interrupted" in shown and "its sweep was killed" in shown and " 2000 " in shown, shown
+
+
+@pytest.mark.parametrize("kind", ["grid", "search"])
+def test_status_names_the_trials_that_are_gone(tmp_path, kind):
+    trials = [Trial(number, [f"a={number}"], str(number), "finished", value=0.5) for number in range(3)]
+    sweep = made(tmp_path / "s", *trials, arguments=["a=0,1,2"], state="finished")
+    sweep.write(SweepRecord(["a=0,1,2"], kind, "finished", now(), planned=3))
+    assert "missing" not in _text_of(status_of(sweep))
+    sweep.remove(trials[1])
+    shown = _text_of(status_of(sweep), width=1000)
+    assert "1 trial missing, of which the folder or trial.json is gone: 1." in shown
+    assert (f"To run it again: python -m dtl.train -m a=0,1,2 hydra.sweep.dir={sweep.path}" in shown) == (
+        kind == "grid"
+    )
+    if kind == "grid":
+        keep(sweep, Trial(3, ["a=1"], "1", "finished", value=0.5))
+        assert "missing" not in _text_of(status_of(sweep))
+
+
+@pytest.mark.parametrize("contents", ['{"arguments": 5}', '{"arguments": ["a=1"], "started": "1"}', "{"])
+def test_status_tells_that_the_record_of_the_sweep_is_damaged(tmp_path, contents):
+    sweep = made(tmp_path / "s", Trial(0, ["a=1"], "h", state="finished", value=0.25), arguments=["a=1,2"])
+    (sweep.path / "sweep.json").write_text(contents)
+    shown = _text_of(status_of(sweep), width=1000)
+    assert "sweep.json was changed or is damaged: its command is lost. To resume it, add" in shown
+    assert f"hydra.sweep.dir={sweep.path}" in shown
+
+
+def test_resume_of_a_sweep_names_the_line_that_resumes_it(tmp_path):
+    sweep = made(tmp_path / "s", Trial(0, ["a=1"], "h"), arguments=["a=1,2", "hydra.sweep.dir=elsewhere"])
+    with pytest.raises(ConfigError) as caught:
+        prepare_arguments([f"resume={sweep.path}"])
+    assert f"To resume the sweep:\n  python -m dtl.train -m a=1,2 hydra.sweep.dir={sweep.path}" in str(caught.value)
+    (sweep.path / "sweep.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"give its own command for the dots:\n.*-m \.\.\. hydra.sweep.dir="):
+        prepare_arguments([f"resume={sweep.path}"])
+
+
+def test_a_resumed_sweep_tells_which_trials_have_a_checkpoint(tmp_path):
+    trials = [Trial(number, [f"a={number}"], "h", state="interrupted") for number in range(3)]
+    sweep = made(tmp_path / "s", *trials, arguments=["a=0,1,2"])
+    step_folder(sweep.trial_folder(1), 7).mkdir(parents=True)
+    text = io.StringIO()
+    SweepScreen(sweep, Console(file=text, width=100)).begin(trials, trials, resumed=True)
+    assert "no trial has ended yet; 3 left to run, 1 of them from a checkpoint" in text.getvalue()
 
 
 @pytest.mark.parametrize(("values", "told"), [((0.25, 0.5), True), ((0.25, None), False)])

@@ -7,6 +7,7 @@ import pytest
 from checkpoint_examples import imitate
 from tiny_checkpoints import CONTEXT, make_checkpoint
 
+from dtl.base.json_files import sealed
 from dtl.checkpoints.find import find_checkpoint
 from dtl.errors import ConfigError
 from dtl.evaluation.metrics import Calibration
@@ -60,34 +61,33 @@ def test_small_files_that_are_damaged_leave_gaps(tmp_path, contents):
     assert facts.step in (None, 7)
 
 
-FITTED = '{"slope": 0.7, "intercept": -2.5}'
+FITTED = {"slope": 0.7, "intercept": -2.5}
 
 
 @pytest.mark.parametrize(
     ("contents", "calibration"),
     [
-        (f'{{"checkpoint": "a/step-00000007", "detection": {{"calibration": {FITTED}}}}}', Calibration(0.7, -2.5)),
-        (f'{{"checkpoint": "outputs/x/checkpoints/best", "detection": {{"calibration": {FITTED}}}}}', None),
-        ('{"checkpoint": "step-00000007", "detection": null}', None),
-        ('{"checkpoint": "step-00000007", "detection": {"calibration": {"slope": "low", "intercept": 0}}}', None),
-        ('{"checkpoint": "step-00000007", "detection": {"threshold": "low"}}', None),
-        ('{"checkpoint": "step-00000007", "detection": {"calibration": {"slope": -0.7, "intercept": 0}}}', None),
-        ('{"checkpoint": "step-00000007", "detection": {"calibration": {"slope": 7e300, "intercept": 0}}}', None),
-        ('{"checkpoint": "step-00000007", "detection": {"calibration": {"slope": 1, "intercept": 1e9}}}', None),
-        ('{"detection": 7', None),
+        ({"checkpoint": "a/step-00000007", "detection": {"calibration": FITTED}}, Calibration(0.7, -2.5)),
+        ({"checkpoint": "outputs/x/checkpoints/best", "detection": {"calibration": FITTED}}, None),
+        ({"checkpoint": "step-00000007", "detection": None}, None),
+        ({"checkpoint": "step-00000007", "detection": {"calibration": {"slope": "low", "intercept": 0}}}, None),
+        ({"checkpoint": "step-00000007", "detection": {"threshold": "low"}}, None),
+        ({"checkpoint": "step-00000007", "detection": {"calibration": {"slope": -0.7, "intercept": 0}}}, None),
+        ({"checkpoint": "step-00000007", "detection": {"calibration": {"slope": 7e300, "intercept": 0}}}, None),
+        ({"checkpoint": "step-00000007", "detection": {"calibration": {"slope": 1, "intercept": 1e9}}}, None),
     ],
 )
 def test_the_calibration_is_that_of_this_checkpoint(tmp_path, contents, calibration):
     folder = imitate(tmp_path / "run", 7)
-    (tmp_path / "run" / "evaluation.json").write_text(contents)
+    (tmp_path / "run" / "evaluation.json").write_text(json.dumps(sealed(contents)))
     assert folder.name == "step-00000007" and read_facts(folder).calibration == calibration
 
 
 def test_an_older_run_knows_what_its_threshold_let_it_know(tmp_path):
     """Evaluations from before the calibration chose a threshold of the mean log-probability."""
     folder = imitate(tmp_path / "run", 7)
-    contents = '{"checkpoint": "step-00000007", "detection": {"threshold": -0.017}}'
-    (tmp_path / "run" / "evaluation.json").write_text(contents)
+    contents = {"checkpoint": "step-00000007", "detection": {"threshold": -0.017}}
+    (tmp_path / "run" / "evaluation.json").write_text(json.dumps(sealed(contents)))
     calibration = read_facts(folder).calibration
     assert calibration is not None
     assert [calibration.probability(score) >= 0.5 for score in (-0.001, -0.0169, -0.0171, -2.0)] == [
@@ -113,7 +113,7 @@ def test_how_far_the_training_went(tmp_path, state):
     """Of a run that ended early, what it was to be taught is not what it was taught."""
     folder = imitate(tmp_path / "run", 7)
     (tmp_path / "run" / "run.json").write_text(json.dumps({"taught": {"questions": 1800}, "last_step": 1009}))
-    (tmp_path / "run" / "result.json").write_text(json.dumps({"state": state, "step": 7}))
+    (tmp_path / "run" / "result.json").write_text(json.dumps(sealed({"state": state, "step": 7})))
     (folder / "state.json").write_text('{"step": 7}')
     facts = read_facts(folder)
     first, last = "It was trained for 7 of 1,009 steps so far, on 1,800 questions, for example:", 1009

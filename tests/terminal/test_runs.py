@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from checkpoint_examples import imitate
 
+from dtl.base.json_files import sealed
 from dtl.errors import CheckpointError, ConfigError
 from dtl.run_dir.state import read_config, read_run_state
 from dtl.terminal.choose import checkpoint_to_use
@@ -27,7 +28,7 @@ def make_run(day: int, name: str, saved: int | None = 7, **result: object) -> Pa
         imitate(run_dir, saved)
     (run_dir / "config.yaml").write_text(f"name: {name}\n")
     if result:
-        (run_dir / "result.json").write_text(json.dumps(result))
+        (run_dir / "result.json").write_text(json.dumps(sealed(result)))
     return run_dir
 
 
@@ -73,7 +74,7 @@ def test_of_many_runs_ten_are_listed():
 def test_names_from_a_folder_cannot_harm():
     run_dir = make_run(1, "x")
     (run_dir / "config.yaml").write_text('name: "a\\e[2Jb\\nc"\n')
-    (run_dir / "result.json").write_text(json.dumps({"state": "\u202eevil\x9b", "step": "many", "value": [1]}))
+    (run_dir / "result.json").write_text(json.dumps(sealed({"state": "\u202eevil\x9b", "step": "many", "value": [1]})))
     line = message_of().splitlines()[1]
     assert "a␛[2Jb c" in line and "\ufffdevil\ufffd" in line and "step 7" in line
 
