@@ -178,7 +178,11 @@ TRIAL_0 = "ckpt=outputs/multirun/2026-01-02/03-04-05-6/0"
     ("command", "words", "expected"),
     [
         ("runs", ["sort=loss"], r"5-6/1 .* 2/2 +\d\.\d{4} .*\n.*5-6/0 .* 2/2 +\d+ kB"),
-        ("sweep", [], r"0 +data.path=0.jsonl +finished +2/2 *\n +1 +data.path=1.jsonl +finished +2/2 +\d\.\d{4}"),
+        (
+            "sweep",
+            [],
+            r"0 +data.path=0.jsonl +finished +2/2 +[\d.]+( k)? *\n +1 +data.path=1.jsonl +finished +2/2 +\d\.\d{4}",
+        ),
         ("report", [], r"1 finished run without best validation loss \(nothing is held out"),
         ("evaluate", [TRIAL_0, "device=cpu"], r"train +39 "),
     ],

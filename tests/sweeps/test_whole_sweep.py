@@ -55,7 +55,11 @@ def test_a_sweep_survives_its_trials_and_its_own_death(tmp_path):
     for _ in range(KILLS):
         with (tmp_path / "screen.txt").open("ab") as screen:
             sweep = subprocess.Popen(command(pairs), cwd=tmp_path, env=environment, stdout=screen, stderr=screen)
-            time.sleep(dice.uniform(6.0, 21.0))
+            before = attempts(tmp_path)
+            while attempts(tmp_path) == before:  # on a busy machine the first trial begins late
+                assert sweep.poll() is None, (tmp_path / "screen.txt").read_text()
+                time.sleep(0.5)
+            time.sleep(dice.uniform(0.0, 15.0))
             assert sweep.poll() is None, (tmp_path / "screen.txt").read_text()
             sweep.send_signal(signal.SIGKILL)
             sweep.wait()
@@ -77,6 +81,12 @@ def test_a_sweep_survives_its_trials_and_its_own_death(tmp_path):
     for case in sorted(case for case in trials if not failure_of(case))[::9]:
         config = typed(yaml.safe_load((folder / str(trials[case].number) / "config.yaml").read_text()))
         assert train(config, tmp_path / f"alone {case}") == trials[case].value  # to the bit
+
+
+def attempts(outputs: Path) -> int:
+    """The attempts of all trials, begun or ended."""
+    folders = outputs.glob("outputs/multirun/*/*")
+    return sum(trial.attempts for folder in folders for trial in SweepFolder(folder).trials())
 
 
 def case_of(trial: Trial) -> int:
