@@ -54,7 +54,13 @@ def _shown(character: str) -> str:
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """A hint such as ` Did you mean 'small'?`, or an empty string when nothing is similar."""
+    name = nearest(given, known)
+    return "" if name is None else f" Did you mean '{name}'?"
+
+
+def nearest(given: str, known: Iterable[str]) -> str | None:
+    """The name that is most likely meant, None when nothing is similar."""
     known = list(known)
     begun = [name for name in known if len(given) > 2 and name.startswith(given)]  # `temp` for temperature
-    nearest = begun if len(begun) == 1 else difflib.get_close_matches(given, known, n=1, cutoff=0.6)
-    return f" Did you mean '{nearest[0]}'?" if nearest else ""
+    similar = begun if len(begun) == 1 else difflib.get_close_matches(given, known, n=1, cutoff=0.6)
+    return similar[0] if similar else None

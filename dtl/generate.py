@@ -56,11 +56,10 @@ def job(composed: DictConfig) -> None:
             model = load(checkpoint, config)
         writer = Writer(model, screen, presets, config.seed)
         introduce(model, screen)
-        if model.facts.learned_questions_alone:
-            screen.note("It was trained on questions and answers, not on plain text. To ask it:")
-        elif model.facts.trained_on_questions_alone:
-            screen.note("It was last trained on questions and answers alone. To ask it:")
         if model.facts.trained_on_questions_alone:
+            trained = "trained on questions and answers, not on plain text"
+            last_trained = "last trained on questions and answers alone"
+            screen.note(f"It was {trained if model.facts.learned_questions_alone else last_trained}. To ask it:")
             screen.print(command_line("chat", f"ckpt={model.facts.ckpt}"))
         if config.prompt is not None:
             writer.write(config.prompt)

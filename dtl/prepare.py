@@ -109,7 +109,9 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
     check_given(words, RUN, folders, lambda _, *given: command_line("prepare", *given, *map(as_shown, own)))
     config = typed_run(load_config(RUN, words, *(folder.partition("=")[2] for folder in folders)))
     config = replace(config, data=replace(config.data, seq_len=config.seq_len))
-    of_data = (word for word in overrides_of(config) if override_key(word).partition("=")[0].split(".")[0] in OF_DATA)
+    of_data = (
+        word for word in overrides_of(config) if override_key(word.partition("=")[0]).partition(".")[0] in OF_DATA
+    )
     return [*own, *(to_hydra_syntax(word, COMMAND) for word in of_data)]
 
 

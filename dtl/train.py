@@ -134,9 +134,10 @@ def _sweep_dir(folder: Path) -> str:
 def _run_folder(spec: str) -> Path:
     """The folder of the run that `resume=` names."""
     if is_sweep(folder := Path(os.path.expanduser(spec))):
-        record = SweepFolder(folder).read()
-        words = [word for word in record.arguments if not word.startswith("hydra.sweep.dir=")] if record else ["..."]
-        line = command_line("train", "-m", *map(as_shown, words), f"hydra.sweep.dir={shown(folder)}")
+        from dtl.sweeps.table import sweep_command  # imports libraries that a run does not need
+
+        record, place = SweepFolder(folder).read(), f"hydra.sweep.dir={shown(folder)}"
+        line = sweep_command(record, place) if record else command_line("train", "-m", "...", place)
         raise ConfigError(
             f"resume={spec}: a sweep, and resume= is for one run, such as {shown(folder / '0')}. To resume the sweep"
             f"{'' if record else ', give its own command for the dots'}:\n  {line}"

@@ -363,10 +363,10 @@ class Display:
         """Move the progress bar and the first part of its text, `epoch 1.25`, to the same step; what else it shows is
         of the newest step that was logged, and changes with `step` and `status`."""
         if self.progress is not None:
+            self.progress.update(self._task, completed=step)
             if self._status:
                 self._status = [epoch, *self._status[1:]]
-                self.progress.update(self._task, status=self._in_rows())
-            self.progress.update(self._task, completed=step)
+                self.status(None)
 
     @property
     def has_status(self) -> bool:

@@ -7,7 +7,6 @@ CPU the seconds are those of the processor. Peers are written from their descrip
 the same order. b batch, t time, d width, h heads, k head width, n matrices, o outputs, i inputs, v vocabulary.
 """
 
-import importlib
 import json
 import math
 import sys
@@ -377,5 +376,4 @@ PEERS: dict[str, Peer] = {"published": nanogpt(1e-3), "tuned": nanogpt(4e-3), "m
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    importlib.import_module("transformers") if '"hf"' in sys.argv[1] else None
     print(json.dumps(asdict(learnt(Learning(**json.loads(sys.argv[1]))))))

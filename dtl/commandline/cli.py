@@ -88,11 +88,11 @@ def run_command(
         _check_config_folders(prepared)  # a sweep that is resumed has the folder that it was started with
         check_texts(prepared, command, *(word for word in prepared if word.startswith(FOLDER_FLAGS)))
         prepared += _still_to_give(prepared, command)
-        named |= _named_folders(prepared)
+        named = _named_folders(prepared)
         sys.argv[1:] = prepared
         if signal.getsignal(signal.SIGINT) is dtl.stop_at_once:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        with composed_once(any(word.startswith(FOLDER_FLAGS) or "searchpath" in word for word in prepared)):
+        with composed_once(prepared):
             start()
     except KeyboardInterrupt as stop:
         with undisturbed():

@@ -23,10 +23,16 @@ from hydra.core.utils import setup_globals
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from dtl.base.display import command_line
 from dtl.base.paths import conf_dir, experiments_dir
+from dtl.benchmarks.config import BenchConfig
 from dtl.config import register
 from dtl.errors import ConfigError, did_you_mean
-from dtl.sweeps.config import LauncherConfig, SearchConfig
+from dtl.evaluation.config import EvaluateConfig
+from dtl.housekeeping.config import RunsConfig
+from dtl.reports.config import ReportConfig
+from dtl.sweeps.config import LauncherConfig, SearchConfig, StatusConfig
+from dtl.terminal.config import ChatConfig, GenerateConfig
 
 COLUMNS, LINES = 79, 23  # of --help: a terminal of 80 x 24
 ENTRY = "<name>"  # placeholder for the name of an entry of a mapping, in a key
@@ -182,24 +188,61 @@ def load_config(command: Command, words: Sequence[str], config_dir: Path | str |
     return ConfigLoaderImpl(paths).load_configuration(command.name, list(words), RunMode.RUN)
 
 
+def has_own_configs(words: Sequence[str]) -> bool:
+    """Return True when a command line names config files of the user."""
+    return any(word.startswith(("--config-", "-cd", "-cp")) or "hydra.searchpath" in word for word in words)
+
+
 @contextmanager
-def composed_once(own_files: bool) -> Iterator[None]:
+def composed_once(words: Sequence[str]) -> Iterator[None]:
     """Spare Hydra's main the first of its two compositions, which takes a third of the time of a rejected word.
 
-    It only finds out whether hydra.mode is set: by a word, or by one of the user's `own_files`. DTL's files do not.
+    It only finds out whether hydra.mode is set: by one of the command line's words, or by a config file of the user.
+    DTL's files do not.
     """
     get_mode = Hydra.get_mode
+    may_be_set = has_own_configs(words) or any("hydra" in word and "mode" in word for word in words)
 
     def mode(self: Hydra, config_name: str | None, overrides: list[str]) -> RunMode | None:
-        if own_files or any("hydra" in word and "mode" in word for word in overrides):
-            return get_mode(self, config_name, overrides)
-        return None
+        return get_mode(self, config_name, overrides) if may_be_set else None
 
     Hydra.get_mode = mode
     try:
         yield
     finally:
         Hydra.get_mode = get_mode
+
+
+# A key may be one of these commands, for which another was typed: name -> schema.
+_SCHEMAS = {
+    "chat": ChatConfig,
+    "generate": GenerateConfig,
+    "evaluate": EvaluateConfig,
+    "runs": RunsConfig,
+    "report": ReportConfig,
+    "sweep": StatusConfig,
+    "bench": BenchConfig,
+}
+
+
+def of_another_command(key: str, value: str, command: Command) -> str:
+    """A hint where a command is given a setting, a recipe or a config group of another command; else empty."""
+    group = key.partition(".")[0]
+    is_group = group == "experiment" or (group.isidentifier() and (conf_dir() / group).is_dir())
+    if is_group and command.name != "train":
+        to_paste = f": {command_line('train', f'{key}={value}')}" if value else "."
+        return f"It is a setting of dtl.train{to_paste}"
+    for name in _SCHEMAS:
+        if name != command.name and _other(name).key(key):
+            to_paste = f": {command_line(name, f'{key}={value}')}" if value else ""
+            return f"It is a setting of dtl.{name}{to_paste}"
+    return ""
+
+
+@cache
+def _other(name: str) -> Command:
+    """Another command, whose keys are found once."""
+    return Command(name, _SCHEMAS[name], usage="")
 
 
 @cache

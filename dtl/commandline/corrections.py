@@ -13,7 +13,7 @@ from hydra._internal.utils import get_args_parser
 from dtl.base.display import command_line, shell_line
 from dtl.base.paths import experiments_dir
 from dtl.base.redaction import check_no_secrets
-from dtl.commandline.command import ENTRY, Command, Key
+from dtl.commandline.command import ENTRY, Command, Key, has_own_configs
 from dtl.commandline.overrides import exists, is_dir, is_path, looks_like_a_path, override_key, words_of_a_path
 from dtl.errors import ConfigError, did_you_mean
 
@@ -139,7 +139,7 @@ class _Line:
     def read(self, words: list[str]) -> None:
         keys = (key for key, _, value in (word.partition("=") for word in words) if not looks_like_a_path(value))
         self.chooses = any(key.lstrip("-") in self.groups for key in keys)  # `data=my_pairs.jsonl` chooses nothing
-        self.has_groups = any(word.startswith(("--config-", "-cd", "-cp", "hydra.searchpath")) for word in words)
+        self.has_groups = has_own_configs(words)
         flags = get_args_parser()._option_string_actions
         while words:
             word = words.pop(0)

@@ -5,24 +5,15 @@ import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import Field, fields, is_dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from dtl.base.display import command_line
-from dtl.base.paths import conf_dir
-from dtl.benchmarks.config import BenchConfig
 from dtl.commandline.command import PATHS, Command, Key, load_config
 from dtl.config import RunConfig
 from dtl.errors import ConfigError
-from dtl.evaluation.config import EvaluateConfig
-from dtl.housekeeping.config import RunsConfig
 from dtl.model.config import KEPT_WITH_INIT
-from dtl.reports.config import ReportConfig
-from dtl.sweeps.config import StatusConfig
-from dtl.terminal.config import ChatConfig, GenerateConfig
 
 # --- as a user types them, and as Hydra reads them ----------------------------------------------------------------
 
@@ -174,40 +165,6 @@ def is_path(word: str) -> bool:
 def looks_like_a_path(word: str) -> bool:
     """True for what no choice of a config group is called."""
     return bool(re.search(r"\.(txt|gz|bz2|xml|json|jsonl|csv|tsv|parquet|safetensors)\Z|[/\\]\Z|\A~?/", word))
-
-
-# --- of another command -------------------------------------------------------------------------------------------
-
-# A key may be one of these commands, for which another was typed: name -> schema.
-_SCHEMAS = {
-    "chat": ChatConfig,
-    "generate": GenerateConfig,
-    "evaluate": EvaluateConfig,
-    "runs": RunsConfig,
-    "report": ReportConfig,
-    "sweep": StatusConfig,
-    "bench": BenchConfig,
-}
-
-
-def of_another_command(key: str, value: str, command: Command) -> str:
-    """A hint where a command is given a setting, a recipe or a config group of another command; else empty."""
-    group = key.partition(".")[0]
-    is_group = group == "experiment" or (group.isidentifier() and (conf_dir() / group).is_dir())
-    if is_group and command.name != "train":
-        to_paste = f": {command_line('train', f'{key}={value}')}" if value else "."
-        return f"It is a setting of dtl.train{to_paste}"
-    for name in _SCHEMAS:
-        if name != command.name and _other(name).key(key):
-            to_paste = f": {command_line(name, f'{key}={value}')}" if value else ""
-            return f"It is a setting of dtl.{name}{to_paste}"
-    return ""
-
-
-@cache
-def _other(name: str) -> Command:
-    """Another command, whose keys are found once."""
-    return Command(name, _SCHEMAS[name], usage="")
 
 
 # --- words that exclude each other --------------------------------------------------------------------------------

@@ -24,8 +24,8 @@ from yaml.reader import ReaderError
 from dtl.base.display import command_line, shown
 from dtl.base.json_files import dotted, read_users_yaml
 from dtl.base.paths import conf_dir, experiments_dir
-from dtl.commandline.command import ENTRY, Command, load_config
-from dtl.commandline.overrides import of_another_command, to_hydra_syntax, value_without
+from dtl.commandline.command import ENTRY, Command, load_config, of_another_command
+from dtl.commandline.overrides import to_hydra_syntax, value_without
 from dtl.errors import ConfigError, did_you_mean
 
 SEARCH = "hydra/sweeper=dtl_optuna"

@@ -29,15 +29,14 @@ from dtl.run_dir.own_config import record_problems
 from dtl.run_dir.provenance import RECORD, RESULT
 from dtl.run_dir.state import read_config, read_run_state
 from dtl.run_dir.sweep_records import TRACEBACK, TRIAL
-from dtl.tracking.metrics import METRICS, RowCheck
+from dtl.tracking.metrics import METRICS, SPEED, TRAINING, VALIDATION, RowCheck
 
 MAX_POINTS = 400  # of a curve: more than a screen shows, and it bounds the page for a run of a week
 MAX_SAMPLES, MAX_CHARACTERS = 8, 1500
 MAX_TRACEBACK_BYTES = 4000
 AXES = ("step", "tokens", "seconds")
-TRAINING, VALIDATION = "train/loss", "val/loss"
 STOPPED = ("pruned", "interrupted")  # on purpose: their traceback is no information
-SPEED, PEAK = "speed/tokens_per_second", "memory/peak_bytes"
+PEAK = "memory/peak_bytes"
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from dtl.checkpoints.listing import step_folders
 from dtl.checkpoints.upkeep import LOCK, LOCK_OWNER
 from dtl.run_dir.provenance import CONFIG, RECORD, RESULT, config_hash
 from dtl.run_dir.sweep_records import ERROR, TRIAL
-from dtl.tracking.metrics import METRICS, parse_row
+from dtl.tracking.metrics import METRICS, SPEED, VALIDATION, parse_row
 
 DAMAGED_RESULT = f"{RESULT} was changed or is damaged"
 RUN_FILES = (RECORD, METRICS, RESULT, "checkpoints", ".hydra")  # a folder with one of these is a run folder
@@ -89,7 +89,7 @@ def read_run_state(folder: Path) -> RunState:
         reason=in_one_line(str(outcome.get("error") or "").strip().partition("\n")[0]),
         started=sessions[0] if sessions else None,
         seconds=_last_number(rows, "seconds"),
-        tokens_per_second=_last_number(rows, "speed/tokens_per_second"),
+        tokens_per_second=_last_number(rows, SPEED),
         overrides=[visible(word) for word in as_list(record.get("overrides")) if isinstance(word, str)],
         seed=as_whole(record.get("seed")) if record.get("seed") is not None else as_whole(config.get("seed")),
         config_hash=_hash(folder, outcome),
@@ -209,7 +209,7 @@ def _best_loss(folder: Path, rows: list[dict[str, Any]]) -> float | None:
     """The best loss of a run without a result: from its best checkpoint, else from the last evaluations."""
     trained = read_json_or_empty(folder / "checkpoints" / "best" / "state.json").get("train")
     best = as_number(as_object(trained).get("best_loss"))
-    losses = (as_number(row.get("val/loss")) for row in rows)
+    losses = (as_number(row.get(VALIDATION)) for row in rows)
     return min((loss for loss in losses if loss is not None), default=None) if best is None else best
 
 

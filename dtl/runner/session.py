@@ -25,7 +25,7 @@ from dtl.generation.conversation import continuations, prompts_of
 from dtl.run_dir.state import resume_command
 from dtl.runner.build import Parts
 from dtl.runner.screens import show_profile
-from dtl.tracking.metrics import read_metrics
+from dtl.tracking.metrics import SPEED, TRAINING, VALIDATION, read_metrics
 from dtl.tracking.tracker import State, Tracker
 from dtl.training.evaluate import evaluate
 from dtl.training.optimizer import optimizer_tensors
@@ -64,7 +64,7 @@ class Session:
         self.logged_at = time.monotonic()
         self.quicker: str | None = None  # what to say about a quicker run when the first steps are slow
         state = parts.trainer.state
-        self.evaluations = [row for row in read_metrics(run_dir) if "val/loss" in row] if parts.resumed_from else []
+        self.evaluations = [row for row in read_metrics(run_dir) if VALIDATION in row] if parts.resumed_from else []
         self.saved: Path | None = parts.resumed_from  # the checkpoint of the current state; None: not saved yet
         self._tokens_before, self._seconds_before = state.tokens, state.seconds
         every = self.config.trainer
@@ -177,7 +177,7 @@ class Session:
                 "step": report.step,
                 "tokens": report.tokens,
                 "seconds": report.seconds,
-                "train/loss": loss,
+                TRAINING: loss,
                 "optim/lr": report.lr,
                 "optim/grad_norm": norm,
                 "optim/skipped": int(report.skipped),
@@ -186,7 +186,7 @@ class Session:
         ]
         speed = self._tokens_per_second(reports)
         memory = peak_memory_bytes(self.parts.device)
-        rows[-1] |= {"speed/tokens_per_second": speed, "memory/peak_bytes": memory}
+        rows[-1] |= {SPEED: speed, "memory/peak_bytes": memory}
         self.tracker.log_steps(rows)
         last, length = reports[-1], self.parts.length
         left = (length.last_step - last.step) * last.seconds / last.step
@@ -273,7 +273,7 @@ class Session:
         )
         better = math.isfinite(result.loss) and (state.best_loss is None or result.loss < state.best_loss)
         state.evaluations_since_best = 0 if better else state.evaluations_since_best + 1
-        row = {"val/loss": result.loss, "val/targets": result.n_targets}
+        row = {VALIDATION: result.loss, "val/targets": result.n_targets}
         row |= {f"val/{name}": value for name, value in result.metrics.items()}
         self.tracker.log(state.step, row)
         self.evaluations.append({"step": state.step, **row})

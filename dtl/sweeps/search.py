@@ -12,7 +12,7 @@ from dtl.run_dir.sweep_records import FAILED, SUCCEEDED, SweepFolder, Trial, now
 from dtl.sweeps.config import SearchConfig
 from dtl.sweeps.pool import Budget
 from dtl.sweeps.search_study import NUMBER, PRUNED, Study, report
-from dtl.tracking.metrics import METRICS, parse_row
+from dtl.tracking.metrics import METRICS, VALIDATION, parse_row
 
 if TYPE_CHECKING:
     import optuna
@@ -50,9 +50,9 @@ class Losses:
         self._read += len(complete)
         losses: list[tuple[int, float | None]] = []
         for row in map(parse_row, complete.splitlines()):
-            if row is not None and "val/loss" in row:
+            if row is not None and VALIDATION in row:
                 self._evaluations += 1
-                loss = row["val/loss"]
+                loss = row[VALIDATION]
                 losses.append((self._evaluations, float(loss) if isinstance(loss, int | float) else None))
         return losses
 

@@ -32,6 +32,7 @@ from dtl.run_dir.sweep_records import (
     find_sweeps,
     is_sweep,
 )
+from dtl.tracking.metrics import SPEED
 
 LOSS, TAUGHT = "best loss", "train right"
 ON_THE_RIGHT = ("trial", "step", LOSS, TAUGHT, "tokens/s", "time")
@@ -149,7 +150,7 @@ def _speed(row: Row) -> float | None:
     """Tokens per second: now, and of a trial that has ended the median that a report shows."""
     if row.trial.state == "running":
         return row.run.tokens_per_second
-    speeds = [as_number(each.get("speed/tokens_per_second")) for each in last_metrics(row.run.folder)]
+    speeds = [as_number(each.get(SPEED)) for each in last_metrics(row.run.folder)]
     return median(known) if (known := [speed for speed in speeds if speed is not None]) else None
 
 
@@ -252,7 +253,7 @@ def _read(sweep: SweepFolder) -> tuple[SweepRecord | None, str, bool]:
 def status_of(sweep: SweepFolder) -> Status:
     """Return the table of the trials, with the failures and the command to run next."""
     record, state, alive = _read(sweep)
-    command = _command(record) if record else ""
+    command = sweep_command(record) if record else ""
     rows = rows_of(sweep)
     trials = [row.trial for row in rows]
     planned = record.planned if record and record.planned else len(trials)
@@ -284,7 +285,7 @@ def _lost(sweep: SweepFolder, record: SweepRecord | None) -> Iterator[str]:
     ]
     if gone and (sweep.path / SWEEP).is_file():
         numbers = ", ".join(map(str, gone[:MAX_NAMED])) + (", ..." if len(gone) > MAX_NAMED else "")
-        again = f" To run it again: {_command(record, folder)}" if record and record.kind == "grid" else ""
+        again = f" To run it again: {sweep_command(record, folder)}" if record and record.kind == "grid" else ""
         yield f"{number_of('trials', len(gone))} missing, of which the folder or {TRIAL} is gone: {numbers}.{again}"
 
 
@@ -293,7 +294,8 @@ def _is_foreign(folder: Path) -> bool:
     return folder.exists() and not any((folder / name).exists() for name in RUN_FILES)
 
 
-def _command(record: SweepRecord, *more: str) -> str:
+def sweep_command(record: SweepRecord, *more: str) -> str:
+    """Return the line that started a sweep, with `more` words in the place of its own for their keys."""
     replaced = tuple(f"{word.partition('=')[0]}=" for word in more)
     own = (word for word in record.arguments if not replaced or not word.startswith(replaced))
     return command_line("train", "-m", *map(as_shown, own), *more)

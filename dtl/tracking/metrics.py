@@ -1,5 +1,6 @@
 """Reading and truncating metrics.jsonl, the complete record of a run's metrics. Imports no torch."""
 
+import copy
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +14,8 @@ from dtl.base.units import number_of
 log = safe_logger(__name__)
 
 METRICS, LOST = "metrics.jsonl", "metrics.lost.jsonl"
-VALIDATION = "val/loss"  # in each row of an evaluation
+TRAINING, VALIDATION = "train/loss", "val/loss"  # in each row of a step, of an evaluation
+SPEED = "speed/tokens_per_second"  # in the row of each step at which is logged
 MAX_BYTES = 2**32  # 20 million steps
 
 
@@ -97,7 +99,7 @@ class RowCheck:
         self._n_unreadable_at_the_end = 0
         numbers = (row.get(key) for key in (*_NUMBERS, VALIDATION))
         self._n_unreadable += any(value is not None and as_number(value) is None for value in numbers)
-        if (step := as_whole(row.get("step"))) is not None and _NUMBERS[0] in row:
+        if (step := as_whole(row.get("step"))) is not None and TRAINING in row:
             self._step_to(step)
 
     def skip(self) -> None:
@@ -125,19 +127,20 @@ class RowCheck:
 
     def problems(self, end: int | None = None) -> Iterable[str]:
         """Yield a line for each kind; `end` is the last step of a run that ended in order."""
-        if end is not None and self._before_gap is not None and (self._last_step or 0) > end:
-            self._n_unreadable += 1  # the last row, of a step far beyond the end
-            self._last_step, self._n_missing, self._first_gap = self._before_gap
-        if end is not None and self._last_step is not None and end > self._last_step:
-            self._step_to(end + 1)
-        if self._n_missing:
-            yield f"{METRICS} has no row of {number_of('steps', self._n_missing)} ({self._first_gap})"
-        if self._n_unreadable:
-            those = "that is not a number" if self._n_unreadable == 1 else "that are not numbers"
-            yield f"{METRICS} has {number_of('rows', self._n_unreadable)} {those} or out of order"
+        seen = copy.copy(self)
+        if end is not None and seen._before_gap is not None and (seen._last_step or 0) > end:
+            seen._n_unreadable += 1  # the last row, of a step far beyond the end
+            seen._last_step, seen._n_missing, seen._first_gap = seen._before_gap
+        if end is not None and seen._last_step is not None and end > seen._last_step:
+            seen._step_to(end + 1)
+        if seen._n_missing:
+            yield f"{METRICS} has no row of {number_of('steps', seen._n_missing)} ({seen._first_gap})"
+        if seen._n_unreadable:
+            those = "that is not a number" if seen._n_unreadable == 1 else "that are not numbers"
+            yield f"{METRICS} has {number_of('rows', seen._n_unreadable)} {those} or out of order"
 
 
-_NUMBERS = ("train/loss", "tokens", "seconds")
+_NUMBERS = (TRAINING, "tokens", "seconds")
 
 
 def check_rows(run_dir: Path) -> RowCheck:

@@ -20,12 +20,10 @@ from dtl.base.safe_text import safe_logger
 from dtl.base.units import number_of
 from dtl.errors import InterruptedRun
 from dtl.tracking.config import TrackerConfig
-from dtl.tracking.metrics import METRICS, VALIDATION, read_metrics, truncate_metrics
+from dtl.tracking.metrics import METRICS, SPEED, TRAINING, VALIDATION, read_metrics, truncate_metrics
 from dtl.tracking.wandb_sink import WandbRun, WandbSink, choose_mode
 
 log = safe_logger(__name__)
-# One of them is in each row that W&B gets: of the step at which is logged, and of evaluations.
-SPEED = "speed/tokens_per_second"
 State = Literal["running", "finished", "stopped", "interrupted", "failed"]
 
 
@@ -68,6 +66,7 @@ def open_tracker(
         config=redact_all(run_config),
     )
     sink = WandbSink(request, mode, reason, patience)
+    # What W&B gets: rows of the steps at which is logged, and of evaluations.
     sink.fill_up([(row.pop("step"), _charts(row)) for row in earlier if SPEED in row or VALIDATION in row])
     return Tracker(run_dir, sink, request.run_id, None)
 
@@ -78,7 +77,7 @@ def _rows_until(run_dir: Path, step: int, evaluated_step: int | None) -> list[di
     rows: list[dict[str, Any]] = []
     with suppress(OSError):
         rows = read_metrics(run_dir)
-    missing = sorted(set(range(1, step + 1)) - {row["step"] for row in rows if "train/loss" in row})
+    missing = sorted(set(range(1, step + 1)) - {row["step"] for row in rows if TRAINING in row})
     if missing:
         log.warning(
             "%s: %s missing, the first of step %d. The curves have a gap; training and its result are not affected.",

@@ -24,7 +24,7 @@ from dtl.data.local.formats import KINDS, READ, Format, encoding_of, has_known_n
 from dtl.data.local.readers import TEXT_READERS, Record, open_parquet, read_parquet
 from dtl.data.local.reading import EXAMPLE, Anomalies, OpenText, describe
 from dtl.data.local.unpacking import DAMAGE
-from dtl.errors import DataError, did_you_mean
+from dtl.errors import DataError, nearest
 
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -175,22 +175,22 @@ class LocalFiles:
 
     def _missing(self) -> str:
         key, _, typed = self.origin.partition("=")
-        nearest = next((parent for parent in Path(typed).parents if os.path.isdir(os.path.expanduser(parent))), Path())
-        children = Path(os.path.expanduser(nearest)).iterdir()
+        there = next((parent for parent in Path(typed).parents if os.path.isdir(os.path.expanduser(parent))), Path())
+        children = Path(os.path.expanduser(there)).iterdir()
         names = sorted(child.name for child in children if not child.name.startswith("."))
         # First those that may be what was meant: the working directory is often a checkout, with documents in it.
         names.sort(key=lambda name: not has_known_name(name) or name.lower() in METADATA)
         listing = ", ".join(names[:6]) + (", ..." if len(names) > 6 else ".") if names else "nothing."
-        lacking, *below = Path(typed).relative_to(nearest).parts
+        lacking, *below = Path(typed).relative_to(there).parts
         # As it is to be typed: a name alone, without its folder, would not be found either.
-        near = did_you_mean(lacking, names).partition("'")[2].rpartition("'")[0]
-        whole = [nearest / near, (nearest / near).joinpath(*below)] if near else []
+        near = nearest(lacking, names)
+        whole = [] if near is None else [there / near, (there / near).joinpath(*below)]
         meant = next((path for path in reversed(whole) if os.path.exists(os.path.expanduser(path))), None)
         hint = f" Did you mean {shell_line([f'{key}={meant}'])}?" if meant else ""
         if os.name != "nt" and re.match(r"[A-Za-z]:|[^/]*\\", typed):
             hint = " It is a path of Windows; here folders are separated by /, as in my_data/pairs.csv"
             hint += f" (in WSL {typed[:2]} is /mnt/{typed[0].lower()})." if typed[1:2] == ":" else "."
-        where = "this folder" if nearest == Path() else nearest
+        where = "this folder" if there == Path() else there
         return f"{self.origin}: there is no such file or folder. Found in {where}: {listing}{hint}"
 
     def _find_in_folder(self) -> dict[str, list[Path]]:

@@ -145,14 +145,12 @@ def _wide_encoding(head: bytes) -> str:
     return guess if wide and len(_CONTROL.findall(wide)) <= MAX_CONTROL_FRACTION * len(wide) else ""
 
 
-def _raise_if_binary(file: Path, head: bytes, encoding: str, given: str | None, compressed: bool) -> None:
+def _raise_if_binary(file: Path, head: bytes, encoding: str, compressed: bool) -> None:
     """Raise DataError for the beginning of a file that is no text in its encoding: an image or a program with another
-    name. A few control characters are an anomaly like others, and so are the zeros of UTF-16 without a mark."""
+    name. A few control characters are an anomaly like others."""
     text = head.decode(encoding, "replace")
     count = len(_CONTROL.findall(text))
     if count <= MAX_CONTROLS or count <= MAX_CONTROL_FRACTION * len(text):
-        return
-    if given is None and _wide_encoding(head):
         return
     clean = f"tr -d '\\000-\\010\\020-\\032' < {shlex.quote(str(file))} > cleaned{file.suffix}"
     raise DataError(
@@ -206,12 +204,12 @@ class OpenText:
                 given = self.encoding if wide and mark else f"{self._given}-le" if wide else self._given
                 mark = mark if codecs.lookup(given) == codecs.lookup(self.encoding) else 0
                 self.encoding = given
-            compressed = self._unit != "byte"
-            _raise_if_binary(
-                self.file, self._stream.peek(BYTES_JUDGED)[mark:BYTES_JUDGED], self.encoding, self._given, compressed
-            )
-            # Every second byte of UTF-16 is a zero: no name of a column or field would be found.
-            self.wide = "" if self._given or mark else _wide_encoding(self._stream.peek(BYTES_JUDGED)[:BYTES_JUDGED])
+            head = self._stream.peek(BYTES_JUDGED)[mark:BYTES_JUDGED]
+            wide_encoding = "" if self._given else _wide_encoding(head)
+            if not wide_encoding:  # every second byte of UTF-16 is a zero
+                _raise_if_binary(self.file, head, self.encoding, compressed=self._unit != "byte")
+            # No name of a column or field would be found.
+            self.wide = "" if mark else wide_encoding
             self._stream.read(mark)
         except BaseException:
             self._stream.close()
