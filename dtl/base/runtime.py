@@ -8,7 +8,7 @@ import platform
 import random
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,23 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=DTYPES[precision])
+
+
+def copy_to_host(x: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Begin to copy a tensor to the CPU; the function returned waits until it is there, and for nothing queued later.
+
+    `x.item()` would wait for all work of the device instead, and leave it idle until the CPU has queued more.
+    """
+    if not x.is_cuda:
+        return x.cpu
+    copied, done = x.to("cpu", non_blocking=True), torch.cuda.Event()  # torch copies into pinned memory
+    done.record()
+
+    def wait() -> torch.Tensor:
+        done.synchronize()
+        return copied
+
+    return wait
 
 
 @contextlib.contextmanager

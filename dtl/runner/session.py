@@ -163,10 +163,20 @@ class Session:
     # --- what can be due ------------------------------------------------------------------------------------------
 
     def log(self) -> None:
-        """Write the steps since the last log; the one place that copies losses from the device."""
-        if not self.unlogged:
+        """Write the steps since the last log; the one place that copies losses from the device.
+
+        Raises NonFiniteError when the last step was not finite, once those before it are written.
+        """
+        try:
+            self.trainer.confirm()
+        finally:
+            self._log()
+
+    def _log(self) -> None:
+        reports = [report for report in self.unlogged if report.step <= self.trainer.state.step]
+        self.unlogged = []
+        if not reports:
             return
-        reports, self.unlogged = self.unlogged, []
         self.logged_at = time.monotonic()
         losses = _to_floats([report.loss for report in reports])
         norms = _to_floats([report.grad_norm for report in reports])

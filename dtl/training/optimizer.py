@@ -59,8 +59,11 @@ class Muon(torch.optim.Muon):
     """torch's Muon, but matrices of one shape, and those of its transpose, are orthogonalised together.
 
     One product of a batch in place of one of each matrix: 2 batches for the 84 matrices of model=large. The state, and
-    so a checkpoint, is that of torch's.
+    so a checkpoint, is that of torch's. Like torch's fused AdamW it changes nothing while `found_inf`, an attribute
+    that GradScaler or the trainer sets to a tensor of shape (), is 1.
     """
+
+    _step_supports_amp_scaling = True
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -84,6 +87,13 @@ class Muon(torch.optim.Muon):
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         gradients = [p.grad for p in matrices if p.grad is not None]
         momenta = [self.state[p]["momentum_buffer"] for p in matrices]
+        decay = 1 - group["lr"] * group["weight_decay"]
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        if found_inf is not None:
+            # The average of a momentum and itself is itself; a NaN times 0 would be NaN.
+            for gradient, momentum in zip(gradients, momenta, strict=True):
+                torch.where(found_inf > 0, momentum, gradient, out=gradient)
+            decay = torch.where(found_inf > 0, 1.0, decay)
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])  # pyright: ignore
         directions = momenta
         if group["nesterov"]:
@@ -92,7 +102,9 @@ class Muon(torch.optim.Muon):
         stacked_nio = wide[0].new_empty((len(wide), *wide[0].shape), dtype=torch.bfloat16)
         torch._foreach_copy_(list(stacked_nio.unbind()), wide)  # pyright: ignore
         updates_nio = orthogonalised(stacked_nio, group["ns_coefficients"], group["ns_steps"], group["eps"])
-        torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])  # pyright: ignore
+        if found_inf is not None:
+            updates_nio *= 1 - found_inf
+        torch._foreach_mul_(matrices, decay)  # pyright: ignore
         for p, update in zip(matrices, updates_nio.unbind(), strict=True):
             n_outputs, n_inputs = p.shape
             lr = group["lr"] * math.sqrt(max(1, n_outputs / n_inputs))  # adjust_lr_fn="original"

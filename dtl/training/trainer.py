@@ -8,15 +8,15 @@ position in the data is two integers.
 import copy
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from dtl.base.runtime import autocast, keep_freed_memory, random_state, restore_random_state
+from dtl.base.runtime import autocast, copy_to_host, keep_freed_memory, random_state, restore_random_state
 from dtl.base.safe_text import safe_logger
 from dtl.data.batches import Batch, TrainingData
 from dtl.errors import TrainingError
@@ -62,6 +62,20 @@ class StepReport:
     fields: Mapping[str, float | Tensor] = field(default_factory=dict)  # those of `trainer.step_fields`
 
 
+@dataclass(frozen=True)
+class StepCheck:
+    """Whether a step is finite, known once it is read, and what an error reports of the step."""
+
+    finite: Callable[[], Tensor]  # waits for the device; bool (2,): the loss, the gradient norm
+    loss: Tensor
+    grad_norm: Tensor
+    grad_norms: Tensor  # of the parameters in `names`, (len(names),)
+    names: list[str]
+    rows: list[list[int]]
+    lr: float
+    before: TrainState  # a copy
+
+
 class AveragedWeights:
     """A model whose weights are an exponential moving average of another one's (Polyak and Juditsky, 1992).
 
@@ -74,11 +88,19 @@ class AveragedWeights:
         self.decay = decay
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
 
-    def update(self, model: TransformerLM, step: int) -> None:
-        """Move the average towards the weights of `model` after step `step`, counted from 1."""
+    def update(self, model: TransformerLM, step: int, found_inf: Tensor | None = None) -> None:
+        """Move the average towards the weights of `model` after step `step`, counted from 1.
+
+        It stays where it is when `found_inf`, shape (), is 1 (see `Trainer.check_late`).
+        """
         decay = min(self.decay, (1 + step) / (10 + step))
         averages, weights = tuple(self.model.parameters()), tuple(model.parameters())
-        get_ema_multi_avg_fn(decay)(averages, weights, step)
+        if found_inf is None:
+            get_ema_multi_avg_fn(decay)(averages, weights, step)
+            return
+        with torch.no_grad():
+            for average, weight in zip(averages, weights, strict=True):
+                average.lerp_(weight, (1 - decay) * (1 - found_inf))
 
 
 class NonFiniteError(TrainingError):
@@ -109,6 +131,14 @@ def compiled_if_possible(function: Callable[..., Tensor]) -> Callable[..., Tenso
         return function(*arguments)
 
     return calling
+
+
+def can_check_late(device: torch.device, precision: str, optimizers: Sequence[torch.optim.Optimizer]) -> bool:
+    """Return True where `Trainer.check_late` gains time, and every optimizer heeds `found_inf`."""
+    # fp16 is read in time: whether a step was skipped is a number in its report and in the state.
+    if device.type != "cuda" or precision == "fp16":
+        return False
+    return all(getattr(optimizer, "_step_supports_amp_scaling", False) for optimizer in optimizers)
 
 
 class Trainer:
@@ -150,6 +180,10 @@ class Trainer:
         self.step_fields = [STEP_FIELDS.get(name) for name in config.step_fields]
         self.steps_per_epoch = data.steps_per_epoch(micro_batch_size * grad_accum_steps)
         self.stop_requested: Callable[[], bool] = lambda: False  # asked between two micro-batches
+        self.found_inf: Tensor | None = None  # 1 after a step that was not finite; None: read before each update
+        self.unread: StepCheck | None = None  # of the last step, with `check_late`
+        if can_check_late(self.device, precision, optimizers):
+            self.check_late()
 
     @property
     def done(self) -> bool:
@@ -161,10 +195,22 @@ class Trainer:
         """The model to evaluate, to sample from and to publish: with averaged weights where the run keeps them."""
         return self.model if self.averaged is None else self.averaged.model
 
+    def check_late(self) -> None:
+        """Let the device decide whether a step is finite, and read that while it computes the next one.
+
+        The CPU then queues work without waiting. After a step that was not finite no update changes weights or
+        optimizer states, however late that is read: the optimizers get the flag as `found_inf`, as GradScaler gives it.
+        """
+        self.found_inf = torch.zeros((), device=self.device)
+        for optimizer in self.optimizers:
+            optimizer.found_inf = self.found_inf  # pyright: ignore[reportAttributeAccessIssue]
+
     def steps(self) -> Iterator[StepReport]:
         """Train until the last step, one report per optimizer step. A caller pauses by not asking for the next.
 
-        Ends in the middle of a step when `stop_requested`: everything is then as it was before that step.
+        Ends in the middle of a step when `stop_requested`: everything is then as it was before that step. Raises
+        NonFiniteError; on CUDA (`check_late`) after the report of that step, when the next is asked for or `confirm` is
+        called, with weights and `state` as they were before it.
         """
         while not self.done:
             began = time.monotonic()
@@ -173,19 +219,23 @@ class Trainer:
             loss = self.accumulate_gradients(batches)
             if loss is None:
                 return
-            grad_norm = self.gradient_norm()  # unscales fp16's gradients: the check and the clipping need true ones
             # Before clipping and step: a NaN norm as clipping factor spreads to every gradient, and one such step
-            # spoils all weights. So one device sync per step, here for loss and norm together (fp16's scaler has more).
-            self.raise_if_non_finite(loss, grad_norm, batches)
+            # spoils all weights. fp16's gradients are unscaled here: the check and the clipping need true ones.
+            check = self.check(loss, batches)
+            overflowed = self.raise_if_non_finite(check) if self.found_inf is None else False
             fields = self.measure_fields()
-            self.clip_gradients(grad_norm)
-            skipped = self.update_weights(grad_norm)
+            self.clip_gradients(check.grad_norm)
+            self.update_weights(overflowed)
             self.average_weights()
             # After the step, so that a checkpoint saved at the yield counts exactly the steps that are in its weights.
             self.advance(batches, time.monotonic() - began)
+            if self.found_inf is not None:
+                self.confirm()  # the step before: the device has this one to compute while the CPU waits
+                self.unread = check
             yield StepReport(
-                self.state.step, loss, grad_norm, lr, self.state.tokens, self.state.seconds, skipped, fields
+                self.state.step, loss, check.grad_norm, lr, self.state.tokens, self.state.seconds, overflowed, fields
             )
+        self.confirm()
 
     @property
     def learning_rate(self) -> float:
@@ -236,32 +286,56 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
-    def gradient_norm(self) -> Tensor:
-        """Return the norm of all gradients together, after removing fp16's scale from them."""
+    def check(self, loss: Tensor, batches: list[Batch]) -> StepCheck:
+        """Compute, after removing fp16's scale from the gradients, whether this step is finite. Does not wait for it.
+
+        With `check_late`, a step that is not finite stops this and all later updates.
+        """
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        return torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+        norms = torch._foreach_norm(list(gradients.values())) if gradients else [loss.new_zeros(())]  # pyright: ignore
+        grad_norms = torch.stack(norms)
+        grad_norm = torch.linalg.vector_norm(grad_norms)
+        finite = torch.isfinite(torch.stack([loss, grad_norm]))
+        if self.found_inf is not None:
+            torch.maximum(self.found_inf, (~finite.all()).float(), out=self.found_inf)
+        rows = [list(batch.rows) for batch in batches]
+        before = replace(self.state)
+        return StepCheck(
+            copy_to_host(finite), loss, grad_norm, grad_norms, [*gradients], rows, self.learning_rate, before
+        )
 
-    def raise_if_non_finite(self, loss: Tensor, grad_norm: Tensor, batches: list[Batch]) -> None:
-        """Raises NonFiniteError before a NaN or an infinity reaches the weights."""
-        # fp16's scaler skips steps whose gradients overflow, but does not look at the loss.
-        checked = loss if self.precision == "fp16" else loss + grad_norm
-        if torch.isfinite(checked).item():
-            return
-        state = self.state
+    def confirm(self) -> None:
+        """Read the check of the last step, where that is still to do: before its results are logged, saved or judged.
+
+        Raises NonFiniteError, with weights and `state` as they were before that step.
+        """
+        check, self.unread = self.unread, None
+        if check is not None:
+            self.raise_if_non_finite(check)
+
+    def raise_if_non_finite(self, check: StepCheck) -> bool:
+        """Wait for the check; return True when fp16's gradients overflowed, which its scaler answers with a skip.
+
+        Raises NonFiniteError before a NaN or an infinity reaches the weights.
+        """
+        loss_is_finite, gradients_are_finite = check.finite().tolist()
+        if loss_is_finite and (gradients_are_finite or self.precision == "fp16"):
+            return not gradients_are_finite
+        state = self.state = check.before
+        loss, grad_norm = check.loss.item(), check.grad_norm.item()
         raise NonFiniteError(
-            f"Step {state.step + 1}: the loss is {loss.item()} and the gradient norm {grad_norm.item()}. Stopped "
+            f"Step {state.step + 1}: the loss is {loss} and the gradient norm {grad_norm}. Stopped "
             "before they reached the weights. Lower optimizer.lr, or lengthen schedule.warmup_fraction.",
             {
                 "step": state.step + 1,
                 "epoch": state.epoch,
-                "loss": repr(loss.item()),
-                "grad_norm": repr(grad_norm.item()),
-                "grad_norms": {
-                    name: repr(p.grad.norm().item()) for name, p in self.model.named_parameters() if p.grad is not None
-                },
-                "rows": [list(batch.rows) for batch in batches],
-                "lr": self.learning_rate,
+                "loss": repr(loss),
+                "grad_norm": repr(grad_norm),
+                "grad_norms": dict(zip(check.names, map(repr, check.grad_norms.tolist()), strict=True)),
+                "rows": check.rows,
+                "lr": check.lr,
                 "scale": self.scaler.get_scale(),
                 "precision": self.precision,
             },
@@ -292,31 +366,31 @@ class Trainer:
         if self.config.max_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.max_grad_norm, grad_norm)
 
-    def update_weights(self, grad_norm: Tensor) -> bool:
-        """Take the optimizers' step; return True when fp16's gradients overflowed and the step was skipped.
+    def update_weights(self, overflowed: bool) -> None:
+        """Take the optimizers' step; none of them where fp16's gradients overflowed, and the scale falls instead.
 
         Raises TrainingError after 50 skips in a row or when the scale falls below 1, which does not recover.
         """
         # The scaler decides for each optimizer from its own gradients; of two optimizers both must step, or none.
-        skipped = self.precision == "fp16" and not torch.isfinite(grad_norm).item()
         for optimizer in self.optimizers:
-            if not skipped:
+            if not overflowed:
                 self.scaler.step(optimizer)
         self.clear_gradients()
         self.scaler.update()
-        self.state.skipped_in_a_row = self.state.skipped_in_a_row + 1 if skipped else 0
+        self.state.skipped_in_a_row = self.state.skipped_in_a_row + 1 if overflowed else 0
+        if not overflowed:
+            return
         scale = self.scaler.get_scale()
-        if self.state.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW or (self.precision == "fp16" and scale < 1):
+        if self.state.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW or scale < 1:
             raise TrainingError(
                 f"Step {self.state.step + 1}: fp16 gradients overflowed {self.state.skipped_in_a_row} times in a row "
                 f"(scale {scale:g}). Use trainer.precision=bf16 or fp32, or lower optimizer.lr."
             )
-        return skipped
 
     def average_weights(self) -> None:
         """Move the averaged weights, if the run keeps them, towards those of this step."""
         if self.averaged is not None:
-            self.averaged.update(self.model, self.state.step + 1)
+            self.averaged.update(self.model, self.state.step + 1, self.found_inf)
 
     def advance(self, batches: list[Batch], seconds: float) -> None:
         """Count the step in `state`."""
@@ -329,7 +403,8 @@ class Trainer:
             state.epoch, state.step_in_epoch = state.epoch + 1, 0
 
     def state_values(self) -> dict[str, Any]:
-        """Return everything that resume needs except tensors, as plain JSON."""
+        """Return everything that resume needs except tensors, as plain JSON. Raises as `confirm` does."""
+        self.confirm()
         return {"train": asdict(self.state), "scaler": self.scaler.state_dict()}
 
     def load_state_values(self, values: dict[str, Any]) -> None:

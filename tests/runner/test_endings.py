@@ -326,24 +326,44 @@ def test_hours_end_a_run_which_goes_on_with_more(
 # --- a run that fails ---------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(params=["in time", "late"])
+def checked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainers that read whether a step is finite before its update, as on a CPU, or a step later, as on CUDA."""
+    build = Trainer.__init__
+
+    def built(self: Trainer, *arguments: Any, **settings: Any) -> None:
+        build(self, *arguments, **settings)
+        if request.param == "late":
+            self.check_late()
+
+    monkeypatch.setattr(Trainer, "__init__", built)
+
+
 @pytest.mark.fault("nan")
+@pytest.mark.parametrize("good", [6, 7])  # of step 7 nothing is due, step 8 is to be saved
 def test_a_loss_that_is_not_finite_keeps_what_was_good(
-    pairs: Path, uninterrupted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pairs: Path,
+    uninterrupted: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    checked: None,
+    good: int,
 ) -> None:
     accumulate = Trainer.accumulate_gradients
 
     def poisoned(self: Trainer, batches: Any) -> torch.Tensor:
-        return accumulate(self, batches) * (math.nan if self.state.step == 7 else 1.0)
+        return accumulate(self, batches) * (math.nan if self.state.step == good else 1.0)
 
     monkeypatch.setattr(Trainer, "accumulate_gradients", poisoned)
-    with pytest.raises(TrainingError, match=r"(?s)Step 8: the loss is nan.*Kept: step-00000006.*checkpoints"):
+    bad = good + 1
+    with pytest.raises(TrainingError, match=rf"(?s)Step {bad}: the loss is nan.*Kept: step-00000006.*checkpoints"):
         start(tiny_config(pairs), tmp_path)
-    assert result(tmp_path) == result(tmp_path) | {"state": "failed", "step": 7}
-    assert "Step 8" in result(tmp_path)["error"]
+    assert result(tmp_path) == result(tmp_path) | {"state": "failed", "step": good}
+    assert f"Step {bad}" in result(tmp_path)["error"]
     record = json.loads((tmp_path / "non_finite.json").read_text())
-    assert record["step"] == 8 and len(sum(record["rows"], [])) == 4  # noqa: RUF017 (two lists)
+    assert record["step"] == bad and len(sum(record["rows"], [])) == 4  # noqa: RUF017 (two lists)
     assert steps_kept(tmp_path)[0] == 6
-    assert [row["step"] for row in read_metrics(tmp_path) if "train/loss" in row] == list(range(1, 8))
+    assert [row["step"] for row in read_metrics(tmp_path) if "train/loss" in row] == list(range(1, bad))
     # The cause gone, the run goes on from there as if nothing had happened.
     monkeypatch.setattr(Trainer, "accumulate_gradients", accumulate)
     go_on(tiny_config(pairs), tmp_path)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from dtl.errors import TrainingError
 from dtl.registry import LOSSES
 from dtl.training.config import OptimizerConfig, TrainerConfig
 from dtl.training.loss import cross_entropy
-from dtl.training.trainer import MAX_SKIPPED_IN_A_ROW, NonFiniteError, Trainer
+from dtl.training.optimizer import optimizer_tensors
+from dtl.training.trainer import MAX_SKIPPED_IN_A_ROW, NonFiniteError, Trainer, can_check_late
 
 MakeTrainer = Callable[..., Trainer]
 
@@ -97,6 +99,119 @@ def test_a_poisoned_weight_stops_in_the_first_step(make_trainer: MakeTrainer) ->
         trainer.model.norm.weight[0] = float("nan")
     with pytest.raises(NonFiniteError):
         next(trainer.steps())
+
+
+# --- read late, as on CUDA --------------------------------------------------------------------------------------------
+
+ADAMW, MUON = OptimizerConfig(), OptimizerConfig(name="muon")
+
+
+def all_tensors(trainer: Trainer) -> dict[str, Tensor]:
+    """Copies of weights, averaged weights and optimizer states; a state that is all zeros is one that is not there."""
+    averaged = dict(trainer.evaluated_model.named_parameters())
+    tensors = optimizer_tensors(trainer.model, trainer.optimizers) | {
+        f"averaged {key}": averaged[key] for key in averaged
+    }
+    return snapshot(trainer) | {key: value.clone() for key, value in tensors.items() if value.any()}
+
+
+def assert_same_tensors(trainer: Trainer, before: dict[str, Tensor]) -> None:
+    now = all_tensors(trainer)
+    assert now.keys() == before.keys()
+    for key, value in now.items():
+        assert torch.equal(value, before[key]), key
+
+
+@pytest.mark.parametrize("optimizer", [ADAMW, MUON], ids=["adamw", "muon"])
+@pytest.mark.parametrize(("precision", "ema_decay"), [("fp32", None), ("bf16", 0.9)])
+def test_a_check_that_is_read_late_changes_no_bit(
+    make_trainer: MakeTrainer, optimizer: OptimizerConfig, precision: str, ema_decay: float | None
+) -> None:
+    def trained(late: bool) -> tuple[list[list[float]], dict[str, Tensor], Trainer]:
+        config = TrainerConfig(ema_decay=ema_decay)
+        trainer = make_trainer(optimizer=optimizer, precision=precision, config=config, dropout=0.1, randomised=True)
+        if late:
+            trainer.check_late()
+        reports = [[r.step, r.loss.item(), r.grad_norm.item(), r.lr, r.tokens] for r in trainer.steps()]
+        return reports, all_tensors(trainer), trainer
+
+    (reports, tensors, _), (late_reports, _, late) = trained(False), trained(True)
+    assert late_reports == reports
+    assert_same_tensors(late, tensors)
+
+
+@pytest.mark.fault("nan")
+@pytest.mark.parametrize("optimizer", [ADAMW, MUON], ids=["adamw", "muon"])
+@pytest.mark.parametrize(("at_step", "factor"), [(0, float("nan")), (4, float("inf")), (6, float("nan"))])
+def test_a_step_that_is_read_late_has_changed_nothing(
+    make_trainer: MakeTrainer,
+    spoil_loss: Callable[[int, float], None],
+    optimizer: OptimizerConfig,
+    at_step: int,
+    factor: float,
+) -> None:
+    """Neither has the step after it; the last step of a run is read, too. The error is that of a check in time."""
+
+    def until_error(late: bool) -> tuple[Trainer, NonFiniteError, list[int], dict[str, Tensor]]:
+        spoil_loss(2 * at_step + 1, factor)
+        trainer = make_trainer(grad_accum_steps=2, optimizer=optimizer, config=TrainerConfig(ema_decay=0.9))
+        if late:
+            trainer.check_late()
+        steps, reported, before = trainer.steps(), [], {}
+        with pytest.raises(NonFiniteError) as caught:
+            while True:
+                if trainer.state.step == at_step:
+                    before = all_tensors(trainer)
+                reported.append(next(steps).step)
+        return trainer, caught.value, reported, before
+
+    in_time, error, reported, _ = until_error(False)
+    late, late_error, late_reported, before = until_error(True)
+    assert reported == list(range(1, at_step + 1)) and late_reported == [*reported, at_step + 1]
+    assert_same_tensors(late, before)
+    assert replace(late.state, seconds=0) == replace(in_time.state, seconds=0)
+    assert str(late_error) == str(error)
+    assert repr(late_error.record) == repr(error.record)
+
+
+@pytest.mark.fault("nan")
+def test_a_gradient_that_is_read_late_is_named(make_trainer: MakeTrainer) -> None:
+    """Its own gradients are gone by then, and those of the step after it are there."""
+    trainer = make_trainer(optimizer=MUON, randomised=True)
+    trainer.check_late()
+    trainer.model.blocks[1].mlp.up.weight.register_hook(  # pyright: ignore
+        lambda gradient: gradient * (float("nan") if trainer.state.step == 3 else 1.0)
+    )
+    with pytest.raises(NonFiniteError, match="Step 4: ") as caught:
+        for _ in trainer.steps():
+            pass
+    norms = {name: float(norm) for name, norm in caught.value.record["grad_norms"].items()}
+    assert [name for name, norm in norms.items() if norm != norm] == ["blocks.1.mlp.up.weight"]
+
+
+@pytest.mark.fault("nan")
+def test_no_state_is_given_out_before_its_step_is_read(
+    make_trainer: MakeTrainer, spoil_loss: Callable[[int, float], None]
+) -> None:
+    spoil_loss(1, float("nan"))
+    trainer = make_trainer()
+    trainer.check_late()
+    steps = trainer.steps()
+    next(steps)
+    trainer.confirm()
+    next(steps)
+    with pytest.raises(NonFiniteError, match="Step 2: "):
+        trainer.state_values()
+    assert trainer.state_values()["train"]["step"] == 1
+
+
+def test_only_optimizers_that_heed_the_flag_are_checked_late(make_trainer: MakeTrainer) -> None:
+    cuda, trainer = torch.device("cuda"), make_trainer(optimizer=MUON)
+    assert trainer.found_inf is None  # on a CPU, where reading costs nothing
+    assert can_check_late(cuda, "bf16", trainer.optimizers) and can_check_late(cuda, "fp32", trainer.optimizers)
+    assert not can_check_late(cuda, "fp16", trainer.optimizers)
+    plain = torch.optim.SGD(trainer.model.parameters(), lr=0.1)
+    assert not can_check_late(cuda, "bf16", [*trainer.optimizers, plain])
 
 
 # --- fp16 ---------------------------------------------------------------------------------------------------------
