@@ -14,7 +14,7 @@ import torch
 from omegaconf.errors import OmegaConfBaseException
 
 from dtl.base.json_files import dotted
-from dtl.base.runtime import deterministic_algorithms, random_state, random_state_kept, restore_random_state
+from dtl.base.runtime import arithmetic, random_state, random_state_kept, restore_random_state
 from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.listing import step_folders
 from dtl.checkpoints.load import load_model, load_tokenizer
@@ -145,8 +145,9 @@ class Steps(Iterator[StepReport]):
         self._reports = self.trainer.steps()
 
     def __next__(self) -> StepReport:
-        deterministic = self.config.trainer.deterministic
-        with _one_at_a_time, random_state_kept(self._parts.device.type), deterministic_algorithms(deterministic):
+        trainer = self.config.trainer
+        computing = arithmetic(deterministic=trainer.deterministic, tf32=trainer.tf32)
+        with _one_at_a_time, random_state_kept(self._parts.device.type), computing:
             restore_random_state(self._random, self._parts.device)
             report = next(self._reports, None)
             self._random = random_state(self._parts.device)

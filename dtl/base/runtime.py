@@ -21,6 +21,10 @@ from dtl.errors import ConfigError
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+ALLOCATOR = "PYTORCH_ALLOC_CONF"
+OTHER_ALLOCATORS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")  # the same under torch's earlier names
+
+
 # --- device and precision -------------------------------------------------------------------------------------
 
 
@@ -29,6 +33,7 @@ def choose_device(requested: str) -> tuple[torch.device, str]:
 
     Raises ConfigError when the requested device is not available.
     """
+    set_cuda_allocator()
     if requested == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda"), f"auto: {torch.cuda.get_device_name()}"
@@ -97,6 +102,27 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=DTYPES[precision])
+
+
+@contextlib.contextmanager
+def tf32_products(enabled: bool) -> Iterator[None]:
+    """Round the factors of fp32 matrix products on CUDA to TF32 inside the context, with 10 bits after the point."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    if enabled:
+        # Not by `fp32_precision`, after which torch refuses to read the older names, as user code may.
+        torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        if enabled:
+            torch.backends.cuda.matmul.allow_tf32 = before == "tf32"
+
+
+@contextlib.contextmanager
+def arithmetic(*, deterministic: bool, tf32: bool) -> Iterator[None]:
+    """Compute inside the context as these settings of the trainer say."""
+    with deterministic_algorithms(deterministic), tf32_products(tf32):
+        yield
 
 
 def copy_to_host(x: torch.Tensor) -> Callable[[], torch.Tensor]:
@@ -215,6 +241,20 @@ def keep_freed_memory(device: torch.device) -> bool:
         return False
     # /usr/include/malloc.h: M_MMAP_MAX = -4, no block of its own by mmap; M_TRIM_THRESHOLD = -1, no end of the heap.
     return bool(libc.mallopt(-4, 0) and libc.mallopt(-1, 2**31 - 1))
+
+
+def set_cuda_allocator() -> str:
+    """Let CUDA's allocator grow its segments, unless the user has configured it; return its configuration.
+
+    Without that, blocks of ever other sizes, as a step's number of targets makes them, leave gaps that nothing fits
+    in: https://docs.pytorch.org/docs/stable/notes/cuda.html#optimizing-memory-usage-with-pytorch-alloc-conf. Without
+    effect once CUDA is initialised.
+    """
+    given = next((name for name in (ALLOCATOR, *OTHER_ALLOCATORS) if name in os.environ), None)
+    if given is None and torch.version.cuda is not None and sys.platform == "linux":
+        os.environ[ALLOCATOR] = "expandable_segments:True"
+    name = given or ALLOCATOR
+    return f"{name}={os.environ[name]}" if name in os.environ else "torch's default"
 
 
 def device_memory(device: torch.device) -> int | None:

@@ -42,6 +42,8 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on a device."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        if torch.device(device).type == "cuda":  # a GPU copies from pinned memory alone while the CPU goes on
+            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
     def model_inputs(self) -> ModelInputs:

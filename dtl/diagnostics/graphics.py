@@ -52,8 +52,9 @@ def torch_facts() -> TorchFacts:
     """Ask torch. Raises ImportError or OSError when it cannot be imported."""
     import torch
 
-    from dtl.base.runtime import choose_device, choose_precision, nvidia_without_cuda
+    from dtl.base.runtime import choose_device, choose_precision, nvidia_without_cuda, set_cuda_allocator
 
+    set_cuda_allocator()  # before CUDA is initialised, as training does
     cards: tuple[Card, ...] = ()
     cuda_error = ""
     with warnings.catch_warnings():
@@ -215,7 +216,7 @@ def profile_config(data: str) -> RunConfig:
 
 def look_at_profile() -> Finding:
     """Return the device, precision and profile that trainer=auto chooses here, with reasons, and its batch sizes."""
-    from dtl.base.runtime import choose_device, choose_precision
+    from dtl.base.runtime import choose_device, choose_precision, keep_freed_memory, set_cuda_allocator
 
     device, device_reason = choose_device(RunConfig().device)
     configs = {data: profile_config(data).on(device.type) for data in DATA}
@@ -225,9 +226,11 @@ def look_at_profile() -> Finding:
         f"{config.micro_batch_size} x {config.grad_accum_steps} (data={data})" for data, config in configs.items()
     )
     compiled = "compiled" if trainer.compile else "eager"
+    freed = set_cuda_allocator() if device.type == "cuda" else "kept for the next step" * keep_freed_memory(device)
     return Finding(
         [
             (f"trainer={PROFILE}", f"{device} ({device_reason}); {precision} ({precision_reason}); {compiled}"),
             ("", f"as trainer={trainer.machine}; micro-batch x accumulation: {batches}"),
+            ("freed memory", freed or "returned to the system"),
         ]
     )

@@ -14,7 +14,7 @@ from dtl.base.checks import check_one_process
 from dtl.base.display import command_line, lasting_display, shown
 from dtl.base.files import write_atomically
 from dtl.base.json_files import as_list, read_json_or_empty
-from dtl.base.runtime import deterministic_algorithms, device_memory, is_out_of_memory
+from dtl.base.runtime import arithmetic, device_memory, is_out_of_memory
 from dtl.base.signals import StopSignals, signal_of
 from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.listing import best_checkpoint, list_checkpoints, newest_valid, step_folders
@@ -75,7 +75,8 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
     if origin.resume_from is None and step_folders(run_dir):
         raise ConfigError(f"{run_dir}: contains a run. Choose another folder, or resume it: {resume_command(run_dir)}")
     run_dir.mkdir(parents=True, exist_ok=True)
-    with lock_run(run_dir), lasting_display() as display, deterministic_algorithms(config.trainer.deterministic):
+    computing = arithmetic(deterministic=config.trainer.deterministic, tf32=config.trainer.tf32)
+    with lock_run(run_dir), lasting_display() as display, computing:
         for warning in [*remove_leftovers(run_dir), *origin.warnings]:
             display.warn(warning)
         if origin.resume_from is not None and not origin.resume_from.is_dir():

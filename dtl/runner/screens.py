@@ -7,6 +7,7 @@ from datetime import datetime
 from itertools import chain
 from pathlib import Path
 
+import torch
 from torch.autograd.profiler_util import FunctionEventAvg
 
 from dtl.base.display import Display, aligned, command_line, shown
@@ -73,11 +74,18 @@ def _start_rows(parts: Parts, run_dir: Path, tracker: Tracker, sample: bool) -> 
     optimizer = f"{config.optimizer.name}, learning rate {config.optimizer.lr:g}"
     yield "optimizer", f"{optimizer}, {config.schedule.name}, {warmup}"
     yield from objective_rows(config.trainer)
+    precision = precision_name(parts.precision, parts.device, config.trainer)
     profile = f", profile {config.trainer.machine}" if parts.machine_reason else ""
-    yield "device", f"{device_name(parts.device)}, {parts.precision}{profile}"
+    yield "device", f"{device_name(parts.device)}, {precision}{profile}"
     yield "tracker", tracker.status
     yield "folder", shown(run_dir)
     yield "", f"{DETAILS} there has every choice, and why"
+
+
+def precision_name(precision: str, device: torch.device, trainer: TrainerConfig) -> str:
+    """Return the precision of a run; fp32 whose products are not exact is called so."""
+    rounded = trainer.tf32 and precision == "fp32" and device.type == "cuda"
+    return "fp32 with TF32 products" if rounded else precision
 
 
 def _details(parts: Parts, run_dir: Path, tracker: Tracker) -> Iterator[tuple[str, str]]:
@@ -110,8 +118,9 @@ def _details(parts: Parts, run_dir: Path, tracker: Tracker) -> Iterator[tuple[st
     )
     yield "optimizer", f"{config.optimizer.name}, peak learning rate {config.optimizer.lr:g}, {config.schedule.name}"
     yield from objective_rows(config.trainer)
+    precision = precision_name(parts.precision, parts.device, config.trainer)
     yield "profile", f"{config.trainer.machine} ({parts.machine_reason or 'as requested'})"
-    yield "device", f"{parts.device} ({parts.device_reason}); {parts.precision} ({parts.precision_reason})"
+    yield "device", f"{parts.device} ({parts.device_reason}); {precision} ({parts.precision_reason})"
     yield "attention", f"{parts.attention.name} ({parts.attention.reason})"
     yield "tracker", tracker.status
     yield from [("", f"To upload it: {tracker.upload}")] if tracker.upload else []

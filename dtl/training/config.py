@@ -114,6 +114,7 @@ class TrainerConfig:
     micro_batch_size: int | None = None  # sequences in one forward pass; None = the data's recommendation
     grad_accum_steps: int | None = None  # forward passes in one optimizer step; None = the data's recommendation
     precision: str = "auto"  # auto (bf16 where the device has it, else fp32) | fp32 | bf16 | fp16
+    tf32: bool = False  # fp32 on CUDA: round the factors of matrix products to TF32; much faster, no longer exact fp32
     compile: bool = False  # torch.compile: faster steps after minutes of compiling; resume is then not bit-exact
     activation_checkpointing: bool = False  # recompute activations in the backward pass: less memory, slower
     deterministic: bool = False  # torch's deterministic algorithms: bit-identical runs where torch has them

@@ -23,6 +23,7 @@ from dtl.model.config import ModelConfig
 from dtl.registry import OPTIMIZERS
 from dtl.runner.run import Origin
 from dtl.training.config import OptimizerConfig, ScheduleConfig, TrainerConfig
+from dtl.training.trainer import Trainer
 
 
 def losses(history: list[dict[str, Any]]) -> list[float]:
@@ -289,3 +290,22 @@ def test_the_history_is_the_metrics_file(config):
     result = dtl.fit(config, "mine")
     lines = (result.run_dir / "metrics.jsonl").read_text().splitlines()
     assert result.history == [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_tf32_holds_in_the_steps_of_a_run_alone(config, tf32, monkeypatch):
+    seen: list[bool] = []
+    accumulate = Trainer.accumulate_gradients
+
+    def watched(self: Trainer, batches: Any) -> Any:
+        seen.append(torch.backends.cuda.matmul.allow_tf32)
+        return accumulate(self, batches)
+
+    monkeypatch.setattr(Trainer, "accumulate_gradients", watched)
+    config = replace(config, trainer=replace(config.trainer, tf32=tf32))
+    dtl.fit(config, "mine")
+    n_fitted = len(seen)
+    for _ in dtl.steps(config):
+        assert not torch.backends.cuda.matmul.allow_tf32
+    assert seen == [tf32] * 2 * n_fitted and n_fitted > 0
+    assert not torch.backends.cuda.matmul.allow_tf32

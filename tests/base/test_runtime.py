@@ -12,9 +12,13 @@ import torch
 
 from dtl.base import runtime
 from dtl.base.runtime import (
+    ALLOCATOR,
+    OTHER_ALLOCATORS,
+    arithmetic,
     autocast,
     choose_device,
     choose_precision,
+    copy_to_host,
     deterministic_algorithms,
     fingerprint,
     fingerprint_difference,
@@ -24,6 +28,7 @@ from dtl.base.runtime import (
     random_state,
     restore_random_state,
     seed_everything,
+    set_cuda_allocator,
 )
 from dtl.errors import ConfigError
 
@@ -133,6 +138,57 @@ def test_autocast_computes_in_the_precision(name: str, dtype: torch.dtype) -> No
     x = torch.ones(3, 3)
     with autocast(CPU, name):
         assert (x @ x).dtype == dtype
+
+
+def test_tf32_is_left_as_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    matmul = torch.backends.cuda.matmul
+    assert not matmul.allow_tf32  # fp32 is exact unless asked otherwise
+    with arithmetic(deterministic=False, tf32=False):
+        assert not matmul.allow_tf32
+    with pytest.raises(RuntimeError, match="trouble"), arithmetic(deterministic=True, tf32=True):
+        assert matmul.allow_tf32 and matmul.fp32_precision == "tf32" and torch.are_deterministic_algorithms_enabled()
+        assert torch.backends.mkldnn.matmul.fp32_precision == "none"  # pyright: ignore
+        raise RuntimeError("trouble")
+    assert not matmul.allow_tf32 and not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_copy_to_the_host_is_the_tensor() -> None:
+    x = torch.arange(7.0)
+    wait = copy_to_host(x)
+    assert torch.equal(wait(), x)
+
+
+@pytest.fixture
+def variables(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """None of the allocator's variables is set, on Linux with a torch for CUDA."""
+    for name in (ALLOCATOR, *OTHER_ALLOCATORS):
+        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(sys, "platform", "linux")
+    return monkeypatch
+
+
+def test_the_allocator_is_set_before_cuda_starts(variables: pytest.MonkeyPatch) -> None:
+    assert set_cuda_allocator() == "PYTORCH_ALLOC_CONF=expandable_segments:True"
+    assert os.environ[ALLOCATOR] == "expandable_segments:True"
+    assert set_cuda_allocator() == "PYTORCH_ALLOC_CONF=expandable_segments:True"
+    del os.environ[ALLOCATOR]
+    choose_device("cpu")
+    assert ALLOCATOR in os.environ
+
+
+@pytest.mark.parametrize("name", [ALLOCATOR, *OTHER_ALLOCATORS])
+def test_a_configured_allocator_stays(variables: pytest.MonkeyPatch, name: str) -> None:
+    variables.setenv(name, "max_split_size_mb:64")
+    assert set_cuda_allocator() == f"{name}=max_split_size_mb:64"
+    assert [key for key in (ALLOCATOR, *OTHER_ALLOCATORS) if key in os.environ] == [name]
+
+
+def test_no_allocator_where_there_is_no_cuda(variables: pytest.MonkeyPatch) -> None:
+    variables.setattr(torch.version, "cuda", None)
+    assert set_cuda_allocator() == "torch's default"
+    assert ALLOCATOR not in os.environ
 
 
 def test_deterministic_algorithms_are_left_as_found(monkeypatch: pytest.MonkeyPatch) -> None:

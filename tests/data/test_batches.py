@@ -72,6 +72,23 @@ def test_a_batch_goes_to_a_device_whole():
     assert batch.rows == (1,)
 
 
+def test_a_gpu_copies_from_pinned_memory(monkeypatch):
+    """And nothing waits for it. A CPU needs neither."""
+    rows = PackedSequences(np.arange(11, dtype=np.uint16), pack_documents(np.array([0, 5, 11]), 5), pad_id=0)
+    pinned: list[int] = []
+    copied: list[tuple[int, bool]] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: (pinned.append(id(x)), x)[1])
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda x, device, non_blocking: (copied.append((id(x), non_blocking)), x)[1]
+    )
+    batch = rows.batch([0])
+    batch.to("cpu")
+    assert not pinned and len(copied) == 2
+    del copied[:]
+    batch.to("cuda:0")
+    assert copied == [(tensor, True) for tensor in pinned] and len(pinned) == 2
+
+
 def test_the_order_of_an_epoch_never_changes():
     # Pinned: another order would make every old run impossible to resume.
     assert epoch_order(0, 0, 7).tolist() == [0, 3, 5, 1, 2, 6, 4]

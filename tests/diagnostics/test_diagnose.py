@@ -28,6 +28,7 @@ ROWS = [
     "precisions",
     "trainer=auto",
     "",
+    "freed memory",
     "processor",
     "memory",
     "disk",
@@ -137,7 +138,7 @@ def test_a_look_that_breaks_costs_its_own_rows(monkeypatch, broken):
     finding, _ = examine(DiagnoseConfig(), Path("outputs"))
     failed = [name for name, value in finding.rows if "RuntimeError: it is broken" in value]
     assert failed == LOOKS[broken]
-    lost = {"judge": {"torch", "precisions"}, "look_at_profile": {""}}.get(broken, set())
+    lost = {"judge": {"torch", "precisions"}, "look_at_profile": {"", "freed memory"}}.get(broken, set())
     assert names(finding) == [name for name in ROWS if name not in lost]
     assert not finding.problems
 
@@ -150,7 +151,9 @@ def test_looks_that_hang(monkeypatch):
         monkeypatch.setattr(diagnosis, name, lambda *_: Finding([("late", str(released.wait()))]))
     finding, facts = examine(DiagnoseConfig(), Path("outputs"))
     released.set()
-    assert names(finding) == [name for name in ROWS if name not in ("GPU", "precisions", "trainer=auto", "")]
+    assert names(finding) == [
+        name for name in ROWS if name not in ("GPU", "precisions", "trainer=auto", "", "freed memory")
+    ]
     assert all("no answer within 0.05 seconds" in value for _, value in finding.rows)
     assert facts is None and len(finding.problems) == 1, "torch alone is what no run can do without"
 
@@ -246,7 +249,7 @@ def test_packages_that_are_missing_cost_their_rows_alone(tmp_path):
     )
     shown = dict(line.split("  ", 1) for line in done.stdout.splitlines()[1:])
     assert "No module named 'torch'" in shown["torch"]
-    assert {*ROWS} - {*shown} == {"GPU", "precisions", "trainer=auto", ""}
+    assert {*ROWS} - {*shown} == {"GPU", "precisions", "trainer=auto", "", "freed memory"}
     assert all("No module named" in shown[name] for name in ("tokenizer", "disk", "last run"))
     assert done.returncode == 1 and "torch does not work here" in done.stderr, done.stderr
 

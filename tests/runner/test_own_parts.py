@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_runs import go_on, outcome, result, start, tiny_config
 from torch import Tensor, nn
 
@@ -13,7 +14,7 @@ from dtl.checkpoints.load import load_model
 from dtl.config import RunConfig
 from dtl.data.prepare import prepare_data
 from dtl.registry import LOSSES, METRICS, STEP_FIELDS, STOP_CRITERIA
-from dtl.runner.screens import objective_rows
+from dtl.runner.screens import objective_rows, precision_name
 from dtl.tracking.metrics import read_metrics
 from dtl.training.config import LossConfig, TrainerConfig
 from dtl.training.evaluate import evaluate
@@ -118,3 +119,16 @@ def test_the_start_screen_names_what_is_minimised_and_what_is_evaluated():
         ("loss", "focal, z_loss 0.01, gamma 3; validation measures the plain cross-entropy"),
         ("averages", "of the weights, decay 0.9 per step: these are evaluated and saved as best"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "tf32", "name"),
+    [
+        ("fp32", "cuda", True, "fp32 with TF32 products"),
+        ("fp32", "cuda", False, "fp32"),
+        ("fp32", "cpu", True, "fp32"),
+        ("bf16", "cuda", True, "bf16"),
+    ],
+)
+def test_only_exact_products_are_called_fp32(precision, device, tf32, name):
+    assert precision_name(precision, torch.device(device), TrainerConfig(tf32=tf32)) == name
