@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test slow torture pictures notebook wheel-check lock clean
+.PHONY: help install demo check test slow torture gpu pictures notebook wheel-check lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -50,6 +50,9 @@ slow: install ## the slow tests: whole runs, kills, the wheel
 
 torture: install ## many kills, damages and hostile inputs; the counts go to outputs/torture.json
 	$(BIN)/python -m pytest -n $(JOBS) -m "torture or counted" --figures=outputs/torture.json
+
+gpu: install ## what only an NVIDIA GPU can show: checks, speed and memory, eight minutes; to outputs/gpu.json
+	$(BIN)/python tests/gpu/run.py device=cuda
 
 pictures: install ## redraw the README's pictures from real runs
 	$(BIN)/python docs/pictures.py
