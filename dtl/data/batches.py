@@ -55,6 +55,17 @@ class Batch:
         """Number of positions with a loss. On a GPU it synchronizes: read it before `to`."""
         return int((self.targets != IGNORE).sum())
 
+    @property
+    def max_documents(self) -> int | None:
+        """Number of documents, padding included, rounded up to a multiple of 16: few batches then differ in shape.
+
+        On a GPU it synchronizes: read it before `to`. None without documents.
+        """
+        if self.documents is None:
+            return None
+        n_documents = len(self.documents) + int((self.documents.diff(dim=1) != 0).sum())
+        return -(-n_documents // 16) * 16
+
 
 def epoch_order(seed: int, epoch: int, n: int, stream: int = 0) -> np.ndarray:
     """Return a permutation of range(n), (n,) int64: a pure function of its arguments that never changes.

@@ -148,22 +148,33 @@ def document_mask(documents_bt: Tensor) -> Tensor:
 # A document kernel reads the document numbers once in a forward pass; the function that it returns attends in every
 # layer, each token within its own document. A document's tokens are contiguous; padding is a document like any other.
 
-DocumentKernel = Callable[[Tensor], AttentionFn]  # int64 (b, t): the document number of each token
+
+class DocumentKernel(Protocol):
+    """A kernel of packed documents."""
+
+    def __call__(self, documents_bt: Tensor, max_documents: int | None = None) -> AttentionFn:
+        """Return the attention within documents; `documents_bt`, int64, has the document number of each token.
+
+        All sequences together have at most `max_documents`; where it is None a kernel may have to count them, which
+        waits for the GPU.
+        """
+        ...
+
 
 FLEX_SHARED_BYTES = 99 * 1024  # shared memory per thread block on RTX 30 and 40, the least of all GPUs with bf16
 
 
-def sdpa_documents(documents_bt: Tensor) -> AttentionFn:
+def sdpa_documents(documents_bt: Tensor, max_documents: int | None = None) -> AttentionFn:
     """torch's fused attention with a mask: any device and dtype, with dropout. Computes hidden pairs too."""
     return partial(sdpa_attention, mask_bts=document_mask(documents_bt))
 
 
-def reference_documents(documents_bt: Tensor) -> AttentionFn:
+def reference_documents(documents_bt: Tensor, max_documents: int | None = None) -> AttentionFn:
     """The formula written out, with the same mask."""
     return partial(reference_attention, mask_bts=document_mask(documents_bt))
 
 
-def padded_documents(documents_bt: Tensor) -> AttentionFn:
+def padded_documents(documents_bt: Tensor, max_documents: int | None = None) -> AttentionFn:
     """Each document as a sequence of its own, padded to the longest; without dropout the same as `sdpa_documents`.
 
     torch has no fused CPU kernel with dropout and computes every pair of a sequence; short documents have few pairs.
@@ -194,11 +205,15 @@ def padded_documents(documents_bt: Tensor) -> AttentionFn:
     return attend
 
 
-def varlen_documents(documents_bt: Tensor) -> AttentionFn:
-    """Flash attention over concatenated documents: no pair across two documents is computed. CUDA, 16 bits."""
+def varlen_documents(documents_bt: Tensor, max_documents: int | None = None) -> AttentionFn:
+    """Flash attention over concatenated documents: no pair across two documents is computed. CUDA, 16 bits.
+
+    Bounds beyond the last document are documents of no token.
+    """
     from torch.nn.attention.varlen import varlen_attn
 
-    bounds = document_bounds(documents_bt)
+    # Counted here in the probe alone, which has to see documents of no token, too.
+    bounds = document_bounds(documents_bt, max_documents or 1 + int(_first_tokens(documents_bt).sum()))
     n_rows, n_tokens = documents_bt.shape
 
     def attend(q_bhtk: Tensor, k_bgsk: Tensor, v_bgsk: Tensor, *, dropout: float = 0.0) -> Tensor:
@@ -213,18 +228,26 @@ def varlen_documents(documents_bt: Tensor) -> AttentionFn:
     return attend
 
 
-def document_bounds(documents_bt: Tensor) -> Tensor:
+def document_bounds(documents_bt: Tensor, max_documents: int | None = None) -> Tensor:
     """Start of each document in the concatenated sequences, then the end of the last: int32 (n + 1).
 
-    n depends on the data, so `nonzero` waits for the GPU: once in a forward pass, not once in each layer.
+    With `max_documents` n is that number, and the end fills what is left; without, n depends on the data, and
+    the count waits for the GPU.
     """
+    first_n = rearrange(_first_tokens(documents_bt), "b t -> (b t)")
+    end = len(first_n)
+    size = (int(first_n.sum()) if max_documents is None else max_documents) + 1
+    return rearrange(torch.nonzero_static(first_n, size=size, fill_value=end), "n 1 -> n").int()
+
+
+def _first_tokens(documents_bt: Tensor) -> Tensor:
+    """Bool (b, t), True where a document begins."""
     first_bt = torch.ones_like(documents_bt, dtype=torch.bool)
     first_bt[:, 1:] = documents_bt[:, 1:] != documents_bt[:, :-1]
-    starts = rearrange(torch.nonzero(rearrange(first_bt, "b t -> (b t)")), "n 1 -> n")
-    return torch.cat([starts, starts.new_tensor([documents_bt.numel()])]).int()
+    return first_bt
 
 
-def flex_documents(documents_bt: Tensor) -> AttentionFn:
+def flex_documents(documents_bt: Tensor, max_documents: int | None = None) -> AttentionFn:
     """FlexAttention (Dong et al. 2024): a kernel compiled for this mask, which skips blocks that are all hidden.
 
     CUDA; on a CPU uncompiled and without a backward pass, for tests.

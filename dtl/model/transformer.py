@@ -445,12 +445,14 @@ class TransformerLM(nn.Module):
         positions_bt: Tensor | None = None,
         documents_bt: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        max_documents: int | None = None,
     ) -> Tensor:
         """Return the input of the head: (b, t, d) after the final norm.
 
         `positions_bt` counts from 0 to max_seq_len - 1; None = 0, 1, 2, ... in every sequence. `documents_bt` numbers
         the documents packed into a sequence, whose tokens then see their own document only; it needs positions, which
-        restart with each document. A `cache` gives the positions itself.
+        restart with each document. `max_documents`, no fewer than all sequences have together, saves a GPU from being
+        waited for. A `cache` gives the positions itself.
         Raises ValueError for more tokens than max_seq_len, or arguments that exclude each other.
         """
         n_tokens = ids_bt.shape[1]
@@ -469,7 +471,7 @@ class TransformerLM(nn.Module):
             kernel = reference_attention if self.config.attention == "reference" else sdpa_attention
             attend = partial(kernel, mask_bts=mask_bts)
         else:
-            attend = DOCUMENT_KERNELS[self.document_kernel](documents_bt)
+            attend = DOCUMENT_KERNELS[self.document_kernel](documents_bt, max_documents)
 
         x_btd, rotation = self.positions(self.token_dropout(self.embedding(ids_bt)), positions_bt)
         x_btd = self.dropout(x_btd)

@@ -64,7 +64,8 @@ def evaluate(
             try:
                 with mixed_precision() if mixed_precision else torch.autocast(device.type, enabled=False):
                     on_device = batch.to(device)
-                    x_btd = model.hidden(on_device.inputs, on_device.positions, on_device.documents)
+                    most = batch.max_documents
+                    x_btd = model.hidden(on_device.inputs, on_device.positions, on_device.documents, None, most)
                     sums = _sums(model.head, *at_targets(x_btd, on_device.targets, batch.n_targets), metrics)
             except Exception as error:
                 if not is_out_of_memory(error) or batch_size == 1:

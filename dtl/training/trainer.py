@@ -274,7 +274,7 @@ class Trainer:
                 return None
             here = batch.to(self.device)
             with autocast(self.device, self.precision):
-                x_btd = self.forward(here.inputs, here.positions, here.documents)
+                x_btd = self.forward(here.inputs, here.positions, here.documents, None, batch.max_documents)
                 x_nd, targets_n = at_targets(x_btd, here.targets, batch.n_targets)
                 loss = self.loss(self.model.head, x_nd, targets_n, self.config.loss) / n_targets
             self.scaler.scale(loss).backward()

@@ -72,6 +72,19 @@ def test_a_batch_goes_to_a_device_whole():
     assert batch.rows == (1,)
 
 
+@pytest.mark.parametrize(("lengths", "most"), [([4, 3, 9], 16), ([2] * 29, 32), ([8], 16)])
+def test_documents_are_counted_in_sixteens(lengths, most):
+    """Padding is a document; two neighbours of different rows are two."""
+    offsets = np.cumsum([0, *lengths])
+    packing = pack_documents(offsets, 7)
+    rows = PackedSequences(np.arange(offsets[-1], dtype=np.uint16), packing, pad_id=0, document_mask=True)
+    batch = rows.batch(range(len(rows)))
+    assert batch.documents is not None
+    n_documents = sum(len(numbers.unique()) for numbers in batch.documents)
+    assert n_documents <= batch.max_documents == most < n_documents + 16
+    assert PackedSequences(rows.tokens, packing, pad_id=0).batch([0]).max_documents is None
+
+
 def test_a_gpu_copies_from_pinned_memory(monkeypatch):
     """And nothing waits for it. A CPU needs neither."""
     rows = PackedSequences(np.arange(11, dtype=np.uint16), pack_documents(np.array([0, 5, 11]), 5), pad_id=0)

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from dtl.base.display import aligned
 from dtl.base.runtime import arithmetic, autocast, choose_device, device_name, peak_memory_bytes, seed_everything
 from dtl.data.batches import PackedSequences, TrainingData
-from dtl.data.pack import pack_stream
+from dtl.data.pack import pack_documents, pack_stream
 from dtl.model.config import ModelConfig
 from dtl.model.presets import load_preset
 from dtl.model.transformer import TransformerLM
@@ -95,9 +95,12 @@ def check(function: Callable[[Machine], Values]) -> Callable[[Machine], Values]:
 
 def trainer_on(
     machine: Machine, preset: str = "small", *, shape: tuple[int, int] | None = None, optimizer: str = "adamw",
-    masked: bool = False, **settings: Any,
+    masked: bool = False, packed: bool = False, **settings: Any,
 ) -> Trainer:  # fmt: skip
-    """Return a trainer in bf16 without dropout on random tokens; `masked`: their number with a loss varies."""
+    """Return a trainer in bf16 without dropout on random tokens; `masked`: their number with a loss varies.
+
+    `packed`: in documents of different lengths, each of which attends to itself alone, by flash attention on a GPU.
+    """
     seed_everything(0)
     rows, length = shape or machine.sizes.shapes[0]
     config: ModelConfig = load_preset(preset, dropout=0.0, **machine.sizes.model)
@@ -106,9 +109,13 @@ def trainer_on(
     tokens = dice.integers(0, machine.sizes.vocab_size, n_tokens).astype(np.uint16)
     # Longer and shorter stretches without a loss, so that no two batches have the same number of targets.
     mask = (np.arange(n_tokens) % 97 < 31 + np.arange(n_tokens) // 97 % 13) if masked else None
-    made = PackedSequences(tokens, pack_stream(n_tokens, length), pad_id=0, loss_mask=mask)
+    offsets = np.cumsum([0, *dice.integers(2, length, 2 * n_tokens // length)])
+    packing = pack_documents(offsets[offsets < n_tokens], length) if packed else pack_stream(n_tokens, length)
+    made = PackedSequences(tokens, packing, pad_id=0, loss_mask=mask, document_mask=packed)
     model = TransformerLM(replace(config, max_seq_len=max(config.max_seq_len, length)), machine.sizes.vocab_size)
     model.to(machine.device)
+    if machine.on_card:
+        model.document_kernel = "varlen"
     trainer = Trainer(
         model, build_optimizers(model, OptimizerConfig(name=optimizer)), TrainingData({"made": made}, {"made": 1.0}),
         TrainerConfig(**settings), ScheduleConfig(warmup_steps=2), seed=0, micro_batch_size=rows, grad_accum_steps=1,
@@ -187,10 +194,12 @@ def head(machine: Machine) -> Values:
 
 @check
 def no_sync(machine: Machine) -> Values:
-    """No step waits for the GPU: whole sequences and masked ones, AdamW and Muon, averaged weights."""
-    cases = [("adamw", False, None), ("adamw", True, 0.9), ("muon", True, None)]
-    for optimizer, masked, ema_decay in cases:
-        trainer = trainer_on(machine, optimizer=optimizer, masked=masked, ema_decay=ema_decay)
+    """No step waits for the GPU: whole, masked and packed sequences, AdamW and Muon, averaged weights."""
+    cases: list[dict[str, Any]] = [{}, {"masked": True, "ema_decay": 0.9}, {"masked": True, "optimizer": "muon"}]
+    if not machine.on_card or torch.cuda.get_device_capability(machine.device) >= (8, 0):  # for flash attention
+        cases.append({"packed": True})
+    for case in cases:
+        trainer = trainer_on(machine, **case)
         steps = trainer.steps()
         for _ in range(3):  # optimizer states, workspaces, pinned memory
             next(steps)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dtl.data.batches import IGNORE, Batch, PackedSequences
 from dtl.data.pack import pack_documents
@@ -78,11 +79,15 @@ def alone(model: TransformerLM, batch: Batch) -> torch.Tensor:
 
 
 @both_blocks
-@pytest.mark.parametrize("kernel", ["sdpa", "reference", "varlen"])
-def test_packed_documents_have_the_logits_and_gradients_they_have_alone(tiny_model, block, kernel):
+@pytest.mark.parametrize(
+    ("kernel", "counted"), [("sdpa", True), ("reference", True), ("varlen", True), ("varlen", False)]
+)
+def test_packed_documents_have_the_logits_and_gradients_they_have_alone(tiny_model, block, kernel, counted):
     model, batch = tiny_model(block), packed()
     model.document_kernel = kernel
-    together, apart = model(batch.inputs, batch.positions, batch.documents), alone(model, batch)
+    most = batch.max_documents if counted else None
+    x_btd = model.hidden(batch.inputs, batch.positions, batch.documents, max_documents=most)
+    together, apart = model.head(x_btd), alone(model, batch)
     torch.testing.assert_close(together, apart, atol=2e-5, rtol=1e-5)
     parameters = list(model.parameters())
     packed_gradients = torch.autograd.grad(summed_loss(together, batch.targets), parameters)
@@ -170,6 +175,23 @@ def test_documents_are_found_where_their_numbers_change_and_where_rows_begin():
     numbers = torch.tensor([[0, 0, 1, 1, 1], [1, 2, 2, 2, 2], [2, 2, 2, 2, 2]])
     assert document_bounds(numbers).tolist() == [0, 2, 5, 6, 10, 15]
     assert document_bounds(torch.tensor([[4], [4]])).tolist() == [0, 1, 2]
+    assert document_bounds(numbers, 5).tolist() == [0, 2, 5, 6, 10, 15]
+    assert document_bounds(numbers, 7).tolist() == [0, 2, 5, 6, 10, 15, 15, 15]
+
+
+def test_bounds_of_counted_documents_wait_for_nothing():
+    """A GPU is waited for where a shape depends on the data."""
+    batch, names = packed(), []
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            names.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    for most in (batch.max_documents, None):
+        with Names():
+            document_bounds(batch.documents, most)
+        assert ("_local_scalar_dense" in names) is (most is None) and "nonzero" not in names
 
 
 @pytest.mark.parametrize("kernel", [varlen_documents, flex_documents])

@@ -10,7 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dtl.data.batches import IGNORE, Batch
 from dtl.model.presets import load_preset
+from dtl.model.transformer import TransformerLM
+from dtl.training import optimizer as optimizer_module
 from dtl.training.config import OptimizerConfig
+from dtl.training.optimizer import build_optimizers
 from dtl.training.trainer import Trainer
 
 MakeTrainer = Callable[..., Trainer]
@@ -46,6 +49,23 @@ def test_a_step_of_large_casts_seldom(make_trainer: MakeTrainer, checkpointing: 
         next(steps)
     assert operators.casts <= (120 if not checkpointing else 120 + 2 * n_layers)
     assert operators.casts > n_layers  # the count sees them
+
+
+@pytest.mark.parametrize("preset", ["small", "large"])
+@pytest.mark.parametrize("arch", ["modern", "classic"])
+def test_muon_steps_few_batches(monkeypatch: pytest.MonkeyPatch, preset: str, arch: str) -> None:
+    """All matrices of the blocks in at most four; without memory for their numbers."""
+    with torch.device("meta"):
+        model = TransformerLM(load_preset(preset, arch=arch), 97)
+    (muon, _), batches = build_optimizers(model, OptimizerConfig(name="muon")), []
+    monkeypatch.setattr(
+        optimizer_module, "orthogonalised", lambda x_nio, *settings: (batches.append(len(x_nio)), x_nio)[1]
+    )
+    matrices = muon.param_groups[0]["params"]
+    for p in matrices:
+        p.grad = torch.empty_like(p)
+    muon.step()
+    assert len(batches) <= 4 and sum(batches) == len(matrices) >= 4 * model.config.n_layers
 
 
 class Order(TorchDispatchMode):
