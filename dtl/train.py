@@ -221,7 +221,8 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
     except DataError as error:
         if not resuming:
             raise DataError(f"{error}{_how_to_get(str(error))}") from error
-        raise DataError(f"{error}\n{where_to_add_its_place(error)}") from error
+        message = str(error).partition(" Did you mean ")[0]  # another file of that folder is not the data of this run
+        raise DataError(f"{message}\n{where_to_add_its_place(error)}") from error
     config = replace(config, data=data)
 
     from dtl.runner.run import Origin

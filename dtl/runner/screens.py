@@ -276,7 +276,8 @@ def show_end(
     else:
         best = f"step {state.best_step:,}, validation loss {state.best_loss:.4f}"
     seen_rows = [f"{name}: {in_units(s['tokens'])} tokens, {in_epochs(s['passes'])}" for name, s in seen.items()]
-    epochs = f", {in_epochs(next(iter(seen.values()))['passes'])}" if len(seen) == 1 else ""
+    # As the start screen counts them: `passes` leaves out the padding, which is not alike in all batches.
+    epochs = f", {in_epochs(state.step / parts.length.steps_per_epoch)}" if len(seen) == 1 else ""
     use = "chat" if any(parts.data.pairs.values()) else "generate"
     rows = [
         ("steps", f"{state.step:,} in {in_time(state.seconds)}, {in_units(state.tokens)} tokens{epochs}"),

@@ -479,6 +479,9 @@ def test_a_resumed_run_is_told_where_its_data_is_now(moved, trained, command):
     key = {"qa": "data.qa.path", "path": "data.path", "sources": "data.sources.mine.path"}[way]
     code, shown = command("resume=run")
     assert code == 1 and f"add its place: {key}=NEW" in shown
+    (folder / "desk" / "pairs2.jsonl").touch()  # another file, which is not what the run was trained on
+    shown = command("resume=run")[1]
+    assert "pairs2.jsonl" in shown and "Did you mean" not in shown
     keys = ["data.sources.mine.path"] if way == "sources" else ["data.path", "data.qa.path", "data.sources.qa.path"]
     for given in keys:
         assert command("resume=run", f"{given}=here.jsonl") == (0, "")

@@ -27,6 +27,7 @@ from dtl.config import RunConfig
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.errors import ConfigError, DataError, TrainingError
 from dtl.model.transformer import TransformerLM
+from dtl.run_dir.state import read_run_state
 from dtl.runner import build, run
 from dtl.runner.run import Origin, _memory_advice, smaller_step, train
 from dtl.runner.screens import quicker_run
@@ -275,6 +276,9 @@ def test_patience_ends_a_run_and_the_best_stays(pairs: Path, tmp_path: Path, mon
     # Killed before it could say so, it would not train on either.
     go_on(config, tmp_path)
     assert result(tmp_path)["step"] == 8
+    reason = "Stopped early: 2 evaluations without improvement (trainer.early_stopping_patience=2)."
+    assert result(tmp_path)["reason"] == reason == read_run_state(tmp_path).reason
+    assert reason in (tmp_path / "details.txt").read_text()
 
 
 def test_patience_is_remembered_over_a_pause(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
