@@ -177,7 +177,9 @@ def _conclude(session: Session, state: State, report: Report | None) -> float:
     _record_end(session, state, **metrics, seen=seen)
     _finish_tracking(session, state, metrics)
     if session.ended_early:
-        write_details(session.run_dir, "Ended", [("steps", f"{session.trainer.state.step:,}"), ("why", session.ended_early)])
+        write_details(
+            session.run_dir, "Ended", [("steps", f"{session.trainer.state.step:,}"), ("why", session.ended_early)]
+        )
     show_end(session.display, session.parts, state, report, seen, session.run_dir, session.tracker)
     loss = session.trainer.state.best_loss
     return math.nan if loss is None else loss

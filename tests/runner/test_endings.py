@@ -76,24 +76,6 @@ def test_what_begins_anew_sets_aside_the_rows_of_an_attempt_that_saved_nothing(p
     assert (tmp_path / "metrics.lost.jsonl").read_text() == rows
 
 
-@pytest.mark.parametrize(
-    ("name", "has_units", "warned"), [("muon", False, True), ("muon", True, False), ("adamw", False, False)]
-)
-def test_a_slow_muon_is_warned_of(
-    pairs: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
-    has_units: bool,
-    warned: bool,
-) -> None:
-    monkeypatch.setattr("dtl.runner.screens.cpu_has_bf16", lambda: has_units)
-    config = tiny_config(pairs, total_steps=1)
-    start(replace(config, optimizer=replace(config.optimizer, name=name)), tmp_path)
-    assert ("this processor only emulates" in capsys.readouterr().out) == warned
-
-
 # --- the start screen ---------------------------------------------------------------------------------------------
 
 
