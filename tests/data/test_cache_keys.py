@@ -578,6 +578,7 @@ def test_the_settings_in_keys_are_the_committed_ones(settings, tmp_path):
     assert "dtl." not in text and str(tmp_path) not in text
 
 
+@pytest.mark.slow
 def test_each_of_them_counts(settings):
     """A leaf that is another value makes another key."""
     for parts in settings.values():

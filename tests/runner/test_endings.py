@@ -95,6 +95,7 @@ def shown_before_the_first_step(monkeypatch: pytest.MonkeyPatch, height: int, be
     return "\n".join(line.rstrip() for line in terminal.display).rstrip().split("\n")
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     ("records", "notes"),
     [
