@@ -77,7 +77,7 @@ def int8_matrix(weight_oi: Tensor, bias_o: Tensor | None) -> Map:
     return partial(_int8_product(weight_oi, bias_o), reduce_range=sums_overflow())
 
 
-def _int8_product(weight_oi: Tensor, bias_o: Tensor | None) -> Map:
+def _int8_product(weight_oi: Tensor, bias_o: Tensor | None) -> Callable[..., Tensor]:
     scales_o = (weight_oi.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny).double()
     zeros_o = torch.zeros(len(scales_o), dtype=torch.long)
     with _deprecated():

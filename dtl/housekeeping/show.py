@@ -16,7 +16,7 @@ from dtl.base.units import in_age, in_bytes, number_of
 from dtl.housekeeping.config import DELETIONS, OUTPUTS, RunsConfig
 from dtl.housekeeping.disk_runs import DiskRun
 from dtl.housekeeping.removal import Removal
-from dtl.run_dir.own_config import record_problems, told_once
+from dtl.run_dir.record_checks import record_problems, told_once
 from dtl.run_dir.sweep_records import is_sweep
 
 HEADERS = ("folder", "name", "state", "step", "best loss", "size", "age")

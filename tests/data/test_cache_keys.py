@@ -30,7 +30,7 @@ from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
 from dtl.data.documents import Document
 from dtl.data.encode import tokenizer_key, tokenizer_settings, tokens_settings
 from dtl.data.hub import texts as hub_texts
-from dtl.data.hub.source import HubSource
+from dtl.data.hub.texts import HubSource
 from dtl.data.local.source import TextSource
 from dtl.data.pack import fingerprint_settings, pack_stream
 from dtl.data.prepare import PreparedData, prepare_data
