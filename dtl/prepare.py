@@ -13,10 +13,11 @@ from dtl.base.checks import MANY, check_range, check_seed
 from dtl.base.display import command_line, exit_when_output_closes
 from dtl.base.files import unfinished
 from dtl.base.units import number_of
-from dtl.commandline.cli import check_given, run_command
+from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command, load_config
 from dtl.commandline.compose import COMMAND as RUN
 from dtl.commandline.compose import typed_run
+from dtl.commandline.config_files import check_given
 from dtl.commandline.overrides import as_shown, override_key, overrides_of, to_hydra_syntax
 from dtl.config import typed_as
 from dtl.data.config import DataConfig, TokenizerConfig

@@ -147,7 +147,7 @@ SOURCES: Registry[Any, Any] = Registry(
         "qa": "dtl.data.qa.source",
         "text": "dtl.data.local.source",
         "wiki": "dtl.data.wikipedia.source",
-        "hub": "dtl.data.hub.source",
+        "hub": "dtl.data.hub.texts",
     },
 )
 TOKENIZERS: Registry[Any, Any] = Registry(

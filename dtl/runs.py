@@ -64,7 +64,7 @@ def job(composed: DictConfig) -> None:
             return
         runs = chosen(everything, settings)
         if settings.delete is None:
-            show_runs(display, runs, len(everything), outputs)
+            show_runs(display, runs, len(everything), settings)
             idle = [run for run in everything if run.state.state != "running" and not may_start(run)]
             room = {
                 what: sum(item.n_bytes for item in removals(idle, RunsConfig(delete=what)))

@@ -24,8 +24,8 @@ from dtl.checkpoints.listing import newest_valid, step_folders
 from dtl.checkpoints.upkeep import LOCK
 from dtl.commandline.cli import MULTIRUN, JobFailedError, remove_empty_run_dir, run_command, show_error
 from dtl.commandline.command import Command
+from dtl.commandline.config_files import config_text
 from dtl.commandline.overrides import as_shown, check_init_words, override_key, quoted, rerun_words, resolved, unquoted
-from dtl.commandline.translate import config_text
 from dtl.config import RunConfig, typed
 from dtl.data.tokenizers.prompt import read_prompt
 from dtl.errors import ConfigError, DataError, InterruptedRun
@@ -37,12 +37,12 @@ from dtl.run_dir.own_config import (
     new_run,
     other_places,
     own_config,
-    record_problems,
     where_to_add_its_place,
     with_data_found,
     words_with_resume,
 )
 from dtl.run_dir.provenance import CONFIG, RECORD, RESULT, composition_flags, redact_hydra_files
+from dtl.run_dir.record_checks import record_problems
 from dtl.run_dir.state import longer_run, read_config
 from dtl.run_dir.sweep_records import SWEEP, SweepFolder, damaged_sweep, is_sweep, sweep_to_continue, with_its_flags
 from dtl.run_dir.trial import as_trial, current_trial
@@ -221,7 +221,8 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
     except DataError as error:
         if not resuming:
             raise DataError(f"{error}{_how_to_get(str(error))}") from error
-        raise DataError(f"{error}\n{where_to_add_its_place(error)}") from error
+        message = str(error).partition(" Did you mean ")[0]  # another file of that folder is not the data of this run
+        raise DataError(f"{message}\n{where_to_add_its_place(error)}") from error
     config = replace(config, data=data)
 
     from dtl.runner.run import Origin

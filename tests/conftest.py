@@ -30,6 +30,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--figures", metavar="FILE", help="write what the tests counted by `figure` to a JSON file")
 
 
+@pytest.hookimpl(tryfirst=True)  # before the cases are chosen by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow all but a few evenly chosen cases of a test that is marked as `quick_cases(n)`."""
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        is_slow = item.get_closest_marker("slow") or item.get_closest_marker("torture")
+        if item.get_closest_marker("quick_cases") and not is_slow:
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for items_of_test in cases.values():
+        (n_quick,) = items_of_test[0].get_closest_marker("quick_cases").args
+        quick = {number * len(items_of_test) // n_quick for number in range(n_quick)}
+        for number, item in enumerate(items_of_test):
+            if number not in quick:
+                item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def figure(record_property: Callable[[str, Any], None]) -> Callable[..., None]:
     """Counts for the table of `make torture`: what, how many were tried, how many of them failed."""

@@ -57,6 +57,7 @@ def test_nothing_is_held_out_of_any_data_by_one_setting(data):
     assert (held_out.validation, held_out.test) == (0, 0)
 
 
+@pytest.mark.quick_cases(9)
 @pytest.mark.parametrize("trainer", COMMAND.groups()["trainer"])
 @pytest.mark.parametrize("data", COMMAND.groups()["data"])
 def test_every_trainer_takes_all_data(data, trainer):
@@ -166,6 +167,7 @@ def test_the_command_line_beats_all(trainer):
     assert batch(*given, "data=qa", f"trainer={trainer}") == (3, 7, 11)
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("data", COMMAND.groups()["data"])
 def test_the_default_is_the_profile_of_the_device(data):
     """`trainer=auto` on a device is the profile that a person would name, and chooses once."""
@@ -180,6 +182,7 @@ def test_the_default_is_the_profile_of_the_device(data):
     assert (given.micro_batch_size, given.grad_accum_steps) == (3, 1)
 
 
+@pytest.mark.quick_cases(6)
 @pytest.mark.parametrize(("group", "name"), [("trainer", "debug"), *(c for c in CHOICES if c[0] == "experiment")])
 def test_a_recipe_is_the_same_on_every_machine(group, name):
     words = [f"{group}={name}", *NEEDED.get((group, name), [])]

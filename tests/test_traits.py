@@ -24,7 +24,7 @@ from dtl.notebook.records import source_name
 from dtl.registry import OPTIMIZERS, SOURCES, TOKENIZERS
 from dtl.runner.screens import checkpoint_bytes
 from dtl.terminal.loading import read_facts
-from dtl.training.config import OptimizerConfig, OptimizerTraits
+from dtl.training.config import OptimizerConfig
 from dtl.training.optimizer import build_optimizers
 
 PACKAGE = Path(dtl.__file__).parent
@@ -234,13 +234,6 @@ def test_an_optimizer_says_how_much_it_keeps(make, numbers):
     assert (
         checkpoint_bytes(model, build_optimizers(model, OptimizerConfig("mine"))) == (1 + numbers) * model.weight.nbytes
     )
-
-
-def test_an_optimizer_of_ones_own_says_whether_it_needs_bf16():
-    OPTIMIZERS.register("mine", OptimizerTraits(needs_bf16=True))(lambda model, config: [])
-    OPTIMIZERS.register("yours")(lambda model, config: [])
-    needs = {name: OptimizerConfig(name).traits.needs_bf16 for name in ("mine", "yours", "muon", "adamw")}
-    assert needs == {"mine": True, "yours": False, "muon": True, "adamw": False}
 
 
 def test_what_is_asked_of_dtls_own_parts_imports_none_of_them():

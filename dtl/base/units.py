@@ -6,7 +6,7 @@ def in_units(count: float) -> str:
     for limit, scale, unit in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if count >= limit:
             return f"{count / scale:.1f} {unit}"
-    return f"{count:.0f}"
+    return f"{count:,.0f}"
 
 
 def number_of(things: str, count: int) -> str:

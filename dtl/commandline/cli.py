@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
-import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -29,18 +28,23 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
 import dtl
-from dtl.base.display import command_line, exit_when_output_closes, open_missing_streams, say, shown
+from dtl.base.display import exit_when_output_closes, open_missing_streams, say
 from dtl.base.files import no_room
-from dtl.base.json_files import dotted
 from dtl.base.paths import conf_dir
 from dtl.base.safe_text import guard_streams
 from dtl.base.signals import STOP, signal_of, undisturbed
 from dtl.commandline.command import Command, composed_once, load_config, section_of
+from dtl.commandline.config_files import (
+    FOLDER_FLAGS,
+    check_config_folders,
+    check_given,
+    check_texts,
+    left_to_give,
+)
 from dtl.commandline.corrections import check_words
-from dtl.commandline.overrides import as_shown, in_hydras_words, override_key, to_hydra_syntax, unquoted
-from dtl.commandline.translate import FOLDER_FLAGS, GLOBAL, changed_by_yaml, config_text, translate_error
+from dtl.commandline.overrides import in_hydras_words, override_key, to_hydra_syntax, unquoted
+from dtl.commandline.translate import translate_error
 from dtl.config import register
-from dtl.data.config import replaces
 from dtl.errors import ConfigError, DTLError, InterruptedRun
 from dtl.run_dir.trial import note_error
 
@@ -85,7 +89,7 @@ def run_command(
         check_sections(arguments, command)
         check_ranges(arguments)
         prepared = prepare_arguments(_as_hydra_reads(arguments, command))
-        _check_config_folders(prepared)  # a sweep that is resumed has the folder that it was started with
+        check_config_folders(prepared)  # a sweep that is resumed has the folder that it was started with
         check_texts(prepared, command, *(word for word in prepared if word.startswith(FOLDER_FLAGS)))
         prepared += _still_to_give(prepared, command)
         named = _named_folders(prepared)
@@ -245,121 +249,12 @@ def _reject_flags(message: str) -> NoReturn:
     )
 
 
-def _check_config_folders(arguments: list[str]) -> None:
-    for argument in arguments:
-        flag, _, folder = argument.partition("=")
-        if flag in ("--config-dir", "--config-path") and "://" not in folder:
-            check_config_folder(argument, folder)
-
-
-def check_config_folder(given: str, folder: str) -> None:
-    """Raise ConfigError, which begins with the words as `given`, for a folder of config groups that does not exist."""
-    if not os.path.isdir(folder):
-        problem = "is a file, not a folder" if os.path.exists(folder) else "there is no such folder"
-        raise ConfigError(
-            f"{given}: {problem}. Give the folder that holds your config groups, such as my_conf "
-            "for my_conf/optimizer/nesterov.yaml."
-        )
-
-
-def check_texts(arguments: Sequence[str], command: Command, *folders: str) -> None:
-    """Raise ConfigError for a text that YAML reads as something else, in a file of a config group that is chosen.
-
-    `name: 2024_11_28` would be 20241128, `name: off` False. `folders` are the flags with the user's own groups.
-    """
-    groups = command.groups()
-    for group, _, choice in (override_key(argument).partition("=") for argument in arguments):
-        if group not in groups or (found := config_text(f"{group}/{choice}", list(folders))) is None:
-            continue
-        section = "" if GLOBAL.match(found[1]) else f"{group.replace('/', '.')}."
-        for key, typed, value in changed_by_yaml(found[1]):
-            known = command.key(f"{section}{key}")
-            if known and (known.is_text or known.type == "list of text"):
-                raise ConfigError(
-                    f"{known.name} in {shown(found[0])}: {typed} is text, and YAML reads {value}. Write it in quotes: "
-                    f"'{typed}'"
-                )
-
-
 def _still_to_give(arguments: list[str], command: Command) -> list[str]:
     """The words for --cfg to show what is still to be given. Raises ConfigError without --cfg, see check_given."""
     if any(word.startswith(("--cfg", "--shell-completion")) for word in arguments):
-        return [f"{key}='???'" for key, _ in _missing(arguments, command, arguments)]
+        return [f"{key}='???'" for key, _ in left_to_give(arguments, command, arguments)]
     check_given(arguments, command, arguments)
     return []
-
-
-def check_given(
-    arguments: Sequence[str],
-    command: Command,
-    folders: Sequence[str],
-    paste: Callable[..., str] = command_line,
-) -> None:
-    """Raise ConfigError for a value that a chosen recipe or file of a config group leaves open, as `path: ???`.
-
-    Read from the files: where they are merged, ??? leaves the value that was there before. `folders` are the flags with
-    the user's own groups; `paste` makes the right command from the command's name and its words.
-    """
-    missing = _missing(arguments, command, folders)
-    if not missing:
-        return
-    keys = ", ".join(key for key, _ in missing)
-    choice = missing[0][1]
-    recipe = config_text(choice.replace("=", "/"), list(folders))
-    examples = (
-        dict(re.findall(r"(\S+?)=(\S+)", (re.search(r"^# Run: (.*)", recipe[1], re.M) or [""])[0])) if recipe else {}
-    )
-    given = []
-    for key, _ in missing:
-        known = command.key(key)
-        given.append(f"{key}={examples.get(key, 'FILE' if known and known.is_path else 'VALUE')}")
-    words = [as_shown(word) for word in arguments if not word.startswith("hydra.")]
-    raise ConfigError(f"{choice}: needs {keys}, which is yours to give:\n  {paste(command.name, *words, *given)}")
-
-
-def _missing(arguments: Sequence[str], command: Command, folders: Sequence[str]) -> list[tuple[str, str]]:
-    """The keys that the choices of the command line leave open, and no other word gives; each with its choice."""
-    words = [(override_key(key), value) for key, _, value in (word.partition("=") for word in arguments)]
-    if any(key == "resume" and value != "null" for key, value in words):  # has its own config
-        return []
-    groups = command.groups()
-    missing = []
-    for group, choice in words:
-        left: set[str] = set()
-        if group in groups:
-            _left_open(group, unquoted(choice), list(folders), left)
-        for key in sorted(left):
-            # data=qa on the command line leaves data.qa.path as open as the recipe does.
-            by = [new for new, value in words if not (new in groups and value in key.split("."))]
-            if not any(new != group and replaces(new, key) for new in by):
-                missing.append((key, f"{group}={choice}"))
-    return missing
-
-
-def _left_open(group: str, choice: str, folders: list[str], left: set[str], above: tuple[str, ...] = ()) -> None:
-    """Add to `left` the keys that a choice leaves open, and remove those that it gives; what it builds on first.
-    `above` are the choices that build on it. Raises ConfigError for one that builds on itself."""
-    if f"{group}/{choice}" in above:
-        chain = " -> ".join([*above, f"{group}/{choice}"])
-        raise ConfigError(
-            f"{group}={choice}: builds on itself ({chain}). Take it out of the defaults of {above[-1]}.yaml."
-        )
-    found = config_text(f"{group}/{choice}", folders)
-    values = None
-    with suppress(yaml.YAMLError):  # Hydra's own error names the line
-        values = yaml.safe_load(found[1]) if found else None
-    if found is None or not isinstance(values, dict):
-        return
-    defaults = values.pop("defaults", None)
-    for entry in defaults if isinstance(defaults, list) else ():
-        pairs = entry.items() if isinstance(entry, dict) else [(group, entry)]
-        for name, part in pairs:
-            if part != "_self_":
-                parts = str(name).removeprefix("override ").lstrip("/").partition("@")[0], str(part)
-                _left_open(*parts, folders, left, (*above, f"{group}/{choice}"))
-    section = "" if GLOBAL.match(found[1]) else f"{group.replace('/', '.')}."
-    for key, value in dotted(values):
-        (left.add if value == "???" else left.discard)(f"{section}{key}")
 
 
 def _check_working_folder() -> None:

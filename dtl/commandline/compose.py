@@ -12,8 +12,9 @@ from hydra.version import VersionBase, setbase
 from omegaconf import DictConfig, OmegaConf
 
 from dtl.base.redaction import check_no_secrets
-from dtl.commandline.cli import check_config_folder, check_given, check_sections, check_texts, to_dtl_error
+from dtl.commandline.cli import check_sections, to_dtl_error
 from dtl.commandline.command import Command, load_config
+from dtl.commandline.config_files import check_config_folder, check_given, check_texts
 from dtl.commandline.corrections import check_words
 from dtl.commandline.overrides import check_init_words, in_hydras_words, override_key, to_hydra_syntax
 from dtl.config import RunConfig, typed

@@ -115,6 +115,8 @@ def check_words(arguments: Sequence[str], command: Command, paste: Callable[...,
         rest = f" (without what is not known here: {', '.join(line.unknown)}{'.' * bool(hints)}{hints})"
     by_key_alone = len(line.full_keys) == len(line.wrong)
     rule = f"DTL calls this {', '.join(line.full_keys)}" if by_key_alone else "DTL's settings are key=value"
+    if len(line.unquoted) == len(line.wrong):
+        rule = "a value with spaces needs quotes"
     raise ConfigError(
         f"{', '.join(line.wrong)}: {rule}. The same command in DTL's words{rest}:\n  {paste(command.name, *right)}"
     )
@@ -128,6 +130,7 @@ class _Line:
     right: list[str] = field(default_factory=list)  # the words as they should be
     wrong: list[str] = field(default_factory=list)  # what was typed instead
     full_keys: list[str] = field(default_factory=list)  # of the words whose key alone is another here: `lr=1e-3`
+    unquoted: list[str] = field(default_factory=list)  # words that the shell split at their spaces
     unknown: list[str] = field(default_factory=list)  # flags that mean nothing here
     chooses: bool = False  # from a config group, by a word of the line
     has_groups: bool = False  # config groups of the user, by --config-dir
@@ -192,7 +195,8 @@ class _Line:
         setting = self.command.key(override_key(key))
         may_lack = key not in _OF_RUNS  # `ckpt=lates my_pairs.csv` is two things
         if setting and setting.is_path and (n_words := words_of_a_path(value, rest, may_lack)):
-            self.wrong.append(" ".join([typed, *rest[:n_words]]))
+            self.unquoted.append(" ".join([typed, *rest[:n_words]]))
+            self.wrong.append(self.unquoted[-1])
             self.right.append(" ".join([f"{key}={value}", *rest[:n_words]]))
             del rest[:n_words]
             return
@@ -205,6 +209,7 @@ class _Line:
             meant = self._alone(word)  # the name of a file with a =, a text
         if meant is None and typed != word:
             meant = [f"{key}={value}"]
+            self.unquoted += [typed] if typed == meant[0] else []
         if meant is None:
             self.right.append(word)
             return

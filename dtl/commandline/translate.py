@@ -3,14 +3,11 @@
 import os
 import re
 import traceback
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import yaml
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import MISSING as MISSING_VALUE
-from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import (
     GrammarParseError,
     InterpolationResolutionError,
@@ -22,14 +19,13 @@ from yaml import MarkedYAMLError
 from yaml.reader import ReaderError
 
 from dtl.base.display import command_line, shown
-from dtl.base.json_files import dotted, read_users_yaml
-from dtl.base.paths import conf_dir, experiments_dir
+from dtl.base.json_files import read_users_yaml
 from dtl.commandline.command import ENTRY, Command, load_config, of_another_command
+from dtl.commandline.config_files import FOLDER_FLAGS, config_folders, not_utf8, package_hint, wrong_recipe
 from dtl.commandline.overrides import to_hydra_syntax, value_without
 from dtl.errors import ConfigError, did_you_mean
 
 SEARCH = "hydra/sweeper=dtl_optuna"
-FOLDER_FLAGS = ("--config-dir", "--config-path")
 INTERVAL = re.compile(r"\binterval\(")
 
 
@@ -41,10 +37,10 @@ def translate_error(error: Exception, arguments: list[str], command: Command) ->
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if isinstance(error, ConfigCompositionException):
         cause = cause or error.__context__
-    if isinstance(error, (UnicodeDecodeError, ReaderError)) and (unreadable := _not_utf8(arguments)):
+    if isinstance(error, (UnicodeDecodeError, ReaderError)) and (unreadable := not_utf8(arguments)):
         return unreadable
     composing = (ConfigCompositionException, MissingConfigException, OmegaConfBaseException, ValueError)
-    if isinstance(error, composing) and (recipe := _wrong_recipe(arguments, command)):
+    if isinstance(error, composing) and (recipe := wrong_recipe(arguments, command)):
         return recipe
     if isinstance(error, MissingConfigException):
         return _missing_file(error, arguments, command)
@@ -118,13 +114,13 @@ def _of_hydra(error: Exception, arguments: list[str]) -> ConfigError | None:
 def _missing_file(error: MissingConfigException, arguments: list[str], command: Command) -> ConfigError:
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
     if not group:
-        folders, file = _config_folders(arguments), f"{choice}.yaml"
+        folders, file = config_folders(arguments), f"{choice}.yaml"
         odd = next((folder / file for folder in folders if os.path.lexists(folder / file)), None)
         problem = (
             f"{shown(odd)} is not a regular file" if odd else f"there is no {file} in {', '.join(map(str, folders))}"
         )
         return ConfigError(f"--config-name={choice}: {problem}. Leave it out.")
-    own = [file.stem for folder in _config_folders(arguments)[:-2] for file in (folder / group).glob("*.yaml")]
+    own = [file.stem for folder in config_folders(arguments)[:-2] for file in (folder / group).glob("*.yaml")]
     options = sorted({*(command.groups().get(group) or error.options or ()), *own})
     known = f" Known: {', '.join(options)}." if options else ""
     return ConfigError(f"{group}={choice}: there is no such choice.{known}{did_you_mean(choice, options)}")
@@ -161,7 +157,7 @@ def _wrong_key_or_type(
                 f"{_given(group, arguments)}: dtl.{command.name} has no such group. Its groups: {known}."
             )
         given = f"{full_key}={value[1]} in {in_file[1]}.yaml" if value else f"{full_key} in {in_file[1]}.yaml"
-        hint = _package_hint(in_file[1], full_key, arguments)
+        hint = package_hint(in_file[1], full_key, arguments)
     else:
         given = _given(full_key, arguments)
         given = f"{full_key}={value[1]}" if value and given == full_key else given
@@ -295,114 +291,6 @@ def _article(words: str) -> str:
     return f"an {words}" if words[0] in "aeio" else f"a {words}" if not words.startswith(("true", "text")) else words
 
 
-# --- config files of the user -------------------------------------------------------------------------------------
-
-# The line that a recipe opens with: Hydra overlooks it after another comment.
-GLOBAL = re.compile(r"\ufeff?\s*#\s*@package\s+_global_\s*$", re.MULTILINE)
-
-
-def _config_folders(arguments: list[str]) -> list[Path]:
-    """The folders of config groups, in Hydra's order: the user's own, then those of DTL."""
-    words = [word.partition("=") for word in arguments]
-    return [*(Path(folder) for flag, _, folder in words if flag in FOLDER_FLAGS), experiments_dir(), conf_dir()]
-
-
-def config_text(name: str, arguments: list[str]) -> tuple[Path, str] | None:
-    """The file of a choice, such as `optimizer/nesterov`, and its text. Raises ConfigError."""
-    files = [folder / f"{name}.yaml" for folder in _config_folders(arguments)]
-    # Hydra would not find a FIFO, a link to a device or a folder; read here, each is named as what it is.
-    file = next((file for file in files if os.path.lexists(file)), None)
-    return (file, read_users_yaml(file)) if file else None
-
-
-def changed_by_yaml(text: str) -> Iterator[tuple[str, str, object]]:
-    """Yield key, text and value of each value without quotes that YAML reads as another text: `2024_11_28`, `off`."""
-    loader = get_yaml_loader()
-    try:
-        nodes = [("", yaml.compose(text, loader))]
-    except yaml.YAMLError:  # Hydra's own error names the line
-        return
-    while nodes:
-        key, node = nodes.pop()
-        if isinstance(node, yaml.MappingNode):
-            nodes += [(f"{key}.{name.value}".removeprefix("."), value) for name, value in node.value]
-        elif isinstance(node, yaml.SequenceNode):
-            nodes += [(key, value) for value in node.value]
-        elif isinstance(node, yaml.ScalarNode) and node.tag.rpartition(":")[2] in ("int", "float", "bool"):
-            value = yaml.load(node.value, loader)  # plain scalars only: the loader is a safe one
-            if str(value) != node.value:
-                yield key, node.value, value
-
-
-def _wrong_recipe(arguments: list[str], command: Command) -> ConfigError | None:
-    """A ConfigError for what Hydra's own messages do not explain about the recipe of the command line."""
-    for name in (word.partition("=")[2] for word in arguments if word.lstrip("+").startswith("experiment=")):
-        found = config_text(f"experiment/{name}", arguments)
-        if found is None:
-            continue
-        # Hydra then puts its settings into `experiment`, where no key is known.
-        if not GLOBAL.match(found[1]):
-            return ConfigError(
-                f"experiment={name}: {shown(found[0])} lacks the line that makes it a recipe for the whole config. "
-                "Write it as the first line, before any other comment: # @package _global_"
-            )
-        with suppress(yaml.YAMLError):
-            if problem := _recipe_problem(yaml.safe_load(found[1]), command):
-                return ConfigError(f"experiment={name}: {shown(found[0])}: {problem}")
-    return None
-
-
-def _recipe_problem(recipe: object, command: Command) -> str | None:
-    """What is wrong with the form of a recipe, whatever its values; None for a right one."""
-    if not isinstance(recipe, dict):
-        return None if recipe is None else "a recipe is made of lines key: value."
-    entries = recipe.get("defaults", [])
-    if not isinstance(entries, list):
-        return "defaults is a list. Write defaults: [{override /optimizer: muon}]"
-    for key, choice in (pair for entry in entries if isinstance(entry, dict) for pair in entry.items()):
-        group = str(key).removeprefix("override ").strip().strip("/")
-        if group in command.groups() and str(key) != f"override /{group}":
-            return f"'{key}: {choice}': write override and a slash: defaults: [{{override /{group}: {choice}}}]"
-    for key, value in dotted(recipe):
-        group = key.replace(".", "/")
-        if group in command.groups() and isinstance(value, str):
-            wanted = f"{{override /{group}: {value}}}"
-            return f"'{key}: {value}': {group} is a config group, chosen in the defaults list: defaults: [{wanted}]"
-        section, dot, leaf = key.rpartition(".")
-        if dot and key in recipe:
-            return f"'{key}: {value}': a key in a file has no dots. Write {section}: {{{leaf}: {value}}}"
-    return None
-
-
-def _not_utf8(arguments: list[str]) -> ConfigError | None:
-    """A ConfigError for the first config file of the user that cannot be read as text."""
-    for file in (file for folder in _config_folders(arguments)[:-2] for file in sorted(folder.rglob("*.yaml"))):
-        content = file.read_bytes() if file.is_file() else b""  # a FIFO would wait for its writer
-        try:
-            for _ in yaml.scan(content.decode("utf-8")):
-                pass
-        except UnicodeDecodeError as error:
-            line = content.count(b"\n", 0, error.start) + 1
-            return ConfigError(f"{shown(file)}, line {line}: not UTF-8. Save the file as UTF-8.")
-        except ReaderError as error:
-            line = content.decode("utf-8").count("\n", 0, error.position) + 1
-            return ConfigError(f"{shown(file)}, line {line}: has a control character. Save the file as plain text.")
-        except yaml.YAMLError:
-            continue
-    return None
-
-
-def _package_hint(name: str, full_key: str, arguments: list[str]) -> str:
-    """What is wrong with the place of a key in the file of a config group; empty if it is the right one."""
-    group, found = name.rpartition("/")[0], config_text(name, arguments)
-    section = group.replace("/", ".")
-    if full_key.startswith(f"{section}.{section}"):
-        return f" What is in this file belongs to {section} already: leave out the line '{section}:'."
-    if found and section != "experiment" and GLOBAL.match(found[1]):
-        return f" Leave out the line '# @package _global_': what is in the file then belongs to {section}."
-    return ""
-
-
 # --- ${...} -------------------------------------------------------------------------------------------------------
 
 # What OmegaConf reports about an interpolation: the text that it is found by in a file, and the message for the user.
@@ -443,7 +331,7 @@ def _place_of(text: str, key: str, arguments: list[str]) -> str:
     words = [word for word in arguments if text and re.search(text, word)]
     if words or not text:
         return _typed(words[0]) if words else given
-    files = (file for folder in _config_folders(arguments) for file in sorted(folder.rglob("*.yaml")))
+    files = (file for folder in config_folders(arguments) for file in sorted(folder.rglob("*.yaml")))
     with suppress(ConfigError):  # of a file that is no config
         if file := next((file for file in files if re.search(text, read_users_yaml(file))), None):
             return f"{given} in {shown(file)}"

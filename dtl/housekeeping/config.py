@@ -33,7 +33,7 @@ class RunsConfig:
     name: str | None = None  # only runs whose name or folder matches, such as demo* or multirun/*; null = all
     older_than_days: float | None = None  # only runs that wrote nothing for so many days; null = all
     sort: str = "age"  # age (last written first) | size (largest first) | loss (lowest first) | name
-    limit: int | None = None  # at most so many runs, after sorting; null = all
+    limit: int | None = None  # at most so many runs, after sorting; null = all, on a terminal those that fit
     delete: str | None = None  # among those listed: checkpoints (superseded) | empty (runs without a checkpoint) | runs
     best_of: list[str] = field(default_factory=list)  # for delete=runs: runs to delete with their best checkpoint
     yes: bool = False  # delete without asking, for scripts

@@ -16,12 +16,13 @@ from dtl.base.units import in_age, in_bytes, number_of
 from dtl.housekeeping.config import DELETIONS, OUTPUTS, RunsConfig
 from dtl.housekeeping.disk_runs import DiskRun
 from dtl.housekeeping.removal import Removal
-from dtl.run_dir.own_config import record_problems, told_once
+from dtl.run_dir.record_checks import record_problems, told_once
 from dtl.run_dir.sweep_records import is_sweep
 
 HEADERS = ("folder", "name", "state", "step", "best loss", "size", "age")
 RIGHT = ("step", "best loss", "size", "age")
 STYLES = {"running": "green", "failed": "red", "killed": "red", "finished": ""}
+RESERVED_ROWS = 9  # of a terminal, beside the runs: the command, totals, two of headers, four of notes, the prompt
 CLEANUP_HINTS = {
     "checkpoints": "Superseded checkpoints of finished runs",
     "empty": "Runs that ended without a checkpoint",
@@ -29,8 +30,9 @@ CLEANUP_HINTS = {
 }
 
 
-def show_runs(display: Display, runs: list[DiskRun], n_all: int, outputs: Path) -> None:
-    """Show a line of totals, then a line for each run."""
+def show_runs(display: Display, runs: list[DiskRun], n_all: int, settings: RunsConfig) -> None:
+    """Show a line of totals, then a line for each run; without `limit=`, on a terminal, for as many as it has room."""
+    outputs = Path(settings.outputs).expanduser()
     shown = number_of("runs", len(runs)) if len(runs) == n_all else f"{len(runs)} of {number_of('runs', n_all)}"
     size = in_bytes(sum(run.n_bytes for run in runs))
     free = in_bytes(shutil.disk_usage(outputs).free)
@@ -39,7 +41,11 @@ def show_runs(display: Display, runs: list[DiskRun], n_all: int, outputs: Path) 
         return
     rows = [_row(run) for run in runs]
     if display.console.is_terminal:
+        if settings.limit is None:
+            rows = rows[: max(10, int(display.room) - RESERVED_ROWS)]
         _show_table(display.console, rows)
+        if len(rows) < len(runs):
+            display.note(f"And {number_of('more runs', len(runs) - len(rows))}; limit={len(runs)} shows all.")
     else:
         for line in aligned([HEADERS, *rows]):
             display.print(line.rstrip())

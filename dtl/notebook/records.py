@@ -27,8 +27,8 @@ from dtl.data.config import DataConfig
 from dtl.errors import ConfigError, DataError, DTLError
 from dtl.evaluation.config import EVALUATION_FILE
 from dtl.notebook.page import PAGE, notebook_page, page_of, read_records, results_file
-from dtl.run_dir.own_config import record_problems
 from dtl.run_dir.provenance import RECORD, RESULT
+from dtl.run_dir.record_checks import record_problems
 from dtl.run_dir.state import RunState, last_metrics, read_config, read_run_state
 from dtl.tracking.metrics import check_rows
 

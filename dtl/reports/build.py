@@ -78,10 +78,9 @@ def _drawings(
 ) -> dict[str, "list[Drawing] | Drawing | Skipped"]:
     """Return the drawings by the title of their section."""
     from dtl.reports.canvas import style
-    from dtl.reports.curves import loss_curves
+    from dtl.reports.curves import loss_curves, speed_and_memory
     from dtl.reports.parameters import importance, parallel_coordinates
     from dtl.reports.rates import rates_against_metric
-    from dtl.reports.speed import speed_and_memory
 
     with style():
         return {

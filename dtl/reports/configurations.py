@@ -148,13 +148,18 @@ def _words(rows: Sequence[dict[str, str]]) -> list[list[str]]:
         return [[] for _ in rows]
     ends = [key.rpartition(".")[2] for key in keys]
     short = {key: end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)}
-    words = [[f"{short[key]}={_brief(row[key])}" for key in keys if row[key] != ABSENT] for row in rows]
+    words = [[f"{short[key]}={_brief(row[key])}" for key in keys if not _says_nothing(key, row[key])] for row in rows]
     for equal in {tuple(own): None for own in words}:
         places = [place for place, own in enumerate(words) if tuple(own) == equal]
         left = [{key: value for key, value in rows[place].items() if key not in keys} for place in places]
         for place, more in zip(places, _words(left), strict=True):
             words[place] = [*words[place], *more]
     return words
+
+
+def _says_nothing(key: str, value: str) -> bool:
+    """True for a setting that a run lacks, and for the file of a source that it does not read."""
+    return value == ABSENT or (value == "null" and key.endswith(".path"))
 
 
 def _without_common(words: Sequence[list[str]]) -> Sequence[list[str]]:

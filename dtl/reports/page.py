@@ -12,12 +12,12 @@ from typing import Any
 from dtl.base.display import shown
 from dtl.reports.canvas import FAINT, GREY, GROUND, INK, SERIES, VARIABLES, Drawing, Skipped
 from dtl.reports.configurations import EXPERIMENT, Configuration, Samples, mean_and_spread
+from dtl.reports.curves import peaks, speeds
 from dtl.reports.findings import METHOD, Findings, format_p, unfinished
 from dtl.reports.metric import Metric, format_number
 from dtl.reports.reading import Run
-from dtl.reports.speed import peaks, speeds
 from dtl.reports.statistics import Comparison
-from dtl.run_dir.own_config import told_once
+from dtl.run_dir.record_checks import told_once
 
 MAX_ROWS = 300  # of a table; the others are only counted
 MAX_SENTENCES = 8

@@ -25,8 +25,8 @@ from dtl.base.json_files import (
 )
 from dtl.base.safe_text import in_one_line, visible
 from dtl.evaluation.config import EVALUATION_FILE
-from dtl.run_dir.own_config import record_problems
 from dtl.run_dir.provenance import RECORD, RESULT
+from dtl.run_dir.record_checks import record_problems
 from dtl.run_dir.state import read_config, read_run_state
 from dtl.run_dir.sweep_records import TRACEBACK, TRIAL
 from dtl.tracking.metrics import METRICS, SPEED, TRAINING, VALIDATION, RowCheck

@@ -86,7 +86,7 @@ def read_run_state(folder: Path) -> RunState:
         last_step=_end(record, config),
         best_loss=as_number(outcome.get("value")) if "value" in outcome else _best_loss(folder, rows),
         right=as_number(outcome.get("exact_match/train")),
-        reason=in_one_line(str(outcome.get("error") or "").strip().partition("\n")[0]),
+        reason=in_one_line(str(outcome.get("error") or outcome.get("reason") or "").strip().partition("\n")[0]),
         started=sessions[0] if sessions else None,
         seconds=_last_number(rows, "seconds"),
         tokens_per_second=_last_number(rows, SPEED),

@@ -29,7 +29,7 @@ from dtl.run_dir.provenance import RECORD, add_session, config_hash, update_run_
 from dtl.run_dir.state import resume_command
 from dtl.run_dir.trial import NO_LOSS_TO_SEARCH, in_search
 from dtl.runner.build import Parts, build_run, raise_if_no_room, raise_if_resume, too_large, training_bytes
-from dtl.runner.screens import quicker_run, show_end, show_start, tokens_seen
+from dtl.runner.screens import quicker_run, show_end, show_start, tokens_seen, write_details
 from dtl.runner.session import Session
 from dtl.tracking.metrics import truncate_metrics
 from dtl.tracking.tracker import State, Tracker, open_tracker
@@ -177,6 +177,10 @@ def _conclude(session: Session, state: State, report: Report | None) -> float:
     seen = tokens_seen(session.parts)
     _record_end(session, state, **metrics, seen=seen)
     _finish_tracking(session, state, metrics)
+    if session.ended_early:
+        write_details(
+            session.run_dir, "Ended", [("steps", f"{session.trainer.state.step:,}"), ("why", session.ended_early)]
+        )
     show_end(session.display, session.parts, state, report, seen, session.run_dir, session.tracker)
     loss = session.trainer.state.best_loss
     return math.nan if loss is None else loss
@@ -293,4 +297,6 @@ def _republish_best(run_dir: Path, best_step: int | None) -> None:
 def _record_end(session: Session, state: State, **extra: object) -> None:
     train_state = session.trainer.state
     resolved = config_hash(session.config_yaml)
+    if session.ended_early:
+        extra["reason"] = session.ended_early
     write_result(session.run_dir, state, train_state.best_loss, train_state.step, resolved, **extra)

@@ -183,7 +183,7 @@ def _warnings(parts: Parts, run_dir: Path) -> Iterator[str]:
     config, length = parts.config, parts.length
     saved = checkpoint_bytes(parts.model, parts.trainer.optimizers, averaged=parts.trainer.averaged is not None)
     no_room = disk_warning(run_dir, config.trainer.keep, saved)
-    looks_wrong = (nvidia_without_cuda(), no_room, _emulation_warning(parts))
+    looks_wrong = (nvidia_without_cuda(), no_room)
     of_length = length.warnings(config) if parts.resumed_from is None else []  # its length was chosen before
     yield from (warning for warning in [*of_length, *looks_wrong] if warning)
     if parts.trainer.done:
@@ -215,15 +215,6 @@ def disk_warning(run_dir: Path, keep: int, checkpoint_bytes: int) -> str | None:
     )
 
 
-def _emulation_warning(parts: Parts) -> str | None:
-    if not parts.config.optimizer.traits.needs_bf16 or parts.device.type != "cpu" or cpu_has_bf16():
-        return None
-    return (
-        f"optimizer={parts.config.optimizer.name}: computes in bf16, which this processor only emulates: a step may "
-        "take seconds. Use optimizer=adamw."
-    )
-
-
 # Recipes for a CPU: the minutes that they took on two cores (experiments/README.md).
 TEXT_RECIPE, QUESTIONS_RECIPE, QUESTIONS_WITHOUT_BF16 = ("text_cpu", 10), ("qa_full", 5), ("demo", 2)
 OWN_PAIRS_RECIPE, OWN_PAIRS_A_MINUTE = "my_pairs", 250  # with answers of a sentence; at least 2 minutes
@@ -245,7 +236,7 @@ def quicker_run(parts: Parts, overrides: Sequence[str], flags: Sequence[str], re
     if not any(parts.data.pairs.values()):
         name, minutes = TEXT_RECIPE
     elif all(source.is_shipped or source.traits.questions == "none" for source in sources.values()):
-        name, minutes = QUESTIONS_RECIPE if cpu_has_bf16() else QUESTIONS_WITHOUT_BF16  # qa_full uses muon
+        name, minutes = QUESTIONS_RECIPE if cpu_has_bf16() else QUESTIONS_WITHOUT_BF16
     else:
         name, minutes = OWN_PAIRS_RECIPE, max(2, len(parts.data.pairs["train"]) // OWN_PAIRS_A_MINUTE)
         if minutes > 10:  # the recipe's 30 epochs would take longer
@@ -285,7 +276,8 @@ def show_end(
     else:
         best = f"step {state.best_step:,}, validation loss {state.best_loss:.4f}"
     seen_rows = [f"{name}: {in_units(s['tokens'])} tokens, {in_epochs(s['passes'])}" for name, s in seen.items()]
-    epochs = f", {in_epochs(next(iter(seen.values()))['passes'])}" if len(seen) == 1 else ""
+    # As the start screen counts them: `passes` leaves out the padding, which is not alike in all batches.
+    epochs = f", {in_epochs(state.step / parts.length.steps_per_epoch)}" if len(seen) == 1 else ""
     use = "chat" if any(parts.data.pairs.values()) else "generate"
     rows = [
         ("steps", f"{state.step:,} in {in_time(state.seconds)}, {in_units(state.tokens)} tokens{epochs}"),

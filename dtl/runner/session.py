@@ -63,6 +63,7 @@ class Session:
         self.unlogged: list[StepReport] = []
         self.logged_at = time.monotonic()
         self.quicker: str | None = None  # what to say about a quicker run when the first steps are slow
+        self.ended_early: str | None = None  # the reason of the criterion that ended the run before its last step
         state = parts.trainer.state
         self.evaluations = [row for row in read_metrics(run_dir) if VALIDATION in row] if parts.resumed_from else []
         self.saved: Path | None = parts.resumed_from  # the checkpoint of the current state; None: not saved yet
@@ -136,6 +137,7 @@ class Session:
         if self.trainer.done:
             return "finished"
         if reason := reason_to_end(Reached(state, self.evaluations, limits)):
+            self.ended_early = reason
             self.display.note(reason)
             return "finished"
         if limits.stop_after_steps is not None and state.step >= limits.stop_after_steps:

@@ -18,7 +18,7 @@ from dtl.base.safe_text import in_one_line, visible
 from dtl.base.units import in_percent, in_time, in_units, number_of
 from dtl.commandline.overrides import as_shown
 from dtl.errors import ConfigError
-from dtl.run_dir.own_config import MAX_NAMED, record_problems, told_once
+from dtl.run_dir.record_checks import MAX_NAMED, record_problems, told_once
 from dtl.run_dir.state import RUN_FILES, RunState, is_locked, last_metrics, read_run_state
 from dtl.run_dir.sweep_records import (
     LOG,

@@ -7,24 +7,12 @@ from dtl.base.checks import BATCHES, MANY, check_choices, check_fractions, check
 from dtl.errors import ConfigError
 from dtl.registry import LOSSES, OPTIMIZERS, SCHEDULES, STEP_FIELDS, STOP_CRITERIA, Options
 
+ORTHOGONALIZATIONS = ("newton_schulz", "polar_express")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 MACHINES = ("auto", "amp4060", "cpu")
 # micro_batch_size and grad_accum_steps of trainer=cpu. A step then takes a second or so, not minutes: progress is seen,
 # Ctrl-C is obeyed, and small text gives the many steps that a model needs.
 CPU_BATCHES = (4, 1)
-
-
-@dataclass(frozen=True)
-class OptimizerTraits:
-    """Properties of an optimizer that the rest of DTL needs; these defaults are those of a user-defined one.
-
-    To change them: `@OPTIMIZERS.register("mine", OptimizerTraits(needs_bf16=True))`.
-    """
-
-    needs_bf16: bool = False  # computes in bf16 at any precision: some 50 times slower on a CPU without bf16 units
-
-
-OPTIMIZERS.describe("muon", OptimizerTraits(needs_bf16=True))
 
 
 @dataclass
@@ -39,11 +27,11 @@ class OptimizerConfig:
     weight_decay: float = 0.1  # decoupled; on matrices only, never on norms, biases
     matrix_lr: float = 0.03  # muon: peak learning rate of the matrices inside the blocks
     momentum: float = 0.95  # muon: decay of its momentum
+    momentum_warmup_steps: int = 0  # muon: optimizer steps in which the momentum rises to this from 0.85; 0 = none
+    orthogonalization: str = "newton_schulz"  # muon: newton_schulz | polar_express (nearer to orthogonal)
+    row_beta2: float | None = None  # muon: decay of a second moment of each row (NorMuon), e.g. 0.95; null = none
+    cautious_decay: bool = False  # muon: decay a weight only in steps that also move it towards zero
     options: dict[str, Any] = field(default_factory=dict)  # settings of a user-defined optimizer
-
-    @property
-    def traits(self) -> OptimizerTraits:
-        return OPTIMIZERS.traits(self.name) or OptimizerTraits()
 
     def validate(self) -> None:
         self.options = OPTIMIZERS.checked_options(self.name, self.options)
@@ -53,6 +41,9 @@ class OptimizerConfig:
             raise ConfigError(f"optimizer.betas={self.betas}: two numbers in [0, 1), for example [0.9,0.95].")
         check_range(self, "optimizer", weight_decay=(0, 1_000_000))
         check_fractions(self, "optimizer", "momentum", interval="[0, 1)", rule="must lie in")
+        check_fractions(self, "optimizer", "row_beta2", interval="[0, 1)", rule="must lie in", rest=", or null")
+        check_range(self, "optimizer", momentum_warmup_steps=(0, MANY))
+        check_choices(self, "optimizer", orthogonalization=ORTHOGONALIZATIONS)
 
 
 @dataclass

@@ -1,17 +1,19 @@
 """Optimizers by name, their memory, and their state as tensors.
 
 A builder maps the model and its config to the torch optimizers of one step. Every parameter group stores its peak
-learning rate as `peak_lr`, which the schedule scales.
+learning rate as `peak_lr`, which the schedule scales, and where its momentum changes, that of a step as `momentum_at`.
 """
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dtl.base.runtime import cpu_has_bf16
 from dtl.errors import CheckpointError
 from dtl.registry import OPTIMIZERS
 from dtl.training.config import OptimizerConfig
@@ -45,25 +47,49 @@ def muon(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "blocks." in name]
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
-    on_matrices = Muon(
-        matrices,
-        lr=config.matrix_lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        adjust_lr_fn="original",
-    )
-    return [on_matrices, _adamw(model, rest, config)]
+    return [Muon(matrices, config), _adamw(model, rest, config)]
+
+
+# Factors of x, x^3 and x^5 in each step of an iteration that moves singular values in (0, 1] towards 1.
+POLYNOMIALS = {
+    # Jordan et al., 2024: those of 0.001 to 1 end in 0.47 to 1.20.
+    "newton_schulz": [(3.4445, -4.775, 2.0315)] * 5,
+    # Amsel et al., 2025 (arXiv:2505.16932), of the paper's safety factor 1.01: those of 0.001 to 1 end in 0.85 to 1.12.
+    "polar_express": [
+        (8.205160, -22.901935, 16.460725),
+        (4.066395, -2.861154, 0.518400),
+        (3.909595, -2.823352, 0.525037),
+        (3.285564, -2.415302, 0.485294),
+        (2.277873, -1.619822, 0.398481),
+    ],
+}
+FIRST_MOMENTUM = 0.85  # of a warm-up, as in the public speed runs of GPT-2
 
 
 class Muon(torch.optim.Muon):
     """torch's Muon, but matrices of one shape, and those of its transpose, are orthogonalised together.
 
-    One product of a batch in place of one of each matrix: 2 batches for the 84 matrices of model=large. The state, and
-    so a checkpoint, is that of torch's. Like torch's fused AdamW it changes nothing while `found_inf`, an attribute
-    that GradScaler or the trainer sets to a tensor of shape (), is 1.
+    One product of a batch in place of one of each matrix: 2 batches for the 84 matrices of model=large. Without
+    `row_beta2` the state, and so a checkpoint, is that of torch's. Like torch's fused AdamW it changes nothing while
+    `found_inf`, an attribute that GradScaler or the trainer sets to a tensor of shape (), is 1.
     """
 
     _step_supports_amp_scaling = True
+
+    def __init__(self, matrices: list[nn.Parameter], config: OptimizerConfig) -> None:
+        super().__init__(
+            matrices,
+            lr=config.matrix_lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            adjust_lr_fn="original",
+        )
+        self.param_groups[0]["momentum_at"] = functools.partial(warmed_up_momentum, config)
+        # Without bf16 units it is emulated there, some 20 times slower.
+        on_cpu_without = matrices[0].device.type == "cpu" and not cpu_has_bf16()
+        self.dtype = torch.float32 if on_cpu_without else torch.bfloat16
+        self.config = config
+        self.polynomials = POLYNOMIALS[config.orthogonalization]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -87,38 +113,72 @@ class Muon(torch.optim.Muon):
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         gradients = [p.grad for p in matrices if p.grad is not None]
         momenta = [self.state[p]["momentum_buffer"] for p in matrices]
-        decay = 1 - group["lr"] * group["weight_decay"]
+        decay = group["lr"] * group["weight_decay"]
+        kept = 1 - decay
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         if found_inf is not None:
             # The average of a momentum and itself is itself; a NaN times 0 would be NaN.
             for gradient, momentum in zip(gradients, momenta, strict=True):
                 torch.where(found_inf > 0, momentum, gradient, out=gradient)
-            decay = torch.where(found_inf > 0, 1.0, decay)
+            decay, kept = (torch.where(found_inf > 0, *values) for values in ((0.0, decay), (1.0, kept)))
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])  # pyright: ignore
         directions = momenta
         if group["nesterov"]:
             directions = torch._foreach_lerp(gradients, momenta, group["momentum"])  # pyright: ignore
         wide = [x.T if x.shape[0] > x.shape[1] else x for x in directions]
-        stacked_nio = wide[0].new_empty((len(wide), *wide[0].shape), dtype=torch.bfloat16)
+        stacked_nio = wide[0].new_empty((len(wide), *wide[0].shape), dtype=self.dtype)
         torch._foreach_copy_(list(stacked_nio.unbind()), wide)  # pyright: ignore
-        updates_nio = orthogonalised(stacked_nio, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        stacked_nio = orthogonalised(stacked_nio, self.polynomials, group["eps"])
+        updates = [x.T if p.shape[0] > p.shape[1] else x for x, p in zip(stacked_nio.unbind(), matrices, strict=True)]
+        if self.config.row_beta2 is not None:
+            weight = 1 - self.config.row_beta2
+            weight = weight if found_inf is None else weight * (1 - found_inf)
+            updates = [self._with_even_rows(p, x, weight) for p, x in zip(matrices, updates, strict=True)]
         if found_inf is not None:
-            updates_nio *= 1 - found_inf
-        torch._foreach_mul_(matrices, decay)  # pyright: ignore
-        for p, update in zip(matrices, updates_nio.unbind(), strict=True):
+            torch._foreach_mul_(updates, 1 - found_inf)  # pyright: ignore
+        if self.config.cautious_decay:
+            for p, update in zip(matrices, updates, strict=True):
+                p.mul_(1 - decay * (p * update > 0))
+        else:
+            torch._foreach_mul_(matrices, kept)  # pyright: ignore
+        for p, update in zip(matrices, updates, strict=True):
             n_outputs, n_inputs = p.shape
-            lr = group["lr"] * math.sqrt(max(1, n_outputs / n_inputs))  # adjust_lr_fn="original"
-            p.add_(update.T if n_outputs > n_inputs else update, alpha=-lr)
+            p.add_(update, alpha=-group["lr"] * math.sqrt(max(1, n_outputs / n_inputs)))  # adjust_lr_fn="original"
+
+    def _with_even_rows(self, p: Tensor, update_oi: Tensor, weight: float | Tensor) -> Tensor:
+        """Return an update whose rows are divided by the root mean square of their own past, at an unchanged norm.
+
+        `weight` is that of this update in it.
+
+        NorMuon (Li et al., 2025, arXiv:2510.05491): orthogonal matrices have rows, the weights of one neuron each, of
+        very different lengths.
+        """
+        update_oi = update_oi.float()
+        squares_o1 = update_oi.square().mean(dim=1, keepdim=True)
+        state = self.state[p]
+        if "row_second_moment" not in state:
+            state["row_second_moment"] = torch.zeros_like(squares_o1)
+        state["row_second_moment"].lerp_(squares_o1, weight)
+        even_oi = update_oi / (state["row_second_moment"].sqrt() + 1e-8)
+        return even_oi * (update_oi.norm() / even_oi.norm().clamp_(min=1e-8))
 
 
-def orthogonalised(x_nio: Tensor, coefficients: tuple[float, float, float], n_steps: int, eps: float) -> Tensor:
+def warmed_up_momentum(config: OptimizerConfig, step: int) -> float:
+    """Return Muon's momentum at optimizer step `step`, counted from 0, a pure function of it."""
+    if step >= config.momentum_warmup_steps:
+        return config.momentum
+    first = min(FIRST_MOMENTUM, config.momentum)
+    return first + (config.momentum - first) * step / config.momentum_warmup_steps
+
+
+def orthogonalised(x_nio: Tensor, polynomials: Sequence[tuple[float, float, float]], eps: float) -> Tensor:
     """Return matrices with nearly the same singular vectors and singular values near 1, by Newton-Schulz; overwrites.
 
-    Each of n matrices has at most as many outputs o as inputs i. Jordan et al., 2024.
+    Each of n matrices has at most as many outputs o as inputs i. A step applies one of POLYNOMIALS to the singular
+    values. Jordan et al., 2024.
     """
-    a, b, c = coefficients
     x_nio.div_(torch.linalg.vector_norm(x_nio, dim=(1, 2), keepdim=True).clamp_(min=eps))
-    for _ in range(n_steps):
+    for a, b, c in polynomials:
         gram_noo = x_nio @ x_nio.mT
         polynomial_noo = torch.baddbmm(gram_noo, gram_noo, gram_noo, beta=b, alpha=c)
         x_nio = torch.baddbmm(x_nio, polynomial_noo, x_nio, beta=a)

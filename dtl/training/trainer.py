@@ -243,11 +243,16 @@ class Trainer:
         return self.optimizers[-1].param_groups[0]["lr"]
 
     def set_learning_rate(self) -> float:
-        """Scale every group's peak by the schedule; return the current value of what `optimizer.lr` sets."""
+        """Scale every group's peak by the schedule; return the current value of what `optimizer.lr` sets.
+
+        A momentum that warms up is set as well.
+        """
         factor = learning_rate_factor(self.schedule, self.state.step, self.horizon)
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         for group in groups:
             group["lr"] = group["peak_lr"] * factor
+            if "momentum_at" in group:
+                group["momentum"] = group["momentum_at"](self.state.step)
         return self.learning_rate
 
     def next_batches(self) -> list[Batch]:

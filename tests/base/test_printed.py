@@ -376,6 +376,7 @@ def hostile_outputs() -> None:
     folder_of(Path("."), GPT2 | {"model_type": HOSTILE}).rename("hostile")
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.counted("places that print, with escapes in every text: none leaks")
 @pytest.mark.fault("terminal")
 @pytest.mark.parametrize("name", LINES)

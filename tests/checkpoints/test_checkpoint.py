@@ -83,6 +83,7 @@ def test_the_model_file_has_no_other_metadata_and_is_readable_by_the_group(tmp_p
     assert len(set(modes.values())) == 1, modes
 
 
+@pytest.mark.slow
 def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
@@ -183,6 +184,7 @@ def test_a_tokenizer_that_the_model_has_no_rows_for_is_refused(tmp_path: Path) -
 # --- Hugging Face reads it, and is read -------------------------------------------------------------------------
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("block", "kinds"),
     [

@@ -25,6 +25,7 @@ from dtl.checkpoints.upkeep import publish_best, remove_leftovers, set_aside_lat
 from dtl.errors import CheckpointError
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.fault("kill-in-save")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.parametrize(

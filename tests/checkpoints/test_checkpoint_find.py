@@ -16,8 +16,8 @@ from dtl.checkpoints.find import find_checkpoint, list_runs
 from dtl.checkpoints.listing import step_folder
 from dtl.checkpoints.upkeep import publish_best
 from dtl.errors import CheckpointError
-from dtl.run_dir.own_config import record_problems
 from dtl.run_dir.provenance import write_result, write_run_record
+from dtl.run_dir.record_checks import record_problems
 from dtl.terminal.loading import read_facts
 
 

@@ -100,6 +100,7 @@ def test_a_delete_that_fails_is_a_warning(tmp_path: Path, monkeypatch: pytest.Mo
     assert names(tmp_path) == ["step-00000003"]
 
 
+@pytest.mark.quick_cases(7)
 @pytest.mark.fault("rotation")
 @pytest.mark.parametrize("seed", range(20))
 def test_whatever_happens_the_newest_and_the_best_survive(

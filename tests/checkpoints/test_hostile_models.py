@@ -24,6 +24,7 @@ ALWAYS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.fault("hostile-model")
 @pytest.mark.parametrize("stride", [40, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.torture])])
 def test_each_is_used_or_refused(tmp_path, figure, stride):

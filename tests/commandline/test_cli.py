@@ -168,6 +168,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.quick_cases(25)
 @pytest.mark.fault("wrong-setting", "names")
 @pytest.mark.parametrize("arguments", REFUSED)
 def test_a_refusal_is_one_message_and_leaves_nothing(command, elsewhere, arguments):
@@ -275,6 +276,7 @@ def test_what_a_session_was_given_holds_until_its_first_checkpoint(resumable, tr
     assert trained[-1].trainer.total_steps == 9
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("max_epochs", [None, 3])
 def test_a_finished_run_says_at_once_that_nothing_is_left(trained, command, elsewhere, capsys, monkeypatch, max_epochs):
     """Before its data and torch are loaded, whatever it was trained on. A new length, and an evaluation that was
@@ -323,6 +325,7 @@ def test_a_finished_run_without_a_readable_config_takes_that_of_its_checkpoint(
 RECIPE, OWN = "experiment=my_pairs", "data.qa.path=own.jsonl"
 
 
+@pytest.mark.quick_cases(6)
 @pytest.mark.parametrize(
     ("word", "meant"),
     [
@@ -473,12 +476,16 @@ def test_a_run_finds_its_data_from_another_folder(moved, trained, command):
     assert found["data"]["path"] == str(folder / "hall" / "pairs.jsonl")
 
 
+@pytest.mark.quick_cases(1)
 def test_a_resumed_run_is_told_where_its_data_is_now(moved, trained, command):
     way, folder = moved
     (folder / "lab" / "pairs.jsonl").rename(folder / "desk" / "here.jsonl")
     key = {"qa": "data.qa.path", "path": "data.path", "sources": "data.sources.mine.path"}[way]
     code, shown = command("resume=run")
     assert code == 1 and f"add its place: {key}=NEW" in shown
+    (folder / "desk" / "pairs2.jsonl").touch()  # another file, which is not what the run was trained on
+    shown = command("resume=run")[1]
+    assert "pairs2.jsonl" in shown and "Did you mean" not in shown
     keys = ["data.sources.mine.path"] if way == "sources" else ["data.path", "data.qa.path", "data.sources.qa.path"]
     for given in keys:
         assert command("resume=run", f"{given}=here.jsonl") == (0, "")

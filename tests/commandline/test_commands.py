@@ -178,6 +178,7 @@ def test_a_package_that_is_missed_later_is_named_too(monkeypatch, capsys):
     )
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell of POSIX closes the streams")
 @pytest.mark.parametrize(
     ("name", "closed"),
@@ -197,6 +198,7 @@ def test_streams_may_be_missing(name, closed, elsewhere):
     assert done.stderr == ("" if "2>&-" in closed else there.stderr)
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.fault("wrong-setting")
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "train"])
 def test_wrong_settings_are_refused_and_leave_nothing(name, monkeypatch, capsys, elsewhere):
@@ -243,6 +245,7 @@ def read_by_hydra(argument: str) -> object:
     return typed_as(GenerateConfig, config).prompt
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(st.text(alphabet=ODD | st.characters(exclude_categories=["Cs"])))
 def test_a_text_arrives_as_it_was_typed(text):

@@ -52,6 +52,7 @@ def test_it_is_the_same_command():
     assert replace(dtl.train.COMMAND, usage="", details="") == COMMAND
 
 
+@pytest.mark.quick_cases(8)
 @pytest.mark.parametrize(
     "word",
     [
@@ -156,6 +157,7 @@ def assert_same_again(config: RunConfig) -> None:
     assert list(again.data.sources) == list(config.data.sources)  # the first one is validated on
 
 
+@pytest.mark.quick_cases(6)
 @pytest.mark.parametrize("choices", [["data=text", "data.path=books/"], *TOGETHER, *ALONE], ids=" ".join)
 def test_the_words_of_a_config_compose_to_it(choices):
     assert_same_again(compose(*choices))
@@ -194,6 +196,7 @@ VALUES = TEXTS | st.none() | st.booleans() | st.integers() | st.floats(allow_nan
 NAMES = st.text(string.ascii_letters, min_size=1).filter(lambda name: not is_secret_name(name))
 
 
+@pytest.mark.slow
 @settings(max_examples=6, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 @given(path=TEXTS, stop=st.lists(TEXTS.filter(bool), max_size=3), options=st.dictionaries(NAMES, VALUES, max_size=3))
 def test_any_value_survives(path, stop, options):

@@ -70,6 +70,7 @@ def test_a_config_of_ones_own_in_place_of_train(train, trained):
     assert code == 2 and "--config-name=dya: there is no dya.yaml in " in shown and "mine" in shown
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.parametrize(
     "text",
@@ -109,6 +110,7 @@ FORMS = {
 }
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("text", FORMS)
 def test_the_form_of_a_recipe_is_explained(train, trained, elsewhere, text):
     for arguments in ([], ["-m", "seed=1,2"]):
@@ -189,6 +191,7 @@ INTERPOLATIONS = {
 }
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("value", INTERPOLATIONS)
 @pytest.mark.parametrize("key", ["trainer.total_steps", "name"])
 def test_a_value_that_leads_nowhere_is_named_with_its_place(train, elsewhere, value, key):

@@ -81,6 +81,7 @@ def taken(*words: str) -> RunConfig | None:
         return None
 
 
+@pytest.mark.slow
 @pytest.mark.fault("wrong-setting")
 @pytest.mark.parametrize(
     ("part", "n_lines"), [(47, 47), *(pytest.param(n, 1250, marks=pytest.mark.torture) for n in range(4))]

@@ -256,6 +256,14 @@ def test_what_is_key_and_value_already_is_told_the_full_key(typed, rule):
     assert f": {rule} The same command" in str(rejected.value)
 
 
+def test_a_path_that_the_shell_split_is_told_about_quotes(elsewhere):
+    (elsewhere / "my own texts").mkdir()
+    with pytest.raises(ConfigError) as rejected:
+        check_words(["data=text", "data.path=my", "own", "texts"], TRAIN)
+    assert str(rejected.value).startswith("data.path=my own texts: a value with spaces needs quotes. The same command")
+    assert str(rejected.value).endswith("  python -m dtl.train data=text 'data.path=my own texts'")
+
+
 def test_a_file_whose_name_has_an_equals_sign(elsewhere):
     (elsewhere / "a=b.txt").touch()
     with pytest.raises(ConfigError, match=r"\n  python -m dtl\.train data=text data\.path=a=b\.txt$"):

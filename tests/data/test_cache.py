@@ -545,6 +545,7 @@ def test_a_read_only_cache_is_read(counting):
         folder.chmod(0o700)
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.fault("cache-damage")
 @pytest.mark.parametrize("hashed_on_opening", [2**23, 0], ids=["small", "large"])
 @pytest.mark.parametrize("place", [0, 70, -3])

@@ -30,7 +30,7 @@ from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
 from dtl.data.documents import Document
 from dtl.data.encode import tokenizer_key, tokenizer_settings, tokens_settings
 from dtl.data.hub import texts as hub_texts
-from dtl.data.hub.source import HubSource
+from dtl.data.hub.texts import HubSource
 from dtl.data.local.source import TextSource
 from dtl.data.pack import fingerprint_settings, pack_stream
 from dtl.data.prepare import PreparedData, prepare_data
@@ -578,6 +578,7 @@ def test_the_settings_in_keys_are_the_committed_ones(settings, tmp_path):
     assert "dtl." not in text and str(tmp_path) not in text
 
 
+@pytest.mark.slow
 def test_each_of_them_counts(settings):
     """A leaf that is another value makes another key."""
     for parts in settings.values():

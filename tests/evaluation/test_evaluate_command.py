@@ -74,6 +74,7 @@ def test_evaluates_a_run_on_its_own_data(evaluate, run_dir):
     assert {one["question"] for one in written["worst"]} <= {"tell a0", "tell a1", "tell a2"}
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("stolen", ["${oc.env:SECRET}", "${hydra:runtime.cwd}"])
 def test_a_checkpoint_reads_no_environment_and_chooses_no_folder(evaluate, run_dir, monkeypatch, stolen):
     """A config.yaml of somebody else's is text: nothing in it is interpolated, and no cache is made where it says."""

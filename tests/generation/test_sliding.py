@@ -29,6 +29,7 @@ def written(model: TransformerLM, prompt: list[int], n_new: int = 59, stop_id: i
     return written_naively(model, prompt, n_new, stop_id, PENALTY)
 
 
+@pytest.mark.quick_cases(6)
 @pytest.mark.parametrize("lengths", [(5,), (16,), (1,), (16, 3, 11, 1), (5, 5, 5), (9, 8)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_greedy_texts_slide_as_a_naive_loop_does(

@@ -490,7 +490,7 @@ def test_a_narrow_terminal_hides_nothing(width):
     make_run("2026-11-21/05-00-00-1_a-long-name-of-a-run", "interrupted", loss=3.5)
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=width, color_system=None)
-    show_runs(Display(console), read_runs(OUTPUTS), 2, OUTPUTS)
+    show_runs(Display(console), read_runs(OUTPUTS), 2, RunsConfig())
     lines = stream.getvalue().splitlines()
     for fact in ("finished", "interrupted", "1.2500", "3.5000", "31"):
         assert any(fact in line for line in lines), (fact, lines)
@@ -503,7 +503,7 @@ def test_the_folders_of_runs_and_trials_stay_in_one_piece_in_80_columns():
     make_run("2026-11-21/05-00-00-12345_my_pairs", "interrupted", loss=3.5)
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=80, color_system=None)
-    show_runs(Display(console), read_runs(OUTPUTS), 2, OUTPUTS)
+    show_runs(Display(console), read_runs(OUTPUTS), 2, RunsConfig())
     for label in ("multirun/2026-11-23/05-43-33-25892/12", "2026-11-21/05-00-00-12345_my_pairs"):
         assert f"\n{label} " in stream.getvalue()
 
@@ -515,9 +515,22 @@ def test_a_folder_that_does_not_fit_its_column_has_a_line_of_its_own(width):
     make_run("2026-11-20/05-00-00-1_b", "finished", steps=(10,), best=10, loss=1.25)
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=width, color_system=None)
-    show_runs(Display(console), read_runs(OUTPUTS), 2, OUTPUTS)
+    show_runs(Display(console), read_runs(OUTPUTS), 2, RunsConfig())
     lines = [line.rstrip() for line in stream.getvalue().splitlines()]
     at = lines.index(f"2026-11-21/05-00-00-1_{name}")
     of_long, of_short = lines[at + 1], next(line for line in lines if line.startswith("2026-11-20/05-00-00-1_b "))
     assert of_long.strip().startswith("interrupted") and of_long.index("3.5000") == of_short.index("1.2500")
     assert all(len(line) <= width for line in lines)
+
+
+@pytest.mark.parametrize(("limit", "listed"), [(None, 14), (17, 17)])
+def test_the_newest_runs_of_many_stay_on_the_screen(limit, listed):
+    for number in range(10, 29):
+        make_run(f"2026-11-20/05-00-{number}-1_a", "finished", steps=(10,), best=10, loss=1.25)
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=80, height=23, color_system=None)
+    runs = read_runs(OUTPUTS)
+    show_runs(Display(console), runs[:limit], len(runs), RunsConfig(limit=limit))
+    rows = [line for line in stream.getvalue().splitlines() if " finished " in line]
+    assert len(rows) == listed and rows[0].startswith("2026-11-20/05-00-28-1_a")
+    assert ("And 5 more runs; limit=19 shows all." in stream.getvalue()) == (limit is None)

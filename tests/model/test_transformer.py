@@ -176,6 +176,7 @@ def test_a_tied_head_is_the_embedding(tiny_model, block):
     assert untied.n_parameters(embeddings=False) - model.n_parameters(embeddings=False) == untied.head.weight.numel()
 
 
+@pytest.mark.quick_cases(4)
 @both_blocks
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize(("dim", "vocab_size"), [(768, 67), (768, 4096), (48, 67)])

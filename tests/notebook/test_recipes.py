@@ -60,6 +60,7 @@ def test_both_grids_are_equally_long_and_wide():
         assert [b / a for a, b in pairwise(rates)] == pytest.approx([2] * (len(rates) - 1))
 
 
+@pytest.mark.slow
 def test_every_command_of_the_texts_composes():
     """With the first and with the last choice of each sweep; a rate that only a sweep can tell is left out."""
     for file in sorted((experiments_dir() / "experiment").glob("*.md")):

@@ -33,6 +33,7 @@ def test_runs_are_recorded_when_it_is_asked_for(notebook, monkeypatch, capsys):
     assert "2.5000 ± 0.0000" in (notebook / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_nobody_who_only_looks_changes_the_notebook(notebook, monkeypatch, capsys):
     before = sorted(notebook.rglob("*"))
     report(monkeypatch, capsys)

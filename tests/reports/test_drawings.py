@@ -12,11 +12,10 @@ from made_runs import make_run
 from dtl.reports import curves
 from dtl.reports.canvas import Drawing, style
 from dtl.reports.configurations import group_runs
-from dtl.reports.curves import Band, _axes, _over_seeds
+from dtl.reports.curves import Band, _axes, _over_seeds, speed_and_memory
 from dtl.reports.metric import Metric
 from dtl.reports.rates import rates_against_metric
 from dtl.reports.reading import Run, read_run
-from dtl.reports.speed import speed_and_memory
 
 
 def slowed(folder: Path, factor: float) -> Path:

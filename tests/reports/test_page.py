@@ -73,6 +73,7 @@ def of_sweep(tmp_path_factory) -> tuple[Report, str, Path]:
     return *report_of(str(sweep), folder / "out"), folder / "out"
 
 
+@pytest.mark.slow
 def test_a_sweep_of_24_runs(of_sweep):
     report, page, out = of_sweep
     assert (len(report.runs), len(report.configurations)) == (24, 8)
@@ -235,6 +236,7 @@ def test_another_metric_goes_the_other_way(elsewhere, without_drawings):
     )
 
 
+@pytest.mark.slow
 def test_pictures_of_an_earlier_report_go(elsewhere):
     make_run(Path("run"))
     Path("out").mkdir()
@@ -339,6 +341,7 @@ def rules(page: str) -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 def test_a_table_of_many_columns_is_as_wide_as_the_window(of_mixed_runs):
     """The text is 64rem wide: at 1400 px a table of that width hides columns beside an empty margin."""
     page = of_mixed_runs[1]

@@ -210,6 +210,13 @@ def test_labels_name_the_config_group_before_the_settings_that_would_do():
     assert labels == [f"optimizer={one} lr={lr} matrix_lr={matrix}" for one, _, lr, matrix in rows]
 
 
+def test_a_label_does_not_name_the_file_of_a_source_that_is_not_read():
+    own = {"data.path": "null", "data.qa.path": "mine.jsonl"}, {"data.path": "a.txt", "data.qa.path": "null"}
+    shipped = {"data.path": "null", "data.qa.path": "null"}
+    assert short_labels([*own, shipped], ["a", "b", "c"]) == ["data.qa.path=mine.jsonl", "data.path=a.txt", "c"]
+    assert short_labels([{"x.patience": "null"}, {"x.patience": "5"}], ["a", "b"]) == ["patience=null", "patience=5"]
+
+
 def test_labels_use_no_more_keys_than_needed():
     few = [
         {"a.x": "1", "b.x": "1", "c.y": "1"},

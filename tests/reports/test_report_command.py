@@ -30,6 +30,7 @@ def typed(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:
     return code, *capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_a_sweep_gets_its_report_beside_its_trials(monkeypatch, capsys):
     make_sweep(SWEEP, steps=20)
     before = {path: path.read_bytes() for path in SWEEP.rglob("*") if path.is_file()}
@@ -58,6 +59,7 @@ def test_the_command_on_the_page_names_the_run_that_was_the_latest(monkeypatch, 
     assert "python -m dtl.report runs=outputs/2031-01-02/03-04-05-7_a higher_is_better=false" in page
 
 
+@pytest.mark.slow
 def test_several_runs_by_a_list_and_another_metric(monkeypatch, capsys):
     for name, lr in (("a", 0.001), ("b", 0.01)):
         make_run(OUTPUTS / name, lr=lr, figures={"exact_match/test": lr * 50})

@@ -39,6 +39,7 @@ def report(runs: list[Path], **settings: str) -> Report:
     return build(ReportConfig(**settings), runs, "made", "", lambda _: None)
 
 
+@pytest.mark.slow
 def test_bits_per_byte_are_compared_where_tokenizers_differ(tmp_path):
     made = report(folders(tmp_path))
     assert (
@@ -48,6 +49,7 @@ def test_bits_per_byte_are_compared_where_tokenizers_differ(tmp_path):
     assert any(notice.startswith("Tokenizers differ") for notice in made.findings.notices)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(("measured", "settings"), [(True, {"metric": "validation/loss"}), (False, {})])
 def test_losses_per_token_of_different_tokenizers_name_no_winner(tmp_path, measured, settings):
     made = report(folders(tmp_path, measured), **settings)
@@ -87,6 +89,7 @@ def test_curves_of_different_tokenizers_are_drawn_in_bits_per_byte(tmp_path, mon
     assert to_bits_per_byte([stopped]) is None
 
 
+@pytest.mark.slow
 def test_other_data_are_told(tmp_path):
     def notices(name: str, *texts: str) -> list[str]:
         settings = [{"data": {"sources": {"text": {"path": path}}, "seq_len": 64 + n}} for n, path in enumerate(texts)]

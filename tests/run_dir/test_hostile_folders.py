@@ -80,6 +80,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 QUICK = ("fifo", "endless", "brackets", "aliases", "loop")
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.fault("hostile-listing")
 @pytest.mark.parametrize(
     "kind", [pytest.param(kind, marks=[] if kind in QUICK else pytest.mark.slow) for kind in KINDS]
@@ -99,6 +100,7 @@ def test_every_reader_of_every_file(whole, tmp_path, kind):
         shutil.rmtree(run)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.fault("hostile-listing")
 @pytest.mark.parametrize("kind", ["fifo", "aliases"])
 def test_every_command(whole, kind, monkeypatch, capsys):

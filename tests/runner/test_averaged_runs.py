@@ -35,6 +35,7 @@ def whole(averaged: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path
     return run_dir
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("pauses", [(1,), (6,), (7,), (4, 5, 8)])
 def test_paused_and_gone_on_is_never_stopped(averaged: RunConfig, whole: Path, tmp_path: Path, pauses: Any) -> None:
     start(replace(averaged, trainer=replace(averaged.trainer, stop_after_steps=pauses[0])), tmp_path)

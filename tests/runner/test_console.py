@@ -43,6 +43,7 @@ ERRORS = {
 }
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.fault("console")
 @pytest.mark.parametrize("why", ERRORS)
 @pytest.mark.parametrize("late", [False, True])

@@ -21,8 +21,8 @@ from tiny_runs import outcome, start, tiny_config, write_pairs
 from dtl.base.json_files import DIGEST
 from dtl.checkpoints.upkeep import LOCK_OWNER, set_aside_later
 from dtl.errors import DTLError
-from dtl.run_dir.own_config import record_problems
 from dtl.run_dir.provenance import RESULT, write_result
+from dtl.run_dir.record_checks import record_problems
 from dtl.run_dir.state import read_run_state
 from dtl.run_dir.sweep_records import SweepFolder, SweepRecord, Trial, now
 from dtl.terminal.loading import read_facts
@@ -134,6 +134,7 @@ def cases(n: int) -> Iterator[tuple[int, str, random.Random]]:
         yield number, rng.choice([*DAMAGES] if number % 2 else SPECIAL), rng
 
 
+@pytest.mark.slow
 @pytest.mark.fault("record-damage")
 @pytest.mark.parametrize("n", [30, pytest.param(1000, marks=pytest.mark.torture)])
 def test_no_damaged_record_is_believed(
@@ -162,6 +163,7 @@ def test_no_damaged_record_is_believed(
     assert failed == []
 
 
+@pytest.mark.slow
 @pytest.mark.fault("record-damage")
 @pytest.mark.parametrize("n", [4, pytest.param(100, marks=pytest.mark.torture)])
 def test_a_run_with_a_damaged_record_resumes_exactly_or_says_why_not(
@@ -288,7 +290,7 @@ def test_steps_without_a_row_and_rows_that_are_no_numbers_are_told(change, told,
 @pytest.mark.parametrize("n_bytes", [2**16, 300])
 def test_rows_that_are_missing_at_the_beginning_are_told(tmp_path, monkeypatch, n_bytes):
     """Of a run in progress: metrics.jsonl was deleted, and a resume wrote another; or it is missing."""
-    monkeypatch.setattr("dtl.run_dir.own_config.END_OF_METRICS", n_bytes)
+    monkeypatch.setattr("dtl.run_dir.record_checks.END_OF_METRICS", n_bytes)
     rows = [{"step": step, "tokens": 7 * step, "seconds": 0.3, "train/loss": 2.0} for step in range(1, 24)]
     (tmp_path / "config.yaml").write_text("seed: 3")
     imitate(tmp_path, 23)

@@ -50,6 +50,7 @@ def a_dead_link(path: Path) -> None:
 QUICK = ("metrics.jsonl", "checkpoints", "checkpoints/step-00000004/model.safetensors", ".")
 
 
+@pytest.mark.quick_cases(5)
 @pytest.mark.counted(WHAT)
 @pytest.mark.fault("deletions")
 @pytest.mark.parametrize("do", [deleted, a_file, a_folder, a_dead_link])

@@ -52,6 +52,7 @@ def test_a_checkpoint_takes_what_was_foretold(name, ema_decay, pairs, tmp_path, 
     assert foretold[1] == pytest.approx(foretold[0], rel=0.01), "counted, when the state is there"
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.fault("disk-foreseen")
 @pytest.mark.parametrize("hard_links", [True, False])
 def test_never_more_lies_on_the_disk_than_was_foretold(hard_links, pairs, tmp_path, monkeypatch):

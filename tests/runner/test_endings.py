@@ -27,6 +27,7 @@ from dtl.config import RunConfig
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.errors import ConfigError, DataError, TrainingError
 from dtl.model.transformer import TransformerLM
+from dtl.run_dir.state import read_run_state
 from dtl.runner import build, run
 from dtl.runner.run import Origin, _memory_advice, smaller_step, train
 from dtl.runner.screens import quicker_run
@@ -75,24 +76,6 @@ def test_what_begins_anew_sets_aside_the_rows_of_an_attempt_that_saved_nothing(p
     assert (tmp_path / "metrics.lost.jsonl").read_text() == rows
 
 
-@pytest.mark.parametrize(
-    ("name", "has_units", "warned"), [("muon", False, True), ("muon", True, False), ("adamw", False, False)]
-)
-def test_a_slow_muon_is_warned_of(
-    pairs: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
-    has_units: bool,
-    warned: bool,
-) -> None:
-    monkeypatch.setattr("dtl.runner.screens.cpu_has_bf16", lambda: has_units)
-    config = tiny_config(pairs, total_steps=1)
-    start(replace(config, optimizer=replace(config.optimizer, name=name)), tmp_path)
-    assert ("this processor only emulates" in capsys.readouterr().out) == warned
-
-
 # --- the start screen ---------------------------------------------------------------------------------------------
 
 
@@ -112,6 +95,7 @@ def shown_before_the_first_step(monkeypatch: pytest.MonkeyPatch, height: int, be
     return "\n".join(line.rstrip() for line in terminal.display).rstrip().split("\n")
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     ("records", "notes"),
     [
@@ -275,6 +259,9 @@ def test_patience_ends_a_run_and_the_best_stays(pairs: Path, tmp_path: Path, mon
     # Killed before it could say so, it would not train on either.
     go_on(config, tmp_path)
     assert result(tmp_path)["step"] == 8
+    reason = "Stopped early: 2 evaluations without improvement (trainer.early_stopping_patience=2)."
+    assert result(tmp_path)["reason"] == reason == read_run_state(tmp_path).reason
+    assert reason in (tmp_path / "details.txt").read_text()
 
 
 def test_patience_is_remembered_over_a_pause(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,6 +174,7 @@ def mixed_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 TRIAL_0 = "ckpt=outputs/multirun/2026-01-02/03-04-05-6/0"
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     ("command", "words", "expected"),
     [

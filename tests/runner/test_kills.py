@@ -18,6 +18,7 @@ from dtl.tracking.metrics import read_metrics
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows knows neither fork nor these signals")
 
 
+@pytest.mark.slow
 @pytest.mark.fault("kill")
 @posix
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ CONFIGS: dict[str, Any] = {
 }
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("what", CONFIGS)
 def test_a_config_that_is_none(
     what: str, paused: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -59,6 +60,7 @@ def test_a_config_that_is_none(
     assert yaml.safe_load(file.read_text())["trainer"] == yaml.safe_load(whole)["trainer"]
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("changes", [{"overrides": 5}, {"overrides": [1]}, {"sessions": 5}, {"cwd": [1]}, "", "[1]"])
 def test_an_odd_record_does_not_hold_up_the_resume(
     changes: Any, paused: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch

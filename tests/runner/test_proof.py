@@ -49,6 +49,7 @@ LOST = {  # what a resume forgets, and the parts that show it
 }
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.fault("machine-changed")
 @pytest.mark.parametrize("lost", LOST)
 def test_what_a_resume_loses_is_named(lost: str, in_this_process: None, monkeypatch: pytest.MonkeyPatch) -> None:

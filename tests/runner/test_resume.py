@@ -55,6 +55,7 @@ def with_some(*cases: Any, without: tuple[Any, ...]) -> list[Any]:
     return [*((True, case) for case in cases), *((False, case) for case in without)]
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.fault("data-order")
 @pytest.mark.parametrize(("pairs", "pauses"), with_some(*PAUSES, without=((4, 5, 8),)), indirect=["pairs"])
 def test_paused_and_gone_on_is_never_stopped(
@@ -87,6 +88,7 @@ def test_the_tracker_names_a_run_after_how_it_was_started(pairs, tmp_path, monke
     assert named == [["optimizer.lr=0.01"], ["optimizer.lr=0.01"]]
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_too(pairs: Path, tmp_path: Path, precision: str) -> None:
     config = tiny_config(pairs, precision=precision, total_steps=8)
@@ -135,6 +137,7 @@ def test_going_on_with_a_finished_run_changes_nothing(
     assert outcome(tmp_path) == uninterrupted
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("pairs", [True, False], indirect=True)
 @pytest.mark.parametrize(
     ("before", "after"),
@@ -169,6 +172,7 @@ def test_a_longer_run_goes_on_and_stays_longer(
     assert best.step == last or result(tmp_path)["value"] is not None  # without validation data: the last
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(("limit", "lift"), [("max_epochs", "trainer.max_epochs=null "), ("total_steps", "")])
 def test_a_length_that_is_reached_already_names_one_that_is_not(
     pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], limit: str, lift: str
@@ -190,6 +194,7 @@ def test_a_length_that_is_reached_already_names_one_that_is_not(
 # --- signals ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.fault("signal")
 @pytest.mark.parametrize(
     "number, step", [(signal.SIGINT, 1), (signal.SIGTERM, 6), (signal.SIGTERM, 7), (signal.SIGINT, 12)]
@@ -240,6 +245,7 @@ def test_a_checkpoint_that_a_killed_save_had_renamed_is_resumed_at_its_place(
     assert outcome(run_dir) == uninterrupted
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.fault("stop-in-step")
 @pytest.mark.parametrize(
     ("pairs", "precision"), with_some("fp32", "bf16", "fp16", without=("fp32",)), indirect=["pairs"]
@@ -260,6 +266,7 @@ def test_a_signal_between_two_micro_batches_undoes_the_step(
         assert outcome(run_dir) == outcome(tmp_path / "whole")
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("total_steps", [12, 11])  # the last evaluation is due, or is that of the run's end
 def test_a_signal_during_an_evaluation_leaves_it_to_the_resume(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, total_steps: int
@@ -307,6 +314,7 @@ def test_a_kill_between_the_last_save_and_the_result(
     assert outcome(tmp_path) == uninterrupted
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.fault("kill")
 @pytest.mark.parametrize(("pairs", "steps"), [(True, (3, 6)), (False, (2, 4))], indirect=["pairs"])
 def test_a_kill_between_saving_and_naming_the_best(
@@ -339,6 +347,7 @@ def test_a_kill_between_saving_and_naming_the_best(
     assert outcome(tmp_path) == uninterrupted
 
 
+@pytest.mark.slow
 @pytest.mark.fault("kill")
 def test_a_kill_just_before_any_save(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Step 8 is saved because a save is due, and evaluated because it is the last: what precedes its second save, the
@@ -387,6 +396,7 @@ def test_a_kill_between_the_last_save_and_the_rotation_leaves_no_checkpoint_too_
     assert outcome(tmp_path) == uninterrupted
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.fault("bit-flip")
 @pytest.mark.parametrize("pairs", [True, False], indirect=True)
 def test_a_damaged_checkpoint_costs_its_steps_alone(pairs: Path, uninterrupted: dict[str, Any], tmp_path: Path) -> None:

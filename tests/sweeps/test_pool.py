@@ -49,6 +49,7 @@ def wait(running: list[Trial]) -> None:
     pass
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.fault("sweep")
 @pytest.mark.parametrize(
     ("plan", "state", "reason"),

@@ -44,6 +44,7 @@ def test_a_search_leaves_nothing_either(tmp_path):
 SEARCH = ("hydra/sweeper=dtl_optuna", "hydra.sweeper.pruner=asha", "optimizer.lr=interval(0.1,0.2)", "tracker=local")
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("data", [["data=qa"], ["data=text", "data.validation_fraction=0"]])
 def test_a_search_without_validation_data_is_refused_before_its_first_trial(tmp_path, data):
     """Also where the data alone tell: few questions of one's own."""

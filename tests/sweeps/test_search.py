@@ -55,6 +55,7 @@ def test_a_seed_decides_what_is_proposed(tmp_path, sampler):
     assert proposed("c", seed=4) != first
 
 
+@pytest.mark.slow
 def test_tpe_learns_and_random_does_not(tmp_path):
     def late_losses(sampler):
         found = []
@@ -67,6 +68,7 @@ def test_tpe_learns_and_random_does_not(tmp_path):
     assert late_losses("tpe") < late_losses("random") - 0.2
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.fault("sweep-kill")
 @pytest.mark.parametrize("pruner", ["none", "median", "asha"])
 def test_a_search_that_is_killed_at_any_moment_ends_as_one_that_was_not(tmp_path, pruner):

@@ -89,6 +89,7 @@ def test_what_a_finished_search_can_still_be_asked_for():
     assert not asks_for_more(["hydra.sweeper.n_trials=12", "sweep.confirm=0"], unconfirmed)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

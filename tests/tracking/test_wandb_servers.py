@@ -160,6 +160,7 @@ def _read_terminal(main: int, process: subprocess.Popen[bytes], seconds: float) 
     pytest.fail(f"still waiting after {seconds} s, after showing:\n{shown.decode()}")
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.counted("W&B servers that do not answer, die or refuse: no step lost, nobody waits")
 @pytest.mark.parametrize("name", ["no-key", "no-key-online"])
 def test_without_a_key_nobody_is_asked(scenarios: dict[str, Any], name: str) -> None:

@@ -18,7 +18,14 @@ from dtl.model.transformer import TransformerLM
 from dtl.registry import OPTIMIZERS
 from dtl.training import optimizer as optimizer_module
 from dtl.training.config import OptimizerConfig
-from dtl.training.optimizer import build_optimizers, load_optimizer_tensors, optimizer_tensors
+from dtl.training.optimizer import (
+    POLYNOMIALS,
+    build_optimizers,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    orthogonalised,
+    warmed_up_momentum,
+)
 
 BLOCKS = ("modern", "classic")
 NAMES = ("adamw", "muon")
@@ -111,7 +118,8 @@ def test_muons_matrices_are_stepped_together_as_torch_steps_them_one_by_one(
     alone = copy.deepcopy(model)
     config = OptimizerConfig(name="muon", matrix_lr=0.02, weight_decay=0.3)
     optimizers = build_optimizers(model, config)
-    monkeypatch.setattr(optimizer_module, "Muon", torch.optim.Muon)
+    settings: dict[str, Any] = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.3, "adjust_lr_fn": "original"}
+    monkeypatch.setattr(optimizer_module, "Muon", lambda matrices, _: torch.optim.Muon(matrices, **settings))
     one_by_one = build_optimizers(alone, config)
     assert type(one_by_one[0]) is torch.optim.Muon is not type(optimizers[0])
     for each in ((model, optimizers), (alone, one_by_one)):
@@ -122,6 +130,79 @@ def test_muons_matrices_are_stepped_together_as_torch_steps_them_one_by_one(
     found, expected = (optimizer_tensors(*each) for each in ((model, optimizers), (alone, one_by_one)))
     assert found.keys() == expected.keys()
     load_optimizer_tensors(model, optimizers, expected)  # as a checkpoint of torch's Muon
+
+
+@pytest.mark.parametrize("has_units", [True, False])
+def test_muon_computes_in_what_the_processor_does_not_emulate(
+    tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch, has_units: bool
+) -> None:
+    monkeypatch.setattr(optimizer_module, "cpu_has_bf16", lambda: has_units)
+    dtypes = set()
+
+    def recording(x_nio: Tensor, *_: Any) -> Tensor:
+        dtypes.add(x_nio.dtype)
+        return x_nio
+
+    monkeypatch.setattr(optimizer_module, "orthogonalised", recording)
+    model = tiny_model(randomised=True)
+    take_steps(model, build_optimizers(model, OptimizerConfig(name="muon")), range(1))
+    assert dtypes == {torch.bfloat16 if has_units else torch.float32}
+
+
+@pytest.mark.parametrize(("name", "low", "high"), [("newton_schulz", 0.47, 1.21), ("polar_express", 0.845, 1.13)])
+def test_the_singular_values_end_near_one(name: str, low: float, high: float) -> None:
+    """As far as POLYNOMIALS says, whatever they were; the vectors stay."""
+    left_noo, right_nii = (torch.linalg.qr(torch.randn(3, size, size, dtype=torch.float64))[0] for size in (29, 43))
+    values_o = torch.logspace(-3, 0, 29, dtype=torch.float64)
+    x_noi = left_noo * values_o @ right_nii[:, :29]
+    # Divided by their norm, they are below 1.
+    found_noi = orthogonalised(x_noi.clone(), POLYNOMIALS[name], 1e-7)
+    found_noo = left_noo.mT @ found_noi @ right_nii[:, :29].mT
+    found_no = found_noo.diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(found_noo, torch.diag_embed(found_no), atol=1e-9, rtol=0)
+    reached = found_no[:, values_o > 1e-3 * values_o.norm()]
+    assert low <= reached.min() < 0.9 and 1.05 < reached.max() <= high
+
+
+def update_of_the_first_step(make: MakeModel, weight_decay: float = 0.0, **settings: Any) -> dict[str, Tensor]:
+    """What the first step takes from each matrix inside the blocks, with equal weights and gradients."""
+    torch.manual_seed(5)
+    model = make(randomised=True)
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if "blocks." in name and p.ndim == 2}
+    config = OptimizerConfig(name="muon", matrix_lr=0.1, weight_decay=weight_decay, **settings)
+    config.validate()
+    take_steps(model, build_optimizers(model, config), range(1))
+    now = dict(model.named_parameters())
+    return {name: p - now[name].detach() for name, p in before.items()}
+
+
+def test_even_rows_are_equally_long_and_the_step_is_as_long(tiny_model: MakeModel) -> None:
+    plain, even = (update_of_the_first_step(tiny_model, row_beta2=beta2) for beta2 in (None, 0.7))
+    for name, update in plain.items():
+        torch.testing.assert_close(even[name].norm(), update.norm(), rtol=1e-3, atol=0)
+        lengths_o = even[name].norm(dim=1)
+        torch.testing.assert_close(lengths_o, lengths_o.mean().expand_as(lengths_o), rtol=1e-3, atol=0)
+    assert any(update.norm(dim=1).std() > 0.05 * update.norm(dim=1).mean() for update in plain.values())
+
+
+def test_cautious_decay_decays_what_the_step_also_makes_smaller(tiny_model: MakeModel) -> None:
+    torch.manual_seed(5)
+    weights = {name: p.detach() for name, p in tiny_model(randomised=True).named_parameters()}
+    plain, cautious = (
+        update_of_the_first_step(tiny_model),
+        update_of_the_first_step(tiny_model, 0.5, cautious_decay=True),
+    )
+    for name, update in plain.items():
+        decayed = 0.1 * 0.5 * weights[name] * (weights[name] * update > 0)
+        torch.testing.assert_close(cautious[name] - update, decayed, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_the_momentum_warms_up(tiny_model: MakeModel) -> None:
+    config = OptimizerConfig(name="muon", momentum=0.95, momentum_warmup_steps=10)
+    assert [warmed_up_momentum(config, step) for step in (0, 5, 10, 99)] == pytest.approx([0.85, 0.9, 0.95, 0.95])
+    lower = OptimizerConfig(name="muon", momentum=0.7, momentum_warmup_steps=10)
+    assert {warmed_up_momentum(lower, step) for step in range(12)} == {0.7}
+    assert warmed_up_momentum(OptimizerConfig(name="muon", momentum=0.9), 0) == 0.9
 
 
 def test_the_matrices_of_large_are_few_batches() -> None:
@@ -173,6 +254,13 @@ def assert_reload_is_exact(tiny_model: MakeModel, config: OptimizerConfig, block
 @pytest.mark.parametrize("name", NAMES)
 def test_going_on_after_a_reload_is_never_having_stopped(tiny_model: MakeModel, name: str, block: str) -> None:
     assert_reload_is_exact(tiny_model, OptimizerConfig(name=name), block)
+
+
+def test_and_with_all_that_muon_may_do(tiny_model: MakeModel) -> None:
+    config = OptimizerConfig(
+        name="muon", orthogonalization="polar_express", row_beta2=0.7, cautious_decay=True, weight_decay=0.3
+    )
+    assert_reload_is_exact(tiny_model, config)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -25,6 +25,7 @@ MakeTrainer = Callable[..., Trainer]
 # --- it learns ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("block", ["modern", "classic"])
 def test_overfits_one_batch(
@@ -88,6 +89,7 @@ def test_compiled_steps_run_and_learn(make_trainer: MakeTrainer) -> None:
     assert losses[True] == pytest.approx(losses[False], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, while it traces
 def test_what_cannot_be_compiled_is_trained_without_and_said(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -103,6 +105,7 @@ def test_what_cannot_be_compiled_is_trained_without_and_said(
     assert "trainer.compile=true" in message and "no C++ compiler found" in message and "\n" not in message
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, while it traces
 @pytest.mark.parametrize(
     "kind, block",

@@ -69,6 +69,7 @@ def interrupted(trainer: Trainer, stops: tuple[int, ...], rebuild: Callable[...,
     return trainer
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.fault("data-order", "kill")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("grad_accum_steps", [1, 3])  # 6 and 2 steps an epoch, the last of fewer rows

@@ -1,4 +1,4 @@
-"""Documents from a dataset of the Hugging Face hub with a column of text, at one commit.
+"""The source `hub`: any dataset of the Hugging Face hub with a column of text, at one commit.
 
 The hub is asked for the commit once and the cache stores it, so that cached texts need no hub.
 """
@@ -17,13 +17,15 @@ from dtl.base.files import MANIFEST, read_manifest, write_atomically
 from dtl.base.json_files import read_json
 from dtl.base.network import hub_endpoint, require_hub, without_password
 from dtl.base.units import number_of
-from dtl.data.cache import create_cache_folder
+from dtl.data.cache import cache_folder, create_cache_folder
 from dtl.data.collect import entry_name, text_code
-from dtl.data.config import SPLITS, SourceConfig
+from dtl.data.config import SPLITS, DataConfig, SourceConfig
 from dtl.data.documents import AsRead, Document, article
 from dtl.data.hub.stream import HubStream
 from dtl.data.local.files import SPLIT_WORDS, text_of
+from dtl.data.sources import order_seed, path_key
 from dtl.errors import CheckpointError, DataError, did_you_mean
+from dtl.registry import SOURCES
 
 # --- commits ------------------------------------------------------------------------------------------------------
 
@@ -309,3 +311,47 @@ def shuffled(documents: Iterable[Document], seed: int, buffer_size: int) -> Iter
         buffer[place] = arrived
     draw.shuffle(buffer)
     yield from buffer
+
+
+# --- the source -----------------------------------------------------------------------------------------------------
+
+
+@SOURCES.register("hub")
+class HubSource(HubTexts):
+    """Documents of a dataset of the hub; `path` is its name, owner/name."""
+
+    def __init__(self, name: str, source: SourceConfig, data: DataConfig, seed: int) -> None:
+        key = path_key(data, name)
+        if source.path is None or not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", source.path):
+            raise DataError(
+                f"{key}={source.path}: kind=hub needs the name of a dataset of the Hugging Face hub, for example "
+                f"{key}=roneneldan/TinyStories. Files of your own: data=text data.path=FILE_OR_FOLDER."
+            )
+        alternatives = "Without the hub: the dataset's files from elsewhere, read with data=text data.path=FOLDER"
+        spec = hub_dataset_spec(type(self), name, source, source.path, source.subset, data, seed, alternatives)
+        super().__init__(spec)
+
+
+def hub_dataset_spec(
+    reader: type,
+    name: str,
+    source: SourceConfig,
+    dataset: str,
+    subset: str | None,
+    data: DataConfig,
+    seed: int,
+    alternatives: str,
+) -> HubDatasetSpec:
+    """Return the spec of a source's dataset of the hub; for the arguments see `HubDatasetSpec`."""
+    return HubDatasetSpec(
+        dataset=dataset,
+        subset=subset,
+        source=source,
+        reader=reader,
+        key=path_key(data, name),
+        settings=f"data.sources.{name}",
+        alternatives=alternatives,
+        cache=cache_folder(data.cache_dir),
+        commit=data.commits.get(name),
+        order_seed=order_seed(data, name, seed),
+    )

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from dtl.base.units import number_of
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import Document, article
-from dtl.data.hub.source import hub_dataset_spec
-from dtl.data.hub.texts import HubTexts
+from dtl.data.hub.texts import HubTexts, hub_dataset_spec
 from dtl.data.local.files import LocalFiles, in_turn, listed, raise_if_without_columns, text_of
 from dtl.data.sources import order_seed, path_key
 from dtl.errors import DataError
