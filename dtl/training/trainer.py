@@ -227,11 +227,12 @@ class Trainer:
             self.clip_gradients(check.grad_norm)
             self.update_weights(overflowed)
             self.average_weights()
-            # After the step, so that a checkpoint saved at the yield counts exactly the steps that are in its weights.
-            self.advance(batches, time.monotonic() - began)
             if self.found_inf is not None:
                 self.confirm()  # the step before: the device has this one to compute while the CPU waits
                 self.unread = check
+            # After the step, so that a checkpoint saved at the yield counts exactly the steps that are in its weights.
+            # And after the wait, without which a step's seconds would be those of queueing it.
+            self.advance(batches, time.monotonic() - began)
             yield StepReport(
                 self.state.step, loss, check.grad_norm, lr, self.state.tokens, self.state.seconds, overflowed, fields
             )

@@ -323,3 +323,17 @@ def test_a_model_whose_memory_is_not_enough_says_so_unchanged(
         next(steps)
     assert_unchanged(trainer, before)
     assert trainer.state.step == 1
+
+
+def test_the_wait_for_the_device_is_part_of_a_steps_seconds(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, clock = make_trainer(last_step=3), [5.0]
+    trainer.check_late()
+
+    def wait() -> None:
+        clock[0] += 7.0
+
+    monkeypatch.setattr("dtl.training.trainer.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(trainer, "confirm", wait)
+    assert [report.seconds for report in trainer.steps()] == [7.0, 14.0, 21.0]
