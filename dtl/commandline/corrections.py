@@ -50,7 +50,8 @@ _NAMES = {
     "model.ffn_dim": "intermediate_size n_inner d_ff",
     "model.max_seq_len": "block_size context_length context_size n_positions n_ctx max_length max_position_embeddings "
     "seq_length sequence_length",
-    "model.dropout": "drop_rate dropout_rate hidden_dropout_prob",
+    "model.dropout": "drop_rate dropout_rate hidden_dropout_prob resid_pdrop embd_pdrop",
+    "model.attention_dropout": "attn_pdrop attn_dropout attention_probs_dropout_prob",
     "model.tie_embeddings": "tie_word_embeddings",
     "data.path": "path data_path data_dir dataset_path file train_file train_data input_file text_file",
     "data": "dataset dataset_name",

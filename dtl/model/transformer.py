@@ -246,7 +246,7 @@ class MultiHeadAttention(nn.Module):
         super().__init__()
         self.layer = layer
         self.n_heads, self.n_kv_heads = config.n_heads, config.resolved_n_kv_heads
-        self.dropout = config.dropout
+        self.dropout = config.resolved_attention_dropout
         self.head_dim = head_dim = config.resolved_head_dim
         self.to_q = nn.Linear(config.dim, self.n_heads * head_dim, bias=bias)
         self.to_k = nn.Linear(config.dim, self.n_kv_heads * head_dim, bias=bias)

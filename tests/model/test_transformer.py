@@ -243,6 +243,29 @@ def test_dropout_acts_in_training_only_and_everywhere_it_should(tiny_model, bloc
 
 
 @both_blocks
+@both_kernels
+@pytest.mark.parametrize("documents", [None, torch.zeros(2, 7, dtype=torch.int64)])
+def test_attention_weights_have_a_dropout_of_their_own(tiny_model, block, kernel, documents):
+    """Null is model.dropout: with it, and with the same value written out, training draws the same numbers."""
+    ids, positions = some_ids(2, 7), repeat(torch.arange(7), "t -> b t", b=2)
+
+    def trained(**dropouts: float | None) -> torch.Tensor:
+        torch.manual_seed(11)
+        model = tiny_model(block, attention=kernel, **dropouts).train()
+        torch.manual_seed(5)
+        return model(ids, positions, documents)
+
+    assert torch.equal(trained(dropout=0.3), trained(dropout=0.3, attention_dropout=0.3))
+    assert not torch.equal(trained(dropout=0.3), trained(dropout=0.3, attention_dropout=0.0))
+    assert not torch.equal(trained(dropout=0.0), trained(dropout=0.0, attention_dropout=0.3))
+    model = tiny_model(block, attention=kernel, dropout=0.3, attention_dropout=0.0).train()
+    for layer in model.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.p = 0.0
+    assert torch.equal(model(ids, positions, documents), model(ids, positions, documents))
+
+
+@both_blocks
 def test_token_dropout_hides_whole_tokens_in_training_alone(tiny_model, block):
     model, ids = tiny_model(block, dropout=0.0, token_dropout=0.5), some_ids(13, 29)
     assert torch.equal(model(ids), model(ids))
