@@ -166,8 +166,8 @@ def reference_documents(documents_bt: Tensor) -> AttentionFn:
 def padded_documents(documents_bt: Tensor) -> AttentionFn:
     """Each document as a sequence of its own, padded to the longest.
 
-    On a CPU a mask saves no work: every pair of a sequence is computed, most slowly in bf16. Short documents have few
-    pairs. Causality hides the padding after a document's end. Where padding would not halve the pairs, the mask is used.
+    On a CPU a mask saves no work: every pair of a sequence is computed, and short documents have few.
+    Causality hides the padding after a document's end. Where padding would not halve the pairs, the mask is used.
     """
     masked = sdpa_documents(documents_bt)
     (n_rows, n_tokens), bounds = documents_bt.shape, document_bounds(documents_bt)

@@ -74,9 +74,9 @@ def _automatic(config: ModelConfig, given: KernelContext, documents_bt: Tensor) 
     if given.deterministic:
         return KernelChoice(FALL_BACK, "auto: bit-reproducible, trainer.deterministic=true")
     if documents_bt.device.type == "cpu" and (config.resolved_attention_dropout or not given.compiled):
-        # Documents of 20 tokens, forward and backward, against sdpa: 1.5 times as fast in fp32 and 3 in bf16 (sequences
-        # of 256), 11 in bf16 (1,024); with dropout, which no fused CPU kernel has, 3 and 10. It breaks the graph of
-        # torch.compile, which the fused kernel does not.
+        # Documents of 20 tokens in fp32, forward and backward, against sdpa: 1.1 to 1.5 times as fast in sequences of
+        # 256 and 5 times in 1,024; with dropout, which no fused CPU kernel has, 2.7 and 12 times. It breaks the graph
+        # of torch.compile, which the fused kernel does not.
         return KernelChoice("padded", "auto: computes the fewest pairs on cpu")
     if not documents_bt.is_cuda:
         return KernelChoice(FALL_BACK, f"auto: varlen and flex need CUDA, this is {documents_bt.device.type}")
