@@ -67,6 +67,7 @@ _NAMES = {
 }
 # A name, or a name with its value, and the word for it here; empty where no word is needed.
 _WORDS: dict[str, str] = {
+    **dict.fromkeys(("gradient_checkpointing", "gradient_checkpointing=true"), "trainer.activation_checkpointing=full"),
     **dict.fromkeys(("fp16", "fp16=true"), "trainer.precision=fp16"),
     **dict.fromkeys(("bf16", "bf16=true"), "trainer.precision=bf16"),
     **dict.fromkeys(("fp16=false", "bf16=false", "do_train", "do_train=true", "init_from=scratch"), ""),
