@@ -51,6 +51,11 @@ def _default_data() -> DataConfig:
     )
 
 
+def _default_model() -> ModelConfig:
+    """The model of conf/model/small.yaml, which the command chooses by default."""
+    return ModelConfig(attention_dropout=0.0)
+
+
 def _default_optimizer() -> OptimizerConfig:
     """The optimizer of conf/optimizer/adamw.yaml, which the command chooses by default."""
     return OptimizerConfig(embedding_lr=1e-2)
@@ -60,11 +65,12 @@ def _default_optimizer() -> OptimizerConfig:
 class RunConfig:
     """The complete configuration of a training run; `RunConfig()` is what the command trains by default.
 
-    Only the name differs: the command names a run after its choices of model and data, `small_qa`. Data and optimizer
-    have defaults here, and not in their own dataclasses, because a config group of your own builds on those.
+    Only the name differs: the command names a run after its choices of model and data, `small_qa`. Model, data and
+    optimizer have defaults here, and not in their own dataclasses, because a config group of your own and the configs
+    of older runs build on those.
     """
 
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelConfig = field(default_factory=_default_model)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=_default_data)
     optimizer: OptimizerConfig = field(default_factory=_default_optimizer)

@@ -134,6 +134,25 @@ def test_presets(preset, width, heads, layers, context):
     assert swiglu % 16 == 0 and abs(3 * swiglu - 2 * 4 * width) <= 3 * 8  # as many parameters as the classic mlp
 
 
+def test_a_config_from_before_attention_dropout_keeps_the_law_of_its_run():
+    """The presets have none; a run that was written before the key existed dropped attention weights like the rest."""
+    config = composed("model.dropout=0.3")
+    assert (config.model.dropout, config.model.resolved_attention_dropout) == (0.3, 0.0)
+    values = to_dict(config)
+    del values["model"]["attention_dropout"]
+    assert typed(values).model.resolved_attention_dropout == 0.3
+    assert composed("model.dropout=0.3", "model.attention_dropout=null").model.resolved_attention_dropout == 0.3
+
+
+@pytest.mark.parametrize(("before", "now"), [(True, "full"), (False, "none"), ("selective", "selective")])
+def test_activation_checkpointing_was_once_true_or_false(before, now):
+    values = to_dict(composed())
+    values["trainer"]["activation_checkpointing"] = before
+    assert typed(values).trainer.activation_checkpointing == now
+    word = f"trainer.activation_checkpointing={str(before).lower()}"
+    assert composed(word).trainer.activation_checkpointing == now
+
+
 def test_defaults():
     config = composed()
     assert (config.tokenizer.kind, config.optimizer.name, config.schedule.name) == ("gpt2", "adamw", "cosine")

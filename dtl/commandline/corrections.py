@@ -50,7 +50,8 @@ _NAMES = {
     "model.ffn_dim": "intermediate_size n_inner d_ff",
     "model.max_seq_len": "block_size context_length context_size n_positions n_ctx max_length max_position_embeddings "
     "seq_length sequence_length",
-    "model.dropout": "drop_rate dropout_rate hidden_dropout_prob",
+    "model.dropout": "drop_rate dropout_rate hidden_dropout_prob resid_pdrop embd_pdrop",
+    "model.attention_dropout": "attn_pdrop attn_dropout attention_probs_dropout_prob",
     "model.tie_embeddings": "tie_word_embeddings",
     "data.path": "path data_path data_dir dataset_path file train_file train_data input_file text_file",
     "data": "dataset dataset_name",
@@ -66,6 +67,7 @@ _NAMES = {
 }
 # A name, or a name with its value, and the word for it here; empty where no word is needed.
 _WORDS: dict[str, str] = {
+    **dict.fromkeys(("gradient_checkpointing", "gradient_checkpointing=true"), "trainer.activation_checkpointing=full"),
     **dict.fromkeys(("fp16", "fp16=true"), "trainer.precision=fp16"),
     **dict.fromkeys(("bf16", "bf16=true"), "trainer.precision=bf16"),
     **dict.fromkeys(("fp16=false", "bf16=false", "do_train", "do_train=true", "init_from=scratch"), ""),

@@ -175,9 +175,9 @@ def reference_documents(documents_bt: Tensor, max_documents: int | None = None) 
 
 
 def padded_documents(documents_bt: Tensor, max_documents: int | None = None) -> AttentionFn:
-    """Each document as a sequence of its own, padded to the longest; without dropout the same as `sdpa_documents`.
+    """Each document as a sequence of its own, padded to the longest.
 
-    torch has no fused CPU kernel with dropout and computes every pair of a sequence; short documents have few pairs.
+    On a CPU a mask saves no work: every pair of a sequence is computed, and short documents have few.
     Causality hides the padding after a document's end. Where padding would not halve the pairs, the mask is used.
     """
     masked = sdpa_documents(documents_bt)
@@ -196,8 +196,6 @@ def padded_documents(documents_bt: Tensor, max_documents: int | None = None) -> 
         return rearrange(padded, "(n t) (h k) -> n h t k", n=n_documents, h=x_bhtk.shape[1])
 
     def attend(q_bhtk: Tensor, k_bgsk: Tensor, v_bgsk: Tensor, *, dropout: float = 0.0) -> Tensor:
-        if not dropout:
-            return masked(q_bhtk, k_bgsk, v_bgsk)
         y_nhtk = sdpa_attention(pad(q_bhtk), pad(k_bgsk), pad(v_bgsk), None, dropout)
         tokens = rearrange(y_nhtk, "n h t k -> (n t) (h k)").index_select(0, places)
         return rearrange(tokens, "(b t) (h k) -> b h t k", b=n_rows, h=q_bhtk.shape[1])

@@ -7,7 +7,8 @@ from dtl.base.checks import LONGEST, check_choices, check_fractions, check_range
 from dtl.errors import ConfigError
 from dtl.registry import BLOCKS, Options
 
-KEPT_WITH_INIT = ("model.dropout", "model.token_dropout", "model.attention")  # the checkpoint brings all others
+# The checkpoint brings all other settings of the model.
+KEPT_WITH_INIT = ("model.dropout", "model.attention_dropout", "model.token_dropout", "model.attention")
 ATTENTION_KERNELS = ("auto", "sdpa", "padded", "varlen", "flex", "reference")
 
 
@@ -117,7 +118,10 @@ class ModelConfig:
     ffn_dim: int | None = None  # hidden width of the mlp; None = the same size for any mlp: 4 x dim of two matrices
     max_seq_len: int = 512  # context, in tokens
     token_dropout: float = 0.0  # probability, in training only, that a token's complete embedding is zeroed
-    dropout: float = 0.1  # probability, in training only: embeddings, attention weights, outputs of attention and mlp
+    dropout: float = 0.1  # probability, in training only: embeddings, outputs of attention and mlp
+    # The fused kernels of packed documents (varlen, flex) have no dropout, so that the presets set 0. Not the default:
+    # a config.yaml that was written before this key existed has None, and keeps the law that its run was trained with.
+    attention_dropout: float | None = None  # of attention weights, in training only; None = model.dropout
     tie_embeddings: bool = True  # one matrix for the input embedding and the output head
     attention: str = "auto"  # auto | sdpa | reference (to read); for packed documents: padded | varlen, flex (CUDA)
 
@@ -128,6 +132,11 @@ class ModelConfig:
     @property
     def resolved_n_kv_heads(self) -> int:
         return self.n_kv_heads if self.n_kv_heads is not None else self.n_heads
+
+    @property
+    def resolved_attention_dropout(self) -> float:
+        """Probability, in training only, that an attention weight is zeroed."""
+        return self.attention_dropout if self.attention_dropout is not None else self.dropout
 
     @property
     def block_rules(self) -> type[BlockRules]:
@@ -164,7 +173,7 @@ class ModelConfig:
                 "since each key/value head serves an equal group of query heads."
             )
         words = {"interval": "[0, 1)", "rule": "a probability in", "rest": ". 0 turns it off"}
-        check_fractions(self, "model", "dropout", "token_dropout", **words)
+        check_fractions(self, "model", "dropout", "attention_dropout", "token_dropout", **words)
         check_choices(self, "model", attention=ATTENTION_KERNELS)
         check_range(self.arch, "model.arch", norm_eps=(1e-30, 1), rope_theta=(1, 10**12))
         if self.arch.options and not self.block_rules.takes_options:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from dtl.errors import ConfigError
 from dtl.model.attention import (
@@ -246,7 +246,7 @@ class MultiHeadAttention(nn.Module):
         super().__init__()
         self.layer = layer
         self.n_heads, self.n_kv_heads = config.n_heads, config.resolved_n_kv_heads
-        self.dropout = config.dropout
+        self.dropout = config.resolved_attention_dropout
         self.head_dim = head_dim = config.resolved_head_dim
         self.to_q = nn.Linear(config.dim, self.n_heads * head_dim, bias=bias)
         self.to_k = nn.Linear(config.dim, self.n_kv_heads * head_dim, bias=bias)
@@ -396,6 +396,16 @@ class ClassicBlock(TransformerBlock):
                 nn.init.zeros_(module.bias)
 
 
+# --- operators kept by selective activation checkpointing ---------------------------------------------------------
+
+PRODUCTS = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default]
+FUSED_ATTENTION = [
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+]
+
 # --- language model -----------------------------------------------------------------------------------------------
 
 
@@ -411,7 +421,7 @@ class TransformerLM(nn.Module):
         block_class = BLOCKS.get(config.arch.block)
         self.config = config
         self.vocab_size = vocab_size
-        self.activation_checkpointing = False  # recompute each block in the backward pass instead of storing it
+        self.activation_checkpointing = "none"  # trainer.activation_checkpointing: see `_apply_block`
         # Kernel for packed documents, a key of DOCUMENT_KERNELS. The caller sets the others after a probe of the device
         # (dtl/model/kernel_choice.py).
         self.document_kernel = "reference" if config.attention == "reference" else "sdpa"
@@ -477,12 +487,25 @@ class TransformerLM(nn.Module):
         x_btd = self.dropout(x_btd)
         context = AttentionContext(attend, rotation, cache)
         for block in self.blocks:
-            if self.activation_checkpointing and self.training:
-                # The random state is preserved so that dropout drops the same values in both passes.
-                x_btd = checkpoint(block, x_btd, context, use_reentrant=False, preserve_rng_state=True)
-            else:
-                x_btd = block(x_btd, context)
+            x_btd = self._apply_block(block, x_btd, context)
         return self.norm(x_btd)
+
+    def _apply_block(self, block: nn.Module, x_btd: Tensor, context: AttentionContext) -> Tensor:
+        """Return a block's output; in training with as many of its activations stored as activation_checkpointing says.
+
+        `none` stores all of them. `full` stores the block's input and computes everything again in the backward pass.
+        `selective` also stores what is expensive, products with weights and fused attention, and computes norms,
+        rotations, activations and dropout again (Korthikanti et al. 2022, arXiv:2205.05198, section 5).
+        """
+        if self.activation_checkpointing == "none" or not self.training:
+            return block(x_btd, context)
+        options: dict[str, Any] = {}
+        if self.activation_checkpointing == "selective":
+            # A kernel with dropout advances the random state, which skipping it in the second pass would not.
+            kept = PRODUCTS if self.config.resolved_attention_dropout else [*PRODUCTS, *FUSED_ATTENTION]
+            options["context_fn"] = partial(create_selective_checkpoint_contexts, kept)
+        # The random state is preserved so that dropout drops the same values in both passes.
+        return checkpoint(block, x_btd, context, use_reentrant=False, preserve_rng_state=True, **options)
 
     def n_parameters(self, embeddings: bool = True) -> int:
         """Return the number of trainable parameters; a matrix shared by embedding and head counts once.

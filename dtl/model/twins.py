@@ -84,10 +84,10 @@ class Qwen3(Twin):
             "rope_scaling": None,
             "hidden_act": "silu",
             "attention_bias": False,
-            "attention_dropout": config.dropout,
+            "attention_dropout": config.resolved_attention_dropout,
             "use_sliding_window": False,
             "sliding_window": None,
-            "dtl": {"dropout": config.dropout, "token_dropout": config.token_dropout, "attention": config.attention},
+            "dtl": {"dropout": config.dropout, **_own_settings(config)},
         }
 
     def settings(self, hf: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,7 +109,8 @@ class Qwen3(Twin):
                 "rope_theta": rope.get("rope_theta", setting(hf, "rope_theta", 10000.0)),
             },
             **{name: setting(hf, key) for key, name in self.sizes.items()},
-            "dropout": setting(hf, "attention_dropout", 0.0),
+            "dropout": 0.0,  # Qwen3 has none outside attention
+            "attention_dropout": setting(hf, "attention_dropout", 0.0),
             "tie_embeddings": setting(hf, "tie_word_embeddings", False),
         }
 
@@ -156,9 +157,9 @@ class GPT2(Twin):
             "activation_function": "gelu_new",
             "layer_norm_epsilon": config.arch.norm_eps,
             "embd_pdrop": config.dropout,
-            "attn_pdrop": config.dropout,
+            "attn_pdrop": config.resolved_attention_dropout,
             "resid_pdrop": config.dropout,
-            "dtl": {"token_dropout": config.token_dropout, "attention": config.attention},
+            "dtl": _own_settings(config),
         }
 
     def settings(self, hf: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,6 +173,7 @@ class GPT2(Twin):
             **{name: setting(hf, key) for key, name in self.sizes.items() if key != "n_inner"},
             "ffn_dim": hf.get("n_inner"),
             "dropout": setting(hf, "resid_pdrop", 0.1),
+            "attention_dropout": setting(hf, "attn_pdrop", 0.1),
             "tie_embeddings": setting(hf, "tie_word_embeddings", True),
         }
 
@@ -194,6 +196,12 @@ class GPT2(Twin):
                     transposed = kind == "weight" and not twin.startswith("ln_")
                     pairs.append(Pair(f"transformer.h.{i}.{twin}.{kind}", names, transposed))
         return pairs
+
+
+def _own_settings(config: ModelConfig) -> dict[str, Any]:
+    """Return the settings that neither twin has, or that a twin writes resolved."""
+    names = ("attention_dropout", "token_dropout", "attention")
+    return {name: getattr(config, name) for name in names}
 
 
 TWINS: dict[type[TransformerBlock], Twin] = {TransformerBlock: Qwen3(), ClassicBlock: GPT2()}

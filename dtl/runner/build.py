@@ -37,7 +37,7 @@ from dtl.data.prepare import PreparedData, prepare_data
 from dtl.data.sources import SourcePlan
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.errors import CheckpointError, ConfigError
-from dtl.model.config import ModelConfig
+from dtl.model.config import KEPT_WITH_INIT, ModelConfig
 from dtl.model.kernel_choice import KernelChoice, KernelContext, choose_kernel
 from dtl.model.transformer import TransformerLM
 from dtl.run_dir.own_config import new_run, other_places, with_data_found
@@ -293,7 +293,8 @@ def raise_if_no_room(config: RunConfig, run_dir: Path, parts: Parts | None = Non
 def with_init(config: RunConfig, init_from: Path, saved: ModelConfig) -> RunConfig:
     """Return the config with the saved model's size and architecture, and its own dropouts and kernel."""
     asked = config.model
-    model = replace(saved, dropout=asked.dropout, token_dropout=asked.token_dropout, attention=asked.attention)
+    own = [key.removeprefix("model.") for key in KEPT_WITH_INIT]
+    model = replace(saved, **{name: getattr(asked, name) for name in own})
     if config.seq_len > model.max_seq_len:
         raise ConfigError(
             f"data.seq_len={config.seq_len}: init={init_from} has a context of {model.max_seq_len} tokens. "

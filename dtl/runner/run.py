@@ -244,8 +244,9 @@ def smaller_step(config: RunConfig) -> str:
     if micro > 1:
         smaller = max(m for m in range(1, (micro + 1) // 2 + 1) if rows % m == 0)
         advice = f"trainer.micro_batch_size={smaller} trainer.grad_accum_steps={rows // smaller}"
-    elif not config.trainer.activation_checkpointing:
-        advice = "trainer.activation_checkpointing=true"
+    elif config.trainer.activation_checkpointing != "full":
+        more = {"none": "selective", "selective": "full"}[config.trainer.activation_checkpointing]
+        advice = f"trainer.activation_checkpointing={more}"
     else:
         advice = f"data.seq_len={config.seq_len // 2}"
     return f"Out of memory with micro-batches of {micro} x {config.seq_len} tokens. Try next: {advice}"

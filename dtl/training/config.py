@@ -10,6 +10,8 @@ from dtl.registry import LOSSES, OPTIMIZERS, SCHEDULES, STEP_FIELDS, STOP_CRITER
 ORTHOGONALIZATIONS = ("newton_schulz", "polar_express")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 MACHINES = ("auto", "amp4060", "cpu")
+CHECKPOINTING = ("none", "selective", "full")
+_CHECKPOINTING_AS_BOOL = {"false": "none", "true": "full"}  # the only values before `selective`
 # micro_batch_size and grad_accum_steps of trainer=cpu. A step then takes a second or so, not minutes: progress is seen,
 # Ctrl-C is obeyed, and small text gives the many steps that a model needs.
 CPU_BATCHES = (4, 1)
@@ -107,7 +109,7 @@ class TrainerConfig:
     precision: str = "auto"  # auto (bf16 where the device has it, else fp32) | fp32 | bf16 | fp16
     tf32: bool = False  # fp32 on CUDA: round the factors of matrix products to TF32; much faster, no longer exact fp32
     compile: bool = False  # torch.compile: faster steps after minutes of compiling; resume is then not bit-exact
-    activation_checkpointing: bool = False  # recompute activations in the backward pass: less memory, slower
+    activation_checkpointing: str = "none"  # none | selective (recompute all but matrix products) | full: less memory
     deterministic: bool = False  # torch's deterministic algorithms: bit-identical runs where torch has them
     loss: LossConfig = field(default_factory=LossConfig)
     ema_decay: float | None = None  # evaluate and publish an average of the weights, e.g. 0.999 (a step); null = off
@@ -129,9 +131,14 @@ class TrainerConfig:
     sample_every_evals: int = 1  # evaluations between sampled texts; 0 = none
     profile: bool = False  # show the slowest operators of steps 3 to 5; torch's trace of them in profile.json
 
+    def __post_init__(self) -> None:
+        checkpointing = str(self.activation_checkpointing)  # OmegaConf gives true as "True"
+        self.activation_checkpointing = _CHECKPOINTING_AS_BOOL.get(checkpointing.lower(), checkpointing)
+
     def validate(self) -> None:
         """Raises ConfigError for a loop that cannot run."""
-        check_choices(self, "trainer", precision=PRECISIONS, machine=MACHINES)
+        choices = {"precision": PRECISIONS, "machine": MACHINES, "activation_checkpointing": CHECKPOINTING}
+        check_choices(self, "trainer", **choices)
         self.loss.validate()
         for registry, names in ((STOP_CRITERIA, self.stop_criteria), (STEP_FIELDS, self.step_fields)):
             for name in names:

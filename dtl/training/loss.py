@@ -31,23 +31,35 @@ CHUNK_BYTES = 26_000_000
 # the gradient. With GPT-2's vocabulary in bf16 the head is then 1.5 times as fast.
 CACHED_LOGITS = 1 << 18
 TILE = 64  # rows of the head on a GPU are a multiple of this
+# Positions that reach the head on a GPU are a multiple of this: questions have another number of targets in each batch,
+# and a tensor of another size each time fragments the caching allocator and leaves matrix products with partial tiles.
+TARGETS_TILE = 128
 
 
-def at_targets(x_btd: Tensor, targets_bt: Tensor, n_targets: int) -> tuple[Tensor, Tensor]:
+def at_targets(x_btd: Tensor, targets_bt: Tensor, n_targets: int, multiple: int = 1) -> tuple[Tensor, Tensor]:
     """Return the positions that have a target, (n, d), and their targets, (n,).
 
-    `n_targets` is the number of targets, counted on the CPU beforehand.
+    `n_targets` is the number of targets, counted on the CPU beforehand. n is rounded up to a `multiple` or to all
+    positions, where these are fewer: the targets of the positions added are IGNORE.
     """
     x_nd = rearrange(x_btd, "b t d -> (b t) d")
     targets_n = rearrange(targets_bt, "b t -> (b t)")
-    if n_targets < len(targets_n):
+    n_rows = min(len(targets_n), -(-n_targets // multiple) * multiple)
+    if n_rows < len(targets_n):
         # The head is the largest part of a small model (with GPT-2's vocabulary three quarters of the arithmetic of
         # model=small), so positions without a target (questions, padding) skip it: same loss, same gradient.
         # nonzero_static gets its size as an argument: `nonzero` would wait for the GPU to know it.
-        with_target = torch.nonzero_static(targets_n != IGNORE, size=n_targets)
+        with_target = torch.nonzero_static(targets_n != IGNORE, size=n_rows, fill_value=0)
         at_n = rearrange(with_target, "n 1 -> n")
         x_nd, targets_n = x_nd[at_n], targets_n[at_n]
+        if n_rows > n_targets:
+            targets_n[n_targets:] = IGNORE
     return x_nd, targets_n
+
+
+def targets_multiple(loss: Loss, device: torch.device) -> int:
+    """Return the `multiple` of `at_targets`: 1 for a user-defined loss, which need not know IGNORE, and on a CPU."""
+    return TARGETS_TILE if loss is cross_entropy and device.type == "cuda" else 1
 
 
 def in_chunks(x_nd: Tensor, targets_n: Tensor, vocab_size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -71,7 +83,8 @@ def cross_entropy(head: nn.Module, x_nd: Tensor, targets_n: Tensor, config: Loss
 
     Label smoothing (Szegedy et al., 2016, arXiv:1512.00567) takes `label_smoothing` of each target's probability and
     shares it among all tokens. The z-loss (Chowdhery et al., 2022, arXiv:2204.02311, section 5) adds
-    `z_loss` * log(Z)^2, where Z is the sum of exp(logits): it keeps the logits from drifting.
+    `z_loss` * log(Z)^2, where Z is the sum of exp(logits): it keeps the logits from drifting. A position whose target
+    is IGNORE adds nothing to loss and gradient.
     """
     chunks = list(in_chunks(x_nd, targets_n, head.out_features if isinstance(head, nn.Linear) else 1))
     if len(chunks) == 1:
@@ -92,10 +105,12 @@ def cross_entropy(head: nn.Module, x_nd: Tensor, targets_n: Tensor, config: Loss
 
 def _cross_entropy_of_chunk(head: nn.Module, x_nd: Tensor, targets_n: Tensor, config: LossConfig) -> Tensor:
     logits_nv = at_least_fp32(head(x_nd))
-    loss = F.cross_entropy(logits_nv, targets_n, reduction="sum", label_smoothing=config.label_smoothing)
+    smoothing = config.label_smoothing
+    loss = F.cross_entropy(logits_nv, targets_n, ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing)
     if config.z_loss == 0:
         return loss
-    return loss + config.z_loss * logits_nv.logsumexp(dim=-1).square().sum()
+    log_z_n = logits_nv.logsumexp(dim=-1).masked_fill(targets_n == IGNORE, 0.0)
+    return loss + config.z_loss * log_z_n.square().sum()
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
@@ -172,21 +187,28 @@ def _replace_by_gradient(logits_nv: Tensor, targets_n: Tensor, config: LossConfi
     smoothing, z_loss, (n_rows, vocab_size) = config.label_smoothing, config.z_loss, logits_nv.shape
     at_once = n_rows if logits_nv.is_cuda else _power_of_two(CACHED_LOGITS // vocab_size)
     total = torch.zeros((), dtype=dtype, device=logits_nv.device)
+    # On a GPU the answer would have to be waited for.
+    may_ignore = targets_n.is_cuda or bool((targets_n == IGNORE).any())
     for narrow_nv, target_n in zip(logits_nv.split(at_once), targets_n.split(at_once), strict=True):
-        at_target = rearrange(target_n, "n -> n 1")
+        at_target = rearrange(target_n.clamp(min=0) if may_ignore else target_n, "n -> n 1")
         wide_nv = narrow_nv.to(dtype)
         # softmax is one pass over the logits where log_softmax and exp are two. Of the likeliest token it is
         # exp(logit - log Z), and far from 0: log Z follows from it without a loss of digits.
         grad_nv = wide_nv.softmax(dim=-1)
         log_z_n1 = wide_nv.amax(dim=-1, keepdim=True) - grad_nv.amax(dim=-1, keepdim=True).log()
-        total += (log_z_n1 - (1 - smoothing) * wide_nv.gather(1, at_target)).sum()
+        loss_n1 = log_z_n1 - (1 - smoothing) * wide_nv.gather(1, at_target)
         if z_loss:
-            total += z_loss * log_z_n1.square().sum()
+            loss_n1 += z_loss * log_z_n1.square()
             grad_nv *= 1 + 2 * z_loss * log_z_n1
         if smoothing:
-            total -= smoothing * wide_nv.mean(dim=-1).sum()
+            loss_n1 -= smoothing * wide_nv.mean(dim=-1, keepdim=True)
             grad_nv -= smoothing / vocab_size
         grad_nv.scatter_add_(1, at_target, log_z_n1.new_full(log_z_n1.shape, smoothing - 1))
+        if may_ignore:
+            ignored_n1 = rearrange(target_n == IGNORE, "n -> n 1")
+            loss_n1.masked_fill_(ignored_n1, 0.0)
+            grad_nv.masked_fill_(ignored_n1, 0.0)
+        total += loss_n1.sum()
         narrow_nv.copy_(grad_nv)
     return total
 

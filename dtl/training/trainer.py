@@ -23,7 +23,7 @@ from dtl.errors import TrainingError
 from dtl.model.transformer import TransformerLM
 from dtl.registry import LOSSES, STEP_FIELDS
 from dtl.training.config import ScheduleConfig, TrainerConfig
-from dtl.training.loss import at_targets
+from dtl.training.loss import at_targets, targets_multiple
 from dtl.training.schedule import learning_rate_factor
 
 log = safe_logger(__name__)
@@ -177,6 +177,7 @@ class Trainer:
         self.averaged = None if config.ema_decay is None else AveragedWeights(model, config.ema_decay)
         self.forward = compiled_if_possible(model.hidden) if config.compile else model.hidden
         self.loss = LOSSES.get(config.loss.name)
+        self.targets_multiple = targets_multiple(self.loss, self.device)
         self.step_fields = [STEP_FIELDS.get(name) for name in config.step_fields]
         self.steps_per_epoch = data.steps_per_epoch(micro_batch_size * grad_accum_steps)
         self.stop_requested: Callable[[], bool] = lambda: False  # asked between two micro-batches
@@ -281,7 +282,7 @@ class Trainer:
             here = batch.to(self.device)
             with autocast(self.device, self.precision):
                 x_btd = self.forward(here.inputs, here.positions, here.documents, None, batch.max_documents)
-                x_nd, targets_n = at_targets(x_btd, here.targets, batch.n_targets)
+                x_nd, targets_n = at_targets(x_btd, here.targets, batch.n_targets, self.targets_multiple)
                 loss = self.loss(self.model.head, x_nd, targets_n, self.config.loss) / n_targets
             self.scaler.scale(loss).backward()
             total += loss.detach()

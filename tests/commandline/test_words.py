@@ -222,7 +222,7 @@ RIGHT = {
     TRAINER: "trainer.max_epochs=3 trainer.micro_batch_size=8 hydra.run.dir=out trainer.total_steps=100 "
     "trainer.log_every_steps=10 trainer.eval_every_steps=50 trainer.save_every_steps=50 trainer.keep=2 "
     "schedule.warmup_steps=20 schedule=cosine trainer.max_grad_norm=1.0 trainer.loss.label_smoothing=0.1 "
-    "trainer.activation_checkpointing=true trainer.precision=bf16 tracker=local name=mine model.dim=64 "
+    "trainer.activation_checkpointing=full trainer.precision=bf16 tracker=local name=mine model.dim=64 "
     "model.n_layers=2 model.n_heads=2 model.n_kv_heads=1 model.ffn_dim=96",
 }
 

@@ -91,6 +91,9 @@ def test_configs_survive_the_way_there_and_back_and_through_the_twin(tiny_config
     for changes in (
         {},
         {"ffn_dim": None, "dropout": 0.25, "token_dropout": 0.5, "attention": "reference", "tie_embeddings": False},
+        {"dropout": 0.25, "attention_dropout": 0.5},
+        {"dropout": 0.25, "attention_dropout": 0.25},
+        {"dropout": 0.0, "attention_dropout": 0.0},
     ):
         config = tiny_config(block, **changes)
         written = hf_config(config, VOCAB_SIZE, **IDS)
@@ -113,6 +116,20 @@ def test_the_twin_gets_every_setting_that_it_knows(tiny_config):
     expected = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_inner": 17, "resid_pdrop": 0.2,
                 "embd_pdrop": 0.2, "attn_pdrop": 0.2, "activation_function": "gelu_new", "n_positions": 29}  # fmt: skip
     assert expected.items() <= classic.items()
+
+
+@pytest.mark.parametrize(("block", "key"), [("modern", "attention_dropout"), ("classic", "attn_pdrop")])
+def test_a_config_without_its_own_attention_dropout_keeps_its_law(tiny_config, block, key):
+    """As DTL wrote it before model.attention_dropout, and as it comes from elsewhere."""
+    old = hf_config(tiny_config(block, dropout=0.2), VOCAB_SIZE, **IDS)
+    del old["dtl"]["attention_dropout"]
+    config, _ = model_config(old)
+    assert (config.dropout, config.resolved_attention_dropout) == (0.2, 0.2)
+    foreign = hf_config(tiny_config(block, dropout=0.2, attention_dropout=0.4), VOCAB_SIZE, **IDS)
+    assert foreign[key] == 0.4
+    del foreign["dtl"]
+    config, _ = model_config(foreign)
+    assert (config.dropout, config.resolved_attention_dropout) == (0.0 if block == "modern" else 0.2, 0.4)
 
 
 def test_rope_settings_of_transformers_4_are_read(tiny_config):

@@ -179,7 +179,8 @@ def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("asked", "given", "name", "reason"),
     [
-        ("auto", {}, "sdpa", "auto: varlen and flex need CUDA, this is cpu"),
+        ("auto", {}, "padded", "auto: computes the fewest pairs on cpu"),
+        ("auto", {"compiled": True}, "sdpa", "auto: varlen and flex need CUDA, this is cpu"),
         ("auto", {"documents_bt": None}, "sdpa", "auto: causal, no document mask"),
         ("auto", {"documents_bt": CUDA, "deterministic": True}, "sdpa", "trainer.deterministic=true"),
         ("auto", {"documents_bt": CUDA, "earlier": "sdpa"}, "sdpa", "auto: as before"),
@@ -209,16 +210,17 @@ def test_a_kernel_asked_for_that_cannot_be_had_is_an_error(tiny_config, asked, g
 
 
 @pytest.mark.usefixtures("no_probe")
-def test_a_cpu_with_dropout_lays_documents_side_by_side(tiny_config):
+def test_a_cpu_lays_documents_side_by_side(tiny_config):
     dropping = tiny_config(dropout=0.1)
-    choice = choose_kernel(dropping, GIVEN)
-    assert choice == KernelChoice("padded", "auto: no fused kernel has dropout on cpu, model.dropout=0.1")
+    for config in (tiny_config(dropout=0.0), dropping):
+        assert choose_kernel(config, GIVEN) == KernelChoice("padded", "auto: computes the fewest pairs on cpu")
+    compiled = replace(GIVEN, compiled=True)
+    assert choose_kernel(dropping, compiled).name == "padded"
+    assert choose_kernel(tiny_config(dropout=0.1, attention_dropout=0.0), compiled).name == "sdpa"
     assert choose_kernel(dropping, replace(GIVEN, deterministic=True)).name == "sdpa"
     assert choose_kernel(dropping, replace(GIVEN, documents_bt=None)).name == "sdpa"
     assert choose_kernel(dropping, replace(GIVEN, earlier="sdpa")).name == "sdpa"
     assert choose_kernel(dropping, replace(GIVEN, earlier="padded")).name == "padded"
-    with pytest.raises(ConfigError, match=r"model\.attention=padded: is for dropout, and model\.dropout=0\."):
-        choose_kernel(tiny_config(attention="padded"), GIVEN)
 
 
 class OnACard:
@@ -256,6 +258,15 @@ def test_dropout_leaves_a_card_with_the_fall_back_untried(monkeypatch, tiny_conf
     choice = choose_kernel(tiny_config(dropout=0.1), replace(GIVEN, documents_bt=CUDA, compiled=True))
     assert choice.name == "sdpa" and card.tried == []
     assert "varlen: supports no attention dropout, and model.dropout=0.1" in choice.reason and "flex:" in choice.reason
+    alone = choose_kernel(tiny_config(dropout=0.0, attention_dropout=0.2), replace(GIVEN, documents_bt=CUDA))
+    assert alone.name == "sdpa" and "dropout, and model.attention_dropout=0.2" in alone.reason
+
+
+def test_dropout_outside_attention_leaves_a_card_its_kernels(monkeypatch, tiny_config):
+    card = OnACard(monkeypatch)
+    config = tiny_config(dropout=0.1, attention_dropout=0.0)
+    assert choose_kernel(config, replace(GIVEN, documents_bt=CUDA)).name == "varlen" and card.tried == ["varlen"]
+    assert choose_kernel(replace(config, attention="flex"), replace(GIVEN, documents_bt=CUDA)).name == "flex"
 
 
 def test_a_card_that_cannot_says_why(monkeypatch, tiny_config):
@@ -277,4 +288,4 @@ def test_a_resumed_run_keeps_its_kernel_where_it_can(monkeypatch, tiny_config):
     OnACard(monkeypatch, flex="out of shared memory")
     other_card = choose_kernel(tiny_config(), resumed)
     assert other_card == KernelChoice("sdpa", "auto: flex, used before, is not available: out of shared memory")
-    assert choose_kernel(tiny_config(), replace(resumed, documents_bt=DOCUMENTS)).name == "sdpa"
+    assert choose_kernel(tiny_config(), replace(resumed, documents_bt=DOCUMENTS)).name == "padded"

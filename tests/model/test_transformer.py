@@ -2,13 +2,17 @@
 
 import math
 import re
+import weakref
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from dtl.base.paths import conf_dir
 from dtl.errors import ConfigError
@@ -207,11 +211,17 @@ def test_every_parameter_gets_a_gradient_within_two_steps(tiny_config, block):
 
 
 @both_blocks
-def test_recomputed_activations_give_the_same_gradients_with_dropout(tiny_model, block):
-    model, ids = tiny_model(block, dropout=0.3).train(), some_ids(2, 7)
+@both_kernels
+@pytest.mark.parametrize("checkpointing", ["selective", "full"])
+@pytest.mark.parametrize("attention_dropout", [0.3, 0.0])
+def test_recomputed_activations_give_the_same_gradients_with_dropout(
+    tiny_model, block, kernel, checkpointing, attention_dropout
+):
+    model = tiny_model(block, attention=kernel, dropout=0.3, attention_dropout=attention_dropout).train()
+    ids = some_ids(2, 7)
 
-    def gradients(recompute: bool) -> list[torch.Tensor]:
-        model.activation_checkpointing = recompute
+    def gradients(checkpointing: str) -> list[torch.Tensor]:
+        model.activation_checkpointing = checkpointing
         model.zero_grad()
         torch.manual_seed(5)
         model(ids).square().mean().backward()
@@ -219,12 +229,83 @@ def test_recomputed_activations_give_the_same_gradients_with_dropout(tiny_model,
 
     n_calls = []
     model.blocks[0].register_forward_pre_hook(lambda *_: n_calls.append(1))
-    plain = gradients(recompute=False)
+    plain = gradients("none")
     assert len(n_calls) == 1
-    recomputed = gradients(recompute=True)
+    recomputed = gradients(checkpointing)
     assert len(n_calls) == 3
     for one, other in zip(plain, recomputed, strict=True):
         assert torch.equal(one, other)
+
+
+class Products(TorchDispatchMode):
+    """Counts products with weights and attention kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_products = self.n_attentions = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        self.n_products += name in ("mm", "addmm")
+        self.n_attentions += "scaled_dot_product" in name and "backward" not in name
+        return func(*args, **(kwargs or {}))
+
+
+@both_blocks
+@pytest.mark.parametrize("attention_dropout", [0.0, 0.3])
+def test_selective_checkpointing_computes_no_product_twice(tiny_model, block, attention_dropout):
+    """Without dropout of attention weights no attention either."""
+    model, ids = tiny_model(block, dropout=0.3, attention_dropout=attention_dropout).train(), some_ids(2, 7)
+
+    def counted(checkpointing: str) -> Products:
+        model.activation_checkpointing = checkpointing
+        with Products() as products:
+            model.hidden(ids).sum().backward()
+        return products
+
+    none, selective, full = (counted(checkpointing) for checkpointing in ("none", "selective", "full"))
+    assert selective.n_products == none.n_products < full.n_products
+    if not attention_dropout:
+        assert (none.n_attentions, selective.n_attentions, full.n_attentions) == (3, 3, 6)
+
+
+@both_blocks
+def test_checkpointing_stores_less_and_less(tiny_model, block):
+    model, ids = tiny_model(block, dropout=0.3, attention_dropout=0.0).train(), some_ids(2, 29)
+
+    def live_bytes(checkpointing: str) -> int:
+        model.activation_checkpointing = checkpointing
+        with LiveStorages() as live:
+            y = model.hidden(ids).sum()
+            stored = live.n_bytes
+        y.backward()
+        return stored
+
+    live_bytes("none")
+    none, selective, full = (live_bytes(checkpointing) for checkpointing in ("none", "selective", "full"))
+    assert selective < 0.75 * none and full < 0.5 * selective
+
+
+class LiveStorages(TorchDispatchMode):
+    """Bytes of the storages that operators have made and that are still alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_bytes = 0
+        self.sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            storage = leaf.untyped_storage() if isinstance(leaf, torch.Tensor) else None
+            if storage is not None and storage._cdata not in self.sizes:
+                self.sizes[storage._cdata] = storage.nbytes()
+                self.n_bytes += storage.nbytes()
+                weakref.finalize(storage, self.forget, storage._cdata)
+        return result
+
+    def forget(self, storage: int) -> None:
+        self.n_bytes -= self.sizes.pop(storage)
 
 
 @both_blocks
@@ -241,6 +322,29 @@ def test_dropout_acts_in_training_only_and_everywhere_it_should(tiny_model, bloc
     for layer in layers.values():
         layer.p = 0.0
     assert not torch.equal(model(ids), model(ids)), "attention weights are not dropped"
+
+
+@both_blocks
+@both_kernels
+@pytest.mark.parametrize("documents", [None, torch.zeros(2, 7, dtype=torch.int64)])
+def test_attention_weights_have_a_dropout_of_their_own(tiny_model, block, kernel, documents):
+    """Null is model.dropout: with it, and with the same value written out, training draws the same numbers."""
+    ids, positions = some_ids(2, 7), repeat(torch.arange(7), "t -> b t", b=2)
+
+    def trained(**dropouts: float | None) -> torch.Tensor:
+        torch.manual_seed(11)
+        model = tiny_model(block, attention=kernel, **dropouts).train()
+        torch.manual_seed(5)
+        return model(ids, positions, documents)
+
+    assert torch.equal(trained(dropout=0.3), trained(dropout=0.3, attention_dropout=0.3))
+    assert not torch.equal(trained(dropout=0.3), trained(dropout=0.3, attention_dropout=0.0))
+    assert not torch.equal(trained(dropout=0.0), trained(dropout=0.0, attention_dropout=0.3))
+    model = tiny_model(block, attention=kernel, dropout=0.3, attention_dropout=0.0).train()
+    for layer in model.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.p = 0.0
+    assert torch.equal(model(ids, positions, documents), model(ids, positions, documents))
 
 
 @both_blocks

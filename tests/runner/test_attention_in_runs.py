@@ -14,7 +14,7 @@ from dtl.model.kernel_choice import KernelChoice, KernelContext
 def test_the_kernel_is_told_and_kept(pairs: Path, tmp_path: Path) -> None:
     start(tiny_config(pairs, total_steps=2), tmp_path)
     details = " ".join((tmp_path / "details.txt").read_text(encoding="utf-8").split())
-    assert "padded (auto: no fused kernel has dropout on cpu" in details
+    assert "padded (auto: computes the fewest pairs on cpu" in details
     for state in (tmp_path / "checkpoints").glob("*/state.json"):
         assert json.loads(state.read_text())["fingerprint"]["attention"] == "padded"
 

@@ -401,8 +401,13 @@ def test_the_advice_goes_on_when_a_batch_is_one_row(pairs: Path) -> None:
             raise MemoryError
         return str(told.value)
 
-    assert "trainer.activation_checkpointing=true" in advice(tiny_config(pairs, micro_batch_size=1))
-    assert "data.seq_len=36" in advice(tiny_config(pairs, micro_batch_size=1, activation_checkpointing=True))
+    for checkpointing, expected in {
+        "none": "trainer.activation_checkpointing=selective",
+        "selective": "trainer.activation_checkpointing=full",
+        "full": "data.seq_len=36",
+    }.items():
+        config = tiny_config(pairs, micro_batch_size=1, activation_checkpointing=checkpointing)
+        assert f"Try next: {expected}" in advice(config)
 
 
 @pytest.mark.fault("out-of-memory")

@@ -21,7 +21,7 @@ from dtl.errors import ConfigError
 from dtl.model.transformer import create_model
 from dtl.training.config import LossConfig, TrainerConfig
 from dtl.training.evaluate import evaluate
-from dtl.training.loss import at_targets, cross_entropy, mean_cross_entropy
+from dtl.training.loss import TARGETS_TILE, at_targets, cross_entropy, mean_cross_entropy, targets_multiple
 from dtl.training.trainer import Trainer
 
 B, T, D, V = 2, 7, 13, 23
@@ -99,6 +99,40 @@ def test_z_loss_and_label_smoothing_follow_their_definitions(
     torch.testing.assert_close(loss.double(), by_hand, rtol=1e-5, atol=1e-5)
     inputs = [x_btd, *head.parameters()]
     torch.testing.assert_close(torch.autograd.grad(loss, inputs), torch.autograd.grad(by_hand, inputs))
+
+
+@pytest.mark.parametrize("settings", [{}, {"z_loss": 0.3}, {"label_smoothing": 0.2, "z_loss": 0.3}])
+@pytest.mark.parametrize(("n_targets", "n_rows"), [(0, 0), (1, 16), (16, 16), (17, 32), (34, 48), (49, 50)])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_targets_in_whole_tiles_change_neither_value_nor_gradient(
+    monkeypatch: pytest.MonkeyPatch, n_targets: int, n_rows: int, settings: dict[str, float], chunked: bool
+) -> None:
+    """As on a GPU: the positions added have the target IGNORE. In chunks of 16 rows, or in one."""
+    if chunked:
+        monkeypatch.setattr(loss_module, "CHUNK_BYTES", 1)
+    head = nn.Linear(D, V, bias=False).double()
+    x_btd = torch.randn(5, 10, D, dtype=torch.float64, requires_grad=True)
+    targets_n = torch.full((50,), IGNORE)
+    targets_n[torch.randperm(50)[:n_targets]] = torch.randint(0, V, (n_targets,))
+    targets_bt = rearrange(targets_n, "(b t) -> b t", b=5)
+
+    def found(multiple: int) -> tuple[int, Tensor, tuple[Tensor, ...]]:
+        x_nd, targets_n = at_targets(x_btd, targets_bt, n_targets, multiple)
+        loss = cross_entropy(head, x_nd, targets_n, LossConfig(**settings))
+        return len(x_nd), loss, torch.autograd.grad(loss, [x_btd, *head.parameters()], allow_unused=n_targets == 0)
+
+    (exact, loss, gradients), (padded, same_loss, same_gradients) = found(1), found(16)
+    assert (exact, padded) == (n_targets, n_rows)
+    torch.testing.assert_close(same_loss, loss)
+    torch.testing.assert_close(same_gradients, gradients)
+    assert targets_bt.ne(IGNORE).sum() == n_targets  # the batch keeps its targets
+
+
+def test_only_the_own_loss_on_a_gpu_gets_whole_tiles() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert targets_multiple(cross_entropy, cuda) == TARGETS_TILE
+    assert targets_multiple(cross_entropy, cpu) == 1
+    assert targets_multiple(lambda head, x_nd, targets_n, config: x_nd.sum(), cuda) == 1
 
 
 def test_the_defaults_are_the_plain_cross_entropy_to_the_bit() -> None:

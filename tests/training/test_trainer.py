@@ -63,15 +63,17 @@ def test_one_seed_one_run(make_trainer: MakeTrainer, precision: str) -> None:
     assert losses(model_seed=8) != first
 
 
-def test_activation_checkpointing_changes_no_bit(make_trainer: MakeTrainer) -> None:
-    def trained(activation_checkpointing: bool) -> dict[str, Tensor]:
-        trainer = make_trainer(dropout=0.1, last_step=3)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("checkpointing", ["selective", "full"])
+def test_activation_checkpointing_changes_no_bit(make_trainer: MakeTrainer, precision: str, checkpointing: str) -> None:
+    def trained(activation_checkpointing: str) -> dict[str, Tensor]:
+        trainer = make_trainer(dropout=0.1, attention_dropout=0.0, last_step=3, precision=precision)
         trainer.model.activation_checkpointing = activation_checkpointing
         for _ in trainer.steps():
             pass
         return snapshot(trainer)
 
-    plain, checkpointed = trained(False), trained(True)
+    plain, checkpointed = trained("none"), trained(checkpointing)
     assert all(torch.equal(plain[name], checkpointed[name]) for name in plain)
 
 
@@ -115,7 +117,7 @@ def test_what_cannot_be_compiled_is_trained_without_and_said(
             pytest.param(kind, block, marks=pytest.mark.slow)
             for kind, block in [
                 ("plain", "classic"),
-                *((kind, "modern") for kind in ("plain", "dropout", "checkpointed", "chunks of the head")),
+                *((kind, "modern") for kind in ("plain", "dropout", "selective", "full", "chunks of the head")),
             ]
         ),
     ],
@@ -125,7 +127,7 @@ def test_hidden_and_loss_are_one_graph(
 ) -> None:
     """Traced without a break, so that a compiler sees all of a step; the numbers are those of the eager step."""
     model = tiny_model(block, randomised=True, dropout=0.1 if kind == "dropout" else 0.0).train()
-    model.activation_checkpointing = kind == "checkpointed"
+    model.activation_checkpointing = kind if kind in ("selective", "full") else "none"
     if kind == "chunks of the head":
         monkeypatch.setattr(loss_module, "CHUNK_BYTES", 1)  # 16 rows
     ids_bt, targets_bt = torch.randint(0, model.vocab_size, (2, 5, 7)).unbind()
