@@ -55,7 +55,13 @@ _INTERLANGUAGE = re.compile(
 _ENDINGS = "jpe?g|png|svg|gif|tiff?|webp|xcf|og[gvax]|oga|opus|webm|mp[34]|wav|flac|mid|pdf|djvu|stl"
 _QUOTES = re.compile(r"''+")
 _PLAIN_LINK = re.compile(r"\[\[([^\[\]{}|\n<>#:&]+)(?:\|([^\[\]{}|\n<>]*))?\]\]")
-_MAY_BE_ADDRESS = re.compile(r"\[[^\[\]\s]*[:/]")
+# Without brackets inside: a link, an address with words, and words in brackets, as in "[he] said".
+_FLAT = re.compile(
+    r"\[(?:\[([^\[\]{}|\n<>]+)(?:\|([^\[\]{}|\n<>]*))?\]\]"
+    r"|(https?://[^\s\[\]{}|<>\"'\\^`]+)(?: ([^\s\[\]{}|<>][^\[\]{}|\n<>]*))?\]|[^\[\]{}\s:/]*(?:\s[^\[\]{}]*)?\])"
+)
+_SCHEMES = {"bitcoin", "geo", "magnet", "mailto", "news", "sip", "sips", "sms", "tel", "urn", "xmpp"}  # without slashes
+_UNREAD = re.compile(r"[\[\]{]")
 LONGEST_PIECE = 4000  # characters that mwparserfromhell reads at a time
 _PIECES = re.compile(rf"(?s).{{1,{LONGEST_PIECE}}}(?:\n|\Z)|.{{1,{LONGEST_PIECE}}}(?:[ \n]|\Z)|.{{{LONGEST_PIECE}}}")
 _NEVER_CLOSED = re.compile(r"\[\[+|\]\]+|\{\{+|\}\}+|\[(?:https?:)?//\S+ ?")
@@ -100,8 +106,7 @@ def _without_comments(text: str) -> str:
 
 
 def _start_of_line(text: str, end: int, limit: int, signs: str) -> int:
-    """Return where the line begins that has only `signs` up to `end`; -1 for another or one that begins before `limit`.
-    """
+    """Return the beginning of the line that has only `signs` up to `end`; -1 where there is none after `limit`."""
     start = end
     while start > limit and text[start - 1] in signs:
         start -= 1
@@ -324,8 +329,8 @@ def _read(block: str) -> str:
     """
     if "[" not in block and "{{" not in block:
         return block
-    if "[[" not in block and "{" not in block and not _MAY_BE_ADDRESS.search(block):
-        return _NEVER_CLOSED.sub("", block)  # brackets around words, as in "[he] said"
+    if len(block) <= LONGEST_PIECE and not _UNREAD.search(_FLAT.sub(_without_flat, block)):
+        return _NEVER_CLOSED.sub("", _FLAT.sub(_flat, block))
     from mwparserfromhell.parser import Parser  # imported here: it takes a fifth of a second, and only dumps need it
 
     pieces = [block] if len(block) <= LONGEST_PIECE else _PIECES.findall(block)
@@ -337,12 +342,28 @@ def _text_of(code: Any) -> str:
     return "".join(_TEXTS.get(type(node).__name__, str)(node) for node in code.nodes)
 
 
-def _wikilink(node: Any) -> str:
-    title = str(node.title).strip()
-    if node.text is not None:
-        label = _text_of(node.text)
+def _without_flat(match: re.Match[str]) -> str:
+    """Return nothing for what `_flat` reads as mwparserfromhell does; the rest unchanged."""
+    title = match[1]
+    is_address = title is not None and ("//" in title or title.partition(":")[0].strip().lower() in _SCHEMES)
+    return match[0] if is_address else ""
+
+
+def _flat(match: re.Match[str]) -> str:
+    title, label, address, words = match.groups()
+    if title is not None:
+        return _link_text(title.strip(), label)
+    return match[0] if address is None else words or ""
+
+
+def _link_text(title: str, label: str | None) -> str:
+    if label is not None:
         return label if label.strip() else re.sub(r"^[^:]*:|\s*[(,].*$", "", title)
     return title.removeprefix(":").replace("_", " ") if not title.startswith("#") else title[1:].replace("_", " ")
+
+
+def _wikilink(node: Any) -> str:
+    return _link_text(str(node.title).strip(), None if node.text is None else _text_of(node.text))
 
 
 def _external_link(node: Any) -> str:
