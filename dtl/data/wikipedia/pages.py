@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = 3  # articles whose wikitext is kept, to show it next to the prose
 BLOCK = 1 << 16  # bytes
-CHUNK_CHARACTERS = 400_000  # wikitext sent to a worker at a time: a tenth of a second of work
+CHUNK_CHARACTERS = 400_000  # wikitext sent to a worker at a time: a twentieth of a second of work
 MAX_CHARACTERS = 4_000_000  # twice MediaWiki's limit for a page; a longer one is no article
 _LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"  # the attribute xml:lang
 FILE, CATEGORY, MAIN = 6, 14, 0  # keys of namespaces, the same in every language

@@ -112,19 +112,9 @@ _ORDINAL = re.compile(r"(?:[IVX]+|\d+)(?:er|re|e|nd|nde)|M\.|Mme|Mlle|Dr|Mgr|Ve|
 _IN_A_LANGUAGE = re.compile(r"(?:[Ll]ang|[Zz]itat|[Kk])-[a-z0-9-]{2,12}|[Ss]cript/\w+|[A-Za-z][a-z]{1,2}S")
 _ROMAN = re.compile(r"[IVXL]+")
 _RANGES = {
-    "-": "–",
-    "–": "–",
-    "to": " to ",
-    "and": " and ",
-    "or": " or ",
-    "by": " by ",
-    "x": " × ",
-    "×": " × ",
-    "to(-)": " to ",
-    "+": "+",
-    "±": "±",
-    "+/-": "±",
-}
+    "-": "–", "–": "–", "to": " to ", "and": " and ", "or": " or ", "by": " by ", "x": " × ", "×": " × ",
+    "to(-)": " to ", "+": "+", "±": "±", "+/-": "±",
+}  # fmt: skip
 _UNIT_SIGNS = {
     "C": "°C", "F": "°F", "sqmi": "sq mi", "sqft": "sq ft", "sqyd": "sq yd", "sqkm": "km²", "sqm": "m²",
     "cuin": "cu in", "cuft": "cu ft", "cuyd": "cu yd", "cum": "m³", "usgal": "US gal", "impgal": "imp gal",
