@@ -329,13 +329,16 @@ def _read(block: str) -> str:
     """
     if "[" not in block and "{{" not in block:
         return block
-    if len(block) <= LONGEST_PIECE and not _UNREAD.search(_FLAT.sub(_without_flat, block)):
-        return _NEVER_CLOSED.sub("", _FLAT.sub(_flat, block))
+    pieces = [block] if len(block) <= LONGEST_PIECE else _PIECES.findall(block)
+    return _NEVER_CLOSED.sub("", "".join(map(_without_links, pieces)))
+
+
+def _without_links(piece: str) -> str:
+    if not _UNREAD.search(_FLAT.sub(_without_flat, piece)):
+        return _FLAT.sub(_flat, piece)
     from mwparserfromhell.parser import Parser  # imported here: it takes a fifth of a second, and only dumps need it
 
-    pieces = [block] if len(block) <= LONGEST_PIECE else _PIECES.findall(block)
-    text = "".join(_text_of(Parser().parse(piece, skip_style_tags=True)) for piece in pieces)
-    return _NEVER_CLOSED.sub("", text)
+    return _text_of(Parser().parse(piece, skip_style_tags=True))
 
 
 def _text_of(code: Any) -> str:
