@@ -56,7 +56,9 @@ _REDIRECT = re.compile(r"\s*[#＃][^\W\d_][\w -]{0,40}:?\s*\[\[[^\[\]\n]+\]\]") 
 
 def is_disambiguation(title: str, wikitext: str) -> bool:
     """Return True for a disambiguation page."""
-    return title.endswith("(disambiguation)") or bool(_DISAMBIGUATION.search(wikitext) or _SWITCH.search(wikitext))
+    if title.endswith("(disambiguation)") or _DISAMBIGUATION.search(wikitext):
+        return True
+    return "__" in wikitext and _SWITCH.search(wikitext) is not None
 
 
 def is_redirect(wikitext: str) -> bool:

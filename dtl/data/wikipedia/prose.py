@@ -31,6 +31,7 @@ _SPACE_BEFORE = re.compile(r" +(?=[,.、。，](?:\s|$)|[、。，])")
 _WIDE = re.compile(r"[\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef]")
 _WIDE_SIGNS = re.compile("[、。，；）（]")
 _AMOUNT_CUT = re.compile(rf" ?\([^()]*[$€£¥]{CUT}[^()]*\)")  # `$5 ({{inflation|...}} in 2020)`
+_CURRENCY_CUT = re.compile(f"{CUT}(?<=[$€£¥]{CUT})")
 _NAME_CUT = re.compile(rf"{CUT}+\s*\([^()]*\)\s*$")  # an item of a list that was `{{DEN}} (EU)`
 _UNITS = re.compile(r"(?<=[ \u00a0])((?:k|c|m|d)?m|mi|ft|yd|in)([23])(?=[\s,.;:)]|$)")
 _UNITS_2 = re.compile(r"2(?<=[mtdin]2)")
@@ -139,7 +140,8 @@ def clean_line(line: str) -> str:
     if "&" in line:
         line = html.unescape(line)
     if CUT in line:
-        line = _AMOUNT_CUT.sub("", line)
+        if _CURRENCY_CUT.search(line):
+            line = _AMOUNT_CUT.sub("", line)
         if _NAME_CUT.match(line.lstrip()):
             return ""
         line = line.replace(CUT, "")
