@@ -291,6 +291,7 @@ def cleaned_by_every_pattern(line: str) -> str:
 def test_every_line_with_a_trace_is_cleaned():
     choose = random.Random(11)
     lines = ["".join(choose.choices(TRACES, k=choose.randint(1, 13))) for _ in range(1999)]
+    lines += ["a,(). b", "a;[ ] . b", "a ( ,( )) , . b"]  # what is left of brackets may be a trace in its turn
     assert [clean_line(line) for line in lines] == [cleaned_by_every_pattern(line) for line in lines]
 
 
