@@ -1,7 +1,7 @@
 """Measurements of suite=text on a MediaWiki dump: the speed of its conversion to prose, and its memory.
 
 The peers are the loop that the documentation of mwxml and mwparserfromhell shows, and gensim's `segment_wiki`, which
-is faster and less exact.
+is faster and less exact. Seconds are those of the processor, of all processes of a side together.
 """
 
 import bz2
@@ -20,62 +20,80 @@ from dtl.benchmarks.suite import MEGABYTE, Workplace, dump
 from dtl.errors import DTLError
 
 N_CHARACTERS = 4 * MEGABYTE
-PROCESSES = 2
-# gensim forks, which can hang a process whose torch has started threads: it runs in a process of its own, and the start
-# of that process is not counted.
-SEGMENT_WIKI = """
-import json, sys, time
-from gensim.scripts.segment_wiki import segment_all_articles
-began = time.perf_counter()
-articles = segment_all_articles(sys.argv[1], min_article_character=0, workers=int(sys.argv[2]))
-characters = [sum(len(text) for _, text in article[1]) for article in articles]
-print(json.dumps([time.perf_counter() - began, len(characters), sum(characters)]))
+BENCH_EXTRA = "pip install 'dtl[bench]'"
+# gensim forks, which can hang a process whose torch has started threads: both sides run in processes of their own. The
+# start of these is not counted. gensim has one worker at least, DTL none.
+READING = """
+import json, os, sys
+from pathlib import Path
+{imports}
+def main():
+    began = sum(os.times()[:4])  # of this process and of its children
+    characters = [{characters}]
+    print(json.dumps([sum(os.times()[:4]) - began, len(characters), sum(characters)]))
+if __name__ == "__main__":
+    main()
 """
+READ_DUMP = READING.format(
+    imports="from dtl.data.wikipedia.dump import read_dump",
+    characters="len(article.text) for article in read_dump(Path(sys.argv[1]), processes=1)",
+)
+SEGMENT_WIKI = READING.format(
+    imports="from gensim.scripts.segment_wiki import segment_all_articles",
+    characters="sum(len(text) for _, text in article[1])"
+    " for article in segment_all_articles(sys.argv[1], min_article_character=0, workers=1)",
+)
 
 
 def dump_reading(place: Workplace) -> Iterator[Row]:
-    """Yield two rows: articles per second compared with mwparserfromhell in one process, and with gensim."""
+    """Yield two rows: articles per second of processor time compared with mwparserfromhell, and with gensim."""
     tiny, rounds = place.settings.tiny, place.settings.rounds
     file = dump(place, 20_000 if tiny else N_CHARACTERS)
     source = "synthetic dump" if place.settings.dump is None else file.name
-    row = Row("dump", f"{source} to prose, {PROCESSES} processes", "articles/s", goal=at_least(1.8))
-    row = replace(row, peer_name="mwxml and mwparserfromhell's strip_code, one process")
+    row = Row("dump", f"{source} to prose, processor time", "articles/s", goal=at_least(1.8))
+    row = replace(row, peer_name="mwxml and mwparserfromhell's strip_code")
     n_articles, n_characters = read_with_dtl(file)
-    _, n_theirs = read_in_a_loop(file)
-    row = replace(row, note=f"{n_articles:,} articles; {n_characters:,} and {n_theirs:,} characters of text")
-    yield compared(row, in_turns(lambda: read_with_dtl(file), lambda: read_in_a_loop(file), rounds), n_articles)
-
-    row = replace(
-        row, name="dump_gensim", peer_name=f"gensim's segment_wiki, {PROCESSES} processes", goal=at_least(1.8)
-    )
     try:
-        peer("gensim", "pip install 'dtl[bench]'")
+        _, n_theirs = read_in_a_loop(file)
     except MissingPeerError as error:
-        yield skipped(replace(row, note=""), str(error))
-        return
-    reports: list[list[Any]] = []
+        yield skipped(row, str(error))
+    else:
+        seconds = in_turns(lambda: read_with_dtl(file), lambda: read_in_a_loop(file), rounds, time.process_time)
+        note = f"{n_articles:,} articles; {n_characters:,} and {n_theirs:,} characters of text"
+        yield compared(replace(row, note=note), seconds, n_articles)
+
+    row = replace(row, name="dump_gensim", peer_name="gensim's segment_wiki", goal=at_least(1.8))
+    ours: list[list[Any]] = []
+    theirs: list[list[Any]] = []
     try:
-        ours, _ = in_turns(lambda: read_with_dtl(file), lambda: reports.append(segment_wiki(file)), rounds)
-    except DTLError as error:
-        yield skipped(replace(row, note=""), str(error))
+        peer("gensim", BENCH_EXTRA)
+        in_turns(
+            lambda: ours.append(reading(READ_DUMP, file)), lambda: theirs.append(reading(SEGMENT_WIKI, file)), rounds
+        )
+    except DTLError as error:  # not installed, or it failed
+        yield skipped(row, str(error))
         return
-    note = f"{n_articles:,} and {reports[0][1]:,} articles; {n_characters:,} and {reports[0][2]:,} characters of text"
-    yield compared(replace(row, note=note), (ours, [seconds for seconds, *_ in reports]), n_articles)
+    note = f"{n_articles:,} and {theirs[0][1]:,} articles; {n_characters:,} and {theirs[0][2]:,} characters of text"
+    seconds = [report[0] for report in ours], [report[0] for report in theirs]
+    yield compared(replace(row, note=note), seconds, n_articles)
 
 
 def read_with_dtl(file: Path) -> tuple[int, int]:
     """Read a dump with DTL, and return its numbers of articles and of characters of text."""
     from dtl.data.wikipedia.dump import read_dump
 
-    sizes = [len(article.text) for article in read_dump(file, processes=PROCESSES)]
+    sizes = [len(article.text) for article in read_dump(file, processes=1)]
     return len(sizes), sum(sizes)
 
 
 def read_in_a_loop(file: Path) -> tuple[int, int]:
-    """Return the same numbers with only the two libraries: main namespace, no redirects, markup stripped."""
-    import mwparserfromhell
-    import mwxml
+    """Return the same numbers with only the two libraries: main namespace, no redirects, markup stripped.
 
+    Raises MissingPeerError without mwxml, which DTL itself does not need.
+    """
+    import mwparserfromhell
+
+    mwxml = peer("mwxml", BENCH_EXTRA)
     sizes = []
     with file.open("rb") as raw:
         packed = raw.read(3) == b"BZh"
@@ -86,13 +104,12 @@ def read_in_a_loop(file: Path) -> tuple[int, int]:
     return len(sizes), sum(sizes)
 
 
-def segment_wiki(file: Path) -> list[Any]:
-    """Return seconds, articles and characters of gensim. Raises DTLError when it fails."""
-    program = [sys.executable, "-c", SEGMENT_WIKI, str(file), str(PROCESSES)]
-    done = subprocess.run(program, capture_output=True, text=True, check=False)
+def reading(program: str, file: Path) -> list[Any]:
+    """Return seconds, articles and characters of READ_DUMP or SEGMENT_WIKI. Raises DTLError when it fails."""
+    done = subprocess.run([sys.executable, "-c", program, str(file)], capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise DTLError(f"gensim fails ({last})")
+        raise DTLError(f"{'gensim' if program is SEGMENT_WIKI else 'reading the dump'} fails ({last})")
     return json.loads(done.stdout.splitlines()[-1])
 
 

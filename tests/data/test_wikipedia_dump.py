@@ -132,6 +132,29 @@ def test_the_newest_revision_of_a_history_is_read(tmp_path):
     assert list(read_dump(written(tmp_path, dump(history)))) == [("Lake", "New.")]
 
 
+def test_a_long_history_is_not_kept(tmp_path):
+    import tracemalloc
+
+    def peak(revisions: int) -> int:
+        one = page("Lake", "Deep. " * 1009)
+        revision = re.search("<revision>.*</revision>", one)
+        assert revision is not None
+        path = written(tmp_path, dump(one.replace("</page>", revision[0] * revisions + "</page>")))
+        tracemalloc.start()
+        assert [article.title for article in read_dump(path)] == ["Lake"]
+        highest = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return highest
+
+    peak(2)
+    assert peak(211) < peak(23) + 100_000  # a revision is 6,054 bytes
+
+
+def test_the_log_of_a_wiki_is_skipped(tmp_path):
+    log = "<logitem><id>3</id><type>delete</type></logitem>"
+    assert list(read_dump(written(tmp_path, dump(log, page("Lake", "Deep."), log)))) == [("Lake", "Deep.")]
+
+
 def test_the_language_of_a_dump_is_heeded(tmp_path):
     text = "{{citation|Oui}}, dit-elle."
     path = written(tmp_path, dump(page("A", text)).replace(b'xml:lang="en"', b'xml:lang="fr"'))
@@ -140,6 +163,7 @@ def test_the_language_of_a_dump_is_heeded(tmp_path):
 
 def test_processes_change_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("dtl.data.wikipedia.pages.CHUNK_CHARACTERS", 4001)
+    monkeypatch.setattr(dump_module, "BEFORE_PROCESSES", 9001)  # of some 26,000
     path = written(tmp_path, bz2.compress(dump(*articles(97))))
     alone, together = DumpCounts(), DumpCounts()
     expected = list(read_dump(path, processes=1, counts=alone))
@@ -150,6 +174,7 @@ def test_processes_change_nothing(tmp_path, monkeypatch):
 
 def test_whoever_stops_early_waits_for_nothing_more(tmp_path, monkeypatch):
     monkeypatch.setattr("dtl.data.wikipedia.pages.CHUNK_CHARACTERS", 1)
+    monkeypatch.setattr(dump_module, "BEFORE_PROCESSES", 0)
     counts = DumpCounts()
     reader = read_dump(written(tmp_path, dump(*articles(997, words=1))), processes=2, counts=counts)
     assert next(reader).title == "Page 0"
@@ -217,6 +242,10 @@ def _each(reader, kept):
         (dump(page("A", "B.")).replace(b"B.", b"\xff\xfe"), "damaged"),
         (dump(page("A", "B."), "<page><title>C</title><id>x</id></page>"), "after page 1 ('A')"),
         (dump(page("A", "B."), "<page><title/><ns>0</ns><id>1</id></page>"), "after page 1 ('A')"),
+        (dump(page("A", "B."), "<page><title>C</title><ns/><id>1</id></page>"), "after page 1 ('A')"),
+        (dump(page("A", "B."), page("C", "D.", extra="<upload/>")), "unexpected <upload> in a page"),
+        (dump(page("A", "B."), page("C", "D.").replace("</page>", "<id>1</id></page>")), "unexpected <id> in a page"),
+        (dump(page("A", "B."), "<note/>"), "unexpected <note> between the pages), after page 1 ('A')"),
     ],
 )
 def test_what_is_no_dump_is_named(tmp_path, content, said):
@@ -340,6 +369,7 @@ def test_a_long_dump_needs_no_more_memory_than_a_short_one(tmp_path):
 def test_the_first_articles_show_what_became_of_their_wikitext(tmp_path, monkeypatch):
     """Whatever the number of processes, and without keeping the wikitext of the others."""
     monkeypatch.setattr("dtl.data.wikipedia.pages.CHUNK_CHARACTERS", 50)  # each page a chunk of its own
+    monkeypatch.setattr(dump_module, "BEFORE_PROCESSES", 100)
     pages = [page(f"Page {n}", f"{{{{Box|a=b}}}}'''Page {n}''' is [[word|one]]. " * 3) for n in range(7)]
     for processes in (1, 2):
         counts = DumpCounts()

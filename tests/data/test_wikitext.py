@@ -1,11 +1,16 @@
 """Wikitext to prose: what a reader reads stays, whole; what draws the page goes, without a trace."""
 
+import html
+import random
 import re
 import time
 
 import pytest
 
+from dtl.data.wikipedia import prose as prose_module
+from dtl.data.wikipedia import wikitext as wikitext_module
 from dtl.data.wikipedia.names import is_disambiguation, is_redirect
+from dtl.data.wikipedia.prose import clean_line
 from dtl.data.wikipedia.templates import tex_to_text
 from dtl.data.wikipedia.wikitext import _PLAIN_LINK, LONGEST_PIECE, _read, to_prose
 
@@ -48,6 +53,10 @@ from dtl.data.wikipedia.wikitext import _PLAIN_LINK, LONGEST_PIECE, _read, to_pr
         ("10<sup>6</sup> m<sup>2</sup>, H<sub>2</sub>O, 1 &lt; 2 &amp;&nbsp;3", "10⁶ m², H2O, 1 < 2 & 3"),
         ("One<br>two<br />three", "One\ntwo\nthree"),
         ("If a < b and c > d, e.", "If a < b and c > d, e."),
+        ("a\n<!-- b -->\n\t<!--\nc\n--> \n<!-- d --> e\n <!-- f", "a e"),
+        ("<!-- a -->\nb<!-->c-->d<NOWIKI/><!---->\n:e", "bd\n\ne"),
+        ("a \n < BR > \n\n b<br/><br>c", "a b\nc"),
+        ("a <LI> b </li>\n <dd>\n<dt> c", "a\n\n- b\n- c"),
         ("__NOTOC__Text __KEIN_INHALTSVERZEICHNIS__ my__name__x", "Text my__name__x"),
         # quotes
         ("'''Vann''' is ''the'' '''''lake'''''.", "Vann is the lake."),
@@ -100,6 +109,8 @@ def test_markup_becomes_what_a_reader_reads(wikitext, prose):
         ("Old.\n:{{Top}}\n:! Lake\n:| Vann\n:{{End}}\nNew.", "Old.\n\nNew."),
         ("Old.\n{{Top}}\n|a||b\nNew | old.\n\n!Kung", "Old.\n\nNew | old.\n\n!Kung"),
         ("Old.\n{| class=x\n|-\n|a\n{{s-end}}\nNew.", "Old.\n\nNew."),
+        ("Old {| a |} b|}}c.\n*:{|\n|a {| b\n\t|}d\nNew {{nowrap|{|x|}}}.", "Old {| a |} b|c. d New {}."),
+        ("Old.\n{|\n|}}}\nNew.", "Old.\n\nNew."),
     ],
 )  # fmt: skip
 def test_templates_and_spellings_are_the_words_that_a_page_shows(wikitext, prose):
@@ -203,6 +214,85 @@ def test_the_short_way_for_links_is_mwparserfromhells():
         short = _PLAIN_LINK.fullmatch(link)
         assert short is not None
         assert re.sub(_PLAIN_LINK, lambda match: match[2] or match[1].strip().replace("_", " "), link) == _read(link)
+
+
+SIGNS = ["[[", "]]", "[", "]", "|", "http://x.y/z", "//b", "mailto:", "News:", "#", ":", "&amp;", ">", " ", "\n", "a"]
+SIGNS += ["b c", "(d)", ",", "é", "=", "*", "/", "}", "{{", "'", '"', "[[a#b|c]]", "[http://x y]", "[he]", "[[:c:d]]"]
+SIGNS += ["[[a (b)|]]"]
+
+
+def test_flat_brackets_are_read_as_mwparserfromhell_reads_them(monkeypatch):
+    from mwparserfromhell.definitions import URI_SCHEMES
+
+    assert {scheme for scheme, needs_slashes in URI_SCHEMES.items() if not needs_slashes} == wikitext_module._SCHEMES
+    choose = random.Random(7)
+    texts = ["".join(choose.choices(SIGNS, k=choose.randint(1, 11))) for _ in range(1009)]
+    got = [_read(text) for text in texts]
+    monkeypatch.setattr(wikitext_module, "_UNREAD", re.compile(""))  # now nothing is flat
+    assert got == [_read(text) for text in texts]
+
+
+TRACES = [" ", "  ", "\u00a0", "\t", "\u3000", "\u200b", "\x01", "&nbsp;", "&#10;", ",", ", ,", ";", ".", ":", "(", ")"]
+TRACES += [
+    "[",
+    "]",
+    "（",
+    "）",
+    "、",
+    "，",
+    "。",
+    "；",
+    "m2",
+    "km3",
+    "ft2",
+    "in",
+    "2",
+    "a",
+    "b",
+    "é",
+    "湖",
+    "·",
+    "–",
+    "|",
+    "$5",
+    "£",
+]
+
+
+def cleaned_by_every_pattern(line: str) -> str:
+    """`clean_line`, with every pattern tried on every line."""
+    names = "_OTHER_SPACES _INVISIBLE _DOUBLED _SPACE_BEFORE _BEFORE_END _UNITS _ORPHAN _EMPTY _CLOSING _OPENING"
+    patterns = {name: getattr(prose_module, name) for name in names.split()}
+
+    def without(name: str, text: str, by: str = "") -> str:
+        return patterns[name].sub(by, text)
+
+    def bracket(match: re.Match[str]) -> str:
+        return match[1] or match[2]
+
+    line = html.unescape(line)
+    if "\x01" in line:
+        line = prose_module._AMOUNT_CUT.sub("", line)
+        if prose_module._NAME_CUT.match(line.lstrip()):
+            return ""
+    line = re.sub(" +", " ", without("_OTHER_SPACES", without("_INVISIBLE", line), " "))
+    line = without("_DOUBLED", line, r"\1")
+    if re.search(r"[(\[（]", line):
+        for _ in range(6):
+            line = without("_EMPTY", patterns["_CLOSING"].sub(bracket, patterns["_OPENING"].sub(bracket, line)))
+    line = without("_BEFORE_END", without("_SPACE_BEFORE", line))
+    line = patterns["_UNITS"].sub(lambda match: match[1] + "²³"[int(match[2]) - 2], line)
+    line = re.sub(" +", " ", line)
+    orphan = patterns["_ORPHAN"].match(line)
+    line = line[orphan.end() if orphan else 0 :].strip()
+    return line if any(map(str.isalnum, line)) else ""
+
+
+def test_every_line_with_a_trace_is_cleaned():
+    choose = random.Random(11)
+    lines = ["".join(choose.choices(TRACES, k=choose.randint(1, 13))) for _ in range(1999)]
+    lines += ["a,(). b", "a;[ ] . b", "a ( ,( )) , . b"]  # what is left of brackets may be a trace in its turn
+    assert [clean_line(line) for line in lines] == [cleaned_by_every_pattern(line) for line in lines]
 
 
 def test_prose_has_no_prose_taken_from_it():

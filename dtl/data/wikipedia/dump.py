@@ -9,7 +9,6 @@ Reads export-0.10 and 0.11, with and without their XML namespace, plain or compr
 stream or many.
 """
 
-import itertools
 import os
 import time
 from collections import deque
@@ -30,6 +29,9 @@ from dtl.errors import DataError
 
 EXAMPLE_CHARACTERS = 100  # of prose, and twice as many of wikitext, which has markup and links
 UNREADABLE_KEPT = 5  # titles of unreadable pages in the report
+# Characters of wikitext converted in this process before others are started: a few seconds. The start of each takes one
+# of a processor, and reading the file is the larger part of the work, which only this process does.
+BEFORE_PROCESSES = 8_000_000
 
 
 class Article(NamedTuple):
@@ -109,8 +111,8 @@ def read_dump(
     """Yield the articles of a dump in its order: main namespace only, no redirects, no disambiguation pages.
 
     `processes` convert wikitext to prose (None: one per processor); the result does not depend on their number.
-    Small dumps are read in this process, since starting others takes longer. `counts` is filled while articles are
-    read. A script that calls this needs `if __name__ == "__main__":`, since the processes import it again.
+    The beginning of a dump is converted in this process, so that a small one starts no others. `counts` is filled while
+    articles are read. A script that calls this needs `if __name__ == "__main__":`, since the processes import it again.
 
     Raises DataError, after the last complete article, where a dump is truncated or damaged; with `allow_truncated` it
     ends there, and `counts` record it.
@@ -171,19 +173,16 @@ def _parse_chunk(chunk: list[Page], names: frozenset[str], language: str) -> lis
 def _in_order(reader: Pages, workers: int) -> Iterator[list[_Result]]:
     """Yield the results of chunks in the dump's order, with at most a few pending chunks per worker."""
     chunks = reader.chunks()
-    first = next(chunks, None)
-    if first is None:
-        return
-    second = next(chunks, None) if workers > 1 else None
-    if second is None:
-        yield _parse_chunk(first, reader.names, reader.language)
-        for chunk in chunks:
-            yield _parse_chunk(chunk, reader.names, reader.language)
-        return
+    n_characters = 0
+    while workers == 1 or n_characters < BEFORE_PROCESSES:
+        if (chunk := next(chunks, None)) is None:
+            return
+        yield _parse_chunk(chunk, reader.names, reader.language)
+        n_characters += sum(len(page.wikitext) for page in chunk)
     with _pool(workers) as pool:
         pending: deque[Future[list[_Result]]] = deque()
         try:
-            for chunk in itertools.chain((first, second), chunks):
+            for chunk in chunks:
                 pending.append(pool.submit(_parse_chunk, chunk, reader.names, reader.language))
                 if len(pending) > 2 * workers:  # one chunk in work and one waiting per worker: bounded memory
                     yield pending.popleft().result()

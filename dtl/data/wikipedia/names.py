@@ -46,17 +46,19 @@ def _any_of(names: str) -> str:
 
 APPENDICES = frozenset(name.replace("_", " ") for name in _APPENDICES.split())
 FILES_AND_CATEGORIES = f"{_any_of(_FILES)}|{_any_of(_CATEGORIES)}"
-_DISAMBIGUATION = re.compile(
-    rf"\{{\{{\s*(?:[\w -]{{1,40}}[ _]disambiguation|{_any_of(_HOMONYMS)})(?:[ _-]?(?:page|cleanup))?\s*(?:\||\}}\}})"
-    r"|__DISAMBIG__|__BEGRIFFSKLÄRUNG__",
+_DISAMBIGUATION = re.compile(  # begins with a string, so that re finds it fast
+    rf"\{{\{{\s*(?:[\w -]{{1,40}}[ _]disambiguation|{_any_of(_HOMONYMS)})(?:[ _-]?(?:page|cleanup))?\s*(?:\||\}}\}})",
     re.IGNORECASE,
 )
+_SWITCH = re.compile(r"__(?:DISAMBIG|BEGRIFFSKLÄRUNG)__", re.IGNORECASE)
 _REDIRECT = re.compile(r"\s*[#＃][^\W\d_][\w -]{0,40}:?\s*\[\[[^\[\]\n]+\]\]")  # `#WEITERLEITUNG [[...]]` too
 
 
 def is_disambiguation(title: str, wikitext: str) -> bool:
     """Return True for a disambiguation page."""
-    return title.endswith("(disambiguation)") or _DISAMBIGUATION.search(wikitext) is not None
+    if title.endswith("(disambiguation)") or _DISAMBIGUATION.search(wikitext):
+        return True
+    return "__" in wikitext and _SWITCH.search(wikitext) is not None
 
 
 def is_redirect(wikitext: str) -> bool:

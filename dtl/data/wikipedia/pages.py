@@ -1,21 +1,23 @@
 """The pages of a MediaWiki dump that are worth parsing, in constant memory, and counts of all pages."""
 
-import itertools
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from dtl.data.documents import in_chunks
 from dtl.data.local.unpacking import DAMAGE, Decompressed, compression_of, open_decompressed
 from dtl.data.wikipedia.names import is_disambiguation, is_redirect
 from dtl.errors import DataError
 
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
 EXAMPLES = 3  # articles whose wikitext is kept, to show it next to the prose
 BLOCK = 1 << 16  # bytes
-CHUNK_CHARACTERS = 400_000  # wikitext sent to a worker at a time: a tenth of a second of work
+CHUNK_CHARACTERS = 400_000  # wikitext sent to a worker at a time: a twentieth of a second of work
 MAX_CHARACTERS = 4_000_000  # twice MediaWiki's limit for a page; a longer one is no article
 _LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"  # the attribute xml:lang
 FILE, CATEGORY, MAIN = 6, 14, 0  # keys of namespaces, the same in every language
@@ -23,8 +25,7 @@ FILE, CATEGORY, MAIN = 6, 14, 0  # keys of namespaces, the same in every languag
 _NAMES = {-2: "Media", -1: "Special", 0: "", 1: "Talk", 2: "User", 4: "Project", 6: "File", 8: "MediaWiki",
           10: "Template", 12: "Help", 14: "Category", 100: "Wikipedia", 828: "Module"}  # fmt: skip
 _NAMES |= {key + 1: f"{name} talk" for key, name in _NAMES.items() if key > 0 and key % 2 == 0}
-_SITE_INFO = "".join(f'<namespace key="{key}" case="first-letter">{name}</namespace>' for key, name in _NAMES.items())
-_SITE_INFO = f"<siteinfo><namespaces>{_SITE_INFO}</namespaces></siteinfo>"
+_OF_A_PAGE = ("title", "ns", "id", "redirect", "restrictions", "DiscussionThreading", "revision")
 
 
 class Page(NamedTuple):
@@ -32,6 +33,16 @@ class Page(NamedTuple):
 
     title: str
     wikitext: str
+
+
+class _Record(NamedTuple):
+    """A page of any namespace with its last revision, as the dump has it."""
+
+    title: str
+    namespace: int
+    redirect: str | None
+    model: str | None
+    text: str | None
 
 
 @dataclass
@@ -100,8 +111,6 @@ class Pages:
     def _articles(self) -> Iterator[Page]:
         from xml.etree.ElementTree import ParseError
 
-        from mwxml.errors import MalformedXML
-
         source: _Counting | None = None
         compression = ""
         try:
@@ -110,16 +119,16 @@ class Pages:
                 compression = compression_of(raw.read(8))
                 raw.seek(0)
                 source = _Counting(open_decompressed(raw, compression))
-                for page, revision in self._pages(source):
+                for page in self._pages(source):
                     self.counts.bytes_read = raw.tell()
                     self.counts.pages += 1
                     self._last_title = page.title
-                    if (reason := _unwanted(page, revision)) is not None:
+                    if (reason := _unwanted(page)) is not None:
                         self.counts.dropped[reason] += 1
-                    else:
+                    elif page.text:
                         if len(self.beginnings) + len(self.counts.examples) < EXAMPLES:
-                            self.beginnings[page.title] = revision.text
-                        yield Page(page.title, revision.text)
+                            self.beginnings[page.title] = page.text
+                        yield Page(page.title, page.text)
                 while source.read(BLOCK):  # to the file's end: a wrong checksum is damage, too
                     pass
                 self.counts.bytes_read = raw.tell()
@@ -134,31 +143,51 @@ class Pages:
             if isinstance(error, OSError) and error.errno is not None:  # a fault of the disk, not of the contents
                 raise DataError(f"{self.path}: cannot be read ({error.strerror}).") from error
             self._stop(f"the {compression} data is damaged ({error})", source, error, is_damaged=True)
-        except (MalformedXML, AssertionError, AttributeError, TypeError, ValueError, KeyError) as error:
-            # mwxml assumes that all fields exist: any of these errors means a malformed record
-            self._stop(f"not MediaWiki's format ({type(error).__name__}: {error})", source, error)
+        except ValueError as error:  # a malformed record
+            self._stop(f"not MediaWiki's format ({error})", source, error)
 
-    def _pages(self, source: _Counting) -> Iterator[tuple[Any, Any]]:
-        """Yield every page with its last revision."""
-        import mwxml
-        from mwxml.element_iterator import ElementIterator
+    def _pages(self, source: _Counting) -> Iterator[_Record]:
+        """Yield every page with its last revision. Raises ValueError where a page or the file is malformed.
 
-        root: Any = ElementIterator.from_file(source)
-        if root.tag != "mediawiki":
-            raise ValueError(f"<mediawiki> was expected at the beginning, not <{root.tag}>")
-        self.language = root.attr(_LANGUAGE, "").partition("-")[0]
-        elements = iter(root)
-        first = next(elements, None)
-        begin = [first] if first is not None else []
-        if first is not None and first.tag == "page":  # an export may lack it, and mwxml demands it
-            begin = [ElementIterator.from_string(_SITE_INFO), first]
-        dump = mwxml.Dump.from_element(itertools.chain(begin, elements))
-        spaces = dump.site_info.namespaces or ()
-        self.names = frozenset(space.name.lower() for space in spaces if space.id in (FILE, CATEGORY) and space.name)
-        for page in dump.pages:
-            last = deque(page, maxlen=1)  # a dump with histories has all of them, oldest first
-            yield page, last[0] if last else None
-            del root.element[:]  # mwxml clears a page after reading but keeps it in the tree, up to 20 million of them
+        Only what the reader needs is taken from the tree: mwxml, which makes an object of every field, takes ten times
+        as long for a page, the time of a short article's conversion to prose.
+        """
+        from xml.etree.ElementTree import iterparse
+
+        events = iterparse(source, ("start", "end"))
+        root: Element = next(events)[1]
+        space, name = _split_name(root.tag)
+        if name != "mediawiki":
+            raise ValueError(f"<mediawiki> was expected at the beginning, not <{name}>")
+        self.language = root.get(_LANGUAGE, "").partition("-")[0]
+        page, revision, site_info = (f"{space}{tag}" for tag in ("page", "revision", "siteinfo"))
+        keys: dict[str, int] | None = None  # of the wiki's namespaces, by name
+        top, depth = root, 0  # `top`: the element between the root and the current one
+        for event, element in events:  # the tree may be ahead of the events
+            if event == "start":
+                depth += 1
+                top = element if depth == 1 else top
+                continue
+            depth -= 1
+            if element.tag == revision:  # a dump with histories has all of them, oldest first
+                for older in top.findall(revision)[:-1]:
+                    top.remove(older)
+            if depth != 0:
+                continue
+            if top.tag == site_info:
+                names = top.iterfind(f"{space}namespaces/{space}namespace")
+                keys = self._take_names({name.text or "": int(name.get("key", "")) for name in names})
+            elif top.tag == page:
+                if keys is None:  # an export may lack them
+                    keys = self._take_names({name: key for key, name in _NAMES.items()})
+                yield _record(top, space, keys)
+            elif _split_name(top.tag)[1] != "logitem":
+                raise ValueError(f"unexpected <{_split_name(top.tag)[1]}> between the pages")
+            del root[:]  # else the tree would keep every page, up to 60 million of them
+
+    def _take_names(self, keys: dict[str, int]) -> dict[str, int]:
+        self.names = frozenset(name.lower() for name, key in keys.items() if key in (FILE, CATEGORY) and name)
+        return keys
 
     def _stop(self, what: str, source: _Counting | None, error: BaseException, is_damaged: bool = False) -> None:
         place = f"byte {source.position:,} of the XML" if source else "the beginning"
@@ -178,19 +207,54 @@ class Pages:
         self.cause = error
 
 
-def _unwanted(page: Any, revision: Any) -> str | None:
+def _split_name(tag: str) -> tuple[str, str]:
+    """Return the XML namespace of a tag, in its braces and empty for none, and the name."""
+    end = tag.find("}") + 1
+    return tag[:end], tag[end:]
+
+
+def _record(page: "Element", space: str, keys: dict[str, int]) -> _Record:
+    """Return a page's record; `space` is the XML namespace, `keys` has the wiki's namespaces by name.
+
+    Raises ValueError where a page lacks a title, or has a number that is none or an element that no page has.
+    """
+    revisions, number = [], None
+    title = redirect = None
+    for element in page:
+        if (name := _split_name(element.tag)[1]) not in _OF_A_PAGE or (revisions and name != "revision"):
+            raise ValueError(f"unexpected <{name}> in a page")
+        if name == "revision":
+            revisions.append(element)
+        elif name == "title":
+            title = element.text
+        elif name == "redirect":
+            redirect = element.get("title")
+        elif name in ("ns", "id"):
+            value = int(element.text or "")
+            number = value if name == "ns" else number
+    if not title:
+        raise ValueError("a page without a title")
+    if number is None:
+        prefix, colon, rest = title.partition(":")
+        in_space = colon and prefix in keys and not rest.startswith(" ")
+        number, title = (keys[prefix], rest) if in_space else (MAIN, title)
+    last = revisions[-1] if revisions else None
+    model, text = (None, None) if last is None else (last.findtext(f"{space}model"), last.findtext(f"{space}text"))
+    return _Record(title.replace("_", " "), number, redirect, model, text)
+
+
+def _unwanted(page: _Record) -> str | None:
     """Return why a page is no article, before the cost of parsing it; None for an article."""
     if page.namespace != MAIN:
         return "other namespace"
     if page.redirect is not None:
         return "redirect"
-    text = revision.text if revision is not None else None
-    if revision is None or not text or not text.strip():
+    if not page.text or not page.text.strip():
         return "empty"
-    if revision.model not in (None, "wikitext"):
+    if page.model not in (None, "wikitext"):
         return "not wikitext"
-    if is_redirect(text):
+    if is_redirect(page.text):
         return "redirect"
-    if is_disambiguation(page.title, text):
+    if is_disambiguation(page.title, page.text):
         return "disambiguation"
-    return "too long" if len(text) > MAX_CHARACTERS else None
+    return "too long" if len(page.text) > MAX_CHARACTERS else None

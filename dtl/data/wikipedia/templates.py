@@ -5,6 +5,7 @@ Every other template is a box, a mark, a reference or navigation, and is cut.
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 
 # --- formulas -----------------------------------------------------------------------------------------------------
 # TeX as plain text, where that is possible: `\frac{a}{2}` as `a/2`, `x^2` as `x²`.
@@ -103,6 +104,7 @@ def _operand(text: str) -> str:
 
 _LONGEST = 2000  # characters; a longer template is a box
 _SEPARATOR = re.compile(r"\|(?![^\[\]]*\]\])")  # a bar that is not inside a link
+_NUMBER = re.compile(r"[1-9][0-9]?")
 _NAMED = re.compile(r"\s*([\w -]+?)\s*=")
 _CENTURY = re.compile(r"[IVX]+(?:er|re|e) siècle(?: av\. J\.-C\.)?")  # French templates named after their text
 _ORDINAL = re.compile(r"(?:[IVX]+|\d+)(?:er|re|e|nd|nde)|M\.|Mme|Mlle|Dr|Mgr|Ve|\d+/\d+")  # the same
@@ -110,19 +112,9 @@ _ORDINAL = re.compile(r"(?:[IVX]+|\d+)(?:er|re|e|nd|nde)|M\.|Mme|Mlle|Dr|Mgr|Ve|
 _IN_A_LANGUAGE = re.compile(r"(?:[Ll]ang|[Zz]itat|[Kk])-[a-z0-9-]{2,12}|[Ss]cript/\w+|[A-Za-z][a-z]{1,2}S")
 _ROMAN = re.compile(r"[IVXL]+")
 _RANGES = {
-    "-": "–",
-    "–": "–",
-    "to": " to ",
-    "and": " and ",
-    "or": " or ",
-    "by": " by ",
-    "x": " × ",
-    "×": " × ",
-    "to(-)": " to ",
-    "+": "+",
-    "±": "±",
-    "+/-": "±",
-}
+    "-": "–", "–": "–", "to": " to ", "and": " and ", "or": " or ", "by": " by ", "x": " × ", "×": " × ",
+    "to(-)": " to ", "+": "+", "±": "±", "+/-": "±",
+}  # fmt: skip
 _UNIT_SIGNS = {
     "C": "°C", "F": "°F", "sqmi": "sq mi", "sqft": "sq ft", "sqyd": "sq yd", "sqkm": "km²", "sqm": "m²",
     "cuin": "cu in", "cuft": "cu ft", "cuyd": "cu yd", "cum": "m³", "usgal": "US gal", "impgal": "imp gal",
@@ -416,17 +408,25 @@ def template_text(content: str, language: str = "") -> str:
     name, bar, rest = content.partition("|")
     if not bar and ":" in name:  # {{formatnum:1234}}, {{lc:Word}}
         name, _, rest = name.partition(":")
-    name = name.strip()
-    if _CENTURY.fullmatch(name) or (not bar and _ORDINAL.fullmatch(name)):
-        return name
+    handler = _handler(name.strip(), bool(bar), language)
+    if handler is None or isinstance(handler, str):
+        return handler or ""
     values, named = _arguments(rest)
-    known = re.sub(r"^link-[a-z-]{2,12}$", "le", name.lower().replace("_", " "))
-    handler = _BY_LANGUAGE.get((language, known)) or _HANDLERS.get(known)
     if handler is _century and language != "fr" and values and not _ROMAN.fullmatch(values[0]):
         handler = _first  # only French numbers centuries so: in other languages it keeps words on one line
+    return handler(values, named)
+
+
+@lru_cache(maxsize=2000)  # a page repeats few names
+def _handler(name: str, has_values: bool, language: str) -> Handler | str | None:
+    """Return how to make words of a template of this name, or the words themselves; None where it has none."""
+    if _CENTURY.fullmatch(name) or (not has_values and _ORDINAL.fullmatch(name)):
+        return name
+    known = re.sub(r"^link-[a-z-]{2,12}$", "le", name.lower().replace("_", " "))
+    handler = _BY_LANGUAGE.get((language, known)) or _HANDLERS.get(known)
     if handler is None and _IN_A_LANGUAGE.fullmatch(name.replace("_", " ")):
         handler = _named_or("text")
-    return handler(values, named) if handler else ""
+    return handler
 
 
 def _arguments(rest: str) -> tuple[list[str], dict[str, str]]:
@@ -439,7 +439,7 @@ def _arguments(rest: str) -> tuple[list[str], dict[str, str]]:
         if match is None:
             n_unnamed += 1
             numbered[n_unnamed] = value.strip()
-        elif re.fullmatch(r"[1-9][0-9]?", match[1]):  # {{lang|fr|2=...}}
+        elif _NUMBER.fullmatch(match[1]):  # {{lang|fr|2=...}}
             numbered[int(match[1])] = value[match.end() :].strip()
         else:
             named[match[1].lower()] = value[match.end() :].strip()
