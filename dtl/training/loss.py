@@ -187,8 +187,8 @@ def _replace_by_gradient(logits_nv: Tensor, targets_n: Tensor, config: LossConfi
     smoothing, z_loss, (n_rows, vocab_size) = config.label_smoothing, config.z_loss, logits_nv.shape
     at_once = n_rows if logits_nv.is_cuda else _power_of_two(CACHED_LOGITS // vocab_size)
     total = torch.zeros((), dtype=dtype, device=logits_nv.device)
-    # On a GPU the answer would have to be waited for.
-    may_ignore = targets_n.is_cuda or bool((targets_n == IGNORE).any())
+    # On a GPU the answer would have to be waited for, and a graph cannot depend on it.
+    may_ignore = targets_n.is_cuda or torch.compiler.is_compiling() or bool((targets_n == IGNORE).any())
     for narrow_nv, target_n in zip(logits_nv.split(at_once), targets_n.split(at_once), strict=True):
         at_target = rearrange(target_n.clamp(min=0) if may_ignore else target_n, "n -> n 1")
         wide_nv = narrow_nv.to(dtype)

@@ -31,7 +31,7 @@ from dtl.tracking.metrics import METRICS, check_rows
 if sys.platform == "win32":
     pytest.skip("Windows has no such files", allow_module_level=True)
 
-SECONDS = 2  # of processor time, of all readers together
+SECONDS = 10  # of processor time, of all readers together: a hundred times what they usually take
 MEMORY = 2**32  # of address space above what the process has: a reader that eats the memory fails and not the machine
 WHAT = "damages of the files of a run, a sweep or an evaluation, none silent"
 

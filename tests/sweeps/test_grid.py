@@ -278,7 +278,7 @@ def test_status_tells_what_was_interrupted_with_its_sweep_and_how_fast_the_other
     rows = "".join(json.dumps({"step": n, "speed/tokens_per_second": 1000 * n}) + "\n" for n in (1, 2, 7))
     (sweep.trial_folder(0) / "metrics.jsonl").write_text(rows)
     shown = _text_of(status_of(sweep))
-    assert "1 finished, 1 interrupted" in shown and "its sweep was killed" in shown and " 2000 " in shown, shown
+    assert "1 finished, 1 interrupted" in shown and "its sweep was killed" in shown and " 2,000 " in shown, shown
 
 
 @pytest.mark.parametrize("kind", ["grid", "search"])
