@@ -71,6 +71,7 @@ def test_all_together_and_on_from_their_checkpoint(lab):
     assert train(lab, *own, "resume=latest", "trainer.total_steps=3")["step"] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.fault("hostile-config")
 def test_a_checkpoint_does_not_import_what_it_names(lab):
     """Whoever resumes somebody's run says which code to trust; the run's own config.yaml has no say."""

@@ -89,6 +89,7 @@ def test_what_cannot_be_measured_is_a_skipped_row(tmp_path, ran, monkeypatch):
 # --- sides --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_side_learns_the_text(tmp_path, one_thread_one_seed):
     """Of the words of a run of DTL; the first loss is that of a model that knows nothing."""
     given = place(tmp_path, tiny=True)

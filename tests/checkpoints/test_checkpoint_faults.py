@@ -25,13 +25,12 @@ from dtl.checkpoints.upkeep import publish_best, remove_leftovers, set_aside_lat
 from dtl.errors import CheckpointError
 
 
-@pytest.mark.quick_cases(1)
 @pytest.mark.fault("kill-in-save")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.parametrize(
     ("calls", "scenario", "at_least"),
     [
-        ("changing", "advance", 55),
+        pytest.param("changing", "advance", 55, marks=pytest.mark.slow),
         pytest.param("changing", "replace", 33, marks=pytest.mark.slow),
         ("changing", "rewind", 2),
         pytest.param("all", "advance", 250, marks=[pytest.mark.slow, pytest.mark.torture]),

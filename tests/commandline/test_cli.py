@@ -581,6 +581,7 @@ def misspelt(word: str, chance: random.Random) -> str:
     return chance.choice([before + after, before + letter + at + after, before + letter + after, swapped])
 
 
+@pytest.mark.slow
 def test_a_misspelt_key_finds_its_right_spelling():
     chance, schema = random.Random(7), OmegaConf.structured(RunConfig)
     names = [key.name for key in COMMAND.settings if ENTRY not in key.name]

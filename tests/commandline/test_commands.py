@@ -254,6 +254,7 @@ def test_a_text_arrives_as_it_was_typed(text):
         assert read_by_hydra(f"prompt={text}") == text
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(st.text(alphabet=ODD | st.characters(exclude_categories=["Cs"])))
 def test_quotes_hide_any_text_from_hydra_and_come_off_again(text):

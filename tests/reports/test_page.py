@@ -353,6 +353,7 @@ def test_a_table_of_many_columns_is_as_wide_as_the_window(of_mixed_runs):
     assert "max-width: calc(100vw - 2.5rem)" in style["caption"], "the caption is not as wide as the table"
 
 
+@pytest.mark.slow
 def test_what_was_measured_stands_before_the_settings_and_keys_can_break(of_mixed_runs):
     report, page, _ = of_mixed_runs
     head = page.partition("Table of configurations")[2].partition("</thead>")[0]

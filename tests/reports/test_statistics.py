@@ -87,6 +87,7 @@ def test_holm_takes_many_tables_at_once():
     assert holm(p) == pytest.approx(np.array([holm(row) for row in p]))
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("spread", [(1.0, 1.0, 1.0, 1.0), (0.2, 5.0, 1.0, 1.0)])
 def test_noise_makes_no_winner(spread):
     """Of tables of noise alone at most 5 % may name any winner; seeds are shared, so that pairs depend."""

@@ -326,6 +326,7 @@ def checked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(Trainer, "__init__", built)
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.fault("nan")
 @pytest.mark.parametrize("good", [6, 7])  # of step 7 nothing is due, step 8 is to be saved
 def test_a_loss_that_is_not_finite_keeps_what_was_good(
