@@ -24,9 +24,10 @@ ALWAYS = (
 )
 
 
-@pytest.mark.slow
 @pytest.mark.fault("hostile-model")
-@pytest.mark.parametrize("stride", [40, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.torture])])
+@pytest.mark.parametrize(
+    "stride", [pytest.param(40, marks=pytest.mark.slow), pytest.param(1, marks=[pytest.mark.slow, pytest.mark.torture])]
+)
 def test_each_is_used_or_refused(tmp_path, figure, stride):
     script = Path(__file__).with_name("hostile_models.py")
     command = [sys.executable, str(script), str(tmp_path), str(stride), *ALWAYS]

@@ -81,10 +81,13 @@ def taken(*words: str) -> RunConfig | None:
         return None
 
 
-@pytest.mark.slow
 @pytest.mark.fault("wrong-setting")
 @pytest.mark.parametrize(
-    ("part", "n_lines"), [(47, 47), *(pytest.param(n, 1250, marks=pytest.mark.torture) for n in range(4))]
+    ("part", "n_lines"),
+    [
+        pytest.param(47, 47, marks=pytest.mark.slow),
+        *(pytest.param(n, 1250, marks=pytest.mark.torture) for n in range(4)),
+    ],
 )
 def test_any_words_are_taken_or_rejected_by_name(elsewhere, figure, part, n_lines):
     """A line of one to three words. Two steps are trained with each of what was taken, of a few with a sample."""

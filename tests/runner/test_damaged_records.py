@@ -134,9 +134,8 @@ def cases(n: int) -> Iterator[tuple[int, str, random.Random]]:
         yield number, rng.choice([*DAMAGES] if number % 2 else SPECIAL), rng
 
 
-@pytest.mark.slow
 @pytest.mark.fault("record-damage")
-@pytest.mark.parametrize("n", [30, pytest.param(1000, marks=pytest.mark.torture)])
+@pytest.mark.parametrize("n", [pytest.param(30, marks=pytest.mark.slow), pytest.param(1000, marks=pytest.mark.torture)])
 def test_no_damaged_record_is_believed(
     sweep: Path, bounded: None, monkeypatch: Any, capfd: Any, figure: Any, n: int
 ) -> None:
@@ -163,9 +162,8 @@ def test_no_damaged_record_is_believed(
     assert failed == []
 
 
-@pytest.mark.slow
 @pytest.mark.fault("record-damage")
-@pytest.mark.parametrize("n", [4, pytest.param(100, marks=pytest.mark.torture)])
+@pytest.mark.parametrize("n", [pytest.param(4, marks=pytest.mark.slow), pytest.param(100, marks=pytest.mark.torture)])
 def test_a_run_with_a_damaged_record_resumes_exactly_or_says_why_not(
     sweep: Path, bounded: None, monkeypatch: Any, capfd: Any, figure: Any, n: int
 ) -> None:

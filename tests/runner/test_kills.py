@@ -18,13 +18,12 @@ from dtl.tracking.metrics import read_metrics
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows knows neither fork nor these signals")
 
 
-@pytest.mark.slow
 @pytest.mark.fault("kill")
 @posix
 @pytest.mark.parametrize(
     "n_kills, seed, words",
     [
-        (5, 1, []),
+        pytest.param(5, 1, [], marks=pytest.mark.slow),
         pytest.param(60, 2, [], marks=pytest.mark.slow),
         pytest.param(30, 3, ["nothing_held_out"], marks=pytest.mark.slow),
         pytest.param(200, 4, [], marks=pytest.mark.torture),
