@@ -101,9 +101,10 @@ def test_the_lines_of_the_page_do_so(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lines = [json.dumps({"question": asked, "answer": answer}) for asked, answer in COLOURS.items()]
     Path("my_pairs.jsonl").write_text("\n".join(lines))
-    exec(
-        example.replace("learning_rate=1e-3", "learning_rate=1e-2, use_cpu=True"), {}
-    )  # a smaller model than a reader's
+    # A smaller model than a reader's: with 80 steps whether it has learnt all depends on the processor.
+    example = example.replace("max_steps=80, learning_rate=1e-3", "max_steps=160, learning_rate=4e-3, use_cpu=True")
+    assert "use_cpu" in example
+    exec(example, {})
     assert chats(tmp_path / "tuned") == EXPECTED
 
 
