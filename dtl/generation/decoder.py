@@ -74,10 +74,11 @@ def bf16_matrix(weight_oi: Tensor, bias_o: Tensor | None) -> Map:
 
 def int8_matrix(weight_oi: Tensor, bias_o: Tensor | None) -> Map:
     """8-bit weights with a scale per output, and inputs rounded to 8 bits with one scale for all texts of a step."""
-    return partial(_int8_product(weight_oi, bias_o), reduce_range=sums_overflow())
+    return partial(_int8_product(weight_oi, bias_o), reduce_range=_int8_sums_overflow())
 
 
 def _int8_product(weight_oi: Tensor, bias_o: Tensor | None) -> Callable[..., Tensor]:
+    """FBGEMM's kernel; its `reduce_range` rounds inputs to 7 bits."""
     scales_o = (weight_oi.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny).double()
     zeros_o = torch.zeros(len(scales_o), dtype=torch.long)
     with _deprecated():
@@ -87,10 +88,10 @@ def _int8_product(weight_oi: Tensor, bias_o: Tensor | None) -> Callable[..., Ten
 
 
 @cache
-def sums_overflow() -> bool:
-    """True on a processor whose int8 kernel sums two products of 8 bits in 16, as x86 does without VNNI instructions.
+def _int8_sums_overflow() -> bool:
+    """Return True on a processor whose int8 kernel sums two products of 8 bits in 16: on x86 without VNNI instructions.
 
-    Inputs of 7 bits then leave the room.
+    With inputs of 7 bits such a sum cannot overflow.
     """
     ones_1i = torch.ones(1, 64)
     return bool((_int8_product(ones_1i, None)(ones_1i) - ones_1i.sum()).abs() > 1)

@@ -180,12 +180,11 @@ def padded_documents(documents_bt: Tensor, max_documents: int | None = None) -> 
     On a CPU a mask saves no work: every pair of a sequence is computed, and short documents have few.
     Causality hides the padding after a document's end. Where padding would not halve the pairs, the mask is used.
     """
-    masked = sdpa_documents(documents_bt)
     (n_rows, n_tokens), bounds = documents_bt.shape, document_bounds(documents_bt)
     lengths = bounds.diff()
     longest, n_documents = int(lengths.max()), len(lengths)
     if 2 * n_documents * longest**2 > n_rows * n_tokens**2:
-        return masked
+        return sdpa_documents(documents_bt)
     document_of = torch.repeat_interleave(lengths)
     indices = torch.arange(documents_bt.numel(), device=documents_bt.device)
     places = document_of * longest + indices - bounds[document_of]

@@ -215,7 +215,7 @@ def disk_warning(run_dir: Path, keep: int, checkpoint_bytes: int) -> str | None:
     )
 
 
-# Recipes for a CPU: the minutes that they took on two cores (experiments/README.md).
+# Recipes for a CPU: the minutes that they took on two cores (experiments/README.md), qa_full's with bf16 units.
 TEXT_RECIPE, QUESTIONS_RECIPE, QUESTIONS_WITHOUT_BF16 = ("text_cpu", 10), ("qa_full", 5), ("demo", 2)
 OWN_PAIRS_RECIPE, OWN_PAIRS_A_MINUTE = "my_pairs", 250  # with answers of a sentence; at least 2 minutes
 # What the recipe sets itself.

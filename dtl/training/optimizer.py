@@ -85,9 +85,9 @@ class Muon(torch.optim.Muon):
             adjust_lr_fn="original",
         )
         self.param_groups[0]["momentum_at"] = functools.partial(warmed_up_momentum, config)
-        # Without bf16 units it is emulated there, some 20 times slower.
-        on_cpu_without = matrices[0].device.type == "cpu" and not cpu_has_bf16()
-        self.dtype = torch.float32 if on_cpu_without else torch.bfloat16
+        # A CPU without bf16 units emulates it: a product takes some 20 times as long.
+        is_emulated = matrices[0].device.type == "cpu" and not cpu_has_bf16()
+        self.dtype = torch.float32 if is_emulated else torch.bfloat16
         self.config = config
         self.polynomials = POLYNOMIALS[config.orthogonalization]
 
@@ -146,12 +146,10 @@ class Muon(torch.optim.Muon):
             p.add_(update, alpha=-group["lr"] * math.sqrt(max(1, n_outputs / n_inputs)))  # adjust_lr_fn="original"
 
     def _with_even_rows(self, p: Tensor, update_oi: Tensor, weight: float | Tensor) -> Tensor:
-        """Return an update whose rows are divided by the root mean square of their own past, at an unchanged norm.
+        """Return an update whose rows are divided by a running root mean square of their own, at an unchanged norm.
 
-        `weight` is that of this update in it.
-
-        NorMuon (Li et al., 2025, arXiv:2510.05491): orthogonal matrices have rows, the weights of one neuron each, of
-        very different lengths.
+        `weight`, 1 - row_beta2, is that of this update in the running mean. NorMuon (Li et al., 2025,
+        arXiv:2510.05491): the rows of an orthogonal matrix, the weights of one neuron each, differ much in length.
         """
         update_oi = update_oi.float()
         squares_o1 = update_oi.square().mean(dim=1, keepdim=True)
