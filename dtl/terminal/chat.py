@@ -167,9 +167,10 @@ class Chat:
         if probability < MIN_PROBABILITY:
             self.screen.warn("The model does not know this: the answer is more likely wrong than right.")
         if continuation.context_shifted:
+            lost = "its beginning" if self.asked == "text" else f"the {self.asked}"
             self.screen.note(
                 f"The text exceeded the context: the model now sees only its last {self.model.context // 2} or more "
-                f"tokens, without the {self.asked}."
+                f"tokens, without {lost}."
             )
         if turn.ended == "length" and turn.n_tokens < turn.sampling.max_new_tokens:
             self.screen.note(f"Cut off: the {self.asked} uses {n_prompt} of the context's {self.model.context} tokens.")
