@@ -1,5 +1,6 @@
 """Wikitext to prose: what a reader reads stays, whole; what draws the page goes, without a trace."""
 
+import gc
 import html
 import random
 import re
@@ -315,12 +316,20 @@ NEVER_CLOSED += ["'''", "{|\n", "[[File:a ", "[[File:a|[[b]] ", "( , ", "(,", " 
 @pytest.mark.parametrize("opening", NEVER_CLOSED)
 def test_the_time_grows_with_the_length_and_not_with_its_square(opening):
     def seconds(times: int) -> float:
-        began = time.process_time()
-        to_prose(opening * times + "x" + ")" * times + "}}" * times)
-        return time.process_time() - began
+        text = opening * times + "x" + ")" * times + "}}" * times
+        measured = []
+        for _ in range(3):  # the least of three: what else the process or the machine does only adds
+            began = time.process_time()
+            to_prose(text)
+            measured.append(time.process_time() - began)
+        return min(measured)
 
     to_prose("[//a b]")  # the first import is not counted
-    assert seconds(16_001) < 16 * 2.5 * seconds(1000) + 0.5
+    gc.disable()  # a collection visits all that other tests left: half a second, as long as the text itself takes
+    try:
+        assert seconds(16_001) < 16 * 5 * seconds(1000) + 0.5  # by the square it would be 256 times
+    finally:
+        gc.enable()
 
 
 def test_formulas_that_text_cannot_hold_are_nothing():
