@@ -16,6 +16,7 @@ COMMANDS = {
     "runs": "list the runs, and delete what is no longer needed",
     "report": "compare runs and sweeps in one page",
     "sweep": "show how a sweep is getting on",
+    "plan": "show whether a run fits into memory",
     "prepare": "read and tokenise the data of a run in advance",
     "diagnose": "check this machine",
     "bench": "measure DTL, compared with others",

@@ -187,7 +187,12 @@ def padded_documents(documents_bt: Tensor, max_documents: int | None = None) -> 
         return sdpa_documents(documents_bt)
     document_of = torch.repeat_interleave(lengths)
     indices = torch.arange(documents_bt.numel(), device=documents_bt.device)
-    places = document_of * longest + indices - bounds[document_of]
+    return attend_padded(documents_bt, document_of * longest + indices - bounds[document_of], n_documents, longest)
+
+
+def attend_padded(documents_bt: Tensor, places: Tensor, n_documents: int, longest: int) -> AttentionFn:
+    """Return the attention of documents that are padded to the longest; `places`, (b t), are their tokens' there."""
+    n_rows = len(documents_bt)
 
     def pad(x_bhtk: Tensor) -> Tensor:
         tokens = rearrange(x_bhtk, "b h t k -> (b t) (h k)")

@@ -66,7 +66,7 @@ def evaluate(
                     on_device = batch.to(device)
                     most = batch.max_documents
                     x_btd = model.hidden(on_device.inputs, on_device.positions, on_device.documents, None, most)
-                    sums = _sums(model.head, *at_targets(x_btd, on_device.targets, batch.n_targets), metrics)
+                    sums = summed_metrics(model.head, *at_targets(x_btd, on_device.targets, batch.n_targets), metrics)
             except Exception as error:
                 if not is_out_of_memory(error) or batch_size == 1:
                     raise
@@ -86,7 +86,7 @@ def evaluate(
     return Evaluation(loss, n_targets, rows.tokens_in(np.arange(n_rows)), n_bytes, seconds, named)
 
 
-def _sums(head: nn.Linear, x_nd: Tensor, targets_n: Tensor, metrics: Sequence[str]) -> Tensor:
+def summed_metrics(head: nn.Linear, x_nd: Tensor, targets_n: Tensor, metrics: Sequence[str]) -> Tensor:
     """Return the sums of the cross-entropy and of the metrics over the targets, (1 + metrics,) fp32."""
     sums = torch.zeros(1 + len(metrics), device=x_nd.device)
     for chunk_nd, target_n in in_chunks(x_nd, targets_n, head.out_features):

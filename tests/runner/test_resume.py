@@ -277,7 +277,7 @@ def test_a_signal_during_an_evaluation_leaves_it_to_the_resume(
     for call, step in ((1, 3), (4, 3), (5, 6), (14, total_steps)):
         run_dir = tmp_path / str(call)
         with monkeypatch.context() as patched, pytest.raises(InterruptedRun, match=f"Stopped at step {step} and saved"):
-            signal_at_call(patched, "dtl.training.evaluate._sums", call)
+            signal_at_call(patched, "dtl.training.evaluate.summed_metrics", call)
             start(config, run_dir)
         assert [row["step"] for row in read_metrics(run_dir) if "val/loss" in row] == list(range(3, step, 3))
         go_on(config, run_dir)

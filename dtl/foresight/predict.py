@@ -1,0 +1,412 @@
+"""Peak memory of a run before it starts: from config and data to parts, their sum, and the first setting that fits."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dtl.base.runtime import DTYPES, choose_device, choose_precision, cpu_has_bf16
+from dtl.checkpoints.load import load_tokenizer, read_model_config
+from dtl.config import RunConfig
+from dtl.data.batches import PackedSequences, TrainingData
+from dtl.data.cache import Cache, Entry, cache_folder, key_of
+from dtl.data.config import TokenizerConfig
+from dtl.data.encode import encode_sources
+from dtl.data.pack import count_targets
+from dtl.data.prepare import PreparedData, pack_sequences
+from dtl.data.sources import SourcePlan
+from dtl.data.tokenizers.tokenizer import Tokenizer
+from dtl.foresight.machine import Machine, this_machine
+from dtl.foresight.process import (
+    ProcessMemory,
+    calibrated,
+    heap_growth,
+    machine_facts,
+    memory_of_this_process,
+    start_calibration,
+)
+from dtl.foresight.trace import PARTS, Peak, StepShape, traced_peak
+from dtl.model.kernel_choice import KernelContext, choose_kernel
+from dtl.runner.build import with_init
+
+FORMAT = 1  # of a trace in the cache
+CHECKED_EPOCHS = 3  # whose micro-batches are looked at
+REFUSED = 1.15  # times what is there: beyond, a run is not started
+# CUDA: context and cuBLAS' workspace, and what the caching allocator rounds and leaves between. Not measured: no GPU.
+CUDA_CONTEXT, CUDA_FACTOR = 500 * 2**20, 1.06
+NOT_VALIDATED = "not validated on a GPU"
+
+
+class NotCachedError(Exception):
+    """Data that would have to be read or prepared first."""
+
+
+class OnlyCached(Cache):
+    """A cache that is read and never filled. Raises NotCachedError for an entry that it does not have."""
+
+    def get(self, name: str, build: Callable[[Path], dict[str, Any]]) -> Entry | None:
+        if (entry := self._open(name)) is None:
+            raise NotCachedError(name)
+        return entry
+
+
+# --- data ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What the memory of a step depends on in the data."""
+
+    vocab_size: int
+    n_targets: int  # of the micro-batch with the most
+    padded: tuple[int, int] | None = None  # documents and the longest one's tokens, of the largest micro-batch
+    n_bytes: int = 0  # of tokens and tokenizer in the process
+    is_read: bool = True  # False: from the configuration alone
+
+
+def facts_of_data(config: RunConfig, data: PreparedData) -> DataFacts:
+    """Return the facts of prepared data: those of the largest micro-batches in the first epochs' order."""
+    return DataFacts(data.tokenizer.vocab_size, *largest_micro_batch(config, data.train))
+
+
+def facts_of_config(config: RunConfig, vocab_size: int) -> DataFacts:
+    """Return the facts of data that is not there yet: every position has a target."""
+    return DataFacts(vocab_size, config.micro_batch_size * config.seq_len, is_read=False)
+
+
+def largest_micro_batch(config: RunConfig, train: TrainingData) -> tuple[int, tuple[int, int] | None]:
+    """Return the most targets of a micro-batch; and documents and longest document of the one that pads most."""
+    targets, documents, longest = (
+        np.concatenate(column) for column in zip(*map(_per_sequence, train.rows.values()), strict=True)
+    )
+    n_targets, padded, masked = 0, None, False
+    for epoch in range(min(CHECKED_EPOCHS, config.max_epochs or 1)):
+        order = train.epoch_sequences(config.seed, epoch)
+        starts = np.arange(0, len(order), config.micro_batch_size)
+        n_targets = max(n_targets, int(np.add.reduceat(targets[order], starts).max()))
+        if not config.data.document_mask:
+            continue
+        n_documents, most = np.add.reduceat(documents[order], starts), np.maximum.reduceat(longest[order], starts)
+        rows = np.diff(starts, append=len(order))
+        pads = 2 * n_documents * most**2 <= rows * config.seq_len**2  # see `padded_documents`
+        masked = masked or not pads.all()
+        size = np.where(pads, n_documents * most, 0)
+        at = int(size.argmax())
+        if size[at] and (padded is None or size[at] > padded[0] * padded[1]):
+            padded = int(n_documents[at]), int(most[at])
+    # With dropout every pair of a sequence is kept where the mask is used.
+    return n_targets, None if masked and config.model.resolved_attention_dropout else padded
+
+
+def _per_sequence(rows: PackedSequences) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return targets, documents (padding is one) and tokens of the longest document of each sequence."""
+    packing, starts = rows.packing, rows.packing.sequence_offsets[:-1]
+    lengths = packing.lengths.astype(np.int64)
+    targets = lengths if rows.loss_mask is None else count_targets(packing.starts, packing.lengths, rows.loss_mask)
+    padding = packing.seq_len - np.add.reduceat(lengths, starts)
+    documents = np.diff(packing.sequence_offsets) + (padding > 0)
+    return np.add.reduceat(targets, starts), documents, np.maximum(np.maximum.reduceat(lengths, starts), padding)
+
+
+# --- shape and trace ----------------------------------------------------------------------------------------------
+
+
+def shape_of(config: RunConfig, facts: DataFacts, precision: str, kernel: str | None, device_type: str) -> StepShape:
+    """Return what a step's memory depends on; `config` is the run's own on its device (`RunConfig.on`)."""
+    model = config.model
+    if device_type == "cuda":  # its fused kernels keep no scores for dropout, which a CPU's do
+        model = replace(model, attention_dropout=0.0)
+    return StepShape(
+        model=model,
+        vocab_size=facts.vocab_size,
+        optimizer=config.optimizer,
+        trainer=config.trainer,
+        precision=precision,
+        rows=config.micro_batch_size,
+        n_micro_batches=config.grad_accum_steps,
+        seq_len=config.seq_len,
+        n_targets=facts.n_targets,
+        kernel=kernel if config.data.document_mask and config.data.layout == "packed" else None,
+        padded=facts.padded if kernel == "padded" else None,
+    )
+
+
+def peak_of(shape: StepShape, cache: Cache) -> Peak:
+    """Return the traced peak of a shape, kept in the cache."""
+    made: list[Peak] = []
+
+    def build(_: Path) -> dict[str, Any]:
+        made.append(traced_peak(shape, heap_growth))
+        return asdict(made[0])
+
+    entry = cache.get(trace_name(shape), build)
+    if entry is not None:
+        return Peak(**entry.facts)
+    return made[0] if made else traced_peak(shape, heap_growth)
+
+
+def trace_name(shape: StepShape) -> str:
+    """Return the name of a shape's trace in the cache: other code, torch or shape has another one."""
+    import dtl.model.attention
+    import dtl.model.transformer
+    import dtl.training.loss
+    import dtl.training.optimizer
+    import dtl.training.trainer
+
+    modules = (
+        dtl.model.attention, dtl.model.transformer, dtl.training.loss, dtl.training.optimizer, dtl.training.trainer
+    )  # fmt: skip
+    code = [Path(module.__file__ or "").read_text() for module in modules]
+    parts = {"format": FORMAT, "torch": str(torch.__version__), "shape": json.dumps(shape.facts(), default=str)}
+    return f"memory-{key_of(code=code, **parts)}"
+
+
+# --- prediction ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Peak memory of a run on a device, by part, in bytes."""
+
+    parts: dict[str, float]
+    moment: str  # phase of the step in which it is reached
+    facts: DataFacts = field(repr=False)
+
+    @property
+    def total(self) -> float:
+        return sum(self.parts.values())
+
+    def fits(self, machine: Machine, factor: float = 1.0) -> bool:
+        """Return True when it is within `factor` times what the machine has free, or that is not known."""
+        return machine.free is None or self.total <= factor * machine.free
+
+
+SHOWN = {"backward": "gradients of activations", "optimizer": "optimizer state"}
+
+
+def predicted(peak: Peak, facts: DataFacts, process: ProcessMemory | None, device_type: str) -> Prediction:
+    """Return the peak of the whole process (of the card for CUDA) from that of a step.
+
+    `process` is what the process takes besides; None: not known here, nothing is added.
+    """
+    parts = {SHOWN.get(name, name): n_bytes for name, n_bytes in peak.parts.items() if n_bytes}
+    if device_type == "cuda":
+        parts["gaps between tensors"] = (CUDA_FACTOR - 1) * peak.total
+        parts["context and libraries"] = CUDA_CONTEXT
+        return Prediction(parts, peak.moment, facts)
+    parts["gaps between tensors"] = (peak.heap - 1) * (peak.total - peak.parts["weights"])
+    if process is not None:
+        parts["data and tokenizer"] = max(0, facts.n_bytes - process.preparing)
+        parts["Python, torch, libraries"] = process.total
+    return Prediction({name: n_bytes for name, n_bytes in parts.items() if n_bytes}, peak.moment, facts)
+
+
+@dataclass
+class Setting:
+    """A run as it would be on a machine, and what its memory depends on besides its config."""
+
+    config: RunConfig  # on its device
+    machine: Machine
+    device_type: str
+    precision: str
+    has_bf16: bool
+    kernel: str | None
+    facts: DataFacts
+    train: TrainingData | None  # None: not read
+    process: ProcessMemory | None
+    cache: Cache
+    notes: list[str]
+
+    def predict(self, config: RunConfig) -> Prediction:
+        """Return the prediction for this config, or for one with a smaller step of the same data."""
+        facts = self.facts
+        if config.tokenizer.kind != self.config.tokenizer.kind:
+            facts = facts_of_config(config, config.tokenizer.vocab_size)
+        elif config.micro_batch_size != self.config.micro_batch_size:
+            n_targets, padded = config.micro_batch_size * config.seq_len, None
+            if self.train is not None:
+                n_targets, padded = largest_micro_batch(config, self.train)
+            facts = replace(facts, n_targets=n_targets, padded=padded)
+        asked = config.trainer.precision
+        precision = self.precision if asked == self.config.trainer.precision else asked
+        peak = peak_of(shape_of(config, facts, precision, self.kernel, self.device_type), self.cache)
+        return predicted(peak, facts, self.process, self.device_type)
+
+
+def setting_of(
+    config: RunConfig,
+    plans: Sequence[SourcePlan],
+    init_from: Path | None,
+    machine: Machine | None,
+    log: Callable[[str], None],
+) -> Setting:
+    """Return the setting of a run on a machine, None for this one. Data is read where the cache has it."""
+    cache = Cache(cache_folder(config.data.cache_dir))
+    if machine is not None and machine.device_type == "cuda":
+        device_type, has_bf16, process = "cuda", not machine.name.startswith(WITHOUT_BF16), None
+        asked = config.trainer.precision
+        precision = asked if asked != "auto" else "bf16" if has_bf16 else "fp32"
+    else:
+        device = torch.device("cpu") if machine else choose_device(config.device)[0]
+        device_type, has_bf16 = device.type, device.type == "cuda" or cpu_has_bf16()
+        precision = choose_precision(config.trainer.precision, device)[0]
+    config = config.on(device_type)
+    calibration = None if device_type == "cuda" else _process(config, precision, cache, log)
+    tokenizer: TokenizerConfig | Tokenizer = config.tokenizer
+    vocab_size = 0
+    if init_from is not None:
+        saved, vocab_size = read_model_config(init_from)
+        config, tokenizer = with_init(config, init_from, saved), load_tokenizer(init_from)
+    notes = [f"CUDA: {NOT_VALIDATED}."] if device_type == "cuda" else []
+    data, n_bytes = _cached_data(config, plans, tokenizer)
+    if data is None:
+        vocab_size = vocab_size or vocabulary_of(config)
+        facts = facts_of_config(config, vocab_size)
+        notes.append("The data is not prepared yet: shapes come from the configuration, with a loss on each token.")
+    else:
+        facts = replace(facts_of_data(config, data), n_bytes=n_bytes)
+        facts = replace(facts, vocab_size=vocab_size or facts.vocab_size)
+    kernel = _kernel(config, data, precision, device_type)
+    process = calibration() if calibration else None
+    if device_type == "cpu" and process is None:
+        notes.append("What Python and the libraries need is not known on this system, and is not in the sum.")
+    train = None if data is None else data.train
+    machine = machine or this_machine(device_type)
+    return Setting(config, machine, device_type, precision, has_bf16, kernel, facts, train, process, cache, notes)
+
+
+WITHOUT_BF16 = ("t4", "v100")
+GPT2_VOCABULARY, BYTE_VOCABULARY, CHARACTERS = 50_257, 258, 100
+
+
+def vocabulary_of(config: RunConfig) -> int:
+    """Return the entries of a tokenizer that is not built yet; of characters a guess for English."""
+    known = {"gpt2": GPT2_VOCABULARY, "byte": BYTE_VOCABULARY, "char": CHARACTERS}
+    return known.get(config.tokenizer.kind, config.tokenizer.vocab_size)
+
+
+def _cached_data(
+    config: RunConfig, plans: Sequence[SourcePlan], tokenizer: "TokenizerConfig | Tokenizer"
+) -> tuple[PreparedData | None, int]:
+    """Return the data where nothing has to be downloaded, read or trained for it, and its bytes in this process."""
+    before = memory_of_this_process() or 0
+    cache = OnlyCached(cache_folder(config.data.cache_dir))
+    try:
+        built, sources = encode_sources(
+            config.data, plans, tokenizer, config.seq_len, config.seed, cache, lambda message: None
+        )
+        data = pack_sequences(config.data, plans, built, sources, config.seq_len, config.seed, cache)
+    except NotCachedError:
+        return None, 0
+    return data, max(0, (memory_of_this_process() or 0) - before)
+
+
+def _kernel(config: RunConfig, data: PreparedData | None, precision: str, device_type: str) -> str | None:
+    """Return the kernel of packed documents that the run will choose; None without documents."""
+    if not config.data.document_mask or config.data.layout != "packed":
+        return None
+    if device_type == "cuda":
+        return "varlen" if config.model.attention == "auto" else config.model.attention
+    if data is None:
+        return "sdpa"
+    rows = data.train.batch_sequences(config.seed, 0, 0, config.micro_batch_size)
+    given = KernelContext(
+        documents_bt=data.train.batch(rows).documents,
+        dtype=DTYPES[precision],
+        deterministic=config.trainer.deterministic,
+        compiled=config.trainer.compile,
+    )
+    return choose_kernel(config.model, given).name
+
+
+def _process(
+    config: RunConfig, precision: str, cache: Cache, log: Callable[[str], None]
+) -> Callable[[], ProcessMemory | None]:
+    """Begin to measure what a process needs, unless that is remembered; return what waits for it."""
+    name = f"memory-{key_of(**machine_facts(config.tracker.kind, precision))}"
+    with suppress(NotCachedError):
+        known = OnlyCached(cache.folder).get(name, lambda folder: {})
+        if known is not None:
+            return lambda: ProcessMemory(**known.facts)
+    log("measuring what Python and torch need on this machine, once")
+    child = start_calibration(config.tracker.kind, precision)
+
+    def wait() -> ProcessMemory | None:
+        measured = calibrated(child)
+        if measured is not None:
+            cache.get(name, lambda folder: asdict(measured))
+        return measured
+
+    return wait
+
+
+# --- the first setting that fits ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """Settings that need less memory, and their price."""
+
+    words: tuple[str, ...]
+    price: str
+
+
+def remedies(config: RunConfig, setting: Setting) -> Iterator[tuple[RunConfig, Remedy]]:
+    """Yield ever smaller settings of a run: micro-batches with the same sequences a step first, as these train the
+    same model; then checkpointing, precision and vocabulary."""
+    rows, micro = config.global_batch_size, config.micro_batch_size
+    words: list[str] = []
+    while micro > 1:
+        micro = max(m for m in range(1, (micro + 1) // 2 + 1) if rows % m == 0)
+        words = [f"trainer.micro_batch_size={micro}", f"trainer.grad_accum_steps={rows // micro}"]
+        config = _with_trainer(config, micro_batch_size=micro, grad_accum_steps=rows // micro)
+        yield config, Remedy(tuple(words), MICRO_BATCHES)
+    prices = [MICRO_BATCHES] if words else []
+    if config.trainer.activation_checkpointing != "full":
+        levels = ("selective", "full") if config.trainer.activation_checkpointing == "none" else ("full",)
+        for level in levels:
+            config = _with_trainer(config, activation_checkpointing=level)
+            yield (
+                config,
+                Remedy(
+                    (*words, f"trainer.activation_checkpointing={level}"), "; ".join([*prices, CHECKPOINTING[level]])
+                ),
+            )
+        words, prices = [*words, "trainer.activation_checkpointing=full"], [*prices, CHECKPOINTING["full"]]
+    if setting.precision == "fp32" and setting.has_bf16:
+        config = _with_trainer(config, precision="bf16")
+        words, prices = [*words, "trainer.precision=bf16"], [*prices, "8 bits of precision, and faster"]
+        yield config, Remedy(tuple(words), "; ".join(prices))
+    if config.tokenizer.kind == "gpt2" and config.init is None:
+        config = replace(config, tokenizer=replace(config.tokenizer, kind="bpe", vocab_size=4096))
+        words, prices = [*words, "tokenizer=bpe"], [*prices, "other tokens, whose loss is not comparable"]
+        yield config, Remedy(tuple(words), "; ".join(prices))
+
+
+MICRO_BATCHES = "the same steps, a little slower for smaller matrix products"
+CHECKPOINTING = {"selective": "about a tenth more time a step", "full": "about a third more time a step"}
+
+
+def _with_trainer(config: RunConfig, **settings: Any) -> RunConfig:
+    return replace(config, trainer=replace(config.trainer, **settings))
+
+
+def first_that_fits(
+    candidates: Iterator[tuple[RunConfig, Remedy]], predict: Callable[[RunConfig], Prediction], machine: Machine
+) -> tuple[Remedy, Prediction] | None:
+    """Return the first settings that fit, with their prediction; None when none does."""
+    for config, remedy in candidates:
+        if (prediction := predict(config)).fits(machine):
+            return remedy, prediction
+    return None
+
+
+def ordered(parts: dict[str, float]) -> Sequence[tuple[str, float]]:
+    """Return the parts in the order of a step."""
+    order = [*(SHOWN.get(name, name) for name in PARTS)]
+    return sorted(parts.items(), key=lambda part: order.index(part[0]) if part[0] in order else len(order))

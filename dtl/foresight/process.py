@@ -1,0 +1,214 @@
+"""What a training process needs besides its tensors, measured in small processes of its own, once a machine.
+
+The base: Python, torch and all that a run imports. The libraries' pages: what the first steps, an evaluation and a
+checkpoint add, whatever the model's size. The heap: DTL lets glibc keep freed pages (`keep_freed_memory`), so that
+the holes between tensors count as well.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from array import array
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from dtl import __version__
+
+MMAP_MAX, TRIM_THRESHOLD = -4, -1  # of mallopt, as `keep_freed_memory` sets them
+STATUS = Path("/proc/self/status")
+# Real steps need a little more than a replay of their tensors: median of 14 settings, 0.86 to 1.12.
+HEAP_FACTOR = 1.05
+TIMEOUT_S = 120.0
+TINY = ("model.dim=32", "model.n_layers=1", "model.n_heads=2", "data.seq_len=32", "trainer.micro_batch_size=2")
+
+
+def memory_of_this_process(field: str = "VmRSS") -> int | None:
+    """Return VmRSS (now) or VmHWM (the peak since the process began) in bytes; None without Linux's /proc.
+
+    Not `ru_maxrss`, which begins at the peak of the process that started this one.
+    """
+    with contextlib.suppress(OSError):
+        for line in STATUS.read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+# --- the heap -----------------------------------------------------------------------------------------------------
+
+
+def heap_growth(allocations: Iterable[tuple[int, int, bool]]) -> float | None:
+    """Return the bytes that glibc's heap grows by for these allocations; None with another C library.
+
+    They are made by the real malloc, in a process of their own, and never written to: they take addresses, no memory.
+    """
+    if not has_mallinfo():
+        return None
+    numbers = array("q", (number for allocation in allocations for number in allocation))
+    try:
+        answer = _child("replay", numbers.tobytes())
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+    return None if answer is None else HEAP_FACTOR * float(answer)
+
+
+def has_mallinfo() -> bool:
+    """Return True where the C library has glibc's malloc, and tells how large its heap is."""
+    return sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallinfo2")
+
+
+class _MallInfo(ctypes.Structure):
+    # In the order of /usr/include/malloc.h.
+    _fields_ = [("arena", ctypes.c_size_t), *((f"unused_{number}", ctypes.c_size_t) for number in range(9))]
+
+
+def replay(numbers: "array[int]") -> int | None:
+    """Make allocations as `heap_growth` describes, and return how far the heap has grown; None when one failed."""
+    libc = ctypes.CDLL(None)
+    libc.mallinfo2.restype = _MallInfo
+    libc.malloc.restype = libc.aligned_alloc.restype = ctypes.c_void_p
+    libc.malloc.argtypes, libc.aligned_alloc.argtypes = [ctypes.c_size_t], [ctypes.c_size_t] * 2
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.mallopt(MMAP_MAX, 0)
+    libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
+    addresses = array("Q", bytes(8 * (1 + max(numbers[::3], default=0))))
+    before = libc.mallinfo2().arena
+    for number, n_bytes, is_tensor in zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True):
+        if n_bytes < 0:
+            libc.free(addresses[number])
+            continue
+        address = libc.aligned_alloc(64, n_bytes) if is_tensor else libc.malloc(n_bytes)
+        if address is None:
+            return None
+        addresses[number] = address
+    return libc.mallinfo2().arena - before
+
+
+# --- the base -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ProcessMemory:
+    """Bytes of a training process besides its tensors and data."""
+
+    base: int  # before the first step
+    libraries: int  # added by the first steps, an evaluation, samples and a checkpoint
+    preparing: int  # of the base, what preparing a few sentences added: the modules for it
+
+    @property
+    def total(self) -> int:
+        return self.base + self.libraries
+
+
+def machine_facts(tracker: str, precision: str) -> dict[str, Any]:
+    """Return what the memory of the libraries depends on, for the key under which it is remembered."""
+    import torch
+
+    return {
+        "what": [field.name for field in fields(ProcessMemory)],
+        "dtl": __version__,
+        "torch": str(torch.__version__),
+        "python": sys.version,
+        "machine": [platform.platform(), _processor(), torch.get_num_threads()],
+        "tracker": tracker,
+        "precision": precision,
+    }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        return next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
+    return platform.processor()
+
+
+def start_calibration(tracker: str, precision: str) -> "subprocess.Popen[bytes]":
+    """Start a process that trains a tiny model for two steps, in a temporary folder, and measures itself."""
+    return _start("calibrate", tracker, precision)
+
+
+def calibrated(process: "subprocess.Popen[bytes]") -> ProcessMemory | None:
+    """Wait for what `start_calibration` started; None when it failed, or where a process cannot measure itself."""
+    try:
+        out, _ = process.communicate(timeout=TIMEOUT_S)
+        answer = json.loads(out.splitlines()[-1])
+    except (ValueError, IndexError, subprocess.SubprocessError):
+        process.kill()
+        return None
+    return None if answer is None else ProcessMemory(*answer)
+
+
+def _calibrate(tracker: str, precision: str) -> list[int] | None:
+    """Train a tiny model as a run does; return the numbers of `ProcessMemory`."""
+    if memory_of_this_process() is None:
+        return None
+    import dtl.runner.build
+    from dtl.commandline.compose import compose
+    from dtl.runner.run import train
+    from dtl.training.trainer import Trainer
+
+    seen: list[int] = []
+
+    def note() -> None:
+        seen.append(memory_of_this_process() or 0)
+
+    _call_around(dtl.runner.build, "prepare_data", note, note)
+    _call_around(Trainer, "steps", note)
+    with tempfile.TemporaryDirectory(prefix="dtl-plan-") as folder:
+        text = Path(folder) / "text.txt"
+        text.write_text(" ".join(str(number * 7919) for number in range(4000)))
+        words = [f"data.path={text}", f"data.cache_dir={folder}", "tokenizer=byte", "tracker=local", *TINY]
+        config = compose("data=text", *words, "trainer.total_steps=2", f"trainer.precision={precision}", "device=cpu")
+        if tracker == "wandb":
+            import wandb  # pyright: ignore[reportUnusedImport]  # noqa: F401
+        train(config, Path(folder) / "run")
+    peak = memory_of_this_process("VmHWM") or 0
+    before, prepared, base = seen
+    return [base, max(0, peak - base), prepared - before]
+
+
+def _call_around(owner: Any, name: str, before: Callable[[], None], after: Callable[[], None] = lambda: None) -> None:
+    """Let a function call others when it begins and returns. For a process that does nothing else."""
+    function = getattr(owner, name)
+
+    def calling(*arguments: Any, **named: Any) -> Any:
+        before()
+        result = function(*arguments, **named)
+        after()
+        return result
+
+    setattr(owner, name, calling)
+
+
+def _start(*words: str) -> "subprocess.Popen[bytes]":
+    program = "import sys; from dtl.foresight.process import main; main(sys.argv[1:])"
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *words],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def _child(word: str, data: bytes) -> Any:
+    out, _ = (process := _start(word)).communicate(data, timeout=TIMEOUT_S)
+    return json.loads(out) if process.returncode == 0 else None
+
+
+def main(words: list[str]) -> None:
+    """The child: replay allocations from standard input, or calibrate; print JSON."""
+    if words[0] == "replay":
+        numbers = array("q")
+        numbers.frombytes(sys.stdin.buffer.read())
+        print(json.dumps(replay(numbers)))
+    else:
+        _, tracker, precision = words
+        print("\n" + json.dumps(_calibrate(tracker, precision)))

@@ -1,0 +1,154 @@
+"""The command `python -m dtl.plan`: the memory that a run needs, and whether it fits, before it is started."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from dtl.base.display import Display, command_line, exit_when_output_closes
+from dtl.base.units import in_mib, in_percent, number_of
+from dtl.checkpoints.find import find_checkpoint
+from dtl.commandline.cli import run_command
+from dtl.commandline.command import Command
+from dtl.commandline.overrides import as_shown, check_init_words, override_key
+from dtl.config import RunConfig, typed_as
+from dtl.data.tokenizers.prompt import read_prompt
+from dtl.errors import ConfigError
+from dtl.foresight.machine import DoesNotFitError, named_machine
+from dtl.run_dir.provenance import composition_flags
+
+if TYPE_CHECKING:
+    from dtl.foresight.predict import Prediction, Setting
+
+
+@dataclass
+class PlanConfig(RunConfig):
+    """Settings of a run, and the machine that it is planned for."""
+
+    machine: str | None = None  # memory (8GB, or a number of GiB) or a card (rtx4060); null = this machine
+
+    def validate(self) -> None:
+        """Raise ConfigError, naming key, value, rule and remedy, for an invalid run or machine."""
+        super().validate()
+        if self.resume is not None:
+            raise ConfigError(f"resume={self.resume}: a plan is for a new run. A resumed run needs as much as it did.")
+        if self.machine is not None:
+            named_machine(self.machine)
+
+
+COMMAND = Command(
+    "plan",
+    PlanConfig,
+    usage="""\
+python -m dtl.plan [the words of dtl.train] [machine=8GB]
+Shows the memory that a run needs, by part, and what is free here; if it does
+not fit, the first setting that does. Trains nothing; exit code 3: too large.
+
+  python -m dtl.plan model=large                        the default data
+  python -m dtl.plan experiment=text_cpu data.path=my_texts/
+  python -m dtl.plan model=large machine=8GB            for another machine
+  python -m dtl.plan model=qa machine=rtx4060           for a card
+""",
+    free_text=("data.qa.prompt", "data.separator"),
+)
+
+
+def main() -> None:
+    """Entry point of `python -m dtl.plan` and of the console script dtl-plan."""
+    run_command(job, COMMAND)
+
+
+def job(composed: DictConfig) -> None:
+    """Plan and show. Everything that can be checked without torch is checked before it is imported."""
+    config = typed_as(PlanConfig, composed)
+    hydra = HydraConfig.get()
+    overrides = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    assert isinstance(overrides, list)
+    check_init_words(config.init, overrides)
+    words = [*composition_flags(hydra, COMMAND.name), *(word for word in overrides if not _is_machine(word))]
+    with exit_when_output_closes(), Display() as display:
+        display.note("Opening the data, loading torch ...")  # the first sign of life
+        if not show(display, planned(config, display), words):
+            raise SystemExit(DoesNotFitError.exit_code)
+
+
+def _is_machine(word: str) -> bool:
+    return override_key(word.partition("=")[0]) == "machine"
+
+
+def planned(config: PlanConfig, display: Display) -> "Setting":
+    """Return the run as it would be on the machine. Raises DataError, CheckpointError."""
+    init_from = find_checkpoint(config.init, Path("outputs")) if config.init is not None else None
+    from dtl.data.collect import open_sources  # imports numpy, which --help does not need
+
+    data, plans = open_sources(config.data, config.seed, init_from and read_prompt(init_from))
+    from dtl.foresight.predict import setting_of
+
+    machine = None if config.machine is None else named_machine(config.machine)
+    return setting_of(replace(config, data=data), plans, init_from, machine, display.log)
+
+
+def show(display: Display, setting: "Setting", words: Sequence[str]) -> bool:
+    """Show the table, and the command of the first setting that fits; return whether the run itself fits."""
+    from dtl.foresight.predict import first_that_fits, remedies
+
+    config, machine = setting.config, setting.machine
+    prediction = setting.predict(config)
+    for line in _table(setting, prediction):
+        display.print(line)
+    for note in setting.notes:
+        display.note(note)
+    if machine.free is None:
+        display.print("Whether it fits is not known.")
+        return True
+    if prediction.fits(machine):
+        display.print(f"It fits, with {in_percent(prediction.total / machine.free)} % of what is free.")
+        return True
+    display.print(f"It does not fit: {in_mib(prediction.total - machine.free, ',')} are missing.")
+    found = first_that_fits(remedies(config, setting), setting.predict, machine)
+    if found is None:
+        display.print(
+            "No smaller micro-batch, checkpointing, precision or vocabulary is enough. Take a smaller model: "
+            "model=small, or less of model.dim and model.n_layers."
+        )
+        return False
+    remedy, smaller = found
+    keys = {override_key(word.partition("=")[0]) for word in remedy.words}
+    kept = [as_shown(word) for word in words if override_key(word.partition("=")[0]) not in keys]
+    display.print(f"This fits, with {in_mib(smaller.total, ',')}. Its price: {remedy.price}.")
+    display.print(f"  {command_line('train', *kept, *remedy.words)}")
+    return False
+
+
+def _table(setting: "Setting", prediction: "Prediction") -> Iterator[str]:
+    """Yield the lines of the table, each of 80 columns at most."""
+    from dtl.foresight.predict import ordered
+
+    config, machine, model = setting.config, setting.machine, setting.config.model
+    yield f"Memory of {config.name} on {machine.name or 'this machine'} ({setting.device_type}, {setting.precision})"
+    yield (
+        f"  {number_of('layers', model.n_layers)} of width {model.dim}, vocabulary {prediction.facts.vocab_size:,}; "
+        f"a step: {config.micro_batch_size} x {config.grad_accum_steps} x {config.seq_len} tokens"
+    )
+    rows = [(name, in_mib(n_bytes, ","), "") for name, n_bytes in ordered(prediction.parts)]
+    rows.append(("peak", in_mib(prediction.total, ","), f"reached in {MOMENTS.get(prediction.moment, 'the step')}"))
+    free = "unknown" if machine.free is None else in_mib(machine.free, ",")
+    rows.append(("free", free, machine.why))
+    width = max(len(value) for _, value, _ in rows)
+    for name, value, why in rows:
+        yield f"  {name:<26}{value:>{width}}   {why}".rstrip()
+
+
+MOMENTS = {
+    "activations": "the forward pass",
+    "head": "the loss",
+    "backward": "the backward pass",
+    "optimizer": "the optimizer's step",
+    "evaluation": "an evaluation",
+}
+
+if __name__ == "__main__":
+    main()
