@@ -31,7 +31,7 @@ Measure on an idle machine.
   python -m dtl.bench rows=[tokenising,waste] rounds=9
   python -m dtl.bench full=true out=data.json   long ones too, in a file
 
-Suites: generate, learn, memory, questions, search, startup, step, text, all.
+Suites: foresight, generate, learn, memory, questions, search, startup, step, text, all.
 """,
     details="""\
 The sides of a comparison run in this process or in identical processes, so that other load slows both. A ratio is the
@@ -62,6 +62,8 @@ those of the processor. suite=memory: bf16 (peak memory of that process).
 
 out=FILE has every row, and under "ratios" by name of the row: ratio (> 1: DTL is better), low, high, n, goal, reached,
 skipped.
+
+suite=foresight: memory (error of the peak memory that dtl.plan shows, compared with runs in fresh processes).
 
 suite=startup: first_step (time from the start of a process to its first step, by parts), outside_wiki, outside_qa (the
 part of the processor's time that a run of 300 steps with the defaults spends outside of its steps, without the

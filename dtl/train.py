@@ -225,6 +225,7 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
         raise DataError(f"{message}\n{where_to_add_its_place(error)}") from error
     config = replace(config, data=data)
 
+    from dtl.foresight.predict import foresee
     from dtl.runner.run import Origin
 
     hydra = HydraConfig.get()
@@ -237,6 +238,7 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
         plans=plans,
         resume_from=newest and newest.path,
         warnings=warnings,
+        foresee=foresee,
     )
     return config, origin
 

@@ -20,6 +20,7 @@ import dtl.chat
 import dtl.diagnose
 import dtl.evaluate
 import dtl.generate
+import dtl.plan
 import dtl.prepare
 import dtl.report
 import dtl.runs
@@ -38,6 +39,7 @@ COMMANDS = (
     dtl.generate.COMMAND,
     dtl.evaluate.COMMAND,
     dtl.diagnose.COMMAND,
+    dtl.plan.COMMAND,
     dtl.prepare.COMMAND,
     dtl.bench.COMMAND,
     dtl.report.COMMAND,

@@ -25,6 +25,7 @@ import dtl.config
 import dtl.diagnose
 import dtl.evaluate
 import dtl.generate
+import dtl.plan
 import dtl.prepare
 import dtl.report
 import dtl.runs
@@ -145,6 +146,7 @@ def test_commands_that_train_and_talk(desk, monkeypatch, capsys):
     load_without_dtl(desk)
     talk_in_each_way(monkeypatch, capsys)
     prepare_and_evaluate(monkeypatch, capsys)
+    plan_ahead(monkeypatch, capsys)
     look_at_a_sweep(monkeypatch, capsys)
     keep_in_order(monkeypatch, capsys)
     report_on(monkeypatch, capsys)
@@ -254,6 +256,19 @@ def prepare_and_evaluate(monkeypatch, capsys):
         assert "Traceback" not in shown.err and ("tokens" in shown.out), f"{command}: {shown.err}"
 
 
+def plan_ahead(monkeypatch, capsys):
+    """Of small models: what a plan of a large one takes is its operators, which are many."""
+    found = [shlex.split(command)[3:] for command in COMMANDS if command.startswith("python -m dtl.plan")]
+    assert len(found) == 5
+    for words in found:
+        kept = [word for word in words if not word.startswith("model=")]
+        small = ["model.dim=32", "model.n_layers=1", "model.n_heads=2"]
+        monkeypatch.setattr(sys, "argv", ["dtl-plan", *kept, *small])
+        dtl.plan.main()
+        shown = capsys.readouterr()
+        assert "peak" in shown.out and "It fits" in shown.out, f"{words}: {shown.err}"
+
+
 def keep_in_order(monkeypatch, capsys):
     found = [shlex.split(command)[3:] for command in COMMANDS if command.startswith("python -m dtl.runs")]
     assert len(found) == 2
@@ -285,7 +300,7 @@ def test_every_command_is_known():
     """A new kind of command in the README or in a page needs a test here."""
     known = ("python -m dtl.train", "make ", "source .venv/bin/activate", "wandb leet run ", "wandb sync ")
     known += ("python -m dtl.diagnose", "python -m dtl.prepare", "python -m dtl.evaluate", "python -m dtl.runs")
-    known += ("git clone <", "uv venv ", "uv pip install ")
+    known += ("python -m dtl.plan", "git clone <", "uv venv ", "uv pip install ")
     known += ("python -m dtl.report", "python -m dtl.sweep", 'pip install -e ".[offline]"')
     assert [command for command in COMMANDS if not command.startswith(known) and not TALK.fullmatch(command)] == []
 

@@ -11,6 +11,7 @@ from dtl.registry import Registry
 SUITES: Registry = Registry(
     "suite",
     {
+        "foresight": "dtl.benchmarks.step",
         "generate": "dtl.benchmarks.generate",
         "learn": "dtl.benchmarks.learn",
         "memory": "dtl.benchmarks.step",

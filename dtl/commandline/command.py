@@ -229,7 +229,7 @@ def of_another_command(key: str, value: str, command: Command) -> str:
     """A hint where a command is given a setting, a recipe or a config group of another command; else empty."""
     group = key.partition(".")[0]
     is_group = group == "experiment" or (group.isidentifier() and (conf_dir() / group).is_dir())
-    if is_group and command.name != "train":
+    if is_group and command.name not in ("train", "plan"):
         to_paste = f": {command_line('train', f'{key}={value}')}" if value else "."
         return f"It is a setting of dtl.train{to_paste}"
     for name in _SCHEMAS:

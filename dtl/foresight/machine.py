@@ -58,10 +58,10 @@ def named_machine(name: str) -> Machine:
 
     Raises ConfigError, with the nearest card, for anything else, and for less memory than a process needs.
     """
-    word = re.sub(r"[\s_-]", "", name.lower())
-    if word in CARDS:
-        free = CARDS[word] * GIB - CARD_BYTES
-        return Machine(word, "cuda", free, f"{CARDS[word]} GiB, less 1 GiB for context and desktop")
+    card, word = re.sub(r"[\s_-]", "", name.lower()), name.lower().replace(" ", "")
+    if card in CARDS:
+        free = CARDS[card] * GIB - CARD_BYTES
+        return Machine(card, "cuda", free, f"{CARDS[card]} GiB, less 1 GiB for context and desktop")
     if not (match := re.fullmatch(r"(\d+(?:\.\d+)?)([a-z]*)", word)) or match[2].upper() not in UNITS:
         raise ConfigError(
             f"machine={name}: neither memory nor a card. Give memory, such as machine=8GB, or one of "

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,28 +10,30 @@ import numpy as np
 import torch
 
 from dtl.base.runtime import DTYPES, choose_device, choose_precision, cpu_has_bf16
+from dtl.base.units import in_gib
 from dtl.checkpoints.load import load_tokenizer, read_model_config
 from dtl.config import RunConfig
 from dtl.data.batches import PackedSequences, TrainingData
-from dtl.data.cache import Cache, Entry, cache_folder, key_of
+from dtl.data.cache import Cache, cache_folder, key_of
 from dtl.data.config import TokenizerConfig
 from dtl.data.encode import encode_sources
 from dtl.data.pack import count_targets
 from dtl.data.prepare import PreparedData, pack_sequences
 from dtl.data.sources import SourcePlan
 from dtl.data.tokenizers.tokenizer import Tokenizer
-from dtl.foresight.machine import Machine, this_machine
+from dtl.foresight.machine import DoesNotFitError, Machine, this_machine
 from dtl.foresight.process import (
+    NotCachedError,
+    OnlyCached,
     ProcessMemory,
-    calibrated,
     heap_growth,
-    machine_facts,
     memory_of_this_process,
-    start_calibration,
+    process_memory,
 )
 from dtl.foresight.trace import PARTS, Peak, StepShape, traced_peak
 from dtl.model.kernel_choice import KernelContext, choose_kernel
-from dtl.runner.build import with_init
+from dtl.runner.build import Parts, with_init
+from dtl.runner.run import smaller_step
 
 FORMAT = 1  # of a trace in the cache
 CHECKED_EPOCHS = 3  # whose micro-batches are looked at
@@ -40,19 +41,6 @@ REFUSED = 1.15  # times what is there: beyond, a run is not started
 # CUDA: context and cuBLAS' workspace, and what the caching allocator rounds and leaves between. Not measured: no GPU.
 CUDA_CONTEXT, CUDA_FACTOR = 500 * 2**20, 1.06
 NOT_VALIDATED = "not validated on a GPU"
-
-
-class NotCachedError(Exception):
-    """Data that would have to be read or prepared first."""
-
-
-class OnlyCached(Cache):
-    """A cache that is read and never filled. Raises NotCachedError for an entry that it does not have."""
-
-    def get(self, name: str, build: Callable[[Path], dict[str, Any]]) -> Entry | None:
-        if (entry := self._open(name)) is None:
-            raise NotCachedError(name)
-        return entry
 
 
 # --- data ---------------------------------------------------------------------------------------------------------
@@ -69,9 +57,9 @@ class DataFacts:
     is_read: bool = True  # False: from the configuration alone
 
 
-def facts_of_data(config: RunConfig, data: PreparedData) -> DataFacts:
+def facts_of_data(config: RunConfig, data: PreparedData, vocab_size: int) -> DataFacts:
     """Return the facts of prepared data: those of the largest micro-batches in the first epochs' order."""
-    return DataFacts(data.tokenizer.vocab_size, *largest_micro_batch(config, data.train))
+    return DataFacts(vocab_size, *largest_micro_batch(config, data.train))
 
 
 def facts_of_config(config: RunConfig, vocab_size: int) -> DataFacts:
@@ -81,6 +69,9 @@ def facts_of_config(config: RunConfig, vocab_size: int) -> DataFacts:
 
 def largest_micro_batch(config: RunConfig, train: TrainingData) -> tuple[int, tuple[int, int] | None]:
     """Return the most targets of a micro-batch; and documents and longest document of the one that pads most."""
+    full = config.micro_batch_size * config.seq_len
+    if all(not rows.document_mask and rows.n_targets == len(rows) * rows.seq_len for rows in train.rows.values()):
+        return full, None
     targets, documents, longest = (
         np.concatenate(column) for column in zip(*map(_per_sequence, train.rows.values()), strict=True)
     )
@@ -256,7 +247,7 @@ def setting_of(
         device_type, has_bf16 = device.type, device.type == "cuda" or cpu_has_bf16()
         precision = choose_precision(config.trainer.precision, device)[0]
     config = config.on(device_type)
-    calibration = None if device_type == "cuda" else _process(config, precision, cache, log)
+    calibration = None if device_type == "cuda" else process_memory(config.tracker.kind, precision, cache, log)
     tokenizer: TokenizerConfig | Tokenizer = config.tokenizer
     vocab_size = 0
     if init_from is not None:
@@ -269,8 +260,8 @@ def setting_of(
         facts = facts_of_config(config, vocab_size)
         notes.append("The data is not prepared yet: shapes come from the configuration, with a loss on each token.")
     else:
-        facts = replace(facts_of_data(config, data), n_bytes=n_bytes)
-        facts = replace(facts, vocab_size=vocab_size or facts.vocab_size)
+        facts = facts_of_data(config, data, vocab_size or data.tokenizer.vocab_size)
+        facts = replace(facts, n_bytes=n_bytes)
     kernel = _kernel(config, data, precision, device_type)
     process = calibration() if calibration else None
     if device_type == "cpu" and process is None:
@@ -324,25 +315,46 @@ def _kernel(config: RunConfig, data: PreparedData | None, precision: str, device
     return choose_kernel(config.model, given).name
 
 
-def _process(
-    config: RunConfig, precision: str, cache: Cache, log: Callable[[str], None]
-) -> Callable[[], ProcessMemory | None]:
-    """Begin to measure what a process needs, unless that is remembered; return what waits for it."""
-    name = f"memory-{key_of(**machine_facts(config.tracker.kind, precision))}"
-    with suppress(NotCachedError):
-        known = OnlyCached(cache.folder).get(name, lambda folder: {})
-        if known is not None:
-            return lambda: ProcessMemory(**known.facts)
-    log("measuring what Python and torch need on this machine, once")
-    child = start_calibration(config.tracker.kind, precision)
+# --- the start of a run -------------------------------------------------------------------------------------------
 
-    def wait() -> ProcessMemory | None:
-        measured = calibrated(child)
-        if measured is not None:
-            cache.get(name, lambda folder: asdict(measured))
-        return measured
 
-    return wait
+LIBRARIES = 20 * 2**20  # where `ProcessMemory` is not measured yet: two processors had 18 MiB
+
+
+def foresee(parts: Parts) -> list[tuple[str, str]]:
+    """Return the start screen's row about the memory of a run that is built: where dtl.plan has traced its shape.
+
+    A trace would take some seconds. Raises DoesNotFitError for a new run that needs more than `REFUSED` times what is
+    there, unless `trainer.check_memory` is false.
+    """
+    config, device = parts.config, parts.device
+    facts = facts_of_data(config, parts.data, parts.tokenizer.vocab_size)
+    kernel = parts.attention.name
+    cache = OnlyCached(cache_folder(config.data.cache_dir))
+    try:
+        peak = peak_of(shape_of(config, facts, parts.precision, kernel, device.type), cache)
+    except NotCachedError:
+        return []
+    now = memory_of_this_process()
+    if device.type != "cpu" or now is None:
+        # The weights are on the card already, which shows less of it as free.
+        needed = predicted(peak, facts, None, device.type).total - peak.parts["weights"]
+    else:
+        needed = LIBRARIES + peak.heap * (peak.total - peak.parts["weights"])
+    machine = this_machine(device.type)
+    if machine.free is None:
+        return []
+    held = peak.parts["weights"] if now is None or device.type != "cpu" else now
+    total, there = held + needed, held + machine.free
+    if total > REFUSED * there and config.trainer.check_memory and parts.resumed_from is None:
+        raise DoesNotFitError(
+            f"This run needs about {in_gib(total)} at its peak, and {in_gib(there)} are there ({machine.why}). "
+            f"{smaller_step(config).partition('. ')[2]}. What needs it, and the first setting that fits: "
+            "python -m dtl.plan with the same words. To start it all the same: trainer.check_memory=false"
+        )
+    largest = max((name for name in peak.parts if name != "weights"), key=peak.parts.__getitem__)
+    what = f"about {in_gib(total)} at the peak, of {in_gib(there)}; most of a step are {SHOWN.get(largest, largest)}"
+    return [("memory", f"{what}{f' ({NOT_VALIDATED})' if device.type == 'cuda' else ''}")]
 
 
 # --- the first setting that fits ----------------------------------------------------------------------------------

@@ -15,11 +15,12 @@ import sys
 import tempfile
 from array import array
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from dtl import __version__
+from dtl.data.cache import Cache, Entry, key_of
 
 MMAP_MAX, TRIM_THRESHOLD = -4, -1  # of mallopt, as `keep_freed_memory` sets them
 STATUS = Path("/proc/self/status")
@@ -39,6 +40,19 @@ def memory_of_this_process(field: str = "VmRSS") -> int | None:
             if line.startswith(f"{field}:"):
                 return int(line.split()[1]) * 1024
     return None
+
+
+class NotCachedError(Exception):
+    """Data that would have to be read or prepared first."""
+
+
+class OnlyCached(Cache):
+    """A cache that is read and never filled. Raises NotCachedError for an entry that it does not have."""
+
+    def get(self, name: str, build: Callable[[Path], dict[str, Any]]) -> Entry | None:
+        if (entry := self._open(name)) is None:
+            raise NotCachedError(name)
+        return entry
 
 
 # --- the heap -----------------------------------------------------------------------------------------------------
@@ -142,6 +156,27 @@ def calibrated(process: "subprocess.Popen[bytes]") -> ProcessMemory | None:
         process.kill()
         return None
     return None if answer is None else ProcessMemory(*answer)
+
+
+def process_memory(
+    tracker: str, precision: str, cache: Cache, log: Callable[[str], None]
+) -> Callable[[], ProcessMemory | None]:
+    """Begin to measure what a process needs, unless that is remembered; return what waits for it."""
+    name = f"memory-{key_of(**machine_facts(tracker, precision))}"
+    with contextlib.suppress(NotCachedError):
+        known = OnlyCached(cache.folder).get(name, lambda folder: {})
+        if known is not None:
+            return lambda: ProcessMemory(**known.facts)
+    log("measuring what Python and torch need on this machine, once")
+    child = start_calibration(tracker, precision)
+
+    def wait() -> ProcessMemory | None:
+        measured = calibrated(child)
+        if measured is not None:
+            cache.get(name, lambda folder: asdict(measured))
+        return measured
+
+    return wait
 
 
 def _calibrate(tracker: str, precision: str) -> list[int] | None:

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -277,8 +276,16 @@ def _kernel(shape: StepShape) -> Iterator[str]:
 
 def recorded(shape: StepShape) -> LiveStorages:
     """Trace two optimizer steps, since the optimizers' state appears at the end of the first, and an evaluation."""
+    from torch._subclasses.fake_tensor import FakeTensorMode  # with what it imports a second, for this alone
+
+    class Mode(FakeTensorMode):
+        """A mode that a copy of a model does not copy, too: its tensors could not meet the model's."""
+
+        def __deepcopy__(self, memo: Any) -> "Mode":
+            return self
+
     live = LiveStorages()
-    with FakeTensorMode(), _kernel(shape) as kernel, live:
+    with Mode(), _kernel(shape) as kernel, live:
         live.begin("weights")
         model = TransformerLM(shape.model, shape.vocab_size)
         model.activation_checkpointing = shape.trainer.activation_checkpointing
@@ -362,13 +369,22 @@ def traced_peak(shape: StepShape, heap_growth: Callable[[Iterable[tuple[int, int
     """
     depth = shape.model.n_layers
     if depth <= TRACED_LAYERS[-1]:
-        deepest = recorded(shape)
-        live, moment = deepest.timeline().peak()
+        traces = [recorded(shape)]
+        live, moment = traces[0].timeline().peak()
     else:
-        few, deepest = (recorded(shape.with_layers(n)) for n in TRACED_LAYERS)
-        live, moment = few.timeline().extrapolated(deepest.timeline(), depth - TRACED_LAYERS[-1])
-    parts = dict(zip(PARTS, live.tolist(), strict=True))
-    heap, in_trace = heap_growth(deepest.allocations()), deepest.timeline().peak()[0]
-    weights = in_trace[PARTS.index("weights")]
-    factor = None if heap is None else (heap - weights) / (in_trace.sum() - weights)
-    return Peak(parts, moment, 1.0 if factor is None else max(1.0, factor))
+        traces = [recorded(shape.with_layers(n)) for n in TRACED_LAYERS]
+        few, more = (trace.timeline() for trace in traces)
+        live, moment = few.extrapolated(more, depth - TRACED_LAYERS[-1])
+    # Which hole a tensor falls into is a matter of luck: the mean of two depths is nearer to a deep model's.
+    factors = [factor for trace in traces if (factor := _heap_factor(trace, heap_growth)) is not None]
+    heap = max(1.0, sum(factors) / len(factors)) if factors else 1.0
+    return Peak(dict(zip(PARTS, live.tolist(), strict=True)), moment, heap)
+
+
+def _heap_factor(
+    trace: LiveStorages, heap_growth: Callable[[Iterable[tuple[int, int, bool]]], float | None]
+) -> float | None:
+    """Return how many times as much as what is not weights the heap needs for it; None where that is not known."""
+    heap, live = heap_growth(trace.allocations()), trace.timeline().peak()[0]
+    weights = live[PARTS.index("weights")]
+    return None if heap is None else (heap - weights) / (live.sum() - weights)

@@ -52,6 +52,9 @@ class Origin:
     group: str | None = None  # the sweep that this job belongs to
     job_number: int | None = None
     plans: list[SourcePlan] | None = None  # opened sources of a validated config; None: `train` does both
+    # Looks at the run that is built, before its folder has a record: raises for one that does not fit into memory, and
+    # returns rows of the start screen.
+    foresee: Callable[[Parts], list[tuple[str, str]]] = lambda parts: []
 
 
 def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) -> float:
@@ -90,6 +93,7 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
         keep = config.trainer.keep
         if not parts.trainer.done and len(step_folders(run_dir)) <= keep:  # else the rotation makes room
             raise_if_no_room(parts.config, run_dir, parts)
+        foreseen = origin.foresee(parts)
         _record_start(parts, run_dir, origin)
         # A kill between the last save and the rotation leaves one too many.
         if origin.resume_from is not None and len(step_folders(run_dir)) > keep:
@@ -98,7 +102,7 @@ def train(config: RunConfig, out_dir: Path | str, origin: Origin | None = None) 
         with _open_tracker(parts, run_dir, origin) as tracker:
             last_step = max(parts.length.last_step, parts.trainer.state.step)  # a resume may give one that is past
             update_run_record(run_dir, wandb_id=tracker.run_id, last_step=last_step)
-            show_start(display, parts, run_dir, tracker)
+            show_start(display, parts, run_dir, tracker, foreseen)
             session = Session(parts, run_dir, tracker, display)
             if origin.group is None and origin.choices:  # neither a trial nor from Python
                 recipe = origin.choices.get("experiment")

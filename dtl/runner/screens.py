@@ -55,7 +55,9 @@ def _sample_rows(data: PreparedData) -> Iterator[tuple[str, str]]:
         yield from (("", f"  {line}") for line in [*lines[:SAMPLE_LINES], *["..."][: len(lines) > SAMPLE_LINES]])
 
 
-def _start_rows(parts: Parts, run_dir: Path, tracker: Tracker, sample: bool) -> Iterator[tuple[str, str]]:
+def _start_rows(
+    parts: Parts, run_dir: Path, tracker: Tracker, foreseen: Sequence[tuple[str, str]], sample: bool
+) -> Iterator[tuple[str, str]]:
     """Rows of the start screen: what a person looks for before a run; `_details` has the rest."""
     config, length, model = parts.config, parts.length, parts.config.model
     yield from _data_rows(parts.data)
@@ -77,6 +79,7 @@ def _start_rows(parts: Parts, run_dir: Path, tracker: Tracker, sample: bool) -> 
     precision = precision_name(parts.precision, parts.device, config.trainer)
     profile = f", profile {config.trainer.machine}" if parts.machine_reason else ""
     yield "device", f"{device_name(parts.device)}, {precision}{profile}"
+    yield from foreseen
     yield "tracker", tracker.status
     yield "folder", shown(run_dir)
     yield "", f"{DETAILS} there has every choice, and why"
@@ -146,7 +149,9 @@ def objective_rows(trainer: TrainerConfig) -> Iterator[tuple[str, str]]:
         yield "averages", f"of the weights, decay {trainer.ema_decay:g} per step: these are evaluated and saved as best"
 
 
-def show_start(display: Display, parts: Parts, run_dir: Path, tracker: Tracker) -> None:
+def show_start(
+    display: Display, parts: Parts, run_dir: Path, tracker: Tracker, foreseen: Sequence[tuple[str, str]] = ()
+) -> None:
     """Show the start screen, which fits a terminal of 80 x 24 with the progress below it; details.txt has the rest.
 
     Where the notes need the room, the sample is left out, and then the last notes are; a warning never is.
@@ -154,12 +159,12 @@ def show_start(display: Display, parts: Parts, run_dir: Path, tracker: Tracker) 
     warnings = list(_warnings(parts, run_dir))
     title = f"DTL {parts.config.name}"
     warned = (("warning", warning) for warning in warnings)
-    write_details(run_dir, title, chain(_details(parts, run_dir, tracker), warned))
+    write_details(run_dir, title, chain(_details(parts, run_dir, tracker), foreseen, warned))
     room = display.room - RESERVED_ROWS - sum(display.rows_of(f"Warning: {warning}") for warning in warnings)
-    rows = list(_start_rows(parts, run_dir, tracker, sample=parts.resumed_from is None))
+    rows = list(_start_rows(parts, run_dir, tracker, foreseen, sample=parts.resumed_from is None))
     notes = with_short_origins(parts.notes, parts.data.read.values())
     if sum(map(display.rows_of, notes)) > room - _n_rows(display, rows):
-        rows = list(_start_rows(parts, run_dir, tracker, sample=False))
+        rows = list(_start_rows(parts, run_dir, tracker, foreseen, sample=False))
     left = room - _n_rows(display, rows)
     display.screen(f"{title}   (Ctrl-C saves, and shows how to resume)", rows)
     for number, note in enumerate(notes, start=1):

@@ -1,0 +1,252 @@
+"""From data and shape to a prediction; the plan's table, its exit code, and the setting that fits."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dtl
+import dtl.plan
+from dtl.benchmarks.config import BenchConfig
+from dtl.benchmarks.step import FORESEEN, foreseen_error
+from dtl.benchmarks.suite import Workplace
+from dtl.data.batches import PackedSequences, TrainingData
+from dtl.data.cache import Cache
+from dtl.data.pack import pack_documents, pack_stream
+from dtl.foresight import predict
+from dtl.foresight.machine import GIB, DoesNotFitError, Machine
+from dtl.foresight.predict import (
+    DataFacts,
+    Setting,
+    first_that_fits,
+    foresee,
+    largest_micro_batch,
+    peak_of,
+    predicted,
+    remedies,
+    shape_of,
+)
+from dtl.foresight.process import NotCachedError, OnlyCached, ProcessMemory, memory_of_this_process
+from dtl.foresight.trace import PARTS, Peak
+
+MIB = 2**20
+
+
+def questions(seed=0) -> TrainingData:
+    """Packed documents of 2 to 5 tokens of which some have a loss."""
+    random = np.random.default_rng(seed)
+    lengths = random.integers(2, 6, 61)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    mask = random.random(offsets[-1]) < 0.3
+    mask[offsets[1:] - 1] = True
+    tokens = np.arange(offsets[-1]).astype(np.uint16)
+    packing = pack_documents(offsets, 17, mask)
+    rows = PackedSequences(tokens, packing, pad_id=0, loss_mask=mask, document_mask=True)
+    return TrainingData({"qa": rows}, {"qa": 1.0})
+
+
+def config(**trainer):
+    run = dtl.RunConfig()
+    settings = {"micro_batch_size": 5, "grad_accum_steps": 2} | trainer
+    data = replace(run.data, seq_len=17)
+    return replace(run, data=data, trainer=replace(run.trainer, **settings)).on("cpu")
+
+
+def test_the_largest_micro_batch_is_that_of_the_batches_themselves():
+    train, run = questions(), config(max_epochs=2)
+    batches = [
+        batch
+        for epoch in range(2)
+        for step in range(train.steps_per_epoch(run.global_batch_size))
+        for batch in train.micro_batches(run.seed, epoch, step, 5, 2)
+    ]
+    n_targets, padded = largest_micro_batch(run, train)
+    assert n_targets == max(batch.n_targets for batch in batches)
+    assert padded is not None
+    sizes = [document_lengths(batch.documents) for batch in batches]
+    pads = [
+        len(lengths) * max(lengths)
+        for lengths, batch in zip(sizes, batches, strict=True)
+        if 2 * len(lengths) * max(lengths) ** 2 <= 17**2 * len(batch.rows)
+    ]
+    assert padded[0] * padded[1] == max(pads)
+
+
+def document_lengths(documents) -> list[int]:
+    """Tokens of each document of a batch."""
+    lengths = []
+    for row in documents.tolist():
+        for number in sorted(set(row)):
+            lengths.append(row.count(number))
+    return lengths
+
+
+def test_packed_text_has_a_target_everywhere():
+    tokens = np.arange(171).astype(np.uint16)
+    rows = PackedSequences(tokens, pack_stream(171, 17), pad_id=0)
+    run = config()
+    run = replace(run, data=replace(run.data, document_mask=False))
+    assert largest_micro_batch(run, TrainingData({"text": rows}, {"text": 1.0}))[0] in (5 * 17, 5 * 17 - 1)
+
+
+# --- prediction ---------------------------------------------------------------------------------------------------
+
+
+def peak(activations=100 * MIB, heap=1.5) -> Peak:
+    return Peak(dict.fromkeys(PARTS, 0.0) | {"weights": 10.0 * MIB, "activations": activations}, "backward", heap)
+
+
+def test_a_process_is_its_parts():
+    facts = DataFacts(101, 85, n_bytes=7 * MIB)
+    found = predicted(peak(), facts, ProcessMemory(300 * MIB, 20 * MIB, 3 * MIB), "cpu")
+    assert found.parts == {
+        "weights": 10 * MIB,
+        "activations": 100 * MIB,
+        "gaps between tensors": 50 * MIB,
+        "data and tokenizer": 4 * MIB,
+        "Python, torch, libraries": 320 * MIB,
+    }
+    assert found.fits(Machine("", "cpu", 484 * MIB, "")) and not found.fits(Machine("", "cpu", 483 * MIB, ""))
+    assert found.fits(Machine("", "cpu", None, ""))
+
+
+def setting(free: int, tmp_path: Path, per_row=20 * MIB, **trainer) -> Setting:
+    """A run whose activations are so many bytes a sequence, a tenth of that with checkpointing."""
+    run = config(**{"micro_batch_size": 8, "grad_accum_steps": 3} | trainer)
+    made = Setting(
+        run, Machine("8GB", "cpu", free, "as given"), "cpu", "fp32", False, None, DataFacts(101, 136), None,
+        ProcessMemory(300 * MIB, 20 * MIB, 0), Cache(tmp_path), [],
+    )  # fmt: skip
+
+    def predict_it(other: dtl.RunConfig) -> predict.Prediction:
+        kept = {"none": 1.0, "selective": 0.5, "full": 0.1}[other.trainer.activation_checkpointing]
+        return predicted(peak(other.micro_batch_size * per_row * kept, 1.0), made.facts, made.process, "cpu")
+
+    made.predict = predict_it  # pyright: ignore[reportAttributeAccessIssue]
+    return made
+
+
+def test_the_first_setting_that_fits_trains_the_same_steps(tmp_path):
+    made = setting(380 * MIB, tmp_path)  # 330 and 20 a row: two rows
+    found = first_that_fits(remedies(made.config, made), made.predict, made.machine)
+    assert found is not None
+    assert found[0].words == ("trainer.micro_batch_size=2", "trainer.grad_accum_steps=12")
+    assert found[1].total == 370 * MIB
+
+
+def test_checkpointing_comes_after_single_rows(tmp_path):
+    made = setting(345 * MIB, tmp_path)
+    found = first_that_fits(remedies(made.config, made), made.predict, made.machine)
+    assert found is not None
+    assert found[0].words == (
+        "trainer.micro_batch_size=1", "trainer.grad_accum_steps=24", "trainer.activation_checkpointing=selective"
+    )  # fmt: skip
+    made = setting(320 * MIB, tmp_path)
+    assert first_that_fits(remedies(made.config, made), made.predict, made.machine) is None
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+def run_plan(monkeypatch, capsys, *words: str) -> tuple[int, str]:
+    monkeypatch.setattr(sys, "argv", ["dtl-plan", *words])
+    code = 0
+    try:
+        dtl.plan.main()
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+    captured = capsys.readouterr()
+    return code, captured.out + captured.err
+
+
+@pytest.mark.parametrize(("free", "code"), [(8 * GIB, 0), (400 * MIB, 3), (300 * MIB, 3)])
+def test_the_exit_code_says_whether_it_fits(free, code, monkeypatch, capsys, tmp_path):
+    made = setting(free, tmp_path)
+    monkeypatch.setattr(dtl.plan, "planned", lambda *_: made)
+    found, text = run_plan(monkeypatch, capsys, "seed=3", "machine=8GB")
+    assert found == code
+    lines = text.splitlines()
+    assert all(len(line) <= 80 for line in lines if "dtl.train" not in line and len(line.split()) < 12)
+    assert "activations" in text and "peak" in text
+    if free == 400 * MIB:
+        (command,) = (line for line in lines if "dtl.train" in line)
+        words = "seed=3 trainer.micro_batch_size=2 trainer.grad_accum_steps=12"
+        assert command.strip() == f"python -m dtl.train {words}"
+    else:
+        assert "dtl.train" not in text
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("machine=8XB", "machine=8XB: neither memory nor a card"),
+        ("model.dimm=8", "Did you mean 'model.dim'"),
+        ("resume=latest", "a plan is for a new run"),
+        ("model.n_heads=7", "must divide model.dim"),
+    ],
+)
+def test_bad_words_are_rejected_as_everywhere(word, message, monkeypatch, capsys):
+    code, text = run_plan(monkeypatch, capsys, word)
+    assert code == 2 and message in text
+
+
+def test_a_plan_writes_no_folder(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dtl.plan, "planned", lambda *_: setting(8 * GIB, tmp_path / "cache"))
+    assert run_plan(monkeypatch, capsys)[0] == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the start of a run -------------------------------------------------------------------------------------------
+
+
+class Built:
+    """The parts of a run that `foresee` reads."""
+
+    def __init__(self, run: dtl.RunConfig) -> None:
+        import torch
+
+        self.config, self.device, self.precision = run, torch.device("cpu"), "fp32"
+        self.attention = type("Choice", (), {"name": "sdpa"})
+        self.data = type("Data", (), {"train": questions()})
+        self.tokenizer = type("Tokenizer", (), {"vocab_size": 101})
+        self.resumed_from = None
+
+
+def foreseen(monkeypatch, free: int, activations: int, **trainer) -> list[tuple[str, str]]:
+    monkeypatch.setattr(predict, "peak_of", lambda *_: peak(activations, 1.0))
+    monkeypatch.setattr(predict, "this_machine", lambda _: Machine("", "cpu", free, "as the test says"))
+    return foresee(Built(config(**trainer)))  # pyright: ignore[reportArgumentType]
+
+
+def test_a_run_is_refused_only_beyond_the_margin(monkeypatch):
+    now = memory_of_this_process()
+    if now is None:
+        pytest.skip("no /proc")
+    free = 1 * GIB
+    ((name, text),) = foreseen(monkeypatch, free, free)  # a little over, with the libraries' pages
+    assert name == "memory" and "activations" in text
+    with pytest.raises(DoesNotFitError, match=r"trainer\.check_memory=false") as error:
+        foreseen(monkeypatch, free, 3 * now + 3 * free)
+    assert error.value.exit_code == 3 and "trainer.micro_batch_size=2" in str(error.value)
+    assert foreseen(monkeypatch, free, 3 * now + 3 * free, check_memory=False)
+
+
+def test_a_shape_without_a_trace_costs_nothing(tmp_path):
+    run = config()
+    shape = shape_of(run, DataFacts(101, 85), "fp32", None, "cpu")
+    with pytest.raises(NotCachedError):
+        peak_of(shape, OnlyCached(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- against runs -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["modern", "accumulation", "questions"])
+def test_a_plan_is_within_a_tenth_of_a_run(name, tmp_path):
+    place = Workplace(BenchConfig(suite="foresight"), tmp_path)
+    assert abs(foreseen_error(place, name, FORESEEN[name].split())) <= 0.10

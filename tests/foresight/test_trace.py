@@ -1,0 +1,123 @@
+"""What is counted before a step is taken: exact bytes, the same for every depth, and what stays between tensors."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from dtl.foresight.process import has_mallinfo, heap_growth
+from dtl.foresight.trace import PARTS, LiveStorages, StepShape, recorded, traced_peak
+from dtl.model.config import ArchConfig, ModelConfig
+from dtl.training.config import OptimizerConfig, TrainerConfig
+
+ALIGNED = 64
+
+
+def shape(n_layers=5, block="modern", optimizer="adamw", precision="fp32", n_micro_batches=1, **trainer) -> StepShape:
+    model = ModelConfig(
+        arch=ArchConfig(block), dim=24, n_layers=n_layers, n_heads=3, max_seq_len=13, ffn_dim=40, dropout=0.1
+    )
+    rows, seq_len = 7, 13
+    return StepShape(
+        model, 101, OptimizerConfig(name=optimizer), TrainerConfig(**trainer), precision, rows, n_micro_batches,
+        seq_len=seq_len, n_targets=rows * seq_len,
+    )  # fmt: skip
+
+
+def test_exact_bytes_of_a_known_graph():
+    live = LiveStorages()
+    with FakeTensorMode(), live:
+        live.begin("weights")
+        weight = torch.zeros(64, 16, requires_grad=True)  # 4,096 bytes
+        live.hold("weights", [weight])
+        live.begin("activations")
+        x = torch.ones(32, 16)  # 2,048
+        y = torch.nn.functional.linear(x, weight)  # 8,192
+        y.detach().view(-1).add_(1)  # none: a view, and in place
+        live.begin("backward")
+        (gradient,) = torch.autograd.grad(y, weight, torch.ones_like(y))  # 8,192 + 4,096
+        live.hold("gradients", [gradient])
+        del x, y, gradient
+    at_peak, moment = live.timeline().peak()
+    assert moment == "backward"
+    expected = {"weights": 4096, "activations": 2048 + 8192, "backward": 8192, "gradients": 4096}
+    assert dict(zip(PARTS, at_peak.tolist(), strict=True)) == {name: expected.get(name, 0) for name in PARTS}
+    assert live.timeline().live[-1].sum() == 4096
+
+
+def test_small_storages_count_as_the_allocator_rounds_them():
+    live = LiveStorages()
+    with FakeTensorMode(), live:
+        live.begin("activations")
+        kept = torch.zeros(3), torch.zeros(17)
+    assert live.timeline().live[-1].sum() == ALIGNED + 2 * ALIGNED
+    del kept
+
+
+def test_a_step_holds_what_it_must():
+    """Weights as many as the model has, two moments of each, and during the backward pass gradients of all."""
+    timeline = recorded(shape(n_layers=2)).timeline()
+    weights, gradients, state = (PARTS.index(name) for name in ("weights", "gradients", "optimizer"))
+    end, start, _ = timeline.phases[-1]
+    after = timeline.live[start - 1]
+    assert end == "end" and after[weights] == timeline.live[:, gradients].max()
+    assert 2 * after[weights] <= after[state] <= 2.1 * after[weights]  # and the number of steps of each
+    assert after[gradients] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"block": "classic"},
+        {"activation_checkpointing": "full"},
+        {"activation_checkpointing": "selective"},
+        {"optimizer": "muon", "n_micro_batches": 3},
+        {"precision": "bf16", "ema_decay": 0.9},
+        {"precision": "fp16"},
+    ],
+)
+def test_an_extrapolated_depth_is_the_traced_one(settings):
+    deep = shape(**settings)
+    expected, _ = recorded(deep).timeline().peak()
+    peak = traced_peak(deep, lambda allocations: None)
+    assert peak.total == expected.sum()
+    assert peak.heap == 1
+
+
+def test_what_is_known_to_need_less_needs_less():
+    """Half the rows, and layers that are computed again."""
+    peak = traced_peak(shape(3), lambda _: None).total
+    assert traced_peak(replace(shape(3), rows=3, n_targets=39), lambda _: None).total < peak
+    assert traced_peak(shape(3, activation_checkpointing="full"), lambda _: None).total < peak
+
+
+def test_the_facts_of_a_shape_tell_shapes_apart():
+    shapes = [shape(), shape(2), shape(optimizer="muon"), shape(ema_decay=0.5), shape(n_micro_batches=2)]
+    facts = [str(each.facts()) for each in shapes]
+    assert len(set(facts)) == len(facts)
+    assert shape(n_micro_batches=2).facts() == shape(n_micro_batches=5).facts()  # one more adds nothing
+
+
+@pytest.mark.skipif(not has_mallinfo(), reason="no glibc")
+def test_the_heap_has_room_for_what_lives_together():
+    megabyte = 2**20
+    together = [(0, megabyte, True), (1, 2 * megabyte, True), (0, -1, True), (1, -1, True)]
+    in_turns = [(0, megabyte, True), (0, -1, True), (1, megabyte, True), (1, -1, True)]
+    grown = [heap_growth(each) for each in (together, in_turns)]
+    assert grown[0] is not None and grown[1] is not None
+    assert 3 * megabyte <= grown[0] < 4 * megabyte
+    assert megabyte <= grown[1] < 1.5 * megabyte
+
+
+@pytest.mark.skipif(not has_mallinfo(), reason="no glibc")
+def test_a_hole_that_a_small_block_keeps_open_counts():
+    """Freed tensors with a small block between them have no room for a tensor of both sizes."""
+    megabyte, allocations = 2**20, []
+    for number in range(10):
+        allocations += [(2 * number, megabyte, True), (2 * number + 1, 40_000, False)]
+    allocations += [(2 * number, -1, True) for number in range(10)]
+    apart = heap_growth([*allocations, (20, 10 * megabyte, True)])
+    assert apart is not None and apart > 20 * megabyte
