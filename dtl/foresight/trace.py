@@ -98,6 +98,9 @@ class LiveStorages(TorchDispatchMode):
         self._numbers: dict[int, tuple[int, Any]] = {}  # by address: number, weak reference
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            # A number of a tensor without numbers, such as whether any target of a chunk has no loss.
+            return False if args[0].dtype == torch.bool else 1
         out = func(*args, **(kwargs or {}))
         for x in tree_leaves(out):
             if isinstance(x, Tensor):

@@ -94,6 +94,13 @@ def test_what_is_known_to_need_less_needs_less():
     assert traced_peak(shape(3, activation_checkpointing="full"), lambda _: None).total < peak
 
 
+def test_a_head_in_chunks_holds_one_chunk_of_logits(monkeypatch):
+    """Its loss asks whether a target has no loss, which a tensor without numbers cannot say."""
+    complete = recorded(shape(1)).timeline().live[:, PARTS.index("head")].max()
+    monkeypatch.setattr("dtl.training.loss.CHUNK_BYTES", 16 * 101 * 4)
+    assert recorded(shape(1)).timeline().live[:, PARTS.index("head")].max() < complete
+
+
 def test_the_facts_of_a_shape_tell_shapes_apart():
     shapes = [shape(), shape(2), shape(optimizer="muon"), shape(ema_decay=0.5), shape(n_micro_batches=2)]
     facts = [str(each.facts()) for each in shapes]
