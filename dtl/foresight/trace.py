@@ -173,7 +173,10 @@ class LiveStorages(TorchDispatchMode):
                 live[at + 1, column] -= sizes[number]
         ends = [*(start for _, start in self.phases[1:]), len(self.events)]
         bounds = [(name, start, end) for (name, start), end in zip(self.phases, ends, strict=True)]
-        labels = [(operator, n_bytes >= 0) for _, n_bytes, operator in self.events]
+        # By its size, too, where a tensor belongs to a parameter: an optimizer makes its states by one operator.
+        labels = [
+            (operator, n_bytes if number in self.part_of else n_bytes >= 0) for number, n_bytes, operator in self.events
+        ]
         return Timeline(live[1:], bounds, labels)
 
 

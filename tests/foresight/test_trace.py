@@ -79,8 +79,9 @@ def test_a_step_holds_what_it_must():
         {"precision": "fp16"},
     ],
 )
-def test_an_extrapolated_depth_is_the_traced_one(settings):
-    deep = shape(**settings)
+@pytest.mark.parametrize("vocab_size", [101, 5003])  # with a large one the optimizer's step is the peak
+def test_an_extrapolated_depth_is_the_traced_one(settings, vocab_size):
+    deep = replace(shape(**settings), vocab_size=vocab_size, rows=2, n_targets=26)
     expected, _ = recorded(deep).timeline().peak()
     peak = traced_peak(deep, lambda allocations: None)
     assert peak.total == expected.sum()
