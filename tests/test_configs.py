@@ -169,7 +169,7 @@ def batch(*overrides: str) -> tuple[int, int, int | None]:
 
 
 def test_the_datas_recommendation_holds_where_the_trainer_says_nothing():
-    assert batch("data=wiki") == (8, 4, 20)
+    assert batch("data=wiki") == (8, 1, 20)
     assert batch("data=qa") == (4, 1, 30)
     assert batch("data=qa", "data.recommended.micro_batch_size=5") == (5, 1, 30)
 

@@ -223,7 +223,7 @@ class RecommendedConfig:
     """Settings that suit this data, used where the setting of the same name is null."""
 
     micro_batch_size: int = 8  # sequences in one forward pass
-    grad_accum_steps: int = 4  # forward passes in one optimizer step
+    grad_accum_steps: int = 1  # forward passes in one optimizer step; at equal tokens more learn less (defaults.md)
     max_epochs: int = 20  # epochs of the first source
     min_steps: int = 0  # optimizer steps that these epochs have at least, of however little data
     lower_case_questions: bool = False  # for a model that has not learnt questions before (init)
