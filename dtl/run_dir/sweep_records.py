@@ -57,6 +57,8 @@ class Trial:
     role: str = "trial"  # confirm: the winner of a search with another seed
     # Of the configuration that this session composed, recipes included: a resumed run takes none from its own folder.
     plugins: list[str] = field(default_factory=list)
+    # Settings that the sweep's first trials were trained with, of keys that did not exist then.
+    pinned: list[str] = field(default_factory=list)
 
     @property
     def done(self) -> bool:

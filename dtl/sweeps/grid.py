@@ -3,24 +3,32 @@
 Combinations that compose to the same configuration are one trial, and a sweep without any valid trial is rejected.
 """
 
-from collections.abc import Iterable, Sequence
+import copy
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from hydra.types import HydraContext
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from dtl.base.json_files import as_object
+from dtl.base.redaction import redact_all
 from dtl.base.safe_text import in_one_line
 from dtl.base.units import number_of
 from dtl.commandline.cli import to_dtl_error
 from dtl.commandline.command import Command
 from dtl.commandline.compose import typed_run
-from dtl.config import to_yaml
+from dtl.commandline.overrides import quoted
+from dtl.config import SECTIONS, RunConfig, schema_defaults, to_dict, to_yaml
 from dtl.errors import ConfigError
 from dtl.run_dir.provenance import composition_flags, config_hash
+from dtl.run_dir.state import read_config
 from dtl.run_dir.sweep_records import SweepFolder, Trial
 from dtl.sweeps.process import REASON_WIDTH
 from dtl.sweeps.table import varying_overrides
 
+NEWER = "newer"  # in the record of a sweep that an earlier version began: see `newer_keys`
 # Hydra's own overrides that configure the sweep, not a trial.
 _SWEEP_KEYS = ("hydra.launcher", "hydra.sweeper", "hydra.sweep.", "hydra.mode", "hydra/launcher", "hydra/sweeper")
 
@@ -28,21 +36,67 @@ _SWEEP_KEYS = ("hydra.launcher", "hydra.sweeper", "hydra.sweep.", "hydra.mode", 
 class Composer:
     """Composes overrides to a configuration, as Hydra does for a trial."""
 
-    def __init__(self, context: HydraContext, config: DictConfig, command: Command) -> None:
+    def __init__(self, context: HydraContext, config: DictConfig, command: Command, sweep: SweepFolder) -> None:
+        """`sweep` may have been begun by an earlier version, which did not have all of today's keys."""
         self._loader = context.config_loader
         self._config = config
         self._command = command
+        self.newer = newer_keys(sweep)
 
-    def compose(self, overrides: Sequence[str]) -> tuple[str, list[str]]:
-        """Return the hash of the composed configuration, and its plugins. Raises Hydra's and OmegaConf's errors,
-        ConfigError."""
+    def compose(self, overrides: Sequence[str]) -> tuple[str, list[str], list[str]]:
+        """Return the hash of the composed configuration, its plugins, and the settings that keep it the one of the
+        sweep's first trials. Raises Hydra's and OmegaConf's errors, ConfigError."""
         config = typed_run(self._loader.load_sweep_config(self._config, list(overrides)))
-        return config_hash(to_yaml(config)), config.plugins
+        if not self.newer:
+            return config_hash(to_yaml(config)), config.plugins, []
+        given = {word.lstrip("+").partition("=")[0] for word in overrides}
+        values, pinned = as_before({key: v for key, v in self.newer.items() if key not in given}, to_dict(config))
+        return config_hash(OmegaConf.to_yaml(OmegaConf.create(redact_all(values)))), config.plugins, pinned
+
+    def recorded(self) -> dict[str, Any]:
+        """Return what the record of the sweep keeps, so that later sessions compose the same."""
+        return {NEWER: self.newer} if self.newer else {}
 
     def explain(self, error: Exception, overrides: list[str]) -> str:
         """Return why composing failed, in one line."""
         known = to_dtl_error(error, [*composition_flags(self._config.hydra), *overrides], self._command)
         return in_one_line(str(known or f"{type(error).__name__}: {error}").partition("\n")[0], REASON_WIDTH)
+
+
+def newer_keys(sweep: SweepFolder) -> dict[str, Any]:
+    """Return the keys that did not exist when the sweep was begun, with the defaults that its runs resume with.
+
+    Its first trial that began has a config.yaml with every key of its day; once resumed, with those of today, so that
+    the launch records what was found. Empty for a sweep that today's version began.
+    """
+    record = sweep.read()
+    recorded = as_object(record.extra.get(NEWER)) if record else {}
+    configs = (read_config(sweep.trial_folder(trial.number)) for trial in sweep.trials())
+    first = next((config for config in configs if all(isinstance(config.get(name), dict) for name in SECTIONS)), None)
+    defaults = OmegaConf.to_container(schema_defaults(RunConfig))
+    return recorded if first is None else recorded | dict(_missing(first, defaults))
+
+
+def _missing(config: Mapping[str, Any], defaults: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, default in defaults.items():
+        if name not in config:
+            yield f"{prefix}{name}", default
+        elif isinstance(default, dict):
+            yield from _missing(as_object(config[name]), default, f"{prefix}{name}.")
+
+
+def as_before(newer: Mapping[str, Any], values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the values of a config without the `newer` keys, as its hash was once made of, and the overrides that
+    give these keys the defaults of `newer`."""
+    values, pinned = copy.deepcopy(values), []
+    for key, default in newer.items():
+        *sections, name = key.split(".")
+        holder = values
+        for section in sections:
+            holder = as_object(holder.get(section))
+        if holder.pop(name, default) != default:
+            pinned.append(f"{key}={quoted(default) if isinstance(default, str) else json.dumps(default)}")
+    return values, pinned
 
 
 def trial_overrides(overrides: Sequence[str]) -> list[str]:
@@ -57,6 +111,7 @@ class Combination:
     overrides: list[str]
     hash: str  # of the composed configuration; of the overrides if it is rejected
     plugins: list[str] = field(default_factory=list)
+    pinned: list[str] = field(default_factory=list)  # see Trial
     refused: str = ""  # why it cannot be composed, in one line; empty if it can
 
 
@@ -94,7 +149,7 @@ def create_trials(sweep: SweepFolder, combinations: Sequence[Combination]) -> li
             number += 1
         elif before is not None and before is not trial:
             sweep.remove(before)  # it composes to the same configuration as another trial
-        trial.hash, trial.plugins = combination.hash, combination.plugins
+        trial.hash, trial.plugins, trial.pinned = combination.hash, combination.plugins, combination.pinned
         if combination.refused:
             trial.state, trial.reason = "refused", combination.refused
         elif trial.state == "refused":

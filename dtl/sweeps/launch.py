@@ -38,7 +38,7 @@ def launch_grid(
     sweep = SweepFolder(Path(config.hydra.sweep.dir))
     try:
         with locked_sweep(sweep.path):
-            return _run(sweep, job_overrides, settings, config, Composer(context, config, command))
+            return _run(sweep, job_overrides, settings, config, Composer(context, config, command, sweep))
     except NoTrialError:
         remove_empty_run_dir(sweep.path, (MULTIRUN, SWEEP, LOCK))
         raise
@@ -55,6 +55,7 @@ def _run(
     record = sweep.read() or SweepRecord(arguments, started=now())
     record.arguments = arguments  # hydra.sweep.dir= may add values to the sweep of that folder
     record.state, record.sessions = "running", record.sessions + 1
+    record.extra |= composer.recorded()
     sweep.write(record)
     screen = SweepScreen(sweep)
     screen.checking(len(job_overrides))

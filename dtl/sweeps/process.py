@@ -70,7 +70,8 @@ class TrialProcess:
                 plugins = [f"plugins=[{','.join(self.trial.plugins)}]"] if self.trial.plugins else []
                 return [*flags, f"resume={quoted(str(self._folder))}", *plugins]
         self._clear_folder()
-        return [*shared_arguments, *self.trial.overrides, f"hydra.run.dir={quoted(str(self._folder))}"]
+        words = [*self.trial.overrides, *self.trial.pinned]
+        return [*shared_arguments, *words, f"hydra.run.dir={quoted(str(self._folder))}"]
 
     def _clear_folder(self) -> None:
         """Remove what an attempt without a checkpoint left behind, except its log, before a start from scratch."""

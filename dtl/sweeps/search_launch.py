@@ -119,7 +119,8 @@ def launch_search(
     sweep = SweepFolder(Path(config.hydra.sweep.dir))
     try:
         with locked_sweep(sweep.path):
-            return _Launch(sweep, settings, launcher, config, Composer(context, config, command), space).run()
+            composer = Composer(context, config, command, sweep)
+            return _Launch(sweep, settings, launcher, config, composer, space).run()
     except NoTrialError:
         remove_empty_run_dir(sweep.path, (SWEEP, LOCK, JOURNAL, *(str(trial.number) for trial in sweep.trials())))
         raise
@@ -161,7 +162,7 @@ class _Launch:
         self.record = sweep.read() or SweepRecord(as_typed(config), kind="search", started=now())
         self.record.state, self.record.sessions = "running", self.record.sessions + 1
         self.record.planned = settings.n_trials + config.sweep.confirm
-        self.record.extra |= {"n_trials": settings.n_trials, "hours": settings.hours}
+        self.record.extra |= {"n_trials": settings.n_trials, "hours": settings.hours, **composer.recorded()}
         self.budget = Budget(settings.hours, self.record.extra.get("seconds", 0.0), sweep.trials())
         self.screen = SearchScreen(sweep, space)
 

@@ -36,6 +36,9 @@ class Overrides:
             raise ValueError("no such key")
         return " ".join(sorted(overrides)), []
 
+    def recorded(self):
+        return {}
+
     def explain(self, error, overrides):
         return str(error)
 
