@@ -71,7 +71,7 @@ class TokenizerConfig:
     """The tokenizer that turns text into token ids."""
 
     kind: str = "gpt2"  # registered name: gpt2 | bpe | byte | char | your own
-    vocab_size: int = 4096  # entries of a trained bpe; the other kinds have a fixed number
+    vocab_size: int | None = None  # entries of a trained bpe; null = 8192 of much text, else 4096; other kinds: fixed
     path: str | None = None  # gpt2: a folder with vocab.json and merges.txt, or with tokenizer.json
     options: dict[str, Any] = field(default_factory=dict)  # settings of a user-defined tokenizer
 
@@ -82,8 +82,8 @@ class TokenizerConfig:
     def validate(self) -> None:
         self.options = TOKENIZERS.checked_options(self.kind, self.options)
         min_size = self.traits.min_vocab_size
-        check_range(self, "tokenizer", vocab_size=(1, LONGEST))
-        if self.traits.by_vocab_size and self.vocab_size < min_size:
+        check_range(self, "tokenizer", ", or null", vocab_size=(1, LONGEST))
+        if self.vocab_size is not None and self.traits.by_vocab_size and self.vocab_size < min_size:
             raise ConfigError(
                 f"tokenizer.vocab_size={self.vocab_size}: tokenizer.kind={self.kind} needs at least {min_size} entries "
                 "(bpe: 256 bytes and the special tokens)."
