@@ -108,7 +108,7 @@ def test_a_trial_is_finished_when_its_result_says_so(tmp_path, result):
     [
         {"number": "0"}, {"number": True}, {"overrides": "a=1"}, {"overrides": [1]}, {"state": "done"},
         {"value": "low"}, {"attempts": None}, {"started": "yesterday"}, {"ended": "2026-01-02T03:04:05"},
-        {"state": ["x"]}, {"exit_code": 0.5}, {"plugins": {}}, {"hash": None}, {"started": 5},
+        {"state": ["x"]}, {"exit_code": 0.5}, {"plugins": {}}, {"pinned": 1}, {"hash": None}, {"started": 5},
     ],
     ids=str,
 )  # fmt: skip
