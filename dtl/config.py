@@ -53,7 +53,7 @@ def _default_data() -> DataConfig:
 
 def _default_model() -> ModelConfig:
     """The model of conf/model/small.yaml, which the command chooses by default."""
-    return ModelConfig(attention_dropout=0.0)
+    return ModelConfig(ffn_multiple_of=64, attention_dropout=0.0)
 
 
 def _default_optimizer() -> OptimizerConfig:

@@ -131,7 +131,24 @@ def test_presets(preset, width, heads, layers, context):
     assert (model.resolved_n_kv_heads, model.tie_embeddings, model.dropout) == (heads, True, 0.1)
     assert load_preset(preset, arch="classic").resolved_ffn_dim == 4 * width
     swiglu = model.resolved_ffn_dim
-    assert swiglu % 16 == 0 and abs(3 * swiglu - 2 * 4 * width) <= 3 * 8  # as many parameters as the classic mlp
+    assert swiglu % 64 == 0  # tiles of GPUs, blocks of llama.cpp's formats
+    assert abs(3 * swiglu - 2 * 4 * width) <= 3 * 32  # as many parameters as the classic mlp
+
+
+def test_a_config_from_before_ffn_multiple_of_keeps_the_width_of_its_run():
+    config = composed()
+    assert (config.model.ffn_dim, config.model.resolved_ffn_dim) == (None, 704)
+    values = to_dict(config)
+    del values["model"]["ffn_multiple_of"]
+    assert typed(values).model.resolved_ffn_dim == 688
+
+
+@pytest.mark.parametrize(
+    "recipe", ["demo", "qa_full", "qa_muon", "my_pairs data.qa.path=p", "averaging-qa", "vocabulary-8k"]
+)
+def test_recipes_keep_the_width_that_their_records_were_made_with(recipe):
+    experiment, *data = recipe.split()
+    assert composed(f"experiment={experiment}", *data).model.resolved_ffn_dim == 688
 
 
 def test_a_config_from_before_attention_dropout_keeps_the_law_of_its_run():

@@ -166,8 +166,7 @@ SLOW = {
 
 
 @pytest.mark.parametrize("words", SLOW)
-def test_what_is_proposed_keeps_the_data_and_fits_a_cpu(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dtl.runner.screens.cpu_has_bf16", lambda: True)
+def test_what_is_proposed_keeps_the_data_and_fits_a_cpu(words: str) -> None:
     recipe, pairs = SLOW[words]
     given = shlex.split(words)
     sentence = quicker_run(parts_of(pairs), given, ["--config-dir=/my conf"], None)
@@ -182,6 +181,15 @@ def test_what_is_proposed_keeps_the_data_and_fits_a_cpu(words: str, monkeypatch:
     assert config.data.path == (path and unquoted(path))
     as_recommended = composed(f"experiment={recipe}", *(["data.path=x"] if pairs is None else []))
     assert (config.trainer.total_steps, config.model) == (as_recommended.trainer.total_steps, as_recommended.model)
+
+
+@pytest.mark.parametrize(("has_bf16", "minutes"), [(True, 5), (False, 8)])
+def test_questions_take_longer_without_bf16_units(
+    has_bf16: bool, minutes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dtl.runner.screens.cpu_has_bf16", lambda: has_bf16)
+    sentence = quicker_run(parts_of(SHIPPED), [], [], None)
+    assert sentence == f"About {minutes} minutes on two cores: python -m dtl.train experiment=qa_full"
 
 
 @pytest.mark.parametrize(("n_pairs", "minutes", "ends"), [(500, 2, False), (2000, 8, False), (90_000, 10, True)])
