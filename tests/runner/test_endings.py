@@ -165,6 +165,7 @@ SLOW = {
 }
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("words", SLOW)
 def test_what_is_proposed_keeps_the_data_and_fits_a_cpu(words: str) -> None:
     recipe, pairs = SLOW[words]
@@ -368,9 +369,9 @@ def test_a_loss_that_is_not_finite_keeps_what_was_good(
 
 def test_the_first_screen_of_a_run_shows_a_training_text(pairs, tmp_path, capsys) -> None:
     """As the model sees it, with its loss marked; a resumed run does not repeat it."""
-    start(tiny_config(pairs, stop_after_steps=4), tmp_path)
+    start(tiny_config(pairs, total_steps=2, stop_after_steps=1), tmp_path)
     assert "training text as the model sees it" in (shown := capsys.readouterr().out) and "  Answer:« " in shown
-    go_on(tiny_config(pairs), tmp_path)
+    go_on(tiny_config(pairs, total_steps=2), tmp_path)
     assert "as the model sees it" not in capsys.readouterr().out
 
 
@@ -474,7 +475,7 @@ def test_data_that_turns_out_to_be_damaged_stops_the_run_before_it_saves(
 ) -> None:
     """Large files of the cache are hashed in the background; other tokens, or none of the vocabulary, save nothing."""
     monkeypatch.setattr("dtl.data.collect.SMALL_BYTES", 0)
-    config = tiny_config(pairs, total_steps=4)
+    config = tiny_config(pairs, total_steps=2)
     config = replace(config, data=replace(config.data, cache_dir=str(tmp_path)))
     start(config, tmp_path / "first")
     monkeypatch.setattr("dtl.data.cache.HASHED_ON_OPENING", 0)
