@@ -68,6 +68,21 @@ def in_chunks(x_nd: Tensor, targets_n: Tensor, vocab_size: int) -> Iterator[tupl
     return zip(x_nd.split(n_rows), targets_n.split(n_rows), strict=True)
 
 
+def logits_in_chunks(head: nn.Linear, x_nd: Tensor, targets_n: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield logits (n, v), at least fp32, and their targets (n,), without a gradient. A chunk's logits may take the
+    memory of the one before."""
+    vocab_size = head.out_features
+    is_plain = type(head) is nn.Linear and head.bias is None and not torch.is_autocast_enabled(x_nd.device.type)
+    if is_plain and not x_nd.is_cuda and x_nd.dtype.itemsize >= 4 and len(x_nd) > _chunk_rows(vocab_size, x_nd.dtype):
+        n_rows = _chunk_rows(vocab_size, torch.bfloat16)  # as many as in training
+        buffer_nv = _rows_in_whole_tiles(x_nd, min(n_rows, len(x_nd)), vocab_size)
+        for chunk_nd, target_n in zip(x_nd.split(n_rows), targets_n.split(n_rows), strict=True):
+            yield torch.mm(chunk_nd, head.weight.T, out=buffer_nv[: len(chunk_nd)]), target_n
+        return
+    for chunk_nd, target_n in in_chunks(x_nd, targets_n, vocab_size):
+        yield at_least_fp32(head(chunk_nd)), target_n
+
+
 def _chunk_rows(vocab_size: int, dtype: torch.dtype) -> int:
     return max(16, _power_of_two(CHUNK_BYTES // dtype.itemsize // vocab_size))
 
