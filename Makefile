@@ -43,13 +43,13 @@ check: install ## lint, format and types, in half a minute
 	$(BIN)/pyright
 
 test: check ## make check and the fast tests
-	$(BIN)/python -m pytest -n $(JOBS) -m "not slow and not gpu and not torture"
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow and not gpu and not torture"
 
 slow: install ## the slow tests: whole runs, kills, the wheel
-	$(BIN)/python -m pytest -n $(JOBS) -m "slow and not gpu"
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "slow and not gpu"
 
 torture: install ## many kills, damages and hostile inputs; the counts go to outputs/torture.json
-	$(BIN)/python -m pytest -n $(JOBS) -m "torture or counted" --figures=outputs/torture.json
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "torture or counted" --figures=outputs/torture.json
 
 gpu: install ## what only an NVIDIA GPU can show: checks, speed and memory, eight minutes; to outputs/gpu.json
 	$(BIN)/python tests/gpu/run.py device=cuda

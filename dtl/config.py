@@ -53,12 +53,12 @@ def _default_data() -> DataConfig:
 
 def _default_model() -> ModelConfig:
     """The model of conf/model/small.yaml, which the command chooses by default."""
-    return ModelConfig(attention_dropout=0.0)
+    return ModelConfig(ffn_multiple_of=64, attention_dropout=0.0)
 
 
 def _default_optimizer() -> OptimizerConfig:
     """The optimizer of conf/optimizer/adamw.yaml, which the command chooses by default."""
-    return OptimizerConfig(embedding_lr=1e-2)
+    return OptimizerConfig(lr=5e-4, embedding_lr=1e-2, betas=[0.9, 0.9875])
 
 
 @dataclass

@@ -1,15 +1,22 @@
 """What holds for every test: one thread, no network, nobody's accounts, a folder of its own to run in, and no clock."""
 
+import copy
+import gc
 import ipaddress
 import json
 import os
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import omegaconf._utils
+import omegaconf.base
+import omegaconf.grammar_parser
 import pytest
+import yaml
 from hypothesis import HealthCheck, settings
 
 # The same examples everywhere, however long they take: a machine may be busy with something else.
@@ -28,6 +35,18 @@ os.environ |= {
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--figures", metavar="FILE", help="write what the tests counted by `figure` to a JSON file")
+
+
+def pytest_collection() -> None:
+    """Collecting the tests makes half a million objects and no garbage."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from visiting the imported libraries and the collected tests again and again: a tenth
+    of the time of a test that composes configs."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)  # before the cases are chosen by their marks
@@ -93,6 +112,38 @@ def no_flushing() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_omegaconf() -> Iterator[None]:
+    """Compose a config in 0.17 s of processor time instead of 0.25: a text is parsed once, as YAML or for its `${...}`,
+    and metadata are copied by their class. The values are the same; commands in processes of their own go without."""
+    load, parse = yaml.load, cache(omegaconf.grammar_parser.parse)
+    parsed: dict[str, Any] = {}
+
+    def load_once(stream: Any, Loader: Any) -> Any:
+        if Loader.__name__ != "OmegaConfLoader":
+            return load(stream, Loader)
+        is_text = isinstance(stream, str)
+        text = stream if is_text else stream.read()
+        if text not in parsed:
+            if not is_text:
+                stream.seek(0)  # an error names the file
+            parsed[text] = load(stream, Loader)
+        return copy.deepcopy(parsed[text])
+
+    def copied(self: Any, memo: dict[int, Any]) -> Any:
+        new = object.__new__(type(self))
+        new.__dict__ |= self.__dict__ | {"flags": copy.copy(self.flags)}
+        new.resolver_cache = copy.deepcopy(self.resolver_cache, memo)
+        return new
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(yaml, "load", load_once)
+        for module in (omegaconf.base, omegaconf._utils):
+            patch.setattr(module, "parse", parse)
+        patch.setattr(omegaconf.base.Metadata, "__deepcopy__", copied, raising=False)
         yield
 
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Bug(NamedTuple):
-    """An edit that brings a bug back, and the test file that must fail then."""
+    """An edit that brings a bug back, and the tests of which one must fail then: a file, or one law of a long file."""
 
     file: str
     right: str
@@ -21,22 +21,26 @@ class Bug(NamedTuple):
     noticed_by: str
 
 
-RESUME = "tests/training/test_trainer_resume.py tests/runner/test_resume.py"
+RESUME = "tests/runner/test_resume.py::"
+ENDINGS = "tests/runner/test_endings.py::"
 BUGS = {
     "random-states-not-restored": Bug(
-        "dtl/runner/build.py", 'restore_random_state(values["random"], parts.device)', "pass", RESUME
+        "dtl/runner/build.py",
+        'restore_random_state(values["random"], parts.device)',
+        "pass",
+        RESUME + "test_paused_and_gone_on_is_never_stopped",
     ),
     "moments-not-restored": Bug(
         "dtl/runner/build.py",
         "load_optimizer_tensors(parts.model, parts.trainer.optimizers, tensors)",
         "pass",
-        RESUME,
+        RESUME + "test_paused_and_gone_on_is_never_stopped",
     ),
     "scale-not-restored": Bug(
         "dtl/training/trainer.py",
         'self.scaler.load_state_dict(values["scaler"])',
         "pass",
-        "tests/training/test_trainer_faults.py",
+        "tests/training/test_trainer_faults.py::test_the_scale_is_in_the_state_and_comes_back",
     ),
     "every-epoch-in-one-order": Bug(
         "dtl/data/batches.py",
@@ -84,13 +88,13 @@ BUGS = {
         "dtl/runner/session.py",
         "better = math.isfinite(result.loss) and (",
         "better = not result.loss >= (state.best_loss or math.inf) or (",
-        "tests/runner/test_endings.py",
+        ENDINGS + "test_a_loss_that_is_not_finite_is_never_the_best",
     ),
     "patience-begins-anew": Bug(
         "dtl/training/trainer.py",
         'self.state = TrainState(**values["train"])',
         'self.state = TrainState(**values["train"] | {"evaluations_since_best": 0})',
-        "tests/runner/test_endings.py",
+        ENDINGS + "test_patience_is_remembered_over_a_pause",
     ),
     "rows-of-lost-steps-stay": Bug(
         "dtl/tracking/tracker.py",
@@ -102,7 +106,7 @@ BUGS = {
         "dtl/training/trainer.py",
         "restore_random_state(before, self.device)\n",
         "pass\n",
-        "tests/runner/test_resume.py",
+        RESUME + "test_a_signal_between_two_micro_batches_undoes_the_step",
     ),
 }
 
@@ -111,7 +115,9 @@ BUGS = {
 def test_the_edit_still_fits(name: str):
     bug = BUGS[name]
     assert (ROOT / bug.file).read_text(encoding="utf-8").count(bug.right) == 1
-    assert all((ROOT / path).exists() for path in bug.noticed_by.split())
+    path, _, test = bug.noticed_by.partition("::")
+    assert (ROOT / path).exists()
+    assert not test or f"def {test}(" in (ROOT / path).read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -119,7 +125,7 @@ def test_the_edit_still_fits(name: str):
 def test_it_is_noticed(name: str, tmp_path: Path):
     bug = BUGS[name]
     for folder in ("dtl", "conf", "hydra_plugins", "tests", "experiments"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / folder, tmp_path / folder)  # with what is compiled, as old as its source
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     file = tmp_path / bug.file
     file.write_text(file.read_text(encoding="utf-8").replace(bug.right, bug.wrong), encoding="utf-8")
@@ -134,7 +140,7 @@ def test_it_is_noticed(name: str, tmp_path: Path):
             "not slow and not gpu",
             "-p",
             "no:cacheprovider",
-            *bug.noticed_by.split(),
+            bug.noticed_by,
         ],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"},

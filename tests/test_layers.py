@@ -142,6 +142,7 @@ print(*sorted({{name for name in heavy if name in sys.modules}}), file=sys.stder
     assert done.stderr.split() == []
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("words", ["train experiment=demo tracker=local", "prepare data=qa tokenizer=bpe"])
 def test_the_first_line_is_shown_before_torch_is_imported(words, elsewhere):
     """It comes within a second; torch takes two more, four on a cold disk."""

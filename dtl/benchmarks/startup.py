@@ -179,10 +179,10 @@ def _until(done: Callable[[], bool], command: Sequence[str], folder: Path) -> No
 # --- outside of steps ---------------------------------------------------------------------------------------------
 
 RUN_STEPS = 300
-QUICK_STEPS = {"wiki": 6, "qa": 12}
+QUICK_STEPS = {"wiki": 4, "qa": 8}
 MAX_OUTSIDE = {"wiki": 0.05, "qa": 0.10}
 EVALUATIONS = {"wiki": 1, "qa": 9}  # in 300 steps with the defaults
-QUICK_EVALUATIONS = {"wiki": 1, "qa": 3}
+QUICK_EVALUATIONS = {"wiki": 1, "qa": 2}
 
 
 @dataclass(frozen=True)

@@ -92,14 +92,17 @@ def _rename_with(folder: Path, suffix: str) -> Path:
     return new
 
 
-def rotate(run_dir: Path, keep: int, protect: Collection[Path] = ()) -> list[str]:
+def rotate(run_dir: Path, keep: int, protect: Collection[Path] = (), written: Path | None = None) -> list[str]:
     """Delete the oldest checkpoints beyond the `keep` newest. Returns warnings; a failed delete does not raise.
 
-    Kept without counting are the newest valid one (its contents are verified first), the one that `best` was copied
-    from, those in `protect`, and all damaged ones.
+    Kept without counting are the newest valid one (its contents are verified first, unless it is `written`, which this
+    process has just saved: its manifest was made from what was read back), the one that `best` was copied from, those
+    in `protect`, and all damaged ones.
     """
     entries = [entry for entry in list_checkpoints(run_dir, contents=False) if entry.problem is None]
-    while entries and inspect(entries[0].path).problem is not None:
+    if len(entries) <= max(keep, 1):
+        return []  # nothing to delete, and nothing to read
+    while entries and entries[0].path != written and inspect(entries[0].path).problem is not None:
         entries.pop(0)
     surplus = entries[max(keep, 1) :]
     best = best_checkpoint(run_dir, contents=False)

@@ -48,6 +48,7 @@ _NAMES = {
     "model.n_heads": "n_head num_heads num_attention_heads heads",
     "model.n_kv_heads": "num_key_value_heads n_kv_head",
     "model.ffn_dim": "intermediate_size n_inner d_ff",
+    "model.ffn_multiple_of": "multiple_of",
     "model.max_seq_len": "block_size context_length context_size n_positions n_ctx max_length max_position_embeddings "
     "seq_length sequence_length",
     "model.dropout": "drop_rate dropout_rate hidden_dropout_prob resid_pdrop embd_pdrop",

@@ -71,7 +71,7 @@ class TokenizerConfig:
     """The tokenizer that turns text into token ids."""
 
     kind: str = "gpt2"  # registered name: gpt2 | bpe | byte | char | your own
-    vocab_size: int = 4096  # entries of a trained bpe; the other kinds have a fixed number
+    vocab_size: int | None = None  # entries of a trained bpe; null = 8192 of much text, else 4096; other kinds: fixed
     path: str | None = None  # gpt2: a folder with vocab.json and merges.txt, or with tokenizer.json
     options: dict[str, Any] = field(default_factory=dict)  # settings of a user-defined tokenizer
 
@@ -82,8 +82,8 @@ class TokenizerConfig:
     def validate(self) -> None:
         self.options = TOKENIZERS.checked_options(self.kind, self.options)
         min_size = self.traits.min_vocab_size
-        check_range(self, "tokenizer", vocab_size=(1, LONGEST))
-        if self.traits.by_vocab_size and self.vocab_size < min_size:
+        check_range(self, "tokenizer", ", or null", vocab_size=(1, LONGEST))
+        if self.vocab_size is not None and self.traits.by_vocab_size and self.vocab_size < min_size:
             raise ConfigError(
                 f"tokenizer.vocab_size={self.vocab_size}: tokenizer.kind={self.kind} needs at least {min_size} entries "
                 "(bpe: 256 bytes and the special tokens)."
@@ -223,7 +223,7 @@ class RecommendedConfig:
     """Settings that suit this data, used where the setting of the same name is null."""
 
     micro_batch_size: int = 8  # sequences in one forward pass
-    grad_accum_steps: int = 4  # forward passes in one optimizer step
+    grad_accum_steps: int = 1  # forward passes in one optimizer step; at equal tokens more learn less (defaults.md)
     max_epochs: int = 20  # epochs of the first source
     min_steps: int = 0  # optimizer steps that these epochs have at least, of however little data
     lower_case_questions: bool = False  # for a model that has not learnt questions before (init)

@@ -47,7 +47,7 @@ class ModernRules(BlockRules):
 
     @classmethod
     def default_ffn_dim(cls, config: "ModelConfig") -> int:
-        return equal_ffn_dim(3, config.dim)
+        return equal_ffn_dim(3, config.dim, config.ffn_multiple_of)
 
     @classmethod
     def min_parameters(cls, config: "ModelConfig") -> int:
@@ -85,14 +85,16 @@ def require_even_head_dim(config: "ModelConfig") -> None:
         raise ConfigError(f"model.head_dim={config.resolved_head_dim}: must be even: rotary positions rotate pairs.")
 
 
-def equal_ffn_dim(n_matrices: float, dim: int) -> int:
+def equal_ffn_dim(n_matrices: float, dim: int, multiple_of: int = 16) -> int:
     """Width that gives an mlp of `n_matrices` as many parameters as one of two matrices at 4 x dim.
 
-    SwiGLU, with three, gets two thirds (Shazeer 2020, arXiv:2002.05202). Rounded to a multiple of 16.
+    SwiGLU, with three, gets two thirds (Shazeer 2020, arXiv:2002.05202). Rounded to the nearest `multiple_of`, where
+    that changes a SwiGLU by 5 % at most (dim >= 4 x multiple_of); narrower ones to a multiple of 16.
     """
     if n_matrices in (0, 2):  # 0: an mlp without matrices, whose size does not depend on the width
         return 4 * dim
-    return max(16, round(8 * dim / n_matrices / 16) * 16)
+    step = multiple_of if dim >= 4 * multiple_of else min(16, multiple_of)
+    return max(step, round(8 * dim / n_matrices / step) * step)
 
 
 @dataclass
@@ -116,6 +118,9 @@ class ModelConfig:
     n_kv_heads: int | None = None  # key/value heads; None = n_heads, which classic requires
     head_dim: int | None = None  # width of one head; None = dim / n_heads
     ffn_dim: int | None = None  # hidden width of the mlp; None = the same size for any mlp: 4 x dim of two matrices
+    # The presets set 64: tiles of GPUs take widths of 64, llama.cpp's Q8_0 and Q4_0 blocks of 32. Not the default: a
+    # config that was written before this key existed has 16, and keeps the width that its run was trained with.
+    ffn_multiple_of: int = 16  # the width that None gives a SwiGLU is rounded to it; to 16 where dim < 4 x as much
     max_seq_len: int = 512  # context, in tokens
     token_dropout: float = 0.0  # probability, in training only, that a token's complete embedding is zeroed
     dropout: float = 0.1  # probability, in training only: embeddings, outputs of attention and mlp
@@ -159,7 +164,7 @@ class ModelConfig:
         BLOCKS.check(self.arch.block)
         self.arch.options = Options.of(f"model.arch.block={self.arch.block}", "model.arch.options", self.arch.options)
         widths = {"dim": (1, 65_536), "n_heads": (1, 65_536)}
-        check_range(self, "model", **widths, n_layers=(1, 1000), max_seq_len=(1, LONGEST))
+        check_range(self, "model", **widths, n_layers=(1, 1000), max_seq_len=(1, LONGEST), ffn_multiple_of=(1, 4096))
         optional = {"n_kv_heads": (1, 65_536), "head_dim": (1, 8192), "ffn_dim": (1, 1 << 20)}
         check_range(self, "model", ", or null for its default", **optional)
         if self.head_dim is None and self.dim % self.n_heads:

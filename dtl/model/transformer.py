@@ -320,7 +320,8 @@ class TransformerBlock(BlockRules, nn.Module):
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             narrow, wide = (make_mlp(replace(config, ffn_dim=width)) for width in widths)
         in_matrices = [sum(p.numel() for p in mlp.parameters() if p.ndim > 1) for mlp in (narrow, wide)]
-        return equal_ffn_dim((in_matrices[1] - in_matrices[0]) / (widths[1] - widths[0]) / config.dim, config.dim)
+        n_matrices = (in_matrices[1] - in_matrices[0]) / (widths[1] - widths[0]) / config.dim
+        return equal_ffn_dim(n_matrices, config.dim, config.ffn_multiple_of)
 
     @classmethod
     def make_norm(cls, config: ModelConfig) -> nn.Module:

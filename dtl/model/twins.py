@@ -200,7 +200,7 @@ class GPT2(Twin):
 
 def _own_settings(config: ModelConfig) -> dict[str, Any]:
     """Return the settings that neither twin has, or that a twin writes resolved."""
-    names = ("attention_dropout", "token_dropout", "attention")
+    names = ("ffn_multiple_of", "attention_dropout", "token_dropout", "attention")
     return {name: getattr(config, name) for name in names}
 
 

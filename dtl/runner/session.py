@@ -343,7 +343,7 @@ class Session:
         )
         if nothing_held_out:
             publish_best(self.run_dir, self.saved)
-        for warning in rotate(self.run_dir, self.config.trainer.keep):
+        for warning in rotate(self.run_dir, self.config.trainer.keep, written=self.saved):
             self.display.warn(warning)
         return self.saved
 

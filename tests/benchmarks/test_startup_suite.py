@@ -60,8 +60,8 @@ def test_its_row_is_the_part_allowed_by_the_part_measured(tmp_path, monkeypatch)
     assert "trainer.total_steps=300" in ran[0].words and not [word for word in ran[0].words if "eval_every" in word]
     assert [work.seed for work in ran] == [5, 6, 7] and len({work.folder for work in ran}) == 3
     (row,) = startup.outside(Workplace(replace(settings, quick=True), tmp_path), "wiki")
-    assert (row.name, row.peer) == ("outside_wiki", 0.05) and "from 6 steps and 9 of 1 evaluations" in row.note
-    assert "trainer.eval_every_steps=6" in ran[-1].words and ran[0].report and not ran[-1].report
+    assert (row.name, row.peer) == ("outside_wiki", 0.05) and "from 4 steps and 9 of 1 evaluations" in row.note
+    assert "trainer.eval_every_steps=4" in ran[-1].words and ran[0].report and not ran[-1].report
 
 
 def test_without_a_vocabulary_it_is_skipped(tmp_path, monkeypatch):

@@ -44,6 +44,25 @@ def test_the_newest_stay_by_step_and_not_by_time(tmp_path: Path) -> None:
     assert steps(tmp_path) == [100, 11]
 
 
+@pytest.mark.parametrize(("keep", "read"), [(3, []), (2, ["step-00000003"])])
+def test_what_was_just_written_or_stays_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int, read: list[str]
+) -> None:
+    """Hundreds of megabytes after each evaluation, of which the manifest was made a moment before."""
+    seen: list[str] = []
+    hashed = durable.sha256_of
+    monkeypatch.setattr(durable, "sha256_of", lambda path: seen.append(path.parent.name) or hashed(path))
+    for step in (1, 2, 3):
+        imitate(tmp_path, step)
+    seen.clear()
+    rotate(tmp_path, keep)
+    assert sorted(set(seen)) == read
+    newest = imitate(tmp_path, 4)
+    seen.clear()
+    rotate(tmp_path, keep, written=newest)
+    assert seen == [] and steps(tmp_path) == [4, 3, 2][:keep]
+
+
 @pytest.mark.parametrize("keep", [1, 0, -3])
 def test_the_newest_is_never_deleted(tmp_path: Path, keep: int) -> None:
     for step in (1, 2):

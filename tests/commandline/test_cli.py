@@ -168,7 +168,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.quick_cases(25)
+@pytest.mark.quick_cases(12)
 @pytest.mark.fault("wrong-setting", "names")
 @pytest.mark.parametrize("arguments", REFUSED)
 def test_a_refusal_is_one_message_and_leaves_nothing(command, elsewhere, arguments):
@@ -325,7 +325,7 @@ def test_a_finished_run_without_a_readable_config_takes_that_of_its_checkpoint(
 RECIPE, OWN = "experiment=my_pairs", "data.qa.path=own.jsonl"
 
 
-@pytest.mark.quick_cases(6)
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize(
     ("word", "meant"),
     [
@@ -552,6 +552,7 @@ WRONG_RECIPES = {
 }
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("wrong", WRONG_RECIPES)
 def test_a_wrong_recipe_is_named(command, elsewhere, wrong):
     recipe = elsewhere / "recipes" / "experiment" / "mine.yaml"

@@ -70,7 +70,7 @@ def test_a_config_of_ones_own_in_place_of_train(train, trained):
     assert code == 2 and "--config-name=dya: there is no dya.yaml in " in shown and "mine" in shown
 
 
-@pytest.mark.quick_cases(3)
+@pytest.mark.quick_cases(2)
 @pytest.mark.counted("broken inputs of data, read right or told")
 @pytest.mark.parametrize(
     "text",
@@ -110,7 +110,7 @@ FORMS = {
 }
 
 
-@pytest.mark.quick_cases(3)
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("text", FORMS)
 def test_the_form_of_a_recipe_is_explained(train, trained, elsewhere, text):
     for arguments in ([], ["-m", "seed=1,2"]):
@@ -127,6 +127,7 @@ def test_a_choice_made_twice_by_a_group_of_ones_own(train):
     assert code == 2 and "defaults: [{override /optimizer: NAME}]" in shown and "Multiple values" not in shown
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
@@ -146,6 +147,7 @@ def test_a_file_that_is_not_text_is_named_with_its_line(train, elsewhere, conten
         assert left_behind(elsewhere) == []
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -191,7 +193,7 @@ INTERPOLATIONS = {
 }
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("value", INTERPOLATIONS)
 @pytest.mark.parametrize("key", ["trainer.total_steps", "name"])
 def test_a_value_that_leads_nowhere_is_named_with_its_place(train, elsewhere, value, key):
@@ -318,6 +320,7 @@ def test_a_recipe_that_builds_on_itself_is_named(train, trained):
     assert (code, trained) == (2, []) and f"experiment=x: builds on itself ({chain}). Take it out of" in shown
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("flag", ["--config-dir=conf", "-cd=conf", "hydra.searchpath=[file://conf]"])
 def test_a_recipe_may_choose_to_be_a_sweep(flag, elsewhere, monkeypatch):
     """Hydra looks for hydra.mode in a composition of its own, which is spared where nobody can have set it."""

@@ -116,8 +116,16 @@ def test_texts_in_a_config(tmp_path, monkeypatch):
     assert config.data.path == "my texts/a"
 
 
-@pytest.mark.parametrize("typed", ["2024_11_28", "1:30", "0x1F", "off", "007", "1e3", ".inf"])
-@pytest.mark.parametrize("line", ["tracker: {{group: {}}}", "tracker: {{tags: [a, {}]}}"])
+A_TEXT, IN_A_LIST = "tracker: {{group: {}}}", "tracker: {{tags: [a, {}]}}"
+
+
+@pytest.mark.parametrize(
+    ("line", "typed"),
+    [
+        *((A_TEXT, typed) for typed in ("2024_11_28", "0x1F", "007", ".inf")),
+        *((IN_A_LIST, typed) for typed in ("1:30", "off", "1e3")),
+    ],
+)
 def test_a_text_that_yaml_reads_as_another_is_named(tmp_path, typed, line):
     (tmp_path / "experiment").mkdir()
     recipe = tmp_path / "experiment" / "mine.yaml"
@@ -228,16 +236,23 @@ RIGHT = {
 
 
 @pytest.mark.parametrize("typed", RIGHT)
-def test_the_right_command_is_shown_and_accepted(typed):
+def test_the_right_command_is_shown_and_has_no_wrong_word(typed):
     with pytest.raises(ConfigError) as rejected:
         check_words(shlex.split(typed), TRAIN)
     line = str(rejected.value).splitlines()[1]
     assert line == f"  python -m dtl.train {RIGHT[typed]}".rstrip()
-    words = shlex.split(line)[3:]
-    check_words(words, TRAIN)
-    of_a_command = ("-", "hydra.", "resume=", "init=", "data", "experiment=my_pairs", "tokenizer", "optimizer.eps=-3")
-    if "--config-dir" not in words and "-m" not in words:
-        compose(*(word for word in words if not word.startswith(of_a_command)))
+    check_words(shlex.split(line)[3:], TRAIN)
+
+
+OF_A_COMMAND = ("-", "hydra.", "resume=", "init=", "data", "experiment=my_pairs", "tokenizer", "optimizer.eps=-3")
+LINES = [shlex.split(line) for line in reversed(RIGHT.values()) if not {"--config-dir", "-m"} & {*shlex.split(line)}]
+COMPOSED = dict.fromkeys(tuple(word for word in words if not word.startswith(OF_A_COMMAND)) for words in LINES)
+
+
+@pytest.mark.quick_cases(6)
+@pytest.mark.parametrize("words", [words for words in COMPOSED if words], ids=" ".join)
+def test_the_right_command_is_accepted(words):
+    compose(*words)
 
 
 @pytest.mark.parametrize(

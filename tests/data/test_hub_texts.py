@@ -127,6 +127,7 @@ def test_a_newer_commit_is_read_when_asked_for_and_remembered(hub, port, read, t
     )
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_commit_wherever_it_is_read_again(hub, port, read, tmp_path):
     old = hub.commit("me/kept", {"train.jsonl": jsonl(stories(0, 13))})
     elsewhere = str(tmp_path / "elsewhere")
@@ -273,10 +274,8 @@ LINES = [
 ARTICLES = ["The Heron\n\nA long-legged bird, of 1.5 kg.\nFood\nFish.", "Ferries\n\nNothing sank."]
 
 
-@pytest.mark.parametrize(
-    ("name", "rows"),
-    [("Salesforce/wikitext", None), pytest.param("me/lines", "wikitext", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "rows"), [("Salesforce/wikitext", None), ("me/lines", "wikitext")])
 def test_the_lines_of_wikitext_become_articles_in_its_own_splits(hub, port, read, name, rows):
     of_split = {split: [{"text": line} for line in LINES[start:]] for split, start in (("train", 0), ("test", 6))}
     # The first article goes on in the second file.

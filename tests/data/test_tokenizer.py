@@ -248,6 +248,36 @@ def test_a_text_without_spaces_gives_no_endless_tokens(word):
     assert tokenizer.decode(tokenizer.encode(word)) == word
 
 
+def _words(n: int, seed: int) -> list[str]:
+    """Texts of syllables, so that entries are made of entries in several ways."""
+    choose = random.Random(seed)
+    syllables = [a + b for a in "bdkmnst" for b in "aeiou"]
+    words = ["".join(choose.choices(syllables, k=choose.randint(1, 5))) for _ in range(503)]
+    return [" ".join(choose.choices(words, k=31)) for _ in range(n)]
+
+
+@pytest.mark.parametrize(("much_text", "entries"), [(10**9, 311), (0, 487)])
+def test_the_number_of_entries_follows_from_the_length_of_the_text(monkeypatch, much_text, entries) -> None:
+    """Cut from the larger or not, the tokenizer is the one that this vocab_size gives."""
+    monkeypatch.setattr(module, "SMALL_VOCABULARY", 311)
+    monkeypatch.setattr(module, "LARGE_VOCABULARY", 487)
+    monkeypatch.setattr(module, "MUCH_TEXT", much_text)
+    texts = _words(211, seed=5)
+    by_itself, asked = (build_tokenizer(TokenizerConfig("bpe", vocab_size=n), lambda: texts) for n in (None, entries))
+    assert by_itself.vocab_size == entries
+    assert by_itself.backend.to_str() == asked.backend.to_str()
+    assert not by_itself.notes
+
+
+def test_the_length_that_counts_is_that_of_the_training_text(monkeypatch) -> None:
+    texts = _words(53, seed=7)
+    monkeypatch.setattr(module, "SMALL_VOCABULARY", 311)
+    monkeypatch.setattr(module, "LARGE_VOCABULARY", 487)
+    for much_text, entries in ((len("".join(texts)), 487), (len("".join(texts)) + 1, 311)):
+        monkeypatch.setattr(module, "MUCH_TEXT", much_text)
+        assert build_tokenizer(TokenizerConfig("bpe"), lambda: texts).vocab_size == entries
+
+
 @pytest.mark.parametrize("kind", ["bpe", "byte", "char"])
 def test_a_path_that_nothing_would_read_is_refused(kind: str) -> None:
     with pytest.raises(ConfigError, match=rf"tokenizer\.path=x\.json: tokenizer\.kind={kind} reads no file"):

@@ -192,7 +192,7 @@ def test_the_profile_is_what_a_run_would_get():
     """As Hydra composes it: see `batch` in test_configs.py."""
     qa, wiki = profile_config("qa"), profile_config("wiki")
     assert (qa.micro_batch_size, qa.grad_accum_steps) == (4, 1)
-    assert (wiki.micro_batch_size, wiki.grad_accum_steps) == (8, 4)
+    assert (wiki.micro_batch_size, wiki.grad_accum_steps) == (8, 1)
     given = OmegaConf.load(conf_dir() / "trainer" / "auto.yaml")
     assert qa.trainer == wiki.trainer == TrainerConfig(**given)  # type: ignore[arg-type]
 

@@ -1,6 +1,7 @@
 """A block answers for itself: the width of its mlp, its twin, and what a model of it must be."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -61,11 +62,28 @@ def test_biases_are_no_matrices():
     assert [config_of(biased, dim=dim, n_heads=1).resolved_ffn_dim for dim in (1, 2, 7, 256)] == [4, 8, 28, 1024]
 
 
+@pytest.mark.parametrize("block", [SquaredBlock, TransformerBlock, ClassicBlock])
+def test_a_multiple_is_the_nearest_one_and_changes_no_mlp_much(block):
+    exact = 8 / 3  # of three matrices: as many numbers as 4 of two
+    for multiple_of in (1, 7, 16, 64, 256):
+        for dim in (1, 2, 15, 63, 64, 255, 256, 257, 512, 768, 1023, 1024):
+            config = config_of(block, dim=dim, n_heads=1, ffn_multiple_of=multiple_of)
+            width = config.resolved_ffn_dim
+            if block is not TransformerBlock:
+                assert width == 4 * dim  # two matrices: the measure, which is not rounded
+            elif dim >= 4 * multiple_of:
+                assert width % multiple_of == 0 and abs(width - exact * dim) <= multiple_of / 2
+                assert abs(width / (exact * dim) - 1) < 0.05
+            else:
+                assert width == replace(config, ffn_multiple_of=min(16, multiple_of)).resolved_ffn_dim
+
+
 @pytest.mark.parametrize("block", ["modern", "classic"])
 def test_counting_matrices_gives_the_widths_that_are_known_without_torch(block):
-    for dim in [*range(1, 70), 256, 640, 768, 1000]:
-        config = ModelConfig(arch=ArchConfig(block), dim=dim)
-        expected = 4 * dim if block == "classic" else max(16, round(8 * dim / 3 / 16) * 16)
+    for dim, multiple_of in product([*range(1, 70), 255, 256, 640, 768, 1000], (16, 64)):
+        config = ModelConfig(arch=ArchConfig(block), dim=dim, ffn_multiple_of=multiple_of)
+        step = multiple_of if dim >= 4 * multiple_of else 16
+        expected = 4 * dim if block == "classic" else max(step, round(8 * dim / 3 / step) * step)
         assert config.resolved_ffn_dim == BLOCKS.get(block).default_ffn_dim(config) == expected
 
 

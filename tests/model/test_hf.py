@@ -94,6 +94,7 @@ def test_configs_survive_the_way_there_and_back_and_through_the_twin(tiny_config
         {"dropout": 0.25, "attention_dropout": 0.5},
         {"dropout": 0.25, "attention_dropout": 0.25},
         {"dropout": 0.0, "attention_dropout": 0.0},
+        {"ffn_dim": None, "ffn_multiple_of": 2},
     ):
         config = tiny_config(block, **changes)
         written = hf_config(config, VOCAB_SIZE, **IDS)
@@ -130,6 +131,19 @@ def test_a_config_without_its_own_attention_dropout_keeps_its_law(tiny_config, b
     del foreign["dtl"]
     config, _ = model_config(foreign)
     assert (config.dropout, config.resolved_attention_dropout) == (0.0 if block == "modern" else 0.2, 0.4)
+
+
+@pytest.mark.parametrize("kept", [{}, {"ffn_multiple_of": 64}])
+def test_the_width_of_a_config_json_goes_before_any_default(tiny_config, kept):
+    """As DTL wrote it before model.ffn_multiple_of, with another default, and as it comes from elsewhere."""
+    old = hf_config(tiny_config(dim=320, ffn_dim=None), VOCAB_SIZE, **IDS)
+    old["dtl"].pop("ffn_multiple_of")
+    for width in (848, 832, 853):
+        for own in ({"dtl": old["dtl"] | kept}, {"dtl": {}}):
+            config, _ = model_config(old | {"intermediate_size": width} | own)
+            assert config.resolved_ffn_dim == width
+            written = hf_config(config, VOCAB_SIZE, **IDS)
+            assert written["intermediate_size"] == width and model_config(written) == (config, VOCAB_SIZE)
 
 
 def test_rope_settings_of_transformers_4_are_read(tiny_config):

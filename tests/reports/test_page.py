@@ -365,6 +365,7 @@ def test_what_was_measured_stands_before_the_settings_and_keys_can_break(of_mixe
     assert "None" not in Elements(page).text.replace("None.", "")
 
 
+@pytest.mark.slow  # draws a report of its own, as the other tests of these runs do
 def test_headings_of_samples_stay_in_their_columns(of_mixed_runs):
     """They hold labels: one word of 32 letters is wider than a fifth of a narrow window."""
     report, page, _ = of_mixed_runs

@@ -25,7 +25,21 @@ def pairs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    run_dir = tmp_path_factory.mktemp("uninterrupted")
+def finished(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never stopped, to be copied."""
+    run_dir = tmp_path_factory.mktemp("finished")
     start(tiny_config(pairs), run_dir)
-    return outcome(run_dir)
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def paused(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run, paused after 6 of its 12 steps, to be copied."""
+    run_dir = tmp_path_factory.mktemp("paused")
+    start(tiny_config(pairs, stop_after_steps=6), run_dir)
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(finished: Path) -> dict[str, Any]:
+    return outcome(finished)

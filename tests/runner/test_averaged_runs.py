@@ -46,12 +46,9 @@ def test_paused_and_gone_on_is_never_stopped(averaged: RunConfig, whole: Path, t
     assert f"best/{RAW}" in outcome(whole)["files"]
 
 
-def test_the_trained_weights_are_those_of_a_run_without_averages(
-    whole: Path, uninterrupted: dict[str, Any], pairs: Path, tmp_path: Path
-) -> None:
-    start(tiny_config(pairs), tmp_path)
+def test_the_trained_weights_are_those_of_a_run_without_averages(whole: Path, finished: Path) -> None:
     raw = read_tensors([newest_valid(whole)[0].path / RAW])
-    plain = read_tensors([newest_valid(tmp_path)[0].path / "model.safetensors"])
+    plain = read_tensors([newest_valid(finished)[0].path / "model.safetensors"])
     assert raw.keys() == plain.keys() and all(torch.equal(raw[name], plain[name]) for name in raw)
 
 

@@ -3,8 +3,9 @@
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_runs import go_on, outcome, result, start, steps_kept, tiny_config, write_pairs
@@ -48,15 +49,22 @@ def a_dead_link(path: Path) -> None:
 
 
 QUICK = ("metrics.jsonl", "checkpoints", "checkpoints/step-00000004/model.safetensors", ".")
+WAYS = (a_file, a_folder, a_dead_link, deleted)
 
 
-@pytest.mark.quick_cases(5)
+def cases() -> Iterator[Any]:
+    """Of the names that matter most every way; of the others, `make torture` has all ways, the slow tests two."""
+    for number, name in enumerate(FILES):
+        for do in WAYS:
+            is_slow = do in (deleted, WAYS[number % 3])
+            marks = [] if name in QUICK else [pytest.mark.slow if is_slow else pytest.mark.torture]
+            yield pytest.param(name, do, marks=marks)
+
+
+@pytest.mark.quick_cases(4)
 @pytest.mark.counted(WHAT)
 @pytest.mark.fault("deletions")
-@pytest.mark.parametrize("do", [deleted, a_file, a_folder, a_dead_link])
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in FILES]
-)
+@pytest.mark.parametrize(("name", "do"), [*cases()])
 def test_a_run_goes_on_or_says_why_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, do: Callable
 ) -> None:
@@ -83,16 +91,15 @@ def test_a_run_goes_on_or_says_why_not(
     assert saves >= AT_SAVE and "Traceback" not in "".join(capsys.readouterr())
 
 
-def test_a_run_without_its_records_still_resumes_exactly(tmp_path: Path) -> None:
+def test_a_run_without_its_records_still_resumes_exactly(
+    pairs: Path, uninterrupted: dict[str, Any], paused: Path, tmp_path: Path
+) -> None:
     """Whatever but the checkpoints is gone."""
-    config = tiny_config(write_pairs(tmp_path / "pairs.jsonl"))
-    start(config, tmp_path / "whole")
-    config.trainer.stop_after_steps = 6
-    start(config, tmp_path / "run")
+    shutil.copytree(paused, tmp_path / "run")
     for path in (tmp_path / "run").iterdir():
         if path.name != "checkpoints":
             deleted(path)
-    go_on(config, tmp_path / "run")
-    expected, found = outcome(tmp_path / "whole"), outcome(tmp_path / "run")
+    go_on(tiny_config(pairs), tmp_path / "run")
+    expected, found = uninterrupted, outcome(tmp_path / "run")
     assert (found["files"], found["states"]) == (expected["files"], expected["states"])
     assert [entry.problem for entry in list_checkpoints(tmp_path / "run")] == [None] * len(steps_kept(tmp_path / "run"))

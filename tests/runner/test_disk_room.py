@@ -66,7 +66,7 @@ def test_never_more_lies_on_the_disk_than_was_foretold(hard_links, pairs, tmp_pa
         monkeypatch.setattr(f"{module}.publish_directory", look_then_publish)
     if not hard_links:
         monkeypatch.setattr(store, "_link_or_copy", shutil.copyfile)
-    start(tiny_config(pairs, keep=2, total_steps=23, save_every_steps=1), tmp_path / "run")
+    start(tiny_config(pairs, keep=2, total_steps=11, save_every_steps=1), tmp_path / "run")
     one = sum(file.stat().st_size for file in list_checkpoints(tmp_path / "run")[0].path.iterdir())
     assert 3 * one < most[0] <= (2 + 3) * one * 1.02
 

@@ -165,9 +165,9 @@ SLOW = {
 }
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("words", SLOW)
-def test_what_is_proposed_keeps_the_data_and_fits_a_cpu(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dtl.runner.screens.cpu_has_bf16", lambda: True)
+def test_what_is_proposed_keeps_the_data_and_fits_a_cpu(words: str) -> None:
     recipe, pairs = SLOW[words]
     given = shlex.split(words)
     sentence = quicker_run(parts_of(pairs), given, ["--config-dir=/my conf"], None)
@@ -182,6 +182,15 @@ def test_what_is_proposed_keeps_the_data_and_fits_a_cpu(words: str, monkeypatch:
     assert config.data.path == (path and unquoted(path))
     as_recommended = composed(f"experiment={recipe}", *(["data.path=x"] if pairs is None else []))
     assert (config.trainer.total_steps, config.model) == (as_recommended.trainer.total_steps, as_recommended.model)
+
+
+@pytest.mark.parametrize(("has_bf16", "minutes"), [(True, 5), (False, 8)])
+def test_questions_take_longer_without_bf16_units(
+    has_bf16: bool, minutes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dtl.runner.screens.cpu_has_bf16", lambda: has_bf16)
+    sentence = quicker_run(parts_of(SHIPPED), [], [], None)
+    assert sentence == f"About {minutes} minutes on two cores: python -m dtl.train experiment=qa_full"
 
 
 @pytest.mark.parametrize(("n_pairs", "minutes", "ends"), [(500, 2, False), (2000, 8, False), (90_000, 10, True)])
@@ -360,9 +369,9 @@ def test_a_loss_that_is_not_finite_keeps_what_was_good(
 
 def test_the_first_screen_of_a_run_shows_a_training_text(pairs, tmp_path, capsys) -> None:
     """As the model sees it, with its loss marked; a resumed run does not repeat it."""
-    start(tiny_config(pairs, stop_after_steps=4), tmp_path)
+    start(tiny_config(pairs, total_steps=2, stop_after_steps=1), tmp_path)
     assert "training text as the model sees it" in (shown := capsys.readouterr().out) and "  Answer:« " in shown
-    go_on(tiny_config(pairs), tmp_path)
+    go_on(tiny_config(pairs, total_steps=2), tmp_path)
     assert "as the model sees it" not in capsys.readouterr().out
 
 
@@ -466,7 +475,7 @@ def test_data_that_turns_out_to_be_damaged_stops_the_run_before_it_saves(
 ) -> None:
     """Large files of the cache are hashed in the background; other tokens, or none of the vocabulary, save nothing."""
     monkeypatch.setattr("dtl.data.collect.SMALL_BYTES", 0)
-    config = tiny_config(pairs, total_steps=4)
+    config = tiny_config(pairs, total_steps=2)
     config = replace(config, data=replace(config.data, cache_dir=str(tmp_path)))
     start(config, tmp_path / "first")
     monkeypatch.setattr("dtl.data.cache.HASHED_ON_OPENING", 0)

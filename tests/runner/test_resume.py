@@ -5,7 +5,9 @@ import itertools
 import json
 import os
 import shlex
+import shutil
 import signal
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +22,7 @@ import dtl.runner.run
 from dtl.checkpoints.listing import best_checkpoint, newest_valid
 from dtl.checkpoints.save import save_checkpoint
 from dtl.checkpoints.upkeep import publish_best, rotate
-from dtl.config import typed
+from dtl.config import RunConfig, typed
 from dtl.data.prepare import prepare_data
 from dtl.errors import CheckpointError, ConfigError, InterruptedRun
 from dtl.run_dir.state import read_run_state
@@ -113,26 +115,25 @@ def test_the_machine_is_chosen_once(pairs: Path, tmp_path: Path, recorded: str, 
     assert result(tmp_path)["state"] == "finished"
 
 
-def test_a_pause_is_never_stored(pairs: Path, tmp_path: Path) -> None:
-    start(tiny_config(pairs, stop_after_steps=3), tmp_path)
-    stored = [tmp_path / "config.yaml", *(tmp_path / "checkpoints").glob("*/config.yaml")]
+def test_a_pause_is_never_stored(paused: Path) -> None:
+    stored = [paused / "config.yaml", *(paused / "checkpoints").glob("*/config.yaml")]
     assert len(stored) >= 3
     for file in stored:
         assert "stop_after_steps: null" in file.read_text()
         assert "resume: null" in file.read_text()
 
 
-def test_a_pause_that_is_past_trains_no_step(pairs: Path, tmp_path: Path) -> None:
+def test_a_pause_that_is_past_trains_no_step(pairs: Path, paused: Path, tmp_path: Path) -> None:
     """Counted from step 0, not from the resume."""
-    start(tiny_config(pairs, stop_after_steps=5), tmp_path)
-    go_on(tiny_config(pairs), tmp_path, stop_after_steps=5)
-    assert result(tmp_path) == result(tmp_path) | {"state": "stopped", "step": 5}
+    shutil.copytree(paused, tmp_path, dirs_exist_ok=True)
+    go_on(tiny_config(pairs), tmp_path, stop_after_steps=6)
+    assert result(tmp_path) == result(tmp_path) | {"state": "stopped", "step": 6}
 
 
 def test_going_on_with_a_finished_run_changes_nothing(
-    pairs: Path, uninterrupted: dict[str, Any], tmp_path: Path
+    pairs: Path, finished: Path, uninterrupted: dict[str, Any], tmp_path: Path
 ) -> None:
-    start(tiny_config(pairs), tmp_path)
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     assert go_on(tiny_config(pairs), tmp_path) == uninterrupted["result"]["value"]
     assert outcome(tmp_path) == uninterrupted
 
@@ -234,54 +235,85 @@ def signal_at_call(monkeypatch: pytest.MonkeyPatch, function: str, call: int) ->
 
 @pytest.mark.fault("kill-in-save")
 def test_a_checkpoint_that_a_killed_save_had_renamed_is_resumed_at_its_place(
-    pairs: Path, uninterrupted: dict[str, Any], tmp_path: Path
+    pairs: Path, paused: Path, uninterrupted: dict[str, Any], tmp_path: Path
 ) -> None:
     """Killed as the same step was saved again, between its two renames: `.old` is all that there is of that step."""
     config, run_dir = tiny_config(pairs), tmp_path / "run"
-    start(replace(config, trainer=replace(config.trainer, stop_after_steps=6)), run_dir)
+    shutil.copytree(paused, run_dir)
     newest = run_dir / "checkpoints" / "step-00000006"
     newest.rename(newest.with_name(f"{newest.name}.old"))
     go_on(config, run_dir)
     assert outcome(run_dir) == uninterrupted
 
 
+@pytest.fixture(scope="module")
+def outcome_of(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[RunConfig], dict[str, Any]]:
+    """The outcome of a run of the pairs that is never stopped; each is trained once."""
+    outcomes: dict[str, dict[str, Any]] = {}
+
+    def trained(config: RunConfig) -> dict[str, Any]:
+        if repr(config) not in outcomes:
+            run_dir = tmp_path_factory.mktemp("whole")
+            start(config, run_dir)
+            outcomes[repr(config)] = outcome(run_dir)
+        return outcomes[repr(config)]
+
+    return trained
+
+
 @pytest.mark.quick_cases(1)
 @pytest.mark.fault("stop-in-step")
 @pytest.mark.parametrize(
-    ("pairs", "precision"), with_some("fp32", "bf16", "fp16", without=("fp32",)), indirect=["pairs"]
+    ("pairs", "case"),
+    with_some(
+        *(("fp32", call, step) for call, step in ((5, 1), (1, 0), (8, 2), (9, 3), (10, 3))),
+        *((precision, 8, 2) for precision in ("bf16", "fp16")),
+        without=(("fp32", 8, 2), ("fp32", 10, 3)),
+    ),
+    indirect=["pairs"],
 )
 def test_a_signal_between_two_micro_batches_undoes_the_step(
-    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+    pairs: Path,
+    outcome_of: Callable[[RunConfig], dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    case: tuple[str, int, int],
 ) -> None:
-    """Of three in a step, which have drawn their dropout and left their gradients; after the last the step ends."""
+    """Of three in a step, which have drawn their dropout and left their gradients; after the last the step ends. Of the
+    steps to which it goes back, 2 alone is saved already."""
+    precision, call, step = case
     config = tiny_config(pairs, precision=precision, total_steps=6, micro_batch_size=1, grad_accum_steps=3)
-    start(config, tmp_path / "whole")
-    for call, step in ((1, 0), (8, 2), (9, 3), (10, 3)) if precision == "fp32" else ((8, 2),):
-        run_dir = tmp_path / str(call)
-        with monkeypatch.context() as patched, pytest.raises(InterruptedRun, match=f"Stopped at step {step} and saved"):
-            signal_at_call(patched, "dtl.training.trainer.at_targets", call)
-            start(config, run_dir)
-        assert steps_kept(run_dir)[0] == step
-        go_on(config, run_dir)
-        assert outcome(run_dir) == outcome(tmp_path / "whole")
+    with monkeypatch.context() as patched, pytest.raises(InterruptedRun, match=f"Stopped at step {step} and saved"):
+        signal_at_call(patched, "dtl.training.trainer.at_targets", call)
+        start(config, tmp_path)
+    assert steps_kept(tmp_path)[0] == step
+    go_on(config, tmp_path)
+    assert outcome(tmp_path) == outcome_of(config)
 
 
-@pytest.mark.quick_cases(1)
-@pytest.mark.parametrize("total_steps", [12, 11])  # the last evaluation is due, or is that of the run's end
+# Four batches, at steps 3, 6, 9 and at the last one, where the evaluation is due, or is that of the run's end.
+@pytest.mark.quick_cases(2)
+@pytest.mark.parametrize(
+    ("total_steps", "call", "step"),
+    [(12, 4, 3), (12, 1, 3), (12, 5, 6), (12, 14, 12), (11, 14, 11), (11, 5, 6)],
+)
 def test_a_signal_during_an_evaluation_leaves_it_to_the_resume(
-    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, total_steps: int
+    pairs: Path,
+    uninterrupted: dict[str, Any],
+    outcome_of: Callable[[RunConfig], dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    total_steps: int,
+    call: int,
+    step: int,
 ) -> None:
     config = tiny_config(pairs, total_steps=total_steps)
-    start(config, tmp_path / "whole")
-    # Four batches, at steps 3, 6, 9 and at the last one.
-    for call, step in ((1, 3), (4, 3), (5, 6), (14, total_steps)):
-        run_dir = tmp_path / str(call)
-        with monkeypatch.context() as patched, pytest.raises(InterruptedRun, match=f"Stopped at step {step} and saved"):
-            signal_at_call(patched, "dtl.training.evaluate.summed_metrics", call)
-            start(config, run_dir)
-        assert [row["step"] for row in read_metrics(run_dir) if "val/loss" in row] == list(range(3, step, 3))
-        go_on(config, run_dir)
-        assert outcome(run_dir) == outcome(tmp_path / "whole")
+    with monkeypatch.context() as patched, pytest.raises(InterruptedRun, match=f"Stopped at step {step} and saved"):
+        signal_at_call(patched, "dtl.training.evaluate.summed_metrics", call)
+        start(config, tmp_path)
+    assert [row["step"] for row in read_metrics(tmp_path) if "val/loss" in row] == list(range(3, step, 3))
+    go_on(config, tmp_path)
+    assert outcome(tmp_path) == (uninterrupted if total_steps == 12 else outcome_of(config))
 
 
 @pytest.mark.fault("two-signals")
@@ -306,9 +338,9 @@ def test_a_second_signal_stops_at_once(
 
 @pytest.mark.fault("kill")
 def test_a_kill_between_the_last_save_and_the_result(
-    pairs: Path, uninterrupted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pairs: Path, finished: Path, uninterrupted: dict[str, Any], tmp_path: Path
 ) -> None:
-    start(tiny_config(pairs), tmp_path)
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     (tmp_path / "result.json").unlink()
     go_on(tiny_config(pairs), tmp_path)
     assert outcome(tmp_path) == uninterrupted
@@ -444,23 +476,23 @@ def test_other_data_is_refused(pairs: Path, tmp_path: Path) -> None:
     assert result(tmp_path / "run")["state"] == "finished"
 
 
-def test_a_new_run_in_the_folder_of_another_is_refused(pairs: Path, tmp_path: Path) -> None:
+def test_a_new_run_in_the_folder_of_another_is_refused(pairs: Path, paused: Path, tmp_path: Path) -> None:
     """Its older checkpoints, of later steps, would pass for the new run's."""
-    start(tiny_config(pairs, stop_after_steps=2), tmp_path)
+    shutil.copytree(paused, tmp_path, dirs_exist_ok=True)
     with pytest.raises(ConfigError, match=r"contains a run.*resume="):
         start(tiny_config(pairs), tmp_path)
 
 
 @pytest.mark.fault("machine-changed")
 def test_another_number_of_threads_is_told(
-    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pairs: Path, paused: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    start(tiny_config(pairs, stop_after_steps=2), tmp_path)
-    go_on(tiny_config(pairs), tmp_path, stop_after_steps=3)
-    assert "Resumed at step 2, bit for bit." in capsys.readouterr().out
+    shutil.copytree(paused, tmp_path, dirs_exist_ok=True)
+    go_on(tiny_config(pairs), tmp_path, stop_after_steps=7)
+    assert "Resumed at step 6, bit for bit." in capsys.readouterr().out
     monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
-    go_on(tiny_config(pairs), tmp_path, stop_after_steps=4)
-    assert "Resumed at step 3, not bit for bit: threads: 1 then, 99 now" in capsys.readouterr().out
+    go_on(tiny_config(pairs), tmp_path, stop_after_steps=8)
+    assert "Resumed at step 7, not bit for bit: threads: 1 then, 99 now" in capsys.readouterr().out
 
 
 def test_the_loss_falls_and_the_best_is_reported(uninterrupted: dict[str, Any]) -> None:

@@ -61,7 +61,7 @@ KEYS = [*leaves(RunConfig), ("data.sources.qa.weight", float), ("data.sources.te
 ELSEWHERE = ("data.", "tokenizer.", "sampling.")  # of other commands: the same sections
 
 
-@pytest.mark.quick_cases(20)
+@pytest.mark.quick_cases(10)
 @pytest.mark.fault("extremes")
 @pytest.mark.parametrize("key", [key for key, kind in KEYS if kind in NUMBERS])
 def test_every_number_of_a_run_has_two_ends(key: str, tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_every_number_of_the_other_commands_has_two_ends(schema: Any) -> None:
                 settings.validate()
 
 
-@pytest.mark.quick_cases(18)
+@pytest.mark.quick_cases(9)
 @pytest.mark.parametrize(("key", "kind"), KEYS)
 def test_a_missing_value_or_one_of_another_kind_is_no_value(key: str, kind: type, tmp_path: Path) -> None:
     """3 is not taken for true, true not for 1, nor ??? for the default."""

@@ -21,7 +21,14 @@ from dtl.errors import ConfigError
 from dtl.model.transformer import create_model
 from dtl.training.config import LossConfig, TrainerConfig
 from dtl.training.evaluate import evaluate
-from dtl.training.loss import TARGETS_TILE, at_targets, cross_entropy, mean_cross_entropy, targets_multiple
+from dtl.training.loss import (
+    TARGETS_TILE,
+    at_targets,
+    cross_entropy,
+    logits_in_chunks,
+    mean_cross_entropy,
+    targets_multiple,
+)
 from dtl.training.trainer import Trainer
 
 B, T, D, V = 2, 7, 13, 23
@@ -249,7 +256,7 @@ def test_the_mean_loss_of_a_batch_is_what_its_logits_say(layout: str) -> None:
 
 # --- in chunks ------------------------------------------------------------------------------------------------------
 
-N = 53  # positions; with CHUNK of 16 rows the last one has 5
+N = 53  # positions; with CHUNK_BYTES of 16 rows in fp32, 32 in a chunk of a linear head, the last one has 21
 BY_PRECISION = {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3}
 
 
@@ -299,6 +306,20 @@ def test_tied_weights_get_the_gradients_of_both_uses(monkeypatch):
     monkeypatch.setattr(loss_module, "CHUNK_BYTES", 4 * 16 * V)
     found = torch.autograd.grad(mean_cross_entropy(model, batch), list(model.parameters()))
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("n_rows", [16, 17, N, 3 * N])
+def test_logits_in_chunks_are_those_of_the_head(monkeypatch, n_rows: int, bias: bool):
+    """Each is measured before the next one takes its memory."""
+    monkeypatch.setattr(loss_module, "CHUNK_BYTES", 8 * 16 * V)
+    head, targets_n = nn.Linear(D, V, bias=bias).double(), torch.randint(0, V, (n_rows,))
+    x_nd = torch.randn(n_rows, D, dtype=torch.float64)
+    with torch.inference_mode():
+        found = [(logits.clone(), target_n) for logits, target_n in logits_in_chunks(head, x_nd, targets_n)]
+        torch.testing.assert_close(torch.cat([logits for logits, _ in found]), head(x_nd), rtol=1e-12, atol=1e-13)
+    assert torch.equal(torch.cat([target_n for _, target_n in found]), targets_n)
+    assert len(found) == 1 or n_rows > 16
 
 
 @pytest.mark.usefixtures("chunks_of_16")

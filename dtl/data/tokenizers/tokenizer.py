@@ -24,6 +24,10 @@ from dtl.errors import CheckpointError, DataError
 from dtl.registry import TOKENIZERS
 
 PAD, UNKNOWN = "<|pad|>", "<|unk|>"
+# Entries of a bpe where tokenizer.vocab_size=null. After equal time 8,192 gave fewer bits per byte than 4,096 with 9
+# million characters of training text (experiments/experiment/vocabulary.md); with fewer nothing was measured.
+SMALL_VOCABULARY, LARGE_VOCABULARY = 4096, 8192
+MUCH_TEXT = 8_000_000  # characters
 PIECE_CHARS = 100_000  # long texts are encoded in pieces: in parallel, and with bounded memory
 FAST_CHARS = 200_000  # from here on the fast encoder is worth the time that building it takes
 GROUP_CHARS = 2_000_000  # characters passed to `tokenizers` at once; it needs some 20 bytes for each meanwhile
@@ -214,25 +218,59 @@ def _gpt2(config: TokenizerConfig, training_texts: TrainingTexts) -> tokenizers.
 
 @TOKENIZERS.register("bpe")
 def _bpe(config: TokenizerConfig, training_texts: TrainingTexts) -> Tokenizer:
-    """Train a byte-level BPE on the training text; a merge needs two occurrences, so little text gives few entries."""
-    trainer = trainers.BpeTrainer(
-        vocab_size=config.vocab_size - 2,  # END and PAD are added below
-        min_frequency=2,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        max_token_length=MAX_TOKEN,
-        show_progress=False,
-    )
+    """Train a byte-level BPE on the training text; a merge needs two occurrences, so little text gives few entries.
+
+    Without `vocab_size` the number of entries follows from the length of the text. A smaller BPE of a text is the
+    beginning of a larger one, so that one training is enough: it is cut.
+    """
+    read = _Counted(training_texts)
     learner = byte_level_bpe({}, [])
-    learner.train_from_iterator(_without_long_words(_training_pieces(training_texts)), trainer)
+    learner.train_from_iterator(
+        _without_long_words(read),
+        trainers.BpeTrainer(
+            vocab_size=(config.vocab_size or LARGE_VOCABULARY) - 2,  # END and PAD are added below
+            min_frequency=2,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            max_token_length=MAX_TOKEN,
+            show_progress=False,
+        ),
+    )
     model = json.loads(learner.to_str())["model"]
-    backend = byte_level_bpe(_with_special(model["vocab"], END, PAD), [(a, b) for a, b in model["merges"]])
+    wanted = config.vocab_size or (LARGE_VOCABULARY if read.n_characters >= MUCH_TEXT else SMALL_VOCABULARY)
+    vocab, merges = _beginning(model["vocab"], [(a, b) for a, b in model["merges"]], wanted - 2)
+    backend = byte_level_bpe(_with_special(vocab, END, PAD), merges)
     notes = []
-    if backend.get_vocab_size() < config.vocab_size:
+    if config.vocab_size and backend.get_vocab_size() < config.vocab_size:
         notes.append(
             f"tokenizer.vocab_size={config.vocab_size}: the training text gave only {backend.get_vocab_size()} "
             "entries, since no further pair occurs twice."
         )
     return Tokenizer("bpe", backend, notes=notes)
+
+
+def _beginning(
+    vocab: dict[str, int], merges: list[tuple[str, str]], size: int
+) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Return a learnt BPE as it was when it had `size` entries: entries and merges are in the order of learning."""
+    if len(vocab) <= size:
+        return vocab, merges
+    kept = {token: i for token, i in vocab.items() if i < size}
+    newest = max(kept, key=kept.__getitem__)
+    n_merges = next((n for n, (a, b) in enumerate(merges, 1) if a + b == newest), 0)
+    return kept, merges[:n_merges]
+
+
+class _Counted:
+    """The pieces of the training text; counts the characters of what was read."""
+
+    def __init__(self, training_texts: TrainingTexts) -> None:
+        self._training_texts = training_texts
+        self.n_characters = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for piece in _training_pieces(self._training_texts):
+            self.n_characters += len(piece)
+            yield piece
 
 
 @TOKENIZERS.register("byte")
