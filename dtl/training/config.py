@@ -110,9 +110,7 @@ class TrainerConfig:
     tf32: bool = False  # fp32 on CUDA: round the factors of matrix products to TF32; much faster, no longer exact fp32
     compile: bool = False  # torch.compile: faster steps after minutes of compiling; resume is then not bit-exact
     activation_checkpointing: str = "none"  # none | selective (recompute all but matrix products) | full: less memory
-    check_memory: bool = (
-        True  # do not start a run that needs over 1.15 x the free memory, where dtl.plan has counted it
-    )
+    check_memory: bool = True  # refuse a run that needs over 1.15 x the free memory, where dtl.plan has counted it
     deterministic: bool = False  # torch's deterministic algorithms: bit-identical runs where torch has them
     loss: LossConfig = field(default_factory=LossConfig)
     ema_decay: float | None = None  # evaluate and publish an average of the weights, e.g. 0.999 (a step); null = off
