@@ -20,7 +20,7 @@ from dtl.data.encode import encode_sources
 from dtl.data.pack import count_targets
 from dtl.data.prepare import PreparedData, pack_sequences
 from dtl.data.sources import SourcePlan
-from dtl.data.tokenizers.tokenizer import Tokenizer
+from dtl.data.tokenizers.tokenizer import LARGE_VOCABULARY, Tokenizer
 from dtl.foresight.machine import DoesNotFitError, Machine, this_machine
 from dtl.foresight.process import (
     NotCachedError,
@@ -217,7 +217,7 @@ class Setting:
         """Return the prediction for this config, or for one with a smaller step of the same data."""
         facts = self.facts
         if config.tokenizer.kind != self.config.tokenizer.kind:
-            facts = facts_of_config(config, config.tokenizer.vocab_size)
+            facts = facts_of_config(config, vocabulary_of(config))
         elif config.micro_batch_size != self.config.micro_batch_size:
             n_targets, padded = config.micro_batch_size * config.seq_len, None
             if self.train is not None:
@@ -276,9 +276,9 @@ GPT2_VOCABULARY, BYTE_VOCABULARY, CHARACTERS = 50_257, 258, 100
 
 
 def vocabulary_of(config: RunConfig) -> int:
-    """Return the entries of a tokenizer that is not built yet; of characters a guess for English."""
+    """Return the entries of a tokenizer that is not built yet: of characters a guess for English, else at most."""
     known = {"gpt2": GPT2_VOCABULARY, "byte": BYTE_VOCABULARY, "char": CHARACTERS}
-    return known.get(config.tokenizer.kind, config.tokenizer.vocab_size)
+    return known.get(config.tokenizer.kind) or config.tokenizer.vocab_size or LARGE_VOCABULARY
 
 
 def _cached_data(

@@ -186,7 +186,7 @@ class Timeline:
 
     live: np.ndarray
     phases: list[tuple[str, int, int]]  # name, first event, end
-    labels: list[tuple[Any, bool]]
+    labels: list[tuple[Any, int]]
 
     def peak(self) -> tuple[np.ndarray, str]:
         """Return the live bytes by part where they are most, and the name of the phase."""
