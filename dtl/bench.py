@@ -31,7 +31,8 @@ Measure on an idle machine.
   python -m dtl.bench rows=[tokenising,waste] rounds=9
   python -m dtl.bench full=true out=data.json   long ones too, in a file
 
-Suites: foresight, generate, learn, memory, questions, search, startup, step, text, all.
+Suites: foresight, generate, learn, memory, questions, search, startup, step,
+text, all.
 """,
     details="""\
 The sides of a comparison run in this process or in identical processes, so that other load slows both. A ratio is the

@@ -20,7 +20,7 @@ from dtl.data.encode import encode_sources
 from dtl.data.pack import count_targets
 from dtl.data.prepare import PreparedData, pack_sequences
 from dtl.data.sources import SourcePlan
-from dtl.data.tokenizers.tokenizer import LARGE_VOCABULARY, Tokenizer
+from dtl.data.tokenizers.tokenizer import LARGE_VOCABULARY, SMALL_VOCABULARY, Tokenizer
 from dtl.foresight.machine import DoesNotFitError, Machine, this_machine
 from dtl.foresight.process import (
     NotCachedError,
@@ -216,7 +216,7 @@ class Setting:
     def predict(self, config: RunConfig) -> Prediction:
         """Return the prediction for this config, or for one with a smaller step of the same data."""
         facts = self.facts
-        if config.tokenizer.kind != self.config.tokenizer.kind:
+        if config.tokenizer != self.config.tokenizer:
             facts = facts_of_config(config, vocabulary_of(config))
         elif config.micro_batch_size != self.config.micro_batch_size:
             n_targets, padded = config.micro_batch_size * config.seq_len, None
@@ -394,9 +394,10 @@ def remedies(config: RunConfig, setting: Setting) -> Iterator[tuple[RunConfig, R
         config = _with_trainer(config, precision="bf16")
         words, prices = [*words, "trainer.precision=bf16"], [*prices, "8 bits of precision, and faster"]
         yield config, Remedy(tuple(words), "; ".join(prices))
-    if config.tokenizer.kind == "gpt2" and config.init is None:
-        config = replace(config, tokenizer=replace(config.tokenizer, kind="bpe", vocab_size=4096))
-        words, prices = [*words, "tokenizer=bpe"], [*prices, "other tokens, whose loss is not comparable"]
+    if setting.facts.vocab_size > LARGE_VOCABULARY and config.init is None:
+        config = replace(config, tokenizer=replace(config.tokenizer, kind="bpe", vocab_size=SMALL_VOCABULARY))
+        words += ["tokenizer=bpe", f"tokenizer.vocab_size={SMALL_VOCABULARY}"]
+        prices = [*prices, "other tokens, whose loss is not comparable"]
         yield config, Remedy(tuple(words), "; ".join(prices))
 
 

@@ -27,7 +27,7 @@ class OptimizerConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])  # Adam's decay of the two moments
     eps: float = 1e-8  # Adam's floor of the denominator
     weight_decay: float = 0.1  # decoupled; on matrices only, never on norms, biases
-    matrix_lr: float = 0.03  # muon: peak learning rate of the matrices inside the blocks
+    matrix_lr: float = 0.005  # muon: peak learning rate of the matrices inside the blocks
     momentum: float = 0.95  # muon: decay of its momentum
     momentum_warmup_steps: int = 0  # muon: optimizer steps in which the momentum rises to this from 0.85; 0 = none
     orthogonalization: str = "newton_schulz"  # muon: newton_schulz | polar_express (nearer to orthogonal)
