@@ -162,8 +162,7 @@ def test_no_other_reader():
         "data/",
         "benchmarks/",
         "diagnostics/",
-        "foresight/machine.py",  # what the kernel says
-        "foresight/process.py",
+        "foresight/",  # and what the kernel says
         "notebook/",
         "commandline/",
         "evaluation/",
