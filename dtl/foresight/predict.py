@@ -35,7 +35,7 @@ from dtl.model.kernel_choice import KernelContext, choose_kernel
 from dtl.runner.build import Parts, with_init
 from dtl.runner.run import smaller_step
 
-FORMAT = 2  # of a trace in the cache
+FORMAT = 3  # of a trace in the cache
 CHECKED_EPOCHS = 3  # whose micro-batches are looked at
 REFUSED = 1.15  # times what is there: beyond, a run is not started
 # CUDA: context and cuBLAS' workspace, and what the caching allocator rounds and leaves between. Not measured: no GPU.

@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dtl.foresight.process import has_mallinfo, heap_growth
 from dtl.foresight.trace import PARTS, LiveStorages, StepShape, recorded, traced_peak
 from dtl.model.config import ArchConfig, ModelConfig
+from dtl.model.presets import load_preset
 from dtl.training.config import OptimizerConfig, TrainerConfig
 
 ALIGNED = 64
@@ -86,6 +87,14 @@ def test_an_extrapolated_depth_is_the_traced_one(settings, vocab_size):
     peak = traced_peak(deep, lambda allocations: None)
     assert peak.total == expected.sum()
     assert peak.heap == 1
+
+
+@pytest.mark.slow
+def test_large_has_two_moments_a_weight():
+    """Its plan had three times as many: what is freed when all is over was extrapolated, too."""
+    large = replace(shape(), model=load_preset("large"), vocab_size=50_257, rows=4, seq_len=64, n_targets=47)
+    parts = traced_peak(large, lambda _: None).parts
+    assert 2 * parts["weights"] <= parts["optimizer"] <= 2.01 * parts["weights"]
 
 
 def test_what_is_known_to_need_less_needs_less():
