@@ -6,6 +6,7 @@ whatever the sizes: of a deep model two and three layers are traced, and each po
 """
 
 import itertools
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -294,7 +295,8 @@ def recorded(shape: StepShape) -> LiveStorages:
             return self
 
     live = LiveStorages()
-    with Mode(), _kernel(shape) as kernel, live:
+    with warnings.catch_warnings(), Mode(), _kernel(shape) as kernel, live:
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # by a copy of the weights
         live.begin("weights")
         model = TransformerLM(shape.model, shape.vocab_size)
         model.activation_checkpointing = shape.trainer.activation_checkpointing
@@ -318,6 +320,8 @@ def recorded(shape: StepShape) -> LiveStorages:
         _in_phases(trainer, live)
         for _ in range(2):
             _step(trainer, shape, live)
+            # Its update would read a number, without which it refuses the next step.
+            trainer.scaler = torch.amp.GradScaler(trainer.device.type, enabled=shape.precision == "fp16")
         live.begin(EVALUATION)
         _evaluate(trainer, shape)
         live.begin(END)
