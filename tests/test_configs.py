@@ -186,6 +186,14 @@ def test_defaults():
     assert (config.name, config.schedule.warmup_fraction, config.seq_len) == ("small_qa", 0.05, 256)
 
 
+def test_a_plan_composes_what_a_run_does():
+    """Its defaults are written twice: Hydra composes no primary config into another."""
+    run, plan = (OmegaConf.load(conf_dir() / f"{name}.yaml") for name in ("train", "plan"))
+    assert plan.defaults[0] == "plan_schema" and plan.defaults[1:] == run.defaults[1:]
+    assert OmegaConf.to_container(plan)["name"] == OmegaConf.to_container(run)["name"]  # type: ignore[index]
+    assert plan.hydra.searchpath == run.hydra.searchpath
+
+
 # --- who wins -----------------------------------------------------------------------------------------------------
 
 

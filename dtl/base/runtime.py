@@ -228,6 +228,11 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+# Of mallopt, /usr/include/malloc.h: M_MMAP_MAX = -4, no block of its own by mmap; M_TRIM_THRESHOLD = -1, no end of the
+# heap.
+KEEPS_FREED = {-4: 0, -1: 2**31 - 1}
+
+
 def keep_freed_memory(device: torch.device) -> bool:
     """Let glibc's malloc keep what is freed for the next step on a CPU, in this process; False where nothing changes.
 
@@ -239,8 +244,7 @@ def keep_freed_memory(device: torch.device) -> bool:
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):  # musl
         return False
-    # /usr/include/malloc.h: M_MMAP_MAX = -4, no block of its own by mmap; M_TRIM_THRESHOLD = -1, no end of the heap.
-    return bool(libc.mallopt(-4, 0) and libc.mallopt(-1, 2**31 - 1))
+    return all(libc.mallopt(parameter, value) for parameter, value in KEEPS_FREED.items())
 
 
 def set_cuda_allocator() -> str:

@@ -11,7 +11,7 @@ from dtl.registry import Registry
 SUITES: Registry = Registry(
     "suite",
     {
-        "foresight": "dtl.benchmarks.step",
+        "foresight": "dtl.benchmarks.foresight",
         "generate": "dtl.benchmarks.generate",
         "learn": "dtl.benchmarks.learn",
         "memory": "dtl.benchmarks.step",

@@ -1,34 +1,19 @@
-"""suite=step and suite=memory: what an optimizer step costs, compared with nanoGPT's and Hugging Face's; and
-suite=foresight: how far dtl.plan is from the memory that runs then take.
+"""suite=step and suite=memory: what an optimizer step costs, compared with nanoGPT's and Hugging Face's.
 
 Each side is a process of its own in each round, on one thread, bound to one core where the system can. On a CPU its
 seconds are those of the processor. The peers have the same shape, the same number of tokens, a loop of a dozen lines.
 """
 
 import math
-import re
 import statistics
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from dtl.benchmarks.config import SUITES
-from dtl.benchmarks.measuring import PERCENT, Row, at_least, at_most, peer, ratio_of, skipped
-from dtl.benchmarks.suite import (
-    MAX_CHARACTERS,
-    MEGABYTE,
-    TINY_VOCABULARY,
-    VOCABULARY,
-    Suite,
-    Workplace,
-    in_rotation,
-    made_file,
-    missing_peer,
-    run_side,
-)
+from dtl.benchmarks.measuring import Row, at_least, peer, ratio_of, skipped
+from dtl.benchmarks.suite import TINY_VOCABULARY, VOCABULARY, Suite, Workplace, in_rotation, missing_peer, run_side
 from dtl.errors import DTLError
 
 if TYPE_CHECKING:
@@ -85,98 +70,6 @@ SUITES.register("step")(
     Suite({"bf16": partial(stepping, precision="bf16"), "fp32": partial(stepping, precision="fp32"), "qa": answering})
 )
 SUITES.register("memory")(Suite({"bf16": remembering}))
-
-
-# --- foresight ----------------------------------------------------------------------------------------------------
-
-# Words of runs: each has one or two things that another part of the memory depends on.
-TEXT = "data=text model.dim=128 model.n_layers=4 model.n_heads=4 trainer.micro_batch_size=8 data.seq_len=256"
-BYTES, BPE = f"{TEXT} tokenizer=byte", f"{TEXT} tokenizer=bpe"
-QUESTIONS = (
-    "data=qa tokenizer=byte model.dim=128 model.n_layers=4 model.n_heads=4 trainer.micro_batch_size=8 data.seq_len=256"
-)
-FORESEEN = {
-    "modern": BYTES,
-    "checkpointing": f"{BYTES} trainer.micro_batch_size=16 trainer.activation_checkpointing=full",
-    "accumulation": f"{BYTES} trainer.grad_accum_steps=3",
-    "bf16": f"{BYTES} trainer.precision=bf16",
-    "questions": QUESTIONS,
-    "vocabulary": f"{BPE} tokenizer.vocab_size=8192",
-    "width": f"{BYTES} model.dim=256",
-    "depth": f"{BYTES} model.n_layers=8",
-    "rows": f"{BYTES} trainer.micro_batch_size=16",
-    "attention_dropout": f"{BYTES} model.attention_dropout=0.1",
-    "length": f"{BYTES} model.attention_dropout=0.1 trainer.micro_batch_size=4 data.seq_len=512",
-    "no_dropout": f"{BYTES} model.dropout=0",
-    "classic": f"{BYTES} model/arch=classic",
-    "classic_dropout": f"{BYTES} model/arch=classic model.attention_dropout=0.1",
-    "muon": f"{BYTES} optimizer=muon model.dim=256",
-    "classic_muon": f"{BYTES} model/arch=classic optimizer=muon model.dim=256 model.n_layers=6",
-    "selective": f"{BYTES} trainer.micro_batch_size=16 trainer.activation_checkpointing=selective",
-    "checkpointing_dropout": f"{BYTES} trainer.activation_checkpointing=full model.attention_dropout=0.1",
-    "checkpointing_accumulation": f"{BYTES} trainer.activation_checkpointing=full trainer.grad_accum_steps=2",
-    "classic_bf16": f"{BYTES} model/arch=classic trainer.precision=bf16",
-    "fp16": f"{BYTES} trainer.precision=fp16",
-    "averages": f"{BYTES} trainer.ema_decay=0.99 model.dim=256",
-    "large": f"{BYTES} model.dim=384 model.n_layers=6 model.n_heads=6",
-    "tiny": f"{BYTES} model.dim=64 model.n_layers=2",
-    "untied": f"{BPE} tokenizer.vocab_size=4096 model.tie_embeddings=false",
-    "vocabulary_rows": f"{BPE} tokenizer.vocab_size=8192 trainer.micro_batch_size=16 trainer.grad_accum_steps=2",
-    "questions_muon": f"{QUESTIONS} optimizer=muon model.dim=256",
-}
-QUICK_FORESEEN = 5
-SHORT = "tracker=local device=cpu trainer.total_steps=3 trainer.eval_max_batches=1"
-MEDIAN_ERROR, WORST_ERROR = 0.05, 0.10
-MEASURED_RUN = """
-import dtl.train
-from dtl.foresight.process import memory_of_this_process
-try:
-    dtl.train.main()
-finally:
-    print(memory_of_this_process("VmHWM"))
-"""
-
-
-def foreseeing(place: Workplace) -> Iterator[Row]:
-    """Yield the median and the worst error of the peak memory that dtl.plan shows, over runs in fresh processes."""
-    settings = place.settings
-    chosen = list(FORESEEN.items())[: QUICK_FORESEEN if settings.quick or settings.tiny else None]
-    errors = {name: foreseen_error(place, name, words.split()) for name, words in chosen}
-    worst = max(errors, key=lambda name: abs(errors[name]))
-    sizes = [abs(error) for error in errors.values()]
-    what = f"error of the peak memory that dtl.plan shows, {len(errors)} settings"
-    yield Row(
-        "foresight_median", f"{what}: median", PERCENT, ours=statistics.median(sizes), rounds=len(sizes),
-        goal=at_most(MEDIAN_ERROR, PERCENT), note=", ".join(f"{name} {100 * e:+.1f} %" for name, e in errors.items()),
-    )  # fmt: skip
-    yield Row(
-        "foresight_worst", f"{what}: worst", PERCENT, ours=max(sizes), rounds=len(sizes),
-        goal=at_most(WORST_ERROR, PERCENT), note=worst,
-    )  # fmt: skip
-
-
-def foreseen_error(place: Workplace, name: str, words: Sequence[str]) -> float:
-    """Train, then plan, each in a process of its own; return the plan's relative error of the run's peak memory."""
-    words = [*words, *SHORT.split(), f"data.cache_dir={place.folder / 'cache'}"]
-    if "data=text" in words:
-        file = place.folder / "made.txt"
-        words.append(f"data.path={file if file.exists() else made_file(place, MEGABYTE)}")
-    run = [sys.executable, "-c", MEASURED_RUN, *words, f"hydra.run.dir={place.folder / name}"]
-    measured = int(_output(run, name).splitlines()[-1])
-    plan = _output([sys.executable, "-m", "dtl.plan", *words], name)
-    match = re.search(r"^ +peak +([\d,.]+) MiB", plan, re.MULTILINE)
-    assert match is not None
-    return float(match[1].replace(",", "")) * 2**20 / measured - 1
-
-
-def _output(command: Sequence[str], name: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise DTLError(f"{name} failed: {(done.stderr or done.stdout).strip()[-MAX_CHARACTERS:]}")
-    return done.stdout
-
-
-SUITES.register("foresight")(Suite({"memory": foreseeing}))
 
 
 def _text_work(place: Workplace, precision: str) -> "Work":

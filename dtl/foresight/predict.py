@@ -33,9 +33,8 @@ from dtl.foresight.process import (
 from dtl.foresight.trace import PARTS, Peak, StepShape, traced_peak
 from dtl.model.kernel_choice import KernelContext, choose_kernel
 from dtl.runner.build import Parts, with_init
-from dtl.runner.run import smaller_step
+from dtl.runner.run import next_smaller, smaller_micro_batch
 
-FORMAT = 3  # of a trace in the cache
 CHECKED_EPOCHS = 3  # whose micro-batches are looked at
 REFUSED = 1.15  # times what is there: beyond, a run is not started
 # CUDA: context and cuBLAS' workspace, and what the caching allocator rounds and leaves between. Not measured: no GPU.
@@ -143,6 +142,8 @@ def peak_of(shape: StepShape, cache: Cache) -> Peak:
 
 def trace_name(shape: StepShape) -> str:
     """Return the name of a shape's trace in the cache: other code, torch or shape has another one."""
+    import dtl.foresight.process
+    import dtl.foresight.trace
     import dtl.model.attention
     import dtl.model.transformer
     import dtl.training.loss
@@ -150,10 +151,11 @@ def trace_name(shape: StepShape) -> str:
     import dtl.training.trainer
 
     modules = (
-        dtl.model.attention, dtl.model.transformer, dtl.training.loss, dtl.training.optimizer, dtl.training.trainer
+        dtl.foresight.process, dtl.foresight.trace, dtl.model.attention, dtl.model.transformer, dtl.training.loss,
+        dtl.training.optimizer, dtl.training.trainer,
     )  # fmt: skip
     code = [Path(module.__file__ or "").read_text() for module in modules]
-    parts = {"format": FORMAT, "torch": str(torch.__version__), "shape": json.dumps(shape.facts(), default=str)}
+    parts = {"torch": str(torch.__version__), "shape": json.dumps(shape.facts(), default=str)}
     return f"memory-{key_of(code=code, **parts)}"
 
 
@@ -349,7 +351,7 @@ def foresee(parts: Parts) -> list[tuple[str, str]]:
     if total > REFUSED * there and config.trainer.check_memory and parts.resumed_from is None:
         raise DoesNotFitError(
             f"This run needs about {in_gib(total)} at its peak, and {in_gib(there)} are there ({machine.why}). "
-            f"{smaller_step(config).partition('. ')[2]}. What needs it, and the first setting that fits: "
+            f"Try next: {next_smaller(config)}. What needs it, and the first setting that fits: "
             "python -m dtl.plan with the same words. To start it all the same: trainer.check_memory=false"
         )
     largest = max((name for name in peak.parts if name != "weights"), key=peak.parts.__getitem__)
@@ -371,12 +373,11 @@ class Remedy:
 def remedies(config: RunConfig, setting: Setting) -> Iterator[tuple[RunConfig, Remedy]]:
     """Yield ever smaller settings of a run: micro-batches with the same sequences a step first, as these train the
     same model; then checkpointing, precision and vocabulary."""
-    rows, micro = config.global_batch_size, config.micro_batch_size
     words: list[str] = []
-    while micro > 1:
-        micro = max(m for m in range(1, (micro + 1) // 2 + 1) if rows % m == 0)
-        words = [f"trainer.micro_batch_size={micro}", f"trainer.grad_accum_steps={rows // micro}"]
-        config = _with_trainer(config, micro_batch_size=micro, grad_accum_steps=rows // micro)
+    while config.micro_batch_size > 1:
+        micro, accumulated = smaller_micro_batch(config)
+        words = [f"trainer.micro_batch_size={micro}", f"trainer.grad_accum_steps={accumulated}"]
+        config = _with_trainer(config, micro_batch_size=micro, grad_accum_steps=accumulated)
         yield config, Remedy(tuple(words), MICRO_BATCHES)
     prices = [MICRO_BATCHES] if words else []
     if config.trainer.activation_checkpointing != "full":

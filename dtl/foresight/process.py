@@ -22,7 +22,6 @@ from typing import Any
 from dtl import __version__
 from dtl.data.cache import Cache, Entry, key_of
 
-MMAP_MAX, TRIM_THRESHOLD = -4, -1  # of mallopt, as `keep_freed_memory` sets them
 STATUS = Path("/proc/self/status")
 # Real steps need a little more than a replay of their tensors: median of 14 settings, 0.86 to 1.12.
 HEAP_FACTOR = 1.05
@@ -65,9 +64,11 @@ def heap_growth(allocations: Iterable[tuple[int, int, bool]]) -> float | None:
     """
     if not has_mallinfo():
         return None
+    from dtl.base.runtime import KEEPS_FREED  # imports torch, which the child does without
+
     numbers = array("q", (number for allocation in allocations for number in allocation))
     try:
-        answer = _child("replay", numbers.tobytes())
+        answer = _child("replay", json.dumps([*KEEPS_FREED.items()]), data=numbers.tobytes())
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
     return None if answer is None else HEAP_FACTOR * float(answer)
@@ -83,15 +84,16 @@ class _MallInfo(ctypes.Structure):
     _fields_ = [("arena", ctypes.c_size_t), *((f"unused_{number}", ctypes.c_size_t) for number in range(9))]
 
 
-def replay(numbers: "array[int]") -> int | None:
-    """Make allocations as `heap_growth` describes, and return how far the heap has grown; None when one failed."""
+def replay(numbers: "array[int]", settings: Iterable[tuple[int, int]]) -> int | None:
+    """Make allocations as `heap_growth` describes, with these settings of mallopt, and return how far the heap has
+    grown; None when one failed."""
     libc = ctypes.CDLL(None)
     libc.mallinfo2.restype = _MallInfo
     libc.malloc.restype = libc.aligned_alloc.restype = ctypes.c_void_p
     libc.malloc.argtypes, libc.aligned_alloc.argtypes = [ctypes.c_size_t], [ctypes.c_size_t] * 2
     libc.free.argtypes = [ctypes.c_void_p]
-    libc.mallopt(MMAP_MAX, 0)
-    libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
+    for parameter, value in settings:
+        libc.mallopt(parameter, value)
     addresses = array("Q", bytes(8 * (1 + max(numbers[::3], default=0))))
     before = libc.mallinfo2().arena
     for number, n_bytes, is_tensor in zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True):
@@ -233,8 +235,8 @@ def _start(*words: str) -> "subprocess.Popen[bytes]":
     )
 
 
-def _child(word: str, data: bytes) -> Any:
-    out, _ = (process := _start(word)).communicate(data, timeout=TIMEOUT_S)
+def _child(*words: str, data: bytes) -> Any:
+    out, _ = (process := _start(*words)).communicate(data, timeout=TIMEOUT_S)
     return json.loads(out) if process.returncode == 0 else None
 
 
@@ -243,7 +245,7 @@ def main(words: list[str]) -> None:
     if words[0] == "replay":
         numbers = array("q")
         numbers.frombytes(sys.stdin.buffer.read())
-        print(json.dumps(replay(numbers)))
+        print(json.dumps(replay(numbers, json.loads(words[1]))))
     else:
         _, tracker, precision = words
         print("\n" + json.dumps(_calibrate(tracker, precision)))

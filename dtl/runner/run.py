@@ -243,17 +243,27 @@ def _advice_in_training(parts: Parts) -> str:
 
 def smaller_step(config: RunConfig) -> str:
     """Return the advice to try the next smaller forward pass."""
-    micro, rows = config.micro_batch_size, config.global_batch_size
+    tried = f"{config.micro_batch_size} x {config.seq_len} tokens"
+    return f"Out of memory with micro-batches of {tried}. Try next: {next_smaller(config)}"
+
+
+def next_smaller(config: RunConfig) -> str:
+    """Return the settings of the next smaller forward pass."""
     # Smaller micro-batches first: they give the same optimizer steps. A shorter seq_len, which does not, last.
-    if micro > 1:
-        smaller = max(m for m in range(1, (micro + 1) // 2 + 1) if rows % m == 0)
-        advice = f"trainer.micro_batch_size={smaller} trainer.grad_accum_steps={rows // smaller}"
-    elif config.trainer.activation_checkpointing != "full":
+    if config.micro_batch_size > 1:
+        micro, accumulated = smaller_micro_batch(config)
+        return f"trainer.micro_batch_size={micro} trainer.grad_accum_steps={accumulated}"
+    if config.trainer.activation_checkpointing != "full":
         more = {"none": "selective", "selective": "full"}[config.trainer.activation_checkpointing]
-        advice = f"trainer.activation_checkpointing={more}"
-    else:
-        advice = f"data.seq_len={config.seq_len // 2}"
-    return f"Out of memory with micro-batches of {micro} x {config.seq_len} tokens. Try next: {advice}"
+        return f"trainer.activation_checkpointing={more}"
+    return f"data.seq_len={config.seq_len // 2}"
+
+
+def smaller_micro_batch(config: RunConfig) -> tuple[int, int]:
+    """Return at most half the micro-batch, rounded up, and the accumulation that leaves a step its sequences."""
+    rows = config.global_batch_size
+    micro = max(m for m in range(1, (config.micro_batch_size + 1) // 2 + 1) if rows % m == 0)
+    return micro, rows // micro
 
 
 # --- records in the run folder ------------------------------------------------------------------------------------

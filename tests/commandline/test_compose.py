@@ -132,14 +132,14 @@ def test_threads_get_their_own_configs():
     found: dict[str, list[str]] = {}
 
     def ask(size: str) -> None:
-        found[size] = [compose(f"model={size}").name for _ in range(2)]
+        found[size] = [compose(f"model={size}").name for _ in range(3)]
 
     threads = [threading.Thread(target=ask, args=(size,)) for size in ("small", "medium", "large")]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == {size: [f"{size}_qa"] * 2 for size in ("small", "medium", "large")}
+    assert found == {size: [f"{size}_qa"] * 3 for size in ("small", "medium", "large")}
 
 
 def test_composing_imports_no_torch(elsewhere):

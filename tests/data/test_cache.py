@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cache_builder import ENTRY, N_FILES
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dtl.base.files import ASIDE, MANIFEST, TEMPORARY, TRASH, leftover_of, verify_manifest
@@ -310,7 +310,6 @@ DOCUMENTS = st.builds(
 )
 
 
-@settings(max_examples=40)
 @given(st.lists(DOCUMENTS, max_size=7), st.lists(DOCUMENTS, max_size=3))
 def test_documents_come_back_as_they_were(tmp_path_factory, train, test):
     folder = tmp_path_factory.mktemp("texts")

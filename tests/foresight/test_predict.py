@@ -10,7 +10,7 @@ import pytest
 import dtl
 import dtl.plan
 from dtl.benchmarks.config import BenchConfig
-from dtl.benchmarks.step import FORESEEN, foreseen_error
+from dtl.benchmarks.foresight import FORESEEN, foreseen_error
 from dtl.benchmarks.suite import Workplace
 from dtl.data.batches import PackedSequences, TrainingData
 from dtl.data.cache import Cache

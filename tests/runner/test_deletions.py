@@ -3,7 +3,7 @@
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,22 +49,15 @@ def a_dead_link(path: Path) -> None:
 
 
 QUICK = ("metrics.jsonl", "checkpoints", "checkpoints/step-00000004/model.safetensors", ".")
-WAYS = (a_file, a_folder, a_dead_link, deleted)
 
 
-def cases() -> Iterator[Any]:
-    """Of the names that matter most every way; of the others, `make torture` has all ways, the slow tests two."""
-    for number, name in enumerate(FILES):
-        for do in WAYS:
-            is_slow = do in (deleted, WAYS[number % 3])
-            marks = [] if name in QUICK else [pytest.mark.slow if is_slow else pytest.mark.torture]
-            yield pytest.param(name, do, marks=marks)
-
-
-@pytest.mark.quick_cases(4)
+@pytest.mark.quick_cases(5)
 @pytest.mark.counted(WHAT)
 @pytest.mark.fault("deletions")
-@pytest.mark.parametrize(("name", "do"), [*cases()])
+@pytest.mark.parametrize("do", [deleted, a_file, a_folder, a_dead_link])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in FILES]
+)
 def test_a_run_goes_on_or_says_why_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, do: Callable
 ) -> None:

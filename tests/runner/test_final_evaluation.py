@@ -181,7 +181,7 @@ TRIAL_0 = "ckpt=outputs/multirun/2026-01-02/03-04-05-6/0"
         (
             "sweep",
             [],
-            r"0 +data.path=0.jsonl +finished +2/2 +[\d.,]+( k)? *\n +1 +data.path=1.jsonl .* 2/2 +\d\.\d{4}",
+            r"0 +data.path=0.jsonl +finished +2/2 +(\d,\d{3}|[\d.]+( k)?) *\n +1 +data.path=1.jsonl .* 2/2 +\d\.\d{4}",
         ),
         ("report", [], r"1 finished run without best validation loss \(nothing is held out"),
         ("evaluate", [TRIAL_0, "device=cpu"], r"train +39 "),
