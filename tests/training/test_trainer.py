@@ -46,7 +46,7 @@ def test_overfits_one_batch(
 
 def test_muon_learns_too(make_trainer: MakeTrainer, random_rows: Callable[..., PackedSequences]) -> None:
     data = TrainingData({"random": random_rows(n_rows=2, answers=False)}, {"random": 1.0})
-    trainer = make_trainer(data=data, optimizer=OptimizerConfig(name="muon", lr=0.03), last_step=60)
+    trainer = make_trainer(data=data, optimizer=OptimizerConfig(name="muon", lr=0.03, matrix_lr=0.03), last_step=60)
     losses = [report.loss.item() for report in trainer.steps()]
     assert losses[-1] < 0.1
 
