@@ -93,7 +93,7 @@ def planned(config: PlanConfig, display: Display) -> "Setting":
 
 def show(display: Display, setting: "Setting", words: Sequence[str]) -> bool:
     """Show the table, and the command of the first setting that fits; return whether the run itself fits."""
-    from dtl.foresight.predict import first_that_fits, remedies
+    from dtl.foresight.remedies import first_that_fits, remedies
 
     config, machine = setting.config, setting.machine
     prediction = setting.predict(config)
@@ -108,7 +108,8 @@ def show(display: Display, setting: "Setting", words: Sequence[str]) -> bool:
         display.print(f"It fits, with {in_percent(prediction.total / machine.free)} % of what is free.")
         return True
     display.print(f"It does not fit: {in_mib(prediction.total - machine.free, ',')} are missing.")
-    found = first_that_fits(remedies(config, setting), setting.predict, machine)
+    groups = remedies(setting, same_model=setting.held(prediction) <= machine.free)
+    found = first_that_fits(groups, setting.predict, machine)
     if found is None:
         display.print(
             "No smaller micro-batch, checkpointing, precision or vocabulary is enough. Take a smaller model: "
@@ -118,7 +119,7 @@ def show(display: Display, setting: "Setting", words: Sequence[str]) -> bool:
     remedy, smaller = found
     keys = {override_key(word.partition("=")[0]) for word in remedy.words}
     kept = [as_shown(word) for word in words if override_key(word.partition("=")[0]) not in keys]
-    display.print(f"This fits, with {in_mib(smaller.total, ',')}. Its price: {remedy.price}.")
+    display.print(f"This fits, with {in_mib(smaller.total, ',')}. Its price: {'; '.join(remedy.prices)}.")
     display.print(f"  {command_line('train', *kept, *remedy.words)}")
     return False
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dtl.base.system import container_limit, installed_memory, peak_process_memory, processor_features
 from dtl.base.units import number_of
 from dtl.errors import ConfigError
 
@@ -90,11 +91,7 @@ def choose_precision(requested: str, device: torch.device) -> tuple[str, str]:
 
 def cpu_has_bf16() -> bool:
     """Return True when the processor has bf16 instructions, as far as Linux's /proc/cpuinfo reports them."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return not processor_features().isdisjoint({"avx512_bf16", "amx_bf16"})
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
@@ -220,12 +217,7 @@ def peak_memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":
         return torch.mps.driver_allocated_memory()
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak_process_memory() or 0
 
 
 # Of mallopt, /usr/include/malloc.h: M_MMAP_MAX = -4, no block of its own by mmap; M_TRIM_THRESHOLD = -1, no end of the
@@ -265,13 +257,7 @@ def device_memory(device: torch.device) -> int | None:
     """Return the memory of the device in bytes; for CPU and MPS the machine's, or its container's. None: unknown."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    limits = []
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # no container, or "max"
-            limits.append(int(Path(file).read_text()))
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # Windows has no sysconf
-        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return min(limits, default=None)
+    return min((n_bytes for n_bytes in (container_limit(), installed_memory()) if n_bytes is not None), default=None)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

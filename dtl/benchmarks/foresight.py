@@ -51,11 +51,11 @@ SHORT = "tracker=local device=cpu trainer.total_steps=3 trainer.eval_max_batches
 MEDIAN_ERROR, WORST_ERROR = 0.05, 0.10
 MEASURED_RUN = """
 import dtl.train
-from dtl.foresight.process import memory_of_this_process
+from dtl.base.system import peak_process_memory
 try:
     dtl.train.main()
 finally:
-    print(memory_of_this_process("VmHWM"))
+    print(peak_process_memory())
 """
 
 

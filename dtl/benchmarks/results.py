@@ -13,10 +13,10 @@ from rich.text import Text
 import dtl
 from dtl.base.display import table
 from dtl.base.runtime import choose_device
+from dtl.base.system import SYSTEM, processor, usable_cores
 from dtl.base.units import in_percent, in_unit
 from dtl.benchmarks.config import BenchConfig
 from dtl.benchmarks.measuring import PERCENT, Ratio, Row
-from dtl.diagnostics.machine import SYSTEM, processor, usable_cores
 from dtl.diagnostics.software import installed_version
 
 PACKAGES = ("torch", "numpy", "tokenizers", "tiktoken", "transformers", "mwxml", "mwparserfromhell", "gensim")

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, stdev
 
+from dtl.base.system import usable_cores
 from dtl.benchmarks.config import SUITES
 from dtl.benchmarks.measuring import PERCENT, Row, at_most, ratio_of
 from dtl.benchmarks.suite import Suite, Workplace, made_file, run_program, train_command
 from dtl.commandline.overrides import quoted
-from dtl.diagnostics.machine import usable_cores
 from dtl.run_dir.state import read_run_state
 from dtl.run_dir.sweep_records import SweepFolder
 from dtl.sweeps.config import require_optuna

@@ -9,7 +9,6 @@ the seconds are those of the processor, which a wait for other programs does not
 import importlib
 import json
 import random
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dtl.base.runtime import DTYPES, autocast, choose_device, seed_everything
+from dtl.base.runtime import DTYPES, autocast, choose_device, peak_memory_bytes, seed_everything
 from dtl.model.config import ModelConfig
 from dtl.model.presets import load_preset
 
@@ -76,9 +75,7 @@ def timed(work: Work) -> Timed:
         loss.item()  # waits for the device
         seconds.append(clock() - began)
         targets.append(n_targets)
-    kilobyte = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobyte
-    return Timed(seconds, targets, first_loss.item(), peak if on_cpu else torch.cuda.max_memory_allocated(device))
+    return Timed(seconds, targets, first_loss.item(), peak_memory_bytes(device))
 
 
 # --- DTL ----------------------------------------------------------------------------------------------------------

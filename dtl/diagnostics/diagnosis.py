@@ -9,10 +9,11 @@ from pathlib import Path
 import dtl
 from dtl.base.display import Display
 from dtl.base.network import hub_problem
+from dtl.base.system import processor_features, usable_cores
 from dtl.config import Settings
 from dtl.diagnostics.findings import Finding, Later, fit_to_show, in_short, look, looked
 from dtl.diagnostics.graphics import PROFILE, TorchFacts, judge, look_at_profile, torch_facts
-from dtl.diagnostics.machine import look_at_disk, look_at_memory, look_at_processor, processor_features, usable_cores
+from dtl.diagnostics.machine import look_at_disk, look_at_memory, look_at_processor
 from dtl.diagnostics.network import judge_hub, look_at_wandb
 from dtl.diagnostics.software import (
     install_command,

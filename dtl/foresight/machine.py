@@ -1,11 +1,9 @@
 """The memory that a run can have: of this machine, or of one that is named. Imports no torch."""
 
-import contextlib
-import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
+from dtl.base.system import available_memory, container_left
 from dtl.errors import ConfigError, DTLError, did_you_mean
 
 GIB = 2**30
@@ -82,34 +80,9 @@ def this_machine(device_type: str) -> Machine:
         import torch
 
         return Machine("", "cuda", torch.cuda.mem_get_info()[0], "free on the card")
-    bounds = {"available on this machine": _available(), "left in this container": _left_in_cgroup()}
+    bounds = {"available on this machine": available_memory(), "left in this container": container_left()}
     known = {why: n_bytes for why, n_bytes in bounds.items() if n_bytes is not None}
     if not known:
         return Machine("", device_type, None, "not reported by this system")
     why = min(known, key=known.__getitem__)
     return Machine("", device_type, known[why], why)
-
-
-def _available() -> int | None:
-    """MemAvailable of Linux; elsewhere what is free, which leaves out what the system could give back."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # Windows has no sysconf, macOS not this name
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
-
-
-def _left_in_cgroup() -> int | None:
-    """What the limit of a control group leaves, file pages not counted: the kernel gives these back first."""
-    for limit, used, stat in (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        with contextlib.suppress(OSError, ValueError):  # no container, or "max"
-            folder = Path("/sys/fs/cgroup")
-            most, now = int((folder / limit).read_text()), int((folder / used).read_text())
-            counts = dict(line.split() for line in (folder / limit).with_name("memory.stat").read_text().splitlines())
-            return max(0, most - now + int(counts.get(stat, 0)))
-    return None

@@ -1,7 +1,7 @@
 """Peak memory of a run before it starts: from config and data to parts, their sum, and the first setting that fits."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from dtl.base.runtime import DTYPES, choose_device, choose_precision, cpu_has_bf16
+from dtl.base.system import resident_memory
 from dtl.base.units import in_gib
 from dtl.checkpoints.load import load_tokenizer, read_model_config
 from dtl.config import RunConfig
@@ -20,20 +21,19 @@ from dtl.data.encode import encode_sources
 from dtl.data.pack import count_targets
 from dtl.data.prepare import PreparedData, pack_sequences
 from dtl.data.sources import SourcePlan
-from dtl.data.tokenizers.tokenizer import LARGE_VOCABULARY, SMALL_VOCABULARY, Tokenizer
+from dtl.data.tokenizers.tokenizer import LARGE_VOCABULARY, Tokenizer
 from dtl.foresight.machine import DoesNotFitError, Machine, this_machine
 from dtl.foresight.process import (
     NotCachedError,
     OnlyCached,
     ProcessMemory,
     heap_growth,
-    memory_of_this_process,
     process_memory,
 )
 from dtl.foresight.trace import PARTS, Peak, StepShape, traced_peak
 from dtl.model.kernel_choice import KernelContext, choose_kernel
 from dtl.runner.build import Parts, with_init
-from dtl.runner.run import next_smaller, smaller_micro_batch
+from dtl.runner.run import next_smaller
 
 CHECKED_EPOCHS = 3  # whose micro-batches are looked at
 REFUSED = 1.15  # times what is there: beyond, a run is not started
@@ -174,9 +174,9 @@ class Prediction:
     def total(self) -> float:
         return sum(self.parts.values())
 
-    def fits(self, machine: Machine, factor: float = 1.0) -> bool:
-        """Return True when it is within `factor` times what the machine has free, or that is not known."""
-        return machine.free is None or self.total <= factor * machine.free
+    def fits(self, machine: Machine) -> bool:
+        """Return True when it is within what the machine has free, or that is not known."""
+        return machine.free is None or self.total <= machine.free
 
 
 SHOWN = {"backward": "gradients of activations", "optimizer": "optimizer state"}
@@ -229,6 +229,13 @@ class Setting:
         precision = self.precision if asked == self.config.trainer.precision else asked
         peak = peak_of(shape_of(config, facts, precision, self.kernel, self.device_type), self.cache)
         return predicted(peak, facts, self.process, self.device_type)
+
+    def held(self, prediction: Prediction) -> float:
+        """Return the bytes that the run needs with any micro-batch: the optimizer has weights, gradients and states."""
+        weights = prediction.parts["weights"]
+        gradients = weights if self.config.trainer.ema_decay is None else weights / 2
+        others = ("optimizer state", "data and tokenizer", "Python, torch, libraries", "context and libraries")
+        return weights + gradients + sum(prediction.parts.get(name, 0) for name in others)
 
 
 def setting_of(
@@ -287,7 +294,7 @@ def _cached_data(
     config: RunConfig, plans: Sequence[SourcePlan], tokenizer: "TokenizerConfig | Tokenizer"
 ) -> tuple[PreparedData | None, int]:
     """Return the data where nothing has to be downloaded, read or trained for it, and its bytes in this process."""
-    before = memory_of_this_process() or 0
+    before = resident_memory() or 0
     cache = OnlyCached(cache_folder(config.data.cache_dir))
     try:
         built, sources = encode_sources(
@@ -296,7 +303,7 @@ def _cached_data(
         data = pack_sequences(config.data, plans, built, sources, config.seq_len, config.seed, cache)
     except NotCachedError:
         return None, 0
-    return data, max(0, (memory_of_this_process() or 0) - before)
+    return data, max(0, (resident_memory() or 0) - before)
 
 
 def _kernel(config: RunConfig, data: PreparedData | None, precision: str, device_type: str) -> str | None:
@@ -337,7 +344,7 @@ def foresee(parts: Parts) -> list[tuple[str, str]]:
         peak = peak_of(shape_of(config, facts, parts.precision, kernel, device.type), cache)
     except NotCachedError:
         return []
-    now = memory_of_this_process()
+    now = resident_memory()
     if device.type != "cpu" or now is None:
         # The weights are on the card already, which shows less of it as free.
         needed = predicted(peak, facts, None, device.type).total - peak.parts["weights"]
@@ -357,67 +364,6 @@ def foresee(parts: Parts) -> list[tuple[str, str]]:
     largest = max((name for name in peak.parts if name != "weights"), key=peak.parts.__getitem__)
     what = f"about {in_gib(total)} at the peak, of {in_gib(there)}; most of a step are {SHOWN.get(largest, largest)}"
     return [("memory", f"{what}{f' ({NOT_VALIDATED})' if device.type == 'cuda' else ''}")]
-
-
-# --- the first setting that fits ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Remedy:
-    """Settings that need less memory, and their price."""
-
-    words: tuple[str, ...]
-    price: str
-
-
-def remedies(config: RunConfig, setting: Setting) -> Iterator[tuple[RunConfig, Remedy]]:
-    """Yield ever smaller settings of a run: micro-batches with the same sequences a step first, as these train the
-    same model; then checkpointing, precision and vocabulary."""
-    words: list[str] = []
-    while config.micro_batch_size > 1:
-        micro, accumulated = smaller_micro_batch(config)
-        words = [f"trainer.micro_batch_size={micro}", f"trainer.grad_accum_steps={accumulated}"]
-        config = _with_trainer(config, micro_batch_size=micro, grad_accum_steps=accumulated)
-        yield config, Remedy(tuple(words), MICRO_BATCHES)
-    prices = [MICRO_BATCHES] if words else []
-    if config.trainer.activation_checkpointing != "full":
-        levels = ("selective", "full") if config.trainer.activation_checkpointing == "none" else ("full",)
-        for level in levels:
-            config = _with_trainer(config, activation_checkpointing=level)
-            yield (
-                config,
-                Remedy(
-                    (*words, f"trainer.activation_checkpointing={level}"), "; ".join([*prices, CHECKPOINTING[level]])
-                ),
-            )
-        words, prices = [*words, "trainer.activation_checkpointing=full"], [*prices, CHECKPOINTING["full"]]
-    if setting.precision == "fp32" and setting.has_bf16:
-        config = _with_trainer(config, precision="bf16")
-        words, prices = [*words, "trainer.precision=bf16"], [*prices, "8 bits of precision, and faster"]
-        yield config, Remedy(tuple(words), "; ".join(prices))
-    if setting.facts.vocab_size > LARGE_VOCABULARY and config.init is None:
-        config = replace(config, tokenizer=replace(config.tokenizer, kind="bpe", vocab_size=SMALL_VOCABULARY))
-        words += ["tokenizer=bpe", f"tokenizer.vocab_size={SMALL_VOCABULARY}"]
-        prices = [*prices, "other tokens, whose loss is not comparable"]
-        yield config, Remedy(tuple(words), "; ".join(prices))
-
-
-MICRO_BATCHES = "the same steps, a little slower for smaller matrix products"
-CHECKPOINTING = {"selective": "about a tenth more time a step", "full": "about a third more time a step"}
-
-
-def _with_trainer(config: RunConfig, **settings: Any) -> RunConfig:
-    return replace(config, trainer=replace(config.trainer, **settings))
-
-
-def first_that_fits(
-    candidates: Iterator[tuple[RunConfig, Remedy]], predict: Callable[[RunConfig], Prediction], machine: Machine
-) -> tuple[Remedy, Prediction] | None:
-    """Return the first settings that fit, with their prediction; None when none does."""
-    for config, remedy in candidates:
-        if (prediction := predict(config)).fits(machine):
-            return remedy, prediction
-    return None
 
 
 def ordered(parts: dict[str, float]) -> Sequence[tuple[str, float]]:

@@ -20,25 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from dtl import __version__
+from dtl.base.system import processor_name, resident_memory
 from dtl.data.cache import Cache, Entry, key_of
 
-STATUS = Path("/proc/self/status")
 # Real steps need a little more than a replay of their tensors: median of 14 settings, 0.86 to 1.12.
 HEAP_FACTOR = 1.05
 TIMEOUT_S = 120.0
 TINY = ("model.dim=32", "model.n_layers=1", "model.n_heads=2", "data.seq_len=32", "trainer.micro_batch_size=2")
-
-
-def memory_of_this_process(field: str = "VmRSS") -> int | None:
-    """Return VmRSS (now) or VmHWM (the peak since the process began) in bytes; None without Linux's /proc.
-
-    Not `ru_maxrss`, which begins at the peak of the process that started this one.
-    """
-    with contextlib.suppress(OSError):
-        for line in STATUS.read_text().splitlines():
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) * 1024
-    return None
 
 
 class NotCachedError(Exception):
@@ -95,6 +83,7 @@ def replay(numbers: "array[int]", settings: Iterable[tuple[int, int]]) -> int | 
     for parameter, value in settings:
         libc.mallopt(parameter, value)
     addresses = array("Q", bytes(8 * (1 + max(numbers[::3], default=0))))
+    libc.malloc_trim(0)  # what Python's start has left free would be used first
     before = libc.mallinfo2().arena
     for number, n_bytes, is_tensor in zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True):
         if n_bytes < 0:
@@ -132,16 +121,10 @@ def machine_facts(tracker: str, precision: str) -> dict[str, Any]:
         "dtl": __version__,
         "torch": str(torch.__version__),
         "python": sys.version,
-        "machine": [platform.platform(), _processor(), torch.get_num_threads()],
+        "machine": [platform.platform(), processor_name(), torch.get_num_threads()],
         "tracker": tracker,
         "precision": precision,
     }
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        return next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
-    return platform.processor()
 
 
 def start_calibration(tracker: str, precision: str) -> "subprocess.Popen[bytes]":
@@ -183,7 +166,7 @@ def process_memory(
 
 def _calibrate(tracker: str, precision: str) -> list[int] | None:
     """Train a tiny model as a run does; return the numbers of `ProcessMemory`."""
-    if memory_of_this_process() is None:
+    if resident_memory() is None:
         return None
     import dtl.runner.build
     from dtl.commandline.compose import compose
@@ -193,7 +176,7 @@ def _calibrate(tracker: str, precision: str) -> list[int] | None:
     seen: list[int] = []
 
     def note() -> None:
-        seen.append(memory_of_this_process() or 0)
+        seen.append(resident_memory() or 0)
 
     _call_around(dtl.runner.build, "prepare_data", note, note)
     _call_around(Trainer, "steps", note)
@@ -205,7 +188,7 @@ def _calibrate(tracker: str, precision: str) -> list[int] | None:
         if tracker == "wandb":
             import wandb  # pyright: ignore[reportUnusedImport]  # noqa: F401
         train(config, Path(folder) / "run")
-    peak = memory_of_this_process("VmHWM") or 0
+    peak = resident_memory("VmHWM") or 0
     before, prepared, base = seen
     return [base, max(0, peak - base), prepared - before]
 

@@ -24,6 +24,7 @@ from dtl.base.json_files import plain, read_json
 from dtl.base.paths import conf_dir
 from dtl.base.redaction import is_secret_name, redact, redact_all
 from dtl.base.safe_text import safe_logger
+from dtl.base.system import processor_name
 from dtl.errors import CheckpointError, DTLError
 from dtl.tracking.tracker import State
 
@@ -201,14 +202,6 @@ def _session(device: str) -> dict[str, Any]:
             if name.startswith(SHOWN_VARIABLES) and not is_secret_name(name)
         },
     }
-
-
-def processor_name() -> str:
-    """The model of the processor, as far as the system reports it without a library."""
-    with suppress(OSError):
-        if match := re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
-            return match[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:

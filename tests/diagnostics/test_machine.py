@@ -8,39 +8,15 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from imitated_machines import BOARD, LAPTOP, MEMINFO, lay_out
 
 from dtl.diagnostics import machine
-from dtl.diagnostics.machine import look_at_disk, look_at_memory, look_at_processor, processor, usable_cores
+from dtl.diagnostics.machine import look_at_disk, look_at_memory, look_at_processor
 
-LAPTOP = """\
-processor\t: 0
-model name\t: AMD Ryzen 7 7840HS
-flags\t\t: fpu sse2 avx2 avx512f avx512_bf16
-bogomips\t: 7585.31
-
-processor\t: 1
-model name\t: another
-flags\t\t: fpu
-"""
-BOARD = "processor\t: 0\nBogoMIPS\t: 108.00\nFeatures\t: fp asimd bf16 sve\nCPU implementer\t: 0x41\n"
-MEMINFO = "MemTotal:       16777216 kB\nMemFree:          123 kB\nMemAvailable:    8388608 kB\n"
 Usage = namedtuple("Usage", "total used free")
 
 
-def lay_out(root: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    return root
-
-
 # --- processor ----------------------------------------------------------------------------------------------------
-
-
-def test_a_processor_by_its_first_core():
-    assert processor(LAPTOP) == ("AMD Ryzen 7 7840HS", {"fpu", "sse2", "avx2", "avx512f", "avx512_bf16"})
-    assert processor(BOARD) == ("", {"fp", "asimd", "bf16", "sve"})
-    assert processor("") == ("", frozenset())
 
 
 @pytest.mark.parametrize(
@@ -53,32 +29,6 @@ def test_the_row_of_the_processor(tmp_path, monkeypatch, cpuinfo, features):
     ((_, row),) = look_at_processor(lay_out(tmp_path, {"proc/cpuinfo": cpuinfo})).rows
     assert row.endswith(f"5 of 17 cores usable; {features}")
     assert row.partition(",")[0]
-
-
-@pytest.mark.parametrize(
-    ("files", "cores"),
-    [
-        ({}, 13),
-        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "250000 100000\n"}, 3),
-        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, 13),
-        ({"proc/self/cgroup": "0::/user/one\n", "sys/fs/cgroup/user/cpu.max": "700000 100000\n"}, 7),
-        ({"proc/self/cgroup": "0::/user/one\n", "sys/fs/cgroup/user/one/cpu.max": "5000 100000\n"}, 1),
-        (
-            {
-                "proc/self/cgroup": "3:memory:/x\n2:cpu,cpuacct:/x\n0::/\n",
-                "sys/fs/cgroup/cpu/x/cpu.cfs_quota_us": "500000\n",
-                "sys/fs/cgroup/cpu/x/cpu.cfs_period_us": "100000\n",
-            },
-            5,
-        ),
-        ({"proc/self/cgroup": "2:cpu:/\n", "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n"}, 13),
-        ({"proc/self/cgroup": "nonsense\n\n::\n"}, 13),
-    ],
-)
-def test_cores_that_a_container_is_given(tmp_path, monkeypatch, files, cores):
-    monkeypatch.setattr(os, "cpu_count", lambda: 13)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(13)), raising=False)
-    assert usable_cores(lay_out(tmp_path, files)) == cores
 
 
 # --- memory -------------------------------------------------------------------------------------------------------
@@ -100,9 +50,10 @@ def test_a_container_without_a_limit(tmp_path):
 
 
 def test_memory_without_proc(tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "_installed_memory", lambda: 7 * 2**30)
+    monkeypatch.setattr(machine, "available_memory", lambda root: None)
+    monkeypatch.setattr(machine, "installed_memory", lambda root: 7 * 2**30)
     assert look_at_memory(tmp_path).rows == [("memory", "7.0 GiB")]
-    monkeypatch.setattr(machine, "_installed_memory", lambda: 0)
+    monkeypatch.setattr(machine, "installed_memory", lambda root: None)
     assert look_at_memory(tmp_path).rows == [("memory", "size unknown")]
 
 

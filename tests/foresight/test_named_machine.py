@@ -42,11 +42,11 @@ def test_every_card_is_found_by_its_name():
 
 
 def test_the_tighter_bound_counts(monkeypatch):
-    monkeypatch.setattr(machine, "_available", lambda: 5 * GIB)
-    monkeypatch.setattr(machine, "_left_in_cgroup", lambda: 3 * GIB)
+    monkeypatch.setattr(machine, "available_memory", lambda: 5 * GIB)
+    monkeypatch.setattr(machine, "container_left", lambda: 3 * GIB)
     found = this_machine("cpu")
     assert (found.free, found.why) == (3 * GIB, "left in this container")
-    monkeypatch.setattr(machine, "_left_in_cgroup", lambda: None)
+    monkeypatch.setattr(machine, "container_left", lambda: None)
     assert this_machine("cpu").free == 5 * GIB
-    monkeypatch.setattr(machine, "_available", lambda: None)
+    monkeypatch.setattr(machine, "available_memory", lambda: None)
     assert this_machine("cpu").free is None

@@ -9,6 +9,7 @@ import pytest
 
 import dtl
 import dtl.plan
+from dtl.base.system import resident_memory
 from dtl.benchmarks.config import BenchConfig
 from dtl.benchmarks.foresight import FORESEEN, foreseen_error
 from dtl.benchmarks.suite import Workplace
@@ -20,15 +21,14 @@ from dtl.foresight.machine import GIB, DoesNotFitError, Machine
 from dtl.foresight.predict import (
     DataFacts,
     Setting,
-    first_that_fits,
     foresee,
     largest_micro_batch,
     peak_of,
     predicted,
-    remedies,
     shape_of,
 )
-from dtl.foresight.process import NotCachedError, OnlyCached, ProcessMemory, memory_of_this_process
+from dtl.foresight.process import NotCachedError, OnlyCached, ProcessMemory
+from dtl.foresight.remedies import first_that_fits, remedies
 from dtl.foresight.trace import PARTS, Peak
 
 MIB = 2**20
@@ -130,7 +130,7 @@ def setting(free: int, tmp_path: Path, per_row=20 * MIB, **trainer) -> Setting:
 
 def test_the_first_setting_that_fits_trains_the_same_steps(tmp_path):
     made = setting(380 * MIB, tmp_path)  # 330 and 20 a row: two rows
-    found = first_that_fits(remedies(made.config, made), made.predict, made.machine)
+    found = first_that_fits(remedies(made), made.predict, made.machine)
     assert found is not None
     assert found[0].words == ("trainer.micro_batch_size=2", "trainer.grad_accum_steps=12")
     assert found[1].total == 370 * MIB
@@ -138,13 +138,46 @@ def test_the_first_setting_that_fits_trains_the_same_steps(tmp_path):
 
 def test_checkpointing_comes_after_single_rows(tmp_path):
     made = setting(345 * MIB, tmp_path)
-    found = first_that_fits(remedies(made.config, made), made.predict, made.machine)
+    found = first_that_fits(remedies(made), made.predict, made.machine)
     assert found is not None
     assert found[0].words == (
         "trainer.micro_batch_size=1", "trainer.grad_accum_steps=24", "trainer.activation_checkpointing=selective"
     )  # fmt: skip
     made = setting(320 * MIB, tmp_path)
-    assert first_that_fits(remedies(made.config, made), made.predict, made.machine) is None
+    assert first_that_fits(remedies(made), made.predict, made.machine) is None
+
+
+def test_a_group_is_tried_from_its_smallest_setting(tmp_path):
+    made, tried = setting(380 * MIB, tmp_path), []  # micro-batches of 4, 2 and 1
+
+    def counted(run: dtl.RunConfig) -> predict.Prediction:
+        tried.append(run.micro_batch_size)
+        return made.predict(run)
+
+    found = first_that_fits(remedies(made), counted, made.machine)
+    assert found is not None and found[0].config.micro_batch_size == 2
+    assert tried == [1, 2, 4] or tried == [1, 2], "2 fits: 4 must have been looked at"
+    tried.clear()
+    made = setting(335 * MIB, tmp_path)
+    found = first_that_fits(remedies(made), counted, made.machine)
+    assert found is not None and found[0].config.trainer.activation_checkpointing == "full"
+    assert tried[0] == 1 and len(tried) <= 3
+
+
+def test_what_every_micro_batch_needs_is_not_tried_with_smaller_ones(tmp_path):
+    made = setting(320 * MIB, tmp_path)
+    made.facts = DataFacts(50_257, 136)
+    assert [len(group) for group in remedies(made)] == [3, 2, 1]
+    ((only,),) = remedies(made, same_model=False)
+    assert only.words[-1].startswith("tokenizer.vocab_size=") and only.config.micro_batch_size == 1
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_what_every_micro_batch_needs_is_a_bound_from_below(ema_decay, tmp_path):
+    made = setting(320 * MIB, tmp_path, micro_batch_size=1, ema_decay=ema_decay)
+    del made.predict  # pyright: ignore[reportAttributeAccessIssue]
+    found = made.predict(made.config)
+    assert 0.5 * found.total < made.held(found) <= found.total
 
 
 # --- the command --------------------------------------------------------------------------------------------------
@@ -222,7 +255,7 @@ def foreseen(monkeypatch, free: int, activations: int, **trainer) -> list[tuple[
 
 
 def test_a_run_is_refused_only_beyond_the_margin(monkeypatch):
-    now = memory_of_this_process()
+    now = resident_memory()
     if now is None:
         pytest.skip("no /proc")
     free = 1 * GIB

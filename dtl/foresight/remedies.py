@@ -1,0 +1,98 @@
+"""The first setting of a run that fits: which settings need less memory, in which order, and their price."""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dtl.config import RunConfig
+from dtl.data.tokenizers.tokenizer import LARGE_VOCABULARY, SMALL_VOCABULARY
+from dtl.foresight.machine import Machine
+from dtl.foresight.predict import Prediction, Setting
+from dtl.runner.run import smaller_micro_batch
+
+MICRO_BATCHES = "the same steps, a little slower for smaller matrix products"
+CHECKPOINTING = {"selective": "about a tenth more time a step", "full": "about a third more time a step"}
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A run with other settings, which need less memory, and their price."""
+
+    config: RunConfig
+    words: tuple[str, ...]
+    prices: tuple[str, ...]
+
+    def and_then(self, price: str, words: dict[str, Any], config: RunConfig) -> "Remedy":
+        """Return this remedy with further settings. A word that is there already is replaced."""
+        kept = [word for word in self.words if word.partition("=")[0] not in words]
+        added = [f"{key}={value}" for key, value in words.items()]
+        prices = self.prices if price in self.prices else (*self.prices, price)
+        return Remedy(config, (*kept, *added), prices)
+
+
+def remedies(setting: Setting, *, same_model: bool = True) -> Iterator[list[Remedy]]:
+    """Yield groups of ever smaller settings of a run, each with all that the groups before it have.
+
+    Micro-batches with the same sequences a step come first, as these train the same model; then checkpointing,
+    precision and vocabulary. With `same_model` false only those which make weights and optimizer state smaller.
+    """
+    found = [Remedy(setting.config, (), ())]
+    for smaller in (_micro_batches, _checkpointing, _precision, _vocabulary):
+        if group := list(smaller(found[-1], setting)):
+            found = group
+            if same_model or smaller is _vocabulary:
+                yield group
+
+
+def _micro_batches(remedy: Remedy, setting: Setting) -> Iterator[Remedy]:
+    while remedy.config.micro_batch_size > 1:
+        micro, accumulated = smaller_micro_batch(remedy.config)
+        remedy = _with_trainer(remedy, MICRO_BATCHES, micro_batch_size=micro, grad_accum_steps=accumulated)
+        yield remedy
+
+
+def _checkpointing(remedy: Remedy, setting: Setting) -> Iterator[Remedy]:
+    levels = list(CHECKPOINTING)
+    level = setting.config.trainer.activation_checkpointing
+    for further in levels[levels.index(level) + 1 if level in levels else 0 :]:
+        yield _with_trainer(remedy, CHECKPOINTING[further], activation_checkpointing=further)
+
+
+def _precision(remedy: Remedy, setting: Setting) -> Iterator[Remedy]:
+    if setting.precision == "fp32" and setting.has_bf16:
+        yield _with_trainer(remedy, "8 bits of precision, and faster", precision="bf16")
+
+
+def _vocabulary(remedy: Remedy, setting: Setting) -> Iterator[Remedy]:
+    if setting.facts.vocab_size > LARGE_VOCABULARY and remedy.config.init is None:
+        tokenizer = replace(remedy.config.tokenizer, kind="bpe", vocab_size=SMALL_VOCABULARY)
+        words = {"tokenizer": "bpe", "tokenizer.vocab_size": SMALL_VOCABULARY}
+        price = "other tokens, whose loss is not comparable"
+        yield remedy.and_then(price, words, replace(remedy.config, tokenizer=tokenizer))
+
+
+def _with_trainer(remedy: Remedy, price: str, **settings: Any) -> Remedy:
+    trainer = replace(remedy.config.trainer, **settings)
+    words = {f"trainer.{name}": value for name, value in settings.items()}
+    return remedy.and_then(price, words, replace(remedy.config, trainer=trainer))
+
+
+def first_that_fits(
+    groups: Iterator[Sequence[Remedy]], predict: Callable[[RunConfig], Prediction], machine: Machine
+) -> tuple[Remedy, Prediction] | None:
+    """Return the first settings that fit, with their prediction; None when none does.
+
+    A prediction takes seconds: the smallest setting of a group is predicted first, the others only where it fits.
+    """
+    for group in groups:
+        predictions: dict[int, Prediction] = {}
+
+        def fits(n: int, group: Sequence[Remedy] = group, known: dict[int, Prediction] = predictions) -> bool:
+            known[n] = predict(group[n].config)
+            return known[n].fits(machine)
+
+        if fits(len(group) - 1):
+            first = bisect_left(range(len(group) - 1), True, key=fits)
+            return group[first], predictions[first]
+    return None
