@@ -38,6 +38,12 @@ class TrainingError(DTLError):
     """A run that cannot continue: a loss that is not finite, too little memory."""
 
 
+class DoesNotFitError(DTLError):
+    """A run that needs more memory than there is."""
+
+    exit_code = 3
+
+
 class InterruptedRun(DTLError):
     """A run that a signal ended after it had saved its state."""
 

@@ -16,8 +16,8 @@ from dtl.commandline.command import Command
 from dtl.commandline.overrides import as_shown, check_init_words, override_key
 from dtl.config import RunConfig, typed_as
 from dtl.data.tokenizers.prompt import read_prompt
-from dtl.errors import ConfigError
-from dtl.foresight.machine import DoesNotFitError, named_machine
+from dtl.errors import ConfigError, DoesNotFitError
+from dtl.foresight.machine import named_machine
 from dtl.run_dir.provenance import composition_flags
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from dtl.base.system import available_memory, container_left
-from dtl.errors import ConfigError, DTLError, did_you_mean
+from dtl.errors import ConfigError, did_you_mean
 
 GIB = 2**30
 # GiB of cards' memory, from NVIDIA's data sheets.
@@ -33,12 +33,6 @@ CARDS = {
 # Taken before a run begins: by a system without a desktop; on a card by the desktop and the driver's context.
 SYSTEM_BYTES, CARD_BYTES = 1 * GIB, 1 * GIB
 UNITS = {"": GIB, "G": GIB, "GB": GIB, "GIB": GIB, "M": 2**20, "MB": 2**20, "MIB": 2**20}
-
-
-class DoesNotFitError(DTLError):
-    """A run that needs more memory than there is."""
-
-    exit_code = 3
 
 
 @dataclass(frozen=True)

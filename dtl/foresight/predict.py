@@ -22,7 +22,8 @@ from dtl.data.pack import count_targets
 from dtl.data.prepare import PreparedData, pack_sequences
 from dtl.data.sources import SourcePlan
 from dtl.data.tokenizers.tokenizer import LARGE_VOCABULARY, Tokenizer
-from dtl.foresight.machine import DoesNotFitError, Machine, this_machine
+from dtl.errors import DoesNotFitError
+from dtl.foresight.machine import Machine, this_machine
 from dtl.foresight.process import (
     NotCachedError,
     OnlyCached,
@@ -32,6 +33,7 @@ from dtl.foresight.process import (
 )
 from dtl.foresight.trace import PARTS, Peak, StepShape, traced_peak
 from dtl.model.kernel_choice import KernelContext, choose_kernel
+from dtl.run_dir.trial import current_trial
 from dtl.runner.build import Parts, with_init
 from dtl.runner.run import next_smaller
 
@@ -327,21 +329,36 @@ def _kernel(config: RunConfig, data: PreparedData | None, precision: str, device
 # --- the start of a run -------------------------------------------------------------------------------------------
 
 
+def at_most(shape: StepShape, n_parameters: int) -> float:
+    """Return bytes that a step does not need in all likelihood, without tracing it: twice what a transformer keeps.
+
+    Of weights, gradients, two moments and a copy for an average; of each layer 20 tensors of its width and six of its
+    mlp's, and three of attention scores; of the logits four.
+    """
+    model, tokens = shape.model, shape.rows * shape.seq_len
+    layer = tokens * (20 * model.dim + 6 * model.resolved_ffn_dim) + 3 * model.n_heads * tokens * shape.seq_len
+    return 2 * 4 * (5 * n_parameters + model.n_layers * layer + 4 * shape.n_targets * shape.vocab_size)
+
+
 LIBRARIES = 20 * 2**20  # where `ProcessMemory` is not measured yet: two processors had 18 MiB
 
 
 def foresee(parts: Parts) -> list[tuple[str, str]]:
     """Return the start screen's row about the memory of a run that is built: where dtl.plan has traced its shape.
 
-    A trace would take some seconds. Raises DoesNotFitError for a new run that needs more than `REFUSED` times what is
+    A trace takes some seconds, which nobody waits for before a run; a trial of a sweep, which nobody watches, is traced
+    where it is not certain to fit. Raises DoesNotFitError for a new run that needs more than `REFUSED` times what is
     there, unless `trainer.check_memory` is false.
     """
-    config, device = parts.config, parts.device
+    config, device, machine = parts.config, parts.device, this_machine(parts.device.type)
     facts = facts_of_data(config, parts.data, parts.tokenizer.vocab_size)
     kernel = parts.attention.name
-    cache = OnlyCached(cache_folder(config.data.cache_dir))
+    shape = shape_of(config, facts, parts.precision, kernel, device.type)
+    traces = current_trial() is not None and config.trainer.check_memory and parts.resumed_from is None
+    traces = traces and machine.free is not None and at_most(shape, parts.model.n_parameters()) > machine.free
+    folder = cache_folder(config.data.cache_dir)
     try:
-        peak = peak_of(shape_of(config, facts, parts.precision, kernel, device.type), cache)
+        peak = peak_of(shape, Cache(folder) if traces else OnlyCached(folder))
     except NotCachedError:
         return []
     now = resident_memory()
@@ -350,7 +367,6 @@ def foresee(parts: Parts) -> list[tuple[str, str]]:
         needed = predicted(peak, facts, None, device.type).total - peak.parts["weights"]
     else:
         needed = LIBRARIES + peak.heap * (peak.total - peak.parts["weights"])
-    machine = this_machine(device.type)
     if machine.free is None:
         return []
     held = peak.parts["weights"] if now is None or device.type != "cpu" else now

@@ -16,7 +16,7 @@ from dtl.base.safe_text import in_one_line
 from dtl.checkpoints.listing import newest_valid, step_folders
 from dtl.checkpoints.upkeep import LOCK_OWNER
 from dtl.commandline.overrides import quoted
-from dtl.errors import CheckpointError, ConfigError
+from dtl.errors import CheckpointError, ConfigError, DoesNotFitError
 from dtl.run_dir.provenance import RESULT
 from dtl.run_dir.state import is_locked
 from dtl.run_dir.sweep_records import ERROR, LOG, NO_RESULT, TRACEBACK, SweepFolder, Trial, TrialState, ended_well, now
@@ -157,6 +157,8 @@ class TrialProcess:
     def _ended_early(self, code: int) -> tuple[TrialState, str]:
         if self._asked is not None:
             return self._asked, self.trial.reason
+        if code == DoesNotFitError.exit_code:
+            return "refused", self._reason(code)
         if code < 0:  # POSIX: ended by signal -code
             name = signal.Signals(-code).name
             if name in ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT"):

@@ -1,6 +1,7 @@
 """From data and shape to a prediction; the plan's table, its exit code, and the setting that fits."""
 
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from dtl.benchmarks.suite import Workplace
 from dtl.data.batches import PackedSequences, TrainingData
 from dtl.data.cache import Cache
 from dtl.data.pack import pack_documents, pack_stream
+from dtl.errors import DoesNotFitError
 from dtl.foresight import predict
-from dtl.foresight.machine import GIB, DoesNotFitError, Machine
+from dtl.foresight.machine import GIB, Machine
 from dtl.foresight.predict import (
     DataFacts,
     Setting,
@@ -29,7 +31,7 @@ from dtl.foresight.predict import (
 )
 from dtl.foresight.process import NotCachedError, OnlyCached, ProcessMemory
 from dtl.foresight.remedies import first_that_fits, remedies
-from dtl.foresight.trace import PARTS, Peak
+from dtl.foresight.trace import PARTS, Peak, StepShape
 
 MIB = 2**20
 
@@ -246,6 +248,7 @@ class Built:
         self.data = type("Data", (), {"train": questions()})
         self.tokenizer = type("Tokenizer", (), {"vocab_size": 101})
         self.resumed_from = None
+        self.model = type("Model", (), {"n_parameters": lambda self: 7 * MIB})()
 
 
 def foreseen(monkeypatch, free: int, activations: int, **trainer) -> list[tuple[str, str]]:
@@ -273,6 +276,25 @@ def test_a_shape_without_a_trace_costs_nothing(tmp_path):
     with pytest.raises(NotCachedError):
         peak_of(shape, OnlyCached(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("words", "asks"), [({}, True), ({"check_memory": False}, False)])
+def test_a_trial_that_may_not_fit_is_traced_before_it_begins(words, asks, monkeypatch, tmp_path):
+    monkeypatch.setenv("DTL_TRIAL_FOLDER", str(tmp_path))
+    monkeypatch.setenv("DTL_SWEEP", "sweep")
+    monkeypatch.setenv("DTL_TRIAL", "3")
+    run, seen = config(**words), []
+
+    def traced(shape: StepShape, cache: Cache) -> Peak:
+        seen.append(cache)
+        return peak(10 * GIB, 1.0)
+
+    monkeypatch.setattr(predict, "peak_of", traced)
+    for free in (100 * MIB, 100 * GIB):
+        monkeypatch.setattr(predict, "this_machine", lambda _, free=free: Machine("", "cpu", free, "as the test says"))
+        with pytest.raises(DoesNotFitError) if asks and free < GIB else nullcontext():
+            foresee(Built(run))  # pyright: ignore[reportArgumentType]
+    assert [not isinstance(cache, OnlyCached) for cache in seen] == [asks, False]
 
 
 # --- against runs -------------------------------------------------------------------------------------------------

@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from dtl.foresight.predict import at_most
 from dtl.foresight.process import has_mallinfo, heap_growth
 from dtl.foresight.trace import PARTS, LiveStorages, StepShape, recorded, traced_peak
 from dtl.model.config import ArchConfig, ModelConfig
 from dtl.model.presets import load_preset
+from dtl.model.transformer import TransformerLM
 from dtl.training.config import OptimizerConfig, TrainerConfig
 
 ALIGNED = 64
@@ -102,6 +104,21 @@ def test_what_is_known_to_need_less_needs_less():
     peak = traced_peak(shape(3), lambda _: None).total
     assert traced_peak(replace(shape(3), rows=3, n_targets=39), lambda _: None).total < peak
     assert traced_peak(shape(3, activation_checkpointing="full"), lambda _: None).total < peak
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        shape(),
+        shape(block="classic", optimizer="muon", precision="bf16", ema_decay=0.5),
+        replace(shape(2), vocab_size=1009),
+        replace(shape(3), model=replace(shape(3).model, max_seq_len=127), seq_len=127, n_targets=7 * 127),
+    ],
+)
+def test_the_bound_without_a_trace_is_above_every_trace(of):
+    """Of the gaps of the heap, too, which are at most another half."""
+    n_parameters = TransformerLM(of.model, of.vocab_size).n_parameters()
+    assert 1.5 * traced_peak(of, lambda _: None).total < at_most(of, n_parameters)
 
 
 def test_a_head_in_chunks_holds_one_chunk_of_logits(monkeypatch):

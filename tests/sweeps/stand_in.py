@@ -59,6 +59,11 @@ if plan == "crash":
     (folder / "traceback.txt").write_text("Traceback ... planted")
     write_result("failed", error="ValueError: planted")
     sys.exit(1)
+if plan == "too large":
+    (folder / "error.json").write_text(
+        json.dumps({"type": "DoesNotFitError", "message": "This run needs about 71.0 GiB"})
+    )
+    sys.exit(3)
 if plan == "exit":
     sys.exit(7)
 if plan == "leave":  # a part of the user's own that calls exit() in the middle of the training

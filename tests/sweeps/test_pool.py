@@ -58,6 +58,7 @@ def wait(running: list[Trial]) -> None:
         ("paused", "stopped", ""),
         ("crash", "failed", "ValueError: planted"),
         ("exit", "failed", "exit code 7, see trial.log"),
+        ("too large", "refused", "This run needs about 71.0 GiB"),
         ("leave", "failed", "ended before its training was finished, see trial.log"),
         ("vanish", "failed", "ended before its training was finished, see trial.log"),
         ("kill", "killed", "SIGKILL: by hand, or by the system when memory ran out"),
