@@ -24,13 +24,15 @@ BENCH_EXTRA = "pip install 'dtl[bench]'"
 # gensim forks, which can hang a process whose torch has started threads: both sides run in processes of their own. The
 # start of these is not counted. gensim has one worker at least, DTL none.
 READING = """
-import json, os, sys
+import json, os, sys, time
 from pathlib import Path
 {imports}
+def seconds():
+    return time.process_time() + sum(os.times()[2:4])  # of this process and, in hundredths, of its children
 def main():
-    began = sum(os.times()[:4])  # of this process and of its children
+    began = seconds()
     characters = [{characters}]
-    print(json.dumps([sum(os.times()[:4]) - began, len(characters), sum(characters)]))
+    print(json.dumps([seconds() - began, len(characters), sum(characters)]))
 if __name__ == "__main__":
     main()
 """

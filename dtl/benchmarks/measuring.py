@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from dtl.errors import DTLError
@@ -101,8 +102,11 @@ def in_turns(
 def compared(row: Row, seconds: tuple[Sequence[float], Sequence[float]], amount: float | None = None) -> Row:
     """Return the row with the medians of both sides, and the ratio of their speeds.
 
-    `amount` is the work done in those seconds, for a row of speeds; without it the row is of seconds.
+    `amount` is the work done in those seconds, for a row of speeds; without it the row is of seconds. A row whose work
+    ended before the clock has moved is skipped: processor time is counted in hundredths of a second on some systems.
     """
+    if min(chain(*seconds)) <= 0:
+        return skipped(row, "too short for the clock of this system")
     ours, theirs = (statistics.median(side) if amount is None else amount / statistics.median(side) for side in seconds)
     ratios = [b / a for a, b in zip(*seconds, strict=True)]
     return replace(row, ours=ours, peer=theirs, ratio=ratio_of(ratios), rounds=len(ratios))

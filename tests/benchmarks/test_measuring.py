@@ -51,6 +51,10 @@ def test_the_ratio_is_the_median_of_the_rounds_own_ratios():
 
 
 def test_a_row_of_seconds():
+    assert (
+        compared(Row("a", "b", "s"), ([0.5, 0.25], [0.0, 1.0]), amount=3).skipped
+        == "too short for the clock of this system"
+    )
     row = compared(Row("a", "b", "s"), ([0.5, 0.25, 0.125], [1.5, 1.0, 0.25]))
     assert (row.ours, row.peer, row.ratio, row.rounds) == (0.25, 1.0, Ratio(3, 2, 4), 3)
 
