@@ -365,9 +365,9 @@ class TransformerBlock(BlockRules, nn.Module):
 
     @classmethod
     def embedding_std(cls, config: ModelConfig, vocab_size: int) -> float:
-        """Return the standard deviation of the embedding that `initialise` draws."""
-        # After the final norm a token's logit for itself is dim x std, which at std = 0.02 grows with the width; limited
-        # to ln(v) / 2, the token's own probability stays near 1/sqrt(v).
+        """Return the standard deviation of the embedding that `initialise` draws: override both together."""
+        # After the final norm a token's logit for itself is dim x std, which at std = 0.02 grows with the width;
+        # limited to ln(v) / 2, the token's own probability stays near 1/sqrt(v).
         return min(0.02, math.log(vocab_size) / (2 * config.dim)) if config.tie_embeddings else 0.02
 
 

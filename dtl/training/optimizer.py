@@ -215,9 +215,7 @@ def _adamw(model: nn.Module, parameters: list[nn.Parameter], config: OptimizerCo
     )
 
 
-def _by_factor(
-    parameters: list[nn.Parameter], factors: dict[nn.Parameter, float]
-) -> dict[float, list[nn.Parameter]]:
+def _by_factor(parameters: list[nn.Parameter], factors: dict[nn.Parameter, float]) -> dict[float, list[nn.Parameter]]:
     by_factor: dict[float, list[nn.Parameter]] = {}
     for parameter in parameters:
         by_factor.setdefault(factors.get(parameter, 1.0), []).append(parameter)

@@ -15,9 +15,9 @@ al. 2023, arXiv:2310.17813). Rates of single layers under several parametrisatio
 arXiv:2407.05872. Decay keeps the product with the rate: the steps over which weights are averaged (Wang and Aitchison
 2024, arXiv:2405.13698).
 
-The logits need a multiplier of m. It is in the final norm's weights w = m u: a step of Adam does not depend on the scale
-of its gradient, so that w with a rate of m x lr moves as u with lr does. The model computes what it computed before, and
-nothing has to be folded when it is saved. Depth, batch and length are not covered.
+The logits need a multiplier of m. It is in the final norm's weights w = m u: a step of Adam does not depend on the
+scale of its gradient, so that w with a rate of m x lr moves as u with lr does. The model computes what it computed
+before, and nothing has to be folded when it is saved. Depth, batch and length are not covered.
 """
 
 import math
