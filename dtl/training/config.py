@@ -27,6 +27,8 @@ class OptimizerConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])  # Adam's decay of the two moments
     eps: float = 1e-8  # Adam's floor of the denominator
     weight_decay: float = 0.1  # decoupled; on matrices only, never on norms, biases
+    # The groups set the width at which they were tuned. Not the default: a run that was written before this key existed
+    # keeps its rates, and an optimizer of your own has its own.
     base_width: int | None = None  # model.dim that the rates are for: other widths scale them; null = the same for all
     matrix_lr: float = 0.005  # muon: peak learning rate of the matrices inside the blocks
     momentum: float = 0.95  # muon: decay of its momentum

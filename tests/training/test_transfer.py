@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dtl.config import RunConfig, converted
 from dtl.errors import ConfigError
 from dtl.model.config import ArchConfig, ModelConfig
 from dtl.model.transformer import TransformerBlock, TransformerLM
@@ -209,6 +210,12 @@ def test_a_block_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
         is_matrix = name.startswith("blocks.") and p.ndim > 1 and "table" not in name
         assert rates[name][0] == pytest.approx(0.006 if is_matrix else 0.003), name
         torch.testing.assert_close(p.detach(), drawn[name] * (2**0.5 if is_matrix else 1), msg=name)
+
+
+def test_the_default_is_off_and_the_groups_have_it() -> None:
+    """A run whose config.yaml was written before the key existed keeps its rates."""
+    assert converted(RunConfig, {"optimizer": {"lr": 0.003}}).optimizer.base_width is None
+    assert RunConfig().optimizer.base_width == 256
 
 
 @pytest.mark.parametrize("base_width", [0, -256, 65_537])
