@@ -58,7 +58,7 @@ def _default_model() -> ModelConfig:
 
 def _default_optimizer() -> OptimizerConfig:
     """The optimizer of conf/optimizer/adamw.yaml, which the command chooses by default."""
-    return OptimizerConfig(lr=5e-4, embedding_lr=1e-2, betas=[0.9, 0.9875])
+    return OptimizerConfig(lr=5e-4, embedding_lr=1e-2, base_width=256, betas=[0.9, 0.9875])
 
 
 @dataclass

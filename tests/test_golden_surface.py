@@ -46,7 +46,7 @@ NAMES, BYTES = "surface_names", "surface_bytes"
 # Exact steps without dropout, whose masks differ from processor to processor. A large eps: gradients that are zero but
 # for rounding, as those of GPT-2's key biases, must not move a weight.
 ALWAYS = "model.dim=16 model.n_layers=2 model.n_heads=2 model.dropout=0 optimizer.lr=0.005 optimizer.eps=1e-5"
-ALWAYS += " optimizer.betas=[0.9,0.95]"
+ALWAYS += " optimizer.betas=[0.9,0.95] optimizer.base_width=null"
 ALWAYS += " trainer=debug trainer.total_steps=9 trainer.log_every_steps=3 tracker=local device=cpu seed=11"
 ALWAYS += " sampling.max_new_tokens=3 data.cache_dir=cache hydra.run.dir=run"
 RUNS = {

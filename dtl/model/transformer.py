@@ -347,8 +347,7 @@ class TransformerBlock(BlockRules, nn.Module):
     def initialise(cls, model: "TransformerLM") -> None:
         """Set the initial weights: small normals, sharp attention, each block the identity, and logits near zero."""
         # Zero output projections and query/key norms at 1.2 learned fastest in small experiments. An untied head starts
-        # at zero; a tied one cannot. After the final norm a token's logit for itself is dim x std, which at std = 0.02
-        # grows with the width; limited to ln(v) / 2, the token's own probability stays near 1/sqrt(v).
+        # at zero; a tied one cannot (`embedding_std`).
         for module in model.modules():
             if isinstance(module, OutputProjection):
                 nn.init.zeros_(module.weight)
@@ -359,10 +358,17 @@ class TransformerBlock(BlockRules, nn.Module):
                     if isinstance(norm, RMSNorm):
                         nn.init.constant_(norm.weight, 1.2)
         if model.config.tie_embeddings:
-            std = min(0.02, math.log(model.vocab_size) / (2 * model.config.dim))
+            std = cls.embedding_std(model.config, model.vocab_size)
             nn.init.normal_(model.embedding.weight, std=std)
         else:
             nn.init.zeros_(model.head.weight)
+
+    @classmethod
+    def embedding_std(cls, config: ModelConfig, vocab_size: int) -> float:
+        """Return the standard deviation of the embedding that `initialise` draws: override both together."""
+        # After the final norm a token's logit for itself is dim x std, which at std = 0.02 grows with the width;
+        # limited to ln(v) / 2, the token's own probability stays near 1/sqrt(v).
+        return min(0.02, math.log(vocab_size) / (2 * config.dim)) if config.tie_embeddings else 0.02
 
 
 @BLOCKS.register("classic")
@@ -395,6 +401,10 @@ class ClassicBlock(TransformerBlock):
                 nn.init.normal_(module.weight, std=residual_std if isinstance(module, OutputProjection) else 0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+    @classmethod
+    def embedding_std(cls, config: ModelConfig, vocab_size: int) -> float:
+        return 0.02
 
 
 # --- operators kept by selective activation checkpointing ---------------------------------------------------------

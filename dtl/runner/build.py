@@ -45,6 +45,7 @@ from dtl.run_dir.state import read_config
 from dtl.training.optimizer import build_optimizers, load_optimizer_tensors, numbers_per_weight
 from dtl.training.schedule import learning_rate_factor, warmup_steps
 from dtl.training.trainer import Trainer
+from dtl.training.transfer import scale_initial_weights
 
 ENOUGH_STEPS = 200  # of the optimizer: fewer are a try
 OUTPUTS = Path("outputs")
@@ -306,7 +307,9 @@ def with_init(config: RunConfig, init_from: Path, saved: ModelConfig) -> RunConf
 def _build_model(config: RunConfig, tokenizer: Tokenizer, start_from: Path | None, vocab_size: int) -> TransformerLM:
     """Build the model with initial weights, or with those of `start_from`, whose embedding has `vocab_size` rows."""
     if start_from is None:
-        return TransformerLM(config.model, tokenizer.vocab_size)
+        model = TransformerLM(config.model, tokenizer.vocab_size)
+        scale_initial_weights(model, config.optimizer.base_width)
+        return model
     if tokenizer.vocab_size > vocab_size:
         raise CheckpointError(
             f"{start_from}: its tokenizer has {tokenizer.vocab_size} entries, its model {vocab_size}. "

@@ -16,6 +16,7 @@ from dtl.base.runtime import cpu_has_bf16, device_name, nvidia_without_cuda
 from dtl.base.safe_text import visible
 from dtl.base.units import in_epochs, in_percent, in_time, in_unit, in_units, number_of
 from dtl.checkpoints.listing import list_checkpoints
+from dtl.config import RunConfig
 from dtl.data.prepare import PreparedData
 from dtl.data.text_report import PREVIEW, with_short_origins
 from dtl.evaluation.measure import Report
@@ -73,7 +74,8 @@ def _start_rows(
     per_step = number_of("sequences", min(config.global_batch_size, sum(map(len, parts.data.train.rows.values()))))
     yield "steps", f"{length.last_step:,} ({epochs}), each of {per_step} of {config.seq_len} tokens"
     warmup = f"warm-up of {number_of('steps', length.warmup)}"
-    optimizer = f"{config.optimizer.name}, learning rate {config.optimizer.lr:g}"
+    of_width = f" of width {config.optimizer.base_width}" if _is_transferred(config) else ""
+    optimizer = f"{config.optimizer.name}, learning rate {config.optimizer.lr:g}{of_width}"
     yield "optimizer", f"{optimizer}, {config.schedule.name}, {warmup}"
     yield from objective_rows(config.trainer)
     precision = precision_name(parts.precision, parts.device, config.trainer)
@@ -83,6 +85,11 @@ def _start_rows(
     yield "tracker", tracker.status
     yield "folder", shown(run_dir)
     yield "", f"{DETAILS} there has every choice, and why"
+
+
+def _is_transferred(config: RunConfig) -> bool:
+    """Return True for a model of another width than that of its learning rates."""
+    return config.optimizer.base_width not in (None, config.model.dim)
 
 
 def precision_name(precision: str, device: torch.device, trainer: TrainerConfig) -> str:
@@ -120,6 +127,10 @@ def _details(parts: Parts, run_dir: Path, tracker: Tracker) -> Iterator[tuple[st
         f"{config.grad_accum_steps} sequences of {config.seq_len} tokens per step",
     )
     yield "optimizer", f"{config.optimizer.name}, peak learning rate {config.optimizer.lr:g}, {config.schedule.name}"
+    if _is_transferred(config):
+        groups = (group for optimizer in parts.trainer.optimizers for group in optimizer.param_groups)
+        rates = ", ".join(f"{rate:.3g}" for rate in sorted({group["peak_lr"] for group in groups}))
+        yield "", f"rates of width {config.optimizer.base_width}, at width {model.dim} (docs/training.md): {rates}"
     yield from objective_rows(config.trainer)
     precision = precision_name(parts.precision, parts.device, config.trainer)
     yield "profile", f"{config.trainer.machine} ({parts.machine_reason or 'as requested'})"

@@ -27,6 +27,9 @@ class OptimizerConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])  # Adam's decay of the two moments
     eps: float = 1e-8  # Adam's floor of the denominator
     weight_decay: float = 0.1  # decoupled; on matrices only, never on norms, biases
+    # The groups set the width at which they were tuned. Not the default: a run that was written before this key existed
+    # keeps its rates, and an optimizer of your own has its own.
+    base_width: int | None = None  # model.dim that the rates are for: other widths scale them; null = the same for all
     matrix_lr: float = 0.005  # muon: peak learning rate of the matrices inside the blocks
     momentum: float = 0.95  # muon: decay of its momentum
     momentum_warmup_steps: int = 0  # muon: optimizer steps in which the momentum rises to this from 0.85; 0 = none
@@ -38,6 +41,7 @@ class OptimizerConfig:
     def validate(self) -> None:
         self.options = OPTIMIZERS.checked_options(self.name, self.options)
         check_positive(self, "optimizer", "lr", "matrix_lr", "embedding_lr")
+        check_range(self, "optimizer", ", or null for the same rates at all widths", base_width=(1, 65_536))
         check_range(self, "optimizer", eps=(1e-30, 1))
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"optimizer.betas={self.betas}: two numbers in [0, 1), for example [0.9,0.95].")

@@ -17,6 +17,7 @@ from dtl.base.runtime import cpu_has_bf16
 from dtl.errors import CheckpointError
 from dtl.registry import OPTIMIZERS
 from dtl.training.config import OptimizerConfig
+from dtl.training.transfer import adam_rate_factors
 
 MakeOptimizers = Callable[[nn.Module, OptimizerConfig], list[Optimizer]]
 
@@ -192,19 +193,33 @@ def _adamw(model: nn.Module, parameters: list[nn.Parameter], config: OptimizerCo
     embeddings = [p for p in parameters if id(p) in tables]
     matrices = [p for p in parameters if id(p) not in tables and p.ndim >= 2]
     vectors = [p for p in parameters if id(p) not in tables and p.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-        {"params": embeddings, "weight_decay": config.weight_decay, "lr": embedding_lr},
+    kinds = [
+        (matrices, config.lr, config.weight_decay),
+        (vectors, config.lr, 0.0),
+        (embeddings, embedding_lr, config.weight_decay),
     ]
+    factors = adam_rate_factors(model, config.base_width)
+    groups = [
+        {"params": scaled, "lr": lr * factor, "weight_decay": decay / factor}
+        for kind, lr, decay in kinds
+        for factor, scaled in _by_factor(kind, factors).items()
+    ]
+    groups.sort(key=lambda group: group["lr"] != config.lr)  # the rate of the first is logged: optimizer.lr itself
     beta1, beta2 = config.betas
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        groups,
         lr=config.lr,
         betas=(beta1, beta2),
         eps=config.eps,
         fused=True,
     )
+
+
+def _by_factor(parameters: list[nn.Parameter], factors: dict[nn.Parameter, float]) -> dict[float, list[nn.Parameter]]:
+    by_factor: dict[float, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        by_factor.setdefault(factors.get(parameter, 1.0), []).append(parameter)
+    return by_factor
 
 
 def numbers_per_weight(optimizer: Optimizer) -> int:
