@@ -99,6 +99,8 @@ def show(display: Display, setting: "Setting", words: Sequence[str]) -> bool:
     prediction = setting.predict(config)
     for line in _table(setting, prediction):
         display.print(line)
+    for line in _budget(setting):
+        display.print(line)
     for note in setting.notes:
         display.note(note)
     if machine.free is None:
@@ -140,6 +142,19 @@ def _table(setting: "Setting", prediction: "Prediction") -> Iterator[str]:
     width = max(len(value) for _, value, _ in rows)
     for name, value, why in rows:
         yield f"  {name:<26}{value:>{width}}   {why}".rstrip()
+
+
+def _budget(setting: "Setting") -> Iterator[str]:
+    """Yield what the data can give, where it has been read."""
+    from dtl.runner.budget import budget_of
+    from dtl.runner.build import RunLength, on_meta
+
+    if (data := setting.data) is None:
+        return
+    config = setting.config
+    length = RunLength.of(config, data.train.steps_per_epoch(config.global_batch_size))
+    yield f"Data: {number_of('steps', length.last_step)}"
+    yield from (f"  {line}" for line in budget_of(data, length, on_meta(config, setting.facts.vocab_size)[0]).lines())
 
 
 MOMENTS = {

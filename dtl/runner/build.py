@@ -226,7 +226,7 @@ def _raise_if_too_large(config: RunConfig, vocab_size: int, device: torch.device
     available = device_memory(device)
     if available is None or _roughly(config, vocab_size) < available / 8:
         return
-    needed = training_bytes(*_on_meta(config, vocab_size), config.trainer.ema_decay is not None)
+    needed = training_bytes(*on_meta(config, vocab_size), config.trainer.ema_decay is not None)
     if needed > available:
         raise ConfigError(too_large(config, needed, available, device))
 
@@ -238,7 +238,7 @@ def _roughly(config: RunConfig, vocab_size: int) -> int:
     return 16 * (model.dim * vocab_size + blocks)
 
 
-def _on_meta(config: RunConfig, vocab_size: int) -> tuple[TransformerLM, list[Optimizer]]:
+def on_meta(config: RunConfig, vocab_size: int) -> tuple[TransformerLM, list[Optimizer]]:
     """Return the model and its optimizers without memory for their numbers."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         built = TransformerLM(config.model, vocab_size)
@@ -278,7 +278,7 @@ def raise_if_no_room(config: RunConfig, run_dir: Path, parts: Parts | None = Non
         elif _roughly(config, 1) < free / 8:
             return
         else:
-            built = _on_meta(config, 1)
+            built = on_meta(config, 1)
         needed = checkpoint_bytes(*built, averaged=config.trainer.ema_decay is not None)
         if needed > free:
             by_deleting = f" ({command})" if (command := how_to_make_room(run_dir)) else ""
