@@ -114,7 +114,7 @@ class RunConfig:
         """Maximum number of epochs; None when optimizer steps alone set the length."""
         if self.trainer.max_epochs is not None:
             return self.trainer.max_epochs
-        return None if self.trainer.total_steps is not None else self.data.recommended.max_epochs
+        return None if self.trainer.lengths else self.data.recommended.max_epochs
 
     def on(self, device_type: str) -> "RunConfig":
         """The config for a type of device (cpu, cuda, mps): trainer.machine is chosen, a CPU's batches are filled in.

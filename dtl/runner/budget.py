@@ -92,7 +92,9 @@ class DataBudget:
             ratio = f"{number(self.tokens_per_parameter)} tokens a parameter without embeddings"
             yield f"{ratio}; best {TOKENS_PER_PARAMETER} (Hoffmann 2022)"
         if not self.n_facts:
-            verdict = f"over {GOOD_EPOCHS} help little" if self.epochs > GOOD_EPOCHS else f"up to {GOOD_EPOCHS} are good"
+            verdict = (
+                f"over {GOOD_EPOCHS} help little" if self.epochs > GOOD_EPOCHS else f"up to {GOOD_EPOCHS} are good"
+            )
             yield f"{number(self.epochs)} epochs; {verdict} (Muennighoff 2023); {loss}"
         what = f"answers {in_bits(self.answer_bits)}, room" if self.n_facts else "facts: room for"
         yield f"{what} {in_bits(self.capacity_bits)}: {bits}"

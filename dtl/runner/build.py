@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dtl.base.checks import MANY
 from dtl.base.display import command_line, shown
 from dtl.base.runtime import (
     DTYPES,
@@ -33,6 +34,7 @@ from dtl.checkpoints.load import (
     read_model_config,
 )
 from dtl.config import RunConfig, to_dict
+from dtl.data.batches import TrainingData
 from dtl.data.prepare import PreparedData, prepare_data
 from dtl.data.sources import SourcePlan
 from dtl.data.tokenizers.tokenizer import Tokenizer
@@ -92,6 +94,32 @@ class RunLength:
                 f"Set schedule.warmup_steps={self.last_step // 20}."
             )
         return warnings
+
+
+def with_total_steps(config: RunConfig, train: TrainingData, model: TransformerLM) -> RunConfig:
+    """Return the config with `trainer.total_steps` in place of `.tokens` or `.tokens_per_parameter`; a run records this
+    one, so that a resume changes its length as any other's.
+
+    Parameters are counted without embeddings, as in papers on scaling laws.
+    """
+    trainer = config.trainer
+    if trainer.tokens is None and trainer.tokens_per_parameter is None:
+        return config
+    tokens = trainer.tokens or (trainer.tokens_per_parameter or 0) * model.n_parameters(embeddings=False)
+    total_steps = steps_for(tokens, train.sequences_per_epoch, config.global_batch_size, config.seq_len)
+    if total_steps > MANY:
+        key, value = next(iter(trainer.lengths.items()))
+        raise ConfigError(f"trainer.{key}={value:g}: is {total_steps:,} steps, and at most {MANY:,} are possible.")
+    return replace(config, trainer=replace(trainer, total_steps=total_steps, tokens=None, tokens_per_parameter=None))
+
+
+def steps_for(tokens: float, sequences_per_epoch: int, rows_per_step: int, seq_len: int) -> int:
+    """Return the optimizer steps after which `TrainState.tokens` first reaches `tokens`: positions, padding included.
+
+    The last step of an epoch has the sequences that are left.
+    """
+    epochs, rest = divmod(math.ceil(tokens), sequences_per_epoch * seq_len)
+    return epochs * -(-sequences_per_epoch // rows_per_step) + -(-rest // (rows_per_step * seq_len))
 
 
 @dataclass
@@ -154,6 +182,7 @@ def build_run(
     saved = load_training_state(resume_from) if resume_from else None
     attention = _choose_attention(config, model, data, precision, saved[0] if saved else {})
     model.document_kernel = attention.name
+    config = with_total_steps(config, data.train, model)
     length = RunLength.of(config, data.train.steps_per_epoch(config.global_batch_size))
     trainer = Trainer(
         model,
