@@ -34,6 +34,7 @@ USED = 0.87  # of the time: the rest is for saving, samples, and a machine that 
 EVALUATIONS = 10  # of a run that does not say how often: each that is the best so far saves a checkpoint
 FORWARD = 1 / 3  # of a training step's time
 MOST_PROBES, TIMED_STEPS = 4, 3
+FASTER = 2.0  # times the operations a second of the size below, at most
 PROBE_SECONDS = (3.0, 30.0)  # of all probes together at least and at most, between them 1 % of the time
 # Numbers that a block stores for the backward pass, for each token and each of its width (docs/training.md), and bytes.
 STORED = {"none": 27.3, "selective": 14.6, "full": 3.2}
@@ -65,6 +66,10 @@ class Limits:
     evaluated: float = 0  # positions of all evaluations, whatever the length
     evaluated_per_token: float = 0  # positions of the evaluations for each position of training
 
+    def has_tokens_for(self, size: Size) -> bool:
+        """Return True when the data has the tokens that a size should see."""
+        return self.per_parameter * size.n_parameters <= self.tokens
+
     def reached(self, speed: float) -> float:
         """Return the positions that a model of so many tokens a second is trained on in the time."""
         left = self.seconds * speed - FORWARD * self.evaluated
@@ -87,24 +92,28 @@ class Choice:
 
 
 def choose(ladder: Sequence[Size], speed: Callable[[Size], float], limits: Limits) -> Choice:
-    """Return the largest size of the ladder, in ascending order, whose tokens fit into time and data; else the smallest.
+    """Return the largest size of an ascending ladder whose tokens fit into time and data; else the smallest.
 
-    `speed` measures a size, 0 for one that does not fit into memory. What is not measured is as fast as the measured
-    size below it, operation for operation: larger products are seldom slower. Of the chosen size all the time is used.
+    `speed` measures a size, 0 for one that does not fit into memory. What is not measured is taken to be as fast as the
+    measured size below it, operation for operation; the next size, which may be faster, is measured where it could fit.
+    Of the chosen size all the time is used.
     """
-    allowed = [size for size in ladder if limits.per_parameter * size.n_parameters <= limits.tokens] or ladder[:1]
+    allowed = [size for size in ladder if limits.has_tokens_for(size)] or ladder[:1]
     measured: dict[Size, float] = {}
-    best = allowed[0]
-    while best not in measured and len(measured) < MOST_PROBES:
-        measured[best] = speed(best)
-        fitting = [
-            size
-            for size in allowed
-            if limits.per_parameter * size.n_parameters <= limits.reached(_estimated(size, measured))
-        ]
-        best = fitting[-1] if fitting else allowed[0]
-    if best not in measured:  # it is only estimated: take what is known
-        best = max((size for size in measured if size.flops <= best.flops), key=lambda size: size.flops)
+
+    def could_fit(size: Size, faster: float = 1.0) -> bool:
+        tokens = limits.reached(faster * _estimated(size, measured))
+        return limits.per_parameter * size.n_parameters <= tokens
+
+    asked: Size | None = allowed[0]
+    while asked is not None and sum(map(bool, measured.values())) < MOST_PROBES:
+        measured[asked] = speed(asked)
+        best = max((n for n, size in enumerate(allowed) if could_fit(size)), default=0)
+        following = allowed[best + 1 : best + 2]
+        asked = next(
+            (size for size in (allowed[best], *following) if size not in measured and could_fit(size, FASTER)), None
+        )
+    best = next((size for size in reversed(allowed) if size in measured and could_fit(size)), allowed[0])
     return Choice(best, min(limits.tokens, limits.reached(measured[best])), limits, measured)
 
 
@@ -175,7 +184,9 @@ def tokens_per_second(config: RunConfig, data: PreparedData, device: torch.devic
         reports.append(report)
         if len(reports) > 1 and time.monotonic() - began > seconds:
             break
-    steps = [(now.tokens - before.tokens) / (now.seconds - before.seconds) for before, now in itertools.pairwise(reports)]
+    steps = [
+        (now.tokens - before.tokens) / (now.seconds - before.seconds) for before, now in itertools.pairwise(reports)
+    ]
     return statistics.median(steps)
 
 
@@ -224,7 +235,11 @@ def sized(config: RunConfig, plans: Sequence[SourcePlan], log: Callable[[str], N
                 trial = smaller if trial.micro_batch_size > 1 else None
             return 0.0
 
-        choice = choose([*sizes(config, vocab_size)], speed, limits_of(config, data))
+        limits = limits_of(config, data)
+        ladder = itertools.takewhile(limits.has_tokens_for, sizes(config, vocab_size))
+        choice = choose([*ladder] or [next(sizes(config, vocab_size))], speed, limits)
+    if not choice.measured[choice.size]:
+        raise ConfigError(f"model=auto: not even {choice.size} fits into the memory that is free.")
     if not choice.tokens:
         raise ConfigError(
             f"trainer.hours={hours:g}: too short for model=auto, whose evaluations alone take longer. Give more."
@@ -291,7 +306,7 @@ def _lines(config: RunConfig, choice: Choice, data: PreparedData) -> Iterator[st
         f"tokens, {number(per_parameter)} a parameter, {in_epochs(epochs)}, about {in_time(choice.tokens / speed)}"
     )
     if choice.of_data:
-        yield f"The data is the limit, not the time: more than {in_epochs(epochs)} help little. More text, more to learn."
+        yield f"The data is the limit, not the time: more than {in_epochs(epochs)} help little; more text would."
 
 
 def _flops(entry: tuple[Size, float]) -> float:

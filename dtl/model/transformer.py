@@ -420,7 +420,9 @@ class TransformerLM(nn.Module):
         super().__init__()
         config.validate()
         if config.auto:
-            raise ConfigError("model=auto: has a size in a run only, with trainer.hours=. Take another, such as 'small'.")
+            raise ConfigError(
+                "model=auto: has a size in a run only, with trainer.hours=. Take another, such as 'small'."
+            )
         block_class = BLOCKS.get(config.arch.block)
         self.config = config
         self.vocab_size = vocab_size
