@@ -157,15 +157,15 @@ class RunConfig:
         for name in ("tokens", "total_steps"):
             if (value := getattr(trainer, name)) is not None:
                 raise ConfigError(
-                    f"trainer.{name}={value:g}: model=auto chooses the length by trainer.hours. Add trainer.{name}=null, "
-                    "or take another model, such as model=small."
+                    f"trainer.{name}={value:g}: model=auto chooses the length by trainer.hours. Add "
+                    f"trainer.{name}=null, or take another model, such as model=small."
                 )
         if self.init is not None:
             raise ConfigError(f"init={self.init}: brings its own size. Leave out model=auto.")
         if self.data.loss_on == "answer":
             raise ConfigError(
-                "model=auto: chooses by the tokens of text, and questions are learnt by repetition. Take another model, "
-                "such as model=small, or text, such as data=text data.path=FOLDER."
+                "model=auto: chooses by the tokens of text, and questions are learnt by repetition. Take another "
+                "model, such as model=small, or text, such as data=text data.path=FOLDER."
             )
 
 

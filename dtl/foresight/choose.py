@@ -31,7 +31,7 @@ from dtl.training.trainer import Trainer
 HEAD_DIM = 64
 WIDTHS = (64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536)
 USED = 0.87  # of the time: the rest is for saving, samples, and a machine that becomes slower
-EVALUATIONS = 10  # of a run that does not say how often: each that is the best so far saves a checkpoint
+MOST_EVALUATIONS = 10  # of a run that does not say how often: each that is the best so far saves a checkpoint
 FORWARD = 1 / 3  # of a training step's time
 MOST_PROBES, TIMED_STEPS = 4, 3
 FASTER = 2.0  # times the operations a second of the size below, at most
@@ -58,22 +58,31 @@ class Size:
 
 @dataclass(frozen=True)
 class Limits:
-    """What bounds a run, in seconds and in positions of training text."""
+    """What bounds a run, in seconds and in positions of text."""
 
     seconds: float  # for training and evaluation
     tokens: float  # of the data, as often as it may be repeated
     per_parameter: float = TOKENS_PER_PARAMETER
-    evaluated: float = 0  # positions of all evaluations, whatever the length
-    evaluated_per_token: float = 0  # positions of the evaluations for each position of training
+    evaluated: int = 0  # positions of an evaluation during training
+    evaluated_at_end: int = 0  # positions of the one of the best checkpoint
+    every: int | None = None  # positions of training between evaluations; None: as there is time for
 
     def has_tokens_for(self, size: Size) -> bool:
         """Return True when the data has the tokens that a size should see."""
         return self.per_parameter * size.n_parameters <= self.tokens
 
+    def evaluations(self, speed: float) -> int:
+        """Return how many evaluations take a tenth of the time of a model of so many tokens a second: 1 to 10."""
+        fitting = 0.1 * self.seconds * speed / (FORWARD * max(1, self.evaluated))
+        return max(1, min(MOST_EVALUATIONS, int(fitting)))
+
     def reached(self, speed: float) -> float:
-        """Return the positions that a model of so many tokens a second is trained on in the time."""
-        left = self.seconds * speed - FORWARD * self.evaluated
-        return max(0.0, left / (1 + FORWARD * self.evaluated_per_token))
+        """Return the positions that such a model is trained on in the time; half of it is always for training."""
+        full = self.seconds * speed
+        if self.every is not None:
+            left = max(full - FORWARD * self.evaluated_at_end, full / 2)
+            return left / (1 + FORWARD * self.evaluated / self.every)
+        return max(full - FORWARD * (self.evaluated_at_end + self.evaluations(speed) * self.evaluated), full / 2)
 
 
 @dataclass(frozen=True)
@@ -240,10 +249,6 @@ def sized(config: RunConfig, plans: Sequence[SourcePlan], log: Callable[[str], N
         choice = choose([*ladder] or [next(sizes(config, vocab_size))], speed, limits)
     if not choice.measured[choice.size]:
         raise ConfigError(f"model=auto: not even {choice.size} fits into the memory that is free.")
-    if not choice.tokens:
-        raise ConfigError(
-            f"trainer.hours={hours:g}: too short for model=auto, whose evaluations alone take longer. Give more."
-        )
     return _chosen(asked, batches[choice.size], data, choice)
 
 
@@ -257,7 +262,6 @@ def limits_of(config: RunConfig, data: PreparedData) -> Limits:
     """Return the limits of a run with `trainer.hours`; of its settings that bound it, too."""
     trainer, seq_len = config.trainer, config.seq_len
     epochs = trainer.max_epochs if trainer.max_epochs is not None else GOOD_EPOCHS
-    held_out = [rows for rows in (data.validation, data.test) if rows is not None]
     evaluated = 0
     if data.validation is not None:
         at_most = trainer.eval_max_batches
@@ -268,8 +272,9 @@ def limits_of(config: RunConfig, data: PreparedData) -> Limits:
         seconds=USED * 3600 * (trainer.hours or 0),
         tokens=epochs * data.train.sequences_per_epoch * seq_len,
         per_parameter=trainer.tokens_per_parameter or TOKENS_PER_PARAMETER,
-        evaluated=seq_len * sum(map(len, held_out)) + (EVALUATIONS * evaluated if every is None else 0),
-        evaluated_per_token=0 if every is None else evaluated / (every * config.global_batch_size * seq_len),
+        evaluated=evaluated,
+        evaluated_at_end=seq_len * sum(len(rows) for rows in (data.validation, data.test) if rows is not None),
+        every=None if every is None else every * config.global_batch_size * seq_len,
     )
 
 
@@ -284,7 +289,7 @@ def _chosen(asked: RunConfig, config: RunConfig, data: PreparedData, choice: Cho
         "tokens_per_parameter": None,
     }
     if config.trainer.eval_every_steps is None and data.validation is not None:
-        settings["eval_every_steps"] = -(-total_steps // EVALUATIONS)
+        settings["eval_every_steps"] = -(-total_steps // choice.limits.evaluations(choice.measured[choice.size]))
     before, model = asked.trainer, config.model
     sizes = {"auto": "false", "dim": model.dim, "n_layers": model.n_layers, "n_heads": model.n_heads}
     words = [f"model.{key}={value}" for key, value in sizes.items()]

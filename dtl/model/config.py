@@ -113,9 +113,7 @@ class ModelConfig:
     """Width, depth and context of a decoder-only transformer."""
 
     arch: ArchConfig = field(default_factory=ArchConfig)
-    auto: bool = (
-        False  # model=auto: choose dim, n_layers, n_heads, batch and length by trainer.hours and the speed here
-    )
+    auto: bool = False  # model=auto: trainer.hours and the measured speed choose dim, n_layers, n_heads
     dim: int = 256  # width of the residual stream
     n_layers: int = 6  # transformer blocks
     n_heads: int = 8  # query heads

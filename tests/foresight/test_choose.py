@@ -13,7 +13,7 @@ import dtl.train
 from dtl.data.sources import plan_sources
 from dtl.errors import ConfigError
 from dtl.foresight import choose as choosing
-from dtl.foresight.choose import EVALUATIONS, Limits, Size, choose, fitting_batch, limits_of, sized, sizes
+from dtl.foresight.choose import Limits, Size, choose, fitting_batch, limits_of, sized, sizes
 from dtl.model.config import ModelConfig
 from dtl.run_dir.state import read_config
 from dtl.tracking.metrics import read_metrics
@@ -56,9 +56,11 @@ def test_a_size_without_room_is_not_chosen():
 
 
 def test_evaluations_take_their_part_of_the_time():
-    assert Limits(10.0, 1e9, evaluated=300).reached(70.0) == 700 - 100
-    assert Limits(10.0, 1e9, evaluated_per_token=0.75).reached(70.0) == 700 / 1.25
-    assert Limits(1.0, 1e9, evaluated=3000).reached(70.0) == 0
+    """Up to a tenth during training; all of them together at most half."""
+    assert Limits(10.0, 1e9, evaluated=30, evaluated_at_end=60).reached(70.0) == 700 - 7 * 10 - 20
+    assert Limits(1000.0, 1e9, evaluated=30).reached(70.0) == 70_000 - choosing.MOST_EVALUATIONS * 10
+    assert Limits(10.0, 1e9, evaluated=3, evaluated_at_end=6000).reached(70.0) == 350
+    assert Limits(10.0, 1e9, evaluated=30, every=40).reached(70.0) == 700 / 1.25
 
 
 # --- runs ---------------------------------------------------------------------------------------------------------
@@ -81,8 +83,8 @@ def speeds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def speed(config: dtl.RunConfig, data, *_) -> float:
         widths.append(config.model.dim)
-        limits = limits_of(config, data)
-        return (11 * 3 * 31 + limits.evaluated / 3) / limits.seconds
+        limits = limits_of(config, data)  # enough for one evaluation
+        return (1000 + (limits.evaluated + limits.evaluated_at_end) / 3) / limits.seconds
 
     monkeypatch.setattr(choosing, "tokens_per_second", speed)
     return widths
@@ -99,7 +101,7 @@ def test_the_printed_words_give_the_chosen_config(words, speeds):
     model, trainer = found.config.model, found.config.trainer
     assert (model.auto, model.dim, model.n_layers, model.n_heads) == (False, 64, 2, 1)
     assert trainer.lengths == {"total_steps": 11} and trainer.hours == 0.001
-    assert trainer.eval_every_steps == -(-11 // EVALUATIONS)
+    assert trainer.eval_every_steps == 11  # at the end: an evaluation takes much of so short a run
     assert found.lines[-1].split() == found.words and speeds == [64]
     own = dtl.compose(*words, "trainer.tokens_per_parameter=7", "trainer.eval_every_steps=5")
     assert chosen(own).config == dtl.compose(*words, "trainer.eval_every_steps=5", *chosen(own).words)
@@ -123,7 +125,7 @@ def test_a_run_records_its_choice_and_a_rerun_measures_nothing(words, speeds, mo
 
 
 def test_plan_and_python_choose_too(words, speeds, monkeypatch, capsys):
-    monkeypatch.setattr(dtl.plan, "show", lambda display, setting, given: given[-1] == "trainer.eval_every_steps=2")
+    monkeypatch.setattr(dtl.plan, "show", lambda display, setting, given: given[-1] == "trainer.eval_every_steps=11")
     monkeypatch.setattr(dtl.plan, "planned", lambda config, _: config)
     monkeypatch.setattr(sys, "argv", ["dtl-plan", *words])
     dtl.plan.main()
