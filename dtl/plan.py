@@ -116,7 +116,7 @@ def show(display: Display, setting: "Setting", words: Sequence[str]) -> bool:
     prediction = setting.predict(config)
     for line in _table(setting, prediction):
         display.print(line)
-    for line in _budget(setting):
+    for line in budget_lines(setting):
         display.print(line)
     for note in setting.notes:
         display.note(note)
@@ -161,7 +161,7 @@ def _table(setting: "Setting", prediction: "Prediction") -> Iterator[str]:
         yield f"  {name:<26}{value:>{width}}   {why}".rstrip()
 
 
-def _budget(setting: "Setting") -> Iterator[str]:
+def budget_lines(setting: "Setting") -> Iterator[str]:
     """Yield what the data can give, where it has been read."""
     from dtl.runner.budget import budget_of
     from dtl.runner.build import RunLength, on_meta

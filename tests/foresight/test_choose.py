@@ -10,12 +10,18 @@ import pytest
 import dtl
 import dtl.plan
 import dtl.train
+from dtl.data.cache import Cache
 from dtl.data.sources import plan_sources
 from dtl.errors import ConfigError
 from dtl.foresight import choose as choosing
 from dtl.foresight.choose import Limits, Size, choose, fitting_batch, limits_of, sized, sizes
+from dtl.foresight.machine import Machine
+from dtl.foresight.predict import DataFacts, Setting
 from dtl.model.config import ModelConfig
+from dtl.model.transformer import TransformerLM
 from dtl.run_dir.state import read_config
+from dtl.runner.budget import budget_of
+from dtl.runner.build import RunLength
 from dtl.tracking.metrics import read_metrics
 
 LADDER = [Size(ModelConfig(), n, 6.0 * n + 50) for n in (11, 37, 101, 331, 1009, 3001, 9001)]
@@ -105,6 +111,26 @@ def test_the_printed_words_give_the_chosen_config(words, speeds):
     assert found.lines[-1].split() == found.words and speeds == [64]
     own = dtl.compose(*words, "trainer.tokens_per_parameter=7", "trainer.eval_every_steps=5")
     assert chosen(own).config == dtl.compose(*words, "trainer.eval_every_steps=5", *chosen(own).words)
+
+
+def test_little_text_ends_the_run_before_the_time_and_this_is_said(words, monkeypatch):
+    monkeypatch.setattr(choosing, "tokens_per_second", lambda *_: 1e9)
+    config = dtl.compose(*words)
+    found, data = chosen(config), dtl.open_data(config)
+    assert found.config.trainer.total_steps == 4 * data.train.steps_per_epoch(3)
+    assert any(line.startswith("The data is the limit, not the time: more than 4 epochs") for line in found.lines)
+
+
+def test_a_plan_says_what_the_data_can_give(words, tmp_path):
+    config = dtl.compose(*words[1:], "model.dim=16", "model.n_heads=2", "trainer.total_steps=7").on("cpu")
+    data = dtl.open_data(config)
+    facts, machine = DataFacts(258, 1), Machine("", "cpu", None, "")
+    made = Setting(config, machine, "cpu", "fp32", False, None, facts, None, None, Cache(tmp_path), [], data)
+    first, *others = dtl.plan.budget_lines(made)
+    length = RunLength.of(config, data.train.steps_per_epoch(3))
+    assert first == "Data: 7 steps"
+    assert others == [f"  {line}" for line in budget_of(data, length, TransformerLM(config.model, 258)).lines()]
+    assert list(dtl.plan.budget_lines(replace(made, data=None))) == []
 
 
 def test_a_run_records_its_choice_and_a_rerun_measures_nothing(words, speeds, monkeypatch):
