@@ -229,10 +229,11 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
             refuse_auto_in_sweep(config)
         from dtl.foresight.choose import sized
 
-        chosen = sized(config, plans, lasting_display().log)
+        with lasting_display() as display:
+            chosen = sized(config, plans, display.log)
+            for line in chosen.lines:
+                display.print(line)
         config, overrides = chosen.config, [*overrides, *chosen.words]  # a rerun measures nothing
-        for line in chosen.lines:
-            lasting_display().print(line)
 
     from dtl.foresight.predict import foresee
     from dtl.runner.run import Origin

@@ -109,7 +109,7 @@ REFUSED = {
     "data.sources.qa.weight=no": "data.sources.qa.weight=no: must be a number",
     "data.sources.mine.path=x.txt": "data.sources.mine.kind: must be text",
     # a choice or a name that is not there
-    "model=huge": "model=huge: there is no such choice. Known: large, medium, qa, small.",
+    "model=huge": "model=huge: there is no such choice. Known: auto, large, medium, qa, small.",
     "data=wikii": "data=wikii: there is no such choice. "
     "Known: fineweb_edu, hub, qa, text, tinystories, wiki, wikitext. Did you mean 'wiki'?",
     "model/arch=moderm": "model/arch=moderm: there is no such choice. Known: classic, modern. Did you mean 'modern'?",
