@@ -1,7 +1,8 @@
 """`model=auto`: width, depth, batch and length of a run on text, from its time and the speed that is measured here.
 
-The largest model of a ladder that sees 20 tokens a parameter within the time (Hoffmann et al. 2022, arXiv:2203.15556),
-of text that is repeated at most four times (Muennighoff et al. 2023, arXiv:2305.16264). The choice is ordinary config.
+The largest model of a ladder that sees 20 tokens a parameter within the time (Hoffmann et al. 2022, arXiv:2203.15556)
+and in four epochs, and then as many tokens as time and data give: further epochs are worth less, yet more than further
+parameters (Muennighoff et al. 2023, arXiv:2305.16264). The choice is ordinary config.
 """
 
 import gc
@@ -61,7 +62,8 @@ class Limits:
     """What bounds a run, in seconds and in positions of text."""
 
     seconds: float  # for training and evaluation
-    tokens: float  # of the data, as often as it may be repeated
+    tokens: float  # of the data, as often as it may be repeated: the longest run
+    good_as_new: float  # of these, in the epochs that are as good as new text: for the size
     per_parameter: float = TOKENS_PER_PARAMETER
     evaluated: int = 0  # positions of an evaluation during training
     evaluated_at_end: int = 0  # positions of the one of the best checkpoint
@@ -69,7 +71,7 @@ class Limits:
 
     def has_tokens_for(self, size: Size) -> bool:
         """Return True when the data has the tokens that a size should see."""
-        return self.per_parameter * size.n_parameters <= self.tokens
+        return self.per_parameter * size.n_parameters <= self.good_as_new
 
     def evaluations(self, speed: float) -> int:
         """Return how many evaluations take a tenth of the time of a model of so many tokens a second: 1 to 10."""
@@ -261,7 +263,8 @@ QUESTIONS = (
 def limits_of(config: RunConfig, data: PreparedData) -> Limits:
     """Return the limits of a run with `trainer.hours`; of its settings that bound it, too."""
     trainer, seq_len = config.trainer, config.seq_len
-    epochs = trainer.max_epochs if trainer.max_epochs is not None else GOOD_EPOCHS
+    epochs = trainer.max_epochs if trainer.max_epochs is not None else config.data.recommended.max_epochs
+    per_epoch = data.train.sequences_per_epoch * seq_len
     evaluated = 0
     if data.validation is not None:
         at_most = trainer.eval_max_batches
@@ -270,7 +273,8 @@ def limits_of(config: RunConfig, data: PreparedData) -> Limits:
     every = trainer.eval_every_steps
     return Limits(
         seconds=USED * 3600 * (trainer.hours or 0),
-        tokens=epochs * data.train.sequences_per_epoch * seq_len,
+        tokens=epochs * per_epoch,
+        good_as_new=min(epochs, GOOD_EPOCHS) * per_epoch,
         per_parameter=trainer.tokens_per_parameter or TOKENS_PER_PARAMETER,
         evaluated=evaluated,
         evaluated_at_end=seq_len * sum(len(rows) for rows in (data.validation, data.test) if rows is not None),

@@ -33,12 +33,12 @@ LADDER = [Size(ModelConfig(), n, 6.0 * n + 50) for n in (11, 37, 101, 331, 1009,
 @pytest.mark.parametrize("seconds", [0.1, 7.0, 190.0, 3e4, 1e9])
 @pytest.mark.parametrize("tokens", [100.0, 3e4, 1e9])
 def test_the_largest_size_whose_tokens_fit_is_chosen(seconds, tokens):
-    limits = Limits(seconds, tokens, per_parameter=13)
+    limits = Limits(seconds, 3 * tokens, tokens, per_parameter=13)
     choice = choose(LADDER, lambda size: 5e4 / size.flops, limits)
     fitting = [s for s in LADDER if 13 * s.n_parameters <= min(tokens, seconds * 5e4 / s.flops)]
     assert choice.size is (fitting or LADDER)[-1 if fitting else 0]
-    assert choice.tokens == pytest.approx(min(tokens, seconds * 5e4 / choice.size.flops))  # all of the time
-    assert choice.of_data == (tokens < seconds * 5e4 / choice.size.flops)
+    assert choice.tokens == pytest.approx(min(3 * tokens, seconds * 5e4 / choice.size.flops))  # all of the time
+    assert choice.of_data == (3 * tokens < seconds * 5e4 / choice.size.flops)
     assert len(choice.measured) <= choosing.MOST_PROBES
 
 
@@ -49,7 +49,7 @@ def test_a_machine_that_computes_large_products_faster_is_found_out(power):
     def speed(size: Size) -> float:
         return 5e4 / size.flops**power
 
-    limits = Limits(190.0, 1e9, per_parameter=13)
+    limits = Limits(190.0, 1e9, 1e9, per_parameter=13)
     choice = choose(LADDER, speed, limits)
     assert choice.measured[choice.size] == speed(choice.size)
     assert 13 * choice.size.n_parameters <= 190 * speed(choice.size)
@@ -57,16 +57,16 @@ def test_a_machine_that_computes_large_products_faster_is_found_out(power):
 
 
 def test_a_size_without_room_is_not_chosen():
-    choice = choose(LADDER, lambda size: 5e4 / size.flops if size.n_parameters < 300 else 0.0, Limits(1e9, 1e9))
+    choice = choose(LADDER, lambda size: 5e4 / size.flops if size.n_parameters < 300 else 0.0, Limits(1e9, 1e9, 1e9))
     assert choice.size.n_parameters == 101 and choice.tokens == 1e9
 
 
 def test_evaluations_take_their_part_of_the_time():
     """Up to a tenth during training; all of them together at most half."""
-    assert Limits(10.0, 1e9, evaluated=30, evaluated_at_end=60).reached(70.0) == 700 - 7 * 10 - 20
-    assert Limits(1000.0, 1e9, evaluated=30).reached(70.0) == 70_000 - choosing.MOST_EVALUATIONS * 10
-    assert Limits(10.0, 1e9, evaluated=3, evaluated_at_end=6000).reached(70.0) == 350
-    assert Limits(10.0, 1e9, evaluated=30, every=40).reached(70.0) == 700 / 1.25
+    assert Limits(10.0, 1e9, 1e9, evaluated=30, evaluated_at_end=60).reached(70.0) == 700 - 7 * 10 - 20
+    assert Limits(1000.0, 1e9, 1e9, evaluated=30).reached(70.0) == 70_000 - choosing.MOST_EVALUATIONS * 10
+    assert Limits(10.0, 1e9, 1e9, evaluated=3, evaluated_at_end=6000).reached(70.0) == 350
+    assert Limits(10.0, 1e9, 1e9, evaluated=30, every=40).reached(70.0) == 700 / 1.25
 
 
 # --- runs ---------------------------------------------------------------------------------------------------------
@@ -117,8 +117,10 @@ def test_little_text_ends_the_run_before_the_time_and_this_is_said(words, monkey
     monkeypatch.setattr(choosing, "tokens_per_second", lambda *_: 1e9)
     config = dtl.compose(*words)
     found, data = chosen(config), dtl.open_data(config)
-    assert found.config.trainer.total_steps == 4 * data.train.steps_per_epoch(3)
-    assert any(line.startswith("The data is the limit, not the time: more than 4 epochs") for line in found.lines)
+    assert found.config.trainer.total_steps == 20 * data.train.steps_per_epoch(3)
+    given = dtl.compose(*words, "trainer.max_epochs=3")
+    assert chosen(given).config.trainer.total_steps == 3 * data.train.steps_per_epoch(3)
+    assert any(line.startswith("The data is the limit, not the time: more than 20 epochs") for line in found.lines)
 
 
 def test_a_plan_says_what_the_data_can_give(words, tmp_path):
