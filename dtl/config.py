@@ -114,7 +114,7 @@ class RunConfig:
         """Maximum number of epochs; None when optimizer steps alone set the length."""
         if self.trainer.max_epochs is not None:
             return self.trainer.max_epochs
-        return None if self.trainer.total_steps is not None else self.data.recommended.max_epochs
+        return None if self.trainer.lengths else self.data.recommended.max_epochs
 
     def on(self, device_type: str) -> "RunConfig":
         """The config for a type of device (cpu, cuda, mps): trainer.machine is chosen, a CPU's batches are filled in.
@@ -140,6 +140,8 @@ class RunConfig:
         check_device(self.device)
         if self.resume is not None and self.init is not None:
             raise ConfigError("resume= and init= exclude each other: resume continues a run, init starts a new one.")
+        if self.model.auto:
+            self._check_auto()
         if self.seq_len > self.model.max_seq_len:
             raise ConfigError(
                 f"data.seq_len={self.seq_len}: longer than the model's context, model.max_seq_len="
@@ -147,6 +149,33 @@ class RunConfig:
             )
         if self.trainer.precision == "fp16" and self.device == "mps":
             raise ConfigError("trainer.precision=fp16: not supported on Apple GPUs. Use trainer.precision=fp32.")
+
+    def _check_auto(self) -> None:
+        trainer = self.trainer
+        if trainer.hours is None:
+            raise ConfigError("model=auto: chooses the model that a time is enough for. Add it: trainer.hours=1")
+        for name in ("tokens", "total_steps"):
+            if (value := getattr(trainer, name)) is not None:
+                raise ConfigError(
+                    f"trainer.{name}={value:g}: model=auto chooses the length by trainer.hours. Add "
+                    f"trainer.{name}=null, or take another model, such as model=small."
+                )
+        if self.init is not None:
+            raise ConfigError(f"init={self.init}: brings its own size. Leave out model=auto.")
+        if self.data.loss_on == "answer":
+            raise ConfigError(
+                "model=auto: chooses by the tokens of text, and questions are learnt by repetition. Take another "
+                "model, such as model=small, or text, such as data=text data.path=FOLDER."
+            )
+
+
+def refuse_auto_in_sweep(config: RunConfig) -> None:
+    """Raise ConfigError for model=auto in a sweep: trials would be of other sizes, as the machine is busy or not."""
+    if config.model.auto:
+        raise ConfigError(
+            "model=auto: each trial of a sweep would measure and choose for itself. Choose once, with python -m "
+            "dtl.plan and the words of one trial, and sweep with the words that it prints."
+        )
 
 
 def checked_name(name: str) -> str:

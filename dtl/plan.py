@@ -33,6 +33,8 @@ class PlanConfig(RunConfig):
     def validate(self) -> None:
         """Raise ConfigError, naming key, value, rule and remedy, for an invalid run or machine."""
         super().validate()
+        if self.model.auto and self.machine is not None:
+            raise ConfigError(f"machine={self.machine}: model=auto measures the speed of this machine. Leave one out.")
         if self.resume is not None:
             raise ConfigError(f"resume={self.resume}: a plan is for a new run. A resumed run needs as much as it did.")
         if self.machine is not None:
@@ -71,12 +73,27 @@ def job(composed: DictConfig) -> None:
     words = [*composition_flags(hydra, COMMAND.name), *(word for word in overrides if not _is_machine(word))]
     with exit_when_output_closes(), Display() as display:
         display.note("Opening the data, loading torch ...")  # the first sign of life
+        config, words = _sized(config, words, display)
         if not show(display, planned(config, display), words):
             raise SystemExit(DoesNotFitError.exit_code)
 
 
 def _is_machine(word: str) -> bool:
     return override_key(word.partition("=")[0]) == "machine"
+
+
+def _sized(config: PlanConfig, words: list[str], display: Display) -> tuple[PlanConfig, list[str]]:
+    """Return the run with the size that `model=auto` chooses, which is shown, and its words."""
+    if not config.model.auto:
+        return config, words
+    from dtl.data.collect import open_sources
+    from dtl.foresight.choose import sized
+
+    data, plans = open_sources(config.data, config.seed)
+    chosen = sized(replace(config, data=data), plans, display.log)
+    for line in chosen.lines:
+        display.print(line)
+    return replace(config, model=chosen.config.model, trainer=chosen.config.trainer), [*words, *chosen.words]
 
 
 def planned(config: PlanConfig, display: Display) -> "Setting":
@@ -98,6 +115,8 @@ def show(display: Display, setting: "Setting", words: Sequence[str]) -> bool:
     config, machine = setting.config, setting.machine
     prediction = setting.predict(config)
     for line in _table(setting, prediction):
+        display.print(line)
+    for line in budget_lines(setting):
         display.print(line)
     for note in setting.notes:
         display.note(note)
@@ -141,6 +160,19 @@ def _table(setting: "Setting", prediction: "Prediction") -> Iterator[str]:
     width = max(len(value) for _, value, _ in rows)
     for name, value, why in rows:
         yield f"  {name:<26}{value:>{width}}   {why}".rstrip()
+
+
+def budget_lines(setting: "Setting") -> Iterator[str]:
+    """Yield what the data can give, where it has been read."""
+    from dtl.runner.budget import budget_of
+    from dtl.runner.build import RunLength, on_meta
+
+    if (data := setting.data) is None:
+        return
+    config = setting.config
+    length = RunLength.of(config, data.train.steps_per_epoch(config.global_batch_size))
+    yield f"Data: {number_of('steps', length.last_step)}"
+    yield from (f"  {line}" for line in budget_of(data, length, on_meta(config, setting.facts.vocab_size)[0]).lines())
 
 
 MOMENTS = {

@@ -26,7 +26,7 @@ from dtl.commandline.cli import MULTIRUN, JobFailedError, remove_empty_run_dir, 
 from dtl.commandline.command import Command
 from dtl.commandline.config_files import config_text
 from dtl.commandline.overrides import as_shown, check_init_words, override_key, quoted, rerun_words, resolved, unquoted
-from dtl.config import RunConfig, typed
+from dtl.config import RunConfig, refuse_auto_in_sweep, typed
 from dtl.data.tokenizers.prompt import read_prompt
 from dtl.errors import ConfigError, DataError, InterruptedRun
 from dtl.run_dir.own_config import (
@@ -224,6 +224,16 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
         message = str(error).partition(" Did you mean ")[0]  # another file of that folder is not the data of this run
         raise DataError(f"{message}\n{where_to_add_its_place(error)}") from error
     config = replace(config, data=data)
+    if config.model.auto:
+        if HydraConfig.get().mode == RunMode.MULTIRUN or current_trial():
+            refuse_auto_in_sweep(config)
+        from dtl.foresight.choose import sized
+
+        with lasting_display() as display:
+            chosen = sized(config, plans, display.log)
+            for line in chosen.lines:
+                display.print(line)
+        config, overrides = chosen.config, [*overrides, *chosen.words]  # a rerun measures nothing
 
     from dtl.foresight.predict import foresee
     from dtl.runner.run import Origin

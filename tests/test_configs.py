@@ -50,6 +50,7 @@ CHOICES = [(group, choice) for group, choices in COMMAND.groups().items() for ch
 COMPOSED = Path(__file__).parent / "golden" / "composed.json"
 # What a choice cannot do without.
 NEEDED = {choice: ["data.path=books/"] for choice in (("data", "text"), ("experiment", "text_cpu"))}
+NEEDED["model", "auto"] = ["data=text", "data.path=books/", "trainer.hours=1"]
 NEEDED["experiment", "my_pairs"] = ["data.qa.path=my_pairs.jsonl"]
 
 
@@ -127,7 +128,8 @@ def test_no_file_is_left_out():
 @pytest.mark.parametrize("preset", choices("model"))
 def test_a_preset_is_the_same_with_and_without_hydra(preset):
     for arch in COMMAND.groups()["model/arch"]:
-        assert composed(f"model={preset}", f"model/arch={arch}").model == load_preset(preset, arch=arch)
+        words = [f"model={preset}", f"model/arch={arch}", *NEEDED.get(("model", preset), [])]
+        assert composed(*words).model == load_preset(preset, arch=arch)
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,13 @@ def shrunken(command: str) -> list[str]:
         return [*(word for word in words if not word.startswith("trainer.")), *RESUMED]
     if any(word.startswith("init=") for word in words):
         return [*words, *INITIALISED]
+    if "model=auto" in words:  # chooses its size and length
+        others = [word for word in words if not word.startswith("trainer.hours")]
+        return [*others, "trainer.hours=1e-2", *(word for word in INITIALISED if "total_steps" not in word)]
+    if any(word.startswith("trainer.tokens") for word in words):
+        others = [word for word in words if not word.startswith("trainer.tokens=")]
+        others += ["trainer.tokens=999"] if len(others) < len(words) else []
+        return [*others, *(word for word in SHRUNKEN if "total_steps" not in word)]
     return [*words, *SHRUNKEN]
 
 

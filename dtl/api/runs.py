@@ -30,6 +30,7 @@ from dtl.data.sources import SourcePlan
 from dtl.data.tokenizers.prompt import read_prompt
 from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.errors import ConfigError, did_you_mean
+from dtl.foresight.choose import sized
 from dtl.model.transformer import TransformerLM
 from dtl.run_dir.provenance import RECORD
 from dtl.run_dir.state import resume_command
@@ -97,6 +98,10 @@ def fit(config: RunConfig, out_dir: Path | str) -> FitResult:
     with _as_dtl_errors(), _one_at_a_time:
         config = _checked(config)
         _check_folder(out_dir, run_dir)
+        if config.model.auto:
+            opened, _, plans = _opened(config)
+            chosen = sized(opened, plans, lambda message: None).config
+            config = replace(config, model=chosen.model, trainer=chosen.trainer)
         with random_state_kept(config.device), _removed_if_empty(run_dir):
             best_loss = train(config, run_dir, Origin(overrides=rerun_words(config)))
         return FitResult(run_dir, None if math.isnan(best_loss) else best_loss, read_metrics(run_dir))
@@ -133,6 +138,7 @@ class Steps(Iterator[StepReport]):
             config = _checked(config)
             with random_state_kept(config.device):
                 config, init_from, plans = _opened(config)
+                config = sized(config, plans, lambda message: None).config if config.model.auto else config
                 self._parts = build_run(config, plans, None, init_from, lambda message: None)
                 self._random = random_state(self._parts.device)
                 self._parts.data.cache.check()

@@ -92,6 +92,8 @@ def prove_resume(words: Sequence[str], outputs: Path) -> None:
 
     Raises ConfigError for a run that fails or is too short, DTLError where the two differ.
     """
+    if "model=auto" in words:
+        raise ConfigError("model=auto: each run would choose for itself. Give the words that dtl.plan prints with it.")
     display = Display()
     with _folder(outputs) as folder:
         whole, parts = folder / "whole", folder / "parts"

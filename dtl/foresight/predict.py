@@ -216,6 +216,7 @@ class Setting:
     process: ProcessMemory | None
     cache: Cache
     notes: list[str]
+    data: PreparedData | None = None  # None: not read
 
     def predict(self, config: RunConfig) -> Prediction:
         """Return the prediction for this config, or for one with a smaller step of the same data."""
@@ -279,7 +280,9 @@ def setting_of(
         notes.append("What Python and the libraries need is not known on this system, and is not in the sum.")
     train = None if data is None else data.train
     machine = machine or this_machine(device_type)
-    return Setting(config, machine, device_type, precision, has_bf16, kernel, facts, train, process, cache, notes)
+    return Setting(
+        config, machine, device_type, precision, has_bf16, kernel, facts, train, process, cache, notes, data
+    )  # fmt: skip
 
 
 WITHOUT_BF16 = ("t4", "v100")

@@ -9,6 +9,7 @@ from dtl.registry import BLOCKS, Options
 
 # The checkpoint brings all other settings of the model.
 KEPT_WITH_INIT = ("model.dropout", "model.attention_dropout", "model.token_dropout", "model.attention")
+CHOSEN = ("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "ffn_dim")  # by model=auto, none of them given
 ATTENTION_KERNELS = ("auto", "sdpa", "padded", "varlen", "flex", "reference")
 
 
@@ -112,6 +113,7 @@ class ModelConfig:
     """Width, depth and context of a decoder-only transformer."""
 
     arch: ArchConfig = field(default_factory=ArchConfig)
+    auto: bool = False  # model=auto: trainer.hours and the measured speed choose dim, n_layers, n_heads
     dim: int = 256  # width of the residual stream
     n_layers: int = 6  # transformer blocks
     n_heads: int = 8  # query heads
@@ -162,6 +164,12 @@ class ModelConfig:
     def validate(self) -> None:
         """Raises ConfigError for a model that cannot be built."""
         BLOCKS.check(self.arch.block)
+        for name in CHOSEN if self.auto else ():
+            if (value := getattr(self, name)) != getattr(ModelConfig, name):
+                raise ConfigError(
+                    f"model.{name}={value}: model=auto chooses the size. Leave it out, or take another model, such as "
+                    "model=small."
+                )
         self.arch.options = Options.of(f"model.arch.block={self.arch.block}", "model.arch.options", self.arch.options)
         widths = {"dim": (1, 65_536), "n_heads": (1, 65_536)}
         check_range(self, "model", **widths, n_layers=(1, 1000), max_seq_len=(1, LONGEST), ffn_multiple_of=(1, 4096))

@@ -429,6 +429,10 @@ class TransformerLM(nn.Module):
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
         config.validate()
+        if config.auto:
+            raise ConfigError(
+                "model=auto: has a size in a run only, with trainer.hours=. Take another, such as 'small'."
+            )
         block_class = BLOCKS.get(config.arch.block)
         self.config = config
         self.vocab_size = vocab_size

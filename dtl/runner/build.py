@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dtl.base.checks import MANY
 from dtl.base.display import command_line, shown
 from dtl.base.runtime import (
     DTYPES,
@@ -33,6 +34,7 @@ from dtl.checkpoints.load import (
     read_model_config,
 )
 from dtl.config import RunConfig, to_dict
+from dtl.data.batches import TrainingData
 from dtl.data.prepare import PreparedData, prepare_data
 from dtl.data.sources import SourcePlan
 from dtl.data.tokenizers.tokenizer import Tokenizer
@@ -95,6 +97,32 @@ class RunLength:
         return warnings
 
 
+def with_total_steps(config: RunConfig, train: TrainingData, model: TransformerLM) -> RunConfig:
+    """Return the config with `trainer.total_steps` in place of `.tokens` or `.tokens_per_parameter`; a run records this
+    one, so that a resume changes its length as any other's.
+
+    Parameters are counted without embeddings, as in papers on scaling laws.
+    """
+    trainer = config.trainer
+    if trainer.tokens is None and trainer.tokens_per_parameter is None:
+        return config
+    tokens = trainer.tokens or (trainer.tokens_per_parameter or 0) * model.n_parameters(embeddings=False)
+    total_steps = steps_for(tokens, train.sequences_per_epoch, config.global_batch_size, config.seq_len)
+    if total_steps > MANY:
+        key, value = next(iter(trainer.lengths.items()))
+        raise ConfigError(f"trainer.{key}={value:g}: is {total_steps:,} steps, and at most {MANY:,} are possible.")
+    return replace(config, trainer=replace(trainer, total_steps=total_steps, tokens=None, tokens_per_parameter=None))
+
+
+def steps_for(tokens: float, sequences_per_epoch: int, rows_per_step: int, seq_len: int) -> int:
+    """Return the optimizer steps after which `TrainState.tokens` first reaches `tokens`: positions, padding included.
+
+    The last step of an epoch has the sequences that are left.
+    """
+    epochs, rest = divmod(math.ceil(tokens), sequences_per_epoch * seq_len)
+    return epochs * -(-sequences_per_epoch // rows_per_step) + -(-rest // (rows_per_step * seq_len))
+
+
 @dataclass
 class Parts:
     """All parts of a run."""
@@ -155,6 +183,7 @@ def build_run(
     saved = load_training_state(resume_from) if resume_from else None
     attention = _choose_attention(config, model, data, precision, saved[0] if saved else {})
     model.document_kernel = attention.name
+    config = with_total_steps(config, data.train, model)
     length = RunLength.of(config, data.train.steps_per_epoch(config.global_batch_size))
     trainer = Trainer(
         model,
@@ -227,7 +256,7 @@ def _raise_if_too_large(config: RunConfig, vocab_size: int, device: torch.device
     available = device_memory(device)
     if available is None or _roughly(config, vocab_size) < available / 8:
         return
-    needed = training_bytes(*_on_meta(config, vocab_size), config.trainer.ema_decay is not None)
+    needed = training_bytes(*on_meta(config, vocab_size), config.trainer.ema_decay is not None)
     if needed > available:
         raise ConfigError(too_large(config, needed, available, device))
 
@@ -239,7 +268,7 @@ def _roughly(config: RunConfig, vocab_size: int) -> int:
     return 16 * (model.dim * vocab_size + blocks)
 
 
-def _on_meta(config: RunConfig, vocab_size: int) -> tuple[TransformerLM, list[Optimizer]]:
+def on_meta(config: RunConfig, vocab_size: int) -> tuple[TransformerLM, list[Optimizer]]:
     """Return the model and its optimizers without memory for their numbers."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         built = TransformerLM(config.model, vocab_size)
@@ -279,7 +308,7 @@ def raise_if_no_room(config: RunConfig, run_dir: Path, parts: Parts | None = Non
         elif _roughly(config, 1) < free / 8:
             return
         else:
-            built = _on_meta(config, 1)
+            built = on_meta(config, 1)
         needed = checkpoint_bytes(*built, averaged=config.trainer.ema_decay is not None)
         if needed > free:
             by_deleting = f" ({command})" if (command := how_to_make_room(run_dir)) else ""

@@ -22,6 +22,7 @@ from dtl.data.text_report import PREVIEW, with_short_origins
 from dtl.evaluation.measure import Report
 from dtl.evaluation.tables import show_main_metrics
 from dtl.run_dir.state import longer_run, resume_command
+from dtl.runner.budget import budget_of
 from dtl.runner.build import Parts, checkpoint_bytes, how_to_make_room
 from dtl.tracking.tracker import State, Tracker
 from dtl.training.config import LOSS_TERMS, LossConfig, TrainerConfig
@@ -73,6 +74,7 @@ def _start_rows(
     epochs = in_epochs(length.last_step / length.steps_per_epoch)
     per_step = number_of("sequences", min(config.global_batch_size, sum(map(len, parts.data.train.rows.values()))))
     yield "steps", f"{length.last_step:,} ({epochs}), each of {per_step} of {config.seq_len} tokens"
+    yield "budget", "\n".join(budget_of(parts.data, parts.length, parts.model).lines())
     warmup = f"warm-up of {number_of('steps', length.warmup)}"
     of_width = f" of width {config.optimizer.base_width}" if _is_transferred(config) else ""
     optimizer = f"{config.optimizer.name}, learning rate {config.optimizer.lr:g}{of_width}"
@@ -126,6 +128,7 @@ def _details(parts: Parts, run_dir: Path, tracker: Tracker) -> Iterator[tuple[st
         f"({in_percent(length.warmup / max(1, length.last_step))} %); {config.micro_batch_size} x "
         f"{config.grad_accum_steps} sequences of {config.seq_len} tokens per step",
     )
+    yield from (("budget", line) for line in budget_of(parts.data, parts.length, parts.model).lines())
     yield "optimizer", f"{config.optimizer.name}, peak learning rate {config.optimizer.lr:g}, {config.schedule.name}"
     if _is_transferred(config):
         groups = (group for optimizer in parts.trainer.optimizers for group in optimizer.param_groups)

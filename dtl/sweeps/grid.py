@@ -14,7 +14,7 @@ from dtl.base.units import number_of
 from dtl.commandline.cli import to_dtl_error
 from dtl.commandline.command import Command
 from dtl.commandline.compose import typed_run
-from dtl.config import to_yaml
+from dtl.config import refuse_auto_in_sweep, to_yaml
 from dtl.errors import ConfigError
 from dtl.run_dir.provenance import composition_flags, config_hash
 from dtl.run_dir.sweep_records import SweepFolder, Trial
@@ -37,6 +37,7 @@ class Composer:
         """Return the hash of the composed configuration, and its plugins. Raises Hydra's and OmegaConf's errors,
         ConfigError."""
         config = typed_run(self._loader.load_sweep_config(self._config, list(overrides)))
+        refuse_auto_in_sweep(config)
         return config_hash(to_yaml(config)), config.plugins
 
     def explain(self, error: Exception, overrides: list[str]) -> str:

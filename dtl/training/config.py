@@ -15,6 +15,7 @@ _CHECKPOINTING_AS_BOOL = {"false": "none", "true": "full"}  # the only values be
 # micro_batch_size and grad_accum_steps of trainer=cpu. A step then takes a second or so, not minutes: progress is seen,
 # Ctrl-C is obeyed, and small text gives the many steps that a model needs.
 CPU_BATCHES = (4, 1)
+LENGTHS = ("tokens", "tokens_per_parameter", "total_steps")  # settings of trainer that set the optimizer steps
 
 
 @dataclass
@@ -120,6 +121,8 @@ class TrainerConfig:
     ema_decay: float | None = None  # evaluate and publish an average of the weights, e.g. 0.999 (a step); null = off
     max_grad_norm: float | None = 1.0  # gradients are scaled down to this norm; null = no clipping
     total_steps: int | None = None  # stop after this many optimizer steps; also the end of the schedule
+    tokens: float | None = None  # total_steps by tokens to train on, such as 2e7; the run records the steps
+    tokens_per_parameter: float | None = None  # the same by parameters without embeddings; 20 is compute-optimal
     max_epochs: int | None = None  # stop after this many epochs; None = the data's recommendation
     hours: float | None = None  # stop after this many hours of training
     stop_after_steps: int | None = None  # pause at this step, counted from 0; applies to this session only
@@ -139,6 +142,12 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         checkpointing = str(self.activation_checkpointing)  # OmegaConf gives true as "True"
         self.activation_checkpointing = _CHECKPOINTING_AS_BOOL.get(checkpointing.lower(), checkpointing)
+
+    @property
+    def lengths(self) -> dict[str, float]:
+        """Settings that give the run a length in optimizer steps, by name: at most one, see `validate`."""
+        named = {name: getattr(self, name) for name in LENGTHS}
+        return {name: value for name, value in named.items() if value is not None}
 
     def validate(self) -> None:
         """Raises ConfigError for a loop that cannot run."""
@@ -164,3 +173,11 @@ class TrainerConfig:
         check_range(self, "trainer", keep=(1, MANY), log_every_steps=(1, MANY))
         check_positive(self, "trainer", "hours", "max_grad_norm", rest=", or null")
         check_range(self, "trainer", sample_every_evals=(0, MANY))
+        check_range(self, "trainer", ", or null", tokens=(1, 1e15), tokens_per_parameter=(0.001, 1e6))
+        if len(lengths := self.lengths) > 1:
+            given = " ".join(f"trainer.{name}={value:g}" for name, value in lengths.items())
+            first, *others = lengths
+            keep = " ".join(f"trainer.{name}=null" for name in others)
+            raise ConfigError(
+                f"{given}: each sets the length of the run, and one may be given. To keep trainer.{first}, add {keep}."
+            )

@@ -109,7 +109,7 @@ REFUSED = {
     "data.sources.qa.weight=no": "data.sources.qa.weight=no: must be a number",
     "data.sources.mine.path=x.txt": "data.sources.mine.kind: must be text",
     # a choice or a name that is not there
-    "model=huge": "model=huge: there is no such choice. Known: large, medium, qa, small.",
+    "model=huge": "model=huge: there is no such choice. Known: auto, large, medium, qa, small.",
     "data=wikii": "data=wikii: there is no such choice. "
     "Known: fineweb_edu, hub, qa, text, tinystories, wiki, wikitext. Did you mean 'wiki'?",
     "model/arch=moderm": "model/arch=moderm: there is no such choice. Known: classic, modern. Did you mean 'modern'?",
@@ -124,6 +124,9 @@ REFUSED = {
     "optimizer.betas=[0.9,0.95,0.99]": "optimizer.betas=[0.9, 0.95, 0.99]: two numbers in [0, 1)",
     "optimizer.lr=-1": "optimizer.lr=-1.0: must be above 0.",
     "optimizer.lr=nan": "optimizer.lr=nan: must be above 0.",
+    "trainer.tokens=0.5": "trainer.tokens=0.5: must be at least 1, or null.",
+    "trainer.tokens_per_parameter=0": "trainer.tokens_per_parameter=0.0: must be at least 0.001, or null.",
+    "experiment=demo trainer.tokens=1e6": "To keep trainer.tokens, add trainer.total_steps=null.",
     "model.dropout=3": "model.dropout=3.0: a probability in [0, 1).",
     "trainer.precision=fp8": "trainer.precision=fp8: one of auto, fp32, bf16, fp16.",
     "tracker.mode=never": "tracker.mode=never: one of auto, online, offline.",

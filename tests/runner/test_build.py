@@ -6,7 +6,8 @@ import pytest
 
 from dtl.config import RunConfig
 from dtl.data.config import DataConfig, RecommendedConfig
-from dtl.runner.build import RunLength
+from dtl.errors import ConfigError
+from dtl.runner.build import RunLength, steps_for
 from dtl.training.config import ScheduleConfig, TrainerConfig
 
 STEPS_PER_EPOCH = 13
@@ -52,3 +53,22 @@ def test_a_long_warmup_is_warned_of():
     long = replace(config(), schedule=ScheduleConfig(warmup_steps=31))
     (warning,) = RunLength.of(long, STEPS_PER_EPOCH).warnings(long)
     assert "warm-up takes 31 of 299 steps" in warning and "schedule.warmup_steps=14" in warning
+
+
+@pytest.mark.parametrize(("sequences", "rows"), [(13, 5), (13, 13), (7, 11), (12, 4)])
+def test_tokens_are_reached_by_the_last_step_and_not_before(sequences, rows):
+    """Counted as the trainer counts them: the last step of an epoch has the rows that are left."""
+    seq_len = 17
+    of_epoch = [min(rows, sequences - first) * seq_len for first in range(0, sequences, rows)]
+    for tokens in (1, 84.5, 85, 86, 221, 222, 1000, 2 * 221):
+        steps = steps_for(tokens, sequences, rows, seq_len)
+        seen = [sum(of_epoch[step % len(of_epoch)] for step in range(n)) for n in (steps - 1, steps)]
+        assert seen[0] < tokens <= seen[1]
+
+
+def test_a_run_has_one_length():
+    assert config(tokens=1e6).max_epochs is None  # no recommendation cuts it short
+    with pytest.raises(ConfigError, match=r"^trainer.tokens=1e\+06 trainer.total_steps=7: each sets the length"):
+        TrainerConfig(tokens=1e6, total_steps=7).validate()
+    with pytest.raises(ConfigError, match=r"To keep trainer.tokens, add trainer.tokens_per_parameter=null.$"):
+        TrainerConfig(tokens=1e6, tokens_per_parameter=20).validate()

@@ -25,7 +25,7 @@ from dtl.checkpoints.upkeep import publish_best, rotate
 from dtl.config import RunConfig, typed
 from dtl.data.prepare import prepare_data
 from dtl.errors import CheckpointError, ConfigError, InterruptedRun
-from dtl.run_dir.state import read_run_state
+from dtl.run_dir.state import read_config, read_run_state
 from dtl.runner.run import Origin, train
 from dtl.tracking import tracker as tracking
 from dtl.tracking.metrics import read_metrics
@@ -171,6 +171,18 @@ def test_a_longer_run_goes_on_and_stays_longer(
     best = best_checkpoint(tmp_path)
     assert best is not None and best.problem is None
     assert best.step == last or result(tmp_path)["value"] is not None  # without validation data: the last
+
+
+@pytest.mark.parametrize(("length", "steps"), [({"tokens": 1150}, 4), ({"tokens_per_parameter": 0.3}, 6)])
+def test_tokens_are_recorded_as_the_steps_that_reach_them(pairs: Path, tmp_path: Path, length, steps) -> None:
+    """The same run as with these steps, bit for bit, stopped or not; its schedule ends with it."""
+    asked = tiny_config(pairs, **{"total_steps": None, "stop_after_steps": 2} | length)
+    start(asked, tmp_path / "asked")
+    own = typed(read_config(tmp_path / "asked"))
+    assert own.trainer.lengths == {"total_steps": steps}
+    go_on(own, tmp_path / "asked")
+    start(tiny_config(pairs, total_steps=steps), tmp_path / "steps")
+    assert outcome(tmp_path / "asked") == outcome(tmp_path / "steps")
 
 
 @pytest.mark.quick_cases(1)
