@@ -27,7 +27,7 @@ HIDDEN = TransformerLM.hidden
 @pytest.fixture
 def config(pairs: Path, tmp_path: Path) -> RunConfig:
     """A run of 4 sequences at once, with a cache of its own and dropout."""
-    config = tiny_config(pairs, micro_batch_size=4, grad_accum_steps=1, total_steps=9)
+    config = tiny_config(pairs, micro_batch_size=4, grad_accum_steps=1, total_steps=5)
     return replace(config, data=replace(config.data, cache_dir=str(tmp_path)))
 
 
@@ -57,53 +57,26 @@ def no_cache(config: RunConfig) -> None:
 
 
 @pytest.mark.fault("out-of-memory-step")
-def test_a_run_goes_on_with_half_the_sequences_at_once_and_says_so(
-    config: RunConfig, tmp_path: Path, cramp: Callable[..., None], capsys: pytest.CaptureFixture[str]
-) -> None:
-    cramp(2, after=6)
-    start(config, tmp_path / "run")
-    line = "Step 7: no memory for 4 sequences at once. From here on 2: the same steps."
-    assert len(line) <= 80 and capsys.readouterr().out.count(line) == 1
-    assert line.partition(": ")[2] in (tmp_path / "run" / "details.txt").read_text()
-    assert read_run_state(tmp_path / "run").state == "finished"
-    rows = [row for row in read_metrics(tmp_path / "run") if "train/loss" in row]
-    assert [row["step"] for row in rows] == list(range(1, 10))
-    assert {after["tokens"] - before["tokens"] for before, after in itertools.pairwise(rows)} == {4 * 73}
-
-
-@pytest.mark.fault("out-of-memory-step", "eval-out-of-memory")
-@pytest.mark.quick_cases(2)
-@pytest.mark.parametrize(("stop", "training"), [(5, True), (2, True), (5, False), (2, False)])
-def test_a_run_that_was_split_resumes_exactly(
-    config: RunConfig, tmp_path: Path, cramp: Callable[..., None], stop: int, training: bool
-) -> None:
-    """Stopped before it was split or after: bit for bit the run that went on, losses of validation among it."""
-    after = 4 if training else 2
-    cramp(1, training, after)
-    start(config, tmp_path / "whole")
-    no_cache(config)
-    cramp(1, training, after)
-    paused = replace(config, trainer=replace(config.trainer, stop_after_steps=stop))
-    start(paused, tmp_path / "run")
-    go_on(config, tmp_path / "run")
-    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
-    state = outcome(tmp_path / "run")["states"][0]["train"]
-    assert state["sequences_at_once" if training else "evaluated_at_once"] == 1
-
-
-@pytest.mark.fault("out-of-memory-step")
-def test_the_next_run_like_it_begins_split(
+def test_a_run_goes_on_with_half_the_sequences_at_once_and_the_next_begins_with_them(
     config: RunConfig,
     tmp_path: Path,
     cramp: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Of another seed and learning rate, too, as the trials of a sweep; a run of another length does not."""
+    """Each says so in a line. The next has another seed and learning rate, as the trials of a sweep; one of another
+    length does not begin with them."""
+    cramp(2, after=3)
+    start(config, tmp_path / "run")
+    line = "Step 4: no memory for 4 sequences at once. From here on 2: the same steps."
+    assert len(line) <= 80 and capsys.readouterr().out.count(line) == 1
+    assert line.partition(": ")[2] in (tmp_path / "run" / "details.txt").read_text()
+    assert read_run_state(tmp_path / "run").state == "finished"
+    rows = [row for row in read_metrics(tmp_path / "run") if "train/loss" in row]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+    assert {after["tokens"] - before["tokens"] for before, after in itertools.pairwise(rows)} == {4 * 73}
+
     tried: list[int] = []
-    cramp(2)
-    start(config, tmp_path / "first")
-    capsys.readouterr()
 
     def counted(self: TransformerLM, ids_bt: Tensor, *rest: Any) -> Tensor:
         if self.training:
@@ -111,12 +84,32 @@ def test_the_next_run_like_it_begins_split(
         return HIDDEN(self, ids_bt, *rest)
 
     monkeypatch.setattr(TransformerLM, "hidden", counted)
+    config = replace(config, seed=3, trainer=replace(config.trainer, total_steps=1))
     line = "No memory for 4 sequences at once in a run like this: begins with 2."
-    start(replace(config, seed=3, optimizer=replace(config.optimizer, lr=0.02)), tmp_path / "second")
+    start(replace(config, optimizer=replace(config.optimizer, lr=0.02)), tmp_path / "next")
     assert max(tried) == 2 and capsys.readouterr().out.count(line) == 1
     tried.clear()
     start(replace(config, data=replace(config.data, seq_len=71)), tmp_path / "shorter")
     assert max(tried) == 4 and line not in capsys.readouterr().out
+
+
+@pytest.mark.fault("out-of-memory-step", "eval-out-of-memory")
+@pytest.mark.quick_cases(1)
+@pytest.mark.parametrize(("stop", "training"), [(4, True), (2, True), (4, False), (2, False)])
+def test_a_run_that_was_split_resumes_exactly(
+    config: RunConfig, tmp_path: Path, cramp: Callable[..., None], stop: int, training: bool
+) -> None:
+    """Stopped before it was split or after: bit for bit the run that went on, losses of validation among it."""
+    cramp(1, training, after=2)
+    start(config, tmp_path / "whole")
+    no_cache(config)
+    cramp(1, training, after=2)
+    paused = replace(config, trainer=replace(config.trainer, stop_after_steps=stop))
+    start(paused, tmp_path / "run")
+    go_on(config, tmp_path / "run")
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    state = outcome(tmp_path / "run")["states"][0]["train"]
+    assert state["sequences_at_once" if training else "evaluated_at_once"] == 1
 
 
 @pytest.mark.parametrize("available", [100, 104, 106, None])
@@ -179,17 +172,17 @@ def test_an_update_that_runs_out_of_memory_ends_the_run_at_its_last_checkpoint(
     update = Trainer.update_weights
 
     def half(self: Trainer, overflowed: bool) -> None:
-        if self.state.step == 6:
+        if self.state.step == 4:
             with torch.no_grad():
                 self.model.norm.weight.add_(1)
             raise torch.OutOfMemoryError("CUDA out of memory.")
         update(self, overflowed)
 
     monkeypatch.setattr(Trainer, "update_weights", half)
-    with pytest.raises(TrainingError, match=r"(?s)^Step 7: out of memory while .*Kept: step-00000006, ") as told:
+    with pytest.raises(TrainingError, match=r"(?s)^Step 5: out of memory while .*Kept: step-00000004, ") as told:
         start(config, tmp_path / "run")
     assert "Try next" not in str(told.value)
-    assert result(tmp_path / "run")["state"] == "failed" and steps_kept(tmp_path / "run")[0] == 6
+    assert result(tmp_path / "run")["state"] == "failed" and steps_kept(tmp_path / "run")[0] == 4
     monkeypatch.setattr(Trainer, "update_weights", update)
     go_on(config, tmp_path / "run")
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")

@@ -26,7 +26,7 @@ from dtl.training.trainer import Trainer
 MakeTrainer = Callable[..., Trainer]
 
 CPU = torch.device("cpu")
-ROWS, ACCUMULATION, LAST_STEP = 4, 2, 4  # two steps an epoch: 8 and 3 sequences
+ROWS, ACCUMULATION, LAST_STEP = 4, 2, 3  # two steps an epoch: 8 and 3 sequences
 MUON = OptimizerConfig(name="muon", row_beta2=0.9)
 
 
@@ -140,11 +140,11 @@ def trainer_of(make_trainer: MakeTrainer) -> Callable[[dict[str, Any]], Trainer]
     return make
 
 
-@pytest.mark.quick_cases(11)  # every setting and every point among them
+@pytest.mark.quick_cases(13)  # every setting and every point among them
 @pytest.mark.fault("out-of-memory-step")
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("point", POINTS)
-@pytest.mark.parametrize(("step", "call"), [(0, 0), (3, 0), (2, 1)])
+@pytest.mark.parametrize(("step", "call"), [(0, 0), (1, 0), (2, 1)])
 def test_a_step_that_runs_out_of_memory_is_that_of_a_run_which_was_split_before_it(
     trainer_of: Callable[..., Trainer],
     monkeypatch: pytest.MonkeyPatch,
@@ -346,42 +346,38 @@ def test_an_update_that_runs_out_of_memory_is_never_repeated_or_continued(
 # --- a resume after it ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.quick_cases(3)
+@pytest.mark.quick_cases(2)
 @pytest.mark.fault("out-of-memory-step")
 @pytest.mark.parametrize("setting", ["fp32", "fp16", "muon"])
-@pytest.mark.parametrize("stop", [2, 3, 4])
+@pytest.mark.parametrize("stop", [1, 2])
 def test_a_resume_begins_split(
     trainer_of: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, setting: str, stop: int
 ) -> None:
-    """Before, at and after the step that was split, through bytes and JSON: it ends like the run that went on."""
+    """Before and after the step that was split, through bytes and JSON: it ends like the run that went on."""
     uninterrupted = trainer_of(SETTINGS[setting])
-    plant(uninterrupted, "backward", Fault(uninterrupted, 2, 1), monkeypatch)
+    plant(uninterrupted, "backward", Fault(uninterrupted, 1, 0), monkeypatch)
     trained(uninterrupted)
+    expected = final_state(uninterrupted)
 
     trainer = trainer_of(SETTINGS[setting])
-    plant(trainer, "backward", Fault(trainer, 2, 1), monkeypatch)
+    plant(trainer, "backward", Fault(trainer, 1, 0), monkeypatch)
     steps = trainer.steps()
     while trainer.state.step < stop:
         next(steps)
     weights = save({name: p.detach() for name, p in trainer.model.named_parameters()})
     moments = save(optimizer_tensors(trainer.model, trainer.optimizers))
     values, random = json.loads(json.dumps([trainer.state_values(), random_state(CPU)], allow_nan=False))
-    assert values["train"]["sequences_at_once"] == (ROWS // 2 if stop > 2 else None)
+    assert values["train"]["sequences_at_once"] == (ROWS // 2 if stop > 1 else None)
 
     resumed = trainer_of(SETTINGS[setting] | {"model_seed": 999})
     resumed.model.load_state_dict(load(weights), strict=False)
     resumed.load_state_values(values)
     load_optimizer_tensors(resumed.model, resumed.optimizers, load(moments))
     restore_random_state(random, CPU)
-    if stop == 2:
-        plant(resumed, "backward", Fault(resumed, 2, 1), monkeypatch)
+    if stop == 1:
+        plant(resumed, "backward", Fault(resumed, 1, 0), monkeypatch)
     trained(resumed)
-    assert final_state(resumed) == final_state_at_end(uninterrupted, resumed)
-
-
-def final_state_at_end(trainer: Trainer, same_random: Trainer) -> dict[str, Any]:
-    """The state of a trainer that ended before another one, without the random states, which only one can have."""
-    return final_state(trainer) | {"random": final_state(same_random)["random"]}
+    assert final_state(resumed) == expected
 
 
 def test_a_state_from_before_there_was_a_split_is_a_whole_one(make_trainer: MakeTrainer) -> None:
