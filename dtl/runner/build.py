@@ -369,7 +369,9 @@ def _begin_split(parts: Parts) -> None:
     at_once, asked = parts.fitting.recall(), parts.config.micro_batch_size
     if parts.resumed_from is None and at_once is not None and at_once < asked:
         parts.trainer.state.sequences_at_once = at_once
-        parts.notes.insert(0, f"No memory for {asked} sequences at once in a run like this: begins with {at_once}.")
+        parts.notes.insert(
+            0, f"An earlier run like this had no memory for {asked} sequences at once: begins with {at_once}."
+        )
 
 
 def _new_schedule(parts: Parts, checkpoint: Path) -> str:

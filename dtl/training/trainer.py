@@ -113,7 +113,7 @@ def whole_update(step: int) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise TrainingError(
-            f"Step {step}: out of memory while the optimizer changed the weights. Some may be changed already, so the "
+            f"Out of memory in step {step}, while the optimizer changed the weights. Some may be changed already, so the "
             "run ends here. Smaller micro-batches need as much at this point: close other programs, or take a smaller "
             "model."
         ) from error

@@ -85,7 +85,7 @@ def test_a_run_goes_on_with_half_the_sequences_at_once_and_the_next_begins_with_
 
     monkeypatch.setattr(TransformerLM, "hidden", counted)
     config = replace(config, seed=3, trainer=replace(config.trainer, total_steps=1))
-    line = "No memory for 4 sequences at once in a run like this: begins with 2."
+    line = "An earlier run like this had no memory for 4 sequences at once: begins with 2."
     start(replace(config, optimizer=replace(config.optimizer, lr=0.02)), tmp_path / "next")
     assert max(tried) == 2 and capsys.readouterr().out.count(line) == 1
     tried.clear()
@@ -179,7 +179,7 @@ def test_an_update_that_runs_out_of_memory_ends_the_run_at_its_last_checkpoint(
         update(self, overflowed)
 
     monkeypatch.setattr(Trainer, "update_weights", half)
-    with pytest.raises(TrainingError, match=r"(?s)^Step 5: out of memory while .*Kept: step-00000004, ") as told:
+    with pytest.raises(TrainingError, match=r"(?s)^Out of memory in step 5, while .*Kept: step-00000004, ") as told:
         start(config, tmp_path / "run")
     assert "Try next" not in str(told.value)
     assert result(tmp_path / "run")["state"] == "failed" and steps_kept(tmp_path / "run")[0] == 4

@@ -337,7 +337,7 @@ def test_an_update_that_runs_out_of_memory_is_never_repeated_or_continued(
     monkeypatch.setattr(owner, name, fault.before(getattr(owner, name)))
     steps = trainer.steps()
     next(steps), next(steps)
-    with pytest.raises(TrainingError, match=r"^Step 3: out of memory while the optimizer changed the weights"):
+    with pytest.raises(TrainingError, match=r"^Out of memory in step 3, while the optimizer changed the weights"):
         next(steps)
     assert fault.raised == 1 and trainer.state.step == 2 and trainer.state.sequences_at_once is None
     assert next(steps, None) is None
