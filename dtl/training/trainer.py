@@ -113,9 +113,9 @@ def whole_update(step: int) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise TrainingError(
-            f"Out of memory in step {step}, while the optimizer changed the weights. Some may be changed already, so the "
-            "run ends here. Smaller micro-batches need as much at this point: close other programs, or take a smaller "
-            "model."
+            f"Out of memory in step {step}, while the optimizer changed the weights. Some may be changed already, so "
+            "that the run ends here. Smaller micro-batches need as much at this point: close other programs, or take "
+            "a smaller model."
         ) from error
 
 
