@@ -52,7 +52,11 @@ FAULTS: dict[str, dict[str, tuple[str, str]]] = {
         "nan": ("a loss or a gradient that is not finite", "stopped before the weights, with a record of the step"),
         "fp16-overflow": ("fp16 gradients overflow", "skipped and counted; the run ends when it does not recover"),
         "nan-best": ("an evaluation that is not finite", "is never the best"),
-        "out-of-memory": ("too little memory", "the setting that fits next is named"),
+        "out-of-memory-step": (
+            "out of memory at any point of a step",
+            "taken again with half the sequences at once, and exact; half an update is never continued or saved",
+        ),
+        "out-of-memory": ("too little memory for one sequence", "the setting that fits next is named"),
         "eval-out-of-memory": ("too little memory in an evaluation", "halved batches, and the same loss"),
         "eval-memory": ("a long evaluation", "keeps no logits"),
         "machine-changed": ("resumed with other threads, torch or device", "the field that differs is named"),

@@ -104,7 +104,7 @@ BUGS = {
     ),
     "a-stop-keeps-half-a-step": Bug(
         "dtl/training/trainer.py",
-        "restore_random_state(before, self.device)\n",
+        "restore_generators(random, self.device)\n",
         "pass\n",
         RESUME + "test_a_signal_between_two_micro_batches_undoes_the_step",
     ),

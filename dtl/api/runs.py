@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dtl.base.json_files import dotted
 from dtl.base.runtime import arithmetic, random_state, random_state_kept, restore_random_state
+from dtl.base.safe_text import safe_logger
 from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.listing import step_folders
 from dtl.checkpoints.load import load_model, load_tokenizer
@@ -38,6 +39,8 @@ from dtl.runner.build import build_run, raise_if_resume
 from dtl.runner.run import Origin, train
 from dtl.tracking.metrics import read_metrics
 from dtl.training.trainer import StepReport
+
+log = safe_logger(__name__)
 
 # Torch, NumPy and Python have one random state per process, and torch one switch for deterministic algorithms: runs in
 # several threads take turns. Reentrant, for a part of the user's own that trains a model itself.
@@ -151,7 +154,7 @@ class Steps(Iterator[StepReport]):
         self._reports = self.trainer.steps()
 
     def __next__(self) -> StepReport:
-        trainer = self.config.trainer
+        trainer, at_once = self.config.trainer, self.trainer.sequences_at_once
         computing = arithmetic(deterministic=trainer.deterministic, tf32=trainer.tf32)
         with _one_at_a_time, random_state_kept(self._parts.device.type), computing:
             restore_random_state(self._random, self._parts.device)
@@ -159,6 +162,13 @@ class Steps(Iterator[StepReport]):
             self._random = random_state(self._parts.device)
         if report is None:
             raise StopIteration
+        if (now := self.trainer.sequences_at_once) < at_once:
+            log.warning(
+                "Step %d: no memory for %d sequences at once. From here on %d: the same steps.",
+                report.step,
+                at_once,
+                now,
+            )
         return report
 
 

@@ -3,6 +3,8 @@
 import base64
 import contextlib
 import ctypes
+import functools
+import gc
 import os
 import platform
 import random
@@ -10,14 +12,19 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+from dtl.base.safe_text import safe_logger
 from dtl.base.system import container_limit, installed_memory, peak_process_memory, processor_features
 from dtl.base.units import number_of
 from dtl.errors import ConfigError
+
+log = safe_logger(__name__)
+
+T = TypeVar("T")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -164,23 +171,33 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def random_state(device: torch.device) -> dict[str, str]:
-    """The states of torch's generators as base64, for a JSON file. Data order needs none."""
-    state = {"cpu": _encode(torch.get_rng_state())}
+def generator_states(device: torch.device) -> dict[str, torch.Tensor]:
+    """The states of torch's generators, each uint8 on the CPU. Data order needs none. Waits for no device."""
+    states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
-        state["cuda"] = _encode(torch.cuda.get_rng_state(device))
+        states["cuda"] = torch.cuda.get_rng_state(device)
     elif device.type == "mps":
-        state["mps"] = _encode(torch.mps.get_rng_state())
-    return state
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def restore_generators(states: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Restore the generators to the states that `generator_states` read."""
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+    elif device.type == "mps" and "mps" in states:
+        torch.mps.set_rng_state(states["mps"])
+
+
+def random_state(device: torch.device) -> dict[str, str]:
+    """`generator_states` as base64, for a JSON file."""
+    return {name: _encode(state) for name, state in generator_states(device).items()}
 
 
 def restore_random_state(state: dict[str, str], device: torch.device) -> None:
     """Restore the generators to the states that `random_state` read."""
-    torch.set_rng_state(_decode(state["cpu"]))
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(_decode(state["cuda"]), device)
-    elif device.type == "mps" and "mps" in state:
-        torch.mps.set_rng_state(_decode(state["mps"]))
+    restore_generators({name: _decode(text) for name, text in state.items()}, device)
 
 
 @contextlib.contextmanager
@@ -206,6 +223,28 @@ def _encode(state: torch.Tensor) -> str:
 
 def _decode(text: str) -> torch.Tensor:
     return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
+
+
+def compiled_if_possible(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Return a function compiled by torch, or itself from the call on that could not be compiled, with a warning."""
+    call = torch.compile(function)
+
+    @functools.wraps(function)
+    def calling(*arguments: Any) -> torch.Tensor:
+        nonlocal call
+        if call is not function:
+            # Imported here: it takes a second, and torch has done so itself once something is compiled.
+            from torch._dynamo.exc import TorchDynamoException
+
+            try:
+                return call(*arguments)
+            except TorchDynamoException as error:
+                call = function
+                reason = " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2])
+                log.warning("trainer.compile=true: torch cannot compile here, training goes on without: %s", reason)
+        return function(*arguments)
+
+    return calling
 
 
 # --- memory -------------------------------------------------------------------------------------------------------
@@ -260,6 +299,13 @@ def device_memory(device: torch.device) -> int | None:
     return min((n_bytes for n_bytes in (container_limit(), installed_memory()) if n_bytes is not None), default=None)
 
 
+def attainable_memory(device: torch.device) -> int | None:
+    """Return the bytes that this process can have on the device: of a GPU what others leave. None: unknown."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    return device_memory(device)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return True when the error means out of memory; CUDA, MPS and CPU each raise their own."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
@@ -268,6 +314,36 @@ def is_out_of_memory(error: BaseException) -> bool:
         words in str(error)
         for words in ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
     )
+
+
+def within_memory(
+    compute: Callable[[int], T], at_once: int, device: torch.device, undo: Callable[[], None] = lambda: None
+) -> tuple[T, int]:
+    """Return what `compute` makes of `at_once` sequences at once and that number: half of them, and half again, where
+    the device has too little memory for more.
+
+    `undo` is called before each further attempt. Raises the device's error where one sequence is too many.
+    """
+    while True:
+        try:
+            return compute(at_once), at_once
+        except Exception as error:
+            if not is_out_of_memory(error) or at_once == 1:
+                raise
+        # Behind the block the error is gone, and with it the frames that hold the tensors of the attempt.
+        undo()
+        release_memory(device)
+        at_once = (at_once + 1) // 2
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what is not used, after an out-of-memory error: cycles of frames and tensors, and free blocks that the
+    device's allocator keeps, into whose gaps a smaller tensor may not fit."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 # --- fingerprint --------------------------------------------------------------------------------------

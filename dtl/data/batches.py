@@ -241,7 +241,11 @@ class TrainingData:
     ) -> list[Batch]:
         """Return the micro-batches of one optimizer step: at least one, none empty, at most `grad_accum_steps`."""
         rows = self.batch_sequences(seed, epoch, step_in_epoch, micro_batch_size * grad_accum_steps)
-        return [self.batch(rows[i : i + micro_batch_size]) for i in range(0, len(rows), micro_batch_size)]
+        return self.in_batches(rows, micro_batch_size)
+
+    def in_batches(self, rows: Sequence[int], size: int) -> list[Batch]:
+        """Return rows by number as batches of `size`, in their order; the last one has what is left."""
+        return [self.batch(rows[i : i + size]) for i in range(0, len(rows), size)]
 
     def batch(self, rows: Sequence[int]) -> Batch:
         """Return any rows by number as a batch: for training, the report after a crash, or to look at the data."""

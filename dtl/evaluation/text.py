@@ -103,13 +103,17 @@ def text_scores(
     `token_bytes`: see `count_token_bytes`.
     """
     scores: list[TextScores] = []
+    at_once: int | None = None
     for source, splits in rows.items():
         for split, split_rows in splits.items():
             if split == "train":
                 continue
             after_batch = Pace(f"{source}: {split} sequences", log).count
             scope = (split_rows, batch_size, max_batches, mixed_precision, token_bytes, metrics)
-            result = evaluate(model, *scope, after_batch)
+            result = evaluate(model, *scope, after_batch, at_once)
+            if result.at_once != at_once:
+                at_once = result.at_once
+                log(f"no memory for {batch_size} sequences at once. From here on {at_once}: the same loss.")
             scores.append(
                 TextScores(
                     source=source,

@@ -148,13 +148,14 @@ def trace_name(shape: StepShape) -> str:
     import dtl.foresight.trace
     import dtl.model.attention
     import dtl.model.transformer
+    import dtl.training.averaging
     import dtl.training.loss
     import dtl.training.optimizer
     import dtl.training.trainer
 
     modules = (
-        dtl.foresight.process, dtl.foresight.trace, dtl.model.attention, dtl.model.transformer, dtl.training.loss,
-        dtl.training.optimizer, dtl.training.trainer,
+        dtl.foresight.process, dtl.foresight.trace, dtl.model.attention, dtl.model.transformer, dtl.training.averaging,
+        dtl.training.loss, dtl.training.optimizer, dtl.training.trainer,
     )  # fmt: skip
     code = [Path(module.__file__ or "").read_text() for module in modules]
     parts = {"torch": str(torch.__version__), "shape": json.dumps(shape.facts(), default=str)}
@@ -353,7 +354,12 @@ def foresee(parts: Parts) -> list[tuple[str, str]]:
     where it is not certain to fit. Raises DoesNotFitError for a new run that needs more than `REFUSED` times what is
     there, unless `trainer.check_memory` is false.
     """
-    config, device, machine = parts.config, parts.device, this_machine(parts.device.type)
+    config, device, at_once = parts.config, parts.device, parts.trainer.sequences_at_once
+    machine = this_machine(device.type)
+    if at_once < config.micro_batch_size:
+        accumulated = -(-config.global_batch_size // at_once)
+        trainer = replace(config.trainer, micro_batch_size=at_once, grad_accum_steps=accumulated)
+        config = replace(config, trainer=trainer)
     facts = facts_of_data(config, parts.data, parts.tokenizer.vocab_size)
     kernel = parts.attention.name
     shape = shape_of(config, facts, parts.precision, kernel, device.type)

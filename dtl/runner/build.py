@@ -44,6 +44,7 @@ from dtl.model.kernel_choice import KernelChoice, KernelContext, choose_kernel
 from dtl.model.transformer import TransformerLM
 from dtl.run_dir.own_config import new_run, other_places, with_data_found
 from dtl.run_dir.state import read_config
+from dtl.runner.memory import FittingSequences
 from dtl.training.optimizer import build_optimizers, load_optimizer_tensors, numbers_per_weight
 from dtl.training.schedule import learning_rate_factor, warmup_steps
 from dtl.training.trainer import Trainer
@@ -140,6 +141,7 @@ class Parts:
     trainer: Trainer
     length: RunLength
     fingerprint: dict[str, Any]
+    fitting: FittingSequences
     notes: list[str]
     resumed_from: Path | None = None
     tracker_run_id: str | None = None
@@ -213,11 +215,13 @@ def build_run(
         trainer=trainer,
         length=length,
         fingerprint=fingerprint(*machine, attention.name),
+        fitting=FittingSequences(config, model.vocab_size, device, precision, attention.name),
         notes=list(data.notes),
         resumed_from=resume_from,
     )
     if resume_from and saved:
         _restore(parts, resume_from, *saved)
+    _begin_split(parts)
     return parts
 
 
@@ -389,6 +393,17 @@ def _restore(parts: Parts, checkpoint: Path, values: dict[str, Any], tensors: di
     else:
         resumed = f"Resumed at step {step}, bit for bit."
     parts.notes.insert(0, f"{resumed}{schedule}")
+
+
+def _begin_split(parts: Parts) -> None:
+    """Begin a new run with as many sequences at once as had room in this device's memory before; a resumed one has its
+    own number."""
+    at_once, asked = parts.fitting.recall(), parts.config.micro_batch_size
+    if parts.resumed_from is None and at_once is not None and at_once < asked:
+        parts.trainer.state.sequences_at_once = at_once
+        parts.notes.insert(
+            0, f"An earlier run like this had no memory for {asked} sequences at once: begins with {at_once}."
+        )
 
 
 def _new_schedule(parts: Parts, checkpoint: Path) -> str:

@@ -238,7 +238,9 @@ def _advice_in_training(parts: Parts) -> str:
         needed = training_bytes(parts.model, trainer.optimizers, trainer.averaged is not None)
         if needed > MAX_FIXED * available:
             return f"Out of memory. {too_large(parts.config, needed, available, parts.device)}"
-    return smaller_step(parts.config)
+    # Steps and evaluations have been tried with a single sequence at once.
+    one = replace(parts.config.trainer, micro_batch_size=1, grad_accum_steps=parts.config.global_batch_size)
+    return smaller_step(replace(parts.config, trainer=one))
 
 
 def smaller_step(config: RunConfig) -> str:

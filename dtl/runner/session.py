@@ -24,7 +24,7 @@ from dtl.evaluation.measure import Report
 from dtl.generation.conversation import continuations, prompts_of
 from dtl.run_dir.state import resume_command
 from dtl.runner.build import Parts
-from dtl.runner.screens import show_profile
+from dtl.runner.screens import show_profile, write_details
 from dtl.tracking.metrics import SPEED, TRAINING, VALIDATION, read_metrics
 from dtl.tracking.tracker import State, Tracker
 from dtl.training.evaluate import evaluate
@@ -68,6 +68,7 @@ class Session:
         self.evaluations = [row for row in read_metrics(run_dir) if VALIDATION in row] if parts.resumed_from else []
         self.saved: Path | None = parts.resumed_from  # the checkpoint of the current state; None: not saved yet
         self._tokens_before, self._seconds_before = state.tokens, state.seconds
+        self._at_once = self.trainer.sequences_at_once
         every = self.config.trainer
         per_epoch = parts.length.steps_per_epoch
         if parts.data.validation is None:  # small data: an epoch may be a single step
@@ -94,6 +95,8 @@ class Session:
                 continue
             self.unlogged.append(report)
             self.saved = None
+            if self.trainer.sequences_at_once < self._at_once:
+                self._split_at(report.step)
             if profiler:
                 profiler.step()
             self.display.advance(report.step, self._epoch())
@@ -220,6 +223,17 @@ class Session:
             ],
         )
 
+    def _split_at(self, step: int) -> None:
+        """Report that a step had no memory for as many sequences at once as the one before, and remember it."""
+        before, self._at_once = self._at_once, self.trainer.sequences_at_once
+        self._report_split(f"Step {step:,}", before, self._at_once, "the same steps")
+        self.parts.fitting.remember(self._at_once)
+
+    def _report_split(self, where: str, before: int, now: int, same: str) -> None:
+        line = f"no memory for {before} sequences at once. From here on {now}: {same}."
+        self.display.note(f"{where}: {line}")
+        write_details(self.run_dir, "Split", [(where, line)])
+
     def _epoch(self) -> str:
         state = self.trainer.state
         return f"epoch {state.epoch + state.step_in_epoch / self.parts.length.steps_per_epoch:.2f}"
@@ -282,7 +296,11 @@ class Session:
             lambda: autocast(self.parts.device, self.parts.precision),
             metrics=self.config.data.metrics,
             after_batch=self._after_batch,
+            at_once=state.evaluated_at_once,
         )
+        if result.at_once is not None and result.at_once != state.evaluated_at_once:
+            before, state.evaluated_at_once = state.evaluated_at_once, result.at_once
+            self._report_split("Validation", before or self.config.micro_batch_size, result.at_once, "the same loss")
         better = math.isfinite(result.loss) and (state.best_loss is None or result.loss < state.best_loss)
         state.evaluations_since_best = 0 if better else state.evaluations_since_best + 1
         row = {VALIDATION: result.loss, "val/targets": result.n_targets}

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dtl.base.runtime import is_out_of_memory
-from dtl.data.batches import IGNORE, PackedSequences
+from dtl.base.runtime import within_memory
+from dtl.data.batches import IGNORE, Batch, PackedSequences
 from dtl.errors import TrainingError
 from dtl.model.transformer import TransformerLM
 from dtl.registry import METRICS
@@ -31,6 +31,8 @@ class Evaluation:
     n_bytes: int = 0  # UTF-8 bytes of the targets' text; 0 without `token_bytes`
     seconds: float = field(default=0.0, compare=False)
     metrics: dict[str, float] = field(default_factory=dict)  # by registered name
+    # Sequences of a forward pass at the end, where memory was too little for the batch size; None: it was enough.
+    at_once: int | None = field(default=None, compare=False)
 
 
 @torch.inference_mode()
@@ -43,12 +45,14 @@ def evaluate(
     token_bytes: np.ndarray | None = None,
     metrics: Sequence[str] = (),
     after_batch: Callable[[int, int], None] = lambda done, total: None,
+    at_once: int | None = None,
 ) -> Evaluation:
     """Return the mean cross-entropy over the targets of the first `max_batches` x `batch_size` sequences (None = all),
     and the means of the registered `metrics`.
 
-    `token_bytes`, (vocab_size,), are the UTF-8 bytes of each token (`dtl.evaluation.text`). Out of memory, the batch is
-    halved: the same sequences, the same mean. `after_batch` gets the sequences done and all; it may raise to stop.
+    `token_bytes`, (vocab_size,), are the UTF-8 bytes of each token (`dtl.evaluation.text`). `after_batch` gets the
+    sequences done and all; it may raise to stop. Out of memory, the batches are halved from there on: the same
+    sequences, the same means up to rounding. `at_once` is what an earlier evaluation ended with.
     """
     device = next(model.parameters()).device
     n_rows = len(rows) if max_batches is None else min(len(rows), max_batches * batch_size)
@@ -57,21 +61,19 @@ def evaluate(
     # In fp64, which MPS does not have, so that the sum loses no digits over many batches.
     totals = torch.zeros(1 + len(metrics), dtype=torch.float64, device="cpu" if device.type == "mps" else device)
     n_targets = n_bytes = start = 0
+    size = at_once or batch_size
+
+    def sums_of_next(n: int) -> tuple[Batch, Tensor]:
+        batch = rows.batch(range(start, min(start + n, n_rows)))
+        with mixed_precision() if mixed_precision else torch.autocast(device.type, enabled=False):
+            here = batch.to(device)
+            x_btd = model.hidden(here.inputs, here.positions, here.documents, None, batch.max_documents)
+            return batch, summed_metrics(model.head, *at_targets(x_btd, here.targets, batch.n_targets), metrics)
+
     began = time.perf_counter()
     try:
         while start < n_rows:
-            batch = rows.batch(range(start, min(start + batch_size, n_rows)))
-            try:
-                with mixed_precision() if mixed_precision else torch.autocast(device.type, enabled=False):
-                    on_device = batch.to(device)
-                    most = batch.max_documents
-                    x_btd = model.hidden(on_device.inputs, on_device.positions, on_device.documents, None, most)
-                    sums = summed_metrics(model.head, *at_targets(x_btd, on_device.targets, batch.n_targets), metrics)
-            except Exception as error:
-                if not is_out_of_memory(error) or batch_size == 1:
-                    raise
-                batch_size = max(1, batch_size // 2)
-                continue
+            (batch, sums), size = within_memory(sums_of_next, size, device)
             totals += sums.to(totals.device, torch.float64)
             n_targets += batch.n_targets
             if token_bytes is not None:
@@ -83,7 +85,8 @@ def evaluate(
     loss, *means = (totals / max(1, n_targets)).tolist()  # the only sync of an evaluation, and before the clock stops
     seconds = time.perf_counter() - began
     named = dict(zip(metrics, means, strict=True))
-    return Evaluation(loss, n_targets, rows.tokens_in(np.arange(n_rows)), n_bytes, seconds, named)
+    at_once = size if size < batch_size else None
+    return Evaluation(loss, n_targets, rows.tokens_in(np.arange(n_rows)), n_bytes, seconds, named, at_once)
 
 
 def summed_metrics(head: nn.Linear, x_nd: Tensor, targets_n: Tensor, metrics: Sequence[str]) -> Tensor:

@@ -222,6 +222,24 @@ def _by_factor(parameters: list[nn.Parameter], factors: dict[nn.Parameter, float
     return by_factor
 
 
+def allocate_state(optimizers: Sequence[Optimizer]) -> None:
+    """Create the state that torch's fused AdamW and Muon create in their first step, with the values that it has there.
+
+    They create that of a group of parameters after they have changed the group before: too little memory for it would
+    leave half a step. Another optimizer is left as it is.
+    """
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                if p.grad is None or p in optimizer.state:
+                    continue
+                if type(optimizer) is torch.optim.AdamW and group["fused"] and not group["amsgrad"]:
+                    moments = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+                    optimizer.state[p] = {"step": torch.zeros((), dtype=torch.float32, device=p.device), **moments}
+                elif type(optimizer) is Muon:
+                    optimizer.state[p] = {"momentum_buffer": torch.zeros_like(p)}
+
+
 def numbers_per_weight(optimizer: Optimizer) -> int:
     """State elements per weight: one with a momentum and no second moment, as SGD and Muon, else two, as Adam.
 

@@ -5,28 +5,34 @@ besides weights, optimizer and random states. Data order is a pure function of (
 position in the data is two integers.
 """
 
-import copy
-import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from dtl.base.runtime import autocast, copy_to_host, keep_freed_memory, random_state, restore_random_state
-from dtl.base.safe_text import safe_logger
+from dtl.base.runtime import (
+    autocast,
+    compiled_if_possible,
+    copy_to_host,
+    generator_states,
+    is_out_of_memory,
+    keep_freed_memory,
+    restore_generators,
+    within_memory,
+)
 from dtl.data.batches import Batch, TrainingData
 from dtl.errors import TrainingError
 from dtl.model.transformer import TransformerLM
 from dtl.registry import LOSSES, STEP_FIELDS
+from dtl.training.averaging import AveragedWeights
 from dtl.training.config import ScheduleConfig, TrainerConfig
 from dtl.training.loss import at_targets, targets_multiple
+from dtl.training.optimizer import allocate_state
 from dtl.training.schedule import learning_rate_factor
-
-log = safe_logger(__name__)
 
 MAX_SKIPPED_IN_A_ROW = 50
 
@@ -46,6 +52,10 @@ class TrainState:
     evaluated_step: int | None = None  # step of the newest evaluation
     evaluations_since_best: int = 0  # for early stopping
     skipped_in_a_row: int = 0  # fp16 steps skipped since the last good one
+    # Sequences of a forward pass, where memory was too little for the micro-batches of the config; None: those. Stored,
+    # since a sum over other micro-batches rounds differently, and dropout draws other numbers.
+    sequences_at_once: int | None = None
+    evaluated_at_once: int | None = None  # the same of evaluations
 
 
 @dataclass(frozen=True)
@@ -76,31 +86,13 @@ class StepCheck:
     before: TrainState  # a copy
 
 
-class AveragedWeights:
-    """A model whose weights are an exponential moving average of another one's (Polyak and Juditsky, 1992).
+class StepGradients(NamedTuple):
+    """All of a step before its update. The gradient is in the parameters, unscaled and clipped."""
 
-    After step n the average moves to the weights by 1 - min(decay, (1 + n) / (10 + n)): the first steps, whose weights
-    are still random, are forgotten at once. A pure function of the step, so that a resume needs only the weights.
-    """
-
-    def __init__(self, model: TransformerLM, decay: float) -> None:
-        """Begin with the weights of `model`, on its device. Draws no random number."""
-        self.decay = decay
-        self.model = copy.deepcopy(model).requires_grad_(False).eval()
-
-    def update(self, model: TransformerLM, step: int, found_inf: Tensor | None = None) -> None:
-        """Move the average towards the weights of `model` after step `step`, counted from 1.
-
-        It stays where it is when `found_inf`, shape (), is 1 (see `Trainer.check_late`).
-        """
-        decay = min(self.decay, (1 + step) / (10 + step))
-        averages, weights = tuple(self.model.parameters()), tuple(model.parameters())
-        if found_inf is None:
-            get_ema_multi_avg_fn(decay)(averages, weights, step)
-            return
-        with torch.no_grad():
-            for average, weight in zip(averages, weights, strict=True):
-                average.lerp_(weight, (1 - decay) * (1 - found_inf))
+    batches: list[Batch]
+    check: StepCheck
+    overflowed: bool  # fp16 only
+    fields: Mapping[str, float | Tensor]
 
 
 class NonFiniteError(TrainingError):
@@ -111,26 +103,20 @@ class NonFiniteError(TrainingError):
         self.record = record
 
 
-def compiled_if_possible(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return a function compiled by torch, or itself from the call on that could not be compiled, with a warning."""
-    call = torch.compile(function)
-
-    @functools.wraps(function)
-    def calling(*arguments: Any) -> Tensor:
-        nonlocal call
-        if call is not function:
-            # Imported here: it takes a second, and torch has done so itself once something is compiled.
-            from torch._dynamo.exc import TorchDynamoException
-
-            try:
-                return call(*arguments)
-            except TorchDynamoException as error:
-                call = function
-                reason = " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2])
-                log.warning("trainer.compile=true: torch cannot compile here, training goes on without: %s", reason)
-        return function(*arguments)
-
-    return calling
+@contextmanager
+def whole_update(step: int) -> Iterator[None]:
+    """Raise TrainingError for too little memory inside, which may leave some weights of optimizer step `step` and some
+    of the step before: nothing may be computed from them, nor saved."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"Out of memory in step {step}, while the optimizer changed the weights. Some may be changed already, so "
+            "that the run ends here. Smaller micro-batches need as much at this point: close other programs, or take "
+            "a smaller model."
+        ) from error
 
 
 def can_check_late(device: torch.device, precision: str, optimizers: Sequence[torch.optim.Optimizer]) -> bool:
@@ -192,6 +178,11 @@ class Trainer:
         return self.state.step >= self.last_step
 
     @property
+    def sequences_at_once(self) -> int:
+        """Sequences of a forward pass: `micro_batch_size`, or fewer once the memory was too little for them."""
+        return self.state.sequences_at_once or self.micro_batch_size
+
+    @property
     def evaluated_model(self) -> TransformerLM:
         """The model to evaluate, to sample from and to publish: with averaged weights where the run keeps them."""
         return self.model if self.averaged is None else self.averaged.model
@@ -216,26 +207,22 @@ class Trainer:
         while not self.done:
             began = time.monotonic()
             lr = self.set_learning_rate()
-            batches = self.next_batches()
-            loss = self.accumulate_gradients(batches)
-            if loss is None:
+            step = self.gradients_within_memory()
+            if step is None:
                 return
-            # Before clipping and step: a NaN norm as clipping factor spreads to every gradient, and one such step
-            # spoils all weights. fp16's gradients are unscaled here: the check and the clipping need true ones.
-            check = self.check(loss, batches)
-            overflowed = self.raise_if_non_finite(check) if self.found_inf is None else False
-            fields = self.measure_fields()
-            self.clip_gradients(check.grad_norm)
-            self.update_weights(overflowed)
-            self.average_weights()
+            batches, check, overflowed, fields = step
+            with whole_update(self.state.step + 1):
+                self.update_weights(overflowed)
+                self.average_weights()
             if self.found_inf is not None:
                 self.confirm()  # the step before: the device has this one to compute while the CPU waits
                 self.unread = check
             # After the step, so that a checkpoint saved at the yield counts exactly the steps that are in its weights.
             # And after the wait, without which a step's seconds would be those of queueing it.
             self.advance(batches, time.monotonic() - began)
+            state = self.state
             yield StepReport(
-                self.state.step, loss, check.grad_norm, lr, self.state.tokens, self.state.seconds, overflowed, fields
+                state.step, check.loss, check.grad_norm, lr, state.tokens, state.seconds, overflowed, fields
             )
         self.confirm()
 
@@ -257,27 +244,57 @@ class Trainer:
                 group["momentum"] = group["momentum_at"](self.state.step)
         return self.learning_rate
 
+    def gradients_within_memory(self) -> StepGradients | None:
+        """Return what `compute_gradients` does, of as many `sequences_at_once` as the device has memory for.
+
+        Where it has not, they are halved for good, down to one, and the step is taken again: the same sequences, the
+        same loss and gradient up to rounding. From this step on the run is, bit for bit, one whose state said so before
+        it. Raises the device's error where one sequence is too many.
+        """
+        before = generator_states(self.device)
+
+        def compute(at_once: int) -> StepGradients | None:
+            if at_once < self.sequences_at_once:
+                self.state.sequences_at_once = at_once
+            return self.compute_gradients()
+
+        step, _ = within_memory(compute, self.sequences_at_once, self.device, undo=lambda: self.undo(before))
+        if step is None:
+            self.undo(before)
+        return step
+
+    def compute_gradients(self) -> StepGradients | None:
+        """Compute all of a step that changes no weight; None when a stop was requested between two micro-batches."""
+        batches = self.next_batches()
+        loss = self.accumulate_gradients(batches)
+        if loss is None:
+            return None
+        # Before clipping and step: a NaN norm as clipping factor spreads to every gradient, and one such step spoils
+        # all weights. fp16's gradients are unscaled here: the check and the clipping need true ones.
+        check = self.check(loss, batches)
+        overflowed = self.raise_if_non_finite(check) if self.found_inf is None else False
+        fields = self.measure_fields()
+        self.clip_gradients(check.grad_norm)
+        allocate_state(self.optimizers)  # what their first step would do after it has changed the first weights
+        return StepGradients(batches, check, overflowed, fields)
+
     def next_batches(self) -> list[Batch]:
         """Return the micro-batches of this step, on the CPU, where their targets are counted without a sync."""
-        return self.data.micro_batches(
-            self.seed, self.state.epoch, self.state.step_in_epoch, self.micro_batch_size, self.grad_accum_steps
-        )
+        state, rows_per_step = self.state, self.micro_batch_size * self.grad_accum_steps
+        rows = self.data.batch_sequences(self.seed, state.epoch, state.step_in_epoch, rows_per_step)
+        return self.data.in_batches(rows, self.sequences_at_once)
 
     def accumulate_gradients(self, batches: list[Batch]) -> Tensor | None:
         """Accumulate the gradient of the mean loss over all target tokens of the step; return that loss, shape ().
 
-        None when a stop was requested between two micro-batches: the gradients are dropped, the random states restored.
+        None when a stop was requested between two micro-batches.
         """
         self.model.train()
-        # Dropout draws in every micro-batch: a step that is taken again after a resume must draw the same numbers.
-        before = random_state(self.device) if len(batches) > 1 else {}
         # Divided by the targets of the step and not of a micro-batch: 1 x 8 and 4 x 2 sequences have the same gradient.
         n_targets = max(1, sum(batch.n_targets for batch in batches))
         total = torch.zeros((), device=self.device)
         for n, batch in enumerate(batches):
             if n > 0 and self.stop_requested():
-                self.clear_gradients()
-                restore_random_state(before, self.device)
                 return None
             here = batch.to(self.device)
             with autocast(self.device, self.precision):
@@ -287,6 +304,16 @@ class Trainer:
             self.scaler.scale(loss).backward()
             total += loss.detach()
         return total
+
+    def undo(self, random: dict[str, Tensor]) -> None:
+        """Return to the beginning of a step whose update has not begun, where the generators' states were `random`."""
+        # A backward pass that failed has added to some of the gradients, a forward pass has drawn for its dropout.
+        self.clear_gradients()
+        restore_generators(random, self.device)
+        # The scale stays. But a scaler unscales once a step, and only its update, or a new one, forgets that it did.
+        scaler = torch.amp.GradScaler(self.device.type, enabled=self.scaler.is_enabled())
+        scaler.load_state_dict(self.scaler.state_dict())
+        self.scaler = scaler
 
     def clear_gradients(self) -> None:
         """Drop all gradients."""

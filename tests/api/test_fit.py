@@ -316,3 +316,20 @@ def test_tf32_holds_in_the_steps_of_a_run_alone(config, tf32, monkeypatch):
         assert not torch.backends.cuda.matmul.allow_tf32
     assert seen == [tf32] * 2 * n_fitted and n_fitted > 0
     assert not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_steps_that_run_out_of_memory_go_on_with_smaller_batches(config, monkeypatch, caplog):
+    """And say so once: their caller has no screen."""
+    accumulate = Trainer.accumulate_gradients
+
+    def cramped(self: Trainer, batches: Any) -> Any:
+        if self.state.step == 1 and max(len(batch.rows) for batch in batches) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return accumulate(self, batches)
+
+    monkeypatch.setattr(Trainer, "accumulate_gradients", cramped)
+    steps = dtl.steps(replace(config, trainer=replace(config.trainer, micro_batch_size=3, total_steps=3)))
+    assert [report.step for report in steps] == [1, 2, 3]
+    said = [record.getMessage() for record in caplog.records if "memory" in record.getMessage()]
+    assert said == ["Step 2: no memory for 3 sequences at once. From here on 1: the same steps."]
+    assert steps.trainer.state.sequences_at_once == 1

@@ -94,6 +94,28 @@ def test_a_uniform_model_pays_the_same_bits_for_each_token(file, tmp_path, kind)
             assert score.bytes == sum(len(f" {pair.answer}".encode()) for pair in data.pairs[score.split])
 
 
+@pytest.mark.fault("eval-out-of-memory")
+def test_scores_are_the_same_where_memory_is_too_little_and_it_is_said_once(byte_data, monkeypatch):
+    model, token_bytes = model_for(byte_data.tokenizer), count_token_bytes(byte_data.tokenizer)
+    expected = text_scores(model, byte_data.rows, token_bytes, 5, None, nullcontext)
+    hidden, failures, said = model.hidden, [], []
+
+    def cramped(inputs, *rest):
+        if len(inputs) > 2:
+            failures.append(len(inputs))
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return hidden(inputs, *rest)
+
+    monkeypatch.setattr(model, "hidden", cramped)
+    scores = text_scores(model, byte_data.rows, token_bytes, 5, None, nullcontext, log=said.append)
+    assert failures == [5, 3]  # in the first split, and not again in the second
+    assert [line for line in said if "memory" in line] == [
+        "no memory for 5 sequences at once. From here on 2: the same loss."
+    ]
+    assert [score.targets for score in scores] == [score.targets for score in expected]
+    assert [score.loss for score in scores] == pytest.approx([score.loss for score in expected], rel=1e-6)
+
+
 def test_rows_and_questions_agree_on_the_expected_answers(byte_data):
     """The loss of packed rows whose answers count is the likelihood of the answers, asked for one by one."""
     model, token_bytes = model_for(byte_data.tokenizer), count_token_bytes(byte_data.tokenizer)

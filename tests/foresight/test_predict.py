@@ -240,9 +240,10 @@ def test_a_plan_writes_no_folder(monkeypatch, capsys, tmp_path):
 class Built:
     """The parts of a run that `foresee` reads."""
 
-    def __init__(self, run: dtl.RunConfig) -> None:
+    def __init__(self, run: dtl.RunConfig, at_once: int | None = None) -> None:
         import torch
 
+        self.trainer = type("Trainer", (), {"sequences_at_once": at_once or run.micro_batch_size})
         self.config, self.device, self.precision = run, torch.device("cpu"), "fp32"
         self.attention = type("Choice", (), {"name": "sdpa"})
         self.data = type("Data", (), {"train": questions()})
@@ -268,6 +269,16 @@ def test_a_run_is_refused_only_beyond_the_margin(monkeypatch):
         foreseen(monkeypatch, free, 3 * now + 3 * free)
     assert error.value.exit_code == 3 and "trainer.micro_batch_size=2" in str(error.value)
     assert foreseen(monkeypatch, free, 3 * now + 3 * free, check_memory=False)
+
+
+def test_a_run_that_begins_split_is_foreseen_as_such(monkeypatch):
+    """It is not refused for what it does not do."""
+    shapes = []
+    monkeypatch.setattr(predict, "peak_of", lambda shape, cache: shapes.append(shape) or peak(1, 1.0))
+    run = config(micro_batch_size=5, grad_accum_steps=2)
+    for at_once in (None, 3, 1):
+        foresee(Built(run, at_once))  # pyright: ignore[reportArgumentType]
+    assert [(shape.rows, shape.n_micro_batches) for shape in shapes] == [(5, 2), (3, 4), (1, 10)]
 
 
 def test_a_shape_without_a_trace_costs_nothing(tmp_path):

@@ -1,6 +1,7 @@
 """Laws of evaluation: a mean over targets, whatever the batch size; memory that does not grow."""
 
 import gc
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from dtl.data.config import MEASURED_OF_TEXT, DataConfig, SourceConfig
 from dtl.errors import ConfigError, TrainingError
 from dtl.model.transformer import TransformerLM
 from dtl.registry import METRICS
-from dtl.training.evaluate import evaluate
+from dtl.training.evaluate import evaluate, summed_metrics
 from dtl.training.loss import at_targets
 
 
@@ -129,12 +130,13 @@ def test_out_of_memory_halves_the_batch_and_gives_the_same_loss(
     """Also in the middle of the rows, as when another process takes memory meanwhile."""
     model, rows = tiny_model(randomised=True), random_rows()
     expected = evaluate(model, rows, batch_size=4)
-    hidden, n_calls = model.hidden, 0
+    hidden, n_calls, failures = model.hidden, 0, 0
 
     def cramped(inputs: Tensor, *rest: Any) -> Tensor:
-        nonlocal n_calls
+        nonlocal n_calls, failures
         n_calls += 1
         if n_calls > 1 and len(inputs) > fits:
+            failures += 1
             raise error
         return hidden(inputs, *rest)
 
@@ -142,6 +144,41 @@ def test_out_of_memory_halves_the_batch_and_gives_the_same_loss(
     found = evaluate(model, rows, batch_size=4)
     assert found.n_targets == expected.n_targets
     assert found.loss == pytest.approx(expected.loss, rel=1e-6)
+    assert (expected.at_once, found.at_once) == (None, fits if fits < 4 else None)
+    # The next evaluation begins with what fitted: of the same sequences, without an error.
+    before = failures
+    again = evaluate(model, rows, batch_size=4, max_batches=2, at_once=found.at_once)
+    assert failures == before and again.at_once == found.at_once
+    assert again.n_targets == rows.batch(range(8)).n_targets
+
+
+@pytest.mark.fault("eval-out-of-memory")
+def test_a_batch_that_did_not_fit_is_free_before_the_next_attempt(
+    tiny_model: Callable[..., TransformerLM],
+    random_rows: Callable[..., PackedSequences],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its largest tensors are there when the head fails, and the error holds the frames that hold them."""
+    held: list[weakref.ref[Tensor]] = []
+    model, rows = tiny_model(), random_rows()
+    hidden = model.hidden
+
+    def watched(*arguments: Any) -> Tensor:
+        alive.append([reference() is not None for reference in held])
+        x_btd = hidden(*arguments)
+        held.append(weakref.ref(x_btd))
+        return x_btd
+
+    def cramped(head: Any, x_nd: Tensor, *rest: Any) -> Tensor:
+        if len(held) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return summed_metrics(head, x_nd, *rest)
+
+    alive: list[list[bool]] = []
+    monkeypatch.setattr(model, "hidden", watched)
+    monkeypatch.setattr("dtl.training.evaluate.summed_metrics", cramped)
+    evaluate(model, rows, batch_size=4)
+    assert alive[:2] == [[], [False]]
 
 
 def test_out_of_memory_with_one_row_is_told(
