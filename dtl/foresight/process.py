@@ -146,7 +146,7 @@ def _processor() -> str:
 
 def start_calibration(tracker: str, precision: str) -> "subprocess.Popen[bytes]":
     """Start a process that trains a tiny model for two steps, in a temporary folder, and measures itself."""
-    return _start("calibrate", tracker, precision)
+    return start_child("calibrate", tracker, precision)
 
 
 def calibrated(process: "subprocess.Popen[bytes]") -> ProcessMemory | None:
@@ -223,8 +223,9 @@ def _call_around(owner: Any, name: str, before: Callable[[], None], after: Calla
     setattr(owner, name, calling)
 
 
-def _start(*words: str) -> "subprocess.Popen[bytes]":
-    program = "import sys; from dtl.foresight.process import main; main(sys.argv[1:])"
+def start_child(*words: str, module: str = "dtl.foresight.process") -> "subprocess.Popen[bytes]":
+    """Start a process that calls `main(words)` of a module, its input and output by pipes."""
+    program = f"import sys; from {module} import main; main(sys.argv[1:])"
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
     return subprocess.Popen(
         [sys.executable, "-c", program, *words],
@@ -236,7 +237,7 @@ def _start(*words: str) -> "subprocess.Popen[bytes]":
 
 
 def _child(*words: str, data: bytes) -> Any:
-    out, _ = (process := _start(*words)).communicate(data, timeout=TIMEOUT_S)
+    out, _ = (process := start_child(*words)).communicate(data, timeout=TIMEOUT_S)
     return json.loads(out) if process.returncode == 0 else None
 
 
