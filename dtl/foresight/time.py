@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from dtl.base.files import sha256_of, sync_file
 from dtl.base.runtime import autocast, choose_device, choose_precision
@@ -210,11 +211,12 @@ def answer_tokens(data: PreparedData) -> int:
 
 
 def seconds_of_a_byte() -> float:
-    """Return the processor seconds of saving a byte: to write it, to read it again for its checksum."""
+    """Return the processor seconds of saving a byte: checked, written, and read again for its checksum."""
     with tempfile.TemporaryDirectory(prefix="dtl-plan-", ignore_cleanup_errors=True) as folder:
-        file, content = Path(folder) / "weights", np.random.default_rng(0).bytes(SAVED_BYTES)
+        file, weights = Path(folder) / "weights", torch.ones(SAVED_BYTES // 4)
         began = time.process_time()
-        file.write_bytes(content)
+        torch.isfinite(weights).all()
+        save_file({"weights": weights}, file)
         sync_file(file)
         sha256_of(file)
         return (time.process_time() - began) / SAVED_BYTES

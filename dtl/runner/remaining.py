@@ -49,21 +49,23 @@ class Intervals:
         """Return how often each piece of work is due after step `start`, until step `end`.
 
         `better` is the fraction of evaluations that find a better model, which is saved at once. `is_last`: the run
-        ends there, with an evaluation and its report; it does not pause.
+        ends there, with an evaluation and its report; it does not pause. Saves of two intervals at one step count
+        twice.
         """
 
-        def times(every: int) -> int:
-            return max(0, end // every - start // every)
+        def times(every: int, last: int) -> int:
+            return max(0, last // every - start // every)
 
-        evaluations = times(self.evaluate) + (is_last and end > start and end % self.evaluate > 0)
+        if end <= start:
+            return {STEP: 0, EVALUATION: 0, SAMPLES: 0.0, SAVE: 0.0, REPORT: float(is_last)}
+        before = end - 1  # what is due at the end itself is saved once, whatever else is due there
+        evaluations = times(self.evaluate, end) + (is_last and end % self.evaluate > 0)
         at_evaluations = better if self.has_validation else 0.0
-        saves = evaluations * at_evaluations
+        saves = 1 + times(self.evaluate, before) * at_evaluations
         for every in self.save:
-            saves += times(every) - at_evaluations * times(math.lcm(every, self.evaluate))
-        at_end = not any(end % every == 0 for every in self.save)
-        saves += at_end * (1 - at_evaluations * is_last) if end > start else 0.0
+            saves += times(every, before) - at_evaluations * times(math.lcm(every, self.evaluate), before)
         return {
-            STEP: max(0, end - start),
+            STEP: end - start,
             EVALUATION: evaluations * self.has_validation,
             SAMPLES: evaluations / self.sample_every_evals if self.sample_every_evals else 0.0,
             SAVE: saves,
