@@ -55,16 +55,15 @@ COMMAND = Command(
     "plan",
     PlanConfig,
     usage="""\
-python -m dtl.plan [the words of dtl.train] [machine=8GB]
+python -m dtl.plan [the words of dtl.train] [machine=8GB] [cost_per_hour=0.35]
 Shows the memory that a run needs, by part, and what is free here; if it does
-not fit, the first setting that does; else how long the run takes, from a few
-real steps. Saves nothing; exit code 3: too large.
+not fit, the first setting that does, else its time. Exit code 3: too large.
 
   python -m dtl.plan model=large                        the default data
   python -m dtl.plan experiment=text_cpu data.path=my_texts/
   python -m dtl.plan model=large machine=8GB            for another machine
   python -m dtl.plan model=qa machine=rtx4060           for a card
-  python -m dtl.plan model=medium probe=true cost_per_hour=0.35   its own steps
+  python -m dtl.plan model=medium probe=true            time of its own steps
 """,
     free_text=("data.qa.prompt", "data.separator"),
 )
