@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -24,7 +24,6 @@ from dtl.run_dir.provenance import composition_flags
 
 if TYPE_CHECKING:
     from dtl.foresight.predict import Prediction, Setting
-    from dtl.foresight.time import Forecast
 
 
 @dataclass
@@ -84,10 +83,9 @@ def job(composed: DictConfig) -> None:
     words = [*composition_flags(hydra, COMMAND.name), *(word for word in overrides if not _is_of_plan(word))]
     with exit_when_output_closes(), Display() as display:
         display.note("Opening the data, loading torch ...")  # the first sign of life
-        setting = planned(config, display)
-        # Beside the count of the memory, on another core; ended where the run does not fit.
+        # Timed beside the count of the memory, on another core; ended where the run does not fit.
         with _timing(config) as wait:
-            if not show(display, setting, words):
+            if not show(display, planned(config, display), words):
                 raise SystemExit(DoesNotFitError.exit_code)
             if wait is not None:
                 show_time(display, config, wait)
@@ -141,26 +139,26 @@ def show(display: Display, setting: "Setting", words: Sequence[str]) -> bool:
     return False
 
 
-def _timing(config: PlanConfig) -> AbstractContextManager["Callable[[], Forecast | None] | None"]:
+def _timing(config: PlanConfig) -> AbstractContextManager[Callable[[], dict[str, Any] | None] | None]:
     """Begin to time the run; of another machine no time is known."""
     if config.machine is not None:
         return nullcontext()
-    from dtl.foresight.time import timing
+    from dtl.foresight.process import timing
 
     return timing(config, config.probe)
 
 
-def show_time(display: Display, config: PlanConfig, wait: "Callable[[], Forecast | None]") -> None:
+def show_time(display: Display, config: PlanConfig, wait: Callable[[], dict[str, Any] | None]) -> None:
     """Show how long the run takes."""
-    from dtl.foresight.time import lines
+    from dtl.foresight.time import Forecast, lines
 
     if config.probe:
         display.note("Taking real steps ...")
-    found = wait()
-    if found is None:
+    values = wait()
+    if values is None:
         display.note("How long it takes is not known: its steps could not be taken here.")
         return
-    for line in lines(found, config, config.cost_per_hour):
+    for line in lines(Forecast.of(values), config, config.cost_per_hour):
         display.print(line)
 
 

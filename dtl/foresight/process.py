@@ -14,12 +14,13 @@ import subprocess
 import sys
 import tempfile
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from dtl import __version__
+from dtl.config import RunConfig, to_dict
 from dtl.data.cache import Cache, Entry, key_of
 
 STATUS = Path("/proc/self/status")
@@ -234,6 +235,32 @@ def start_child(*words: str, module: str = "dtl.foresight.process") -> "subproce
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
+
+
+@contextlib.contextmanager
+def timing(config: RunConfig, real: bool) -> Iterator[Callable[[], dict[str, Any] | None]]:
+    """Begin to time a run (`dtl.foresight.time.main`), with its real depth or with others; give what waits for it.
+
+    That returns the values of a `Forecast`, None where it failed. The process ends with the context.
+    """
+    names = {item.name for item in fields(RunConfig)}  # the settings of a plan are more
+    values = {name: value for name, value in to_dict(config).items() if name in names}
+    child = start_child(json.dumps(real), module="dtl.foresight.time")
+    assert child.stdin is not None and child.stdout is not None
+    out = child.stdout
+    try:
+        with contextlib.suppress(OSError), child.stdin as file:  # it may have ended already
+            file.write(json.dumps(values).encode())
+
+        def wait() -> dict[str, Any] | None:
+            lines = out.read().splitlines()
+            return None if child.wait() or not lines else json.loads(lines[-1])
+
+        yield wait
+    finally:
+        child.kill()
+        child.wait()
+        out.close()
 
 
 def _child(*words: str, data: bytes) -> Any:

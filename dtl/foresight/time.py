@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +25,7 @@ from dtl.base.runtime import autocast, choose_device, choose_precision
 from dtl.base.units import in_time, number_of
 from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.load import load_tokenizer, read_model_config
-from dtl.config import RunConfig, to_dict, typed
+from dtl.config import RunConfig, typed
 from dtl.data.batches import PackedSequences, TrainingData
 from dtl.data.collect import open_sources
 from dtl.data.pack import pack_stream
@@ -36,7 +36,6 @@ from dtl.evaluation.evaluator import evenly_spaced, questions_at_the_end
 from dtl.evaluation.measure import Plan
 from dtl.evaluation.text import count_token_bytes
 from dtl.foresight.predict import cached_data, vocabulary_of
-from dtl.foresight.process import start_child
 from dtl.generation.conversation import answer_greedily, continuations, prompts_of
 from dtl.model.transformer import TransformerLM
 from dtl.runner.build import OUTPUTS, RunLength, build_trainer, checkpoint_bytes, choose_attention, with_init
@@ -47,6 +46,8 @@ from dtl.training.evaluate import evaluate
 # Layers that are timed of a deeper model. A step of one and one of two layers differ by less than their noise: of 12
 # layers, whose time is that difference eleven times, four layers tell more than more steps of two.
 DEPTHS = (1, 4)
+# A batch of validation that takes longer is that of a large model: fewer questions then, which take about as long each.
+SLOW_BATCH, FEW_QUESTIONS = 0.25, 16
 MEASURED_TOKENS = 8  # of an answer or a sample: more take as long each
 SAVED_BYTES = 16 * 2**20
 
@@ -61,9 +62,10 @@ class Limits:
     least: int
     most: int
     seconds: float  # no further one begins after these
+    compiles: bool = False  # where the run does; it takes a minute or more
 
 
-SHALLOW, REAL = Limits(1, 8, 1.2), Limits(4, 24, 30.0)
+SHALLOW, REAL = Limits(1, 8, 1.2), Limits(4, 24, 30.0, compiles=True)
 
 
 @dataclass
@@ -127,9 +129,12 @@ def made_data(config: RunConfig, vocab_size: int) -> TrainingData:
 def timed(run: Run, n_layers: int, limits: Limits) -> dict[str, float]:
     """Return the seconds of each piece of work of a run with so many layers; `clock`: time for a second of them."""
     config = run.config
-    one_pass = replace(config.trainer, micro_batch_size=config.micro_batch_size, grad_accum_steps=1)
-    if limits is not REAL:
-        one_pass = replace(one_pass, compile=False)
+    one_pass = replace(
+        config.trainer,
+        micro_batch_size=config.micro_batch_size,
+        grad_accum_steps=1,
+        compile=config.trainer.compile and limits.compiles,
+    )
     config = replace(config, model=replace(config.model, n_layers=n_layers), trainer=one_pass)
     began = run.clock()
     model = TransformerLM(config.model, run.vocab_size).to(run.device)
@@ -150,16 +155,21 @@ def timed(run: Run, n_layers: int, limits: Limits) -> dict[str, float]:
         return loss
 
     trainer.accumulate_gradients = accumulate_timed
-    steps, walls = trainer.steps(), list[float]()
+    steps, walls, seconds = trainer.steps(), list[float](), list[float]()
 
     def step() -> None:
-        began = time.perf_counter(), run.clock()
+        wall, began = time.perf_counter(), run.clock()
         next(steps)
-        walls.append((time.perf_counter() - began[0]) / max(run.clock() - began[1], 1e-9))
+        seconds.append(run.clock() - began)
+        walls.append((time.perf_counter() - wall) / max(seconds[-1], 1e-9))
 
-    found[STEP] = run.seconds(step, limits)
-    found[STEP] += (run.config.grad_accum_steps - 1) * statistics.median(passes[1:])
+    one = run.seconds(step, limits)
+    found[STEP] = one + (run.config.grad_accum_steps - 1) * statistics.median(passes[1:])
     found["clock"] = min(walls[1:])  # with the fewest other programs
+    if config.trainer.compile:
+        found["compiling"] = max(0.0, seconds[0] - one)
+    if (power := watts(run.device)) is not None:  # now: it is the mean of the last second
+        found["watts"] = power
     found["bytes"] = float(checkpoint_bytes(model, trainer.optimizers, averaged=trainer.averaged is not None))
     if run.data is not None:
         with torch.inference_mode(), autocast(run.device, run.precision):
@@ -184,7 +194,7 @@ def _timed_evaluations(run: Run, model: TransformerLM, data: PreparedData, limit
     token_bytes = count_token_bytes(tokenizer)
     found["token_bytes"] = run.clock() - began
     at_once = Plan.questions_at_once
-    pairs = evenly_spaced(data.pairs["train"], at_once)
+    pairs = evenly_spaced(data.pairs["train"], at_once if found[EVALUATION] < SLOW_BATCH else FEW_QUESTIONS)
     asked = prompts_of(model, tokenizer, data.prompt, pairs, MEASURED_TOKENS)
 
     def answered(n_tokens: int) -> float:
@@ -236,12 +246,14 @@ def of_depth(measured: Mapping[int, Mapping[str, float]], n_layers: int) -> dict
     if not others:
         return dict(few)
     ((second, more),) = others
-    return {
+    found = {
         name: value + max(0.0, more[name] - value) * (n_layers - first) / (second - first)
-        if name != "clock"
-        else min(value, more[name])
         for name, value in few.items()
     }
+    return found | {name: choose(few[name], more[name]) for name, choose in NO_SECONDS.items() if name in few}
+
+
+NO_SECONDS: dict[str, Callable[[float, float], float]] = {"clock": min, "watts": max}
 
 
 # --- the forecast -----------------------------------------------------------------------------------------------------
@@ -269,6 +281,11 @@ class Forecast:
     is_whole: bool  # False: how many steps the run has is not known before its data is prepared
     watts: float | None = None
 
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> "Forecast":
+        """Return what `main` has printed."""
+        return cls(**values | {"parts": [Part(**part) for part in values["parts"]]})
+
     @property
     def total(self) -> float:
         return sum(part.count * part.each for part in self.parts)
@@ -288,7 +305,7 @@ def forecast(run: Run, costs: Mapping[str, float], started: float, layers: Seque
         "clock": costs["clock"] if run.device.type == "cpu" else 1.0,
         "layers": list(layers),
         "threads": torch.get_num_threads(),
-        "watts": watts(run.device),
+        "watts": costs.get("watts"),
     }
     if data is None and trainer.total_steps is None:
         return Forecast(parts=[Part("steps", 1, costs[STEP])], is_whole=False, **shown)
@@ -296,7 +313,8 @@ def forecast(run: Run, costs: Mapping[str, float], started: float, layers: Seque
     end = length.last_step
     if trainer.hours is not None:
         end = min(end, round(trainer.hours * 3600 / (costs[STEP] * shown["clock"])))
-    parts = [Part("start", 1, started + costs["build"]), Part("steps", end, costs[STEP])]
+    parts = [Part("start", 1, started + costs["build"]), Part("compiling", 1, costs.get("compiling", 0.0))]
+    parts.append(Part("steps", end, costs[STEP]))
     if data is not None:
         due = Intervals.of(trainer, length, data.validation is not None).due(0, end)
         saved = byte * costs["bytes"]
@@ -310,7 +328,7 @@ def forecast(run: Run, costs: Mapping[str, float], started: float, layers: Seque
             Part("checkpoints", due[SAVE], saved),
             Part("evaluation at the end", due[REPORT], _report_seconds(config, data, costs, end)),
         ]
-    return Forecast(parts=[part for part in parts if part.count], is_whole=data is not None, **shown)
+    return Forecast(parts=[part for part in parts if part.count * part.each], is_whole=data is not None, **shown)
 
 
 def _batches(config: RunConfig, held_out: Sequence[PackedSequences]) -> float:
@@ -331,35 +349,6 @@ def _report_seconds(config: RunConfig, data: PreparedData, costs: Mapping[str, f
 
 
 # --- the process ------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def timing(config: RunConfig, real: bool) -> Iterator[Callable[[], Forecast | None]]:
-    """Begin to time a run in a process of its own, with its real depth or two others; give what waits for the result.
-
-    That is None where it failed. The process ends with the context.
-    """
-    child = start_child(json.dumps(real), module="dtl.foresight.time")
-    assert child.stdin is not None and child.stdout is not None
-    out = child.stdout
-    try:
-        with contextlib.suppress(OSError), child.stdin as file:  # it has ended already
-            names = {item.name for item in fields(RunConfig)}  # a plan has more
-            values = {name: value for name, value in to_dict(config).items() if name in names}
-            file.write(json.dumps(values).encode())
-
-        def wait() -> Forecast | None:
-            lines = out.read().splitlines()
-            if child.wait() or not lines:
-                return None
-            values = json.loads(lines[-1])
-            return Forecast(**values | {"parts": [Part(**part) for part in values["parts"]]})
-
-        yield wait
-    finally:
-        child.kill()
-        child.wait()
-        out.close()
 
 
 def main(words: list[str]) -> None:

@@ -1,20 +1,24 @@
 """The time of a run before it starts: from seconds of its pieces to a forecast, and its lines."""
 
+import json
 import subprocess
 import sys
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import dtl
+import dtl.foresight.time
 import dtl.plan
+import dtl.training.trainer
 from dtl.benchmarks.config import BenchConfig
 from dtl.benchmarks.foresight import TIME_ERROR, TIMED, foreseen_time_error
 from dtl.benchmarks.suite import Workplace
-from dtl.foresight import time as foreseen
+from dtl.foresight import process
+from dtl.foresight.process import timing
 from dtl.foresight.time import (
     REAL,
     SHALLOW,
@@ -28,7 +32,6 @@ from dtl.foresight.time import (
     made_data,
     of_depth,
     timed,
-    timing,
     watts,
 )
 
@@ -151,6 +154,18 @@ def test_all_pieces_of_a_run_are_timed_and_its_random_data_has_none_besides_step
     assert timed(bare, 3, Limits(1, 1, 0.0))["bytes"] > found["bytes"]
 
 
+def test_compiling_is_a_part_and_power_is_no_seconds(qa, monkeypatch):
+    monkeypatch.setattr(dtl.foresight.time, "watts", lambda device: 70.0)
+    monkeypatch.setattr("dtl.training.trainer.compiled_if_possible", lambda function: function)
+    compiled = with_trainer(qa, compile=True, total_steps=9)
+    assert "compiling" not in timed(compiled, 1, Limits(1, 1, 0.0))
+    costs = timed(compiled, 1, Limits(1, 1, 0.0, compiles=True))
+    assert costs["compiling"] >= 0 and costs["watts"] == 70
+    found = forecast(compiled, of_depth({1: COSTS | {"watts": 60.0}, 4: COSTS | {"watts": 70.0}}, 9)
+                     | {"compiling": 33.0}, 0.0, [1, 4], 0.0)  # fmt: skip
+    assert by_name(found)["compiling"].each == 33 and found.watts == 70
+
+
 def test_the_first_time_warms_up(qa, monkeypatch):
     now, seconds = [0.0], iter([50.0, 2.0, 9.0, 3.0])
     monkeypatch.setattr(Run, "clock", lambda _: now[0])
@@ -170,7 +185,7 @@ def test_the_process_ends_with_its_context(qa, monkeypatch):
         children.append(subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
         return children[-1]
 
-    monkeypatch.setattr(foreseen, "start_child", sleeping)
+    monkeypatch.setattr(process, "start_child", sleeping)
     with timing(qa.config, False):
         assert children[0].poll() is None
     assert children[0].poll() is not None
@@ -179,7 +194,7 @@ def test_the_process_ends_with_its_context(qa, monkeypatch):
 def test_a_process_that_fails_has_no_time(qa, monkeypatch):
     failing = [sys.executable, "-c", "raise SystemExit(1)"]
     monkeypatch.setattr(
-        foreseen,
+        process,
         "start_child",
         lambda *_, **__: subprocess.Popen(failing, stdin=subprocess.PIPE, stdout=subprocess.PIPE),
     )
@@ -247,10 +262,10 @@ def test_the_plan_shows_the_time_of_a_run_that_fits(monkeypatch, capsys):
 
     def told(config, real):
         asked.append((config.cost_per_hour, real))
-        return nullcontext(made)
+        return nullcontext(lambda: json.loads(json.dumps(asdict(made()))))
 
     monkeypatch.setattr(dtl.plan, "planned", lambda *_: None)
-    monkeypatch.setattr(foreseen, "timing", told)
+    monkeypatch.setattr(process, "timing", told)
     for fits in (True, False):
         monkeypatch.setattr(dtl.plan, "show", lambda *_, fits=fits: fits)
         monkeypatch.setattr(sys, "argv", ["dtl-plan", "cost_per_hour=0.25", "probe=true"])
