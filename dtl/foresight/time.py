@@ -47,7 +47,7 @@ from dtl.training.evaluate import evaluate
 # layers, whose time is that difference eleven times, four layers tell more than more steps of two.
 DEPTHS = (1, 4)
 # A batch of validation that takes longer is that of a large model: fewer questions then, which take about as long each.
-SLOW_BATCH, FEW_QUESTIONS = 0.25, 16
+SLOW_BATCH, FEW_QUESTIONS = 0.25, 32
 MEASURED_TOKENS = 8  # of an answer or a sample: more take as long each
 SAVED_BYTES = 16 * 2**20
 
