@@ -76,7 +76,6 @@ class Session:
         self._tokens_before, self._seconds_before = state.tokens, state.seconds
         self.intervals = Intervals.of(self.config.trainer, parts.length, parts.data.validation is not None)
         self.peak_flops = peak_flops(parts.device, parts.precision)
-        self._other_seconds = 0.0  # since the last step, of what is no step
 
     def drain(self, signals: StopSignals) -> State:
         """Train until the first reason to stop; return the state for result.json.
@@ -87,7 +86,7 @@ class Session:
         profiler = self._profiler() if limits.profile else None
         steps = self.trainer.steps()
         console_was_lost = False
-        stepped_at = time.monotonic()
+        seconds_before = self.trainer.state.seconds
         self.trainer.stop_requested = lambda: signals.received is not None
         if self._evaluation_is_due():  # of the resumed step: a signal stopped the run before or during it
             self.evaluate()
@@ -98,9 +97,8 @@ class Session:
                 continue
             self.unlogged.append(report)
             self.saved = None
-            before, stepped_at = stepped_at, time.monotonic()
-            self.remaining.saw(STEP, stepped_at - before - self._other_seconds)
-            self._other_seconds = 0.0
+            self.remaining.saw(STEP, report.seconds - seconds_before)
+            seconds_before = report.seconds
             if profiler:
                 profiler.step()
             self.display.advance(report.step, self._epoch())
@@ -243,9 +241,7 @@ class Session:
         """Count the time of what is no step; not where it ends with an exception."""
         began = time.monotonic()
         yield
-        seconds = time.monotonic() - began
-        self._other_seconds += seconds
-        self.remaining.saw(kind, seconds)
+        self.remaining.saw(kind, time.monotonic() - began)
 
     def _ends(self) -> str:
         left = self.remaining.left(self.trainer.state)
