@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from dtl.base.files import sha256_of, sync_file
-from dtl.base.runtime import autocast, choose_device, choose_precision
+from dtl.base.runtime import arithmetic, autocast, choose_device, choose_precision
 from dtl.base.units import in_time, number_of
 from dtl.checkpoints.find import find_checkpoint
 from dtl.checkpoints.load import load_tokenizer, read_model_config
@@ -188,7 +188,7 @@ def _timed_evaluations(run: Run, model: TransformerLM, data: PreparedData, limit
     sampling = replace(config.sampling, max_new_tokens=MEASURED_TOKENS)
     once = Limits(1, 1, 0.0)
     found["token"] = run.seconds(lambda: continuations(model, tokenizer, prompts, sampling, 0), once) / MEASURED_TOKENS
-    if not any(data.pairs.values()):
+    if not data.pairs.get("train"):
         return found
     began = run.clock()
     token_bytes = count_token_bytes(tokenizer)
@@ -284,7 +284,7 @@ class Forecast:
     @classmethod
     def of(cls, values: dict[str, Any]) -> "Forecast":
         """Return what `main` has printed."""
-        return cls(**values | {"parts": [Part(**part) for part in values["parts"]]})
+        return cls(**{**values, "parts": [Part(**part) for part in values["parts"]]})
 
     @property
     def total(self) -> float:
@@ -299,7 +299,7 @@ class Forecast:
 def forecast(run: Run, costs: Mapping[str, float], started: float, layers: Sequence[int], byte: float) -> Forecast:
     """Return the time of a run whose pieces take `costs`, `started` seconds before its model is built."""
     config, trainer, data = run.config, run.config.trainer, run.data
-    shown = {
+    shown: dict[str, Any] = {
         "device_type": run.device.type,
         "step": costs[STEP],
         "clock": costs["clock"] if run.device.type == "cpu" else 1.0,
@@ -320,7 +320,7 @@ def forecast(run: Run, costs: Mapping[str, float], started: float, layers: Seque
         saved = byte * costs["bytes"]
         n_batches = _batches(config, [data.validation] if data.validation else [])
         n_tokens = config.sampling.max_new_tokens
-        if any(data.pairs.values()):
+        if data.pairs.get("train"):
             n_tokens = min(n_tokens, answer_tokens(data))
         parts += [
             Part("evaluations", due[EVALUATION], n_batches * costs[EVALUATION]),
@@ -357,7 +357,9 @@ def main(words: list[str]) -> None:
     started = time.process_time()
     n_layers = run.config.model.n_layers
     is_one = is_real or n_layers <= DEPTHS[-1]
-    measured = {n: timed(run, n, REAL if is_real else SHALLOW) for n in ((n_layers,) if is_one else DEPTHS)}
+    trainer, limits = run.config.trainer, REAL if is_real else SHALLOW
+    with arithmetic(deterministic=trainer.deterministic, tf32=trainer.tf32):
+        measured = {n: timed(run, n, limits) for n in ((n_layers,) if is_one else DEPTHS)}
     found = forecast(run, of_depth(measured, n_layers), started, list(measured), seconds_of_a_byte())
     print("\n" + json.dumps(asdict(found)))
 
