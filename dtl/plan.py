@@ -1,13 +1,15 @@
-"""The command `python -m dtl.plan`: the memory that a run needs, and whether it fits, before it is started."""
+"""The command `python -m dtl.plan`: the memory that a run needs, whether it fits, and its time, before it starts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from dtl.base.checks import check_range
 from dtl.base.display import Display, command_line, exit_when_output_closes
 from dtl.base.units import in_mib, in_percent, number_of
 from dtl.checkpoints.find import find_checkpoint
@@ -29,6 +31,8 @@ class PlanConfig(RunConfig):
     """Settings of a run, and the machine that it is planned for."""
 
     machine: str | None = None  # memory (8GB, or a number of GiB) or a card (rtx4060); null = this machine
+    probe: bool = False  # take the steps for the time with the model itself, not with few of its layers
+    cost_per_hour: float | None = None  # of the machine, in any currency: shows the price of the run
 
     def validate(self) -> None:
         """Raise ConfigError, naming key, value, rule and remedy, for an invalid run or machine."""
@@ -39,20 +43,28 @@ class PlanConfig(RunConfig):
             raise ConfigError(f"resume={self.resume}: a plan is for a new run. A resumed run needs as much as it did.")
         if self.machine is not None:
             named_machine(self.machine)
+            for key, given in (("probe", self.probe), ("cost_per_hour", self.cost_per_hour)):
+                if given:
+                    raise ConfigError(
+                        f"{key}={str(given).lower()}: the time is known only of the machine that it is measured "
+                        f"on. Leave out machine={self.machine}, or {key}."
+                    )
+        check_range(self, "", ", or null", cost_per_hour=(0, 1_000_000))
 
 
 COMMAND = Command(
     "plan",
     PlanConfig,
     usage="""\
-python -m dtl.plan [the words of dtl.train] [machine=8GB]
+python -m dtl.plan [the words of dtl.train] [machine=8GB] [cost_per_hour=0.35]
 Shows the memory that a run needs, by part, and what is free here; if it does
-not fit, the first setting that does. Trains nothing; exit code 3: too large.
+not fit, the first setting that does, else its time. Exit code 3: too large.
 
   python -m dtl.plan model=large                        the default data
   python -m dtl.plan experiment=text_cpu data.path=my_texts/
   python -m dtl.plan model=large machine=8GB            for another machine
   python -m dtl.plan model=qa machine=rtx4060           for a card
+  python -m dtl.plan model=medium probe=true            time of its own steps
 """,
     free_text=("data.qa.prompt", "data.separator"),
 )
@@ -70,16 +82,20 @@ def job(composed: DictConfig) -> None:
     overrides = OmegaConf.to_container(hydra.overrides.task, resolve=False)
     assert isinstance(overrides, list)
     check_init_words(config.init, overrides)
-    words = [*composition_flags(hydra, COMMAND.name), *(word for word in overrides if not _is_machine(word))]
+    words = [*composition_flags(hydra, COMMAND.name), *(word for word in overrides if not _is_of_plan(word))]
     with exit_when_output_closes(), Display() as display:
         display.note("Opening the data, loading torch ...")  # the first sign of life
         config, words = _sized(config, words, display)
-        if not show(display, planned(config, display), words):
-            raise SystemExit(DoesNotFitError.exit_code)
+        # Timed beside the count of the memory, on another core; ended where the run does not fit.
+        with _timing(config) as wait:
+            if not show(display, planned(config, display), words):
+                raise SystemExit(DoesNotFitError.exit_code)
+            if wait is not None:
+                show_time(display, config, wait)
 
 
-def _is_machine(word: str) -> bool:
-    return override_key(word.partition("=")[0]) == "machine"
+def _is_of_plan(word: str) -> bool:
+    return override_key(word.partition("=")[0]) in ("machine", "probe", "cost_per_hour")
 
 
 def _sized(config: PlanConfig, words: list[str], display: Display) -> tuple[PlanConfig, list[str]]:
@@ -141,6 +157,29 @@ def show(display: Display, setting: "Setting", words: Sequence[str]) -> bool:
     display.print(f"This fits, with {in_mib(smaller.total, ',')}. Its price: {'; '.join(remedy.prices)}.")
     display.print(f"  {command_line('train', *kept, *remedy.words)}")
     return False
+
+
+def _timing(config: PlanConfig) -> AbstractContextManager[Callable[[], dict[str, Any] | None] | None]:
+    """Begin to time the run; of another machine no time is known."""
+    if config.machine is not None:
+        return nullcontext()
+    from dtl.foresight.process import timing
+
+    return timing(config, config.probe)
+
+
+def show_time(display: Display, config: PlanConfig, wait: Callable[[], dict[str, Any] | None]) -> None:
+    """Show how long the run takes."""
+    from dtl.foresight.time import Forecast, lines
+
+    if config.probe:
+        display.note("Taking real steps ...")
+    values = wait()
+    if values is None:
+        display.note("How long it takes is not known: its steps could not be taken here.")
+        return
+    for line in lines(Forecast.of(values), config, config.cost_per_hour):
+        display.print(line)
 
 
 def _table(setting: "Setting", prediction: "Prediction") -> Iterator[str]:

@@ -161,6 +161,18 @@ def deterministic_algorithms(enabled: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
+# Dense bf16 products with fp32 sums, TFLOP/s, by NVIDIA's data sheets; the name of a card contains the key.
+PEAK_TFLOPS = {"H200": 989.0, "H100 80GB": 989.0, "A100": 312.0, "RTX 4090": 165.0, "RTX 4060": 30.0}
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """Return the FLOP/s that the device computes at most in 16 bits; None where that is not known, and in fp32."""
+    if device.type != "cuda" or precision == "fp32":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((1e12 * rate for key, rate in PEAK_TFLOPS.items() if key in name), None)
+
+
 # --- random states ----------------------------------------------------------------------------------------------
 
 

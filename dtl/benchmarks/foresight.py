@@ -1,4 +1,4 @@
-"""suite=foresight: how far the peak memory that dtl.plan shows is from what runs then take."""
+"""suite=foresight: how far the peak memory and the time that dtl.plan shows are from what runs then take."""
 
 import re
 import statistics
@@ -8,7 +8,15 @@ from collections.abc import Iterator, Sequence
 
 from dtl.benchmarks.config import SUITES
 from dtl.benchmarks.measuring import PERCENT, Row, at_most
-from dtl.benchmarks.suite import MAX_CHARACTERS, MEGABYTE, Suite, Workplace, made_file
+from dtl.benchmarks.suite import (
+    MAX_CHARACTERS,
+    MEGABYTE,
+    Suite,
+    Workplace,
+    made_articles_file,
+    made_file,
+    train_command,
+)
 from dtl.errors import DTLError
 
 # Words of runs: each has one or two things that another part of the memory depends on.
@@ -49,6 +57,34 @@ FORESEEN = {
 QUICK_FORESEEN = 5
 SHORT = "tracker=local device=cpu trainer.total_steps=3 trainer.eval_max_batches=1"
 MEDIAN_ERROR, WORST_ERROR = 0.05, 0.10
+# Whole runs of half a minute, with evaluations, samples, checkpoints and the evaluation at the end.
+WHOLE = (
+    "model.dim=128 model.n_layers=4 model.n_heads=4 trainer.total_steps=90 trainer.eval_every_steps=30 "
+    "trainer.eval_max_batches=10 trainer.save_every_steps=45 tracker=local device=cpu"
+)
+WIKI = f"data=wiki tokenizer=bpe tokenizer.vocab_size=4096 trainer.machine=cpu {WHOLE}"
+QA = f"data=qa tokenizer=bpe tokenizer.vocab_size=2048 {WHOLE}"
+TIMED = {
+    "wiki": WIKI,
+    "questions": QA,
+    "wiki_deep": f"{WIKI} model.n_layers=10",
+    "questions_deep": f"{QA} model.n_layers=10 trainer.eval_every_steps=45",
+    "wiki_accumulation": f"{WIKI} trainer.grad_accum_steps=3 trainer.total_steps=45",
+    "questions_gpt2": f"{QA} tokenizer=gpt2 tokenizer.vocab_size=null",
+    "wiki_muon": f"{WIKI} optimizer=muon model.dim=192 trainer.total_steps=60",
+    "questions_classic": f"{QA} model/arch=classic trainer.micro_batch_size=8",
+    "wiki_averages": f"{WIKI} trainer.ema_decay=0.99 trainer.activation_checkpointing=full",
+}
+QUICK_TIMED = 2
+TIME_ERROR = 0.15
+MEASURED_TIME = """
+import time
+import dtl.train
+try:
+    dtl.train.main()
+finally:
+    print(time.process_time())
+"""
 MEASURED_RUN = """
 import dtl.train
 from dtl.base.system import peak_process_memory
@@ -91,6 +127,38 @@ def foreseen_error(place: Workplace, name: str, words: Sequence[str]) -> float:
     return float(match[1].replace(",", "")) * 2**20 / measured - 1
 
 
+def foreseeing_time(place: Workplace) -> Iterator[Row]:
+    """Yield the worst error of the processor seconds of whole runs that dtl.plan shows."""
+    settings = place.settings
+    chosen = list(TIMED.items())[: QUICK_TIMED if settings.quick or settings.tiny else None]
+    errors = {name: foreseen_time_error(place, name, words.split()) for name, words in chosen}
+    yield Row(
+        "foresight_time", f"error of the processor seconds of a run that dtl.plan shows, {len(errors)} runs: worst",
+        PERCENT, ours=max(map(abs, errors.values())), rounds=len(errors), goal=at_most(TIME_ERROR, PERCENT),
+        note=", ".join(f"{name} {100 * error:+.1f} %" for name, error in errors.items()),
+    )  # fmt: skip
+
+
+def foreseen_time_error(place: Workplace, name: str, words: Sequence[str]) -> float:
+    """Let a run prepare the data, plan, then train, each in a process of its own; return the plan's relative error of
+    the run's processor seconds."""
+    words = [*words, f"data.cache_dir={place.folder / 'cache'}"]
+    if "data=wiki" in words:
+        file = place.folder / "made.jsonl"
+        given = place.settings.wiki or (file if file.exists() else made_articles_file(place, MEGABYTE))
+        words.append(f"data.path={given}")
+    folder = place.folder / name
+    _output([*train_command(*words), "trainer.stop_after_steps=1", f"hydra.run.dir={folder / 'prepared'}"], name)
+    plan = _output([sys.executable, "-m", "dtl.plan", *words], name)
+    match = re.search(r"^ +whole run, about +(?:(\d+) s|(?:(\d+):)?(\d+):(\d+)) ", plan, re.MULTILINE)
+    if match is None:
+        raise DTLError(f"{name}: the plan has no time: {plan[-MAX_CHARACTERS:]}")
+    alone, *parts = (float(part or 0) for part in match.groups())
+    run = [sys.executable, "-c", MEASURED_TIME, *words, f"hydra.run.dir={folder / 'run'}"]
+    measured = float(_output(run, name).splitlines()[-1])
+    return (alone + sum(60**power * part for power, part in zip((2, 1, 0), parts, strict=True))) / measured - 1
+
+
 def _output(command: Sequence[str], name: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -98,4 +166,4 @@ def _output(command: Sequence[str], name: str) -> str:
     return done.stdout
 
 
-SUITES.register("foresight")(Suite({"memory": foreseeing}))
+SUITES.register("foresight")(Suite({"memory": foreseeing, "time": foreseeing_time}))

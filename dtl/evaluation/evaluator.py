@@ -15,6 +15,7 @@ from dtl.base.runtime import autocast, choose_device, choose_precision
 from dtl.base.units import in_units
 from dtl.checkpoints.load import load_model, load_tokenizer
 from dtl.config import RunConfig
+from dtl.data.documents import QuestionAnswer
 from dtl.data.prepare import PreparedData, prepare_data
 from dtl.data.sources import SourcePlan
 from dtl.data.tokenizers.tokenizer import Tokenizer
@@ -61,6 +62,36 @@ def _tokens_of_a_question(data: PreparedData) -> float:
     return data.longest_answer() + mean([len(ids) for ids in data.tokenizer.encode_batch(prompts)]) if prompts else 0.0
 
 
+@dataclass(frozen=True)
+class AskedAtTheEnd:
+    """Questions that a run asks at its end."""
+
+    most: int  # of each split
+    tokens_each: float
+    unanswerable: Sequence[str]
+    natural: Sequence[QuestionAnswer]
+    near_misses: Sequence[str]
+    of_splits: Sequence[int]  # asked of each split of the data, and of the natural ones: they have an expected answer
+
+    @property
+    def n(self) -> int:
+        """All of them."""
+        return sum(self.of_splits) + min(self.most, len(self.unanswerable)) + min(self.most, len(self.near_misses))
+
+
+def questions_at_the_end(config: RunConfig, data: PreparedData, tokens_trained: int) -> AskedAtTheEnd:
+    """Return what `evaluate_best` asks after training on so many tokens."""
+    unanswerable = unanswerable_questions(None, config.data)
+    # 460 questions beside the 3,300 of the facts: seconds, and the result of every run has the scores that count.
+    natural, near_misses = natural_questions(config.data, data.pairs.get("train", ()))
+    with_answer = [len(pairs) for pairs in (*data.pairs.values(), natural) if pairs]
+    available = [*with_answer, *(len(asked) for asked in (unanswerable, near_misses) if asked)]
+    tokens_each = _tokens_of_a_question(data)
+    most = max_questions(available, tokens_each, tokens_trained)
+    of_splits = [min(most, number) for number in with_answer]
+    return AskedAtTheEnd(most, tokens_each, unanswerable, natural, near_misses, of_splits)
+
+
 def evaluate_best(
     config: RunConfig,
     data: PreparedData,
@@ -76,11 +107,8 @@ def evaluate_best(
     `max_questions` and without worst cases and leakage of plain text. May raise any error of a model or a disk.
     """
     checkpoint = run_dir / "checkpoints" / "best"
-    unanswerable = unanswerable_questions(None, config.data)
-    # 460 questions beside the 3,300 of the facts: seconds, and the result of every run has the scores that count.
-    natural, near_misses = natural_questions(config.data, data.pairs.get("train", ()))
-    available = [len(asked) for asked in (*data.pairs.values(), unanswerable, natural, near_misses) if asked]
-    questions = max_questions(available, _tokens_of_a_question(data), tokens_trained)
+    asked = questions_at_the_end(config, data, tokens_trained)
+    questions, unanswerable, natural, near_misses = asked.most, asked.unanswerable, asked.natural, asked.near_misses
     plan = Plan(
         batch_size=config.micro_batch_size,
         max_batches=config.trainer.eval_max_batches,

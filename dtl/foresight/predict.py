@@ -267,7 +267,7 @@ def setting_of(
         saved, vocab_size = read_model_config(init_from)
         config, tokenizer = with_init(config, init_from, saved), load_tokenizer(init_from)
     notes = [f"CUDA: {NOT_VALIDATED}."] if device_type == "cuda" else []
-    data, n_bytes = _cached_data(config, plans, tokenizer)
+    data, n_bytes = cached_data(config, plans, tokenizer)
     if data is None:
         vocab_size = vocab_size or vocabulary_of(config)
         facts = facts_of_config(config, vocab_size)
@@ -296,7 +296,7 @@ def vocabulary_of(config: RunConfig) -> int:
     return known.get(config.tokenizer.kind) or config.tokenizer.vocab_size or LARGE_VOCABULARY
 
 
-def _cached_data(
+def cached_data(
     config: RunConfig, plans: Sequence[SourcePlan], tokenizer: "TokenizerConfig | Tokenizer"
 ) -> tuple[PreparedData | None, int]:
     """Return the data where nothing has to be downloaded, read or trained for it, and its bytes in this process."""

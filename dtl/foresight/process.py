@@ -14,13 +14,14 @@ import subprocess
 import sys
 import tempfile
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from dtl import __version__
 from dtl.base.system import processor_name, resident_memory
+from dtl.config import RunConfig, to_dict
 from dtl.data.cache import Cache, Entry, key_of
 
 # Real steps need a little more than a replay of their tensors: median of 14 settings, 0.86 to 1.12.
@@ -129,7 +130,7 @@ def machine_facts(tracker: str, precision: str) -> dict[str, Any]:
 
 def start_calibration(tracker: str, precision: str) -> "subprocess.Popen[bytes]":
     """Start a process that trains a tiny model for two steps, in a temporary folder, and measures itself."""
-    return _start("calibrate", tracker, precision)
+    return start_child("calibrate", tracker, precision)
 
 
 def calibrated(process: "subprocess.Popen[bytes]") -> ProcessMemory | None:
@@ -206,8 +207,9 @@ def _call_around(owner: Any, name: str, before: Callable[[], None], after: Calla
     setattr(owner, name, calling)
 
 
-def _start(*words: str) -> "subprocess.Popen[bytes]":
-    program = "import sys; from dtl.foresight.process import main; main(sys.argv[1:])"
+def start_child(*words: str, module: str = "dtl.foresight.process") -> "subprocess.Popen[bytes]":
+    """Start a process that calls `main(words)` of a module, its input and output by pipes."""
+    program = f"import sys; from {module} import main; main(sys.argv[1:])"
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
     return subprocess.Popen(
         [sys.executable, "-c", program, *words],
@@ -218,8 +220,34 @@ def _start(*words: str) -> "subprocess.Popen[bytes]":
     )
 
 
+@contextlib.contextmanager
+def timing(config: RunConfig, real: bool) -> Iterator[Callable[[], dict[str, Any] | None]]:
+    """Begin to time a run (`dtl.foresight.time.main`), with its real depth or with others; give what waits for it.
+
+    That returns the values of a `Forecast`, None where it failed. The process ends with the context.
+    """
+    names = {item.name for item in fields(RunConfig)}  # the settings of a plan are more
+    values = {name: value for name, value in to_dict(config).items() if name in names}
+    child = start_child(json.dumps(real), module="dtl.foresight.time")
+    assert child.stdin is not None and child.stdout is not None
+    out = child.stdout
+    try:
+        with contextlib.suppress(OSError), child.stdin as file:  # it may have ended already
+            file.write(json.dumps(values).encode())
+
+        def wait() -> dict[str, Any] | None:
+            lines = out.read().splitlines()
+            return None if child.wait() or not lines else json.loads(lines[-1])
+
+        yield wait
+    finally:
+        child.kill()
+        child.wait()
+        out.close()
+
+
 def _child(*words: str, data: bytes) -> Any:
-    out, _ = (process := _start(*words)).communicate(data, timeout=TIMEOUT_S)
+    out, _ = (process := start_child(*words)).communicate(data, timeout=TIMEOUT_S)
     return json.loads(out) if process.returncode == 0 else None
 
 

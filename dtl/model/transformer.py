@@ -534,6 +534,14 @@ class TransformerLM(nn.Module):
         tables = [module for module in self.modules() if isinstance(module, nn.Embedding)]
         return total - sum(table.weight.numel() for table in tables)
 
+    def flops_per_token(self, seq_len: int) -> float:
+        """Return the FLOP of forward and backward pass, 6 N + 12 L d t (Chowdhery et al., 2022, arXiv:2204.02311, B).
+
+        N are the weights of all matrix products, the head's among them; recomputed activations do not count.
+        """
+        weights = sum(module.weight.numel() for module in self.modules() if isinstance(module, nn.Linear))
+        return 6.0 * weights + 12.0 * self.config.n_layers * self.config.dim * seq_len
+
 
 def create_model(preset_or_config: str | ModelConfig, vocab_size: int = 50257, **overrides: Any) -> TransformerLM:
     """Return a model with initial weights: `create_model("small")`, `create_model("qa", vocab_size=4096, n_layers=3)`.

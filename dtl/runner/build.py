@@ -183,23 +183,11 @@ def build_run(
     model = _build_model(config, data.tokenizer, start_from, vocab_size).to(device)
     model.activation_checkpointing = config.trainer.activation_checkpointing
     saved = load_training_state(resume_from) if resume_from else None
-    attention = _choose_attention(config, model, data, precision, saved[0] if saved else {})
+    attention = choose_attention(config, model, data.train, precision, saved[0] if saved else {})
     model.document_kernel = attention.name
     config = with_total_steps(config, data.train, model)
     length = RunLength.of(config, data.train.steps_per_epoch(config.global_batch_size))
-    trainer = Trainer(
-        model,
-        build_optimizers(model, config.optimizer),
-        data.train,
-        config.trainer,
-        config.schedule,
-        seed=config.seed,
-        micro_batch_size=config.micro_batch_size,
-        grad_accum_steps=config.grad_accum_steps,
-        horizon=length.horizon,
-        last_step=length.last_step,
-        precision=precision,
-    )
+    trainer = build_trainer(config, model, data.train, length, precision)
     machine = (device, precision, config.trainer.compile, config.trainer.deterministic)
     parts = Parts(
         config=config,
@@ -223,6 +211,25 @@ def build_run(
         _restore(parts, resume_from, *saved)
     _begin_split(parts)
     return parts
+
+
+def build_trainer(
+    config: RunConfig, model: TransformerLM, train: TrainingData, length: RunLength, precision: str
+) -> Trainer:
+    """Return the trainer of a model, with new optimizers."""
+    return Trainer(
+        model,
+        build_optimizers(model, config.optimizer),
+        train,
+        config.trainer,
+        config.schedule,
+        seed=config.seed,
+        micro_batch_size=config.micro_batch_size,
+        grad_accum_steps=config.grad_accum_steps,
+        horizon=length.horizon,
+        last_step=length.last_step,
+        precision=precision,
+    )
 
 
 def _machine_reason(config: RunConfig, device: torch.device) -> str:
@@ -353,14 +360,14 @@ def _build_model(config: RunConfig, tokenizer: Tokenizer, start_from: Path | Non
     return model
 
 
-def _choose_attention(
-    config: RunConfig, model: TransformerLM, data: PreparedData, precision: str, saved: dict[str, Any]
+def choose_attention(
+    config: RunConfig, model: TransformerLM, train: TrainingData, precision: str, saved: dict[str, Any]
 ) -> KernelChoice:
     """Choose the kernel for the documents of the run's first batch; a resumed run keeps its own, if still available."""
     device = next(model.parameters()).device
-    first_rows = data.train.batch_sequences(config.seed, 0, 0, config.micro_batch_size)
+    first_rows = train.batch_sequences(config.seed, 0, 0, config.micro_batch_size)
     given = KernelContext(
-        documents_bt=data.train.batch(first_rows).to(device).documents,
+        documents_bt=train.batch(first_rows).to(device).documents,
         dtype=DTYPES[precision],
         deterministic=config.trainer.deterministic,
         compiled=config.trainer.compile,

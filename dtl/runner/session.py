@@ -2,7 +2,11 @@
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +14,23 @@ import torch
 from torch import Tensor
 
 from dtl.base.display import Display
-from dtl.base.runtime import autocast, peak_memory_bytes, random_state
+from dtl.base.runtime import autocast, peak_flops, peak_memory_bytes, random_state
 from dtl.base.safe_text import safe_logger
 from dtl.base.signals import StopSignals
-from dtl.base.units import in_gib, in_time, in_units
+from dtl.base.units import in_gib, in_percent, in_time, in_units
 from dtl.checkpoints.save import save_checkpoint
 from dtl.checkpoints.upkeep import publish_best, rotate
 from dtl.config import to_yaml
 from dtl.data.batches import PackedSequences
 from dtl.errors import InterruptedRun
-from dtl.evaluation.evaluator import evaluate_best
+from dtl.evaluation.evaluator import evaluate_best, questions_at_the_end
 from dtl.evaluation.measure import Report
 from dtl.generation.conversation import continuations, prompts_of
 from dtl.run_dir.state import resume_command
 from dtl.runner.build import Parts
+from dtl.runner.remaining import EVALUATION, SAMPLES, SAVE, STEP, Intervals, Remaining, guesses_in_steps
 from dtl.runner.screens import show_profile, write_details
-from dtl.tracking.metrics import SPEED, TRAINING, VALIDATION, read_metrics
+from dtl.tracking.metrics import SPEED, TRAINING, UTILIZATION, VALIDATION, read_metrics
 from dtl.tracking.tracker import State, Tracker
 from dtl.training.evaluate import evaluate
 from dtl.training.optimizer import optimizer_tensors
@@ -35,6 +40,7 @@ from dtl.training.trainer import StepReport
 log = safe_logger(__name__)
 
 N_SAMPLES = 3
+STEPS_BEFORE_ESTIMATE = 5  # after which the end of the run is shown, before the first log
 LOG_EVERY_SECONDS = 10.0  # log at least this often, for slow steps
 SLOW_SECONDS = 1800.0  # of a run on a CPU: a longer one is shown a recipe that takes minutes
 SAMPLE_PROMPT_TOKENS = 16
@@ -69,12 +75,8 @@ class Session:
         self.saved: Path | None = parts.resumed_from  # the checkpoint of the current state; None: not saved yet
         self._tokens_before, self._seconds_before = state.tokens, state.seconds
         self._at_once = self.trainer.sequences_at_once
-        every = self.config.trainer
-        per_epoch = parts.length.steps_per_epoch
-        if parts.data.validation is None:  # small data: an epoch may be a single step
-            per_epoch = max(per_epoch, math.ceil(parts.length.last_step / 10))
-        self.eval_every = every.eval_every_steps or per_epoch
-        self.save_every_by_epochs = every.save_every_epochs and every.save_every_epochs * per_epoch
+        self.intervals = Intervals.of(self.config.trainer, parts.length, parts.data.validation is not None)
+        self.peak_flops = peak_flops(parts.device, parts.precision)
 
     def drain(self, signals: StopSignals) -> State:
         """Train until the first reason to stop; return the state for result.json.
@@ -85,6 +87,7 @@ class Session:
         profiler = self._profiler() if limits.profile else None
         steps = self.trainer.steps()
         console_was_lost = False
+        seconds_before = self.trainer.state.seconds
         self.trainer.stop_requested = lambda: signals.received is not None
         if self._evaluation_is_due():  # of the resumed step: a signal stopped the run before or during it
             self.evaluate()
@@ -97,10 +100,12 @@ class Session:
             self.saved = None
             if self.trainer.sequences_at_once < self._at_once:
                 self._split_at(report.step)
+            self.remaining.saw(STEP, report.seconds - seconds_before)
+            seconds_before = report.seconds
             if profiler:
                 profiler.step()
             self.display.advance(report.step, self._epoch())
-            self._estimate(report)
+            self._estimate()
             if self.display.lost and not console_was_lost:
                 console_was_lost = True
                 self.save()
@@ -116,7 +121,7 @@ class Session:
             # Evaluate before saving: one checkpoint then has the step's validation loss in its state.
             if self._evaluation_is_due():
                 self.evaluate()
-            if due(report.step, limits.save_every_steps) or due(report.step, self.save_every_by_epochs):
+            if any(due(report.step, every) for every in self.intervals.save):
                 self.save()
         if profiler:
             profiler.stop()
@@ -202,26 +207,22 @@ class Session:
         speed = self._tokens_per_second(reports)
         memory = peak_memory_bytes(self.parts.device)
         rows[-1] |= {SPEED: speed, "memory/peak_bytes": memory}
+        if self.peak_flops is not None:
+            rows[-1][UTILIZATION] = speed * self.trainer.model.flops_per_token(self.config.seq_len) / self.peak_flops
         self.tracker.log_steps(rows)
-        last, length = reports[-1], self.parts.length
-        left = (length.last_step - last.step) * last.seconds / last.step
+        last = reports[-1]
         # The first step is slower than the others; one that takes half a minute is enough to judge by.
         if self.quicker is not None and (last.step >= 3 or last.seconds >= 30):
-            if left > SLOW_SECONDS:
-                self.display.print(f"At this speed the run needs about {in_time(left)} on this CPU. {self.quicker}")
+            left = self.remaining.left(self.trainer.state)
+            if left is not None and left.middle > SLOW_SECONDS:
+                needed = in_time(left.middle)
+                self.display.print(f"At this speed the run needs about {needed} on this CPU. {self.quicker}")
             self.quicker = None
-        self.display.step(
-            last.step,
-            length.last_step,
-            [
-                self._epoch(),
-                f"loss {losses[-1]:.4f}",
-                f"lr {last.lr:.2e}",
-                f"{in_units(speed)} tok/s",
-                f"left {in_time(left)}",
-                in_gib(memory),
-            ],
-        )
+        shown = [self._epoch(), f"loss {losses[-1]:.4f}", f"lr {last.lr:.2e}"]
+        if UTILIZATION in rows[-1]:
+            shown.append(f"MFU {in_percent(rows[-1][UTILIZATION])} %")
+        shown += [f"{in_units(speed)} tok/s", self._ends(), in_gib(memory)]
+        self.display.step(last.step, self.parts.length.last_step, shown)
 
     def _split_at(self, step: int) -> None:
         """Report that a step had no memory for as many sequences at once as the one before, and remember it."""
@@ -238,11 +239,32 @@ class Session:
         state = self.trainer.state
         return f"epoch {state.epoch + state.step_in_epoch / self.parts.length.steps_per_epoch:.2f}"
 
-    def _estimate(self, report: StepReport) -> None:
-        """Show how long the run takes after three steps of this session, before the first log; the first is slower."""
-        if len(self.unlogged) == 3 and not self.display.has_status:
-            seconds = (report.seconds - self.unlogged[0].seconds) / 2
-            self.display.status(f"left about {in_time((self.parts.length.last_step - report.step) * seconds)}")
+    # --- how long it takes ----------------------------------------------------------------------------------------
+
+    @cached_property
+    def remaining(self) -> Remaining:
+        """What is left of the run, from what this session has done."""
+        config, data, length = self.config, self.parts.data, self.parts.length
+        tokens = length.last_step * config.global_batch_size * config.seq_len
+        asked = questions_at_the_end(config, data, tokens)
+        guesses = guesses_in_steps(config, data, asked.n * asked.tokens_each)
+        return Remaining(config.trainer, self.intervals, length.last_step, guesses)
+
+    @contextmanager
+    def _timed(self, kind: str) -> Iterator[None]:
+        """Count the time of what is no step; not where it ends with an exception."""
+        began = time.monotonic()
+        yield
+        self.remaining.saw(kind, time.monotonic() - began)
+
+    def _ends(self) -> str:
+        left = self.remaining.left(self.trainer.state)
+        return "" if left is None else left.text(datetime.now())
+
+    def _estimate(self) -> None:
+        """Show when the run ends before the first log."""
+        if self.remaining.n_steps == STEPS_BEFORE_ESTIMATE and not self.display.has_status:
+            self.display.status(self._ends())
 
     def _tokens_per_second(self, reports: list[StepReport]) -> float:
         """Tokens per second over the steps of `reports`; time between steps, as for evaluation, does not count."""
@@ -253,7 +275,7 @@ class Session:
 
     def _evaluation_is_due(self) -> bool:
         state = self.trainer.state
-        return state.step > 0 and due(state.step, self.eval_every) and state.evaluated_step != state.step
+        return state.step > 0 and due(state.step, self.intervals.evaluate) and state.evaluated_step != state.step
 
     def _after_batch(self, done: int, total: int) -> None:
         self.display.status(f"validation: {done:,} of {total:,} sequences")
@@ -269,7 +291,10 @@ class Session:
         self.log()
         state, validation = self.trainer.state, self.parts.data.validation
         try:
-            better = validation is not None and self._measure(validation)
+            better = False
+            if validation is not None:
+                with self._timed(EVALUATION):
+                    better = self._measure(validation)
         except _StopRequested:
             return False
         self.display.status(None)
@@ -278,7 +303,8 @@ class Session:
         state.evaluations += 1
         if due(state.evaluations, self.config.trainer.sample_every_evals or None):
             try:
-                self.tracker.log_samples(state.step, self.sample())
+                with self._timed(SAMPLES):
+                    self.tracker.log_samples(state.step, self.sample())
             except Exception as error:  # weights that are not finite, no memory: what is trained does not depend on it
                 self.display.warn(f"no samples at step {state.step}: {type(error).__name__}: {error}")
         if better:
@@ -335,10 +361,17 @@ class Session:
     def save(self) -> Path:
         """Save the complete state as checkpoints/step-<step>/ and remove older ones, unless it is saved already."""
         self.log()
-        trainer = self.trainer
         if self.saved is not None:
             return self.saved
         self.parts.data.cache.check()
+        with self._timed(SAVE):
+            self.saved = self._save()
+        for warning in rotate(self.run_dir, self.config.trainer.keep, written=self.saved):
+            self.display.warn(warning)
+        return self.saved
+
+    def _save(self) -> Path:
+        trainer = self.trainer
         nothing_held_out = self.parts.data.validation is None
         if nothing_held_out:
             trainer.state.best_step = trainer.state.step
@@ -350,7 +383,7 @@ class Session:
             "data_fingerprint": self.parts.data.fingerprint,
             "tracker_run_id": self.tracker.run_id,
         }
-        self.saved = save_checkpoint(
+        saved = save_checkpoint(
             self.run_dir,
             trainer.evaluated_model,
             self.parts.tokenizer,
@@ -360,10 +393,8 @@ class Session:
             raw=None if trainer.averaged is None else trainer.model,
         )
         if nothing_held_out:
-            publish_best(self.run_dir, self.saved)
-        for warning in rotate(self.run_dir, self.config.trainer.keep, written=self.saved):
-            self.display.warn(warning)
-        return self.saved
+            publish_best(self.run_dir, saved)
+        return saved
 
     def final_report(self) -> Report | None:
         """Evaluate the best checkpoint, if there is one; its metrics go to the tracker and to evaluation.json."""

@@ -16,6 +16,7 @@ log = safe_logger(__name__)
 METRICS, LOST = "metrics.jsonl", "metrics.lost.jsonl"
 TRAINING, VALIDATION = "train/loss", "val/loss"  # in each row of a step, of an evaluation
 SPEED = "speed/tokens_per_second"  # in the row of each step at which is logged
+UTILIZATION = "speed/mfu"  # beside it: model FLOP utilization, where the peak of the device is known
 MAX_BYTES = 2**32  # 20 million steps
 
 

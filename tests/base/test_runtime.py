@@ -321,3 +321,18 @@ print(faults(), keep_freed_memory(torch.device("cpu")), faults(), faults())
     before, done, _, after = ran.stdout.split()
     assert done == "True"
     assert int(after) < int(before) / 7
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "peak"),
+    [
+        ("NVIDIA GeForce RTX 4060", "bf16", 30e12),
+        ("NVIDIA H200", "fp16", 989e12),
+        ("NVIDIA H200", "fp32", None),
+        ("NVIDIA RTX 6000 Ada Generation", "bf16", None),
+    ],
+)
+def test_the_peak_of_a_card_is_that_of_its_data_sheet(name, precision, peak, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert runtime.peak_flops(torch.device("cuda"), precision) == peak
+    assert runtime.peak_flops(torch.device("cpu"), precision) is None

@@ -27,7 +27,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dtl.base.display import aligned
-from dtl.base.runtime import arithmetic, autocast, choose_device, device_name, peak_memory_bytes, seed_everything
+from dtl.base.runtime import (
+    arithmetic,
+    autocast,
+    choose_device,
+    device_name,
+    peak_flops,
+    peak_memory_bytes,
+    seed_everything,
+)
 from dtl.data.batches import PackedSequences, TrainingData
 from dtl.data.pack import pack_documents, pack_stream
 from dtl.model.config import ModelConfig
@@ -39,9 +47,6 @@ from dtl.training.optimizer import build_optimizers, optimizer_tensors
 from dtl.training.trainer import NonFiniteError, Trainer
 
 BUDGET_SECONDS = 480
-# Dense bf16 products with fp32 sums, TFLOP/s, by the data sheets; a name that contains the key. None known: the MFU is
-# that of the measured products alone.
-DATA_SHEETS = {"H200": 989.0, "H100 80GB": 989.0, "A100": 312.0, "RTX 4090": 165.0, "RTX 4060": 30.0}
 
 
 @dataclass(frozen=True)
@@ -337,19 +342,11 @@ def products(machine: Machine) -> Values:
     return values
 
 
-def flop_per_token(model: TransformerLM, length: int) -> float:
-    """Return the FLOP of forward and backward pass: 6 N + 12 L d t (Chowdhery et al., 2022, arXiv:2204.02311, B)."""
-    weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
-    config = model.config
-    return 6.0 * weights + 12.0 * config.n_layers * config.dim * length
-
-
 @check
 def large(machine: Machine) -> Values:
     """Speed, model FLOP utilization (MFU) and peak memory of model=large in bf16, eager and compiled."""
     ceiling = product_rate(machine, torch.bfloat16)
-    name = device_name(machine.device)
-    sheet = next((1e12 * rate for key, rate in DATA_SHEETS.items() if key in name), None) if machine.on_card else None
+    sheet = peak_flops(machine.device, "bf16")  # None: the MFU is that of the measured products alone
     values: Values = {}
     runs = [(shape, False) for shape in machine.sizes.shapes] + [(machine.sizes.shapes[0], True)] * machine.on_card
     for shape, compile_it in runs:
@@ -362,7 +359,7 @@ def large(machine: Machine) -> Values:
         seconds = seconds_of(machine, lambda steps=steps: next(steps), machine.sizes.steps)
         trainer.confirm()
         rate = shape[0] * shape[1] / seconds
-        flops = rate * flop_per_token(trainer.model, shape[1])
+        flops = rate * trainer.model.flops_per_token(shape[1])
         values[f"{shape[0]} x {shape[1]}{' compiled' * compile_it}"] = {
             "tokens/s": round(rate),
             "ms": round(1000 * seconds, 2),

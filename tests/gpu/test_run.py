@@ -89,4 +89,4 @@ def test_the_arithmetic_of_a_step_is_counted_as_torch_counts_it() -> None:
     products = sum(flop for operator, flop in counts.items() if "attention" not in str(operator))
     config = trainer.model.config
     attention = 12 * config.n_layers * config.dim * length
-    assert products == rows * length * (gpu_run.flop_per_token(trainer.model, length) - attention)
+    assert products == rows * length * (trainer.model.flops_per_token(length) - attention)

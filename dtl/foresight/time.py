@@ -1,0 +1,405 @@
+"""How long a run takes, before it starts: real steps, evaluations and answers in a process of its own.
+
+Of a deep model one with few layers and one with some more are timed, of the same width and vocabulary, on the run's own
+data: a layer takes what they differ by. On a CPU the seconds are those of the processor, which other programs on the
+machine change least.
+"""
+
+import contextlib
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from dtl.base.files import sha256_of, sync_file
+from dtl.base.runtime import arithmetic, autocast, choose_device, choose_precision
+from dtl.base.units import in_time, number_of
+from dtl.checkpoints.find import find_checkpoint
+from dtl.checkpoints.load import load_tokenizer, read_model_config
+from dtl.config import RunConfig, typed
+from dtl.data.batches import PackedSequences, TrainingData
+from dtl.data.collect import open_sources
+from dtl.data.pack import pack_stream
+from dtl.data.prepare import PreparedData
+from dtl.data.tokenizers.prompt import read_prompt
+from dtl.evaluation.answers import likelihoods
+from dtl.evaluation.evaluator import evenly_spaced, questions_at_the_end
+from dtl.evaluation.measure import Plan
+from dtl.evaluation.text import count_token_bytes
+from dtl.foresight.predict import cached_data, vocabulary_of
+from dtl.generation.conversation import answer_greedily, continuations, prompts_of
+from dtl.model.transformer import TransformerLM
+from dtl.runner.build import OUTPUTS, RunLength, build_trainer, checkpoint_bytes, choose_attention, with_init
+from dtl.runner.remaining import EVALUATION, REPORT, SAMPLES, SAVE, STEP, Intervals
+from dtl.runner.session import N_SAMPLES, SAMPLE_PROMPT_TOKENS
+from dtl.training.evaluate import evaluate
+
+# Layers that are timed of a deeper model. A step of one and one of two layers differ by less than their noise: of 12
+# layers, whose time is that difference eleven times, four layers tell more than more steps of two.
+DEPTHS = (1, 4)
+# A batch of validation that takes longer is that of a large model: fewer questions then, which take about as long each.
+SLOW_BATCH, FEW_QUESTIONS = 0.25, 32
+MEASURED_TOKENS = 8  # of an answer or a sample: more take as long each
+SAVED_BYTES = 16 * 2**20
+
+
+# --- what is timed ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of the repetitions of one measurement, after a first one that warms up."""
+
+    least: int
+    most: int
+    seconds: float  # no further one begins after these
+    compiles: bool = False  # where the run does; it takes a minute or more
+
+
+SHALLOW, REAL = Limits(1, 8, 1.2), Limits(4, 24, 30.0, compiles=True)
+
+
+@dataclass
+class Run:
+    """A run whose pieces are timed."""
+
+    config: RunConfig  # on its device
+    device: torch.device
+    precision: str
+    vocab_size: int
+    train: TrainingData
+    data: PreparedData | None  # None: not prepared yet; `train` then has the shape that the config gives
+
+    def clock(self) -> float:
+        """Processor seconds on a CPU, of all threads; elsewhere time, once the device has done its work."""
+        if self.device.type == "cpu":
+            return time.process_time()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+        return time.perf_counter()
+
+    def seconds(self, work: Callable[[], Any], limits: Limits) -> float:
+        """Return the median of the seconds of a piece of work, without its first time."""
+        work()
+        seen: list[float] = []
+        began = time.perf_counter()
+        while len(seen) < limits.least or (len(seen) < limits.most and time.perf_counter() - began < limits.seconds):
+            started = self.clock()
+            work()
+            seen.append(self.clock() - started)
+        return statistics.median(seen)
+
+
+def opened(config: RunConfig) -> Run:
+    """Return the run of a config on this machine, with its data where that is prepared."""
+    init_from = find_checkpoint(config.init, OUTPUTS) if config.init is not None else None
+    read, plans = open_sources(config.data, config.seed, init_from and read_prompt(init_from))
+    device, _ = choose_device(config.device)
+    precision, _ = choose_precision(config.trainer.precision, device)
+    config, tokenizer, vocab_size = replace(config, data=read).on(device.type), config.tokenizer, 0
+    if init_from is not None:
+        saved, vocab_size = read_model_config(init_from)
+        config, tokenizer = with_init(config, init_from, saved), load_tokenizer(init_from)
+    data, _ = cached_data(config, plans, tokenizer)
+    if data is None:
+        vocab_size = vocab_size or vocabulary_of(config)
+        return Run(config, device, precision, vocab_size, made_data(config, vocab_size), None)
+    return Run(config, device, precision, vocab_size or data.tokenizer.vocab_size, data.train, data)
+
+
+def made_data(config: RunConfig, vocab_size: int) -> TrainingData:
+    """Return a few steps of random tokens in the shape of the config, with a loss on each."""
+    n_tokens = 4 * config.micro_batch_size * config.seq_len + 1
+    tokens = np.random.default_rng(0).integers(0, vocab_size, n_tokens).astype(np.uint32)
+    rows = PackedSequences(tokens, pack_stream(n_tokens, config.seq_len), pad_id=0)
+    return TrainingData({"made": rows}, {"made": 1.0})
+
+
+def timed(run: Run, n_layers: int, limits: Limits) -> dict[str, float]:
+    """Return the seconds of each piece of work of a run with so many layers; `clock`: time for a second of them."""
+    config = run.config
+    one_pass = replace(
+        config.trainer,
+        micro_batch_size=config.micro_batch_size,
+        grad_accum_steps=1,
+        compile=config.trainer.compile and limits.compiles,
+    )
+    config = replace(config, model=replace(config.model, n_layers=n_layers), trainer=one_pass)
+    began = run.clock()
+    model = TransformerLM(config.model, run.vocab_size).to(run.device)
+    model.activation_checkpointing = config.trainer.activation_checkpointing
+    model.document_kernel = choose_attention(config, model, run.train, run.precision, {}).name
+    length = RunLength.of(config, run.train.steps_per_epoch(config.global_batch_size))
+    trainer = build_trainer(config, model, run.train, length, run.precision)
+    found = {"build": run.clock() - began}
+    trainer.last_step = sys.maxsize
+    trainer.state.step_in_epoch = length.steps_per_epoch // 2  # no special sequences, such as the epoch's last ones
+    passes: list[float] = []
+    accumulate = trainer.accumulate_gradients
+
+    def accumulate_timed(batches: Any) -> Any:
+        started = run.clock()
+        loss = accumulate(batches)
+        passes.append(run.clock() - started)
+        return loss
+
+    trainer.accumulate_gradients = accumulate_timed
+    steps, walls, seconds = trainer.steps(), list[float](), list[float]()
+
+    def step() -> None:
+        wall, began = time.perf_counter(), run.clock()
+        next(steps)
+        seconds.append(run.clock() - began)
+        walls.append((time.perf_counter() - wall) / max(seconds[-1], 1e-9))
+
+    one = run.seconds(step, limits)
+    found[STEP] = one + (run.config.grad_accum_steps - 1) * statistics.median(passes[1:])
+    found["clock"] = min(walls[1:])  # with the fewest other programs
+    if config.trainer.compile:
+        found["compiling"] = max(0.0, seconds[0] - one)
+    if (power := watts(run.device)) is not None:  # now: it is the mean of the last second
+        found["watts"] = power
+    found["bytes"] = float(checkpoint_bytes(model, trainer.optimizers, averaged=trainer.averaged is not None))
+    if run.data is not None:
+        with torch.inference_mode(), autocast(run.device, run.precision):
+            found |= _timed_evaluations(run, model.eval(), run.data, limits)
+    return found
+
+
+def _timed_evaluations(run: Run, model: TransformerLM, data: PreparedData, limits: Limits) -> dict[str, float]:
+    """Return the seconds of a batch of validation, of one sampled token, and of a batch of questions at the end."""
+    config, tokenizer = run.config, data.tokenizer
+    few = replace(limits, least=1, seconds=limits.seconds / 3)
+    held_out = data.validation or next(iter(data.train.rows.values()))
+    found = {EVALUATION: run.seconds(lambda: evaluate(model, held_out, config.micro_batch_size, 1), few)}
+    start = held_out.batch(range(min(N_SAMPLES, len(held_out)))).inputs[:, :SAMPLE_PROMPT_TOKENS]
+    prompts = [tokenizer.decode(row.tolist()) for row in start]
+    sampling = replace(config.sampling, max_new_tokens=MEASURED_TOKENS)
+    once = Limits(1, 1, 0.0)
+    found["token"] = run.seconds(lambda: continuations(model, tokenizer, prompts, sampling, 0), once) / MEASURED_TOKENS
+    if not data.pairs.get("train"):
+        return found
+    began = run.clock()
+    token_bytes = count_token_bytes(tokenizer)
+    found["token_bytes"] = run.clock() - began
+    at_once = Plan.questions_at_once
+    pairs = evenly_spaced(data.pairs["train"], at_once if found[EVALUATION] < SLOW_BATCH else FEW_QUESTIONS)
+    asked = prompts_of(model, tokenizer, data.prompt, pairs, MEASURED_TOKENS)
+
+    def answered(n_tokens: int) -> float:
+        began = run.clock()
+        answer_greedily(model, tokenizer, asked, n_tokens, at_once)
+        return (run.clock() - began) * at_once / len(asked)
+
+    first, more = answered(1), answered(MEASURED_TOKENS)
+    n_tokens = answer_tokens(data)
+    found["answers"] = first + max(0.0, more - first) * (n_tokens - 1) / (MEASURED_TOKENS - 1)
+    began = run.clock()
+    likelihoods(model, tokenizer, pairs, token_bytes, at_once, data.prompt)
+    found["scored"] = (run.clock() - began) * at_once / len(pairs)
+    return found
+
+
+def answer_tokens(data: PreparedData) -> int:
+    """Return how many tokens a batch of answers takes: those of its longest, and the one that ends it."""
+    pairs = evenly_spaced(data.pairs["train"], 16 * Plan.questions_at_once)
+    lengths = [len(ids) for ids in data.tokenizer.encode_batch([pair.answer for pair in pairs])]
+    batches = [lengths[at :: max(1, len(lengths) // Plan.questions_at_once)] for at in range(16)]
+    return 1 + round(statistics.mean(max(batch) for batch in batches if batch))
+
+
+def seconds_of_a_byte() -> float:
+    """Return the processor seconds of saving a byte: checked, written, and read again for its checksum."""
+    with tempfile.TemporaryDirectory(prefix="dtl-plan-", ignore_cleanup_errors=True) as folder:
+        file, weights = Path(folder) / "weights", torch.ones(SAVED_BYTES // 4)
+        began = time.process_time()
+        torch.isfinite(weights).all()
+        save_file({"weights": weights}, file)
+        sync_file(file)
+        sha256_of(file)
+        return (time.process_time() - began) / SAVED_BYTES
+
+
+def watts(device: torch.device) -> float | None:
+    """Return the power that a card draws now; None where it does not say, or nvidia-ml-py is not installed."""
+    if device.type != "cuda":
+        return None
+    with contextlib.suppress(Exception):  # a module that is missing, a driver without that number
+        return torch.cuda.power_draw(device) / 1000
+    return None
+
+
+def of_depth(measured: Mapping[int, Mapping[str, float]], n_layers: int) -> dict[str, float]:
+    """Return the seconds of a model with so many layers from those of one or two depths: linear in the layers."""
+    (first, few), *others = sorted(measured.items())
+    if not others:
+        return dict(few)
+    ((second, more),) = others
+    found = {
+        name: value + max(0.0, more[name] - value) * (n_layers - first) / (second - first)
+        for name, value in few.items()
+    }
+    return found | {name: choose(few[name], more[name]) for name, choose in NO_SECONDS.items() if name in few}
+
+
+NO_SECONDS: dict[str, Callable[[float, float], float]] = {"clock": min, "watts": max}
+
+
+# --- the forecast -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something that a run does a number of times."""
+
+    what: str  # in the plural, where it is counted
+    count: float
+    each: float  # seconds
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Time of a run by part, in seconds of the processor on a CPU, elsewhere of the clock."""
+
+    device_type: str
+    parts: list[Part]
+    step: float  # seconds of one
+    clock: float  # seconds of the clock for each of them
+    layers: list[int]  # of the models that were timed
+    threads: int
+    is_whole: bool  # False: how many steps the run has is not known before its data is prepared
+    watts: float | None = None
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> "Forecast":
+        """Return what `main` has printed."""
+        return cls(**{**values, "parts": [Part(**part) for part in values["parts"]]})
+
+    @property
+    def total(self) -> float:
+        return sum(part.count * part.each for part in self.parts)
+
+    @property
+    def hours(self) -> float:
+        """Hours on the clock."""
+        return self.total * self.clock / 3600
+
+
+def forecast(run: Run, costs: Mapping[str, float], started: float, layers: Sequence[int], byte: float) -> Forecast:
+    """Return the time of a run whose pieces take `costs`, `started` seconds before its model is built."""
+    config, trainer, data = run.config, run.config.trainer, run.data
+    shown: dict[str, Any] = {
+        "device_type": run.device.type,
+        "step": costs[STEP],
+        "clock": costs["clock"] if run.device.type == "cpu" else 1.0,
+        "layers": list(layers),
+        "threads": torch.get_num_threads(),
+        "watts": costs.get("watts"),
+    }
+    if data is None and trainer.total_steps is None:
+        return Forecast(parts=[Part("steps", 1, costs[STEP])], is_whole=False, **shown)
+    length = RunLength.of(config, run.train.steps_per_epoch(config.global_batch_size) if data else sys.maxsize)
+    end = length.last_step
+    if trainer.hours is not None:
+        end = min(end, round(trainer.hours * 3600 / (costs[STEP] * shown["clock"])))
+    parts = [Part("start", 1, started + costs["build"]), Part("compiling", 1, costs.get("compiling", 0.0))]
+    parts.append(Part("steps", end, costs[STEP]))
+    if data is not None:
+        due = Intervals.of(trainer, length, data.validation is not None).due(0, end)
+        saved = byte * costs["bytes"]
+        n_batches = _batches(config, [data.validation] if data.validation else [])
+        n_tokens = config.sampling.max_new_tokens
+        if data.pairs.get("train"):
+            n_tokens = min(n_tokens, answer_tokens(data))
+        parts += [
+            Part("evaluations", due[EVALUATION], n_batches * costs[EVALUATION]),
+            Part("samples", due[SAMPLES], n_tokens * costs["token"]),
+            Part("checkpoints", due[SAVE], saved),
+            Part("evaluation at the end", due[REPORT], _report_seconds(config, data, costs, end)),
+        ]
+    return Forecast(parts=[part for part in parts if part.count * part.each], is_whole=data is not None, **shown)
+
+
+def _batches(config: RunConfig, held_out: Sequence[PackedSequences]) -> float:
+    """Batches of validation of these sequences; a part of one counts as such a part."""
+    most = config.trainer.eval_max_batches
+    batches = [len(rows) / config.micro_batch_size for rows in held_out]
+    return sum(number if most is None else min(number, most) for number in batches)
+
+
+def _report_seconds(config: RunConfig, data: PreparedData, costs: Mapping[str, float], n_steps: int) -> float:
+    held_out = [rows for splits in data.rows.values() for split, rows in splits.items() if split != "train"]
+    seconds = costs["build"] + _batches(config, held_out) * costs[EVALUATION]
+    if "answers" not in costs:
+        return seconds
+    asked = questions_at_the_end(config, data, n_steps * config.global_batch_size * config.seq_len)
+    batches, with_answer = (number / Plan.questions_at_once for number in (asked.n, sum(asked.of_splits)))
+    return seconds + costs["token_bytes"] + batches * costs["answers"] + with_answer * costs["scored"]
+
+
+# --- the process ------------------------------------------------------------------------------------------------------
+
+
+def main(words: list[str]) -> None:
+    """The process: read a config from standard input, time its run, print the forecast as JSON."""
+    run, is_real = opened(typed(cast(dict[str, Any], json.load(sys.stdin)))), json.loads(words[0])
+    started = time.process_time()
+    n_layers = run.config.model.n_layers
+    is_one = is_real or n_layers <= DEPTHS[-1]
+    trainer, limits = run.config.trainer, REAL if is_real else SHALLOW
+    with arithmetic(deterministic=trainer.deterministic, tf32=trainer.tf32):
+        measured = {n: timed(run, n, limits) for n in ((n_layers,) if is_one else DEPTHS)}
+    found = forecast(run, of_depth(measured, n_layers), started, list(measured), seconds_of_a_byte())
+    print("\n" + json.dumps(asdict(found)))
+
+
+# --- the screen -------------------------------------------------------------------------------------------------------
+
+
+def lines(found: Forecast, config: RunConfig, cost_per_hour: float | None) -> Iterator[str]:
+    """Yield the lines of the plan about time, each of 80 columns at most."""
+    on_cpu = found.device_type == "cpu"
+    timed_layers = " and ".join(map(str, found.layers))
+    of = "its own model" if found.layers == [config.model.n_layers] else f"models of {timed_layers} layers"
+    threads, unit = (f", {number_of('threads', found.threads)}", " of processor time") if on_cpu else ("", "")
+    yield f"Time, from real steps of {of}{threads}"
+    if not found.is_whole and len(found.parts) == 1:
+        yield f"  a step takes {in_seconds(found.step)}{unit}"
+        yield "  How many there are is known when the data is prepared."
+        return
+    rows = []
+    for part in found.parts:
+        many = f"{part.count:,.0f} {part.what} of {in_seconds(part.each)}" if part.what.endswith("s") else part.what
+        rows.append((many, in_time(part.count * part.each)))
+    whole = "whole run" if found.is_whole else "without evaluation"
+    rows.append((f"{whole}, about", f"{in_time(found.total)}{unit}"))
+    if on_cpu and abs(found.clock - 1) > 0.1:
+        rows.append(("on the clock, about", f"{in_time(found.total * found.clock)}, if the machine stays as busy"))
+    if cost_per_hour is not None:
+        rows.append(("price", f"{cost_per_hour * found.hours:,.2f} at {cost_per_hour:g} an hour"))
+    if found.watts is not None:
+        rows.append(("energy", f"{found.watts * found.hours / 1000:,.2f} kWh at {found.watts:.0f} W"))
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        yield f"  {name:<{width}}  {value}"
+    patience = config.trainer.early_stopping_patience
+    if patience is not None and any(part.what == "evaluations" and part.count > patience for part in found.parts):
+        yield f"  It may end sooner: trainer.early_stopping_patience={patience}."
+
+
+def in_seconds(seconds: float) -> str:
+    """Seconds of one piece of work: `4 ms`, `0.52 s`, `1:20`."""
+    if seconds >= 60:
+        return in_time(seconds)
+    return f"{seconds:.3g} s" if seconds >= 0.1 else f"{1000 * seconds:.2g} ms"
