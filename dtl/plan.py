@@ -204,7 +204,8 @@ def _table(setting: "Setting", prediction: "Prediction") -> Iterator[str]:
 def budget_lines(setting: "Setting") -> Iterator[str]:
     """Yield what the data can give, where it has been read."""
     from dtl.runner.budget import budget_of
-    from dtl.runner.build import RunLength, on_meta
+    from dtl.runner.build import on_meta
+    from dtl.runner.length import RunLength
 
     if (data := setting.data) is None:
         return

@@ -24,7 +24,8 @@ from dtl.foresight.machine import this_machine
 from dtl.model.config import ModelConfig
 from dtl.model.transformer import TransformerLM
 from dtl.runner.budget import GOOD_EPOCHS, TOKENS_PER_PARAMETER, number
-from dtl.runner.build import on_meta, steps_for, training_bytes
+from dtl.runner.build import on_meta, training_bytes
+from dtl.runner.length import steps_for
 from dtl.runner.run import smaller_micro_batch
 from dtl.training.optimizer import build_optimizers
 from dtl.training.trainer import Trainer

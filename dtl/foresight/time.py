@@ -38,7 +38,8 @@ from dtl.evaluation.text import count_token_bytes
 from dtl.foresight.predict import cached_data, vocabulary_of
 from dtl.generation.conversation import answer_greedily, continuations, prompts_of
 from dtl.model.transformer import TransformerLM
-from dtl.runner.build import OUTPUTS, RunLength, build_trainer, checkpoint_bytes, choose_attention, with_init
+from dtl.runner.build import OUTPUTS, build_trainer, checkpoint_bytes, choose_attention, with_init
+from dtl.runner.length import RunLength
 from dtl.runner.remaining import EVALUATION, REPORT, SAMPLES, SAVE, STEP, Intervals
 from dtl.runner.session import N_SAMPLES, SAMPLE_PROMPT_TOKENS
 from dtl.training.evaluate import evaluate

@@ -18,7 +18,7 @@ from dtl.data.batches import TrainingData
 from dtl.data.documents import QuestionAnswer
 from dtl.data.prepare import PreparedData
 from dtl.model.transformer import TransformerLM
-from dtl.runner.build import RunLength
+from dtl.runner.length import RunLength
 
 TOKENS_PER_PARAMETER = 20
 GOOD_EPOCHS = 4

@@ -1,6 +1,5 @@
 """The parts of a run, built from its config: device, data, model, optimizers, trainer. Takes no step."""
 
-import math
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dtl.base.checks import MANY
 from dtl.base.display import command_line, shown
 from dtl.base.runtime import (
     DTYPES,
@@ -25,7 +23,7 @@ from dtl.base.runtime import (
     restore_random_state,
     seed_everything,
 )
-from dtl.base.units import in_bytes, in_gib, number_of
+from dtl.base.units import in_bytes, in_gib
 from dtl.checkpoints.load import (
     load_tokenizer,
     load_trained_weights,
@@ -44,84 +42,14 @@ from dtl.model.kernel_choice import KernelChoice, KernelContext, choose_kernel
 from dtl.model.transformer import TransformerLM
 from dtl.run_dir.own_config import new_run, other_places, with_data_found
 from dtl.run_dir.state import read_config
+from dtl.runner.length import RunLength, with_total_steps
 from dtl.runner.memory import FittingSequences
 from dtl.training.optimizer import build_optimizers, load_optimizer_tensors, numbers_per_weight
-from dtl.training.schedule import learning_rate_factor, warmup_steps
+from dtl.training.schedule import learning_rate_factor
 from dtl.training.trainer import Trainer
 from dtl.training.transfer import scale_initial_weights
 
-ENOUGH_STEPS = 200  # of the optimizer: fewer are a try
 OUTPUTS = Path("outputs")
-
-
-@dataclass(frozen=True)
-class RunLength:
-    """Length of a run in optimizer steps."""
-
-    steps_per_epoch: int
-    horizon: int  # end of the schedule
-    last_step: int  # end of the run: the first limit reached
-    warmup: int
-
-    @classmethod
-    def of(cls, config: RunConfig, steps_per_epoch: int) -> "RunLength":
-        """Return the length: the horizon is `total_steps` if set, else all epochs; the first limit ends the run.
-
-        Epochs that the data recommends are as many more as `data.recommended.min_steps` needs.
-        """
-        epochs, total = config.max_epochs, config.trainer.total_steps
-        by_epochs = epochs * steps_per_epoch if epochs is not None else None
-        if by_epochs is not None and config.trainer.max_epochs is None:
-            by_epochs = max(by_epochs, config.data.recommended.min_steps)
-        horizon = total if total is not None else by_epochs
-        assert horizon is not None  # max_epochs falls back to the data's recommendation
-        last_step = min(horizon, by_epochs) if by_epochs is not None else horizon
-        return cls(steps_per_epoch, horizon, last_step, warmup_steps(config.schedule, horizon))
-
-    def warnings(self, config: RunConfig) -> list[str]:
-        """Return warnings about a length with which the model learns little, each with the setting that fixes it."""
-        warnings = []
-        if self.last_step < ENOUGH_STEPS:
-            if self.last_step == config.trainer.total_steps:
-                fix = f"Raise trainer.total_steps to {ENOUGH_STEPS}"
-            else:
-                fix = f"Raise trainer.max_epochs to {math.ceil(ENOUGH_STEPS / self.steps_per_epoch)}"
-            if config.grad_accum_steps > 1:
-                fix += f", or lower trainer.grad_accum_steps={config.grad_accum_steps}"
-            steps = number_of("optimizer steps", self.last_step)
-            warnings.append(f"only {steps}: most models need {ENOUGH_STEPS} or more to learn anything. {fix}.")
-        if self.warmup > 0.1 * self.last_step:
-            warnings.append(
-                f"warm-up takes {self.warmup} of {self.last_step} steps, over 10 %. "
-                f"Set schedule.warmup_steps={self.last_step // 20}."
-            )
-        return warnings
-
-
-def with_total_steps(config: RunConfig, train: TrainingData, model: TransformerLM) -> RunConfig:
-    """Return the config with `trainer.total_steps` in place of `.tokens` or `.tokens_per_parameter`; a run records this
-    one, so that a resume changes its length as any other's.
-
-    Parameters are counted without embeddings, as in papers on scaling laws.
-    """
-    trainer = config.trainer
-    if trainer.tokens is None and trainer.tokens_per_parameter is None:
-        return config
-    tokens = trainer.tokens or (trainer.tokens_per_parameter or 0) * model.n_parameters(embeddings=False)
-    total_steps = steps_for(tokens, train.sequences_per_epoch, config.global_batch_size, config.seq_len)
-    if total_steps > MANY:
-        key, value = next(iter(trainer.lengths.items()))
-        raise ConfigError(f"trainer.{key}={value:g}: is {total_steps:,} steps, and at most {MANY:,} are possible.")
-    return replace(config, trainer=replace(trainer, total_steps=total_steps, tokens=None, tokens_per_parameter=None))
-
-
-def steps_for(tokens: float, sequences_per_epoch: int, rows_per_step: int, seq_len: int) -> int:
-    """Return the optimizer steps after which `TrainState.tokens` first reaches `tokens`: positions, padding included.
-
-    The last step of an epoch has the sequences that are left.
-    """
-    epochs, rest = divmod(math.ceil(tokens), sequences_per_epoch * seq_len)
-    return epochs * -(-sequences_per_epoch // rows_per_step) + -(-rest // (rows_per_step * seq_len))
 
 
 @dataclass

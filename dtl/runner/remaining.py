@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from dtl.config import RunConfig
 from dtl.data.prepare import PreparedData
-from dtl.runner.build import RunLength
+from dtl.runner.length import RunLength
 from dtl.training.config import TrainerConfig
 from dtl.training.trainer import TrainState
 

@@ -21,7 +21,7 @@ from dtl.model.config import ModelConfig
 from dtl.model.transformer import TransformerLM
 from dtl.run_dir.state import read_config
 from dtl.runner.budget import budget_of
-from dtl.runner.build import RunLength
+from dtl.runner.length import RunLength
 from dtl.tracking.metrics import read_metrics
 
 LADDER = [Size(ModelConfig(), n, 6.0 * n + 50) for n in (11, 37, 101, 331, 1009, 3001, 9001)]

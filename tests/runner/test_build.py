@@ -7,7 +7,7 @@ import pytest
 from dtl.config import RunConfig
 from dtl.data.config import DataConfig, RecommendedConfig
 from dtl.errors import ConfigError
-from dtl.runner.build import RunLength, steps_for
+from dtl.runner.length import RunLength, steps_for
 from dtl.training.config import ScheduleConfig, TrainerConfig
 
 STEPS_PER_EPOCH = 13

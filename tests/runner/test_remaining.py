@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dtl.model.config import ModelConfig
 from dtl.model.transformer import TransformerLM
 from dtl.runner import session
-from dtl.runner.build import RunLength
+from dtl.runner.length import RunLength
 from dtl.runner.remaining import (
     EVALUATION,
     REPORT,
