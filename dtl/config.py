@@ -58,7 +58,7 @@ def _default_model() -> ModelConfig:
 
 def _default_optimizer() -> OptimizerConfig:
     """The optimizer of conf/optimizer/adamw.yaml, which the command chooses by default."""
-    return OptimizerConfig(lr=5e-4, embedding_lr=1e-2, base_width=256, betas=[0.9, 0.9875])
+    return OptimizerConfig(lr=5e-4, embedding_lr=1e-2, base_width=256, betas=[0.9, None])
 
 
 @dataclass
@@ -117,7 +117,8 @@ class RunConfig:
         return None if self.trainer.lengths else self.data.recommended.max_epochs
 
     def on(self, device_type: str) -> "RunConfig":
-        """The config for a type of device (cpu, cuda, mps): trainer.machine is chosen, a CPU's batches are filled in.
+        """The config for a type of device (cpu, cuda, mps): trainer.machine is chosen, a CPU's batches are filled in,
+        and with them a beta2 that depends on the tokens of a step.
 
         A run records this one, so that a resume on another machine does not choose again.
         """
@@ -129,7 +130,9 @@ class RunConfig:
         if machine == "cpu":
             micro, accumulated = micro or CPU_BATCHES[0], accumulated or CPU_BATCHES[1]
         chosen = replace(trainer, machine=machine, micro_batch_size=micro, grad_accum_steps=accumulated)
-        return replace(self, trainer=chosen)
+        filled = replace(self, trainer=chosen)
+        optimizer = self.optimizer.with_beta2(filled.global_batch_size * filled.seq_len)
+        return replace(filled, optimizer=optimizer)
 
     def validate(self) -> None:
         """Raise ConfigError, naming key, value, rule and remedy, for an invalid run."""

@@ -231,7 +231,7 @@ def test_the_default_is_the_profile_of_the_device(data):
     profiles = {name: composed(*words, f"trainer={name}") for name in ("cpu", "amp4060")}
     for device, profile in {"cpu": "cpu", "cuda": "amp4060", "mps": "amp4060"}.items():
         chosen = auto.on(device)
-        assert chosen == profiles[profile]
+        assert chosen == profiles[profile].on(device)
         assert chosen.on("cpu") == chosen.on("cuda") == chosen
     given = composed(*words, "trainer.micro_batch_size=3").on("cpu")
     assert (given.micro_batch_size, given.grad_accum_steps) == (3, 1)

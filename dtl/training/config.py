@@ -1,6 +1,6 @@
 """Settings of the optimizer, the learning-rate schedule and the training loop. Imports no torch."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dtl.base.checks import BATCHES, MANY, check_choices, check_fractions, check_positive, check_range, check_unique
@@ -15,6 +15,7 @@ _CHECKPOINTING_AS_BOOL = {"false": "none", "true": "full"}  # the only values be
 # micro_batch_size and grad_accum_steps of trainer=cpu. A step then takes a second or so, not minutes: progress is seen,
 # Ctrl-C is obeyed, and small text gives the many steps that a model needs.
 CPU_BATCHES = (4, 1)
+LOWEST_BETA2 = 0.9  # by a half-life: a moment over fewer than ten steps is noise
 LENGTHS = ("tokens", "tokens_per_parameter", "total_steps")  # settings of trainer that set the optimizer steps
 
 
@@ -25,7 +26,8 @@ class OptimizerConfig:
     name: str = "adamw"  # registered name: adamw | muon | your own
     lr: float = 1e-3  # peak learning rate (muon: of norms, biases and an untied head)
     embedding_lr: float | None = None  # peak learning rate of embeddings, and of a head tied to them; None = lr
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])  # Adam's decay of the two moments
+    betas: list[float | None] = field(default_factory=lambda: [0.9, 0.95])  # Adam's decays; null: by the half-life
+    beta2_half_life: float = 56_320  # tokens that half of the second moment is from, for betas=[0.9,null]
     eps: float = 1e-8  # Adam's floor of the denominator
     weight_decay: float = 0.1  # decoupled; on matrices only, never on norms, biases
     # The groups set the width at which they were tuned. Not the default: a run that was written before this key existed
@@ -44,13 +46,27 @@ class OptimizerConfig:
         check_positive(self, "optimizer", "lr", "matrix_lr", "embedding_lr")
         check_range(self, "optimizer", ", or null for the same rates at all widths", base_width=(1, 65_536))
         check_range(self, "optimizer", eps=(1e-30, 1))
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError(f"optimizer.betas={self.betas}: two numbers in [0, 1), for example [0.9,0.95].")
+        if len(self.betas) != 2 or self.betas[0] is None or not all(b is None or 0 <= b < 1 for b in self.betas):
+            raise ConfigError(
+                f"optimizer.betas={self.betas}: two numbers in [0, 1), for example [0.9,0.95]; or [0.9,null]: the "
+                "second by optimizer.beta2_half_life."
+            )
+        check_range(self, "optimizer", beta2_half_life=(1, 1e15))
         check_range(self, "optimizer", weight_decay=(0, 1_000_000))
         check_fractions(self, "optimizer", "momentum", interval="[0, 1)", rule="must lie in")
         check_fractions(self, "optimizer", "row_beta2", interval="[0, 1)", rule="must lie in", rest=", or null")
         check_range(self, "optimizer", momentum_warmup_steps=(0, MANY))
         check_choices(self, "optimizer", orthogonalization=ORTHOGONALIZATIONS)
+
+    def with_beta2(self, tokens_per_step: int) -> "OptimizerConfig":
+        """Return the settings with a number for the second beta: that of `beta2_half_life`, at least `LOWEST_BETA2`.
+
+        A half-life in tokens keeps its value over batch sizes (Marek et al. 2025, arXiv:2507.07101).
+        """
+        if self.betas[1] is not None:
+            return self
+        beta2 = max(LOWEST_BETA2, 0.5 ** (tokens_per_step / self.beta2_half_life))
+        return replace(self, betas=[self.betas[0], round(beta2, 5)])
 
 
 @dataclass

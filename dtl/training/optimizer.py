@@ -206,6 +206,7 @@ def _adamw(model: nn.Module, parameters: list[nn.Parameter], config: OptimizerCo
     ]
     groups.sort(key=lambda group: group["lr"] != config.lr)  # the rate of the first is logged: optimizer.lr itself
     beta1, beta2 = config.betas
+    assert beta1 is not None and beta2 is not None  # `RunConfig.on` fills it in
     return torch.optim.AdamW(
         groups,
         lr=config.lr,

@@ -154,7 +154,7 @@ def test_lines_end_at_one_that_is_endless(tmp_path):
 def test_no_other_reader():
     """Whoever reads a file of a run, a checkpoint or a model folder does so through these readers."""
     allowed = {
-        "base/json_files.py", "base/files.py", "base/runtime.py", "checkpoints/weights.py", "sweeps/search.py",
+        "base/json_files.py", "base/files.py", "base/system.py", "checkpoints/weights.py", "sweeps/search.py",
         "sweeps/search_study.py", "sweeps/process.py", "tracking/metrics.py", "run_dir/provenance.py",
     }  # fmt: skip
     # What reads training text, the user's own config groups and the notebook, or files of DTL itself.

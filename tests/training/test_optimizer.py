@@ -4,6 +4,7 @@ import copy
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,12 +13,13 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dtl.config import RunConfig
 from dtl.errors import CheckpointError, ConfigError
 from dtl.model.presets import load_preset
 from dtl.model.transformer import TransformerLM
 from dtl.registry import OPTIMIZERS
 from dtl.training import optimizer as optimizer_module
-from dtl.training.config import OptimizerConfig
+from dtl.training.config import OptimizerConfig, TrainerConfig
 from dtl.training.optimizer import (
     POLYNOMIALS,
     build_optimizers,
@@ -40,6 +42,23 @@ def groups_of(optimizers: list[Optimizer]) -> Iterable[tuple[Optimizer, dict[str
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names registered in a test are forgotten after it."""
     monkeypatch.setattr(OPTIMIZERS, "_parts", dict(OPTIMIZERS._parts))
+
+
+@pytest.mark.parametrize(("micro", "accumulated"), [(3, 1), (3, 5), (7, 2)])
+def test_half_of_the_second_moment_is_from_as_many_tokens_with_any_batch(micro, accumulated):
+    trainer = TrainerConfig(micro_batch_size=micro, grad_accum_steps=accumulated)
+    run = replace(RunConfig(), trainer=trainer, optimizer=OptimizerConfig(betas=[0.8, None], beta2_half_life=40_000))
+    beta1, beta2 = run.on("cpu").optimizer.betas
+    steps = 40_000 / (micro * accumulated * run.seq_len)
+    assert beta1 == 0.8 and beta2 is not None and beta2**steps == pytest.approx(0.5, rel=1e-2)
+
+
+def test_a_second_beta_of_ones_own_stays_and_no_half_life_makes_one_of_noise():
+    assert OptimizerConfig(betas=[0.8, 0.71]).with_beta2(10**6).betas == [0.8, 0.71]
+    assert OptimizerConfig(betas=[0.8, None]).with_beta2(10**9).betas == [0.8, 0.9]
+    for betas in ([None, 0.9], [0.9], [0.9, 1.0]):
+        with pytest.raises(ConfigError, match=r"optimizer\.betas=.*two numbers"):
+            OptimizerConfig(betas=betas).validate()
 
 
 @pytest.mark.parametrize("tied", [True, False])
