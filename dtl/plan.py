@@ -203,7 +203,7 @@ def _table(setting: "Setting", prediction: "Prediction") -> Iterator[str]:
 
 def budget_lines(setting: "Setting") -> Iterator[str]:
     """Yield what the data can give, where it has been read."""
-    from dtl.runner.budget import budget_of
+    from dtl.runner.budget import budget_of, ends_sooner
     from dtl.runner.build import on_meta
     from dtl.runner.length import RunLength
 
@@ -211,7 +211,7 @@ def budget_lines(setting: "Setting") -> Iterator[str]:
         return
     config = setting.config
     length = RunLength.of(config, data.train.steps_per_epoch(config.global_batch_size))
-    yield f"Data: {number_of('steps', length.last_step)}"
+    yield f"Data: {number_of('steps', length.last_step)}{ends_sooner(config.trainer)}"
     yield from (f"  {line}" for line in budget_of(data, length, on_meta(config, setting.facts.vocab_size)[0]).lines())
 
 

@@ -20,13 +20,15 @@ def check_range(settings: object, section: str, rest: str = "", /, **ends: tuple
     """Raise ConfigError for the first of these settings that is below or above its range, or NaN."""
     for key, (low, high) in ends.items():
         _check(settings, section, [key], lambda value, low=low: value >= low, f"must be at least {low}{rest}.")
-        _check(settings, section, [key], lambda value, high=high: value <= high, f"must be at most {high:,}{rest}.")
+        _check(
+            settings, section, [key], lambda value, high=high: value <= high, f"must be at most {_number(high)}{rest}."
+        )
 
 
 def check_positive(settings: object, section: str, *keys: str, rest: str = "", most: float = MANY) -> None:
     """Raise ConfigError for the first of these settings that is not above 0, or above `most`."""
     _check(settings, section, keys, lambda value: value > 0, f"must be above 0{rest}.")
-    _check(settings, section, keys, lambda value: value <= most, f"must be at most {most:,}{rest}.")
+    _check(settings, section, keys, lambda value: value <= most, f"must be at most {_number(most)}{rest}.")
 
 
 def check_fractions(
@@ -78,6 +80,10 @@ def check_one_process() -> None:
                 f"{size}, which would train the same run. Start it once: python -m dtl.train ..., under SLURM with "
                 "srun -n 1. For several runs at a time: -m hydra.launcher.n_jobs=2"
             )
+
+
+def _number(bound: float) -> str:
+    return f"{bound:,}" if bound < 1e10 else f"{bound:g}"
 
 
 def _check(settings: object, section: str, keys: Iterable[str], holds: Callable[[Any], bool], rule: str) -> None:

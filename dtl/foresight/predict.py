@@ -34,7 +34,8 @@ from dtl.foresight.process import (
 from dtl.foresight.trace import PARTS, Peak, StepShape, traced_peak
 from dtl.model.kernel_choice import KernelContext, choose_kernel
 from dtl.run_dir.trial import current_trial
-from dtl.runner.build import Parts, with_init
+from dtl.runner.build import Parts, on_meta, with_init
+from dtl.runner.length import with_total_steps
 from dtl.runner.run import next_smaller
 
 CHECKED_EPOCHS = 3  # whose micro-batches are looked at
@@ -223,7 +224,7 @@ class Setting:
         """Return the prediction for this config, or for one with a smaller step of the same data."""
         facts = self.facts
         if config.tokenizer != self.config.tokenizer:
-            facts = facts_of_config(config, vocabulary_of(config))
+            facts = replace(facts_of_config(config, vocabulary_of(config)), n_bytes=facts.n_bytes)
         elif config.micro_batch_size != self.config.micro_batch_size:
             n_targets, padded = config.micro_batch_size * config.seq_len, None
             if self.train is not None:
@@ -275,6 +276,7 @@ def setting_of(
     else:
         facts = facts_of_data(config, data, vocab_size or data.tokenizer.vocab_size)
         facts = replace(facts, n_bytes=n_bytes)
+    config = planned_length(config, data, facts.vocab_size)
     kernel = _kernel(config, data, precision, device_type)
     process = calibration() if calibration else None
     if device_type == "cpu" and process is None:
@@ -284,6 +286,13 @@ def setting_of(
     return Setting(
         config, machine, device_type, precision, has_bf16, kernel, facts, train, process, cache, notes, data
     )  # fmt: skip
+
+
+def planned_length(config: RunConfig, data: PreparedData | None, vocab_size: int) -> RunConfig:
+    """Return the config with its length in steps, as `build_run` would have it."""
+    if not {"tokens", "tokens_per_parameter"} & {*config.trainer.lengths}:
+        return config
+    return with_total_steps(config, None if data is None else data.train, on_meta(config, vocab_size)[0])
 
 
 WITHOUT_BF16 = ("t4", "v100")

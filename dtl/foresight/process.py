@@ -208,8 +208,9 @@ def _call_around(owner: Any, name: str, before: Callable[[], None], after: Calla
 
 
 def start_child(*words: str, module: str = "dtl.foresight.process") -> "subprocess.Popen[bytes]":
-    """Start a process that calls `main(words)` of a module, its input and output by pipes."""
-    program = f"import sys; from {module} import main; main(sys.argv[1:])"
+    """Start a process that calls `main(words)` of a module, its input and output by pipes. It ends with this one."""
+    program = f"import sys; from dtl.base.signals import end_with_parent; end_with_parent({os.getpid()}); "
+    program += f"from {module} import main; main(sys.argv[1:])"
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
     return subprocess.Popen(
         [sys.executable, "-c", program, *words],

@@ -11,7 +11,8 @@ from dtl.foresight.machine import Machine
 from dtl.foresight.predict import Prediction, Setting
 from dtl.runner.run import smaller_micro_batch
 
-MICRO_BATCHES = "the same steps, a little slower for smaller matrix products"
+MICRO_BATCHES = "a little slower, with smaller matrix products; it trains the same steps"
+UNREAD = 1.1  # times a prediction for data that has to be prepared anew: other documents, padding and holes
 CHECKPOINTING = {"selective": "about a tenth more time a step", "full": "about a third more time a step"}
 
 
@@ -90,7 +91,8 @@ def first_that_fits(
 
         def fits(n: int, group: Sequence[Remedy] = group, known: dict[int, Prediction] = predictions) -> bool:
             known[n] = predict(group[n].config)
-            return known[n].fits(machine)
+            found = known[n]
+            return machine.free is None or found.total * (1 if found.facts.is_read else UNREAD) <= machine.free
 
         if fits(len(group) - 1):
             first = bisect_left(range(len(group) - 1), True, key=fits)

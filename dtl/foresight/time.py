@@ -35,7 +35,7 @@ from dtl.evaluation.answers import likelihoods
 from dtl.evaluation.evaluator import evenly_spaced, questions_at_the_end
 from dtl.evaluation.measure import Plan
 from dtl.evaluation.text import count_token_bytes
-from dtl.foresight.predict import cached_data, vocabulary_of
+from dtl.foresight.predict import cached_data, planned_length, vocabulary_of
 from dtl.generation.conversation import answer_greedily, continuations, prompts_of
 from dtl.model.transformer import TransformerLM
 from dtl.runner.build import OUTPUTS, build_trainer, checkpoint_bytes, choose_attention, with_init
@@ -115,8 +115,10 @@ def opened(config: RunConfig) -> Run:
     data, _ = cached_data(config, plans, tokenizer)
     if data is None:
         vocab_size = vocab_size or vocabulary_of(config)
+        config = planned_length(config, None, vocab_size)
         return Run(config, device, precision, vocab_size, made_data(config, vocab_size), None)
-    return Run(config, device, precision, vocab_size or data.tokenizer.vocab_size, data.train, data)
+    vocab_size = vocab_size or data.tokenizer.vocab_size
+    return Run(planned_length(config, data, vocab_size), device, precision, vocab_size, data.train, data)
 
 
 def made_data(config: RunConfig, vocab_size: int) -> TrainingData:
@@ -279,6 +281,7 @@ class Forecast:
     clock: float  # seconds of the clock for each of them
     layers: list[int]  # of the models that were timed
     threads: int
+    is_own_model: bool  # False: models of other depths
     is_whole: bool  # False: how many steps the run has is not known before its data is prepared
     watts: float | None = None
 
@@ -305,6 +308,7 @@ def forecast(run: Run, costs: Mapping[str, float], started: float, layers: Seque
         "step": costs[STEP],
         "clock": costs["clock"] if run.device.type == "cpu" else 1.0,
         "layers": list(layers),
+        "is_own_model": [*layers] == [config.model.n_layers],
         "threads": torch.get_num_threads(),
         "watts": costs.get("watts"),
     }
@@ -372,7 +376,7 @@ def lines(found: Forecast, config: RunConfig, cost_per_hour: float | None) -> It
     """Yield the lines of the plan about time, each of 80 columns at most."""
     on_cpu = found.device_type == "cpu"
     timed_layers = " and ".join(map(str, found.layers))
-    of = "its own model" if found.layers == [config.model.n_layers] else f"models of {timed_layers} layers"
+    of = "its own model" if found.is_own_model else f"models of {timed_layers} layers"
     threads, unit = (f", {number_of('threads', found.threads)}", " of processor time") if on_cpu else ("", "")
     yield f"Time, from real steps of {of}{threads}"
     if not found.is_whole and len(found.parts) == 1:
@@ -381,7 +385,8 @@ def lines(found: Forecast, config: RunConfig, cost_per_hour: float | None) -> It
         return
     rows = []
     for part in found.parts:
-        many = f"{part.count:,.0f} {part.what} of {in_seconds(part.each)}" if part.what.endswith("s") else part.what
+        counted = f"{number_of(part.what, round(part.count))} of {in_seconds(part.each)}"
+        many = counted if part.what.endswith("s") else part.what
         rows.append((many, in_time(part.count * part.each)))
     whole = "whole run" if found.is_whole else "without evaluation"
     rows.append((f"{whole}, about", f"{in_time(found.total)}{unit}"))

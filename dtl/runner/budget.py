@@ -19,6 +19,7 @@ from dtl.data.documents import QuestionAnswer
 from dtl.data.prepare import PreparedData
 from dtl.model.transformer import TransformerLM
 from dtl.runner.length import RunLength
+from dtl.training.config import TrainerConfig
 
 TOKENS_PER_PARAMETER = 20
 GOOD_EPOCHS = 4
@@ -84,7 +85,7 @@ class DataBudget:
     def lines(self) -> Iterator[str]:
         """Yield at most three lines, each with its source; docs/plan.md says more."""
         loss = f"loss on {in_percent(self.with_loss)} %"
-        bits = f"{BITS_PER_PARAMETER} a parameter (Allen-Zhu 2024)"
+        bits = f"({BITS_PER_PARAMETER} a parameter, Allen-Zhu 2024)"
         if self.n_facts:
             counted = f"{number(self.epochs)} epochs, {number(self.n_questions / self.n_facts)} wordings"
             yield f"a fact {number(self.times_each_fact)} times ({counted}); {loss} of positions"
@@ -95,9 +96,17 @@ class DataBudget:
             verdict = (
                 f"over {GOOD_EPOCHS} help little" if self.epochs > GOOD_EPOCHS else f"up to {GOOD_EPOCHS} are good"
             )
-            yield f"{number(self.epochs)} epochs; {verdict} (Muennighoff 2023); {loss}"
-        what = f"answers {in_bits(self.answer_bits)}, room" if self.n_facts else "facts: room for"
-        yield f"{what} {in_bits(self.capacity_bits)}: {bits}"
+            verdict = "no text twice" if self.epochs <= 1 else f"{verdict} (Muennighoff 2023)"
+            epochs = number(self.epochs)
+            yield f"{epochs} {'epoch' if epochs == '1' else 'epochs'}; {verdict}; {loss}"
+        capacity = f"room for {in_bits(self.capacity_bits)}"
+        answers = f"answers {in_bits(self.answer_bits)}, "
+        yield f"{answers}{capacity} {bits}" if self.n_facts else f"{capacity} of facts {bits}"
+
+
+def ends_sooner(trainer: TrainerConfig) -> str:
+    """Return what to say beside the steps of a run that may end before them."""
+    return "" if trainer.hours is None else f", unless trainer.hours={trainer.hours:g} end it sooner"
 
 
 def number(value: float) -> str:

@@ -58,17 +58,19 @@ class RunLength:
         return warnings
 
 
-def with_total_steps(config: RunConfig, train: TrainingData, model: TransformerLM) -> RunConfig:
+def with_total_steps(config: RunConfig, train: TrainingData | None, model: TransformerLM) -> RunConfig:
     """Return the config with `trainer.total_steps` in place of `.tokens` or `.tokens_per_parameter`; a run records this
     one, so that a resume changes its length as any other's.
 
-    Parameters are counted without embeddings, as in papers on scaling laws.
+    Parameters are counted without embeddings, as in papers on scaling laws. Without `train`, data that is not prepared
+    yet, each step is taken to be whole.
     """
     trainer = config.trainer
     if trainer.tokens is None and trainer.tokens_per_parameter is None:
         return config
     tokens = trainer.tokens or (trainer.tokens_per_parameter or 0) * model.n_parameters(embeddings=False)
-    total_steps = steps_for(tokens, train.sequences_per_epoch, config.global_batch_size, config.seq_len)
+    per_epoch = config.global_batch_size if train is None else train.sequences_per_epoch
+    total_steps = steps_for(tokens, per_epoch, config.global_batch_size, config.seq_len)
     if total_steps > MANY:
         key, value = next(iter(trainer.lengths.items()))
         raise ConfigError(f"trainer.{key}={value:g}: is {total_steps:,} steps, and at most {MANY:,} are possible.")

@@ -22,7 +22,7 @@ from dtl.data.text_report import PREVIEW, with_short_origins
 from dtl.evaluation.measure import Report
 from dtl.evaluation.tables import show_main_metrics
 from dtl.run_dir.state import longer_run, resume_command
-from dtl.runner.budget import budget_of
+from dtl.runner.budget import budget_of, ends_sooner
 from dtl.runner.build import Parts, checkpoint_bytes, how_to_make_room
 from dtl.tracking.tracker import State, Tracker
 from dtl.training.config import LOSS_TERMS, LossConfig, TrainerConfig
@@ -73,11 +73,12 @@ def _start_rows(
     )
     epochs = in_epochs(length.last_step / length.steps_per_epoch)
     per_step = number_of("sequences", min(config.global_batch_size, sum(map(len, parts.data.train.rows.values()))))
-    yield "steps", f"{length.last_step:,} ({epochs}), each of {per_step} of {config.seq_len} tokens"
+    steps = f"{length.last_step:,} ({epochs}), each of {per_step} of {config.seq_len} tokens"
+    yield "steps", steps + ends_sooner(config.trainer)
     yield "budget", "\n".join(budget_of(parts.data, parts.length, parts.model).lines())
     warmup = f"warm-up of {number_of('steps', length.warmup)}"
-    of_width = f" of width {config.optimizer.base_width}" if _is_transferred(config) else ""
-    optimizer = f"{config.optimizer.name}, learning rate {config.optimizer.lr:g}{of_width}"
+    scaled = f" (at width {config.optimizer.base_width}; scaled)" if _is_transferred(config) else ""
+    optimizer = f"{config.optimizer.name}, learning rate {config.optimizer.lr:g}{scaled}"
     yield "optimizer", f"{optimizer}, {config.schedule.name}, {warmup}"
     yield from objective_rows(config.trainer)
     precision = precision_name(parts.precision, parts.device, config.trainer)

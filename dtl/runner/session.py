@@ -94,12 +94,12 @@ class Session:
         # Checked before the first step too: a resumed run may have been stopped after its last step.
         while (reason := self.reason_to_stop(signals)) == "running":
             report = next(steps, None)
+            if self.trainer.sequences_at_once < self._at_once:
+                self._split_at(self.trainer.state.step + (report is None))
             if report is None:  # stopped between two micro-batches
                 continue
             self.unlogged.append(report)
             self.saved = None
-            if self.trainer.sequences_at_once < self._at_once:
-                self._split_at(report.step)
             self.remaining.saw(STEP, report.seconds - seconds_before)
             seconds_before = report.seconds
             if profiler:

@@ -1,7 +1,9 @@
 """Laws of the signals that stop a run: the first sets a flag, the second stops, and handlers are restored."""
 
 import io
+import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -135,3 +137,15 @@ def test_a_signal_in_the_middle_of_a_line_of_output(monkeypatch: pytest.MonkeyPa
         print("a warning", file=sys.stderr, flush=True)
         assert signals.received == signal.SIGINT
     monkeypatch.undo()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a process keeps the number of a parent that has gone")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_a_child_ends_with_its_parent(how: signal.Signals) -> None:
+    child = "from dtl.base.signals import end_with_parent; import os, time; end_with_parent(os.getppid(), 0.01); "
+    child += "print('begun', flush=True); time.sleep(600)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "begun\n"
+        process.send_signal(how)
+        assert process.stdout.read() == ""  # the child has the other end: this waits for its end

@@ -174,6 +174,29 @@ def test_what_every_micro_batch_needs_is_not_tried_with_smaller_ones(tmp_path):
     assert only.words[-1].startswith("tokenizer.vocab_size=") and only.config.micro_batch_size == 1
 
 
+def test_a_remedy_for_data_that_is_not_read_has_a_margin(tmp_path):
+    """It has to be prepared anew: padding and holes are not known."""
+    made = setting(332 * MIB, tmp_path, micro_batch_size=1)
+    made.facts = DataFacts(50_257, 136)
+    read, unread = (replace(predicted(peak(2 * MIB, 1.0), facts, made.process, "cpu")) for facts in (
+        DataFacts(101, 136), DataFacts(101, 136, is_read=False)
+    ))  # fmt: skip
+    assert read.total == unread.total == 332 * MIB
+    assert first_that_fits(remedies(made), lambda _: read, made.machine) is not None
+    assert first_that_fits(remedies(made), lambda _: unread, made.machine) is None
+    more = Machine("8GB", "cpu", round(1.11 * 332 * MIB), "as given")
+    assert first_that_fits(remedies(made), lambda _: unread, more) is not None
+
+
+def test_another_vocabulary_keeps_what_the_data_takes(tmp_path):
+    made = setting(332 * MIB, tmp_path)
+    del made.predict  # pyright: ignore[reportAttributeAccessIssue]
+    made.facts = DataFacts(50_257, 136, n_bytes=71 * MIB)
+    other = replace(made.config, tokenizer=replace(made.config.tokenizer, kind="bpe", vocab_size=307))
+    found = made.predict(other)
+    assert found.parts["data and tokenizer"] == 71 * MIB and not found.facts.is_read
+
+
 @pytest.mark.parametrize("ema_decay", [None, 0.9])
 def test_what_every_micro_batch_needs_is_a_bound_from_below(ema_decay, tmp_path):
     made = setting(320 * MIB, tmp_path, micro_batch_size=1, ema_decay=ema_decay)

@@ -18,6 +18,7 @@ from dtl.benchmarks.config import BenchConfig
 from dtl.benchmarks.foresight import TIME_ERROR, TIMED, foreseen_time_error
 from dtl.benchmarks.suite import Workplace
 from dtl.foresight import process
+from dtl.foresight.predict import planned_length
 from dtl.foresight.process import timing
 from dtl.foresight.time import (
     REAL,
@@ -34,6 +35,8 @@ from dtl.foresight.time import (
     timed,
     watts,
 )
+from dtl.model.transformer import TransformerLM
+from dtl.runner.length import RunLength
 
 COSTS = {
     "build": 0.25, "step": 2.0, "evaluation": 0.5, "token": 0.125, "bytes": 1000.0, "clock": 1.5, "answers": 4.0,
@@ -115,6 +118,34 @@ def test_data_that_is_not_prepared_has_steps_and_no_more(qa):
     ]  # fmt: skip
     known = with_trainer(bare, total_steps=70)
     assert [part.what for part in forecast(known, COSTS, 5.0, [2], 0.0).parts] == ["start", "steps"]
+
+
+@pytest.mark.parametrize("words", [{"tokens": 71_000.0}, {"tokens_per_parameter": 3.0, "max_epochs": 1}])
+@pytest.mark.parametrize("prepared", [True, False])
+def test_a_length_in_tokens_is_planned_in_steps(qa, words, prepared):
+    """As `build_run` has it; of data that is not prepared, all steps are whole."""
+    config, data = with_trainer(qa, **words).config, qa.data if prepared else None
+    planned = planned_length(config, data, qa.vocab_size)
+    model = TransformerLM(config.model, qa.vocab_size)
+    tokens = words.get("tokens") or 3.0 * model.n_parameters(embeddings=False)
+    whole = tokens / (config.global_batch_size * config.seq_len)
+    assert planned.trainer.total_steps is not None and planned.trainer.tokens is None
+    assert whole <= planned.trainer.total_steps <= (1.1 if prepared else 1) * whole + 1
+    run = replace(qa, config=planned, data=data)
+    steps = by_name(forecast(run, COSTS, 0.0, [1], 0.0))["steps"].count
+    assert steps == min(
+        planned.trainer.total_steps,
+        sys.maxsize
+        if not prepared
+        else RunLength.of(planned, qa.train.steps_per_epoch(config.global_batch_size)).last_step,
+    )
+    assert planned_length(qa.config, data, qa.vocab_size) is qa.config
+
+
+def test_one_of_a_thing_is_not_many():
+    parts = [Part("steps", 1, 2.0), Part("evaluations", 1, 0.5), Part("samples", 3, 0.5)]
+    text = "\n".join(lines(made(parts=parts), dtl.RunConfig(), None))
+    assert "1 step of" in text and "1 evaluation of" in text and "3 samples of" in text
 
 
 def test_made_data_has_the_shape_of_the_config(qa):
@@ -227,7 +258,7 @@ def made(**values) -> Forecast:
         Part("evaluation at the end", 1, 3600.0),
     ]
     given = {"device_type": "cpu", "parts": parts, "step": 0.0517, "clock": 2.5, "layers": [1, 4], "threads": 2,
-             "is_whole": True}  # fmt: skip
+             "is_own_model": False, "is_whole": True}  # fmt: skip
     return Forecast(**given | values)
 
 
@@ -242,7 +273,7 @@ def test_the_lines_fit_a_terminal_and_have_the_price():
 
 
 def test_a_card_has_energy_and_no_processor_time():
-    found = made(device_type="cuda", clock=1.0, watts=250.0, layers=[6])
+    found = made(device_type="cuda", clock=1.0, watts=250.0, layers=[7], is_own_model=True)
     text = "\n".join(lines(found, dtl.RunConfig(), None))
     assert f"{250 * found.total / 3.6e6:,.2f} kWh at 250 W" in text and "its own model" in text
     assert "processor" not in text and "threads" not in text and "price" not in text and "clock" not in text

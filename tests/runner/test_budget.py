@@ -30,7 +30,7 @@ def test_text_is_counted_by_parameters_without_embeddings_and_capacity_by_all():
     assert list(budget.lines()) == [
         "7 tokens a parameter without embeddings; best 20 (Hoffmann 2022)",
         "5 epochs; over 4 help little (Muennighoff 2023); loss on 100 %",
-        "facts: room for 6,000 bit: 2 a parameter (Allen-Zhu 2024)",
+        "room for 6,000 bit of facts (2 a parameter, Allen-Zhu 2024)",
     ]
     assert "up to 4 are good" in list(replace(budget, epochs=4.0).lines())[1]
 
@@ -47,7 +47,7 @@ def test_a_fact_is_seen_in_each_epoch_once_a_wording():
     assert budget.with_loss == train.n_targets / positions < 0.5
     first, last = budget.lines()
     assert first == f"a fact 33 times (11 epochs, 3 wordings); loss on {100 * budget.with_loss:.0f} % of positions"
-    assert last == "answers 72 bit, room 200 bit: 2 a parameter (Allen-Zhu 2024)"
+    assert last == "answers 72 bit, room for 200 bit (2 a parameter, Allen-Zhu 2024)"
     assert DataBudget.of(train, own, 2.0, 100, 50).times_each_fact == 3.0
 
 

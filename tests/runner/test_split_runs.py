@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from dtl.config import RunConfig
 from dtl.data.cache import FOLDER, create_cache_folder
-from dtl.errors import TrainingError
+from dtl.errors import InterruptedRun, TrainingError
 from dtl.model.transformer import TransformerLM
 from dtl.run_dir.state import read_run_state
 from dtl.runner import memory
@@ -91,6 +92,25 @@ def test_a_run_goes_on_with_half_the_sequences_at_once_and_the_next_begins_with_
     tried.clear()
     start(replace(config, data=replace(config.data, seq_len=71)), tmp_path / "shorter")
     assert max(tried) == 4 and line not in capsys.readouterr().out
+
+
+@pytest.mark.fault("out-of-memory-step", "stop-in-step")
+def test_a_stop_while_a_step_is_taken_again_keeps_what_was_learnt(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The step is not in the run; that it had no memory is said, and remembered."""
+
+    def cramped(self: TransformerLM, ids_bt: Tensor, *rest: Any) -> Tensor:
+        if self.training and len(ids_bt) > 2:
+            signal.raise_signal(signal.SIGINT)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return HIDDEN(self, ids_bt, *rest)
+
+    monkeypatch.setattr(TransformerLM, "hidden", cramped)
+    with pytest.raises(InterruptedRun):
+        start(config, tmp_path / "run")
+    assert "Step 1: no memory for 4 sequences at once. From here on 2" in capsys.readouterr().out
+    assert (Path(config.data.cache_dir or "") / FOLDER / memory.FILE).exists()
 
 
 @pytest.mark.fault("out-of-memory-step", "eval-out-of-memory")
