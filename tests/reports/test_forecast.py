@@ -1,6 +1,8 @@
 """Forecasts of a loss: known laws are found, intervals cover, and what does not carry a forecast is refused."""
 
 import json
+import math
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +20,7 @@ from dtl.reports.canvas import style
 from dtl.reports.forecast import draw_forecast, forecast_of
 from dtl.reports.reading import Run, read_run
 from dtl.reports.scaling import N_DRAWS, fit_power_law, scaling_of
+from dtl.reports.selection import runs_in
 
 SIZES = (311_000, 613_000, 1_201_000, 2_503_000, 4_999_000)
 TARGET = 19_997_000
@@ -311,6 +314,26 @@ def test_the_page_has_the_forecast_first(typed):
     assert "forecast=2e7" in page and Path("report/forecast.png").is_file()
     assert typed("runs=outputs", "out=report")[0] == 0
     assert "Forecast" not in (Path("report") / PAGE).read_text() and not Path("report/forecast.png").exists()
+
+
+@pytest.mark.slow
+def test_trained_runs_record_what_a_forecast_needs(elsewhere, monkeypatch):
+    from dtl.model.transformer import create_model  # imports torch
+
+    monkeypatch.setattr("dtl.reports.forecast.MAX_HALF_WIDTH", math.inf)  # so few steps are all noise
+    (elsewhere / "lines.txt").write_text("".join(f"{n} and {n + 1} make {2 * n + 1}.\n" for n in range(2999)))
+    words = ["data=text", "data.path=lines.txt", "tokenizer=char", "model.dim=8,16,24,32", "model.n_layers=1"]
+    words += ["model.n_heads=2", "model.max_seq_len=16", "trainer.tokens_per_parameter=3", "tracker=local", "seed=5"]
+    words += ["trainer.micro_batch_size=2", "trainer.sample_every_evals=0", "model.dropout=0"]
+    subprocess.run([sys.executable, "-m", "dtl.train", "-m", *words], check=True, capture_output=True, timeout=500)
+    runs = [read_run(folder) for folder in runs_in(elsewhere / "outputs")]
+    forecast = forecast_of(runs, "3e4", 3e4)
+    for size, dim in zip(forecast.sizes, (8, 16, 24, 32), strict=True):
+        model = create_model("small", vocab_size=3, dim=dim, n_layers=1, n_heads=2, max_seq_len=16)
+        assert size.n == model.n_parameters(embeddings=False)
+        assert size.tokens == pytest.approx(3 * size.n, abs=2 * 16 + 1)
+    assert forecast.length == "3 tokens a parameter"
+    assert [run.data for run in runs] == [runs[0].data] * 4 and len(runs[0].data or "") == 64
 
 
 @pytest.mark.parametrize(
