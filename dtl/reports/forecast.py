@@ -124,7 +124,12 @@ def forecast_of(runs: Sequence[Run], name: str, target: float | None) -> Forecas
     target = target or _parameters_of(name, usable)
     notes += _check_epochs(usable, name)
     sizes, more = _sizes(usable)
-    length = _length(sizes, name)
+    length, tokens = _length(sizes, name, target)
+    available = max((run.tokens or 0.0) / run.epochs for run in usable if run.epochs)
+    if tokens > ONCE * available:
+        more.append(
+            f"The forecast is for {in_units(tokens)} tokens of new text; that of the runs has {in_units(available)}."
+        )
     fitted = [size for size in sizes if size.n < target * (1 - SAME_SIZE)]
     measured = [size for size in sizes if abs(size.n / target - 1) <= SAME_SIZE]
     larger = len(sizes) - len(fitted) - len(measured)
@@ -246,13 +251,13 @@ def _differing(runs: Sequence[Run], prefixes: tuple[str, ...] = ("",)) -> list[s
     return [key for key in kept if len({run.config.get(key) for run in runs}) > 1]
 
 
-def _length(sizes: Sequence[Size], name: str) -> str:
-    """Return the length that the sizes have in common. Raises ConfigError if there is none."""
+def _length(sizes: Sequence[Size], name: str, target: float) -> tuple[str, float]:
+    """Return the length that the sizes have in common, and its tokens for `target`. Raises ConfigError for none."""
     tokens, ratios = [size.tokens for size in sizes], [size.tokens / size.n for size in sizes]
     if max(ratios) <= (1 + SAME) * min(ratios):
-        return f"{fmean(ratios):.2g} tokens a parameter"
+        return f"{fmean(ratios):.2g} tokens a parameter", fmean(ratios) * target
     if max(tokens) <= (1 + SAME) * min(tokens):
-        return f"{in_units(fmean(tokens))} tokens"
+        return f"{in_units(fmean(tokens))} tokens", fmean(tokens)
     raise ConfigError(
         f"forecast={name}: the sizes have {min(ratios):.2g} to {max(ratios):.2g} tokens a parameter, and "
         f"{in_units(min(tokens))} to {in_units(max(tokens))} tokens; one of the two must be equal within "

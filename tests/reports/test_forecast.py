@@ -268,6 +268,13 @@ def test_text_read_twice_is_said(tmp_path):
     assert "Text was read up to 2.2 times" in " ".join(forecast_of(runs, "20e6", TARGET).sentences())
 
 
+@pytest.mark.parametrize(("epochs", "said"), [(0.2, False), (0.5, True)])
+def test_text_that_is_too_short_for_the_larger_model_is_said(tmp_path, epochs, said):
+    runs = [replace(run, epochs=epochs * (run.n_parameters or 0) / SIZES[-1]) for run in made_sweep(tmp_path)]
+    text = " ".join(forecast_of(runs, "20e6", TARGET).sentences())
+    assert ("for 100.0 M tokens of new text; that of the runs has 50.0 M." in text) == said, text
+
+
 # --- the command --------------------------------------------------------------------------------------------------
 
 
