@@ -278,7 +278,7 @@ def _check_sizes(fitted: Sequence[Size], name: str, target: float) -> None:
         raise ConfigError(
             f"forecast={name}: {in_units(target)} parameters without embeddings are {target / largest:.1f} times the "
             f"largest of the runs, {in_units(largest)}. Beyond {MAX_AHEAD:g} times nothing is shown. Train a size of "
-            f"{in_units(target / MAX_AHEAD)} or more, or ask for a smaller one: forecast={MAX_AHEAD * largest:.3g}"
+            f"{in_units(target / MAX_AHEAD)} or more, or ask for a smaller one: forecast={MAX_AHEAD * largest:.0f}"
         )
 
 
