@@ -24,11 +24,16 @@ Compares runs and sweeps in one report.html, which needs no network.
   python -m dtl.report 'runs=outputs/2026-11-2*/*_demo' metric=exact_match/test
   python -m dtl.report 'runs=[outputs/multirun/a,outputs/multirun/b]' out=muon
   python -m dtl.report record=true              also into experiments/README.md
+  python -m dtl.report runs=outputs/multirun/a forecast=large   from smaller sizes
 """,
     details="""\
 The report and its plots as PNGs show loss against steps, tokens and time with bands over the seeds, the settings that
 differ, learning rate against loss, parallel coordinates, importance, speed, memory, samples side by side, failures and
 reasons. Needs matplotlib, scipy and jinja2: pip install 'dtl[report]'.
+
+forecast= takes a sweep over sizes, each run with as many tokens a parameter (trainer.tokens_per_parameter=5), and fits
+a floor plus a power law. It shows the loss of a larger model with an interval, beside a straight line without a floor,
+and refuses with fewer than four sizes, beyond eight times the largest, and where the noise of the seeds is too large.
 
 Runs that differ only in the seed are one configuration. Two configurations are compared by a paired t test over equal
 seeds, Holm-corrected; none is called better with fewer than five seeds, nor without significance.
@@ -72,6 +77,8 @@ def _command(settings: ReportConfig, runs: str) -> str:
     words = [f"runs={runs}"]
     if settings.metric is not None:
         words.append(f"metric={settings.metric}")
+    if settings.forecast is not None:
+        words.append(f"forecast={settings.forecast}")
     if settings.higher_is_better is not None:
         words.append(f"higher_is_better={str(settings.higher_is_better).lower()}")
     return command_line("report", *words)

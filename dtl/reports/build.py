@@ -15,14 +15,25 @@ from dtl.reports.config import ReportConfig
 if TYPE_CHECKING:
     from dtl.reports.canvas import Drawing, Skipped
     from dtl.reports.configurations import Configuration
+    from dtl.reports.forecast import Forecast
     from dtl.reports.metric import Metric
     from dtl.reports.page import Report
     from dtl.reports.reading import Run
 
 NEEDED = ("matplotlib", "scipy", "jinja2")
 PAGE = "report.html"
+FORECAST = "Forecast"
 # Every PNG that a report can have: those of an earlier report in the same folder are removed.
-PICTURES = ("loss_step", "loss_tokens", "loss_seconds", "learning_rate", "parallel_coordinates", "importance", "speed")
+PICTURES = (
+    "loss_step",
+    "loss_tokens",
+    "loss_seconds",
+    "learning_rate",
+    "parallel_coordinates",
+    "importance",
+    "speed",
+    "forecast",
+)
 
 
 def check_packages() -> None:
@@ -40,10 +51,11 @@ def build(
 ) -> "Report":
     """Read, group and compare the runs, and draw the plots. `log` gets a line before each slow step.
 
-    Raises ConfigError if no run has the metric.
+    Raises ConfigError if no run has the metric, or the runs do not allow the forecast.
     """
     from dtl.reports.configurations import group_runs, side_by_side, sort_by_mean
     from dtl.reports.findings import findings
+    from dtl.reports.forecast import forecast_of
     from dtl.reports.metric import Metric, metric_for, not_comparable
     from dtl.reports.page import Report
     from dtl.reports.reading import read_run
@@ -55,6 +67,7 @@ def build(
     asked = None if is_default else Metric(settings.metric_key(), settings.prefers_higher())
     metric = metric_for(runs, asked)
     _check_metric(metric.key, runs)
+    forecast = None if settings.forecast is None else forecast_of(runs, settings.forecast, settings.forecast_size())
     configurations = sort_by_mean(group_runs(runs), metric.key, metric.higher_is_better)
     values = {configuration.label: configuration.values(metric.key) for configuration in configurations}
     comparisons = [] if not_comparable(runs, metric) else compare_all(values, metric.higher_is_better)
@@ -68,22 +81,25 @@ def build(
         metric=metric,
         comparisons=comparisons,
         findings=findings(runs, configurations, comparisons, metric),
-        drawings=_drawings(configurations, metric),
+        drawings=_drawings(configurations, metric, forecast),
+        forecast=forecast,
         samples=side_by_side(configurations),
     )
 
 
 def _drawings(
-    configurations: Sequence["Configuration"], metric: "Metric"
+    configurations: Sequence["Configuration"], metric: "Metric", forecast: "Forecast | None"
 ) -> dict[str, "list[Drawing] | Drawing | Skipped"]:
     """Return the drawings by the title of their section."""
     from dtl.reports.canvas import style
     from dtl.reports.curves import loss_curves, speed_and_memory
+    from dtl.reports.forecast import draw_forecast
     from dtl.reports.parameters import importance, parallel_coordinates
     from dtl.reports.rates import rates_against_metric
 
     with style():
         return {
+            **({} if forecast is None else {FORECAST: draw_forecast(forecast)}),
             "Loss": loss_curves(configurations),
             "Learning rate": rates_against_metric(configurations, metric),
             "Parallel coordinates": parallel_coordinates(configurations, metric),

@@ -14,6 +14,7 @@ from dtl.reports.canvas import FAINT, GREY, GROUND, INK, SERIES, VARIABLES, Draw
 from dtl.reports.configurations import EXPERIMENT, Configuration, Samples, mean_and_spread
 from dtl.reports.curves import peaks, speeds
 from dtl.reports.findings import METHOD, Findings, format_p, unfinished
+from dtl.reports.forecast import Forecast
 from dtl.reports.metric import Metric, format_number
 from dtl.reports.reading import Run
 from dtl.reports.statistics import Comparison
@@ -49,6 +50,7 @@ class Report:
     findings: Findings
     drawings: dict[str, list[Drawing] | Drawing | Skipped] = field(default_factory=dict)  # by section
     samples: Samples | None = None
+    forecast: Forecast | None = None
 
     def all_drawings(self) -> list[Drawing]:
         """Return the drawings in the order of the page."""
@@ -74,6 +76,7 @@ def render(report: Report) -> str:
         problems=problems(report),
         failures=[_failure_row(run) for run in unfinished(report.runs)[:MAX_ROWS]],
         method=METHOD,
+        forecast=report.forecast.rows() if report.forecast else [],
         most=MAX_ROWS,
         colours={"light": _variables(0), "dark": _variables(1)},
     )

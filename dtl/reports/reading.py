@@ -68,13 +68,17 @@ class Run:
     config: dict[str, str]  # dotted keys, values as they are shown
     choices: dict[str, str]  # config group to the name of its file
     commit: str | None
-    data: str | None  # fingerprint of its tokens, if an evaluation recorded it
+    data: str | None  # fingerprint of its tokens
     confirms: bool  # run of a search's winner with a fresh seed
     metrics: dict[str, float]  # of result.json; `value` is the best validation loss
     training: Curve
     validation: Curve
     tokens_per_second: float | None  # median of what was logged
     peak_bytes: int | None
+    n_parameters: int | None = None  # without embeddings
+    last_step: int | None = None  # as planned
+    tokens: float | None = None  # that it was trained on, padding excluded
+    epochs: float | None = None  # over the source that was repeated most
     samples: dict[str, str] = field(default_factory=dict)  # prompt to the text that followed it, at the last step
     problems: list[str] = field(default_factory=list)  # of its records, as `record_problems` names them
 
@@ -93,7 +97,7 @@ def read_run(folder: Path) -> Run:
     rows = list(_rows(folder / METRICS, check))
     training, validation = _curves(rows)
     speeds, peaks = ([row[key] for row in rows if key in row] for key in (SPEED, PEAK))
-    git = record.get("git")
+    git, seen = record.get("git"), _seen(folder)
     return Run(
         folder=folder,
         name=state.name,
@@ -106,13 +110,17 @@ def read_run(folder: Path) -> Run:
         config={key: in_one_line(_shown(value), 300) for key, value in dotted(read_config(folder))},
         choices=_choices(record),
         commit=in_one_line(str(git.get("commit") or ""), 40) if isinstance(git, dict) else None,
-        data=str(read_record_or_empty(folder / EVALUATION_FILE).get("data_fingerprint") or "") or None,
+        data=_fingerprint(folder, record),
         confirms=trial.get("role") == "confirm",
         metrics=_metrics(folder, state.best_loss),
         training=training,
         validation=validation,
         tokens_per_second=float(np.median(speeds)) if speeds else None,
         peak_bytes=int(max(peaks)) or None if peaks else None,
+        n_parameters=as_whole(as_object(record.get("n_parameters")).get("without_embeddings")),
+        last_step=state.last_step,
+        tokens=sum(tokens for tokens, _ in seen) if seen else None,
+        epochs=max(epochs for _, epochs in seen) if seen else None,
         samples=_samples(folder / "samples"),
         problems=record_problems(folder, check),
     )
@@ -122,6 +130,19 @@ def _choices(record: Mapping[str, Any]) -> dict[str, str]:
     """Return the config groups that have a choice: `experiment` is recorded as None in a run without a recipe."""
     names = {str(group): str(name) for group, name in as_object(record.get("choices")).items()}
     return {group: in_one_line(name, 40) for group, name in names.items() if name not in ("None", "null")}
+
+
+def _fingerprint(folder: Path, record: Mapping[str, Any]) -> str | None:
+    """Return the fingerprint of the data: of the run's start, else of its evaluation."""
+    found = record.get("data_fingerprint") or read_record_or_empty(folder / EVALUATION_FILE).get("data_fingerprint")
+    return in_one_line(str(found), 64) if found else None
+
+
+def _seen(folder: Path) -> list[tuple[float, float]]:
+    """Return tokens and epochs of each source, of those that result.json has."""
+    sources = as_object(read_record_or_empty(folder / RESULT).get("seen")).values()
+    pairs = ((as_number(as_object(each).get("tokens")), as_number(as_object(each).get("passes"))) for each in sources)
+    return [(tokens, epochs) for tokens, epochs in pairs if tokens is not None and epochs is not None]
 
 
 def _metrics(folder: Path, best_loss: float | None) -> dict[str, float]:

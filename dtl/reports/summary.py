@@ -10,6 +10,7 @@ from dtl.base.display import Display, shown, table, table_console
 from dtl.base.units import in_mib
 from dtl.reports.canvas import Skipped
 from dtl.reports.findings import unfinished
+from dtl.reports.forecast import Forecast
 from dtl.reports.page import Report, configuration_row, facts, place, problems
 
 MAX_ROWS, MAX_SENTENCES, MAX_FAILURES = 20, 6, 12
@@ -45,6 +46,8 @@ def show(report: Report, display: Display) -> None:
             display.note(f"{section}: left out. {drawings.reason}")
     for problem in problems(report):
         display.warn(problem)
+    if report.forecast is not None:
+        _show_forecast(report.forecast, display)
 
 
 def show_paths(written: Sequence[Path], display: Display) -> None:
@@ -62,6 +65,14 @@ def _table(report: Report) -> Table:
     cells = ([row[name] for name in names] for row in rows)
     first, *right = headers = list(names.values())
     return table(headers, cells, right, columns={first: {"overflow": "fold"}}, header_style="bold", padding=(0, 1))
+
+
+def _show_forecast(forecast: Forecast, display: Display) -> None:
+    headers, *rows = forecast.rows()
+    display.print(f"Forecast of {forecast.name}, {forecast.unit}")
+    display.console.print(table(headers, rows, right=headers))
+    for sentence in forecast.sentences():
+        display.print(sentence)
 
 
 def _rest(display: Display, count: int, what: str) -> None:

@@ -287,6 +287,10 @@ def _record_start(parts: Parts, run_dir: Path, origin: Origin) -> None:
             init_from=origin.init_from,
             data_fingerprint=parts.data.fingerprint,
             taught=parts.data.taught(),
+            n_parameters={
+                "all": parts.model.n_parameters(),
+                "without_embeddings": parts.model.n_parameters(embeddings=False),
+            },
             computed_with=parts.fingerprint,
             lineage={"init": parts.config.init, "checkpoint": str(origin.init_from)} if origin.init_from else None,
         )
