@@ -49,6 +49,17 @@ def test_a_short_run_is_warned_of_with_the_setting_that_mends_it():
     assert "only 17 optimizer steps: most models need 200 or more" in by_steps[0]
 
 
+def test_a_short_run_by_tokens_or_hours_is_not_told_to_raise_what_it_may_not_have():
+    """trainer.tokens and model=auto reject trainer.total_steps."""
+    asked = config(total_steps=17)
+    by_tokens = replace(RunLength.of(asked, STEPS_PER_EPOCH), by_tokens=("tokens", 2003.0))
+    (warning,) = by_tokens.warnings(asked)
+    assert "Raise trainer.tokens=2003 12-fold." in warning and "total_steps" not in warning
+    asked = config(total_steps=17, hours=0.1)
+    (warning,) = RunLength.of(asked, STEPS_PER_EPOCH).warnings(asked)
+    assert "or trainer.hours if model=auto chose the steps." in warning
+
+
 def test_a_long_warmup_is_warned_of():
     long = replace(config(), schedule=ScheduleConfig(warmup_steps=31))
     (warning,) = RunLength.of(long, STEPS_PER_EPOCH).warnings(long)
