@@ -160,7 +160,9 @@ def test_little_text_ends_the_run_before_the_time_and_this_is_said(words, monkey
 
 
 def test_a_plan_says_what_the_data_can_give(words, tmp_path):
-    config = dtl.compose(*words[1:], "model.dim=16", "model.n_heads=2", "trainer.total_steps=7").on("cpu")
+    config = dtl.compose(
+        *words[1:], "model.dim=16", "model.n_heads=2", "trainer.total_steps=7", "trainer.hours=null"
+    ).on("cpu")
     data = dtl.open_data(config)
     facts, machine = DataFacts(258, 1), Machine("", "cpu", None, "")
     made = Setting(config, machine, "cpu", "fp32", False, None, facts, None, None, Cache(tmp_path), [], data)
