@@ -33,6 +33,7 @@ from dtl.sweeps.config import SweepConfig
 from dtl.tracking.config import TrackerConfig
 from dtl.training.config import CPU_BATCHES, OptimizerConfig, ScheduleConfig, TrainerConfig
 
+LEAST_HOURS_OF_AUTO = 0.01
 SECTIONS = ("model", "tokenizer", "data", "optimizer", "schedule", "trainer", "tracker", "sampling", "sweep")
 
 
@@ -157,6 +158,11 @@ class RunConfig:
         trainer = self.trainer
         if trainer.hours is None:
             raise ConfigError("model=auto: chooses the model that a time is enough for. Add it: trainer.hours=1")
+        if trainer.hours < LEAST_HOURS_OF_AUTO:
+            raise ConfigError(
+                f"trainer.hours={trainer.hours:g}: model=auto takes some seconds to measure, and needs at least "
+                f"{LEAST_HOURS_OF_AUTO} (36 seconds). Raise it, or take another model, such as model=small."
+            )
         for name in ("tokens", "total_steps"):
             if (value := getattr(trainer, name)) is not None:
                 raise ConfigError(
@@ -176,8 +182,8 @@ def refuse_auto_in_sweep(config: RunConfig) -> None:
     """Raise ConfigError for model=auto in a sweep: trials would be of other sizes, as the machine is busy or not."""
     if config.model.auto:
         raise ConfigError(
-            "model=auto: each trial of a sweep would measure and choose for itself. Choose once, with python -m "
-            "dtl.plan and the words of one trial, and sweep with the words that it prints."
+            "model=auto: each trial would choose its own size. Run dtl.plan with the words of one trial, and sweep "
+            "the command that it prints."
         )
 
 

@@ -230,7 +230,7 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
         from dtl.foresight.choose import sized
 
         with lasting_display() as display:
-            chosen = sized(config, plans, display.log)
+            chosen = sized(config, plans, display.log, [*composition_flags(HydraConfig.get()), *overrides])
             for line in chosen.lines:
                 display.print(line)
         config, overrides = chosen.config, [*overrides, *chosen.words]  # a rerun measures nothing

@@ -92,7 +92,7 @@ def prove_resume(words: Sequence[str], outputs: Path) -> None:
 
     Raises ConfigError for a run that fails or is too short, DTLError where the two differ.
     """
-    if "model=auto" in words:
+    if "model=auto" in words and "model.auto=false" not in words:
         raise ConfigError("model=auto: each run would choose for itself. Give the words that dtl.plan prints with it.")
     display = Display()
     with _folder(outputs) as folder:

@@ -7,6 +7,7 @@ parameters (Muennighoff et al. 2023, arXiv:2305.16264). The choice is ordinary c
 
 import gc
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,8 +15,10 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from dtl.base.display import command_line
 from dtl.base.runtime import choose_device, choose_precision, is_out_of_memory, random_state_kept, seed_everything
 from dtl.base.units import in_epochs, in_time, in_units
+from dtl.commandline.overrides import as_shown, override_key
 from dtl.config import RunConfig
 from dtl.data.prepare import PreparedData, prepare_data
 from dtl.data.sources import SourcePlan
@@ -214,10 +217,17 @@ class Chosen:
     lines: list[str]
 
 
-def sized(config: RunConfig, plans: Sequence[SourcePlan], log: Callable[[str], None]) -> Chosen:
+def sized(
+    config: RunConfig,
+    plans: Sequence[SourcePlan],
+    log: Callable[[str], None],
+    given: Sequence[str] = ("...", "model=auto"),
+) -> Chosen:
     """Return the config with size, batch and length in place of `model=auto`; prepares the data, takes some seconds.
 
-    Random states are unchanged. Raises ConfigError for questions, DataError as `prepare_data`.
+    The last line to print is the command of the choice: `given`, the words that compose to `config`, `model=auto` among
+    them, since it sets more than the size, and then the words of the choice. Random states are unchanged.
+    Raises ConfigError for questions, DataError as `prepare_data`.
     """
     device = choose_device(config.device)[0]
     asked, config = config, config.on(device.type)
@@ -252,7 +262,7 @@ def sized(config: RunConfig, plans: Sequence[SourcePlan], log: Callable[[str], N
         choice = choose([*ladder] or [next(sizes(config, vocab_size))], speed, limits)
     if not choice.measured[choice.size]:
         raise ConfigError(f"model=auto: not even {choice.size} fits into the memory that is free.")
-    return _chosen(asked, batches[choice.size], data, choice)
+    return _chosen(asked, batches[choice.size], data, choice, given)
 
 
 QUESTIONS = (
@@ -266,24 +276,22 @@ def limits_of(config: RunConfig, data: PreparedData) -> Limits:
     trainer, seq_len = config.trainer, config.seq_len
     epochs = trainer.max_epochs if trainer.max_epochs is not None else config.data.recommended.max_epochs
     per_epoch = data.train.sequences_per_epoch * seq_len
-    evaluated = 0
-    if data.validation is not None:
-        at_most = trainer.eval_max_batches
-        n_rows = len(data.validation)
-        evaluated = seq_len * (n_rows if at_most is None else min(n_rows, at_most * config.micro_batch_size))
+    at_most = math.inf if trainer.eval_max_batches is None else trainer.eval_max_batches * config.micro_batch_size
+    of_split = [0 if rows is None else min(len(rows), at_most) for rows in (data.validation, data.test)]
+    validation, test = (int(seq_len * n_rows) for n_rows in of_split)
     every = trainer.eval_every_steps
     return Limits(
         seconds=USED * 3600 * (trainer.hours or 0),
         tokens=epochs * per_epoch,
         good_as_new=min(epochs, GOOD_EPOCHS) * per_epoch,
         per_parameter=trainer.tokens_per_parameter or TOKENS_PER_PARAMETER,
-        evaluated=evaluated,
-        evaluated_at_end=seq_len * sum(len(rows) for rows in (data.validation, data.test) if rows is not None),
+        evaluated=validation,
+        evaluated_at_end=validation + test,
         every=None if every is None else every * config.global_batch_size * seq_len,
     )
 
 
-def _chosen(asked: RunConfig, config: RunConfig, data: PreparedData, choice: Choice) -> Chosen:
+def _chosen(asked: RunConfig, config: RunConfig, data: PreparedData, choice: Choice, given: Sequence[str]) -> Chosen:
     """Return what `sized` does; `config` has the chosen size and batch."""
     per_epoch = data.train.sequences_per_epoch
     total_steps = max(1, steps_for(choice.tokens, per_epoch, config.global_batch_size, config.seq_len))
@@ -301,7 +309,13 @@ def _chosen(asked: RunConfig, config: RunConfig, data: PreparedData, choice: Cho
     changed = {key: value for key, value in settings.items() if value != getattr(before, key)}
     words += [f"trainer.{key}={'null' if value is None else value}" for key, value in changed.items()]
     result = replace(asked, model=model, trainer=replace(before, **settings))
-    return Chosen(result, words, [*_lines(config, choice, data), f"  {' '.join(words)}"])
+    keys = {_key(word) for word in words}
+    command = command_line("train", *(as_shown(word) for word in given if _key(word) not in keys), *words)
+    return Chosen(result, words, [*_lines(config, choice, data), f"  {command}"])
+
+
+def _key(word: str) -> str:
+    return override_key(word.partition("=")[0])
 
 
 def _lines(config: RunConfig, choice: Choice, data: PreparedData) -> Iterator[str]:

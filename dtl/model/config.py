@@ -167,8 +167,9 @@ class ModelConfig:
         for name in CHOSEN if self.auto else ():
             if (value := getattr(self, name)) != getattr(ModelConfig, name):
                 raise ConfigError(
-                    f"model.{name}={value}: model=auto chooses the size. Leave it out, or take another model, such as "
-                    "model=small."
+                    f"model.{name}={value}: model=auto chooses the size. Leave it out; if a recipe sets it, leave out "
+                    "experiment= and name its data and tokenizer, such as data=text tokenizer=bpe. Or take another "
+                    "model, such as model=small."
                 )
         self.arch.options = Options.of(f"model.arch.block={self.arch.block}", "model.arch.options", self.arch.options)
         widths = {"dim": (1, 65_536), "n_heads": (1, 65_536)}

@@ -99,12 +99,13 @@ def build_run(
     device, device_reason = choose_device(config.device)
     precision, precision_reason = choose_precision(config.trainer.precision, device)
     machine_reason = _machine_reason(config, device) if resume_from is None else ""
-    config = config if resume_from else config.on(device.type)  # a resumed run keeps its batches, on whatever machine
     seed_everything(config.seed)
     tokenizer = load_tokenizer(start_from) if (start_from := resume_from or init_from) else config.tokenizer
     saved_model, vocab_size = read_model_config(start_from) if start_from else (config.model, 0)
     if init_from:
         config = with_init(config, init_from, saved_model)
+    # A resumed run keeps its batches, on whatever machine. Of init= the context is known only now, and with it beta2.
+    config = config if resume_from else config.on(device.type)
     data = prepare_data(config.data, tokenizer, config.seq_len, config.seed, progress, plans, check_later=True)
     _raise_if_too_large(config, vocab_size or data.tokenizer.vocab_size, device)
     seed_everything(config.seed)  # again: the initial weights must not depend on what preparing the data drew
@@ -113,8 +114,10 @@ def build_run(
     saved = load_training_state(resume_from) if resume_from else None
     attention = choose_attention(config, model, data.train, precision, saved[0] if saved else {})
     model.document_kernel = attention.name
-    config = with_total_steps(config, data.train, model)
+    asked, config = config.trainer, with_total_steps(config, data.train, model)
     length = RunLength.of(config, data.train.steps_per_epoch(config.global_batch_size))
+    if asked.total_steps is None:
+        length = replace(length, by_tokens=next(iter(asked.lengths.items()), None))
     trainer = build_trainer(config, model, data.train, length, precision)
     machine = (device, precision, config.trainer.compile, config.trainer.deterministic)
     parts = Parts(
@@ -208,10 +211,11 @@ def _roughly(config: RunConfig, vocab_size: int) -> int:
 
 
 def on_meta(config: RunConfig, vocab_size: int) -> tuple[TransformerLM, list[Optimizer]]:
-    """Return the model and its optimizers without memory for their numbers."""
+    """Return the model and its optimizers without memory for their numbers; also of a config that is not `on` a device,
+    whose beta2 may be None, as sizes do not depend on it."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         built = TransformerLM(config.model, vocab_size)
-        return built, build_optimizers(built, config.optimizer)
+        return built, build_optimizers(built, config.optimizer.with_beta2(config.global_batch_size * config.seq_len))
 
 
 def how_to_make_room(run_dir: Path) -> str:
@@ -260,13 +264,14 @@ def raise_if_no_room(config: RunConfig, run_dir: Path, parts: Parts | None = Non
 
 
 def with_init(config: RunConfig, init_from: Path, saved: ModelConfig) -> RunConfig:
-    """Return the config with the saved model's size and architecture, and its own dropouts and kernel."""
+    """Return the config with the saved model's size and architecture, and its own dropouts and kernel; where
+    `data.seq_len` is null, sequences are as long as the saved model's context."""
     asked = config.model
     own = [key.removeprefix("model.") for key in KEPT_WITH_INIT]
     model = replace(saved, **{name: getattr(asked, name) for name in own})
-    if config.seq_len > model.max_seq_len:
+    if config.data.seq_len is not None and config.data.seq_len > model.max_seq_len:
         raise ConfigError(
-            f"data.seq_len={config.seq_len}: init={init_from} has a context of {model.max_seq_len} tokens. "
+            f"data.seq_len={config.data.seq_len}: init={init_from} has a context of {model.max_seq_len} tokens. "
             "Lower data.seq_len."
         )
     return replace(config, model=model)

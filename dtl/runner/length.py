@@ -22,6 +22,7 @@ class RunLength:
     horizon: int  # end of the schedule
     last_step: int  # end of the run: the first limit reached
     warmup: int
+    by_tokens: tuple[str, float] | None = None  # the setting, and its value, that gave the steps instead of total_steps
 
     @classmethod
     def of(cls, config: RunConfig, steps_per_epoch: int) -> "RunLength":
@@ -42,8 +43,13 @@ class RunLength:
         """Return warnings about a length with which the model learns little, each with the setting that fixes it."""
         warnings = []
         if self.last_step < ENOUGH_STEPS:
-            if self.last_step == config.trainer.total_steps:
+            if self.last_step == config.trainer.total_steps and self.by_tokens is not None:
+                key, value = self.by_tokens
+                fix = f"Raise trainer.{key}={value:g} {math.ceil(ENOUGH_STEPS / self.last_step)}-fold"
+            elif self.last_step == config.trainer.total_steps:
                 fix = f"Raise trainer.total_steps to {ENOUGH_STEPS}"
+                if config.trainer.hours is not None:
+                    fix += ", or trainer.hours if model=auto chose the steps"
             else:
                 fix = f"Raise trainer.max_epochs to {math.ceil(ENOUGH_STEPS / self.steps_per_epoch)}"
             if config.grad_accum_steps > 1:

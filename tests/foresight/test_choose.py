@@ -1,6 +1,7 @@
 """model=auto: the rule on made speeds, and runs whose choice is ordinary config."""
 
 import json
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import dtl
 import dtl.plan
 import dtl.train
+from dtl.config import refuse_auto_in_sweep
 from dtl.data.cache import Cache
 from dtl.data.sources import plan_sources
 from dtl.errors import ConfigError
@@ -77,7 +79,7 @@ def words(elsewhere: Path) -> list[str]:
     (elsewhere / "text.txt").write_text("".join(f"{n} is a number before {n + 1}.\n" for n in range(700)))
     return [
         *("model=auto", "model.max_seq_len=31", "tokenizer=byte", "data=text", "data.path=text.txt", "seed=11"),
-        *("trainer.hours=0.001", "trainer.micro_batch_size=3", "trainer.grad_accum_steps=1", "tracker=local"),
+        *("trainer.hours=0.01", "trainer.micro_batch_size=3", "trainer.grad_accum_steps=1", "tracker=local"),
         *("device=cpu", "sampling.max_new_tokens=3", "trainer.precision=fp32", "trainer.sample_every_evals=0"),
     ]
 
@@ -106,11 +108,45 @@ def test_the_printed_words_give_the_chosen_config(words, speeds):
     assert found.config == dtl.compose(*words, *found.words)
     model, trainer = found.config.model, found.config.trainer
     assert (model.auto, model.dim, model.n_layers, model.n_heads) == (False, 64, 2, 1)
-    assert trainer.lengths == {"total_steps": 11} and trainer.hours == 0.001
+    assert trainer.lengths == {"total_steps": 11} and trainer.hours == 0.01
     assert trainer.eval_every_steps == 11  # at the end: an evaluation takes much of so short a run
-    assert found.lines[-1].split() == found.words and speeds == [64]
+    assert found.lines[-1].split()[-len(found.words) :] == found.words and speeds == [64]
     own = dtl.compose(*words, "trainer.tokens_per_parameter=7", "trainer.eval_every_steps=5")
     assert chosen(own).config == dtl.compose(*words, "trainer.eval_every_steps=5", *chosen(own).words)
+
+
+def test_the_printed_command_gives_the_chosen_config_alone_and_in_a_sweep(words, speeds):
+    """Dropout is 0.0 with model=auto and 0.1 without it."""
+    words = [*words, "trainer.tokens_per_parameter=7"]
+    config = dtl.compose(*words)
+    found = sized(config, plan_sources(config.data, config.seed), lambda message: None, words)
+    python, minus_m, command, *printed = shlex.split(found.lines[-1])
+    assert (python, minus_m, command) == ("python", "-m", "dtl.train") and found.config.model.dropout == 0.0
+    assert dtl.compose(*printed) == found.config
+    keys = [word.partition("=")[0] for word in printed]
+    assert len(keys) == len(set(keys))
+    trial = dtl.compose(*printed, "seed=2")
+    refuse_auto_in_sweep(trial)
+    assert trial == replace(found.config, seed=2)
+
+
+def test_the_command_prints_its_own_words(words, speeds, monkeypatch, capsys):
+    monkeypatch.setattr(dtl.train, "train", lambda config, *_: 0.0)
+    monkeypatch.setattr(sys, "argv", ["dtl-train", *words, "hydra.run.dir=first"])
+    dtl.train.main()
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"python -m dtl.train {' '.join(words)} model.auto=false model.dim=64" in shown
+
+
+@pytest.mark.parametrize("at_most", [2, None])
+def test_the_closing_evaluation_is_as_long_as_a_run_does_it(words, at_most):
+    config = dtl.compose(*words, f"trainer.eval_max_batches={'null' if at_most is None else at_most}")
+    data = dtl.open_data(config)
+    rows = [split for split in (data.validation, data.test) if split is not None]
+    assert len(rows) == 2 and all(len(split) > 6 for split in rows)
+    counted = [len(split) if at_most is None else at_most * 3 for split in rows]
+    assert limits_of(config, data).evaluated_at_end == 31 * sum(counted)
+    assert limits_of(config, data).evaluated == 31 * counted[0]
 
 
 def test_little_text_ends_the_run_before_the_time_and_this_is_said(words, monkeypatch):
@@ -124,7 +160,9 @@ def test_little_text_ends_the_run_before_the_time_and_this_is_said(words, monkey
 
 
 def test_a_plan_says_what_the_data_can_give(words, tmp_path):
-    config = dtl.compose(*words[1:], "model.dim=16", "model.n_heads=2", "trainer.total_steps=7").on("cpu")
+    config = dtl.compose(
+        *words[1:], "model.dim=16", "model.n_heads=2", "trainer.total_steps=7", "trainer.hours=null"
+    ).on("cpu")
     data = dtl.open_data(config)
     facts, machine = DataFacts(258, 1), Machine("", "cpu", None, "")
     made = Setting(config, machine, "cpu", "fp32", False, None, facts, None, None, Cache(tmp_path), [], data)
@@ -182,7 +220,11 @@ def test_the_micro_batch_is_halved_until_it_fits(words):
     ("word", "message"),
     [
         ("trainer.hours=null", "model=auto: chooses the model that a time is enough for. Add it: trainer.hours=1"),
-        ("model.dim=128", "model.dim=128: model=auto chooses the size."),
+        (
+            "trainer.hours=1e-9",
+            "trainer.hours=1e-09: model=auto takes some seconds to measure, and needs at least 0.01",
+        ),
+        ("model.dim=128", "model.dim=128: model=auto chooses the size. Leave it out; if a recipe sets it, leave out"),
         ("trainer.total_steps=9", "trainer.total_steps=9: model=auto chooses the length by trainer.hours."),
         ("trainer.tokens=9e5", "trainer.tokens=900000: model=auto chooses the length by trainer.hours."),
         ("init=run", "init=run: brings its own size."),
@@ -199,6 +241,7 @@ def test_a_sweep_and_a_model_alone_have_no_time_to_choose_by(words, speeds, monk
     monkeypatch.setattr(sys, "argv", ["dtl-train", "-m", *words, "seed=1,2"])
     with pytest.raises(SystemExit):
         dtl.train.main()
-    assert "model=auto: each trial of a sweep would measure" in capsys.readouterr().err and speeds == []
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "sweep the command that it prints. (the same for 1 more)" in shown and speeds == []
     with pytest.raises(ConfigError, match=r"^model=auto: has a size in a run only"):
         dtl.create_model("auto")

@@ -1,12 +1,16 @@
 """The length of a run, and the warnings about a length that is too short."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from tiny_runs import tiny_config
 
 from dtl.config import RunConfig
+from dtl.data.collect import open_sources
 from dtl.data.config import DataConfig, RecommendedConfig
 from dtl.errors import ConfigError
+from dtl.runner.build import build_run
 from dtl.runner.length import RunLength, steps_for
 from dtl.training.config import ScheduleConfig, TrainerConfig
 
@@ -47,6 +51,25 @@ def test_a_short_run_is_warned_of_with_the_setting_that_mends_it():
     by_steps = RunLength.of(config(total_steps=17), STEPS_PER_EPOCH).warnings(config(total_steps=17))
     assert "Raise trainer.total_steps to 200" in by_steps[0] and "max_epochs" not in by_steps[0]
     assert "only 17 optimizer steps: most models need 200 or more" in by_steps[0]
+
+
+def test_a_short_run_by_tokens_or_hours_is_not_told_to_raise_what_it_may_not_have():
+    """trainer.tokens and model=auto reject trainer.total_steps."""
+    asked = config(total_steps=17)
+    by_tokens = replace(RunLength.of(asked, STEPS_PER_EPOCH), by_tokens=("tokens", 2003.0))
+    (warning,) = by_tokens.warnings(asked)
+    assert "Raise trainer.tokens=2003 12-fold." in warning and "total_steps" not in warning
+    asked = config(total_steps=17, hours=0.1)
+    (warning,) = RunLength.of(asked, STEPS_PER_EPOCH).warnings(asked)
+    assert "or trainer.hours if model=auto chose the steps." in warning
+
+
+def test_a_run_knows_that_tokens_gave_its_steps(pairs: Path):
+    config = tiny_config(pairs, total_steps=None, tokens=997.0)
+    data, plans = open_sources(config.data, config.seed)
+    parts = build_run(replace(config, data=data), plans, None, None, lambda message: None)
+    assert parts.config.trainer.lengths == {"total_steps": parts.length.last_step}
+    assert "Raise trainer.tokens=997 " in parts.length.warnings(parts.config)[0]
 
 
 def test_a_long_warmup_is_warned_of():

@@ -10,8 +10,9 @@ from tiny_runs import go_on, outcome, start, tiny_config
 from dtl.checkpoints.load import load_model
 from dtl.config import RunConfig
 from dtl.data.collect import open_sources
+from dtl.errors import ConfigError
 from dtl.model.config import ArchConfig
-from dtl.runner.build import build_run
+from dtl.runner.build import build_run, with_init
 
 BLOCKS = ("modern", "classic")
 
@@ -64,3 +65,21 @@ def test_init_keeps_the_weights_and_scales_the_rates(finished: Path, pairs: Path
         assert torch.equal(p, q[1]), name
     rates = {group["peak_lr"] for group in parts.trainer.optimizers[0].param_groups}
     assert rates == {config.optimizer.lr, 4 * config.optimizer.lr}
+
+
+def test_init_brings_the_context_where_no_length_is_given(finished: Path, pairs: Path) -> None:
+    """Of the data too, and of the step whose tokens beta2 depends on."""
+    context, best = load_model(finished).config.max_seq_len, finished / "checkpoints" / "best"
+    config = config_of(pairs, load_model(finished).config.arch.block)
+    config = replace(
+        config,
+        data=replace(config.data, seq_len=None),
+        model=replace(config.model, max_seq_len=7 * context),
+        optimizer=replace(config.optimizer, betas=[0.9, None], beta2_half_life=100 * context),
+    )
+    data, plans = open_sources(config.data, config.seed)
+    parts = build_run(replace(config, data=data, init=str(best)), plans, None, best, lambda message: None)
+    assert parts.config.seq_len == parts.data.train.batch([0]).inputs.shape[1] == context
+    assert parts.config.optimizer.betas[1] == pytest.approx(0.5 ** (config.global_batch_size / 100), abs=1e-5)
+    with pytest.raises(ConfigError, match=f"^data.seq_len={context + 1}: init="):
+        with_init(replace(config, data=replace(data, seq_len=context + 1)), best, load_model(finished).config)
