@@ -14,6 +14,7 @@ import dtl.train
 from dtl.config import refuse_auto_in_sweep
 from dtl.data.cache import Cache
 from dtl.data.sources import plan_sources
+from dtl.diagnostics import resume
 from dtl.errors import ConfigError
 from dtl.foresight import choose as choosing
 from dtl.foresight.choose import Limits, Size, choose, fitting_batch, limits_of, sized, sizes
@@ -138,6 +139,20 @@ def test_the_command_prints_its_own_words(words, speeds, monkeypatch, capsys):
     assert f"python -m dtl.train {' '.join(words)} model.auto=false model.dim=64" in shown
 
 
+def test_the_words_of_the_command_are_a_fixed_run_also_where_a_resume_is_proved(tmp_path, monkeypatch):
+    class Ran(Exception):
+        pass
+
+    def run(*_) -> None:
+        raise Ran
+
+    monkeypatch.setattr(resume, "_run", run)
+    with pytest.raises(Ran):
+        resume.prove_resume(["model=auto", "model.auto=false", "model.dim=64"], tmp_path)
+    with pytest.raises(ConfigError, match=r"^model=auto: each run would choose for itself"):
+        resume.prove_resume(["model=auto"], tmp_path)
+
+
 @pytest.mark.parametrize("at_most", [2, None])
 def test_the_closing_evaluation_is_as_long_as_a_run_does_it(words, at_most):
     config = dtl.compose(*words, f"trainer.eval_max_batches={'null' if at_most is None else at_most}")
@@ -160,9 +175,8 @@ def test_little_text_ends_the_run_before_the_time_and_this_is_said(words, monkey
 
 
 def test_a_plan_says_what_the_data_can_give(words, tmp_path):
-    config = dtl.compose(
-        *words[1:], "model.dim=16", "model.n_heads=2", "trainer.total_steps=7", "trainer.hours=null"
-    ).on("cpu")
+    size = ("model.dim=16", "model.n_heads=2")
+    config = dtl.compose(*words[1:], *size, "trainer.total_steps=7", "trainer.hours=null").on("cpu")
     data = dtl.open_data(config)
     facts, machine = DataFacts(258, 1), Machine("", "cpu", None, "")
     made = Setting(config, machine, "cpu", "fp32", False, None, facts, None, None, Cache(tmp_path), [], data)
