@@ -106,7 +106,7 @@ def _sized(config: PlanConfig, words: list[str], display: Display) -> tuple[Plan
     from dtl.foresight.choose import sized
 
     data, plans = open_sources(config.data, config.seed)
-    chosen = sized(replace(config, data=data), plans, display.log)
+    chosen = sized(replace(config, data=data), plans, display.log, words)
     for line in chosen.lines:
         display.print(line)
     return replace(config, model=chosen.config.model, trainer=chosen.config.trainer), [*words, *chosen.words]

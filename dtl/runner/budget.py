@@ -106,7 +106,7 @@ class DataBudget:
 
 def ends_sooner(trainer: TrainerConfig) -> str:
     """Return what to say beside the steps of a run that may end before them."""
-    return "" if trainer.hours is None else f", unless trainer.hours={trainer.hours:g} end it sooner"
+    return "" if trainer.hours is None else f", unless trainer.hours={trainer.hours:g} ends it sooner"
 
 
 def number(value: float) -> str:

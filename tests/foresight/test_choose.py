@@ -209,7 +209,9 @@ def test_plan_and_python_choose_too(words, speeds, monkeypatch, capsys):
     monkeypatch.setattr(dtl.plan, "planned", lambda config, _: config)
     monkeypatch.setattr(sys, "argv", ["dtl-plan", *words])
     dtl.plan.main()
-    assert "model.auto=false model.dim=64 model.n_layers=2" in " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "model.auto=false model.dim=64 model.n_layers=2" in printed
+    assert printed.rpartition("python -m dtl.train ")[2].startswith(" ".join(words[:2])), "the words that were typed"
     assert dtl.steps(dtl.compose(*words)).config.trainer.total_steps == 11
     assert dtl.fit(dtl.compose(*words), "mine").model().config.dim == 64
 
