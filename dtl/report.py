@@ -24,7 +24,7 @@ Compares runs and sweeps in one report.html, which needs no network.
   python -m dtl.report 'runs=outputs/2026-11-2*/*_demo' metric=exact_match/test
   python -m dtl.report 'runs=[outputs/multirun/a,outputs/multirun/b]' out=muon
   python -m dtl.report record=true              also into experiments/README.md
-  python -m dtl.report runs=outputs/multirun/a forecast=large   from smaller sizes
+  python -m dtl.report runs=outputs/multirun/a forecast=large   a larger one
 """,
     details="""\
 The report and its plots as PNGs show loss against steps, tokens and time with bands over the seeds, the settings that

@@ -84,7 +84,7 @@ def replay(numbers: "array[int]", settings: Iterable[tuple[int, int]]) -> int | 
     for parameter, value in settings:
         libc.mallopt(parameter, value)
     addresses = array("Q", bytes(8 * (1 + max(numbers[::3], default=0))))
-    libc.malloc_trim(0)  # what Python's start has left free would be used first
+    _fill_holes(libc)
     before = libc.mallinfo2().arena
     for number, n_bytes, is_tensor in zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True):
         if n_bytes < 0:
@@ -95,6 +95,14 @@ def replay(numbers: "array[int]", settings: Iterable[tuple[int, int]]) -> int | 
             return None
         addresses[number] = address
     return libc.mallinfo2().arena - before
+
+
+def _fill_holes(libc: Any) -> None:
+    """Allocate what the start of Python has left free in the heap: it would be used first, more or less of it."""
+    for size in (1 << exponent for exponent in range(22, 6, -1)):
+        arena = libc.mallinfo2().arena
+        while libc.malloc(size) is not None and libc.mallinfo2().arena == arena:
+            pass
 
 
 # --- the base -----------------------------------------------------------------------------------------------------
