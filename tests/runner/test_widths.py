@@ -83,3 +83,11 @@ def test_init_brings_the_context_where_no_length_is_given(finished: Path, pairs:
     assert parts.config.optimizer.betas[1] == pytest.approx(0.5 ** (config.global_batch_size / 100), abs=1e-5)
     with pytest.raises(ConfigError, match=f"^data.seq_len={context + 1}: init="):
         with_init(replace(config, data=replace(data, seq_len=context + 1)), best, load_model(finished).config)
+
+
+def test_with_init_the_length_is_held_against_the_context_that_it_brings(pairs: Path) -> None:
+    config = config_of(pairs, "modern")
+    longer = replace(config, data=replace(config.data, seq_len=7 * config.model.max_seq_len))
+    with pytest.raises(ConfigError, match="longer than the model's context"):
+        longer.validate()
+    replace(longer, init="a run of a longer context").validate()
