@@ -146,9 +146,8 @@ class RunConfig:
             raise ConfigError("resume= and init= exclude each other: resume continues a run, init starts a new one.")
         if self.model.auto:
             self._check_auto()
-        if (
-            self.init is None and self.seq_len > self.model.max_seq_len
-        ):  # with init= the model's own counts, not read yet
+        # With init= the context of its model counts, which is not read yet.
+        if self.init is None and self.seq_len > self.model.max_seq_len:
             raise ConfigError(
                 f"data.seq_len={self.seq_len}: longer than the model's context, model.max_seq_len="
                 f"{self.model.max_seq_len}. Lower the former or raise the latter."
