@@ -266,7 +266,7 @@ def prepare_and_evaluate(monkeypatch, capsys):
 def plan_ahead(monkeypatch, capsys):
     """Of small models: what a plan of a large one takes is its operators, which are many."""
     found = [shlex.split(command)[3:] for command in COMMANDS if command.startswith("python -m dtl.plan")]
-    assert len(found) == 5
+    assert len(found) == 7
     for words in found:
         kept = [word for word in words if not word.startswith("model=")]
         small = ["model.dim=32", "model.n_layers=1", "model.n_heads=2"]

@@ -36,7 +36,7 @@ GROUPS = {
 NEEDED = {"experiment=text_cpu": ["data.path=books/"], "experiment=my_pairs": ["data.qa.path=my_pairs.jsonl"]}
 # Every choice of every group once, with the choices of the other groups at the same place; recipes alone.
 TOGETHER = [
-    [choice for choice in choices if choice]
+    [choice for choice in choices if choice] + ["trainer.hours=1"] * ("model=auto" in choices)
     for choices in zip_longest(*(choices for group, choices in GROUPS.items() if group != "experiment"))
 ]
 ALONE = [[choice, *NEEDED.get(choice, [])] for choice in GROUPS["experiment"]]

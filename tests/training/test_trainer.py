@@ -103,7 +103,7 @@ def test_what_cannot_be_compiled_is_trained_without_and_said(
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=without_a_compiler))
     losses = [report.loss.item() for report in make_trainer(config=TrainerConfig(compile=True)).steps()]
     assert losses == plain
-    (message,) = [record.getMessage() for record in caplog.records if record.name == "dtl.training.trainer"]
+    (message,) = [record.getMessage() for record in caplog.records if record.name == "dtl.base.runtime"]
     assert "trainer.compile=true" in message and "no C++ compiler found" in message and "\n" not in message
 
 
