@@ -56,7 +56,7 @@ def job(composed: DictConfig) -> None:
             ask_all(pairs, model, screen, config.sampling)
             return
         line = open_input(YOU, model.max_characters, history_file(config.history, "chat"))
-        given = [override_key(word.partition("=")[0]) for word in HydraConfig.get().overrides.task]
+        given = [override_key(word) for word in HydraConfig.get().overrides.task]
         fits_screen = "sampling.max_new_tokens" not in given
         Chat(model, screen, line, config.sampling, config.seed, fits_screen).run()
 

@@ -195,7 +195,7 @@ def _context(checkpoint: Path) -> float:
 
 
 def _given_keys() -> list[str]:
-    return [override_key(override.partition("=")[0]) for override in HydraConfig.get().overrides.task]
+    return [override_key(override) for override in HydraConfig.get().overrides.task]
 
 
 def _metrics_file(asked: str | None, checkpoint: Path, is_own: bool) -> Path | None:

@@ -75,7 +75,7 @@ def _presets(config: GenerateConfig, composed: DictConfig) -> dict[str, Sampling
     chosen = hydra.runtime.choices.get("sampling")
     if chosen is not None:
         return {str(chosen): config.sampling}
-    given = [override_key(override.partition("=")[0]) for override in hydra.overrides.task]
+    given = [override_key(override) for override in hydra.overrides.task]
     keys = [key.removeprefix("sampling.") for key in given if key.startswith("sampling.")]
     changes = OmegaConf.masked_copy(composed.sampling, keys)
     return {name: preset(name, changes) for name in PRESETS}

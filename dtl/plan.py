@@ -95,7 +95,7 @@ def job(composed: DictConfig) -> None:
 
 
 def _is_of_plan(word: str) -> bool:
-    return override_key(word.partition("=")[0]) in ("machine", "probe", "cost_per_hour")
+    return override_key(word) in ("machine", "probe", "cost_per_hour")
 
 
 def _sized(config: PlanConfig, words: list[str], display: Display) -> tuple[PlanConfig, list[str]]:
@@ -152,8 +152,8 @@ def show(display: Display, setting: "Setting", words: Sequence[str]) -> bool:
         )
         return False
     remedy, smaller = found
-    keys = {override_key(word.partition("=")[0]) for word in remedy.words}
-    kept = [as_shown(word) for word in words if override_key(word.partition("=")[0]) not in keys]
+    keys = {override_key(word) for word in remedy.words}
+    kept = [as_shown(word) for word in words if override_key(word) not in keys]
     display.print(f"This fits, with {in_mib(smaller.total, ',')}. Its price: {'; '.join(remedy.prices)}.")
     display.print(f"  {command_line('train', *kept, *remedy.words)}")
     return False

@@ -96,7 +96,7 @@ OF_DATA = ("data", "tokenizer", "seed", "plugins")  # sections of a run's config
 def prepare_arguments(arguments: list[str]) -> list[str]:
     """Return the words with the data, the tokenizer and the seed of a recipe in the place of `experiment=...`, and of
     the other words of its run, which shape no data."""
-    keys = [override_key(word.partition("=")[0]) for word in arguments]
+    keys = [override_key(word) for word in arguments]
     if "experiment" not in keys:
         return arguments
     # Only this command has preview and export_text; init and resume bring a tokenizer that no recipe has.
@@ -110,9 +110,7 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
     check_given(words, RUN, folders, lambda _, *given: command_line("prepare", *given, *map(as_shown, own)))
     config = typed_run(load_config(RUN, words, *(folder.partition("=")[2] for folder in folders)))
     config = replace(config, data=replace(config.data, seq_len=config.seq_len))
-    of_data = (
-        word for word in overrides_of(config) if override_key(word.partition("=")[0]).partition(".")[0] in OF_DATA
-    )
+    of_data = (word for word in overrides_of(config) if override_key(word).partition(".")[0] in OF_DATA)
     return [*own, *(to_hydra_syntax(word, COMMAND) for word in of_data)]
 
 

@@ -284,7 +284,7 @@ def _loss_if_finished(composed: DictConfig, run_dir: Path, overrides: list[str])
         for problem in record_problems(run_dir):
             display.warn(f"{problem}.")
         max_epochs = as_whole(as_object(recorded.get("trainer")).get("max_epochs"))
-        if unused := [as_shown(word) for word in overrides if override_key(word.partition("=")[0]) != "resume"]:
+        if unused := [as_shown(word) for word in overrides if override_key(word) != "resume"]:
             display.print(f"Not used: {' '.join(unused)}")
         display.print(f"To train further: {longer_run(run_dir, 2 * step, max_epochs)}")
         display.print(f"To use it: {command_line(use, f'ckpt={folder}')}")
@@ -310,7 +310,7 @@ def _was_started(run_dir: Path, overrides: list[str]) -> bool:
 
 def _check_resume_words(overrides: list[str], run_dir: Path) -> None:
     """Raise ConfigError for a key that a resumed run cannot change."""
-    changes = [override for override in overrides if not _may_change(override_key(override.partition("=")[0]))]
+    changes = [override for override in overrides if not _may_change(override_key(override))]
     if changes:
         raise ConfigError(
             f"{changes[0]}: a resumed run keeps its config. With resume= only {', '.join(ALLOWED_WITH_RESUME[1:])} "
@@ -327,7 +327,7 @@ def _check_same_data(composed: DictConfig, run_dir: Path, recorded: dict[str, An
     """Raise ConfigError for other data than that of a finished run, which would not be read."""
     own = with_data_found(recorded, run_dir)
     changed = copy.deepcopy(own)
-    keys = [override_key(override.partition("=")[0]) for override in overrides]
+    keys = [override_key(override) for override in overrides]
     _set_places_of_data(changed, composed, list(filter(PLACE_OF_DATA.fullmatch, keys)))
     for key, then, now in other_places(own, changed):
         if not hold_the_same(Path(then), Path(now)):
@@ -357,7 +357,7 @@ def _given_with_resume(run_dir: Path) -> dict[str, str]:
 def _resumed_config(composed: DictConfig, run_dir: Path, own: dict[str, Any], overrides: list[str]) -> RunConfig:
     """The run's own config with the few keys that may change. Plugins come from the command line only: a config.yaml
     in a folder never makes DTL import code."""
-    keys = [override_key(override.partition("=")[0]) for override in overrides]
+    keys = [override_key(override) for override in overrides]
     own = with_data_found(own, run_dir)
     places = [key for key in keys if PLACE_OF_DATA.fullmatch(key)]
     _set_places_of_data(own, composed, places)

@@ -14,6 +14,11 @@ def number_of(things: str, count: int) -> str:
     return f"{count:,} {things.removesuffix('s') if count == 1 else things}"
 
 
+def in_digits(value: float) -> str:
+    """Two digits of a number, or all that are before the point: `0.088`, `6.3`, `1,234`."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
 def in_unit(value: float | None, unit: str) -> str:
     """A result of a benchmark: `955 k tokens/s` over two lines, `0.03 %`, `1.2 s`, `3.1 ms`; `-` for none."""
     if value is None:
@@ -40,6 +45,12 @@ def in_epochs(count: float) -> str:
     """A number of epochs: `300 epochs`, `2.96 epochs`, `0.0012 epochs`."""
     digits = f"{count:.2f}".rstrip("0").rstrip(".") if count >= 0.01 or not count else f"{count:.2g}"
     return f"{digits} {'epoch' if digits == '1' else 'epochs'}"
+
+
+def in_bits(count: int) -> str:
+    """A number of bits: `72 bit`, `5.2 Mbit`."""
+    text = in_units(count)
+    return f"{text}{'bit' if text[-1].isalpha() else ' bit'}"
 
 
 def in_bytes(n: float) -> str:
@@ -72,6 +83,13 @@ def in_time(seconds: float) -> str:
         return f"{seconds:.0f} s"
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours}:{in_minutes(rest):0>5}" if hours else in_minutes(rest)
+
+
+def in_seconds(seconds: float) -> str:
+    """Seconds of one piece of work: `4 ms`, `0.52 s`, `1:20`."""
+    if seconds >= 60:
+        return in_time(seconds)
+    return f"{seconds:.3g} s" if seconds >= 0.1 else f"{1000 * seconds:.2g} ms"
 
 
 def in_minutes(seconds: float) -> str:

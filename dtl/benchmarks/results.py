@@ -13,7 +13,7 @@ from rich.text import Text
 import dtl
 from dtl.base.display import table
 from dtl.base.runtime import choose_device
-from dtl.base.system import SYSTEM, processor, usable_cores
+from dtl.base.system import processor_name, usable_cores
 from dtl.base.units import in_percent, in_unit
 from dtl.benchmarks.config import BenchConfig
 from dtl.benchmarks.measuring import PERCENT, Ratio, Row
@@ -30,10 +30,8 @@ def machine(device: str) -> dict[str, Any]:
     `load` is None where the system does not report it. Raises ConfigError when the device is not available.
     """
     chosen, _ = choose_device(device)
-    cpuinfo = SYSTEM / "proc/cpuinfo"
-    name = processor(cpuinfo.read_text(errors="replace"))[0] if cpuinfo.exists() else ""
     return {
-        "processor": name or platform.processor() or platform.machine(),
+        "processor": processor_name(),
         "cores": usable_cores(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.release()}",

@@ -78,7 +78,7 @@ def _check_words(words: list[str], config_dir: Path | str | None) -> None:
                 f"{word}: a flag of the command line. dtl.compose takes key=value words and returns the config of one "
                 'run; a folder of your own config groups is its argument config_dir="my_conf".'
             )
-        key = override_key(word.partition("=")[0])
+        key = override_key(word)
         if key.partition("/")[0].partition(".")[0] == "hydra" and key != "hydra.searchpath":
             raise ConfigError(f"{word}: sets how the command starts runs, which dtl.compose does not do. Leave it out.")
     if config_dir is not None:

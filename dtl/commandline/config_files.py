@@ -149,7 +149,7 @@ def check_texts(arguments: Sequence[str], command: Command, *folders: str) -> No
     `name: 2024_11_28` would be 20241128, `name: off` False. `folders` are the flags with the user's own groups.
     """
     groups = command.groups()
-    for group, _, choice in (override_key(argument).partition("=") for argument in arguments):
+    for group, _, choice in (argument.lstrip("+~").partition("=") for argument in arguments):
         if group not in groups or (found := config_text(f"{group}/{choice}", list(folders))) is None:
             continue
         section = "" if GLOBAL.match(found[1]) else f"{group.replace('/', '.')}."

@@ -25,9 +25,9 @@ _WORD_OF_LIST = r"""(?:\s*'[^'\\]*'\s*|\s*"[^"\\]*"\s*|[^\[\]{}()'",]+)"""
 HYDRAS_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 
 
-def override_key(text: str) -> str:
-    """The key of a Hydra override without the prefix that adds or deletes it."""
-    return text.lstrip("+~")
+def override_key(word: str) -> str:
+    """The key of a Hydra override `key=value`, or of a key alone, without the prefix that adds or deletes it."""
+    return word.partition("=")[0].lstrip("+~")
 
 
 def in_hydras_words(argument: str) -> str:
@@ -173,7 +173,7 @@ def looks_like_a_path(word: str) -> bool:
 def check_init_words(init: str | None, overrides: Iterable[str]) -> None:
     """Raise ConfigError for words that set what a run with `init=` takes from its checkpoint."""
     for override in overrides if init is not None else ():
-        key = override_key(override.partition("=")[0])
+        key = override_key(override)
         if key.partition("/")[0].partition(".")[0] in ("model", "tokenizer") and key not in KEPT_WITH_INIT:
             raise ConfigError(
                 f"{override}: init={init} brings its own size, architecture and tokenizer. Leave it out "
@@ -262,7 +262,7 @@ def _escaped(match: re.Match[str]) -> str:
 def value_without(key: Key, arguments: list[str], command: Command) -> str:
     """The value of a key with the other words given, such as a recipe; that of the command where they compose none."""
     others = [word for word in arguments if "=" in word and not word.startswith("-")]
-    others = [word for word in others if override_key(word.partition("=")[0]) != key.name]
+    others = [word for word in others if override_key(word) != key.name]
     folder = next((Path(word.partition("=")[2]) for word in arguments if word.startswith("--config-dir=")), None)
     with suppress(Exception):  # the value is a help in a message about another fault
         composed = load_config(command, [to_hydra_syntax(word, command) for word in others], folder)

@@ -5,7 +5,6 @@ and in four epochs, and then as many tokens as time and data give: further epoch
 parameters (Muennighoff et al. 2023, arXiv:2305.16264). The choice is ordinary config.
 """
 
-import gc
 import itertools
 import math
 import statistics
@@ -16,8 +15,15 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from dtl.base.display import command_line
-from dtl.base.runtime import choose_device, choose_precision, is_out_of_memory, random_state_kept, seed_everything
-from dtl.base.units import in_epochs, in_time, in_units
+from dtl.base.runtime import (
+    choose_device,
+    choose_precision,
+    is_out_of_memory,
+    random_state_kept,
+    release_memory,
+    seed_everything,
+)
+from dtl.base.units import in_digits, in_epochs, in_time, in_units
 from dtl.commandline.overrides import as_shown, override_key
 from dtl.config import RunConfig
 from dtl.data.prepare import PreparedData, prepare_data
@@ -26,24 +32,22 @@ from dtl.errors import ConfigError
 from dtl.foresight.machine import this_machine
 from dtl.model.config import ModelConfig
 from dtl.model.transformer import TransformerLM
-from dtl.runner.budget import GOOD_EPOCHS, TOKENS_PER_PARAMETER, number
-from dtl.runner.build import on_meta, training_bytes
-from dtl.runner.length import steps_for
-from dtl.runner.run import smaller_micro_batch
-from dtl.training.optimizer import build_optimizers
-from dtl.training.trainer import Trainer
+from dtl.runner.budget import GOOD_EPOCHS, TOKENS_PER_PARAMETER
+from dtl.runner.build import build_trainer, on_meta, training_bytes
+from dtl.runner.length import RunLength, steps_for
+from dtl.runner.remaining import FORWARD
+from dtl.runner.run import smaller_micro_batch, with_batch
 
 HEAD_DIM = 64
 WIDTHS = (64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536)
 USED = 0.87  # of the time: the rest is for saving, samples, and a machine that becomes slower
 MOST_EVALUATIONS = 10  # of a run that does not say how often: each that is the best so far saves a checkpoint
-FORWARD = 1 / 3  # of a training step's time
 MOST_PROBES, TIMED_STEPS = 4, 3
 FASTER = 2.0  # times the operations a second of the size below, at most
 PROBE_SECONDS = (3.0, 30.0)  # of all probes together at least and at most, between them 1 % of the time
 # Numbers that a block stores for the backward pass, for each token and each of its width (docs/training.md), and bytes.
 STORED = {"none": 27.3, "selective": 14.6, "full": 3.2}
-NUMBER_BYTES, HEAP_FACTOR = 4, 1.5
+NUMBER_BYTES, WITH_GAPS = 4, 1.5
 
 
 # --- the rule: pure -----------------------------------------------------------------------------------------------
@@ -148,9 +152,7 @@ def sizes(config: RunConfig, vocab_size: int) -> Iterator[Size]:
         n_heads = dim // HEAD_DIM
         model = replace(config.model, auto=False, dim=dim, n_layers=n_heads + 1, n_heads=n_heads)
         built = on_meta(replace(config, model=model), vocab_size)[0]
-        n_parameters = built.n_parameters(embeddings=False)
-        in_head = dim * vocab_size if model.tie_embeddings else 0
-        yield Size(model, n_parameters, 6 * (n_parameters + in_head) + 12 * model.n_layers * dim * config.seq_len)
+        yield Size(model, built.n_parameters(embeddings=False), built.flops_per_token(config.seq_len))
 
 
 def fitting_batch(config: RunConfig, vocab_size: int, free: int | None) -> RunConfig | None:
@@ -161,16 +163,11 @@ def fitting_batch(config: RunConfig, vocab_size: int, free: int | None) -> RunCo
     model, stored = config.model, STORED[config.trainer.activation_checkpointing]
     fixed = training_bytes(*on_meta(config, vocab_size), config.trainer.ema_decay is not None)
     a_token = NUMBER_BYTES * (stored * model.dim * model.n_layers + 3 * vocab_size)
-    while free is not None and HEAP_FACTOR * (fixed + config.micro_batch_size * config.seq_len * a_token) > free:
+    while free is not None and WITH_GAPS * (fixed + config.micro_batch_size * config.seq_len * a_token) > free:
         if config.micro_batch_size == 1:
             return None
         config = with_batch(config, *smaller_micro_batch(config))
     return config
-
-
-def with_batch(config: RunConfig, micro: int, accumulated: int) -> RunConfig:
-    """Return the config with this micro-batch and accumulation."""
-    return replace(config, trainer=replace(config.trainer, micro_batch_size=micro, grad_accum_steps=accumulated))
 
 
 def tokens_per_second(config: RunConfig, data: PreparedData, device: torch.device, seconds: float) -> float:
@@ -181,19 +178,9 @@ def tokens_per_second(config: RunConfig, data: PreparedData, device: torch.devic
     seed_everything(config.seed)
     model = TransformerLM(config.model, data.tokenizer.vocab_size).to(device)
     model.activation_checkpointing = config.trainer.activation_checkpointing
-    trainer = Trainer(
-        model,
-        build_optimizers(model, config.optimizer),
-        data.train,
-        replace(config.trainer, compile=False, step_fields=[]),
-        config.schedule,
-        seed=config.seed,
-        micro_batch_size=config.micro_batch_size,
-        grad_accum_steps=config.grad_accum_steps,
-        horizon=2 + TIMED_STEPS,
-        last_step=1 + TIMED_STEPS,
-        precision=choose_precision(config.trainer.precision, device)[0],
-    )
+    plain = replace(config, trainer=replace(config.trainer, compile=False, step_fields=[]))
+    length = RunLength(steps_per_epoch=1, horizon=2 + TIMED_STEPS, last_step=1 + TIMED_STEPS, warmup=0)
+    trainer = build_trainer(plain, model, data.train, length, choose_precision(config.trainer.precision, device)[0])
     began, reports = time.monotonic(), []
     for report in trainer.steps():
         reports.append(report)
@@ -245,16 +232,15 @@ def sized(
         def speed(size: Size) -> float:
             log(f"model=auto: measuring {size}")
             trial = fitting_batch(replace(config, model=size.model), vocab_size, free)
-            while trial is not None:
-                try:
-                    batches[size] = trial
-                    return tokens_per_second(trial, data, device, seconds)
-                except Exception as error:
-                    if not is_out_of_memory(error):
-                        raise
-                gc.collect()
-                smaller = with_batch(trial, *smaller_micro_batch(trial))
-                trial = smaller if trial.micro_batch_size > 1 else None
+            if trial is None:
+                return 0.0
+            batches[size] = trial
+            try:
+                return tokens_per_second(trial, data, device, seconds)
+            except Exception as error:  # of a single sequence: the trainer halves what it takes at once
+                if not is_out_of_memory(error):
+                    raise
+            release_memory(device)
             return 0.0
 
         limits = limits_of(config, data)
@@ -309,13 +295,9 @@ def _chosen(asked: RunConfig, config: RunConfig, data: PreparedData, choice: Cho
     changed = {key: value for key, value in settings.items() if value != getattr(before, key)}
     words += [f"trainer.{key}={'null' if value is None else value}" for key, value in changed.items()]
     result = replace(asked, model=model, trainer=replace(before, **settings))
-    keys = {_key(word) for word in words}
-    command = command_line("train", *(as_shown(word) for word in given if _key(word) not in keys), *words)
+    keys = {override_key(word) for word in words}
+    command = command_line("train", *(as_shown(word) for word in given if override_key(word) not in keys), *words)
     return Chosen(result, words, [*_lines(config, choice, data), f"  {command}"])
-
-
-def _key(word: str) -> str:
-    return override_key(word.partition("=")[0])
 
 
 def _lines(config: RunConfig, choice: Choice, data: PreparedData) -> Iterator[str]:
@@ -327,7 +309,7 @@ def _lines(config: RunConfig, choice: Choice, data: PreparedData) -> Iterator[st
     epochs = choice.tokens / (data.train.sequences_per_epoch * config.seq_len)
     yield (
         f"Chosen: {size}, {in_units(size.n_parameters)} parameters without embeddings, {in_units(choice.tokens)} "
-        f"tokens, {number(per_parameter)} a parameter, {in_epochs(epochs)}, about {in_time(choice.tokens / speed)}"
+        f"tokens, {in_digits(per_parameter)} a parameter, {in_epochs(epochs)}, about {in_time(choice.tokens / speed)}"
     )
     if choice.of_data:
         yield f"The data is the limit, not the time: more than {in_epochs(epochs)} help little; more text would."

@@ -36,7 +36,7 @@ from dtl.model.kernel_choice import KernelContext, choose_kernel
 from dtl.run_dir.trial import current_trial
 from dtl.runner.build import Parts, on_meta, with_init
 from dtl.runner.length import with_total_steps
-from dtl.runner.run import next_smaller
+from dtl.runner.run import next_smaller, with_batch
 
 CHECKED_EPOCHS = 3  # whose micro-batches are looked at
 REFUSED = 1.15  # times what is there: beyond, a run is not started
@@ -260,23 +260,15 @@ def setting_of(
         device = torch.device("cpu") if machine else choose_device(config.device)[0]
         device_type, has_bf16 = device.type, device.type == "cuda" or cpu_has_bf16()
         precision = choose_precision(config.trainer.precision, device)[0]
-    config = config.on(device_type)
     calibration = None if device_type == "cuda" else process_memory(config.tracker.kind, precision, cache, log)
-    tokenizer: TokenizerConfig | Tokenizer = config.tokenizer
-    vocab_size = 0
-    if init_from is not None:
-        saved, vocab_size = read_model_config(init_from)
-        config, tokenizer = with_init(config, init_from, saved), load_tokenizer(init_from)
+    found = with_data(config, plans, init_from, device_type)
+    config, data = found.config, found.data
     notes = [f"CUDA: {NOT_VALIDATED}."] if device_type == "cuda" else []
-    data, n_bytes = cached_data(config, plans, tokenizer)
     if data is None:
-        vocab_size = vocab_size or vocabulary_of(config)
-        facts = facts_of_config(config, vocab_size)
+        facts = facts_of_config(config, found.vocab_size)
         notes.append("The data is not prepared yet: shapes come from the configuration, with a loss on each token.")
     else:
-        facts = facts_of_data(config, data, vocab_size or data.tokenizer.vocab_size)
-        facts = replace(facts, n_bytes=n_bytes)
-    config = planned_length(config, data, facts.vocab_size)
+        facts = replace(facts_of_data(config, data, found.vocab_size), n_bytes=found.n_bytes)
     kernel = _kernel(config, data, precision, device_type)
     process = calibration() if calibration else None
     if device_type == "cpu" and process is None:
@@ -286,6 +278,29 @@ def setting_of(
     return Setting(
         config, machine, device_type, precision, has_bf16, kernel, facts, train, process, cache, notes, data
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class WithData:
+    """A run's config as `build_run` would have it, with its data where that is prepared."""
+
+    config: RunConfig  # on its device, with its length in steps
+    vocab_size: int
+    data: PreparedData | None
+    n_bytes: int  # of tokens and tokenizer in this process
+
+
+def with_data(config: RunConfig, plans: Sequence[SourcePlan], init_from: Path | None, device_type: str) -> WithData:
+    """Return a run on a type of device with what is known of it before its data is prepared, or after."""
+    tokenizer: TokenizerConfig | Tokenizer = config.tokenizer
+    vocab_size = 0
+    if init_from is not None:
+        saved, vocab_size = read_model_config(init_from)
+        config, tokenizer = with_init(config, init_from, saved), load_tokenizer(init_from)
+    config = config.on(device_type)
+    data, n_bytes = _cached_data(config, plans, tokenizer)
+    vocab_size = vocab_size or (vocabulary_of(config) if data is None else data.tokenizer.vocab_size)
+    return WithData(planned_length(config, data, vocab_size), vocab_size, data, n_bytes)
 
 
 def planned_length(config: RunConfig, data: PreparedData | None, vocab_size: int) -> RunConfig:
@@ -305,7 +320,7 @@ def vocabulary_of(config: RunConfig) -> int:
     return known.get(config.tokenizer.kind) or config.tokenizer.vocab_size or LARGE_VOCABULARY
 
 
-def cached_data(
+def _cached_data(
     config: RunConfig, plans: Sequence[SourcePlan], tokenizer: "TokenizerConfig | Tokenizer"
 ) -> tuple[PreparedData | None, int]:
     """Return the data where nothing has to be downloaded, read or trained for it, and its bytes in this process."""
@@ -366,9 +381,7 @@ def foresee(parts: Parts) -> list[tuple[str, str]]:
     config, device, at_once = parts.config, parts.device, parts.trainer.sequences_at_once
     machine = this_machine(device.type)
     if at_once < config.micro_batch_size:
-        accumulated = -(-config.global_batch_size // at_once)
-        trainer = replace(config.trainer, micro_batch_size=at_once, grad_accum_steps=accumulated)
-        config = replace(config, trainer=trainer)
+        config = with_batch(config, at_once, -(-config.global_batch_size // at_once))
     facts = facts_of_data(config, parts.data, parts.tokenizer.vocab_size)
     kernel = parts.attention.name
     shape = shape_of(config, facts, parts.precision, kernel, device.type)

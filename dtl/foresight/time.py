@@ -22,9 +22,8 @@ from safetensors.torch import save_file
 
 from dtl.base.files import sha256_of, sync_file
 from dtl.base.runtime import arithmetic, autocast, choose_device, choose_precision
-from dtl.base.units import in_time, number_of
+from dtl.base.units import in_seconds, in_time, number_of
 from dtl.checkpoints.find import find_checkpoint
-from dtl.checkpoints.load import load_tokenizer, read_model_config
 from dtl.config import RunConfig, typed
 from dtl.data.batches import PackedSequences, TrainingData
 from dtl.data.collect import open_sources
@@ -35,10 +34,10 @@ from dtl.evaluation.answers import likelihoods
 from dtl.evaluation.evaluator import evenly_spaced, questions_at_the_end
 from dtl.evaluation.measure import Plan
 from dtl.evaluation.text import count_token_bytes
-from dtl.foresight.predict import cached_data, planned_length, vocabulary_of
+from dtl.foresight.predict import with_data
 from dtl.generation.conversation import answer_greedily, continuations, prompts_of
 from dtl.model.transformer import TransformerLM
-from dtl.runner.build import OUTPUTS, build_trainer, checkpoint_bytes, choose_attention, with_init
+from dtl.runner.build import OUTPUTS, build_trainer, checkpoint_bytes, choose_attention
 from dtl.runner.length import RunLength
 from dtl.runner.remaining import EVALUATION, REPORT, SAMPLES, SAVE, STEP, Intervals
 from dtl.runner.session import N_SAMPLES, SAMPLE_PROMPT_TOKENS
@@ -108,17 +107,9 @@ def opened(config: RunConfig) -> Run:
     read, plans = open_sources(config.data, config.seed, init_from and read_prompt(init_from))
     device, _ = choose_device(config.device)
     precision, _ = choose_precision(config.trainer.precision, device)
-    config, tokenizer, vocab_size = replace(config, data=read).on(device.type), config.tokenizer, 0
-    if init_from is not None:
-        saved, vocab_size = read_model_config(init_from)
-        config, tokenizer = with_init(config, init_from, saved), load_tokenizer(init_from)
-    data, _ = cached_data(config, plans, tokenizer)
-    if data is None:
-        vocab_size = vocab_size or vocabulary_of(config)
-        config = planned_length(config, None, vocab_size)
-        return Run(config, device, precision, vocab_size, made_data(config, vocab_size), None)
-    vocab_size = vocab_size or data.tokenizer.vocab_size
-    return Run(planned_length(config, data, vocab_size), device, precision, vocab_size, data.train, data)
+    found = with_data(replace(config, data=read), plans, init_from, device.type)
+    train = made_data(found.config, found.vocab_size) if found.data is None else found.data.train
+    return Run(found.config, device, precision, found.vocab_size, train, found.data)
 
 
 def made_data(config: RunConfig, vocab_size: int) -> TrainingData:
@@ -402,10 +393,3 @@ def lines(found: Forecast, config: RunConfig, cost_per_hour: float | None) -> It
     patience = config.trainer.early_stopping_patience
     if patience is not None and any(part.what == "evaluations" and part.count > patience for part in found.parts):
         yield f"  It may end sooner: trainer.early_stopping_patience={patience}."
-
-
-def in_seconds(seconds: float) -> str:
-    """Seconds of one piece of work: `4 ms`, `0.52 s`, `1:20`."""
-    if seconds >= 60:
-        return in_time(seconds)
-    return f"{seconds:.3g} s" if seconds >= 0.1 else f"{1000 * seconds:.2g} ms"

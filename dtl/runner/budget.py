@@ -13,7 +13,7 @@ Rules of thumb from the literature, for orientation; a run is neither refused no
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from dtl.base.units import in_percent, in_units
+from dtl.base.units import in_bits, in_digits, in_percent
 from dtl.data.batches import TrainingData
 from dtl.data.documents import QuestionAnswer
 from dtl.data.prepare import PreparedData
@@ -87,17 +87,17 @@ class DataBudget:
         loss = f"loss on {in_percent(self.with_loss)} %"
         bits = f"({BITS_PER_PARAMETER} a parameter, Allen-Zhu 2024)"
         if self.n_facts:
-            counted = f"{number(self.epochs)} epochs, {number(self.n_questions / self.n_facts)} wordings"
-            yield f"a fact {number(self.times_each_fact)} times ({counted}); {loss} of positions"
+            counted = f"{in_digits(self.epochs)} epochs, {in_digits(self.n_questions / self.n_facts)} wordings"
+            yield f"a fact {in_digits(self.times_each_fact)} times ({counted}); {loss} of positions"
         if self.has_text:
-            ratio = f"{number(self.tokens_per_parameter)} tokens a parameter without embeddings"
+            ratio = f"{in_digits(self.tokens_per_parameter)} tokens a parameter without embeddings"
             yield f"{ratio}; best {TOKENS_PER_PARAMETER} (Hoffmann 2022)"
         if not self.n_facts:
             verdict = (
                 f"over {GOOD_EPOCHS} help little" if self.epochs > GOOD_EPOCHS else f"up to {GOOD_EPOCHS} are good"
             )
             verdict = "no text twice" if self.epochs <= 1 else f"{verdict} (Muennighoff 2023)"
-            epochs = number(self.epochs)
+            epochs = in_digits(self.epochs)
             yield f"{epochs} {'epoch' if epochs == '1' else 'epochs'}; {verdict}; {loss}"
         capacity = f"room for {in_bits(self.capacity_bits)}"
         answers = f"answers {in_bits(self.answer_bits)}, "
@@ -107,17 +107,6 @@ class DataBudget:
 def ends_sooner(trainer: TrainerConfig) -> str:
     """Return what to say beside the steps of a run that may end before them."""
     return "" if trainer.hours is None else f", unless trainer.hours={trainer.hours:g} ends it sooner"
-
-
-def number(value: float) -> str:
-    """Return two digits of a number, or all that are before the point."""
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
-
-
-def in_bits(count: int) -> str:
-    """Return bits as `72 bit`, `5.2 Mbit`."""
-    text = in_units(count)
-    return f"{text}{'bit' if text[-1].isalpha() else ' bit'}"
 
 
 def budget_of(data: PreparedData, length: RunLength, model: TransformerLM) -> DataBudget:

@@ -239,8 +239,7 @@ def _advice_in_training(parts: Parts) -> str:
         if needed > MAX_FIXED * available:
             return f"Out of memory. {too_large(parts.config, needed, available, parts.device)}"
     # Steps and evaluations have been tried with a single sequence at once.
-    one = replace(parts.config.trainer, micro_batch_size=1, grad_accum_steps=parts.config.global_batch_size)
-    return smaller_step(replace(parts.config, trainer=one))
+    return smaller_step(with_batch(parts.config, 1, parts.config.global_batch_size))
 
 
 def smaller_step(config: RunConfig) -> str:
@@ -266,6 +265,11 @@ def smaller_micro_batch(config: RunConfig) -> tuple[int, int]:
     rows = config.global_batch_size
     micro = max(m for m in range(1, (config.micro_batch_size + 1) // 2 + 1) if rows % m == 0)
     return micro, rows // micro
+
+
+def with_batch(config: RunConfig, micro: int, accumulated: int) -> RunConfig:
+    """Return the config with this micro-batch and accumulation."""
+    return replace(config, trainer=replace(config.trainer, micro_batch_size=micro, grad_accum_steps=accumulated))
 
 
 # --- records in the run folder ------------------------------------------------------------------------------------
