@@ -361,6 +361,11 @@ def release_memory(device: torch.device) -> None:
 # --- fingerprint --------------------------------------------------------------------------------------
 
 
+# Of a training step: counted up when its bits change. 2: other dropout masks on a CPU, and of questions the last block
+# computes positions with a target alone.
+ARITHMETIC = 2
+
+
 def fingerprint(
     device: torch.device, precision: str, compiled: bool, deterministic: bool, attention: str
 ) -> dict[str, Any]:
@@ -375,6 +380,7 @@ def fingerprint(
         "compile": compiled,
         "deterministic": deterministic,
         "attention": attention,
+        "arithmetic": ARITHMETIC,
     }
 
 

@@ -54,12 +54,12 @@ def remembering(place: Workplace) -> Iterator[Row]:
 def answering(place: Workplace) -> Iterator[Row]:
     """Yield one row, targets a second of qa_full's model: packed pairs, and the peer's padded ones."""
     row = Row(
-        "step_qa_hf", "answers' tokens trained on, qa_full's model, bf16", "targets/s",
+        "step_qa_hf", "answers' tokens trained on, qa_full's model, both in the precision of a run here", "targets/s",
         peer_name="Hugging Face's model, bare loop, padded pairs", goal=at_least(QA_GOAL),
     )  # fmt: skip
     size, vocabulary = (TINY | {"max_seq_len": 64}, TINY_VOCABULARY) if place.settings.tiny else (QA, QA_VOCABULARY)
     work = replace(
-        _text_work(place, "bf16"), task="qa", vocab_size=vocabulary, rows=4, length=size["max_seq_len"] // 4,
+        _text_work(place, "auto"), task="qa", vocab_size=vocabulary, rows=4, length=size["max_seq_len"] // 4,
         steps=2 if place.settings.tiny else 12, size=size,
     )  # fmt: skip
     results, missing = _in_rotation(place, work, ["hf"])
@@ -113,7 +113,7 @@ def _speeds(row: Row, ours: Sequence["Timed"], theirs: Sequence["Timed"]) -> Row
     speeds = [[_speed(timed) for timed in side] for side in (ours, theirs)]
     ratios = [a / b for a, b in zip(*speeds, strict=True)]
     seconds = [statistics.median(s for timed in side for s in timed.seconds) for side in (ours, theirs)]
-    note = f"{seconds[0]:.2f} s a step against {seconds[1]:.2f} s, one thread"
+    note = f"{seconds[0]:.2f} s a step against {seconds[1]:.2f} s, one thread, {ours[0].precision}"
     return replace(
         row, ours=statistics.median(speeds[0]), peer=statistics.median(speeds[1]), ratio=ratio_of(ratios),
         rounds=len(ratios), note=note,

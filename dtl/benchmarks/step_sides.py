@@ -12,14 +12,14 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dtl.base.runtime import DTYPES, autocast, choose_device, peak_memory_bytes, seed_everything
+from dtl.base.runtime import DTYPES, autocast, choose_device, choose_precision, peak_memory_bytes, seed_everything
 from dtl.model.config import ModelConfig
 from dtl.model.presets import load_preset
 
@@ -34,7 +34,7 @@ class Work:
 
     side: str  # dtl | nanogpt | hf
     task: str  # text: full sequences | qa: questions with their answers, packed by DTL and padded by the peer
-    precision: str  # fp32 | bf16
+    precision: str  # fp32 | bf16 | auto: that of a run on this device
     steps: int  # timed ones, after one that is not
     vocab_size: int
     rows: int  # sequences a step
@@ -52,6 +52,7 @@ class Timed:
     targets: list[int]  # tokens with a loss in each step
     first_loss: float  # nats, of the first step: near log(vocab_size)
     peak_bytes: int  # of the process, on a GPU of its tensors there
+    precision: str  # what was computed in
 
 
 Step = Callable[[], tuple[Tensor, int]]  # takes a step; its loss, shape (), and number of targets
@@ -64,6 +65,7 @@ def timed(work: Work) -> Timed:
     """Take the steps of a side."""
     seed_everything(work.seed)
     device, _ = choose_device(work.device)
+    work = replace(work, precision=choose_precision(work.precision, device)[0])
     on_cpu = device.type == "cpu"
     clock = time.process_time if on_cpu else time.perf_counter
     step = SIDES[work.side, work.task](work, device)
@@ -75,7 +77,7 @@ def timed(work: Work) -> Timed:
         loss.item()  # waits for the device
         seconds.append(clock() - began)
         targets.append(n_targets)
-    return Timed(seconds, targets, first_loss.item(), peak_memory_bytes(device))
+    return Timed(seconds, targets, first_loss.item(), peak_memory_bytes(device), work.precision)
 
 
 # --- DTL ----------------------------------------------------------------------------------------------------------

@@ -66,9 +66,9 @@ def _nats(model: TransformerLM, begins: list[list[int]], ends: list[list[int]]) 
     """Return -log p of each end after its beginning, in nats, summed over its tokens."""
     inputs_bt, targets_bt = _padded(begins, ends, model.config.max_seq_len)
     device = next(model.parameters()).device
-    x_btd = model.hidden(inputs_bt.to(device))
     row_n, time_n = torch.nonzero(targets_bt != IGNORE, as_tuple=True)
-    logits_nv = model.head(x_btd[row_n.to(device), time_n.to(device)]).float()
+    x_nd = model.hidden(inputs_bt.to(device), at_n=(row_n * inputs_bt.shape[1] + time_n).to(device))
+    logits_nv = model.head(x_nd).float()
     loss_n = F.cross_entropy(logits_nv, targets_bt[row_n, time_n].to(device), reduction="none").cpu().double()
     return torch.zeros(len(begins), dtype=torch.float64).index_add(0, row_n, loss_n).tolist()
 

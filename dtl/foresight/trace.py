@@ -29,7 +29,7 @@ from dtl.model.config import ModelConfig
 from dtl.model.transformer import TransformerLM
 from dtl.training.config import OptimizerConfig, ScheduleConfig, TrainerConfig
 from dtl.training.evaluate import summed_metrics
-from dtl.training.loss import at_targets
+from dtl.training.loss import hidden_at_targets
 from dtl.training.optimizer import build_optimizers
 from dtl.training.trainer import Trainer
 
@@ -368,8 +368,8 @@ def _step(trainer: Trainer, shape: StepShape, live: LiveStorages) -> None:
 def _evaluate(trainer: Trainer, shape: StepShape) -> None:
     model, batch = trainer.evaluated_model.eval(), _batch(shape)
     with autocast(trainer.device, shape.precision):
-        x_btd = model.hidden(batch.inputs, batch.positions, batch.documents, None, batch.max_documents)
-        summed_metrics(model.head, *at_targets(x_btd, batch.targets, batch.n_targets), ())
+        x_nd, targets_n = hidden_at_targets(model.hidden, batch, batch.n_targets, batch.max_documents)
+        summed_metrics(model.head, x_nd, targets_n, ())
 
 
 # --- the peak -----------------------------------------------------------------------------------------------------

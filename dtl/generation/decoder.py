@@ -194,7 +194,7 @@ def _is_standard(block: nn.Module) -> bool:
         return False
     attention = block.attention
     return (
-        type(block.dropout) is nn.Dropout
+        isinstance(block.dropout, nn.Dropout)
         and type(attention) is MultiHeadAttention
         and all(type(linear) is nn.Linear for linear in (attention.to_q, attention.to_k, attention.to_v))
         and type(attention.to_out) is OutputProjection

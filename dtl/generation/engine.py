@@ -261,9 +261,8 @@ def _prefill(model: TransformerLM, texts: Sequence[Sequence[int]], n_new: int) -
     ids_bt = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], device=device)
     capacity = min(model.config.max_seq_len, longest + n_new)
     cache = StaticKeyValueCache(model.config, lengths, capacity, _compute_dtype(model), device)
-    x_btd = model.hidden(ids_bt, cache=cache)
-    last_b = torch.tensor(lengths, device=device) - 1
-    return model.head(x_btd[torch.arange(len(texts), device=device), last_b]), cache
+    last_b = torch.tensor([row * longest + length - 1 for row, length in enumerate(lengths)], device=device)
+    return model.head(model.hidden(ids_bt, cache=cache, at_n=last_b)), cache
 
 
 def lay_out(model: TransformerLM) -> Decoder | None:

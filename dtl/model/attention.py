@@ -91,6 +91,30 @@ class AttentionContext:
     attend: AttentionFn
     rotation: Rotation | None = None  # of queries and keys; None = the input already contains the positions
     cache: KeyValueCache | None = None
+    at_n: Tensor | None = None  # of the last layer, its only outputs that are needed: see `TransformerLM.hidden`
+
+    def needed(self, x_btd: Tensor) -> Tensor:
+        """Return the positions whose output is needed, (n, d); all of them, (b, t, d), where `at_n` is None."""
+        return x_btd if self.at_n is None else rearrange(x_btd, "b t d -> (b t) d")[self.at_n]
+
+
+# --- dropout ------------------------------------------------------------------------------------------------------
+
+
+def dropout(x: Tensor, p: float) -> Tensor:
+    """Zero each value with probability `p`, and divide the others by 1 - p (Srivastava et al. 2014).
+
+    On a CPU p is rounded to a multiple of 2^-16: four values share 64 random bits. torch draws a number for each, which
+    takes six times as long, a twelfth of a step on questions.
+    """
+    if x.device.type != "cpu":
+        return F.dropout(x, p)
+    kept = round((1 - p) * 65536)  # of 65,536
+    if kept in (0, 65536):
+        return x * (kept // 65536)
+    bits = torch.randint(-(1 << 63), (1 << 63) - 1, (-(-x.numel() // 4),))
+    numbers = bits.view(torch.int16)[: x.numel()].view(x.shape)  # uniform over -32,768 to 32,767
+    return x * (numbers < kept - 32768).to(x.dtype).mul_(65536 / kept)
 
 
 # --- plain attention ----------------------------------------------------------------------------------------------
@@ -101,12 +125,23 @@ def sdpa_attention(
 ) -> Tensor:
     """Attention by torch's fused kernels. Same arguments and result as `reference_attention`."""
     n_queries, grouped = q_bhtk.shape[2], q_bhtk.shape[1] != k_bgsk.shape[1]
+    if dropout and mask_bts is None and q_bhtk.device.type == "cpu":
+        return _causal_attention_with_dropout(q_bhtk, k_bgsk, v_bgsk, dropout)
     mask_bhts = None if mask_bts is None else rearrange(mask_bts, "b t s -> b 1 t s")
     # torch counts the causal diagonal from the first key, which is wrong for one query after cached keys.
     causal = mask_bts is None and n_queries > 1
     return F.scaled_dot_product_attention(
         q_bhtk, k_bgsk, v_bgsk, attn_mask=mask_bhts, dropout_p=dropout, is_causal=causal, enable_gqa=grouped
     )
+
+
+def _causal_attention_with_dropout(q_bhtk: Tensor, k_bgtk: Tensor, v_bgtk: Tensor, p: float) -> Tensor:
+    """On a CPU, where no fused kernel has dropout: torch's own formula also looks for queries that see no key."""
+    n_shared, n_tokens = q_bhtk.shape[1] // k_bgtk.shape[1], q_bhtk.shape[2]
+    k_bhtk, v_bhtk = (x if n_shared == 1 else x.repeat_interleave(n_shared, dim=1) for x in (k_bgtk, v_bgtk))
+    scores_bhts = (q_bhtk * q_bhtk.shape[-1] ** -0.5) @ k_bhtk.transpose(-2, -1)
+    scores_bhts += scores_bhts.new_full((n_tokens, n_tokens), -torch.inf).triu(1)
+    return dropout(scores_bhts.softmax(dim=-1), p) @ v_bhtk
 
 
 def reference_attention(
@@ -127,7 +162,7 @@ def reference_attention(
     # The smallest finite value of the dtype, not -1e9 (infinite in fp16) and not -inf (NaN where all keys are hidden).
     scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
     weights = scores.softmax(dim=-1, dtype=torch.float32).masked_fill(hidden, 0.0).to(v_bgsk.dtype)
-    weights = F.dropout(weights, dropout)
+    weights = F.dropout(weights, dropout)  # torch's: the same law, of other numbers
     y_bgntk = einsum(weights, v_bgsk, "b g n t s, b g s k -> b g n t k")
     return rearrange(y_bgntk, "b g n t k -> b (g n) t k")
 

@@ -26,6 +26,7 @@ from dtl.model.attention import (
     AttentionContext,
     KeyValueCache,
     Rotation,
+    dropout,
     reference_attention,
     sdpa_attention,
 )
@@ -150,7 +151,15 @@ class _RMSNorm(torch.autograd.Function):
         return by_x, by_weight.sum(dim=tuple(range(x.ndim - 1))), None, None
 
 
-# --- mlp ----------------------------------------------------------------------------------------------------------
+# --- dropout and mlp ----------------------------------------------------------------------------------------------
+
+
+class Dropout(nn.Dropout):
+    """torch's dropout, with a cheaper mask on a CPU (`dtl.model.attention.dropout`)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Any shape to the same shape."""
+        return dropout(input, self.p) if self.training and self.p else input
 
 
 class OutputProjection(nn.Linear):
@@ -271,7 +280,7 @@ class MultiHeadAttention(nn.Module):
         if context.cache is not None:
             k_bgtk, v_bgtk = context.cache.update(self.layer, k_bgtk, v_bgtk)
         y_bhtk = context.attend(q_bhtk, k_bgtk, v_bgtk, dropout=self.dropout if self.training else 0.0)
-        y_btd = rearrange(y_bhtk, "b h t k -> b t (h k)")
+        y_btd = context.needed(rearrange(y_bhtk, "b h t k -> b t (h k)"))
         return self.to_out(y_btd) if weights is None else F.linear(y_btd, *weights[1])
 
 
@@ -294,11 +303,24 @@ class TransformerBlock(BlockRules, nn.Module):
         self.mlp_norm = self.make_norm(config)
         self.mlp = self.make_mlp(config)
         # As in GPT-2. Qwen3 has dropout on attention weights only, but outside training the two compute the same.
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x_btd: Tensor, context: AttentionContext) -> Tensor:
-        x_btd = x_btd + self.dropout(self.attention(self.attention_norm(x_btd), context))
+        x_btd = context.needed(x_btd) + self.dropout(self.attention(self.attention_norm(x_btd), context))
         return x_btd + self.dropout(self.mlp(self.mlp_norm(x_btd)))
+
+    def computes_positions_apart(self) -> bool:
+        """Return whether only the attention mixes positions, so that `AttentionContext.at_n` may leave some out.
+
+        A block, attention, mlp or norm of one's own computes all of them.
+        """
+        norms = self.attention_norm, self.mlp_norm
+        return (
+            type(self).forward is TransformerBlock.forward
+            and type(self.attention) is MultiHeadAttention
+            and type(self.mlp) in (SwiGLU, GeluMLP)
+            and all(type(norm) in (RMSNorm, nn.LayerNorm) for norm in norms)
+        )
 
     @classmethod
     def validate(cls, config: ModelConfig) -> None:
@@ -417,6 +439,15 @@ FUSED_ATTENTION = [
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
 ]
 
+
+def kept_operators(attention_dropout: bool) -> list[Any]:
+    """Return the operators whose results are stored; flex is none, a compiled graph of its own."""
+    if attention_dropout:  # such a kernel advances the random state, which skipping it in the second pass would not
+        return PRODUCTS
+    varlen = getattr(torch.ops.torch_attn, "_varlen_attn", None)  # there once the kernel was imported
+    return [*PRODUCTS, *FUSED_ATTENTION, *([] if varlen is None else [varlen.default])]
+
+
 # --- language model -----------------------------------------------------------------------------------------------
 
 
@@ -444,7 +475,7 @@ class TransformerLM(nn.Module):
         # Word dropout (Iyyer et al., 2015): a word that may be missing teaches the model to attend to the others.
         self.token_dropout = nn.Dropout1d(config.token_dropout) if config.token_dropout else nn.Identity()
         self.positions = block_class.make_positions(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(block_class(config, layer) for layer in range(config.n_layers))
         self.norm = block_class.make_norm(config)
         # On the meta device no memory is allocated for a weight that the next lines replace.
@@ -471,13 +502,15 @@ class TransformerLM(nn.Module):
         documents_bt: Tensor | None = None,
         cache: KeyValueCache | None = None,
         max_documents: int | None = None,
+        at_n: Tensor | None = None,
     ) -> Tensor:
-        """Return the input of the head: (b, t, d) after the final norm.
+        """Return the input of the head: (b, t, d) after the final norm, or (n, d) at the positions `at_n`.
 
         `positions_bt` counts from 0 to max_seq_len - 1; None = 0, 1, 2, ... in every sequence. `documents_bt` numbers
         the documents packed into a sequence, whose tokens then see their own document only; it needs positions, which
         restart with each document. `max_documents`, no fewer than all sequences have together, saves a GPU from being
-        waited for. A `cache` gives the positions itself.
+        waited for. A `cache` gives the positions itself. `at_n`, int64, are places in the concatenated sequences, such
+        as those of the targets: after its attention the last block computes no others.
         Raises ValueError for more tokens than max_seq_len, or arguments that exclude each other.
         """
         n_tokens = ids_bt.shape[1]
@@ -501,9 +534,15 @@ class TransformerLM(nn.Module):
         x_btd, rotation = self.positions(self.token_dropout(self.embedding(ids_bt)), positions_bt)
         x_btd = self.dropout(x_btd)
         context = AttentionContext(attend, rotation, cache)
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             x_btd = self._apply_block(block, x_btd, context)
-        return self.norm(x_btd)
+        # Of questions a quarter of the positions has a target. Nothing reads the others once the last attention has.
+        early = at_n is not None and isinstance(last, TransformerBlock) and last.computes_positions_apart()
+        x_btd = self._apply_block(last, x_btd, replace(context, at_n=at_n) if early else context)
+        if at_n is None or early:
+            return self.norm(x_btd)
+        return rearrange(self.norm(x_btd), "b t d -> (b t) d")[at_n]
 
     def _apply_block(self, block: nn.Module, x_btd: Tensor, context: AttentionContext) -> Tensor:
         """Return a block's output; in training with as many of its activations stored as activation_checkpointing says.
@@ -516,8 +555,7 @@ class TransformerLM(nn.Module):
             return block(x_btd, context)
         options: dict[str, Any] = {}
         if self.activation_checkpointing == "selective":
-            # A kernel with dropout advances the random state, which skipping it in the second pass would not.
-            kept = PRODUCTS if self.config.resolved_attention_dropout else [*PRODUCTS, *FUSED_ATTENTION]
+            kept = kept_operators(self.config.resolved_attention_dropout > 0)
             options["context_fn"] = partial(create_selective_checkpoint_contexts, kept)
         # The random state is preserved so that dropout drops the same values in both passes.
         return checkpoint(block, x_btd, context, use_reentrant=False, preserve_rng_state=True, **options)

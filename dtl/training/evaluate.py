@@ -15,7 +15,7 @@ from dtl.data.batches import IGNORE, Batch, PackedSequences
 from dtl.errors import TrainingError
 from dtl.model.transformer import TransformerLM
 from dtl.registry import METRICS
-from dtl.training.loss import at_targets, logits_in_chunks
+from dtl.training.loss import hidden_at_targets, logits_in_chunks
 
 # From logits (n, v), fp32, and targets (n,) to a value of each target, (n,); the evaluation reports their mean.
 Metric = Callable[[Tensor, Tensor], Tensor]
@@ -67,8 +67,8 @@ def evaluate(
         batch = rows.batch(range(start, min(start + n, n_rows)))
         with mixed_precision() if mixed_precision else torch.autocast(device.type, enabled=False):
             here = batch.to(device)
-            x_btd = model.hidden(here.inputs, here.positions, here.documents, None, batch.max_documents)
-            return batch, summed_metrics(model.head, *at_targets(x_btd, here.targets, batch.n_targets), metrics)
+            x_nd, targets_n = hidden_at_targets(model.hidden, here, batch.n_targets, batch.max_documents)
+            return batch, summed_metrics(model.head, x_nd, targets_n, metrics)
 
     began = time.perf_counter()
     try:

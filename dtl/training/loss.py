@@ -36,29 +36,41 @@ TILE = 64  # rows of the head on a GPU are a multiple of this
 TARGETS_TILE = 128
 
 
-def at_targets(x_btd: Tensor, targets_bt: Tensor, n_targets: int, multiple: int = 1) -> tuple[Tensor, Tensor]:
-    """Return the positions that have a target, (n, d), and their targets, (n,).
+def target_places(targets_bt: Tensor, n_targets: int, multiple: int = 1) -> tuple[Tensor | None, Tensor]:
+    """Return the places of the targets in the concatenated sequences, (n,), None for all, and these targets, (n,).
 
     `n_targets` is the number of targets, counted on the CPU beforehand. n is rounded up to a `multiple` or to all
     positions, where these are fewer: the targets of the positions added are IGNORE.
     """
-    x_nd = rearrange(x_btd, "b t d -> (b t) d")
     targets_n = rearrange(targets_bt, "b t -> (b t)")
     n_rows = min(len(targets_n), -(-n_targets // multiple) * multiple)
-    if n_rows < len(targets_n):
-        # The head is the largest part of a small model (with GPT-2's vocabulary three quarters of the arithmetic of
-        # model=small), so positions without a target (questions, padding) skip it: same loss, same gradient.
-        # nonzero_static gets its size as an argument: `nonzero` would wait for the GPU to know it.
-        with_target = torch.nonzero_static(targets_n != IGNORE, size=n_rows, fill_value=0)
-        at_n = rearrange(with_target, "n 1 -> n")
-        x_nd, targets_n = x_nd[at_n], targets_n[at_n]
-        if n_rows > n_targets:
-            targets_n[n_targets:] = IGNORE
-    return x_nd, targets_n
+    if n_rows == len(targets_n):
+        return None, targets_n
+    # The head is the largest part of a small model (with GPT-2's vocabulary three quarters of the arithmetic of
+    # model=small), so positions without a target (questions, padding) skip it: same loss, same gradient.
+    # nonzero_static gets its size as an argument: `nonzero` would wait for the GPU to know it.
+    with_target = torch.nonzero_static(targets_n != IGNORE, size=n_rows, fill_value=0)
+    at_n = rearrange(with_target, "n 1 -> n")
+    targets_n = targets_n[at_n]
+    if n_rows > n_targets:
+        targets_n[n_targets:] = IGNORE
+    return at_n, targets_n
+
+
+def hidden_at_targets(
+    hidden: Callable[..., Tensor], here: Batch, n_targets: int, max_documents: int | None, multiple: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Return what `hidden` of a model gives at the positions with a target, (n, d), and these targets, (n,).
+
+    For a batch on the model's device, whose `n_targets` and `max_documents` were read before the copy.
+    """
+    at_n, targets_n = target_places(here.targets, n_targets, multiple)
+    x = hidden(here.inputs, here.positions, here.documents, None, max_documents, at_n)
+    return x.flatten(0, -2), targets_n
 
 
 def targets_multiple(loss: Loss, device: torch.device) -> int:
-    """Return the `multiple` of `at_targets`: 1 for a user-defined loss, which need not know IGNORE, and on a CPU."""
+    """Return the `multiple` of `target_places`: 1 for a user-defined loss, which need not know IGNORE, and on a CPU."""
     return TARGETS_TILE if loss is cross_entropy and device.type == "cuda" else 1
 
 
@@ -255,7 +267,7 @@ def mean_cross_entropy(model: TransformerLM, batch: Batch) -> Tensor:
 
     The batch may have any layout and be on any device; it is copied to the model's. 0 for a batch without targets.
     """
-    n_targets = batch.n_targets  # before the copy: counting them on a GPU would wait for it
+    n_targets, max_documents = batch.n_targets, batch.max_documents  # on a GPU counting them would wait for it
     here = batch.to(next(model.parameters()).device)
-    x_btd = model.hidden(**here.model_inputs())
-    return cross_entropy(model.head, *at_targets(x_btd, here.targets, n_targets), LossConfig()) / max(1, n_targets)
+    x_nd, targets_n = hidden_at_targets(model.hidden, here, n_targets, max_documents)
+    return cross_entropy(model.head, x_nd, targets_n, LossConfig()) / max(1, n_targets)

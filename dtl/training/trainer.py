@@ -30,7 +30,7 @@ from dtl.model.transformer import TransformerLM
 from dtl.registry import LOSSES, STEP_FIELDS
 from dtl.training.averaging import AveragedWeights
 from dtl.training.config import ScheduleConfig, TrainerConfig
-from dtl.training.loss import at_targets, targets_multiple
+from dtl.training.loss import hidden_at_targets, targets_multiple
 from dtl.training.optimizer import allocate_state
 from dtl.training.schedule import learning_rate_factor
 
@@ -298,8 +298,9 @@ class Trainer:
                 return None
             here = batch.to(self.device)
             with autocast(self.device, self.precision):
-                x_btd = self.forward(here.inputs, here.positions, here.documents, None, batch.max_documents)
-                x_nd, targets_n = at_targets(x_btd, here.targets, batch.n_targets, self.targets_multiple)
+                x_nd, targets_n = hidden_at_targets(
+                    self.forward, here, batch.n_targets, batch.max_documents, self.targets_multiple
+                )
                 loss = self.loss(self.model.head, x_nd, targets_n, self.config.loss) / n_targets
             self.scaler.scale(loss).backward()
             total += loss.detach()

@@ -76,7 +76,7 @@ def ran(monkeypatch) -> list[Work]:
         works.append(work)
         seconds = {"dtl": 1.0, "nanogpt": 3.0, "hf": 2.0}[work.side]
         memory = {"dtl": 100, "nanogpt": 150, "hf": 210}[work.side]
-        return Timed([seconds] * 3, [2048] * 3, 10.8, memory * 1_000_000)
+        return Timed([seconds] * 3, [2048] * 3, 10.8, memory * 1_000_000, "fp32")
 
     monkeypatch.setattr(step, "_run", run)
     monkeypatch.setattr(step, "peer", lambda *given: None)
@@ -113,7 +113,7 @@ def test_all_is_every_suite():
 
 def test_without_transformers_its_rows_are_skipped(tmp_path, ran, monkeypatch):
     monkeypatch.undo()
-    monkeypatch.setattr(step, "_run", lambda work: Timed([1.0], [7], 10.8, 1))
+    monkeypatch.setattr(step, "_run", lambda work: Timed([1.0], [7], 10.8, 1, "fp32"))
     monkeypatch.setitem(sys.modules, "transformers", None)
     measurements = SUITES.get("step").measurements
     rows = [row for name in measurements for row in measurements[name](place(tmp_path))]
@@ -124,7 +124,7 @@ def test_without_transformers_its_rows_are_skipped(tmp_path, ran, monkeypatch):
 def test_a_side_that_fails_or_trains_something_else_is_named(monkeypatch):
     with pytest.raises(DTLError, match=r"(?s)nobody, text: a step failed: .*KeyError"):
         step._run(replace(WORK, side="nobody"))
-    monkeypatch.setattr(step, "run_side", lambda *given: Timed([1.0], [7], 3.0, 1))
+    monkeypatch.setattr(step, "run_side", lambda *given: Timed([1.0], [7], 3.0, 1, "fp32"))
     with pytest.raises(DTLError, match=r"dtl, text: its first loss is 3.00 nats where 5.55 belongs"):
         step._run(WORK)
 

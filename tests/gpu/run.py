@@ -42,7 +42,7 @@ from dtl.model.config import ModelConfig
 from dtl.model.presets import load_preset
 from dtl.model.transformer import TransformerLM
 from dtl.training.config import LossConfig, OptimizerConfig, ScheduleConfig, TrainerConfig
-from dtl.training.loss import CHUNK_BYTES, at_targets, cross_entropy
+from dtl.training.loss import CHUNK_BYTES, cross_entropy, hidden_at_targets
 from dtl.training.optimizer import build_optimizers, optimizer_tensors
 from dtl.training.trainer import NonFiniteError, Trainer
 
@@ -251,11 +251,11 @@ def one_graph(machine: Machine) -> Values:
     """Hidden states and loss are one graph, whose values are the eager ones."""
     trainer = trainer_on(machine)
     model, batch = trainer.model, trainer.next_batches()[0].to(machine.device)
-    n_targets = batch.targets.numel()
+    n_targets, max_documents = batch.targets.numel(), batch.max_documents
 
     def loss() -> Tensor:
         with autocast(machine.device, "bf16"):
-            x_nd, targets_n = at_targets(model.hidden(**batch.model_inputs()), batch.targets, n_targets)
+            x_nd, targets_n = hidden_at_targets(model.hidden, batch, n_targets, max_documents)
             return cross_entropy(model.head, x_nd, targets_n, LossConfig()) / n_targets
 
     torch._dynamo.reset()

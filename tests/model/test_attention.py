@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from dtl.model.attention import causal_mask, document_mask, reference_attention, sdpa_attention
+from dtl.model import attention
+from dtl.model.attention import causal_mask, document_mask, dropout, reference_attention, sdpa_attention
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
@@ -79,6 +80,47 @@ def test_dropout_drops_weights_and_keeps_their_mean(attend):
     y_bhtk = attend(q_bhtk, k_bgsk, ones, None, 0.5)
     assert (y_bhtk - 1).abs().max() > 0.3
     assert abs(y_bhtk.mean() - 1) < 0.05
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_attention_with_dropout_on_a_cpu_is_the_reference_where_nothing_is_dropped(dtype, monkeypatch):
+    """Values and gradients, with keys shared by two heads each."""
+    monkeypatch.setattr(attention, "dropout", lambda x, p: x)
+    inputs = random_qkv(dtype)
+    results = []
+    for attend, p in ((sdpa_attention, 0.5), (reference_attention, 0.0)):
+        copies = [tensor.clone().requires_grad_() for tensor in inputs]
+        y_bhtk = attend(*copies, None, p)
+        results.append((y_bhtk, *torch.autograd.grad(y_bhtk.square().sum(), copies)))
+    torch.testing.assert_close(*results, atol=4 * TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("shape", [(3, 7, 11), (1,), (2, 2), (0, 5), (101, 103)])
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 1.0, 1e-9])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_dropout_zeroes_a_share_and_scales_the_rest(shape, p, dtype):
+    x = (1 + torch.rand(shape)).to(dtype).requires_grad_()
+    y = dropout(x, p)
+    kept = y != 0
+    assert (y.dtype, y.shape) == (dtype, x.shape)
+    if x.numel() > 10_000:  # three standard deviations
+        assert abs(kept.float().mean() - (1 - p)) <= 3 * (p * (1 - p) / x.numel()) ** 0.5 + 2**-16
+    if p < 1:
+        torch.testing.assert_close(y[kept], x[kept] / (1 - p), atol=0, rtol=2**-7 if dtype != torch.float32 else 1e-3)
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(grad * x, y)
+    torch.manual_seed(7)
+    first, other = dropout(x, p), dropout(x, p)
+    torch.manual_seed(7)
+    assert torch.equal(dropout(x, p), first)
+    assert x.numel() < 100 or p in (1.0, 1e-9) or not torch.equal(first, other)
+
+
+def test_dropped_values_are_independent_of_their_neighbours():
+    """Four values share one draw of the generator: no two of them may go together."""
+    kept = (dropout(torch.ones(50_000, 8), 0.5) != 0).float() - 0.5
+    correlations = 4 * (kept.T @ kept) / len(kept) - torch.eye(8)
+    assert correlations.abs().max() < 0.02  # more than four standard deviations
 
 
 def test_documents_see_themselves_and_the_past():

@@ -1,5 +1,6 @@
 """Packed rows are exact: whatever a document shares its row with, its logits and gradients are those it has alone."""
 
+import importlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 from dtl.data.batches import IGNORE, Batch, PackedSequences
 from dtl.data.pack import pack_documents
@@ -21,7 +23,7 @@ from dtl.model.attention import (
     reference_documents,
     varlen_documents,
 )
-from dtl.model.transformer import TransformerLM
+from dtl.model.transformer import TransformerLM, kept_operators
 
 VOCAB_SIZE, SEQ_LEN, PAD = 23, 13, 22  # of the tiny models in conftest.py
 LENGTHS = [11, 5, 3, 2, 14, 7, 3, 5, 2, 8]  # tokens, one more than a row gets of each
@@ -213,6 +215,14 @@ def test_flex_blocks_fit_a_small_card(head_dim, element_size):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_selective_checkpointing_keeps_what_varlen_computed_but_not_with_dropout():
+    importlib.import_module("torch.nn.attention.varlen")
+    varlen = torch.ops.torch_attn._varlen_attn.default
+    assert varlen in kept_operators(attention_dropout=False)
+    assert varlen not in kept_operators(attention_dropout=True)
+    create_selective_checkpoint_contexts(kept_operators(attention_dropout=False))  # torch takes all of them
+
+
 @pytest.mark.parametrize("name", ["varlen", "flex"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_kernels_of_a_card_are_exact(monkeypatch, tiny_config, name, dtype):

@@ -159,6 +159,75 @@ def test_cached_logits_equal_uncached_ones(tiny_model, block, kernel, padding_si
         torch.testing.assert_close(cached, uncached[length - 1 :], atol=1e-5, rtol=1e-5)
 
 
+# Documents of 11, 8 and 4 tokens, and of 13 and 10: the padded kernel pads them.
+DOCUMENTS = torch.tensor([[0] * 11 + [1] * 8 + [2] * 4, [0] * 13 + [1] * 10])
+STARTS = torch.tensor([[0] * 11 + [11] * 8 + [19] * 4, [0] * 13 + [13] * 10])
+PLACES = torch.tensor([0, 7, 18, 19, 22, 23, 41, 45])  # of 2 x 23 tokens
+
+
+@both_blocks
+@pytest.mark.parametrize("kernel", ["sdpa", "reference", "padded", "causal"])
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+def test_some_positions_have_the_values_and_gradients_of_all(tiny_model, block, kernel, checkpointing):
+    model = tiny_model(block).train()
+    for dropout in (module for module in model.modules() if isinstance(module, nn.Dropout)):
+        dropout.p = 0.0
+    model.activation_checkpointing = checkpointing
+    ids, inputs = some_ids(2, 23), {}
+    if kernel != "causal":
+        model.document_kernel = kernel
+        inputs = {"positions_bt": torch.arange(23) - STARTS, "documents_bt": DOCUMENTS}
+    weight = torch.randn(len(PLACES), model.config.dim)
+
+    def found(x_nd: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return x_nd, *torch.autograd.grad((x_nd * weight).sum(), [p for p in model.parameters() if p is not head])
+
+    head = model.head.weight if model.head.weight is not model.embedding.weight else None
+    some = found(model.hidden(ids, **inputs, at_n=PLACES))
+    every = found(rearrange(model.hidden(ids, **inputs), "b t d -> (b t) d")[PLACES])
+    torch.testing.assert_close(some, every, atol=1e-5, rtol=1e-4)
+
+
+@both_blocks
+def test_the_last_block_alone_leaves_positions_out(tiny_model, block):
+    model, ids = tiny_model(block), some_ids(2, 23)
+    seen: list[torch.Size] = []
+    for layer in model.blocks:
+        layer.mlp.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[:-1]))
+    model.hidden(ids, at_n=PLACES)
+    assert seen == [(2, 23), (2, 23), (8,)]
+    for nowhere in (PLACES[:0], None):
+        n_found = model.hidden(ids, at_n=nowhere).shape[:-1]
+        assert n_found == ((2, 23) if nowhere is None else (0,))
+
+
+class MixingMLP(nn.Module):
+    """Adds to each token the sum of the ones before: defined for whole sequences alone."""
+
+    def forward(self, x_btd: torch.Tensor) -> torch.Tensor:
+        return x_btd.cumsum(dim=1)
+
+
+@pytest.mark.parametrize("part", ["mlp", "norm", "attention", "forward"])
+def test_a_part_of_ones_own_sees_whole_sequences(tiny_model, part):
+    model, ids = tiny_model("modern"), some_ids(2, 23)
+    last = model.blocks[-1]
+    if part == "mlp":
+        last.mlp = MixingMLP()
+    elif part == "norm":
+        last.mlp_norm = MixingMLP()
+    elif part == "attention":
+        attention = last.attention
+        last.attention = type(
+            "Own", (nn.Module,), {"forward": lambda self, x_btd, context: attention(x_btd, context)}
+        )()
+    else:
+        own = lambda self, x_btd, context: x_btd.cumsum(dim=1) + TransformerBlock.forward(self, x_btd, context)  # noqa: E731
+        last.__class__ = type("Own", (TransformerBlock,), {"forward": own})
+    every = rearrange(model.hidden(ids), "b t d -> (b t) d")[PLACES]
+    torch.testing.assert_close(model.hidden(ids, at_n=PLACES), every)
+
+
 def test_arguments_that_do_not_go_together_are_refused(tiny_model):
     model, ids = tiny_model(), some_ids(2, 7)
     with pytest.raises(ValueError, match="30 tokens are more than the model's context of 29"):

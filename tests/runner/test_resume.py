@@ -296,7 +296,7 @@ def test_a_signal_between_two_micro_batches_undoes_the_step(
     precision, call, step = case
     config = tiny_config(pairs, precision=precision, total_steps=6, micro_batch_size=1, grad_accum_steps=3)
     with monkeypatch.context() as patched, pytest.raises(InterruptedRun, match=f"Stopped at step {step} and saved"):
-        signal_at_call(patched, "dtl.training.trainer.at_targets", call)
+        signal_at_call(patched, "dtl.training.trainer.hidden_at_targets", call)
         start(config, tmp_path)
     assert steps_kept(tmp_path)[0] == step
     go_on(config, tmp_path)

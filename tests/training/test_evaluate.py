@@ -17,7 +17,7 @@ from dtl.errors import ConfigError, TrainingError
 from dtl.model.transformer import TransformerLM
 from dtl.registry import METRICS
 from dtl.training.evaluate import evaluate, summed_metrics
-from dtl.training.loss import at_targets
+from dtl.training.loss import hidden_at_targets
 
 
 def mean_by_hand(model: TransformerLM, rows: PackedSequences, n_rows: int) -> tuple[float, int]:
@@ -207,9 +207,9 @@ def test_keeps_no_logits(
 
     def counting(*arguments: Any) -> tuple[Tensor, Tensor]:
         counts.append(sum(type(thing) is Tensor for thing in gc.get_objects()))
-        return at_targets(*arguments)
+        return hidden_at_targets(*arguments)
 
-    monkeypatch.setattr("dtl.training.evaluate.at_targets", counting)
+    monkeypatch.setattr("dtl.training.evaluate.hidden_at_targets", counting)
     monkeypatch.setattr(rows, "batch", Cached(rows).batch)
     model = tiny_model()
     gc.collect()

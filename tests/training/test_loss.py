@@ -23,10 +23,10 @@ from dtl.training.config import LossConfig, TrainerConfig
 from dtl.training.evaluate import evaluate
 from dtl.training.loss import (
     TARGETS_TILE,
-    at_targets,
     cross_entropy,
     logits_in_chunks,
     mean_cross_entropy,
+    target_places,
     targets_multiple,
 )
 from dtl.training.trainer import Trainer
@@ -47,6 +47,12 @@ def hidden_and_targets(n_targets: int) -> tuple[Tensor, Tensor]:
     targets = torch.full((B * T,), IGNORE)
     targets[torch.randperm(B * T)[:n_targets]] = torch.randint(0, V, (n_targets,))
     return x_btd, rearrange(targets, "(b t) -> b t", b=B)
+
+
+def at_targets(x_btd: Tensor, targets_bt: Tensor, n_targets: int, multiple: int = 1) -> tuple[Tensor, Tensor]:
+    at_n, targets_n = target_places(targets_bt, n_targets, multiple)
+    x_nd = rearrange(x_btd, "b t d -> (b t) d")
+    return x_nd if at_n is None else x_nd[at_n], targets_n
 
 
 def summed(head: nn.Module, x_btd: Tensor, targets_bt: Tensor, n_targets: int, **settings: float) -> Tensor:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from trainer_states import snapshot
 
-from dtl.data.batches import PackedSequences, TrainingData
+from dtl.data.batches import IGNORE, Batch, PackedSequences, TrainingData
 from dtl.model.transformer import TransformerLM
 from dtl.training import loss as loss_module
 from dtl.training.config import LossConfig, OptimizerConfig, ScheduleConfig, TrainerConfig
-from dtl.training.loss import at_targets, cross_entropy
+from dtl.training.loss import cross_entropy, hidden_at_targets
 from dtl.training.schedule import learning_rate_factor
 from dtl.training.trainer import Trainer
 
@@ -117,7 +117,10 @@ def test_what_cannot_be_compiled_is_trained_without_and_said(
             pytest.param(kind, block, marks=pytest.mark.slow)
             for kind, block in [
                 ("plain", "classic"),
-                *((kind, "modern") for kind in ("plain", "dropout", "selective", "full", "chunks of the head")),
+                *(
+                    (kind, "modern")
+                    for kind in ("plain", "dropout", "selective", "full", "chunks of the head", "answers")
+                ),
             ]
         ),
     ],
@@ -133,9 +136,13 @@ def test_hidden_and_loss_are_one_graph(
     ids_bt, targets_bt = torch.randint(0, model.vocab_size, (2, 5, 7)).unbind()
     documents_bt = (torch.arange(7) // 3).expand(5, 7) if kind == "documents" else None
     positions_bt = (torch.arange(7) % 3).expand(5, 7) if kind == "documents" else None
+    if kind == "answers":
+        targets_bt[:, 2:5] = IGNORE
+    batch = Batch(ids_bt, targets_bt, positions_bt, documents_bt, ())
+    n_targets = batch.n_targets
 
     def loss() -> Tensor:
-        x_nd, targets_n = at_targets(model.hidden(ids_bt, positions_bt, documents_bt), targets_bt, 35)
+        x_nd, targets_n = hidden_at_targets(model.hidden, batch, n_targets, 10)
         return cross_entropy(model.head, x_nd, targets_n, LossConfig())
 
     torch._dynamo.reset()
