@@ -109,6 +109,28 @@ def test_what_cannot_be_compiled_is_trained_without_and_said(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, while it traces
+def test_another_number_of_targets_needs_no_graph_of_its_own(tiny_model: Callable[..., TransformerLM]) -> None:
+    """One for all positions, one for the first number of targets, one for all others."""
+    graphs = []
+
+    def counting(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    model = tiny_model(max_seq_len=40).train()
+    hidden = torch.compile(model.hidden, backend=counting)
+    for n_targets in (145, 37, 61, 89, 128, 5, 145, 2):
+        targets_n = torch.full((145,), IGNORE)
+        targets_n[torch.randperm(145)[:n_targets]] = 3
+        batch = Batch(torch.randint(0, model.vocab_size, (5, 29)), targets_n.view(5, 29), None, None, ())
+        x_nd, _ = hidden_at_targets(hidden, batch, n_targets, None)
+        assert len(x_nd) == n_targets
+    assert len(graphs) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, while it traces
 @pytest.mark.parametrize(
     "kind, block",
     [
