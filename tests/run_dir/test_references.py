@@ -423,7 +423,7 @@ def test_the_plan_of_a_recipe_finds_its_curve():
     first, second = dtl.plan.loss_lines(planned(*words), {"experiment": "shakespeare_char", "model": "small"})
     (made,) = (each for each in read_references(CURVES) if each.name == "shakespeare_char")
     tokens = 2000 * 12 * 64
-    assert dtl.plan.run_tokens(planned(*words)) == tokens == made.points[-1].tokens
+    assert dtl.plan.run_tokens(planned(*words)) == tokens == pytest.approx(made.points[-1].tokens, rel=1e-3)
     assert f"{made.points[-1].loss:.3f} after {in_units(tokens)} tokens (100 %)" in first
     assert made.origin in second
     no_curve = dtl.plan.loss_lines(planned(*words, "model.dim=256"), {"experiment": "shakespeare_char"})
