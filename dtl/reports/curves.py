@@ -143,7 +143,7 @@ def _loss_against(
     if axis.name == "seconds":
         caption += "Time is that of training alone, without evaluation, sampling and saving; "
         caption += "of several seeds it is the median at each step. "
-    caption += "".join(f"{line.label}, {line.reference.origin}; {line.note}. " for line in references)
+    caption += "".join(f"Grey: the {line}. " for line in references)
     if left_out:
         caption += f"In colour the first {len(coloured)} configurations of the table, in grey {len(grey)} more. "
     ends = "; ".join(_ending(configuration) for configuration in coloured)
@@ -259,6 +259,9 @@ class _ReferenceLine:
     @property
     def label(self) -> str:
         return in_one_line(f"reference {self.reference.name}: {self.reference.text}", 2 * MAX_LABEL)
+
+    def __str__(self) -> str:
+        return f"reference {self.reference.name}, {self.reference.origin}; {self.note}"
 
     def draw(self, panel: "Axes", axis: _Axis) -> bool:
         """Draw the curve where the axis allows it; of the time it knows nothing."""
