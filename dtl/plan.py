@@ -1,6 +1,6 @@
 """The command `python -m dtl.plan`: the memory that a run needs, whether it fits, and its time, before it starts."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,11 +16,12 @@ from dtl.checkpoints.find import find_checkpoint
 from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
 from dtl.commandline.overrides import as_shown, check_init_words, override_key
-from dtl.config import RunConfig, typed_as
+from dtl.config import RunConfig, to_dict, typed_as
 from dtl.data.tokenizers.prompt import read_prompt
 from dtl.errors import ConfigError, DoesNotFitError
 from dtl.foresight.machine import named_machine
 from dtl.run_dir.provenance import composition_flags
+from dtl.run_dir.references import check_curves
 
 if TYPE_CHECKING:
     from dtl.foresight.predict import Prediction, Setting
@@ -33,6 +34,7 @@ class PlanConfig(RunConfig):
     machine: str | None = None  # memory (8GB, or a number of GiB) or a card (rtx4060); null = this machine
     probe: bool = False  # take the steps for the time with the model itself, not with few of its layers
     cost_per_hour: float | None = None  # of the machine, in any currency: shows the price of the run
+    curves: str | None = None  # file of reference curves, as dtl.report writes it; null = those that ship with DTL
 
     def validate(self) -> None:
         """Raise ConfigError, naming key, value, rule and remedy, for an invalid run or machine."""
@@ -50,6 +52,7 @@ class PlanConfig(RunConfig):
                         f"on. Leave out machine={self.machine}, or {key}."
                     )
         check_range(self, "", ", or null", cost_per_hour=(0, 1_000_000))
+        check_curves(self.curves)
 
 
 COMMAND = Command(
@@ -95,7 +98,7 @@ def job(composed: DictConfig) -> None:
 
 
 def _is_of_plan(word: str) -> bool:
-    return override_key(word) in ("machine", "probe", "cost_per_hour")
+    return override_key(word) in ("machine", "probe", "cost_per_hour", "curves")
 
 
 def _sized(config: PlanConfig, words: list[str], display: Display) -> tuple[PlanConfig, list[str]]:
@@ -132,7 +135,7 @@ def show(display: Display, setting: "Setting", words: Sequence[str]) -> bool:
     prediction = setting.predict(config)
     for line in _table(setting, prediction):
         display.print(line)
-    for line in budget_lines(setting):
+    for line in (*budget_lines(setting), *loss_lines(setting, HydraConfig.get().runtime.choices)):
         display.print(line)
     for note in setting.notes:
         display.note(note)
@@ -213,6 +216,46 @@ def budget_lines(setting: "Setting") -> Iterator[str]:
     length = RunLength.of(config, data.train.steps_per_epoch(config.global_batch_size))
     yield f"Data: {number_of('steps', length.last_step)}{ends_sooner(config.trainer)}"
     yield from (f"  {line}" for line in budget_of(data, length, on_meta(config, setting.facts.vocab_size)[0]).lines())
+
+
+def loss_lines(setting: "Setting", choices: Mapping[str, str | None]) -> Iterator[str]:
+    """Yield the loss that the run's reference reached after as many tokens; nothing for a model that goes on from
+    another one. `choices` are the files of the config groups."""
+    from dtl.run_dir.references import CURVES, Subject, data_kind, expected_lines, read_references
+    from dtl.runner.build import on_meta
+
+    config, vocabulary = setting.config, setting.facts.vocab_size
+    if config.init is not None:
+        return
+    chosen = {group: name for group, name in choices.items() if name not in (None, "null")}
+    subject = Subject(
+        recipe=chosen.get("experiment"),
+        model=chosen.get("model"),
+        kind=data_kind(to_dict(config)["data"]),
+        n_parameters=on_meta(config, vocabulary)[0].n_parameters(embeddings=False),
+        tokenizer=config.tokenizer.kind,
+        vocabulary=vocabulary,
+    )
+    own = config.curves if isinstance(config, PlanConfig) else None
+    try:
+        references = read_references(Path(own).expanduser() if own else CURVES)
+    except ConfigError as error:
+        yield str(error)
+        return
+    yield from expected_lines(references, subject, run_tokens(setting))
+
+
+def run_tokens(setting: "Setting") -> int | None:
+    """Return the tokens of the whole run, padding included; None where its length depends on data that is not read."""
+    from dtl.runner.length import RunLength
+
+    config, data = setting.config, setting.data
+    steps, per_step = config.trainer.total_steps, config.global_batch_size * config.seq_len
+    if data is None:
+        return None if steps is None or config.max_epochs is not None else steps * per_step
+    steps_per_epoch = data.train.steps_per_epoch(config.global_batch_size)
+    epochs, rest = divmod(RunLength.of(config, steps_per_epoch).last_step, steps_per_epoch)
+    return epochs * data.train.sequences_per_epoch * config.seq_len + rest * per_step  # an epoch's last step has fewer
 
 
 MOMENTS = {

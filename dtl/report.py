@@ -1,5 +1,6 @@
 """The command `python -m dtl.report`: compares runs and sweeps on one HTML page with plots."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -25,6 +26,7 @@ Compares runs and sweeps in one report.html, which needs no network.
   python -m dtl.report 'runs=[outputs/multirun/a,outputs/multirun/b]' out=muon
   python -m dtl.report record=true              also into experiments/README.md
   python -m dtl.report runs=outputs/multirun/a forecast=large   a larger one
+  python -m dtl.report reference=text_cpu text=NAME licence=LICENCE   a curve
 """,
     details="""\
 The report and its plots as PNGs show loss against steps, tokens and time with bands over the seeds, the settings that
@@ -35,9 +37,13 @@ forecast= takes a sweep over sizes, each run with as many tokens a parameter (tr
 a floor plus a power law. It shows the loss of a larger model with an interval, beside a straight line without a floor,
 and refuses with fewer than four sizes, beyond eight times the largest, and where the noise of the seeds is too large.
 
+reference= records finished runs of a recipe, or of a model without one, that differ in the seed alone: their validation
+loss after so many tokens. dtl.plan shows that curve, and each report draws it behind the runs that it belongs to.
+
 Runs that differ only in the seed are one configuration. Two configurations are compared by a paired t test over equal
 seeds, Holm-corrected; none is called better with fewer than five seeds, nor without significance.
 """,
+    free_text=("text", "licence"),
 )
 
 
@@ -55,6 +61,7 @@ def job(composed: DictConfig) -> None:
 
     check_packages()
     selection = select(settings.wanted(), OUTPUTS)
+    messages = _record_reference(settings, selection.folders)
     folder = Path(settings.out).expanduser() if settings.out else selection.report_folder(OUTPUTS)
 
     from dtl.notebook.records import record
@@ -68,8 +75,23 @@ def job(composed: DictConfig) -> None:
         show(report, display)
         show_paths(written, display)
         if settings.record:
-            for line in record(selection.folders):
-                display.print(line)
+            messages += record(selection.folders)
+        for line in messages:
+            display.print(line)
+
+
+def _record_reference(settings: ReportConfig, folders: Sequence[Path]) -> list[str]:
+    """Record the runs as a reference curve where that is asked for, before the report, which shows it; return what was
+    done. Raises ConfigError where they give none."""
+    from dtl.run_dir.references import check_curves
+
+    if settings.reference is None:
+        check_curves(settings.curves)
+        return []
+    from dtl.notebook.records import record_reference
+
+    file = None if settings.curves is None else Path(settings.curves).expanduser()
+    return [record_reference(folders, settings.reference, settings.text, settings.licence, file)]
 
 
 def _command(settings: ReportConfig, runs: str) -> str:
@@ -79,6 +101,8 @@ def _command(settings: ReportConfig, runs: str) -> str:
         words.append(f"metric={settings.metric}")
     if settings.forecast is not None:
         words.append(f"forecast={settings.forecast}")
+    if settings.curves is not None:
+        words.append(f"curves={settings.curves}")
     if settings.higher_is_better is not None:
         words.append(f"higher_is_better={str(settings.higher_is_better).lower()}")
     return command_line("report", *words)

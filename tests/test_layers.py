@@ -43,7 +43,7 @@ LAYERS: list[str] = [
     "__main__ | train | sweep | chat | generate | evaluate | diagnose | plan | prepare | bench | report | runs",
 ]
 OF_EXTRAS = {"reports.*": "report", "sweeps.*": "sweep"}  # what may import more than the core depends on
-MAX_FILES = 207  # without the __init__.py
+MAX_FILES = 208  # without the __init__.py
 MAX_SMALL_FILES = 10  # of fewer than 40 lines, for one importer alone
 MAX_LINES_IN_A_FILE = 450
 MAX_LINES_IN_TRANSFORMER = 600  # norm, mlp, positions, attention, block and model, read in one sitting

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import dtl
+from dtl.run_dir.references import CURVES, read_references
 from dtl.train import COMMAND
 
 pytestmark = pytest.mark.slow
@@ -54,6 +55,15 @@ def test_it_brings_its_configs_and_recipes(environment, tmp_path):
     assert Path(conf).is_relative_to(inside) and Path(experiments).is_relative_to(inside)
     assert Path(experiments).is_dir()
     assert choices == COMMAND.groups()
+
+
+def test_it_brings_the_reference_curves(environment, tmp_path):
+    program = (
+        "from dtl.run_dir.references import CURVES, read_references\n"
+        "print(*(each.name for each in read_references(CURVES)))"
+    )
+    names = [each.name for each in read_references(CURVES)]
+    assert names and run(tmp_path, environment / "python", "-c", program).split() == names
 
 
 def test_help(environment, tmp_path):

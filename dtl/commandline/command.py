@@ -53,6 +53,7 @@ PATHS = frozenset(
         "history",
         "unanswerable",
         "out",
+        "curves",
         "wiki",
         "dump",
         "runs",

@@ -1,4 +1,5 @@
-"""Records of the notebook: a finished run of a recipe as one line of JSON, with settings, machine and results.
+"""Records of the notebook: a finished run of a recipe as one line of JSON, with settings, machine and results; and
+reference curves of finished runs.
 
 Read from the files in the run's folder alone, and free of paths of the machine. Imports no torch.
 """
@@ -10,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from statistics import fmean
 from typing import Any
 
 from filelock import FileLock
@@ -17,10 +19,20 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import dtl
+from dtl.base.display import shown
 from dtl.base.files import write_atomically
-from dtl.base.json_files import as_list, as_object, dotted, json_line, read_json_or_empty, read_record_or_empty
+from dtl.base.json_files import (
+    as_list,
+    as_number,
+    as_object,
+    dotted,
+    json_line,
+    read_json_or_empty,
+    read_record_or_empty,
+)
 from dtl.base.paths import experiments_dir
 from dtl.base.safe_text import in_one_line
+from dtl.base.units import number_of
 from dtl.checkpoints.upkeep import LOCK
 from dtl.config import without_interpolations
 from dtl.data.config import DataConfig
@@ -29,8 +41,19 @@ from dtl.evaluation.config import EVALUATION_FILE
 from dtl.notebook.page import PAGE, notebook_page, page_of, read_records, results_file
 from dtl.run_dir.provenance import RECORD, RESULT
 from dtl.run_dir.record_checks import record_problems
+from dtl.run_dir.references import (
+    CURVES,
+    MAX_POINTS,
+    SHIPPED,
+    Point,
+    Reference,
+    data_kind,
+    parse_reference,
+    read_references,
+    vocabulary_of_run,
+)
 from dtl.run_dir.state import RunState, last_metrics, read_config, read_run_state
-from dtl.tracking.metrics import check_rows
+from dtl.tracking.metrics import VALIDATION, check_rows, read_metrics
 
 MAX_CHARACTERS = 300  # of a text in a record
 DIGITS = 6  # of a metric: far finer than the noise of seeds
@@ -195,10 +218,15 @@ def _sessions(run: Mapping[str, Any]) -> list[dict[str, Any]]:
 # Only `python -m dtl.report runs=... record=true` adds runs to the notebook: trying a recipe out changes no checkout.
 
 
+def in_checkout() -> bool:
+    """Return False in an installed package, whose updates delete what is recorded in it."""
+    return not experiments_dir().is_relative_to(Path(dtl.__file__).resolve().parent)
+
+
 def checkout_notebook() -> Path:
-    """Return experiments/ of the checkout. Raises ConfigError in an installed package, whose updates delete records."""
+    """Return experiments/ of the checkout. Raises ConfigError in an installed package."""
     notebook = experiments_dir()
-    if notebook.is_relative_to(Path(dtl.__file__).resolve().parent):
+    if not in_checkout():
         raise ConfigError(
             f"record=true: {notebook} belongs to an installed package, and an update would delete the records. "
             "Record from a checkout: git clone, make install."
@@ -259,10 +287,136 @@ def _lines(file: Path) -> dict[str, str]:
 
 
 @contextmanager
-def _locked(notebook: Path) -> Iterator[None]:
-    """Lock the notebook. Raises DTLError if it cannot be written."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock the folder of the notebook or of curves. Raises DTLError if it cannot be written."""
     try:
-        with FileLock(notebook / LOCK):
+        with FileLock(folder / LOCK):
             yield
     except OSError as error:
-        raise DTLError(f"{notebook}: cannot be changed ({error.strerror}). Nothing was recorded there.") from error
+        raise DTLError(f"{folder}: cannot be changed ({error.strerror}). Nothing was recorded there.") from error
+
+
+# --- reference curves ---------------------------------------------------------------------------------------------
+
+
+def record_reference(
+    folders: Sequence[Path], name: str, text: str | None, licence: str | None, file: Path | None = None
+) -> str:
+    """Record finished runs, which differ in the seed alone, as the curve `name` of a file, by default DTL's own.
+
+    An earlier curve of the same name, kind of data and size is replaced. Returns a message. Raises ConfigError for runs
+    that give no curve, and for a file that is damaged, which is kept.
+    """
+    if file is None and not in_checkout():
+        raise ConfigError(f"reference={name}: an update of DTL would delete the curve. Give a file: curves=FILE.")
+    file = file or CURVES
+    curve = reference_of(folders, name, text, licence)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(experiments_dir() if file == CURVES else file.parent):
+        others = [each for each in (read_references(file) if file.exists() else []) if each.key != curve.key]
+        curves = sorted([*others, curve], key=lambda each: each.key)
+        write_atomically(file, "".join(json_line(each.to_json()) for each in curves))
+    what = f"{number_of('points', len(curve.points))} of {number_of('runs', len(curve.seeds))}"
+    return f"{shown(file.absolute())}: {curve.name}, {what}; {number_of('curves', len(curves))} in total."
+
+
+def reference_of(folders: Sequence[Path], name: str, text: str | None, licence: str | None) -> Reference:
+    """Return the curve of finished runs. Raises ConfigError, with the folder, for one that gives none."""
+    runs = [_measured(folder, name) for folder in folders]
+    if len({run["configuration"] for run in runs}) > 1 or len({run["seed"] for run in runs}) < len(runs):
+        raise ConfigError(f"reference={name}: a curve is of runs that differ in the seed alone. Give only those: runs=")
+    if (text is None or licence is None) and not runs[0]["ships"]:
+        raise ConfigError(f"reference={name}: name its text, with source and licence: text=NAME licence=LICENCE.")
+    points = {step: [run["points"][step] for run in runs if step in run["points"]] for step in runs[0]["points"]}
+    steps = _spread([step for step in sorted(points) if len(points[step]) == len(runs)])
+    if not steps:
+        raise ConfigError(f"reference={name}: its runs were never evaluated at the same step.")
+    made = {
+        **runs[0]["facts"],
+        "name": name,
+        "text": text or SHIPPED[0],
+        "licence": licence or SHIPPED[1],
+        "seeds": sorted(run["seed"] for run in runs),
+        "points": [_mean_point(points[step]) for step in steps],
+    }
+    try:
+        return parse_reference(made)
+    except ValueError as error:
+        raise ConfigError(f"reference={name}: {shown(folders[0])} gives no curve: {error}.") from error
+
+
+def _measured(folder: Path, name: str) -> dict[str, Any]:
+    """Return what a curve needs of a run. Raises ConfigError, with the folder, for a run that gives none."""
+    state, run, config = read_run_state(folder), read_json_or_empty(folder / RECORD), read_config(folder)
+    chosen = {str(group): str(choice) for group, choice in as_object(run.get("choices")).items() if choice != "null"}
+    own = chosen.get("experiment", chosen.get("model"))
+    rows, data = read_metrics(folder), _data_config(config)
+    problems = record_problems(folder, check_rows(folder))
+    points = _points(folder, rows)
+    for is_wrong, why in (
+        (state.state != "finished", f"is {state.state}, and only a finished run has all of its curve"),
+        (bool(problems), f"its {problems[0]}" if problems else ""),
+        (config.get("init") is not None, "began with the weights of another model (init=)"),
+        (own != name, f"its curve has the name of its recipe, or without one of its model: reference={own}"),
+        (not points, "has no validation loss: hold some of the data out, and evaluate (trainer.eval_every_steps)"),
+    ):
+        if is_wrong:
+            raise ConfigError(f"reference={name}: {shown(folder)}: {in_one_line(why)}.")
+    machine, sizes = _machine(run), as_object(run.get("n_parameters"))
+    model, section = as_object(config.get("model")), as_object(config.get("data"))
+    facts = {
+        "command": _command_words(chosen, state.overrides, data),
+        "kind": data_kind(section),
+        "tokenizer": as_object(config.get("tokenizer")).get("kind"),
+        "vocabulary": vocabulary_of_run(folder),
+        "n_parameters": sizes.get("all"),
+        "n_without_embeddings": sizes.get("without_embeddings"),
+        "n_layers": model.get("n_layers"),
+        "dim": model.get("dim"),
+        "seq_len": section.get("seq_len") or model.get("max_seq_len"),
+        "tokens_per_step": next((row["tokens"] for row in rows if row["step"] == 1 and "tokens" in row), None),
+        "device": f"{machine['device']}, threads: {machine['threads']}, {machine['precision']}",
+        "date": str(_sessions(run)[0].get("started"))[:10],
+    }
+    ships = all(source.is_shipped for source in data.resolved_sources().values())
+    configuration = configuration_key(config, data)
+    return {"points": points, "seed": state.seed, "configuration": configuration, "ships": ships, "facts": facts}
+
+
+def _points(folder: Path, rows: Sequence[Mapping[str, Any]]) -> dict[int, Point]:
+    """Return the validation loss by step, with bits per byte where the last evaluation has both."""
+    result = read_record_or_empty(folder / RESULT)
+    nats, bits = as_number(result.get("validation/loss")), as_number(result.get("validation/bits_per_byte"))
+    tokens = {row["step"]: as_number(row["tokens"]) for row in rows if "tokens" in row}
+    points = {}
+    for row in rows:
+        loss, seen = as_number(row.get(VALIDATION)), tokens.get(row["step"])
+        if loss is not None and seen:
+            points[row["step"]] = Point(seen, loss, loss * bits / nats if nats and bits else None)
+    return points
+
+
+def _mean_point(points: Sequence[Point]) -> list[float | None]:
+    bits = [point.bits for point in points if point.bits is not None]
+    mean_bits = fmean(bits) if len(bits) == len(points) else None
+    return [
+        round(fmean(point.tokens for point in points)),
+        _rounded(fmean(p.loss for p in points)),
+        _rounded(mean_bits),
+    ]
+
+
+def _spread(steps: list[int]) -> list[int]:
+    """Return at most MAX_POINTS of the steps, the first and the last ones too, at about equal ratios."""
+    if len(steps) <= MAX_POINTS:
+        return steps
+    ratio = (steps[-1] / steps[0]) ** (1 / (MAX_POINTS - 1))
+    places = (steps[0] * ratio**number for number in range(MAX_POINTS))
+    return sorted({min(steps, key=lambda step: abs(step - place)) for place in places})
+
+
+def _command_words(chosen: Mapping[str, str], overrides: Iterable[str], data: DataConfig) -> list[str]:
+    """Return the words that train the model again, but for seed, tracker, and the place of the text."""
+    group = "experiment" if "experiment" in chosen else "model"
+    words = [word for word in shown_overrides(overrides, data) if not word.startswith(f"{group}=")]
+    return [f"{group}={chosen.get(group)}", *words]

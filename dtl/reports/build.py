@@ -1,7 +1,7 @@
 """Builds a report from run folders, and writes it as report.html and PNGs."""
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dtl.reports.metric import Metric
     from dtl.reports.page import Report
     from dtl.reports.reading import Run
+    from dtl.run_dir.references import Reference
 
 NEEDED = ("matplotlib", "scipy", "jinja2")
 PAGE = "report.html"
@@ -54,7 +55,7 @@ def build(
     Raises ConfigError if no run has the metric, or the runs do not allow the forecast.
     """
     from dtl.reports.configurations import group_runs, side_by_side, sort_by_mean
-    from dtl.reports.findings import findings
+    from dtl.reports.findings import beside_references, findings, matched
     from dtl.reports.forecast import forecast_of
     from dtl.reports.metric import Metric, metric_for, not_comparable
     from dtl.reports.page import Report
@@ -69,6 +70,8 @@ def build(
     _check_metric(metric.key, runs)
     forecast = None if settings.forecast is None else forecast_of(runs, settings.forecast, settings.forecast_size())
     configurations = sort_by_mean(group_runs(runs), metric.key, metric.higher_is_better)
+    curves, notices = _curves(settings)
+    references = matched(configurations, curves)
     values = {configuration.label: configuration.values(metric.key) for configuration in configurations}
     comparisons = [] if not_comparable(runs, metric) else compare_all(values, metric.higher_is_better)
     log("drawing")
@@ -80,15 +83,30 @@ def build(
         configurations=configurations,
         metric=metric,
         comparisons=comparisons,
-        findings=findings(runs, configurations, comparisons, metric),
-        drawings=_drawings(configurations, metric, forecast),
+        findings=findings(
+            runs, configurations, comparisons, metric, [*beside_references(configurations, references), *notices]
+        ),
+        drawings=_drawings(configurations, metric, forecast, references),
         forecast=forecast,
         samples=side_by_side(configurations),
     )
 
 
+def _curves(settings: ReportConfig) -> tuple[list["Reference"], list[str]]:
+    """Return the known reference curves, and a notice where their file is damaged: the report does without them."""
+    from dtl.run_dir.references import CURVES, read_references
+
+    try:
+        return read_references(Path(settings.curves).expanduser() if settings.curves else CURVES), []
+    except ConfigError as error:
+        return [], [str(error)]
+
+
 def _drawings(
-    configurations: Sequence["Configuration"], metric: "Metric", forecast: "Forecast | None"
+    configurations: Sequence["Configuration"],
+    metric: "Metric",
+    forecast: "Forecast | None",
+    references: Mapping[str, "Reference"],
 ) -> dict[str, "list[Drawing] | Drawing | Skipped"]:
     """Return the drawings by the title of their section."""
     from dtl.reports.canvas import style
@@ -100,7 +118,7 @@ def _drawings(
     with style():
         return {
             **({} if forecast is None else {FORECAST: draw_forecast(forecast)}),
-            "Loss": loss_curves(configurations),
+            "Loss": loss_curves(configurations, references),
             "Learning rate": rates_against_metric(configurations, metric),
             "Parallel coordinates": parallel_coordinates(configurations, metric),
             "Importance of settings": importance(configurations, metric),

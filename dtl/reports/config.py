@@ -24,6 +24,10 @@ class ReportConfig:
     forecast: str | None = None  # loss of a larger model: small, medium, large, qa, or parameters without embeddings
     out: str | None = None  # output folder; null = report/ in the run or sweep, outputs/reports/ for several
     record: bool = False  # also add finished runs of recipes to experiments/, and rewrite its README.md
+    reference: str | None = None  # also record the runs, one or several seeds, as the curve of this recipe or model
+    text: str | None = None  # with reference=: name of their text
+    licence: str | None = None  # with reference=: source and licence of their text
+    curves: str | None = None  # file of reference curves; null = those that ship with DTL, in a checkout its own
     plugins: list[str] = field(default_factory=list)  # your own modules; a report needs none
     debug: bool = False  # show tracebacks
 
@@ -33,6 +37,9 @@ class ReportConfig:
             raise ConfigError(f"runs={self.runs}: names nothing. Give a run, a sweep, a glob or latest.")
         self.prefers_higher()
         self.forecast_size()
+        for key, value in (("text", self.text), ("licence", self.licence)):
+            if value is not None and self.reference is None:
+                raise ConfigError(f"{key}={value}: describes the text of a curve. Add reference=NAME, or leave it out.")
         if self.out is not None and Path(self.out).expanduser().is_file():
             raise ConfigError(f"out={self.out}: is a file. Give a folder.")
 

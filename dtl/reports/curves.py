@@ -1,6 +1,6 @@
 """Loss curves against steps, tokens and training time: means over the seeds, and their range; speed and memory."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,10 @@ from dtl.base.safe_text import in_one_line
 from dtl.base.units import number_of
 from dtl.reports.canvas import DASHES, GREY, INK, MARKERS, SERIES, WIDTH, Drawing, Skipped, finish, new_figure
 from dtl.reports.configurations import Configuration
-from dtl.reports.metric import NATS, same_tokenizer, to_bits_per_byte
+from dtl.reports.findings import first_of_each
+from dtl.reports.metric import NATS, bits_per_nat, same_tokenizer, to_bits_per_byte
 from dtl.reports.reading import Curve, Run
+from dtl.run_dir.references import Reference
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,8 +78,11 @@ class _Axis:
 _STEPS = _Axis("step", "Loss against optimizer steps", "optimizer steps")
 
 
-def loss_curves(configurations: Sequence[Configuration]) -> list[Drawing] | Skipped:
-    """Draw the loss against steps, tokens and time. `configurations` are in the order of the table."""
+def loss_curves(
+    configurations: Sequence[Configuration], references: Mapping[str, Reference] | None = None
+) -> list[Drawing] | Skipped:
+    """Draw the loss against steps, tokens and time. `configurations` are in the order of the table, `references` are
+    the curves of some of them, by label."""
     measured = [each for each in configurations if any(len(run.training.loss) for run in each.runs)]
     if not measured:
         return Skipped("No run has a training loss.")
@@ -92,7 +97,12 @@ def loss_curves(configurations: Sequence[Configuration]) -> list[Drawing] | Skip
             note = "Bits per byte since the tokenizers differ, by the bytes per token of the validation text. "
             left = iter(scaled)
             measured = [replace(each, runs=[next(left) for _ in each.runs]) for each in measured]
-    return [_loss_against(axis, measured, unit, note) for axis in _axes(measured)]
+    lines = [
+        line
+        for group, reference in first_of_each(measured[: len(SERIES)], references or {})
+        if (line := _reference_line(reference, group, measured, references or {}, unit)) is not None
+    ]
+    return [_loss_against(axis, measured, unit, note, lines) for axis in _axes(measured)]
 
 
 def _axes(configurations: Sequence[Configuration]) -> list[_Axis]:
@@ -111,7 +121,9 @@ def _axes(configurations: Sequence[Configuration]) -> list[_Axis]:
     ]
 
 
-def _loss_against(axis: _Axis, measured: Sequence[Configuration], unit: str, note: str) -> Drawing:
+def _loss_against(
+    axis: _Axis, measured: Sequence[Configuration], unit: str, note: str, references: Sequence["_ReferenceLine"]
+) -> Drawing:
     figure = new_figure(WIDTH, 4.6)
     left, right = figure.subplots(1, 2, sharex=True)
     coloured, grey = measured[: len(SERIES)], measured[len(SERIES) :][:MAX_IN_GREY]
@@ -120,8 +132,10 @@ def _loss_against(axis: _Axis, measured: Sequence[Configuration], unit: str, not
             _draw_mean(panel, axis, which, configuration, {"color": GREY[0], "lw": 0.7, "alpha": 0.6}, POINTS_IN_GREY)
         for number, configuration in enumerate(coloured):
             _draw(panel, axis, which, configuration, number)
+        if which == "validation":
+            references = [line for line in references if line.draw(panel, axis)]
         _dress(panel, axis, which, unit)
-    name_series(figure, coloured)
+    name_series(figure, coloured, [line.label for line in references])
     left_out = len(measured) - len(coloured)
     caption = "Lines: means over the seeds; bands: from the lowest seed to the highest. "
     caption += "Thin lines that end in a cross: runs that did not finish. Training loss is a running mean. "
@@ -129,6 +143,7 @@ def _loss_against(axis: _Axis, measured: Sequence[Configuration], unit: str, not
     if axis.name == "seconds":
         caption += "Time is that of training alone, without evaluation, sampling and saving; "
         caption += "of several seeds it is the median at each step. "
+    caption += "".join(f"Grey: the {line}. " for line in references)
     if left_out:
         caption += f"In colour the first {len(coloured)} configurations of the table, in grey {len(grey)} more. "
     ends = "; ".join(_ending(configuration) for configuration in coloured)
@@ -137,15 +152,17 @@ def _loss_against(axis: _Axis, measured: Sequence[Configuration], unit: str, not
     )
 
 
-def name_series(figure: "Figure", configurations: Sequence[Configuration]) -> None:
-    """Add a legend below the plots: colour, dash, marker and n of each configuration."""
+def name_series(figure: "Figure", configurations: Sequence[Configuration], references: Sequence[str] = ()) -> None:
+    """Add a legend below the plots: colour, dash, marker and n of each configuration, and the reference curves."""
     from matplotlib.lines import Line2D
 
     handles = [
         Line2D([], [], color=SERIES[number][0], linestyle=DASHES[number], marker=MARKERS[number], markersize=4)
         for number in range(len(configurations))
     ]
+    handles += [Line2D([], [], **REFERENCE_LOOK) for _ in references]
     labels = [f"{each.label} ({number_of('runs', len(each.finished))})" for each in configurations]
+    labels += references
     columns = 1 if max(map(len, labels)) > 70 or len(labels) == 1 else 2
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9)
 
@@ -222,6 +239,74 @@ def _dress(panel: "Axes", axis: _Axis, which: str, unit: str) -> None:
         panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if wide else (1, 1.5, 2, 3, 4, 6)))
         panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         panel.yaxis.set_minor_formatter(NullFormatter())
+
+
+# --- reference curves ---------------------------------------------------------------------------------------------
+
+REFERENCE_LOOK: dict[str, Any] = {"color": GREY[0], "lw": 1.1, "zorder": 1}  # behind the run's own curve
+
+
+@dataclass(frozen=True)
+class _ReferenceLine:
+    """A reference curve over the tokens of the runs that it belongs to."""
+
+    reference: Reference
+    tokens: np.ndarray
+    loss: np.ndarray  # in the unit of the plot
+    steps_per_token: float  # of the runs
+    note: str  # how its loss was converted
+
+    @property
+    def label(self) -> str:
+        return in_one_line(f"reference {self.reference.name}: {self.reference.text}", 2 * MAX_LABEL)
+
+    def __str__(self) -> str:
+        return f"reference {self.reference.name}, {self.reference.origin}; {self.note}"
+
+    def draw(self, panel: "Axes", axis: _Axis) -> bool:
+        """Draw the curve where the axis allows it; of the time it knows nothing."""
+        if axis.name == "seconds":
+            return False
+        scale = self.steps_per_token if axis.name == _STEPS.name else axis.factor
+        panel.plot(self.tokens * scale, self.loss, **REFERENCE_LOOK)
+        return True
+
+
+def _reference_line(
+    reference: Reference,
+    group: Configuration,
+    measured: Sequence[Configuration],
+    references: Mapping[str, Reference],
+    unit: str,
+) -> _ReferenceLine | None:
+    """Return the part of a curve that lies beside its runs, in the unit of the plot; None where there is none."""
+    runs = [run for each in measured if references.get(each.label) is reference for run in each.runs]
+    curves = [curve for run in runs for curve in (run.validation, run.training) if np.isfinite(curve.tokens).any()]
+    if not curves or (subject := group.runs[0].subject) is None:
+        return None
+    end = max(curve.tokens[-1] for curve in curves)
+    begin = min(end / 10, *(run.validation.tokens[0] for run in runs if len(run.validation.tokens)))
+    known = [point.tokens for point in reference.points]
+    places = [begin, *(tokens for tokens in known if begin < tokens < end), end]
+    points = [reference.at(tokens) for tokens in places if known[0] <= tokens <= known[-1]]
+    factor = next((each for run in group.runs if (each := bits_per_nat(run))), None)
+    if reference.has_vocabulary_of(subject) and unit == NATS:
+        loss, note = [point.loss for point in points], "its vocabulary is that of the runs"
+    elif unit != NATS:
+        loss, note = [point.bits for point in points], "in its bits per byte"
+    else:  # losses per token of another vocabulary: where the plot has nats, those of equal bits per byte
+        loss = [point.bits / factor if point.bits and factor else None for point in points]
+        note = "its vocabulary is another one: drawn where its bits per byte are those of the runs"
+    if len(points) < 2 or None in loss:
+        return None
+    curve = curves[0]
+    return _ReferenceLine(
+        reference,
+        np.array([point.tokens for point in points]),
+        np.array(loss, dtype=float),
+        float(curve.step[-1] / curve.tokens[-1]),
+        note,
+    )
 
 
 # --- speed and memory -----------------------------------------------------------------------------------------------

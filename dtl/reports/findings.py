@@ -1,13 +1,16 @@
 """Findings of a report in words: a sentence per comparison, an overall verdict, and caveats."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
+from statistics import fmean
 
 from dtl.base.units import number_of
 from dtl.reports.configurations import Configuration
-from dtl.reports.metric import BEST_LOSS, BITS, Metric, format_number, not_comparable, same_tokenizer
+from dtl.reports.metric import BEST_LOSS, BITS, Metric, bits_per_nat, format_number, not_comparable, same_tokenizer
 from dtl.reports.reading import Run
 from dtl.reports.statistics import MIN_SEEDS, Comparison
+from dtl.run_dir.references import Point, Reference, compared, match
 
 HELD_OUT = ("data", "data.validation_fraction", "data.test_fraction")  # in addition to the sources
 METHOD = (
@@ -30,12 +33,16 @@ class Findings:
 
 
 def findings(
-    runs: Sequence[Run], configurations: Sequence[Configuration], comparisons: Sequence[Comparison], metric: Metric
+    runs: Sequence[Run],
+    configurations: Sequence[Configuration],
+    comparisons: Sequence[Comparison],
+    metric: Metric,
+    more: Sequence[str] = (),
 ) -> Findings:
-    """Return the findings; `configurations` are in the order of the table."""
+    """Return the findings; `configurations` are in the order of the table, `more` are further notices."""
     sentences = [sentence(comparison, metric, len(comparisons)) for comparison in comparisons]
     overall = not_comparable(runs, metric) or verdict(configurations, comparisons)
-    return Findings(overall, sentences, notices(runs, configurations, metric))
+    return Findings(overall, sentences, [*notices(runs, configurations, metric), *more])
 
 
 def verdict(configurations: Sequence[Configuration], comparisons: Sequence[Comparison]) -> str:
@@ -134,6 +141,52 @@ def notices(runs: Sequence[Run], configurations: Sequence[Configuration], metric
     if any(len({run.confirms for run in each.finished}) == 2 for each in configurations):
         caveats.append("For the winner of a search only the fresh seeds count, not the run that won.")
     return caveats
+
+
+# --- reference curves ---------------------------------------------------------------------------------------------
+
+MAX_REFERENCES = 3  # that are drawn, with a sentence each
+
+
+def matched(configurations: Sequence[Configuration], references: Sequence[Reference]) -> dict[str, Reference]:
+    """Return the reference curve of each configuration that has one, by its label."""
+    subjects = ((group.label, group.runs[0].subject) for group in configurations)
+    found = ((label, match(references, subject)) for label, subject in subjects if subject is not None)
+    return {label: reference for label, reference in found if reference is not None}
+
+
+def first_of_each(
+    configurations: Sequence[Configuration], references: Mapping[str, Reference]
+) -> list[tuple[Configuration, Reference]]:
+    """Return a few references, each with the first configuration of the table that it belongs to."""
+    firsts: dict[object, tuple[Configuration, Reference]] = {}
+    for group in configurations:
+        if (reference := references.get(group.label)) is not None:
+            firsts.setdefault(reference.key, (group, reference))
+    return list(firsts.values())[:MAX_REFERENCES]
+
+
+def beside_references(configurations: Sequence[Configuration], references: Mapping[str, Reference]) -> list[str]:
+    """Return a sentence for each reference: the last validation loss, mean over the seeds, beside it."""
+    sentences = []
+    for group, reference in first_of_each(configurations, references):
+        last, subject = _last_point(group), group.runs[0].subject
+        if last is not None and subject is not None:
+            sentences.append(compared(reference, subject, group.label, last))
+    return sentences
+
+
+def _last_point(group: Configuration) -> Point | None:
+    """Return the means of the last evaluations: of the finished runs, while there are none of all."""
+    runs = [run for run in group.finished or group.runs if len(run.validation.loss)]
+    tokens, losses = (
+        [float(values[-1]) for values in each]
+        for each in ([run.validation.tokens for run in runs], [run.validation.loss for run in runs])
+    )
+    if not runs or not all(map(isfinite, tokens)):
+        return None
+    bits = [loss * factor for run, loss in zip(runs, losses, strict=True) if (factor := bits_per_nat(run))]
+    return Point(fmean(tokens), fmean(losses), fmean(bits) if len(bits) == len(runs) else None)
 
 
 def _data_differs(runs: Sequence[Run]) -> bool:

@@ -100,9 +100,8 @@ def to_bits_per_byte(runs: Sequence[Run]) -> list[Run] | None:
     """
     factors: dict[tuple[str, ...], list[float]] = {tokenizer_of(run): [] for run in runs}
     for run in runs:
-        bits, nats = run.metrics.get(BITS), run.metrics.get("validation/loss")
-        if bits and nats:
-            factors[tokenizer_of(run)].append(bits / nats)
+        if factor := bits_per_nat(run):
+            factors[tokenizer_of(run)].append(factor)
     if not all(factors.values()):
         return None
     scaled = []
@@ -110,6 +109,12 @@ def to_bits_per_byte(runs: Sequence[Run]) -> list[Run] | None:
         factor = median(factors[tokenizer_of(run)])
         scaled.append(replace(run, training=_times(run.training, factor), validation=_times(run.validation, factor)))
     return scaled
+
+
+def bits_per_nat(run: Run) -> float | None:
+    """Return the bits per byte that a nat per token is on the run's validation text; None if it has not both."""
+    bits, nats = run.metrics.get(BITS), run.metrics.get("validation/loss")
+    return bits / nats if bits and nats else None
 
 
 def _times(curve: Curve, factor: float) -> Curve:

@@ -27,6 +27,7 @@ from dtl.base.safe_text import in_one_line, visible
 from dtl.evaluation.config import EVALUATION_FILE
 from dtl.run_dir.provenance import RECORD, RESULT
 from dtl.run_dir.record_checks import record_problems
+from dtl.run_dir.references import Subject, data_kind, vocabulary_of_run
 from dtl.run_dir.state import read_config, read_run_state
 from dtl.run_dir.sweep_records import TRACEBACK, TRIAL
 from dtl.tracking.metrics import METRICS, SPEED, TRAINING, VALIDATION, RowCheck
@@ -76,6 +77,8 @@ class Run:
     tokens_per_second: float | None  # median of what was logged
     peak_bytes: int | None
     n_parameters: int | None = None  # without embeddings
+    data_kind: str = ""  # text or questions, as `references.data_kind` has it
+    vocabulary: int | None = None  # entries, where a checkpoint has them
     last_step: int | None = None  # as planned
     tokens: float | None = None  # that it was trained on, padding excluded
     epochs: float | None = None  # over the source that was repeated most
@@ -87,6 +90,15 @@ class Run:
         """True for a run that ended by itself: only these are compared, the others had less training."""
         return self.state == "finished"
 
+    @property
+    def subject(self) -> Subject | None:
+        """What decides which reference curve belongs to it; None for a run that began with another model's weights."""
+        if self.config.get("init", "null") != "null":
+            return None
+        tokenizer = self.config.get("tokenizer.kind", "")
+        names = self.choices.get("experiment"), self.choices.get("model")
+        return Subject(*names, self.data_kind, self.n_parameters, tokenizer, self.vocabulary)
+
 
 def read_run(folder: Path) -> Run:
     """Read the folder of a run or of a sweep's trial."""
@@ -97,7 +109,7 @@ def read_run(folder: Path) -> Run:
     rows = list(_rows(folder / METRICS, check))
     training, validation = _curves(rows)
     speeds, peaks = ([row[key] for row in rows if key in row] for key in (SPEED, PEAK))
-    git, seen = record.get("git"), _seen(folder)
+    git, seen, config = record.get("git"), _seen(folder), read_config(folder)
     return Run(
         folder=folder,
         name=state.name,
@@ -107,7 +119,7 @@ def read_run(folder: Path) -> Run:
         step=state.step,
         seed=state.seed,
         overrides=overrides,
-        config={key: in_one_line(_shown(value), 300) for key, value in dotted(read_config(folder))},
+        config={key: in_one_line(_shown(value), 300) for key, value in dotted(config)},
         choices=_choices(record),
         commit=in_one_line(str(git.get("commit") or ""), 40) if isinstance(git, dict) else None,
         data=_fingerprint(folder, record),
@@ -118,6 +130,8 @@ def read_run(folder: Path) -> Run:
         tokens_per_second=float(np.median(speeds)) if speeds else None,
         peak_bytes=int(max(peaks)) or None if peaks else None,
         n_parameters=as_whole(as_object(record.get("n_parameters")).get("without_embeddings")),
+        data_kind=data_kind(config.get("data")),
+        vocabulary=vocabulary_of_run(folder),
         last_step=state.last_step,
         tokens=sum(tokens for tokens, _ in seen) if seen else None,
         epochs=max(epochs for _, epochs in seen) if seen else None,
