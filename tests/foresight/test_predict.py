@@ -266,11 +266,11 @@ def test_a_plan_writes_no_folder(monkeypatch, capsys, tmp_path):
 class Built:
     """The parts of a run that `foresee` reads."""
 
-    def __init__(self, run: dtl.RunConfig, at_once: int | None = None) -> None:
+    def __init__(self, run: dtl.RunConfig, at_once: int | None = None, device: str = "cpu") -> None:
         import torch
 
         self.trainer = type("Trainer", (), {"sequences_at_once": at_once or run.micro_batch_size})
-        self.config, self.device, self.precision = run, torch.device("cpu"), "fp32"
+        self.config, self.device, self.precision = run, torch.device(device), "fp32"
         self.attention = type("Choice", (), {"name": "sdpa"})
         self.data = type("Data", (), {"train": questions()})
         self.tokenizer = type("Tokenizer", (), {"vocab_size": 101})
@@ -305,6 +305,22 @@ def test_a_run_that_begins_split_is_foreseen_as_such(monkeypatch):
     for at_once in (None, 3, 1):
         foresee(Built(run, at_once))  # pyright: ignore[reportArgumentType]
     assert [(shape.rows, shape.n_micro_batches) for shape in shapes] == [(5, 2), (3, 4), (1, 10)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "a_sequence", "refused"), [(5, 3, False), (5, 20, True), (1, 20, True), (5, 1, False)]
+)
+def test_a_run_on_a_gpu_is_refused_only_where_no_split_of_it_fits(rows, a_sequence, refused, monkeypatch):
+    """12 GiB free on a card; a step needs so many GiB a sequence."""
+    monkeypatch.setattr(predict, "peak_of", lambda shape, cache: peak(shape.rows * a_sequence * GIB, 1.0))
+    monkeypatch.setattr(predict, "this_machine", lambda _: Machine("", "cuda", 12 * GIB, "free on the card"))
+    run = config(micro_batch_size=rows)
+    if refused:
+        with pytest.raises(DoesNotFitError, match=r"activation_checkpointing=selective.*trainer\.check_memory=false"):
+            foresee(Built(run, device="cuda"))  # pyright: ignore[reportArgumentType]
+        return
+    ((_, text),) = foresee(Built(run, device="cuda"))  # pyright: ignore[reportArgumentType]
+    assert ("it fits split: " in text) == (a_sequence == 3) and "\n" not in text
 
 
 def test_a_shape_without_a_trace_costs_nothing(tmp_path):
