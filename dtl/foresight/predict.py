@@ -29,6 +29,7 @@ from dtl.foresight.process import (
     OnlyCached,
     ProcessMemory,
     heap_growth,
+    not_prepared,
     process_memory,
 )
 from dtl.foresight.trace import PARTS, Peak, StepShape, traced_peak
@@ -266,7 +267,7 @@ def setting_of(
     notes = [f"CUDA: {NOT_VALIDATED}."] if device_type == "cuda" else []
     if data is None:
         facts = facts_of_config(config, found.vocab_size)
-        notes.append("The data is not prepared yet: shapes come from the configuration, with a loss on each token.")
+        notes.append(not_prepared(config.data.cache_dir))
     else:
         facts = replace(facts_of_data(config, data, found.vocab_size), n_bytes=found.n_bytes)
     kernel = _kernel(config, data, precision, device_type)

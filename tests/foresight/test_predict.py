@@ -29,7 +29,7 @@ from dtl.foresight.predict import (
     predicted,
     shape_of,
 )
-from dtl.foresight.process import NotCachedError, OnlyCached, ProcessMemory
+from dtl.foresight.process import NotCachedError, OnlyCached, ProcessMemory, not_prepared
 from dtl.foresight.remedies import first_that_fits, remedies
 from dtl.foresight.trace import PARTS, Peak, StepShape
 
@@ -249,6 +249,30 @@ def test_the_exit_code_says_whether_it_fits(free, code, monkeypatch, capsys, tmp
 def test_bad_words_are_rejected_as_everywhere(word, message, monkeypatch, capsys):
     code, text = run_plan(monkeypatch, capsys, word)
     assert code == 2 and message in text
+
+
+def test_gradients_that_are_not_there_at_the_peak_have_a_reason(tmp_path):
+    """At a peak in the loss of a step without accumulation there are none yet."""
+    made = setting(8 * GIB, tmp_path)
+    for more, row in (({}, "-   none yet: the backward pass makes them"), ({"gradients": 3.0 * MIB}, "3.0 MiB")):
+        found = replace(made.predict(made.config), parts={"weights": 10.0 * MIB, "backward": 1.0} | more)
+        (line,) = (line for line in dtl.plan._table(made, found) if line.split()[0] == "gradients")
+        assert line.endswith(row) and len(line) <= 80
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "folder"])
+def test_a_cache_that_is_a_file_is_named(name, tmp_path):
+    (tmp_path / "file").write_text("a file")
+    note = not_prepared(str(tmp_path / name))
+    rule = f"data.cache_dir={tmp_path / name}: must be a folder, and {tmp_path / 'file'} is a file."
+    assert note.startswith("The data is not prepared yet: " if name == "folder" else rule)
+
+
+def test_tab_completes_the_keys_of_a_plan(monkeypatch, capsys):
+    for typed, expected in (("mach", "machine="), ("model=la", "model=large")):
+        monkeypatch.setenv("COMP_LINE", f"dtl-plan {typed}")
+        code, text = run_plan(monkeypatch, capsys, "-sc", "query=bash")
+        assert code == 0 and text.split() == [expected]
 
 
 def test_a_plan_writes_no_folder(monkeypatch, capsys, tmp_path):
