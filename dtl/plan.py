@@ -197,7 +197,7 @@ def _table(setting: "Setting", prediction: "Prediction") -> Iterator[str]:
     )
     rows = [(name, in_mib(n_bytes, ","), "") for name, n_bytes in ordered(prediction.parts)]
     if not prediction.parts.get("gradients"):
-        rows.append(("gradients", "-", "none yet: the backward pass makes them"))
+        rows.insert(1, ("gradients", "-", "none yet: the backward pass makes them"))
     rows.append(("peak", in_mib(prediction.total, ","), f"reached in {MOMENTS.get(prediction.moment, 'the step')}"))
     free = "unknown" if machine.free is None else in_mib(machine.free, ",")
     rows.append(("free", free, machine.why))
