@@ -39,7 +39,7 @@ from dtl.runner.remaining import FORWARD
 from dtl.runner.run import smaller_micro_batch, with_batch
 
 HEAD_DIM = 64
-# A size of its own, with heads of 48: from 64 x 2 to 128 x 3 is six times the parameters, other steps are three at most.
+# A size of its own, with heads of 48: 128 x 3 has six times the parameters of 64 x 2; other steps are three at most.
 BETWEEN = {96: 2}  # width: layers
 WIDTHS = (64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536)
 USED = 0.87  # of the time: the rest is for saving, samples, and a machine that becomes slower
