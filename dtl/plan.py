@@ -69,6 +69,9 @@ not fit, the first setting that does, else its time. Exit code 3: too large.
   python -m dtl.plan model=qa machine=rtx4060           for a card
   python -m dtl.plan model=medium probe=true            time of its own steps
 """,
+    details="""\
+Tab completion for the console script: eval "$(dtl-plan -sc install=bash)"
+""",
     free_text=("data.qa.prompt", "data.separator"),
 )
 
@@ -196,6 +199,8 @@ def _table(setting: "Setting", prediction: "Prediction") -> Iterator[str]:
         f"a step: {config.micro_batch_size} x {config.grad_accum_steps} x {config.seq_len} tokens"
     )
     rows = [(name, in_mib(n_bytes, ","), "") for name, n_bytes in ordered(prediction.parts)]
+    if not prediction.parts.get("gradients"):
+        rows.insert(1, ("gradients", "-", "none yet: the backward pass makes them"))
     rows.append(("peak", in_mib(prediction.total, ","), f"reached in {MOMENTS.get(prediction.moment, 'the step')}"))
     free = "unknown" if machine.free is None else in_mib(machine.free, ",")
     rows.append(("free", free, machine.why))

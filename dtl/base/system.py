@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from dtl.base.units import number_of
+
 SYSTEM = Path("/")
 
 
@@ -54,6 +56,37 @@ def usable_cores(root: Path = SYSTEM) -> int:
         if quota.strip().isdigit() and period.strip().isdigit() and int(period):
             cores = min(cores, math.ceil(int(quota) / int(period)))
     return max(1, cores)
+
+
+def busy_elsewhere(root: Path = SYSTEM) -> float | None:
+    """Return how many cores of the machine other programs take; None where the system does not tell.
+
+    The load of the last minute, at most the threads that run or wait for a core now: a program that has just ended, as
+    the trial before this one, is still in the load.
+    """
+    known = re.match(r"(\d+\.\d+) \S+ \S+ (\d+)/", text_of(root / "proc/loadavg"))
+    if known is None:
+        return None
+    own = (text_of(stat).rpartition(")")[2].split() for stat in root.glob("proc/self/task/*/stat"))
+    return min(float(known[1]), max(0, int(known[2]) - sum(fields[:1] == ["R"] for fields in own)))
+
+
+def thread_warning(threads: int, root: Path = SYSTEM) -> str | None:
+    """Return a warning with a fix where other programs leave several threads fewer cores than they are; None: they do
+    not, or that is not known.
+
+    The threads of a step wait for each other after every operation, so that one without a core holds up all of them:
+    much slower than one thread, which just gets its part of a core.
+    """
+    others, cores = busy_elsewhere(root), os.cpu_count() or 1
+    if threads < 2 or others is None or others < 0.75 or others + threads < cores + 0.75:
+        return None
+    left = max(1, int(cores - others))
+    return (
+        f"other programs keep {min(others, cores):.0f} of {cores} cores busy. {threads} threads, which wait for each "
+        f"other, are then many times slower; OMP_NUM_THREADS={left} before the command takes "
+        f"{number_of('threads', left)}."
+    )
 
 
 def _sysctl(key: str) -> str:

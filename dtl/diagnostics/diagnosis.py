@@ -9,7 +9,7 @@ from pathlib import Path
 import dtl
 from dtl.base.display import Display
 from dtl.base.network import hub_problem
-from dtl.base.system import processor_features, usable_cores
+from dtl.base.system import processor_features, thread_warning, usable_cores
 from dtl.config import Settings
 from dtl.diagnostics.findings import Finding, Later, fit_to_show, in_short, look, looked
 from dtl.diagnostics.graphics import PROFILE, TorchFacts, judge, look_at_profile, torch_facts
@@ -86,6 +86,8 @@ def _torch(finding: Finding) -> TorchFacts | None:
             )
         return None
     finding.add(look("GPU", lambda: judge(facts, usable_cores(), processor_features()), QUICK_SECONDS))
+    if busy := thread_warning(facts.threads):
+        finding.warnings.append(busy)
     finding.add(look(f"trainer={PROFILE}", look_at_profile, QUICK_SECONDS))
     return facts
 

@@ -39,7 +39,9 @@ from dtl.runner.remaining import FORWARD
 from dtl.runner.run import smaller_micro_batch, with_batch
 
 HEAD_DIM = 64
-WIDTHS = (64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536)
+# A size of its own, with heads of 48: 128 x 3 has six times the parameters of 64 x 2; other steps are three at most.
+BETWEEN = {96: 2}  # width: layers
+WIDTHS = (64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536)
 USED = 0.87  # of the time: the rest is for saving, samples, and a machine that becomes slower
 MOST_EVALUATIONS = 10  # of a run that does not say how often: each that is the best so far saves a checkpoint
 MOST_PROBES, TIMED_STEPS = 4, 3
@@ -149,8 +151,9 @@ def _estimated(size: Size, measured: Mapping[Size, float]) -> float:
 def sizes(config: RunConfig, vocab_size: int) -> Iterator[Size]:
     """Yield the ladder: heads of 64, a layer more than heads, the other settings of the model as they are."""
     for dim in WIDTHS:
-        n_heads = dim // HEAD_DIM
-        model = replace(config.model, auto=False, dim=dim, n_layers=n_heads + 1, n_heads=n_heads)
+        n_heads = -(-dim // HEAD_DIM)
+        n_layers = BETWEEN.get(dim, n_heads + 1)
+        model = replace(config.model, auto=False, dim=dim, n_layers=n_layers, n_heads=n_heads)
         built = on_meta(replace(config, model=model), vocab_size)[0]
         yield Size(model, built.n_parameters(embeddings=False), built.flops_per_token(config.seq_len))
 

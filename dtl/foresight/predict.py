@@ -29,6 +29,7 @@ from dtl.foresight.process import (
     OnlyCached,
     ProcessMemory,
     heap_growth,
+    not_prepared,
     process_memory,
 )
 from dtl.foresight.trace import PARTS, Peak, StepShape, traced_peak
@@ -266,7 +267,7 @@ def setting_of(
     notes = [f"CUDA: {NOT_VALIDATED}."] if device_type == "cuda" else []
     if data is None:
         facts = facts_of_config(config, found.vocab_size)
-        notes.append("The data is not prepared yet: shapes come from the configuration, with a loss on each token.")
+        notes.append(not_prepared(config.data.cache_dir))
     else:
         facts = replace(facts_of_data(config, data, found.vocab_size), n_bytes=found.n_bytes)
     kernel = _kernel(config, data, precision, device_type)
@@ -376,41 +377,65 @@ def foresee(parts: Parts) -> list[tuple[str, str]]:
 
     A trace takes some seconds, which nobody waits for before a run; a trial of a sweep, which nobody watches, is traced
     where it is not certain to fit. Raises DoesNotFitError for a new run that needs more than `REFUSED` times what is
-    there, unless `trainer.check_memory` is false.
+    there, unless `trainer.check_memory` is false. On a GPU, whose steps are split where memory runs out, that is a run
+    of which a single sequence needs more.
     """
     config, device, at_once = parts.config, parts.device, parts.trainer.sequences_at_once
-    machine = this_machine(device.type)
+    machine, checks = this_machine(device.type), parts.config.trainer.check_memory and parts.resumed_from is None
     if at_once < config.micro_batch_size:
         config = with_batch(config, at_once, -(-config.global_batch_size // at_once))
-    facts = facts_of_data(config, parts.data, parts.tokenizer.vocab_size)
-    kernel = parts.attention.name
-    shape = shape_of(config, facts, parts.precision, kernel, device.type)
-    traces = current_trial() is not None and config.trainer.check_memory and parts.resumed_from is None
+    shape = _shape_of(parts, config)
+    traces = current_trial() is not None and checks
     traces = traces and machine.free is not None and at_most(shape, parts.model.n_parameters()) > machine.free
     folder = cache_folder(config.data.cache_dir)
     try:
         peak = peak_of(shape, Cache(folder) if traces else OnlyCached(folder))
     except NotCachedError:
         return []
-    now = resident_memory()
-    if device.type != "cpu" or now is None:
-        # The weights are on the card already, which shows less of it as free.
-        needed = predicted(peak, facts, None, device.type).total - peak.parts["weights"]
-    else:
-        needed = LIBRARIES + peak.heap * (peak.total - peak.parts["weights"])
     if machine.free is None:
         return []
-    held = peak.parts["weights"] if now is None or device.type != "cpu" else now
-    total, there = held + needed, held + machine.free
-    if total > REFUSED * there and config.trainer.check_memory and parts.resumed_from is None:
-        raise DoesNotFitError(
-            f"This run needs about {in_gib(total)} at its peak, and {in_gib(there)} are there ({machine.why}). "
-            f"Try next: {next_smaller(config)}. What needs it, and the first setting that fits: "
-            "python -m dtl.plan with the same words. To start it all the same: trainer.check_memory=false"
-        )
+    total, there = _total(parts, peak), _held(parts, peak) + machine.free
+    split = ""
+    if total > REFUSED * there and checks:
+        smallest = with_batch(config, 1, config.global_batch_size)
+        if device.type == "cpu" or config.micro_batch_size == 1:
+            raise DoesNotFitError(_refusal(config, total, there, machine))
+        needed = _total(parts, peak_of(_shape_of(parts, smallest), Cache(folder)))
+        if needed > REFUSED * there:
+            raise DoesNotFitError(_refusal(smallest, needed, there, machine))
+        split = f"; it fits split: {in_gib(needed)} with one sequence at once"
     largest = max((name for name in peak.parts if name != "weights"), key=peak.parts.__getitem__)
     what = f"about {in_gib(total)} at the peak, of {in_gib(there)}; most of a step are {SHOWN.get(largest, largest)}"
-    return [("memory", f"{what}{f' ({NOT_VALIDATED})' if device.type == 'cuda' else ''}")]
+    return [("memory", f"{what}{split}{f' ({NOT_VALIDATED})' if device.type == 'cuda' else ''}")]
+
+
+def _shape_of(parts: Parts, config: RunConfig) -> StepShape:
+    """Return the shape of a built run's step with this config's micro-batch."""
+    facts = facts_of_data(config, parts.data, parts.tokenizer.vocab_size)
+    return shape_of(config, facts, parts.precision, parts.attention.name, parts.device.type)
+
+
+def _held(parts: Parts, peak: Peak) -> float:
+    """Return the bytes that a built run has before its first step."""
+    now = resident_memory()
+    return peak.parts["weights"] if now is None or parts.device.type != "cpu" else now
+
+
+def _total(parts: Parts, peak: Peak) -> float:
+    """Return the bytes that a built run has at its peak."""
+    held, weights = _held(parts, peak), peak.parts["weights"]
+    if parts.device.type != "cpu" or resident_memory() is None:
+        # The weights are on the card already, which shows less of it as free.
+        return held + predicted(peak, DataFacts(0, 0), None, parts.device.type).total - weights
+    return held + LIBRARIES + peak.heap * (peak.total - weights)
+
+
+def _refusal(config: RunConfig, total: float, there: float, machine: Machine) -> str:
+    return (
+        f"This run needs about {in_gib(total)} at its peak, and {in_gib(there)} are there ({machine.why}). "
+        f"Try next: {next_smaller(config)}. What needs it, and the first setting that fits: "
+        "python -m dtl.plan with the same words. To start it all the same: trainer.check_memory=false"
+    )
 
 
 def ordered(parts: dict[str, float]) -> Sequence[tuple[str, float]]:

@@ -22,7 +22,7 @@ from typing import Any
 from dtl import __version__
 from dtl.base.system import processor_name, resident_memory
 from dtl.config import RunConfig, to_dict
-from dtl.data.cache import Cache, Entry, key_of
+from dtl.data.cache import Cache, Entry, cache_folder, key_of
 
 # Real steps need a little more than a replay of their tensors: median of 14 settings, 0.86 to 1.12.
 HEAP_FACTOR = 1.05
@@ -41,6 +41,16 @@ class OnlyCached(Cache):
         if (entry := self._open(name)) is None:
             raise NotCachedError(name)
         return entry
+
+
+def not_prepared(cache_dir: str | None) -> str:
+    """Return the note on data that is not known; where it can never be found, the rule that says why."""
+    place = cache_folder(cache_dir)
+    file = next((path for path in (place, *place.parents) if path.exists() and not path.is_dir()), None)
+    shapes = "shapes come from the configuration, with a loss on each token."
+    if file is None:
+        return f"The data is not prepared yet: {shapes}"
+    return f"data.cache_dir={cache_dir}: must be a folder, and {file} is a file. No prepared data is kept: {shapes}"
 
 
 # --- the heap -----------------------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ from dtl.run_dir.own_config import new_run, other_places, with_data_found
 from dtl.run_dir.state import read_config
 from dtl.runner.length import RunLength, with_total_steps
 from dtl.runner.memory import FittingSequences
+from dtl.runner.remaining import EVALUATION
 from dtl.training.optimizer import build_optimizers, load_optimizer_tensors, numbers_per_weight
 from dtl.training.schedule import learning_rate_factor
 from dtl.training.trainer import Trainer
@@ -336,14 +337,18 @@ def _restore(parts: Parts, checkpoint: Path, values: dict[str, Any], tensors: di
 
 
 def _begin_split(parts: Parts) -> None:
-    """Begin a new run with as many sequences at once as had room in this device's memory before; a resumed one has its
-    own number."""
-    at_once, asked = parts.fitting.recall(), parts.config.micro_batch_size
-    if parts.resumed_from is None and at_once is not None and at_once < asked:
-        parts.trainer.state.sequences_at_once = at_once
-        parts.notes.insert(
-            0, f"An earlier run like this had no memory for {asked} sequences at once: begins with {at_once}."
-        )
+    """Begin a new run with as many sequences at once as had room in this device's memory before, in steps and in
+    evaluations; a resumed one has its own numbers."""
+    if parts.resumed_from is not None:
+        return
+    asked, state = parts.config.micro_batch_size, parts.trainer.state
+    earlier = "An earlier run like this had no memory for"
+    if (at_once := parts.fitting.recall(EVALUATION)) is not None and at_once < asked:
+        state.evaluated_at_once = at_once
+        parts.notes.insert(0, f"{earlier} {asked} sequences at once in validation: begins with {at_once} there.")
+    if (at_once := parts.fitting.recall()) is not None and at_once < asked:
+        state.sequences_at_once = at_once
+        parts.notes.insert(0, f"{earlier} {asked} sequences at once: begins with {at_once}.")
 
 
 def _new_schedule(parts: Parts, checkpoint: Path) -> str:

@@ -1,7 +1,7 @@
 """How many sequences of a forward pass had room in a device's memory, so that the next run like it begins with them.
 
-In a file of the cache, by all that the memory of a forward pass depends on. A resumed run has its own number in its
-checkpoint instead.
+In a file of the cache, by all that the memory of a forward pass depends on, of steps and of evaluations. A resumed run
+has its own numbers in its checkpoint instead.
 """
 
 import json
@@ -17,6 +17,7 @@ from dtl.base.runtime import attainable_memory, device_name
 from dtl.config import RunConfig
 from dtl.data.cache import cache_folder, create_cache_folder, key_of
 from dtl.errors import DataError
+from dtl.runner.remaining import STEP
 
 FILE = "sequences_at_once.json"  # key -> [sequences, bytes that the process could have then]
 MAX_KEPT = 1000  # the newest
@@ -24,7 +25,7 @@ MORE = 1.05  # times the memory of then: worth another attempt with whole micro-
 
 
 class FittingSequences:
-    """The number for a run's model, length and device."""
+    """The numbers for a run's model, length and device. Made when its model is built, before its first step."""
 
     def __init__(
         self, config: RunConfig, vocab_size: int, device: torch.device, precision: str, attention: str
@@ -46,25 +47,39 @@ class FittingSequences:
             compile=config.trainer.compile,
         )
         self.device = device
+        self.available_at_start = attainable_memory(device) or 0
         self.file = cache_folder(config.data.cache_dir) / FILE
 
-    def recall(self) -> int | None:
+    def recall(self, of: str = STEP) -> int | None:
         """Return the number of sequences; None where it is not known, or more memory is available than was then."""
-        then = as_list(self._read().get(self.key))
+        then = as_list(self._read().get(self._key(of)))
         at_once, available = map(as_whole, then) if len(then) == 2 else (None, None)
         if at_once is None or at_once < 1 or available is None:
             return None
-        return at_once if (attainable_memory(self.device) or 0) <= MORE * available else None
+        return at_once if self.available_at_start <= MORE * available else None
 
-    def remember(self, at_once: int) -> None:
+    def remember(self, at_once: int, of: str = STEP) -> None:
         """Keep the number of sequences, unless the cache cannot be written."""
         with suppress(OSError, DataError):
             create_cache_folder(self.file.parent)
+            key = self._key(of)
             # Read again: another process may have added its own.
-            others = {key: value for key, value in self._read().items() if key != self.key}
+            others = {name: value for name, value in self._read().items() if name != key}
             kept = dict([*others.items()][1 - MAX_KEPT :])
-            kept[self.key] = [at_once, attainable_memory(self.device) or 0]
+            kept[key] = [at_once, self._available()]
             write_atomically(self.file, json.dumps(kept, indent=1) + "\n")
+
+    def _available(self) -> int:
+        """Return the memory that the number holds for: that of the start, which is what the next run meets at its own.
+
+        What is available falls a little during a run, since CUDA loads kernels beside torch's memory. Where it has
+        fallen by more, another program has taken it, and a run that meets more is to try whole micro-batches.
+        """
+        now = attainable_memory(self.device) or 0
+        return self.available_at_start if self.available_at_start <= MORE * now else now
+
+    def _key(self, of: str) -> str:
+        return self.key if of == STEP else f"{self.key} {of}"
 
     def _read(self) -> dict[str, Any]:
         return read_json_or_empty(self.file)

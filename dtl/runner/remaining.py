@@ -1,16 +1,23 @@
-"""What a run still has to do, and how long that takes: from the seconds of what it has done. Reads no clock."""
+"""What a run still has to do, and how long that takes: from the seconds of what it has done. Reads no clock.
 
+Imports no torch, which the table of a sweep does without.
+"""
+
+import itertools
 import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 from dtl.config import RunConfig
-from dtl.data.prepare import PreparedData
-from dtl.runner.length import RunLength
 from dtl.training.config import TrainerConfig
-from dtl.training.trainer import TrainState
+
+if TYPE_CHECKING:
+    from dtl.data.prepare import PreparedData
+    from dtl.runner.length import RunLength
+    from dtl.training.trainer import TrainState
 
 STEP, EVALUATION, SAMPLES, SAVE, REPORT = "step", "evaluation", "samples", "save", "report"
 WARM_UP = 2  # steps of a session that are slower: memory is taken, kernels are chosen or compiled
@@ -36,7 +43,7 @@ class Intervals:
     has_validation: bool
 
     @classmethod
-    def of(cls, config: TrainerConfig, length: RunLength, has_validation: bool) -> "Intervals":
+    def of(cls, config: TrainerConfig, length: "RunLength", has_validation: bool) -> "Intervals":
         """Return the intervals of a run."""
         per_epoch = length.steps_per_epoch
         if not has_validation:  # small data: an epoch may be a single step
@@ -73,7 +80,7 @@ class Intervals:
         }
 
 
-def guesses_in_steps(config: RunConfig, data: PreparedData, asked_tokens: float) -> dict[str, float]:
+def guesses_in_steps(config: RunConfig, data: "PreparedData", asked_tokens: float) -> dict[str, float]:
     """Return how many steps each piece of work takes, until one was measured.
 
     `asked_tokens` are those of all questions of the report at the end, their answers included.
@@ -105,7 +112,7 @@ class Span:
     def text(self, now: datetime) -> str:
         """Return `ends 14:32, in 12 to 15 min`: in the units of its end, with the day where that is another one."""
         within = in_range(self.low, self.high)
-        if self.high < 60:
+        if self.high < 60 or self.middle > MAX_DATED:
             return f"ends in {within}"
         end = now + timedelta(seconds=self.middle)
         day = "" if end.date() == now.date() else f"{end:%a} " if self.middle < 6 * 86_400 else f"{end:%d %b} "
@@ -113,14 +120,21 @@ class Span:
 
 
 def in_range(low: float, high: float) -> str:
-    """Return a range of seconds in one unit: `40 to 50 s`, `12 to 15 min`, `3.1 to 3.4 h`, `9 to 11 days`."""
+    """Return a range of seconds in one unit: `40 to 50 s`, `12 to 15 min`, `3.1 to 3.4 h`, `9 to 11 days`.
+
+    A beginning that is 0 in this unit is left out: `under 3 min`, and never less than the end.
+    """
     scale, unit = next((scale, unit) for limit, scale, unit in UNITS if high < limit)
     digits = 1 if scale >= 3600 and high < 10 * scale else 0
-    first, last = (f"{seconds / scale:.{digits}f}" for seconds in (low, high))
+    first, last = (f"{seconds / scale:,.{digits}f}" for seconds in (low, high))
+    if not float(first.replace(",", "")):
+        return f"under {max(1, math.ceil(high / scale))} {unit}"
     return f"{last} {unit}" if first == last else f"{first} to {last} {unit}"
 
 
-UNITS = ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h"), (math.inf, 86_400, "days"))
+DAY, YEAR = 86_400, 365.25 * 86_400
+UNITS = ((120, 1, "s"), (7200, 60, "min"), (2 * DAY, 3600, "h"), (2 * YEAR, DAY, "days"), (math.inf, YEAR, "years"))
+MAX_DATED = 300 * DAY  # seconds to an end whose day and month say which one
 
 
 @dataclass
@@ -153,6 +167,30 @@ class Seconds:
         return mean, off
 
 
+def left_of_steps(
+    seconds: Mapping[int, float], last_step: int, elapsed: float | None = None, hours: float | None = None
+) -> Span | None:
+    """Return how long a run takes from its last logged step to its end, as far as its files tell; None without steps.
+
+    `seconds` are those of training at each logged step, `elapsed` those since it began. What is due besides steps is
+    not in the files as it is in `Remaining`: at least nothing more, at most as much a step as there was until now, the
+    run's start included. Early stopping may end it before; `trainer.hours` does.
+    """
+    seen = Seconds()
+    for before, after in itertools.pairwise(sorted(seconds)):
+        seen.saw(max(0.0, seconds[after] - seconds[before]) / (after - before))
+    if not seen.n:
+        return None
+    now = max(seconds)
+    mean, off = seen.mean(WARM_UP if min(seconds) <= WARM_UP else 0)
+    steps = max(0, last_step - now)
+    if hours is not None and mean > 0:
+        steps = min(steps, math.ceil(max(0.0, hours * 3600 - seconds[now]) / mean))
+    besides = 0.0 if elapsed is None else max(0.0, elapsed - seconds[now]) / now
+    low, high = (steps * mean * (1 - min(off, 0.9)), steps * (mean * (1 + off) + besides))
+    return Span(low, steps * (mean + besides / 2), high) if math.isfinite(high) else None
+
+
 class Remaining:
     """How long a run still takes. `saw` is told what was done; `left` answers from that alone."""
 
@@ -175,7 +213,7 @@ class Remaining:
         """Steps that were seen."""
         return self.seen[STEP].n
 
-    def left(self, state: TrainState) -> Span | None:
+    def left(self, state: "TrainState") -> Span | None:
         """Return how long the run takes from this state until it ends or pauses; None before its first step."""
         if not self.n_steps:
             return None

@@ -14,6 +14,7 @@ from dtl.base.display import Display, aligned, command_line, shown
 from dtl.base.redaction import redact
 from dtl.base.runtime import cpu_has_bf16, device_name, nvidia_without_cuda
 from dtl.base.safe_text import visible
+from dtl.base.system import thread_warning
 from dtl.base.units import in_epochs, in_percent, in_time, in_unit, in_units, number_of
 from dtl.checkpoints.listing import list_checkpoints
 from dtl.config import RunConfig
@@ -203,7 +204,8 @@ def _warnings(parts: Parts, run_dir: Path) -> Iterator[str]:
     config, length = parts.config, parts.length
     saved = checkpoint_bytes(parts.model, parts.trainer.optimizers, averaged=parts.trainer.averaged is not None)
     no_room = disk_warning(run_dir, config.trainer.keep, saved)
-    looks_wrong = (nvidia_without_cuda(), no_room)
+    busy = thread_warning(torch.get_num_threads()) if parts.device.type == "cpu" else None
+    looks_wrong = (nvidia_without_cuda(), no_room, busy)
     of_length = length.warnings(config) if parts.resumed_from is None else []  # its length was chosen before
     yield from (warning for warning in [*of_length, *looks_wrong] if warning)
     if parts.trainer.done:

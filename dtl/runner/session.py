@@ -327,6 +327,7 @@ class Session:
         if result.at_once is not None and result.at_once != state.evaluated_at_once:
             before, state.evaluated_at_once = state.evaluated_at_once, result.at_once
             self._report_split("Validation", before or self.config.micro_batch_size, result.at_once, "the same loss")
+            self.parts.fitting.remember(result.at_once, EVALUATION)
         better = math.isfinite(result.loss) and (state.best_loss is None or result.loss < state.best_loss)
         state.evaluations_since_best = 0 if better else state.evaluations_since_best + 1
         row = {VALIDATION: result.loss, "val/targets": result.n_targets}

@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import cast
@@ -13,13 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from dtl.base.display import command_line, shell_line, shown, table
-from dtl.base.json_files import as_number
+from dtl.base.json_files import as_number, as_object
 from dtl.base.safe_text import in_one_line, visible
 from dtl.base.units import in_percent, in_time, in_units, number_of
 from dtl.commandline.overrides import as_shown
 from dtl.errors import ConfigError
 from dtl.run_dir.record_checks import MAX_NAMED, record_problems, told_once
-from dtl.run_dir.state import RUN_FILES, RunState, is_locked, last_metrics, read_run_state
+from dtl.run_dir.state import RUN_FILES, RunState, is_locked, last_metrics, read_config, read_run_state
 from dtl.run_dir.sweep_records import (
     LOG,
     SWEEP,
@@ -32,6 +33,7 @@ from dtl.run_dir.sweep_records import (
     find_sweeps,
     is_sweep,
 )
+from dtl.runner.remaining import Span, left_of_steps
 from dtl.tracking.metrics import SPEED
 
 LOSS, TAUGHT = "best loss", "train right"
@@ -53,12 +55,17 @@ class Row:
     def best_loss(self) -> float | None:
         return self.run.best_loss if self.trial.value is None else self.trial.value
 
-    def seconds_left(self) -> float | None:
-        """Return the training seconds left, by the speed so far; None if unknown."""
-        step, last, seconds = self.run.step, self.run.last_step, self.run.seconds
-        if self.trial.state != "running" or not step or not last or not seconds:
+    def left(self) -> Span | None:
+        """Return how long a running trial still takes, from its files; None if unknown."""
+        run = self.run
+        if self.trial.state != "running" or not run.last_step:
             return None
-        return seconds / step * max(0, last - step)
+        logged = ((row["step"], as_number(row.get("seconds"))) for row in last_metrics(run.folder))
+        seconds = {step: value for step, value in logged if value is not None and step > 0}
+        hours = as_number(as_object(read_config(run.folder).get("trainer")).get("hours"))
+        # A later attempt began with the steps of the one before, whose time besides training is not known.
+        elapsed = self.trial.seconds() if self.trial.attempts <= 1 else None
+        return left_of_steps(seconds, run.last_step, elapsed, hours)
 
 
 def rows_of(sweep: SweepFolder, trials: Iterable[Trial] | None = None) -> list[Row]:
@@ -155,9 +162,10 @@ def _speed(row: Row) -> float | None:
 
 
 def _time(row: Row) -> str:
-    seconds, left = row.trial.seconds(), row.seconds_left()
-    if left is not None:
-        return f"{in_time(left)} left"
+    """The time that a trial took; of a running one its end, as on a run's screen, in two lines."""
+    if (left := row.left()) is not None:
+        return left.text(datetime.now()).replace(", in ", "\nin ").replace("ends in ", "ends in\n")
+    seconds = row.trial.seconds()
     return "" if seconds is None else in_time(seconds)
 
 

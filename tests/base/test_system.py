@@ -9,6 +9,7 @@ from imitated_machines import BOARD, LAPTOP, MEMINFO, lay_out
 
 from dtl.base.system import (
     available_memory,
+    busy_elsewhere,
     container_left,
     container_limit,
     installed_memory,
@@ -16,6 +17,7 @@ from dtl.base.system import (
     processor,
     processor_name,
     resident_memory,
+    thread_warning,
     usable_cores,
 )
 
@@ -52,6 +54,54 @@ def test_cores_that_a_container_is_given(tmp_path, monkeypatch, files, cores):
     monkeypatch.setattr(os, "cpu_count", lambda: 13)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(13)), raising=False)
     assert usable_cores(lay_out(tmp_path, files)) == cores
+
+
+OWN_THREADS = {
+    "proc/self/task/7/stat": "7 (python (a) R) R 1 7 7 0 -1",
+    "proc/self/task/8/stat": "8 (python (a) R) S 1 7 7 0 -1",
+    "proc/self/task/9/stat": "9 (python (a) R) R 1 7 7 0 -1",
+}
+
+
+@pytest.mark.parametrize(
+    ("load", "running", "busy"),
+    [("1.50", 6, 1.5), ("9.00", 5, 3), ("9.00", 1, 0), ("0.00", 9, 0), ("12345.67", 2, 0)],
+)
+def test_cores_that_other_programs_take(tmp_path, load, running, busy):
+    """The load, and no more than want a core now without this process' own two threads."""
+    root = lay_out(tmp_path, {"proc/loadavg": f"{load} 3.00 4.00 {running}/431 1234\n"} | OWN_THREADS)
+    assert busy_elsewhere(root) == busy
+
+
+@pytest.mark.parametrize("text", [None, "", "nonsense\n", "nan 1 1 1/1 1"])
+def test_a_system_that_does_not_tell_its_load_gives_no_warning(tmp_path, text):
+    root = lay_out(tmp_path, {} if text is None else {"proc/loadavg": text})
+    assert busy_elsewhere(root) is None and thread_warning(2, root) is None
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads", "load", "fewer"),
+    [
+        (2, 2, 2.0, "1 thread"),
+        (2, 2, 8.0, "1 thread"),
+        (2, 2, 1.0, "1 thread"),
+        (2, 2, 0.5, None),  # an editor and a browser
+        (2, 1, 8.0, None),  # gets its part of a core
+        (16, 16, 5.0, "11 threads"),
+        (16, 8, 5.0, None),
+        (16, 8, 12.0, "4 threads"),
+        (16, 16, 0.7, None),
+    ],
+)
+def test_threads_that_have_no_cores_are_too_many(tmp_path, monkeypatch, cores, threads, load, fewer):
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    root = lay_out(tmp_path, {"proc/loadavg": f"{load:.2f} 1.00 1.00 40/431 1234\n"})
+    found = thread_warning(threads, root)
+    assert (found is None) == (fewer is None)
+    if fewer is not None:
+        assert found is not None and f"OMP_NUM_THREADS={fewer.split()[0]} before" in found
+        assert found.startswith(f"other programs keep {min(load, cores):.0f} of {cores} cores busy")
+        assert found.endswith(f" takes {fewer}.")
 
 
 # --- memory -------------------------------------------------------------------------------------------------------

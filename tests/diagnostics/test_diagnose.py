@@ -84,6 +84,14 @@ def test_a_machine_on_which_all_is_well(diagnosed):
     assert list(Path.cwd().iterdir()) == [], "looking leaves nothing behind"
 
 
+def test_busy_cores_are_a_warning(diagnosed, monkeypatch):
+    """Of the threads that torch takes here, which are one in these tests."""
+    asked: list[int] = []
+    monkeypatch.setattr(diagnosis, "thread_warning", lambda threads: asked.append(threads) or "all cores are busy.")
+    code, out, _ = diagnosed()
+    assert code == 0 and "all cores are busy." in out and asked == [1]
+
+
 def test_something_in_the_way(diagnosed):
     code, out, err = diagnosed("plugins=[diagnosed_nowhere]")
     assert code == 1

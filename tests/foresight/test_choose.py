@@ -1,5 +1,6 @@
 """model=auto: the rule on made speeds, and runs whose choice is ordinary config."""
 
+import itertools
 import json
 import shlex
 import sys
@@ -70,6 +71,14 @@ def test_evaluations_take_their_part_of_the_time():
     assert Limits(1000.0, 1e9, 1e9, evaluated=30).reached(70.0) == 70_000 - choosing.MOST_EVALUATIONS * 10
     assert Limits(10.0, 1e9, 1e9, evaluated=3, evaluated_at_end=6000).reached(70.0) == 350
     assert Limits(10.0, 1e9, 1e9, evaluated=30, every=40).reached(70.0) == 700 / 1.25
+
+
+def test_no_size_of_the_ladder_is_more_than_three_times_the_one_below():
+    ladder = list(sizes(dtl.compose("model=auto", "trainer.hours=1", "data=wiki"), 65))
+    assert [str(size) for size in ladder[:4]] == ["64 x 2", "96 x 2", "128 x 3", "192 x 4"]
+    for below, above in itertools.pairwise(ladder):
+        assert 1.2 < above.n_parameters / below.n_parameters < 3.2 and above.flops > below.flops
+    assert all(size.model.dim % size.model.n_heads == 0 for size in ladder)
 
 
 # --- runs ---------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from dtl.foresight.predict import (
     predicted,
     shape_of,
 )
-from dtl.foresight.process import NotCachedError, OnlyCached, ProcessMemory
+from dtl.foresight.process import NotCachedError, OnlyCached, ProcessMemory, not_prepared
 from dtl.foresight.remedies import first_that_fits, remedies
 from dtl.foresight.trace import PARTS, Peak, StepShape
 
@@ -251,6 +251,30 @@ def test_bad_words_are_rejected_as_everywhere(word, message, monkeypatch, capsys
     assert code == 2 and message in text
 
 
+def test_gradients_that_are_not_there_at_the_peak_have_a_reason(tmp_path):
+    """At a peak in the loss of a step without accumulation there are none yet."""
+    made = setting(8 * GIB, tmp_path)
+    for more, row in (({}, "-   none yet: the backward pass makes them"), ({"gradients": 3.0 * MIB}, "3.0 MiB")):
+        found = replace(made.predict(made.config), parts={"weights": 10.0 * MIB, "backward": 1.0} | more)
+        (line,) = (line for line in dtl.plan._table(made, found) if line.split()[0] == "gradients")
+        assert line.endswith(row) and len(line) <= 80
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "folder"])
+def test_a_cache_that_is_a_file_is_named(name, tmp_path):
+    (tmp_path / "file").write_text("a file")
+    note = not_prepared(str(tmp_path / name))
+    rule = f"data.cache_dir={tmp_path / name}: must be a folder, and {tmp_path / 'file'} is a file."
+    assert note.startswith("The data is not prepared yet: " if name == "folder" else rule)
+
+
+def test_tab_completes_the_keys_of_a_plan(monkeypatch, capsys):
+    for typed, expected in (("mach", "machine="), ("model=la", "model=large")):
+        monkeypatch.setenv("COMP_LINE", f"dtl-plan {typed}")
+        code, text = run_plan(monkeypatch, capsys, "-sc", "query=bash")
+        assert code == 0 and text.split() == [expected]
+
+
 def test_a_plan_writes_no_folder(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dtl.plan, "planned", lambda *_: setting(8 * GIB, tmp_path / "cache"))
@@ -266,11 +290,11 @@ def test_a_plan_writes_no_folder(monkeypatch, capsys, tmp_path):
 class Built:
     """The parts of a run that `foresee` reads."""
 
-    def __init__(self, run: dtl.RunConfig, at_once: int | None = None) -> None:
+    def __init__(self, run: dtl.RunConfig, at_once: int | None = None, device: str = "cpu") -> None:
         import torch
 
         self.trainer = type("Trainer", (), {"sequences_at_once": at_once or run.micro_batch_size})
-        self.config, self.device, self.precision = run, torch.device("cpu"), "fp32"
+        self.config, self.device, self.precision = run, torch.device(device), "fp32"
         self.attention = type("Choice", (), {"name": "sdpa"})
         self.data = type("Data", (), {"train": questions()})
         self.tokenizer = type("Tokenizer", (), {"vocab_size": 101})
@@ -305,6 +329,22 @@ def test_a_run_that_begins_split_is_foreseen_as_such(monkeypatch):
     for at_once in (None, 3, 1):
         foresee(Built(run, at_once))  # pyright: ignore[reportArgumentType]
     assert [(shape.rows, shape.n_micro_batches) for shape in shapes] == [(5, 2), (3, 4), (1, 10)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "a_sequence", "refused"), [(5, 3, False), (5, 20, True), (1, 20, True), (5, 1, False)]
+)
+def test_a_run_on_a_gpu_is_refused_only_where_no_split_of_it_fits(rows, a_sequence, refused, monkeypatch):
+    """12 GiB free on a card; a step needs so many GiB a sequence."""
+    monkeypatch.setattr(predict, "peak_of", lambda shape, cache: peak(shape.rows * a_sequence * GIB, 1.0))
+    monkeypatch.setattr(predict, "this_machine", lambda _: Machine("", "cuda", 12 * GIB, "free on the card"))
+    run = config(micro_batch_size=rows)
+    if refused:
+        with pytest.raises(DoesNotFitError, match=r"activation_checkpointing=selective.*trainer\.check_memory=false"):
+            foresee(Built(run, device="cuda"))  # pyright: ignore[reportArgumentType]
+        return
+    ((_, text),) = foresee(Built(run, device="cuda"))  # pyright: ignore[reportArgumentType]
+    assert ("it fits split: " in text) == (a_sequence == 3) and "\n" not in text
 
 
 def test_a_shape_without_a_trace_costs_nothing(tmp_path):

@@ -208,6 +208,16 @@ def test_the_first_time_warms_up(qa, monkeypatch):
     assert REAL.least > SHALLOW.least >= 1
 
 
+@pytest.mark.parametrize(("first", "times"), [(0.2, 2), (0.3, 1)])
+def test_a_long_first_time_counts(qa, monkeypatch, first, times):
+    """So that a large model is not evaluated twice."""
+    run, clock = qa, iter([0.0, first, 10.0, 10.1])
+    monkeypatch.setattr(Run, "clock", lambda self: next(clock))
+    done: list[int] = []
+    found = run.seconds(lambda: done.append(1), Limits(1, 1, 0.0, counts_first=0.25))
+    assert len(done) == times and found == pytest.approx(first if times == 1 else 0.1)
+
+
 def test_the_process_ends_with_its_context(qa, monkeypatch):
     children = []
 

@@ -15,6 +15,7 @@ from tiny_runs import outcome, result, start, steps_kept, tiny_config, write_pai
 
 from dtl.base.display import lasting_display, say, shown
 from dtl.base.safe_text import SafeStream
+from dtl.runner import screens
 from dtl.runner.screens import PROFILED_OPERATORS, show_profile
 
 
@@ -125,3 +126,13 @@ def test_colours_pass_the_guard_of_the_streams(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("NO_COLOR", raising=False)
     lasting_display().warn("\x1b]52;c;x\x07")
     assert terminal.getvalue().count("\x1b[") >= 1 and "\x1b]" not in terminal.getvalue()
+
+
+@pytest.mark.parametrize("busy", [None, "all cores are busy: OMP_NUM_THREADS=1."])
+def test_busy_cores_are_a_line_at_the_start_of_a_run(
+    busy: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(screens, "thread_warning", lambda threads: busy)
+    start(tiny_config(write_pairs(tmp_path / "pairs.jsonl"), total_steps=1), tmp_path / "run")
+    out, details = capsys.readouterr().out, (tmp_path / "run" / "details.txt").read_text()
+    assert out.count("all cores are busy") == details.count("all cores are busy") == (busy is not None)

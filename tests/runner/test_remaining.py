@@ -1,7 +1,9 @@
 """How long a run still takes: from fed seconds, without a clock."""
 
 import random
+import re
 from datetime import datetime
+from itertools import combinations_with_replacement
 
 import pytest
 import torch
@@ -23,6 +25,7 @@ from dtl.runner.remaining import (
     Remaining,
     Span,
     in_range,
+    left_of_steps,
 )
 from dtl.tracking.metrics import SPEED, UTILIZATION, read_metrics
 from dtl.training.config import TrainerConfig
@@ -131,6 +134,28 @@ def test_early_stopping_may_end_it_before():
     assert patient is not None and not patient.may_end_early
 
 
+def test_what_is_left_follows_from_the_steps_that_a_runs_files_have():
+    """Steps of 2 s and a first one of 60 s; what the run did besides is due again at most."""
+    seconds = {1: 60.0} | {step: 58.0 + 2 * step for step in range(2, 41)}
+    steps = left_of_steps(seconds, 100)
+    assert steps is not None and steps.low < steps.middle < steps.high < 140
+    assert steps.middle == pytest.approx(120)
+    more = left_of_steps(seconds, 100, elapsed=seconds[40] + 20)
+    assert more is not None and more.low == steps.low and more.high == pytest.approx(steps.high + 60 * 20 / 40)
+    assert more.middle == pytest.approx(135)
+    by_hours = left_of_steps(seconds, 100, hours=(seconds[40] + 10) / 3600)
+    assert by_hours is not None and by_hours.middle == pytest.approx(10)
+    over = left_of_steps(seconds, 30)
+    assert over is not None and over.high == 0
+    assert left_of_steps({}, 100) is None and left_of_steps({3: 1.0}, 100) is None
+
+
+def test_damaged_files_have_no_end():
+    assert left_of_steps({1: 0.0, 2: 1e308}, 10**9) is None
+    backwards = left_of_steps({1: 9.0, 2: 3.0, 3: 4.0}, 100)
+    assert backwards is not None and backwards.low >= 0
+
+
 def test_before_the_first_step_nothing_is_known():
     assert remaining().left(TrainState()) is None
 
@@ -144,17 +169,52 @@ def test_before_the_first_step_nothing_is_known():
         (11_000, 12_100, "3.1 to 3.4 h"),
         (100_000, 150_000, "28 to 42 h"),
         (800_000, 1e6, "9 to 12 days"),
+        (0, 0, "under 1 s"),
+        (0.2, 1.4, "under 2 s"),
+        (5, 130, "under 3 min"),
+        (20, 100, "20 to 100 s"),
+        (100, 9_000, "under 3 h"),
+        (1_000, 40_000, "under 12 h"),
+        (3_000, 200_000, "under 3 days"),
+        (3e8, 9e10, "10 to 2,852 years"),
     ],
 )
 def test_a_range_has_one_unit(low, high, text):
     assert in_range(low, high) == text
 
 
+def test_every_range_can_be_read_and_holds_its_seconds():
+    """Of any two seconds from a hundredth to a million years: no zero, at most two numbers in order, one unit, and a
+    short line. What is shown is within half of its last digit of what is meant, and `under` is above it."""
+    seconds = sorted(
+        {0.0, *(10 ** (n / 8) for n in range(-16, 104)), *(n + off for n in BORDERS for off in (-0.6, 0, 0.6))}
+    )
+    for low, high in combinations_with_replacement(seconds, 2):
+        text = in_range(low, high)
+        match = re.fullmatch(r"(?:(under )|([\d,.]+) to )?([\d,.]+) (s|min|h|days|years)", text)
+        assert match is not None, text
+        low, high = (value / SCALES[match[4]] for value in (low, high))
+        first, last = (value and float(value.replace(",", "")) for value in (match[2], match[3]))
+        half = 0.051 if "." in match[3] else 0.501
+        assert last and (first is None or 0 < first < last), text
+        if match[1]:
+            assert low <= half and high <= last <= high + 1, text
+        else:
+            assert abs(last - high) <= half and abs((first or last) - low) <= half, text
+        span = Span(*(value * SCALES[match[4]] for value in (low, (low + high) / 2, high)), may_end_early=True)
+        assert span.text(NOW).endswith(f"in {text}") and len(span.text(NOW)) <= 48
+
+
+NOW = datetime(2024, 2, 28, 14, 20)
+SCALES = {"s": 1, "min": 60, "h": 3600, "days": 86_400, "years": 31_557_600}
+BORDERS = (1, 60, 120, 3_600, 7_200, 36_000, 86_400, 172_800, 864_000, 63_115_200)
+
+
 def test_the_end_has_the_day_where_it_is_another_one():
     now = datetime(2024, 2, 28, 14, 20)
     assert Span(720, 780, 900).text(now) == "ends 14:33, in 12 to 15 min"
     assert Span(12, 20, 31).text(now) == "ends in 12 to 31 s"
-    assert Span(60, 40_000, 50_000, may_end_early=True).text(now) == "ends by Thu 01:26, in 0 to 14 h"
+    assert Span(60, 40_000, 50_000, may_end_early=True).text(now) == "ends by Thu 01:26, in under 14 h"
     assert Span(8e5, 9e5, 1e6).text(now) == "ends 10 Mar 00:20, in 9 to 12 days"
 
 

@@ -19,6 +19,8 @@ from dtl.errors import InterruptedRun, TrainingError
 from dtl.model.transformer import TransformerLM
 from dtl.run_dir.state import read_run_state
 from dtl.runner import memory
+from dtl.runner.remaining import EVALUATION
+from dtl.runner.session import Session
 from dtl.tracking.metrics import read_metrics
 from dtl.training.trainer import Trainer
 
@@ -94,6 +96,33 @@ def test_a_run_goes_on_with_half_the_sequences_at_once_and_the_next_begins_with_
     assert max(tried) == 4 and line not in capsys.readouterr().out
 
 
+@pytest.mark.fault("eval-out-of-memory")
+def test_the_next_run_begins_with_the_halves_of_an_evaluation(
+    config: RunConfig,
+    tmp_path: Path,
+    cramp: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its steps, which had the memory, begin whole."""
+    cramp(1, training=False)
+    start(config, tmp_path / "run")
+    assert "Validation: no memory for 4 sequences at once. From here on 1: the same loss." in capsys.readouterr().out
+
+    tried: dict[bool, list[int]] = {True: [], False: []}
+
+    def counted(self: TransformerLM, ids_bt: Tensor, *rest: Any) -> Tensor:
+        tried[self.training].append(len(ids_bt))
+        return HIDDEN(self, ids_bt, *rest)
+
+    monkeypatch.setattr(TransformerLM, "hidden", counted)
+    monkeypatch.setattr(Session, "final_report", lambda self: None)
+    start(replace(config, seed=3), tmp_path / "next")
+    line = "An earlier run like this had no memory for 4 sequences at once in validation: begins with 1 there."
+    assert capsys.readouterr().out.replace("\n", " ").count(line) == 1
+    assert max(tried[True]) == 4 and max(tried[False]) == 1
+
+
 @pytest.mark.fault("out-of-memory-step", "stop-in-step")
 def test_a_stop_while_a_step_is_taken_again_keeps_what_was_learnt(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -145,12 +174,31 @@ def test_what_is_remembered_holds_for_as_much_memory(
     monkeypatch.setattr(memory, "attainable_memory", lambda device: 100)
     assert fitting(73).recall() is None
     fitting(73).remember(4)
+    fitting(73).remember(1, EVALUATION)
     fitting(71).remember(3)
     fitting(73).remember(2)
     monkeypatch.setattr(memory, "attainable_memory", lambda device: available)
     assert fitting(73).recall() == (None if available == 106 else 2)
+    assert fitting(73).recall(EVALUATION) == (None if available == 106 else 1)
     assert fitting(71).recall() == (None if available == 106 else 3)
     assert fitting(67).recall() is None
+
+
+@pytest.mark.parametrize(("after", "begins_split"), [(97, True), (60, False), (130, True)])
+def test_what_is_remembered_holds_for_the_memory_at_the_start(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, after: int, begins_split: bool
+) -> None:
+    """100 then, and 102 at the next start. CUDA's kernels take a little of it during a run; what another program took
+    meanwhile may be there the next time."""
+
+    def fitting(available: int) -> memory.FittingSequences:
+        monkeypatch.setattr(memory, "attainable_memory", lambda device: available)
+        return memory.FittingSequences(config, 97, torch.device("cpu"), "fp32", "sdpa")
+
+    first = fitting(100)
+    monkeypatch.setattr(memory, "attainable_memory", lambda device: after)
+    first.remember(2)
+    assert fitting(102).recall() == (2 if begins_split else None)
 
 
 @pytest.mark.parametrize(

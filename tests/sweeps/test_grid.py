@@ -2,17 +2,19 @@
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import get_args
 
 import pytest
 from rich.console import Console
 
-from dtl.base.files import write_record
+from dtl.base.files import write_atomically, write_record
 from dtl.base.json_files import sealed
 from dtl.checkpoints.listing import step_folder
 from dtl.errors import ConfigError
 from dtl.run_dir.provenance import write_result
+from dtl.run_dir.state import read_run_state
 from dtl.run_dir.sweep_records import (
     LOG,
     TRACEBACK,
@@ -27,7 +29,8 @@ from dtl.run_dir.sweep_records import (
 from dtl.sweeps.grid import compose_all, create_trials, describe_duplicates, trial_overrides
 from dtl.sweeps.live import SweepScreen
 from dtl.sweeps.search_launch import best_of
-from dtl.sweeps.table import Status, failures, find_sweep, rows_of, status_of, trial_table, varying_overrides
+from dtl.sweeps.table import Row, Status, failures, find_sweep, rows_of, status_of, trial_table, varying_overrides
+from dtl.tracking.metrics import METRICS
 from dtl.train import prepare_arguments
 
 STATES = get_args(TrialState)
@@ -359,6 +362,25 @@ def test_a_row_alone_has_what_varies_in_the_whole_grid(tmp_path):
     text = io.StringIO()
     Console(file=text, width=100).print(trial_table(rows_of(sweep, trials[:1]), trials))
     assert "a=1" in text.getvalue() and "b=5" not in text.getvalue()
+
+
+def test_a_running_trial_shows_its_end_as_a_run_does(tmp_path):
+    """In two lines of the table, within bounds, of steps of a minute; one without a step shows what it took so far."""
+    sweep = made(tmp_path / "s", *(Trial(n, [f"a={n}"], "h") for n in range(2)), arguments=["a=0,1"])
+    rows = []
+    for number in range(2):
+        trial = Trial(number, [f"a={number}"], "h", state="running", started=now(), attempts=1)
+        folder = sweep.trial_folder(number)
+        write_atomically(folder / "run.json", json.dumps({"last_step": 100}))
+        metrics = "".join(json.dumps({"step": step, "seconds": 60.0 * step}) + "\n" for step in range(1, 41))
+        write_atomically(folder / METRICS, metrics if number == 0 else "")
+        rows.append(Row(trial, read_run_state(folder)))
+    text = io.StringIO()
+    Console(file=text, width=80).print(trial_table(rows))
+    shown = [line.rstrip() for line in text.getvalue().splitlines()]
+    assert re.search(r" 40/100  +ends (\w\w\w )?\d\d:\d\d$", shown[-3]), text.getvalue()
+    assert re.fullmatch(r" +in 5\d to 6\d min", shown[-2]) and re.search(r"running  +\d+ s$", shown[-1])
+    assert "left" not in text.getvalue()
 
 
 @pytest.mark.parametrize("n_trials", [1, 2])
