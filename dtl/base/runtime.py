@@ -176,6 +176,13 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 # --- random states ----------------------------------------------------------------------------------------------
 
 
+def random_int16(shape: torch.Size) -> torch.Tensor:
+    """Return numbers from -32,768 to 32,767, uniform, on the CPU: four of them share 64 bits of torch's generator."""
+    n = shape.numel()
+    bits = torch.randint(-(1 << 63), (1 << 63) - 1, (-(-n // 4),))
+    return bits.view(torch.int16)[:n].view(shape)
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch on all devices."""
     random.seed(seed)

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor
 
+from dtl.base.runtime import random_int16
+
 # --- rotation and interfaces --------------------------------------------------------------------------------------
 
 
@@ -104,17 +106,15 @@ class AttentionContext:
 def dropout(x: Tensor, p: float) -> Tensor:
     """Zero each value with probability `p`, and divide the others by 1 - p (Srivastava et al. 2014).
 
-    On a CPU p is rounded to a multiple of 2^-16: four values share 64 random bits. torch draws a number for each, which
-    takes six times as long, a twelfth of a step on questions.
+    On a CPU p is rounded to a multiple of 2^-16. torch draws a number of its own for each value, which takes six times
+    as long, a twelfth of a step on questions.
     """
     if x.device.type != "cpu":
         return F.dropout(x, p)
     kept = round((1 - p) * 65536)  # of 65,536
     if kept in (0, 65536):
         return x * (kept // 65536)
-    bits = torch.randint(-(1 << 63), (1 << 63) - 1, (-(-x.numel() // 4),))
-    numbers = bits.view(torch.int16)[: x.numel()].view(x.shape)  # uniform over -32,768 to 32,767
-    return x * (numbers < kept - 32768).to(x.dtype).mul_(65536 / kept)
+    return x * (random_int16(x.shape) < kept - 32768).to(x.dtype).mul_(65536 / kept)
 
 
 # --- plain attention ----------------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ def _causal_attention_with_dropout(q_bhtk: Tensor, k_bgtk: Tensor, v_bgtk: Tenso
     """On a CPU, where no fused kernel has dropout: torch's own formula also looks for queries that see no key."""
     n_shared, n_tokens = q_bhtk.shape[1] // k_bgtk.shape[1], q_bhtk.shape[2]
     k_bhtk, v_bhtk = (x if n_shared == 1 else x.repeat_interleave(n_shared, dim=1) for x in (k_bgtk, v_bgtk))
-    scores_bhts = (q_bhtk * q_bhtk.shape[-1] ** -0.5) @ k_bhtk.transpose(-2, -1)
+    scores_bhts = (q_bhtk * q_bhtk.shape[-1] ** -0.5) @ rearrange(k_bhtk, "b h s k -> b h k s")
     scores_bhts += scores_bhts.new_full((n_tokens, n_tokens), -torch.inf).triu(1)
     return dropout(scores_bhts.softmax(dim=-1), p) @ v_bhtk
 
