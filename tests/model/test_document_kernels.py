@@ -213,8 +213,6 @@ def test_flex_blocks_fit_a_small_card(head_dim, element_size):
     assert flex_blocks(64, 2)["bwd_BLOCK_M1"] == 64  # no smaller than it has to be
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_selective_checkpointing_keeps_what_varlen_computed_but_not_with_dropout():
     importlib.import_module("torch.nn.attention.varlen")
     varlen = torch.ops.torch_attn._varlen_attn.default
@@ -223,6 +221,8 @@ def test_selective_checkpointing_keeps_what_varlen_computed_but_not_with_dropout
     create_selective_checkpoint_contexts(kept_operators(attention_dropout=False))  # torch takes all of them
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", ["varlen", "flex"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_kernels_of_a_card_are_exact(monkeypatch, tiny_config, name, dtype):
