@@ -26,7 +26,7 @@ from dtl.base.runtime import arithmetic, autocast, choose_device, choose_precisi
 from dtl.base.units import in_seconds, in_time, number_of
 from dtl.checkpoints.find import find_checkpoint
 from dtl.config import RunConfig, typed
-from dtl.data.batches import PackedSequences, TrainingData
+from dtl.data.batches import Batch, PackedSequences, TrainingData
 from dtl.data.collect import open_sources
 from dtl.data.pack import pack_stream
 from dtl.data.prepare import PreparedData
@@ -37,6 +37,7 @@ from dtl.evaluation.measure import Plan
 from dtl.evaluation.text import count_token_bytes
 from dtl.foresight.predict import with_data
 from dtl.generation.conversation import answer_greedily, continuations, prompts_of
+from dtl.model.config import ModelConfig
 from dtl.model.transformer import TransformerLM
 from dtl.runner.build import OUTPUTS, build_trainer, checkpoint_bytes, choose_attention
 from dtl.runner.length import RunLength
@@ -49,6 +50,8 @@ from dtl.training.evaluate import evaluate
 DEPTHS = (1, 4)
 # A batch of validation that takes longer is that of a large model: fewer questions then, which take about as long each.
 SLOW_BATCH, FEW_QUESTIONS = 0.25, 32
+# FLOP of a forward and backward pass on a CPU, some seconds of a core: where one has more, a single sequence warms up.
+SLOW_FLOP = 1e11
 MEASURED_TOKENS = 8  # of an answer or a sample: more take as long each
 SAVED_BYTES = 16 * 2**20
 
@@ -126,6 +129,21 @@ def made_data(config: RunConfig, vocab_size: int) -> TrainingData:
     return TrainingData({"made": rows}, {"made": 1.0})
 
 
+def some_model(config: ModelConfig, vocab_size: int, device: torch.device) -> TransformerLM:
+    """Return a model with any small weights: to draw those of a new model takes seconds of a large one."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        model = TransformerLM(config, vocab_size)
+    if any(True for _ in model.buffers()):  # of a block of one's own: only it knows what they hold
+        return TransformerLM(config, vocab_size).to(device)
+    model.to_empty(device=device)
+    if config.tie_embeddings:
+        model.head.weight = model.embedding.weight
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(1.0) if parameter.ndim == 1 else parameter.uniform_(-0.02, 0.02)
+    return model
+
+
 def timed(run: Run, n_layers: int, limits: Limits) -> dict[str, float]:
     """Return the seconds of each piece of work of a run with so many layers; `clock`: time for a second of them."""
     config = run.config
@@ -137,7 +155,7 @@ def timed(run: Run, n_layers: int, limits: Limits) -> dict[str, float]:
     )
     config = replace(config, model=replace(config.model, n_layers=n_layers), trainer=one_pass)
     began = run.clock()
-    model = TransformerLM(config.model, run.vocab_size).to(run.device)
+    model = some_model(config.model, run.vocab_size, run.device)
     model.activation_checkpointing = config.trainer.activation_checkpointing
     model.document_kernel = choose_attention(config, model, run.train, run.precision, {}).name
     length = RunLength.of(config, run.train.steps_per_epoch(config.global_batch_size))
@@ -155,6 +173,19 @@ def timed(run: Run, n_layers: int, limits: Limits) -> dict[str, float]:
         return loss
 
     trainer.accumulate_gradients = accumulate_timed
+    flop = config.micro_batch_size * config.seq_len * model.flops_per_token(config.seq_len)
+    is_slow = run.device.type == "cpu" and flop > SLOW_FLOP and not limits.compiles
+    whole_batches = trainer.next_batches
+
+    def next_batches() -> list[Batch]:
+        """Let one sequence warm up what is slow: a step of it makes the optimizer's state, and all code is loaded."""
+        if not is_slow or passes:
+            return whole_batches()
+        state = trainer.state
+        rows = run.train.batch_sequences(trainer.seed, state.epoch, state.step_in_epoch, 1)
+        return run.train.in_batches(rows, 1)
+
+    trainer.next_batches = next_batches
     steps, walls, seconds = trainer.steps(), list[float](), list[float]()
 
     def step() -> None:
@@ -173,16 +204,19 @@ def timed(run: Run, n_layers: int, limits: Limits) -> dict[str, float]:
     found["bytes"] = float(checkpoint_bytes(model, trainer.optimizers, averaged=trainer.averaged is not None))
     if run.data is not None:
         with torch.inference_mode(), autocast(run.device, run.precision):
-            found |= _timed_evaluations(run, model.eval(), run.data, limits)
+            found |= _timed_evaluations(run, model.eval(), run.data, limits, 1 if is_slow else config.micro_batch_size)
     return found
 
 
-def _timed_evaluations(run: Run, model: TransformerLM, data: PreparedData, limits: Limits) -> dict[str, float]:
+def _timed_evaluations(
+    run: Run, model: TransformerLM, data: PreparedData, limits: Limits, n_sequences: int
+) -> dict[str, float]:
     """Return the seconds of a batch of validation, of one sampled token, and of a batch of questions at the end."""
     config, tokenizer = run.config, data.tokenizer
     few = replace(limits, least=1, seconds=limits.seconds / 3, counts_first=SLOW_BATCH)
     held_out = data.validation or next(iter(data.train.rows.values()))
-    found = {EVALUATION: run.seconds(lambda: evaluate(model, held_out, config.micro_batch_size, 1), few)}
+    share = config.micro_batch_size / n_sequences
+    found = {EVALUATION: share * run.seconds(lambda: evaluate(model, held_out, n_sequences, 1), few)}
     start = held_out.batch(range(min(N_SAMPLES, len(held_out)))).inputs[:, :SAMPLE_PROMPT_TOKENS]
     prompts = [tokenizer.decode(row.tolist()) for row in start]
     sampling = replace(config.sampling, max_new_tokens=MEASURED_TOKENS)

@@ -32,10 +32,11 @@ from dtl.foresight.time import (
     lines,
     made_data,
     of_depth,
+    some_model,
     timed,
     watts,
 )
-from dtl.model.transformer import TransformerLM
+from dtl.model.transformer import TransformerBlock, TransformerLM
 from dtl.runner.length import RunLength
 
 COSTS = {
@@ -175,6 +176,42 @@ def test_accumulated_passes_are_timed_once(qa, monkeypatch):
     monkeypatch.setattr(dtl.training.trainer.Trainer, "update_weights", slow_update)
     run = with_trainer(qa, grad_accum_steps=7)
     assert timed(run, 1, Limits(2, 2, 0.0))["step"] == pytest.approx(7.1)
+
+
+@pytest.mark.parametrize(("limits", "first"), [(Limits(2, 2, 0.0), 1), (Limits(2, 2, 0.0, compiles=True), 3)])
+def test_one_sequence_warms_up_what_is_slow_and_a_real_probe_takes_whole_steps(qa, monkeypatch, limits, first):
+    monkeypatch.setattr(dtl.foresight.time, "SLOW_FLOP", 0.0)
+    accumulate, sizes = dtl.training.trainer.Trainer.accumulate_gradients, []
+
+    def seen(self, batches):
+        sizes.append([len(batch.rows) for batch in batches])
+        return accumulate(self, batches)
+
+    monkeypatch.setattr(dtl.training.trainer.Trainer, "accumulate_gradients", seen)
+    found = timed(with_trainer(qa, micro_batch_size=3), 2, limits)
+    assert sizes == [[first], [3], [3]]
+    assert COSTS.keys() == found.keys()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_of_any_weights_has_the_shape_of_a_new_one(qa, tied):
+    config, device = replace(qa.config.model, tie_embeddings=tied), torch.device("cpu")
+    new, found = TransformerLM(config, qa.vocab_size), some_model(config, qa.vocab_size, device)
+    shapes = [{name: tuple(p.shape) for name, p in model.named_parameters()} for model in (new, found)]
+    assert shapes[0] == shapes[1] and (found.head.weight is found.embedding.weight) is tied
+    assert all(p.isfinite().all() and p.abs().max() > 0 for p in found.parameters())
+
+
+def test_a_block_with_buffers_builds_itself(qa, monkeypatch):
+    made = TransformerBlock.__init__
+
+    def with_buffer(self, config, layer):
+        made(self, config, layer)
+        self.register_buffer("numbers", torch.arange(5))
+
+    monkeypatch.setattr(TransformerBlock, "__init__", with_buffer)
+    found = some_model(qa.config.model, qa.vocab_size, torch.device("cpu"))
+    assert found.blocks[0].numbers.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_all_pieces_of_a_run_are_timed_and_its_random_data_has_none_besides_steps(qa):
