@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from dtl.errors import ConfigError
 from dtl.model.attention import KeyValueCache
 from dtl.model.transformer import (
+    Dropout,
     GeluMLP,
     LearnedPositions,
     MultiHeadAttention,
@@ -194,7 +195,7 @@ def _is_standard(block: nn.Module) -> bool:
         return False
     attention = block.attention
     return (
-        isinstance(block.dropout, nn.Dropout)
+        type(block.dropout) in (Dropout, nn.Dropout)
         and type(attention) is MultiHeadAttention
         and all(type(linear) is nn.Linear for linear in (attention.to_q, attention.to_k, attention.to_v))
         and type(attention.to_out) is OutputProjection

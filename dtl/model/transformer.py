@@ -312,13 +312,14 @@ class TransformerBlock(BlockRules, nn.Module):
     def computes_positions_apart(self) -> bool:
         """Return whether only the attention mixes positions, so that `AttentionContext.at_n` may leave some out.
 
-        A block, attention, mlp or norm of one's own computes all of them.
+        A block, attention, mlp, norm or dropout of one's own computes all of them.
         """
         norms = self.attention_norm, self.mlp_norm
         return (
             type(self).forward is TransformerBlock.forward
             and type(self.attention) is MultiHeadAttention
             and type(self.mlp) in (SwiGLU, GeluMLP)
+            and type(self.dropout) in (Dropout, nn.Dropout)
             and all(type(norm) in (RMSNorm, nn.LayerNorm) for norm in norms)
         )
 

@@ -285,7 +285,7 @@ def _reference_line(
     if not curves or (subject := group.runs[0].subject) is None:
         return None
     end = max(curve.tokens[-1] for curve in curves)
-    begin = min(end / 10, *(run.validation.tokens[0] for run in runs if len(run.validation.tokens)))
+    begin = min([end / 10, *(run.validation.tokens[0] for run in runs if len(run.validation.tokens))])
     known = [point.tokens for point in reference.points]
     places = [begin, *(tokens for tokens in known if begin < tokens < end), end]
     points = [reference.at(tokens) for tokens in places if known[0] <= tokens <= known[-1]]

@@ -198,14 +198,31 @@ class BlockWithOwnAttention(TransformerBlock):
         return OwnAttention(config, layer)
 
 
+class AlwaysHalved(nn.Dropout):
+    def forward(self, input: Tensor) -> Tensor:
+        return 0.5 * input
+
+
+class BlockWithOwnDropout(TransformerBlock):
+    def __init__(self, config: Any, layer: int) -> None:
+        super().__init__(config, layer)
+        self.dropout = AlwaysHalved()
+
+
 @pytest.mark.parametrize(
     ("block", "laid_out"),
-    [(BlockWithOwnMLP, True), (BlockWithSubclass, True), (ParallelBlock, False), (BlockWithOwnAttention, False)],
+    [
+        (BlockWithOwnMLP, True),
+        (BlockWithSubclass, True),
+        (ParallelBlock, False),
+        (BlockWithOwnAttention, False),
+        (BlockWithOwnDropout, False),
+    ],
 )
 def test_blocks_of_ones_own_write_what_they_compute(
     random_model: Make, monkeypatch: pytest.MonkeyPatch, block: type, laid_out: bool
 ) -> None:
-    """An own mlp or norm is called as it is; an own attention or forward pass leaves the model as it is."""
+    """An own mlp or norm is called as it is; an own attention, dropout or forward pass leaves the model as it is."""
     monkeypatch.setitem(BLOCKS._parts, "own", block)
     arch = decoder_arch("own")
     model = random_model("modern", arch=arch, tie_embeddings=False)

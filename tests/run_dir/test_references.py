@@ -330,6 +330,15 @@ def test_over_vocabularies_bits_per_byte_are_held_against_each_other(no_checkpoi
     assert "1.025 bits per byte" in sentence and "0.005 higher than the reference bread (1.020)" in sentence
 
 
+def test_a_run_without_an_evaluation_has_its_report(no_checkpoints_problem, monkeypatch, tmp_path):
+    known = recorded(tmp_path, make_run(tmp_path / "1"))
+    groups = group_runs([read_run(make_run(tmp_path / "2", 2, steps=()))])
+    references = matched(groups, known)
+    (line,) = validation_lines(monkeypatch, groups, references)["loss_tokens"]
+    assert (line[0][0], line[0][-1]) == (pytest.approx(26 * 9.7 / 1000, rel=0.6), pytest.approx(26 * 97 / 1000))
+    assert beside_references(groups, references) == []
+
+
 def test_without_a_reference_nothing_is_drawn_or_said(no_checkpoints_problem, monkeypatch, tmp_path):
     known = [replace(each, n_without_embeddings=151_000) for each in recorded(tmp_path, make_run(tmp_path / "1"))]
     groups = group_runs([read_run(tmp_path / "1")])
