@@ -226,7 +226,7 @@ def budget_lines(setting: "Setting") -> Iterator[str]:
 def loss_lines(setting: "Setting", choices: Mapping[str, str | None]) -> Iterator[str]:
     """Yield the loss that the run's reference reached after as many tokens; nothing for a model that goes on from
     another one. `choices` are the files of the config groups."""
-    from dtl.run_dir.references import CURVES, Subject, data_kind, expected_lines, read_references
+    from dtl.run_dir.references import Subject, curves_file, data_kind, expected_lines, read_references
     from dtl.runner.build import on_meta
 
     config, vocabulary = setting.config, setting.facts.vocab_size
@@ -243,7 +243,7 @@ def loss_lines(setting: "Setting", choices: Mapping[str, str | None]) -> Iterato
     )
     own = config.curves if isinstance(config, PlanConfig) else None
     try:
-        references = read_references(Path(own).expanduser() if own else CURVES)
+        references = read_references(curves_file(own))
     except ConfigError as error:
         yield str(error)
         return

@@ -83,14 +83,14 @@ def job(composed: DictConfig) -> None:
 def _record_reference(settings: ReportConfig, folders: Sequence[Path]) -> list[str]:
     """Record the runs as a reference curve where that is asked for, before the report, which shows it; return what was
     done. Raises ConfigError where they give none."""
-    from dtl.run_dir.references import check_curves
+    from dtl.run_dir.references import check_curves, curves_file
 
     if settings.reference is None:
         check_curves(settings.curves)
         return []
     from dtl.notebook.records import record_reference
 
-    file = None if settings.curves is None else Path(settings.curves).expanduser()
+    file = None if settings.curves is None else curves_file(settings.curves)
     return [record_reference(folders, settings.reference, settings.text, settings.licence, file)]
 
 

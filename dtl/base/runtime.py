@@ -394,4 +394,8 @@ def fingerprint(
 def fingerprint_difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Lines such as `threads: 4 then, 2 now`; empty when the machine allows an exact resume."""
     keys = sorted(before.keys() | now.keys())
-    return [f"{key}: {before.get(key)} then, {now.get(key)} now" for key in keys if before.get(key) != now.get(key)]
+    return [
+        f"{key}: {before.get(key, 'that of an earlier DTL')} then, {now.get(key, 'not recorded')} now"
+        for key in keys
+        if before.get(key) != now.get(key)
+    ]

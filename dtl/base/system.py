@@ -79,7 +79,7 @@ def thread_warning(threads: int, root: Path = SYSTEM) -> str | None:
     much slower than one thread, which just gets its part of a core.
     """
     others, cores = busy_elsewhere(root), os.cpu_count() or 1
-    if threads < 2 or others is None or others < 0.75 or others + threads < cores + 0.75:
+    if threads < 2 or others is None or others < max(0.75, cores / 4) or others + threads < cores + 0.75:
         return None
     left = max(1, int(cores - others))
     return (

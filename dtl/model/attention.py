@@ -136,12 +136,17 @@ def sdpa_attention(
 
 
 def _causal_attention_with_dropout(q_bhtk: Tensor, k_bgtk: Tensor, v_bgtk: Tensor, p: float) -> Tensor:
-    """On a CPU, where no fused kernel has dropout: torch's own formula also looks for queries that see no key."""
+    """On a CPU, where no fused kernel has dropout: torch's own formula also looks for queries that see no key.
+
+    Scores and weights are at least fp32, as there.
+    """
     n_shared, n_tokens = q_bhtk.shape[1] // k_bgtk.shape[1], q_bhtk.shape[2]
     k_bhtk, v_bhtk = (x if n_shared == 1 else x.repeat_interleave(n_shared, dim=1) for x in (k_bgtk, v_bgtk))
-    scores_bhts = (q_bhtk * q_bhtk.shape[-1] ** -0.5) @ rearrange(k_bhtk, "b h s k -> b h k s")
-    scores_bhts += scores_bhts.new_full((n_tokens, n_tokens), -torch.inf).triu(1)
-    return dropout(scores_bhts.softmax(dim=-1), p) @ v_bhtk
+    dtype = torch.promote_types(q_bhtk.dtype, torch.float32)
+    with torch.autocast("cpu", enabled=False):
+        scores_bhts = (q_bhtk.to(dtype) * q_bhtk.shape[-1] ** -0.5) @ rearrange(k_bhtk.to(dtype), "b h s k -> b h k s")
+        scores_bhts += scores_bhts.new_full((n_tokens, n_tokens), -torch.inf).triu(1)
+        return (dropout(scores_bhts.softmax(dim=-1), p) @ v_bhtk.to(dtype)).to(v_bhtk.dtype)
 
 
 def reference_attention(

@@ -309,12 +309,13 @@ class TransformerBlock(BlockRules, nn.Module):
         x_btd = context.needed(x_btd) + self.dropout(self.attention(self.attention_norm(x_btd), context))
         return x_btd + self.dropout(self.mlp(self.mlp_norm(x_btd)))
 
-    def computes_positions_apart(self) -> bool:
+    def computes_positions_apart(self, next_norm: nn.Module) -> bool:
         """Return whether only the attention mixes positions, so that `AttentionContext.at_n` may leave some out.
 
-        A block, attention, mlp, norm or dropout of one's own computes all of them.
+        A block, attention, mlp, norm or dropout of one's own computes all of them; so does one before a norm of one's
+        own, the model's last.
         """
-        norms = self.attention_norm, self.mlp_norm
+        norms = self.attention_norm, self.mlp_norm, next_norm
         return (
             type(self).forward is TransformerBlock.forward
             and type(self.attention) is MultiHeadAttention
@@ -539,7 +540,7 @@ class TransformerLM(nn.Module):
         for block in blocks:
             x_btd = self._apply_block(block, x_btd, context)
         # Of questions a quarter of the positions has a target. Nothing reads the others once the last attention has.
-        early = at_n is not None and isinstance(last, TransformerBlock) and last.computes_positions_apart()
+        early = at_n is not None and isinstance(last, TransformerBlock) and last.computes_positions_apart(self.norm)
         x_btd = self._apply_block(last, x_btd, replace(context, at_n=at_n) if early else context)
         if at_n is None or early:
             return self.norm(x_btd)

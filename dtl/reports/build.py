@@ -94,10 +94,10 @@ def build(
 
 def _curves(settings: ReportConfig) -> tuple[list["Reference"], list[str]]:
     """Return the known reference curves, and a notice where their file is damaged: the report does without them."""
-    from dtl.run_dir.references import CURVES, read_references
+    from dtl.run_dir.references import curves_file, read_references
 
     try:
-        return read_references(Path(settings.curves).expanduser() if settings.curves else CURVES), []
+        return read_references(curves_file(settings.curves)), []
     except ConfigError as error:
         return [], [str(error)]
 

@@ -129,22 +129,36 @@ def read_references(path: Path) -> list[Reference]:
         raise ConfigError(f"{path}: the reference curves cannot be read ({error.strerror}).") from error
     references = []
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             references.append(parse_reference(json_object(line, strict=True)))
         except (ValueError, TypeError) as error:
             raise ConfigError(
                 f"{path}: line {number} is no reference curve ({in_one_line(str(error))}). Remove the line, or restore "
-                "the file: in a checkout by git, elsewhere by installing DTL again."
+                "the file; DTL's own comes back by git in a checkout, elsewhere by installing DTL again."
             ) from error
     return references
 
 
 def check_curves(curves: str | None) -> None:
     """Raise ConfigError for a file of curves that does not exist."""
-    if curves is not None and not Path(curves).expanduser().is_file():
-        raise ConfigError(
-            f"curves={curves}: no such file. `python -m dtl.report reference=NAME curves={curves}` makes it."
-        )
+    if curves is None or curves_file(curves).is_file():
+        return
+    if curves_file(curves).is_dir():
+        raise ConfigError(f"curves={curves}: is a folder. Give a file of reference curves, such as curves.jsonl in it.")
+    raise ConfigError(
+        f"curves={curves}: no such file. `python -m dtl.report runs=RUN reference=NAME text=NAME licence=LICENCE "
+        f"curves={curves}` makes it."
+    )
+
+
+def curves_file(curves: str | None) -> Path:
+    """Return the file of `curves=`, None = DTL's own. Raises ConfigError for the home of a stranger to this machine."""
+    try:
+        return CURVES if curves is None else Path(curves).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"curves={curves}: there is no such home directory. Give the whole path.") from error
 
 
 def parse_reference(values: dict[str, Any]) -> Reference:
@@ -265,9 +279,10 @@ def compared(reference: Reference, run: Subject, label: str, last: Point) -> str
     unit = "nats per token" if reference.has_vocabulary_of(run) else "bits per byte"
     own, other = (last.loss, point.loss) if unit == "nats per token" else (last.bits, point.bits)
     if own is None or other is None:
+        why = "the run's vocabulary is not known" if run.vocabulary is None else "its vocabulary is another one"
         return (
-            f"Reference {reference.name}, {reference.origin}: its vocabulary is another one, and without bits per byte "
-            f"the loss of {label} cannot be held against it."
+            f"Reference {reference.name}, {reference.origin}: {why}, and without bits per byte the loss of {label} "
+            "cannot be held against it."
         )
     difference = round(own - other, 3)
     beside = f"{abs(difference):.3f} {'lower' if difference < 0 else 'higher'}" if difference else "as much"

@@ -286,7 +286,7 @@ def test_a_fingerprint_tells_what_differs() -> None:
     }
     assert fingerprint_difference(before, now) == [
         "compile: False then, True now",
-        "new: None then, 1 now",
+        "new: that of an earlier DTL then, 1 now",
         "precision: fp32 then, bf16 now",
         f"threads: {before['threads']} then, {before['threads'] + 1} now",
     ]

@@ -95,6 +95,19 @@ def test_attention_with_dropout_on_a_cpu_is_the_reference_where_nothing_is_dropp
     torch.testing.assert_close(*results, atol=4 * TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_attention_with_dropout_rounds_no_more_than_torch(dtype, monkeypatch):
+    """Large scores, whose rounding to 16 bits would change their weights."""
+    monkeypatch.setattr(attention, "dropout", lambda x, p: x)
+    q, k, v = (tensor.to(dtype) for tensor in random_qkv(torch.float32, 33, 33, scale=2.0))
+    exact = reference_attention(q.double(), k.double(), v.double(), None)
+    ours, theirs = sdpa_attention(q, k, v, None, 0.5), sdpa_attention(q, k, v, None, 0.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = sdpa_attention(q, k, v, None, 0.5)
+    errors = [(y.double() - exact).square().mean().sqrt() for y in (ours, inside, theirs)]
+    assert max(errors[:2]) <= 1.1 * errors[2] and inside.dtype == dtype
+
+
 @pytest.mark.parametrize("shape", [(3, 7, 11), (1,), (2, 2), (0, 5), (101, 103)])
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 1.0, 1e-9])
 @pytest.mark.parametrize("dtype", TOLERANCE)

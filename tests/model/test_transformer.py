@@ -208,7 +208,7 @@ class MixingMLP(nn.Module):
         return x_btd.cumsum(dim=1)
 
 
-@pytest.mark.parametrize("part", ["mlp", "norm", "attention", "dropout", "forward"])
+@pytest.mark.parametrize("part", ["mlp", "norm", "last norm", "attention", "dropout", "forward"])
 def test_a_part_of_ones_own_sees_whole_sequences(tiny_model, part):
     model, ids = tiny_model("modern"), some_ids(2, 23)
     last = model.blocks[-1]
@@ -216,6 +216,8 @@ def test_a_part_of_ones_own_sees_whole_sequences(tiny_model, part):
         last.mlp = MixingMLP()
     elif part == "norm":
         last.mlp_norm = MixingMLP()
+    elif part == "last norm":
+        model.norm = MixingMLP()
     elif part == "dropout":
         last.dropout = MixingMLP()
     elif part == "attention":

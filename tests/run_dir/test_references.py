@@ -374,6 +374,11 @@ def test_the_command_records_and_shows(no_checkpoints_problem, elsewhere, monkey
     assert "Is this loss normal?" in Path("outputs/a/report/report.html").read_text()
     code, out = typed(monkeypatch, capsys, dtl.report, "runs=outputs/a", "curves=mine.json")
     assert code == 2 and "curves=mine.json: no such file" in out
+    for wrong, rule in {"outputs": "is a folder", "~nobody-here/c": "there is no such home directory"}.items():
+        code, out = typed(monkeypatch, capsys, dtl.report, "runs=outputs/a", f"curves={wrong}")
+        assert code == 2 and f"curves={wrong}: {rule}" in out
+        code, out = typed(monkeypatch, capsys, dtl.report, *words[:-1], f"curves={wrong}")
+        assert code in (1, 2) and "Error: " in out and "This is a bug" not in out
     code, out = typed(monkeypatch, capsys, dtl.report, "runs=outputs/a", "text=x")
     assert code == 2 and "text=x: describes the text of a curve. Add reference=NAME" in out
     Path("mine.jsonl").write_text("{\n")
