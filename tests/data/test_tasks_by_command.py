@@ -47,7 +47,15 @@ def test_each_task_alone_gives_what_every_evaluation_says(elsewhere: Path, monke
     rows = [{"question": f"Is {n} odd?", "answer": f"It is {'odd' if n % 2 else 'even'}."} for n in range(41)]
     (elsewhere / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = "data=qa data.qa.path=pairs.jsonl tokenizer=char data.validation_fraction=0.3 data.test_fraction=0.2"
-    call(dtl.train, monkeypatch, *data.split(), *TINY.split(), "plugins=[again_plugin]", "data.tasks=[again]")
+    call(
+        dtl.train,
+        monkeypatch,
+        *data.split(),
+        *TINY.split(),
+        "model.dropout=0",
+        "plugins=[again_plugin]",
+        "data.tasks=[again]",
+    )
     (result,) = elsewhere.glob("outputs/*/*/result.json")
     figures = json.loads(result.read_text())
     again = {key.removeprefix("again/"): value for key, value in figures.items() if key.startswith("again/")}
