@@ -84,7 +84,7 @@ def thread_warning(threads: int, root: Path = SYSTEM) -> str | None:
     left = max(1, int(cores - others))
     return (
         f"other programs keep {min(others, cores):.0f} of {cores} cores busy. {threads} threads, which wait for each "
-        f"other, are then many times slower; OMP_NUM_THREADS={left} before the command takes "
+        f"other, may then be many times slower; OMP_NUM_THREADS={left} before the command takes "
         f"{number_of('threads', left)}."
     )
 

@@ -296,7 +296,8 @@ def _reference_line(
         loss, note = [point.bits for point in points], "in its bits per byte"
     else:  # losses per token of another vocabulary: where the plot has nats, those of equal bits per byte
         loss = [point.bits / factor if point.bits and factor else None for point in points]
-        note = "its vocabulary is another one: drawn where its bits per byte are those of the runs"
+        why = "the runs' vocabulary is not known" if subject.vocabulary is None else "its vocabulary is another one"
+        note = f"{why}: drawn where its bits per byte are those of the runs"
     if len(points) < 2 or None in loss:
         return None
     curve = curves[0]

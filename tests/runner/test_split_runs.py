@@ -54,6 +54,23 @@ def cramp(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return plant
 
 
+@pytest.fixture
+def count_sequences(monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[bool, list[int]]]:
+    """Let all forward passes from there on succeed; their numbers of sequences, True: of those in training."""
+
+    def begin() -> dict[bool, list[int]]:
+        tried: dict[bool, list[int]] = {True: [], False: []}
+
+        def counted(self: TransformerLM, ids_bt: Tensor, *rest: Any) -> Tensor:
+            tried[self.training].append(len(ids_bt))
+            return HIDDEN(self, ids_bt, *rest)
+
+        monkeypatch.setattr(TransformerLM, "hidden", counted)
+        return tried
+
+    return begin
+
+
 def no_cache(config: RunConfig) -> None:
     """Forget what was remembered, so that the next run begins with whole micro-batches."""
     (Path(config.data.cache_dir or "") / FOLDER / memory.FILE).unlink(missing_ok=True)
@@ -64,7 +81,7 @@ def test_a_run_goes_on_with_half_the_sequences_at_once_and_the_next_begins_with_
     config: RunConfig,
     tmp_path: Path,
     cramp: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
+    count_sequences: Callable[[], dict[bool, list[int]]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Each says so in a line. The next has another seed and learning rate, as the trials of a sweep; one of another
@@ -79,14 +96,7 @@ def test_a_run_goes_on_with_half_the_sequences_at_once_and_the_next_begins_with_
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     assert {after["tokens"] - before["tokens"] for before, after in itertools.pairwise(rows)} == {4 * 73}
 
-    tried: list[int] = []
-
-    def counted(self: TransformerLM, ids_bt: Tensor, *rest: Any) -> Tensor:
-        if self.training:
-            tried.append(len(ids_bt))
-        return HIDDEN(self, ids_bt, *rest)
-
-    monkeypatch.setattr(TransformerLM, "hidden", counted)
+    tried = count_sequences()[True]
     config = replace(config, seed=3, trainer=replace(config.trainer, total_steps=1))
     line = "An earlier run like this had no memory for 4 sequences at once: begins with 2."
     start(replace(config, optimizer=replace(config.optimizer, lr=0.02)), tmp_path / "next")
@@ -101,6 +111,7 @@ def test_the_next_run_begins_with_the_halves_of_an_evaluation(
     config: RunConfig,
     tmp_path: Path,
     cramp: Callable[..., None],
+    count_sequences: Callable[[], dict[bool, list[int]]],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -109,13 +120,7 @@ def test_the_next_run_begins_with_the_halves_of_an_evaluation(
     start(config, tmp_path / "run")
     assert "Validation: no memory for 4 sequences at once. From here on 1: the same loss." in capsys.readouterr().out
 
-    tried: dict[bool, list[int]] = {True: [], False: []}
-
-    def counted(self: TransformerLM, ids_bt: Tensor, *rest: Any) -> Tensor:
-        tried[self.training].append(len(ids_bt))
-        return HIDDEN(self, ids_bt, *rest)
-
-    monkeypatch.setattr(TransformerLM, "hidden", counted)
+    tried = count_sequences()
     monkeypatch.setattr(Session, "final_report", lambda self: None)
     start(replace(config, seed=3), tmp_path / "next")
     line = "An earlier run like this had no memory for 4 sequences at once in validation: begins with 1 there."
