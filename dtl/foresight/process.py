@@ -243,18 +243,22 @@ def start_child(*words: str, module: str = "dtl.foresight.process") -> "subproce
 def timing(config: RunConfig, real: bool) -> Iterator[Callable[[], dict[str, Any] | None]]:
     """Begin to time a run (`dtl.foresight.time.main`), with its real depth or with others; give what waits for it.
 
-    That returns the values of a `Forecast`, None where it failed. The process ends with the context.
+    No step is taken before that is called, as what this process computes until then would slow them. It returns the
+    values of a `Forecast`, None where it failed. The process ends with the context.
     """
     names = {item.name for item in fields(RunConfig)}  # the settings of a plan are more
     values = {name: value for name, value in to_dict(config).items() if name in names}
     child = start_child(json.dumps(real), module="dtl.foresight.time")
     assert child.stdin is not None and child.stdout is not None
-    out = child.stdout
+    out, end = child.stdout, child.stdin
     try:
-        with contextlib.suppress(OSError), child.stdin as file:  # it may have ended already
-            file.write(json.dumps(values).encode())
+        with contextlib.suppress(OSError):  # it may have ended already
+            end.write(json.dumps(values).encode() + b"\n")
+            end.flush()
 
         def wait() -> dict[str, Any] | None:
+            with contextlib.suppress(OSError):
+                end.close()
             lines = out.read().splitlines()
             return None if child.wait() or not lines else json.loads(lines[-1])
 
@@ -263,6 +267,8 @@ def timing(config: RunConfig, real: bool) -> Iterator[Callable[[], dict[str, Any
         child.kill()
         child.wait()
         out.close()
+        with contextlib.suppress(OSError):
+            end.close()
 
 
 def _child(*words: str, data: bytes) -> Any:

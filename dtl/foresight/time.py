@@ -6,6 +6,8 @@ machine change least.
 """
 
 import contextlib
+import functools
+import gc
 import json
 import math
 import statistics
@@ -39,7 +41,7 @@ from dtl.foresight.predict import with_data
 from dtl.generation.conversation import answer_greedily, continuations, prompts_of
 from dtl.model.config import ModelConfig
 from dtl.model.transformer import TransformerLM
-from dtl.runner.build import OUTPUTS, build_trainer, checkpoint_bytes, choose_attention
+from dtl.runner.build import OUTPUTS, build_trainer, checkpoint_bytes, choose_attention, on_meta
 from dtl.runner.length import RunLength
 from dtl.runner.remaining import EVALUATION, REPORT, SAMPLES, SAVE, STEP, Intervals
 from dtl.runner.session import N_SAMPLES, SAMPLE_PROMPT_TOKENS
@@ -47,12 +49,12 @@ from dtl.training.evaluate import evaluate
 
 # Layers that are timed of a deeper model. A step of one and one of two layers differ by less than their noise: of 12
 # layers, whose time is that difference eleven times, four layers tell more than more steps of two.
-DEPTHS = (1, 4)
+DEPTHS, SLOW_DEPTHS = (1, 4), (1, 3)  # of a slow model, whose steps are long and vary less, three tell enough
 # A batch of validation that takes longer is that of a large model: fewer questions then, which take about as long each.
 SLOW_BATCH, FEW_QUESTIONS = 0.25, 32
 # FLOP of a forward and backward pass on a CPU, some seconds of a core: where one has more, a single sequence warms up.
 SLOW_FLOP = 1e11
-MEASURED_TOKENS = 8  # of an answer or a sample: more take as long each
+MEASURED_TOKENS, FEW_TOKENS = 8, 4  # of an answer or a sample: more take as long each; fewer of a large model
 SAVED_BYTES = 16 * 2**20
 
 
@@ -85,6 +87,13 @@ class Run:
     vocab_size: int
     train: TrainingData
     data: PreparedData | None  # None: not prepared yet; `train` then has the shape that the config gives
+
+    @functools.cached_property
+    def token_bytes(self) -> tuple[np.ndarray, float]:
+        """The bytes of each token, (vocabulary,), and the seconds that they took: a run counts them once."""
+        assert self.data is not None
+        began = self.clock()
+        return count_token_bytes(self.data.tokenizer), self.clock() - began
 
     def clock(self) -> float:
         """Processor seconds on a CPU, of all threads; elsewhere time, once the device has done its work."""
@@ -140,7 +149,11 @@ def some_model(config: ModelConfig, vocab_size: int, device: torch.device) -> Tr
         model.head.weight = model.embedding.weight
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.fill_(1.0) if parameter.ndim == 1 else parameter.uniform_(-0.02, 0.02)
+            if parameter.ndim == 1:
+                parameter.fill_(1.0)
+            else:  # a product: a random number for each weight takes half a second of GPT-2's embeddings
+                rows = torch.rand(len(parameter), *(1 for _ in parameter.shape[1:]), device=device)
+                torch.mul(rows - 0.5, 0.04 * torch.rand(parameter.shape[1:], device=device), out=parameter)
     return model
 
 
@@ -173,8 +186,7 @@ def timed(run: Run, n_layers: int, limits: Limits) -> dict[str, float]:
         return loss
 
     trainer.accumulate_gradients = accumulate_timed
-    flop = config.micro_batch_size * config.seq_len * model.flops_per_token(config.seq_len)
-    is_slow = run.device.type == "cpu" and flop > SLOW_FLOP and not limits.compiles
+    is_slow = _is_slow(run, model) and not limits.compiles
     whole_batches = trainer.next_batches
 
     def next_batches() -> list[Batch]:
@@ -208,38 +220,43 @@ def timed(run: Run, n_layers: int, limits: Limits) -> dict[str, float]:
     return found
 
 
+def _is_slow(run: Run, model: TransformerLM) -> bool:
+    """Whether a forward and backward pass of the model takes seconds."""
+    n_tokens = run.config.micro_batch_size * run.config.seq_len
+    return run.device.type == "cpu" and n_tokens * model.flops_per_token(run.config.seq_len) > SLOW_FLOP
+
+
 def _timed_evaluations(
     run: Run, model: TransformerLM, data: PreparedData, limits: Limits, n_sequences: int
 ) -> dict[str, float]:
     """Return the seconds of a batch of validation, of one sampled token, and of a batch of questions at the end."""
     config, tokenizer = run.config, data.tokenizer
     counts = SLOW_BATCH if run.device.type == "cpu" else math.inf  # a GPU may compile or load kernels first
-    few = replace(limits, least=1, seconds=limits.seconds / 3, counts_first=counts)
+    few = replace(limits, least=1, seconds=limits.seconds / 6, counts_first=counts)
     held_out = data.validation or next(iter(data.train.rows.values()))
     share = config.micro_batch_size / n_sequences
     found = {EVALUATION: share * run.seconds(lambda: evaluate(model, held_out, n_sequences, 1), few)}
+    is_slow = found[EVALUATION] >= SLOW_BATCH
+    n_tokens = FEW_TOKENS if is_slow else MEASURED_TOKENS
     start = held_out.batch(range(min(N_SAMPLES, len(held_out)))).inputs[:, :SAMPLE_PROMPT_TOKENS]
     prompts = [tokenizer.decode(row.tolist()) for row in start]
-    sampling = replace(config.sampling, max_new_tokens=MEASURED_TOKENS)
+    sampling = replace(config.sampling, max_new_tokens=n_tokens)
     once = Limits(1, 1, 0.0, counts_first=counts)
-    found["token"] = run.seconds(lambda: continuations(model, tokenizer, prompts, sampling, 0), once) / MEASURED_TOKENS
+    found["token"] = run.seconds(lambda: continuations(model, tokenizer, prompts, sampling, 0), once) / n_tokens
     if not data.pairs.get("train"):
         return found
-    began = run.clock()
-    token_bytes = count_token_bytes(tokenizer)
-    found["token_bytes"] = run.clock() - began
+    token_bytes, found["token_bytes"] = run.token_bytes
     at_once = Plan.questions_at_once
-    pairs = evenly_spaced(data.pairs["train"], at_once if found[EVALUATION] < SLOW_BATCH else FEW_QUESTIONS)
-    asked = prompts_of(model, tokenizer, data.prompt, pairs, MEASURED_TOKENS)
+    pairs = evenly_spaced(data.pairs["train"], FEW_QUESTIONS if is_slow else at_once)
+    asked = prompts_of(model, tokenizer, data.prompt, pairs, n_tokens)
 
     def answered(n_tokens: int) -> float:
         began = run.clock()
         answer_greedily(model, tokenizer, asked, n_tokens, at_once)
         return (run.clock() - began) * at_once / len(asked)
 
-    first, more = answered(1), answered(MEASURED_TOKENS)
-    n_tokens = answer_tokens(data)
-    found["answers"] = first + max(0.0, more - first) * (n_tokens - 1) / (MEASURED_TOKENS - 1)
+    first, more = answered(1), answered(n_tokens)
+    found["answers"] = first + max(0.0, more - first) * (answer_tokens(data) - 1) / (n_tokens - 1)
     began = run.clock()
     likelihoods(model, tokenizer, pairs, token_bytes, at_once, data.prompt)
     found["scored"] = (run.clock() - began) * at_once / len(pairs)
@@ -389,14 +406,22 @@ def _report_seconds(config: RunConfig, data: PreparedData, costs: Mapping[str, f
 
 
 def main(words: list[str]) -> None:
-    """The process: read a config from standard input, time its run, print the forecast as JSON."""
-    run, is_real = opened(typed(cast(dict[str, Any], json.load(sys.stdin)))), json.loads(words[0])
+    """The process: read a config from standard input, a line, time its run, print the forecast as JSON.
+
+    It times once its input ends (`dtl.foresight.process.timing`).
+    """
+    run, is_real = opened(typed(cast(dict[str, Any], json.loads(sys.stdin.readline())))), json.loads(words[0])
     started = time.process_time()
     n_layers = run.config.model.n_layers
     is_one = is_real or n_layers <= DEPTHS[-1]
+    depths = SLOW_DEPTHS if _is_slow(run, on_meta(run.config, run.vocab_size)[0]) else DEPTHS
     trainer, limits = run.config.trainer, REAL if is_real else SHALLOW
+    sys.stdin.read()
     with arithmetic(deterministic=trainer.deterministic, tf32=trainer.tf32):
-        measured = {n: timed(run, n, limits) for n in ((n_layers,) if is_one else DEPTHS)}
+        measured = {}
+        for n in (n_layers,) if is_one else depths:
+            gc.collect()  # a deeper model finds the pages of the first one, which take as long as half a step
+            measured[n] = timed(run, n, limits)
     found = forecast(run, of_depth(measured, n_layers), started, list(measured), seconds_of_a_byte())
     print("\n" + json.dumps(asdict(found)))
 

@@ -17,6 +17,7 @@ import dtl.training.trainer
 from dtl.benchmarks.config import BenchConfig
 from dtl.benchmarks.foresight import TIME_ERROR, TIMED, foreseen_time_error
 from dtl.benchmarks.suite import Workplace
+from dtl.config import to_dict
 from dtl.foresight import process
 from dtl.foresight.predict import planned_length
 from dtl.foresight.process import timing
@@ -200,6 +201,7 @@ def test_a_model_of_any_weights_has_the_shape_of_a_new_one(qa, tied):
     shapes = [{name: tuple(p.shape) for name, p in model.named_parameters()} for model in (new, found)]
     assert shapes[0] == shapes[1] and (found.head.weight is found.embedding.weight) is tied
     assert all(p.isfinite().all() and p.abs().max() > 0 for p in found.parameters())
+    assert len(found.head.weight.unique(dim=0)) == qa.vocab_size  # no token is as likely as another
 
 
 def test_a_block_with_buffers_builds_itself(qa, monkeypatch):
@@ -278,6 +280,27 @@ def test_a_process_that_fails_has_no_time(qa, monkeypatch):
     )
     with timing(qa.config, False) as wait:
         assert wait() is None
+
+
+@pytest.mark.parametrize(("n_layers", "slow", "depths"), [(4, 1e3, [4]), (7, 1e3, [1, 3]), (7, 1e30, [1, 4])])
+def test_no_step_is_taken_while_the_plan_computes(qa, monkeypatch, capsys, n_layers, slow, depths):
+    """Beside it, on two cores, a step of two threads took twice as long as in the run."""
+    events: list[object] = []
+
+    class Input:
+        def readline(self) -> str:
+            return json.dumps(to_dict(replace(qa.config, model=replace(qa.config.model, n_layers=n_layers))))
+
+        def read(self) -> str:
+            events.append("the plan has computed")
+            return ""
+
+    monkeypatch.setattr("sys.stdin", Input())
+    monkeypatch.setattr(dtl.foresight.time, "SLOW_FLOP", slow)
+    monkeypatch.setattr(dtl.foresight.time, "timed", lambda run, depth, limits: events.append(depth) or COSTS)
+    dtl.foresight.time.main(["false"])
+    assert events == ["the plan has computed", *depths]
+    assert json.loads(capsys.readouterr().out)["layers"] == depths
 
 
 def test_power_is_that_of_a_card_that_tells(monkeypatch):
