@@ -6,6 +6,7 @@ where both models are of about the same size. Imports no torch.
 """
 
 import math
+import textwrap
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -246,24 +247,24 @@ def vocabulary_of_run(folder: Path) -> int | None:
 
 
 def expected_lines(references: Sequence[Reference], run: Subject, tokens: float | None) -> Iterator[str]:
-    """Yield two lines for a plan: the loss of the reference after the run's tokens, None if they are not known."""
+    """Yield lines of 80 columns for a plan: the loss of the reference after the run's tokens, None if not known."""
     reference = match(references, run)
     if reference is None:
-        what = " for such data and a model of this size" if run.name in {each.name for each in references} else ""
+        what = " for such data and size" if run.name in {each.name for each in references} else ""
         yield f"Is its loss normal? {run.name}: no curve yet{what}. This records one:"
         yield f"  {command_line('report', 'runs=RUN', f'reference={run.name}', 'text=NAME', 'licence=LICENCE')}"
         return
+    yield f"Is its loss normal? The reference {reference.name} had on its validation data:"
     end = tokens or reference.points[-1].tokens
-    points = {name: reference.at(part * end) for name, part in SHOWN_FRACTIONS.items()}
-    losses = ", ".join(
-        f"{point.loss:.3f} after {in_units(point.tokens)} tokens ({_place(point, SHOWN_FRACTIONS[name] * end) or name})"
-        for name, point in points.items()
-    )
-    bits = [f"{point.bits:.3f}" for point in points.values() if point.bits is not None]
-    measured = f"a validation loss of {losses}" + (f"; bits per byte {', '.join(bits)}" if bits else "")
-    yield f"Is its loss normal? The reference {reference.name} had {measured}"
+    for name, part in SHOWN_FRACTIONS.items():
+        point = reference.at(part * end)
+        bits = "" if point.bits is None else f", {point.bits:.3f} bits per byte"
+        place = _place(point, part * end) or name
+        yield f"  a loss of {point.loss:.3f}{bits}, after {in_units(point.tokens)} tokens ({place})"
     own = f", here {run.vocabulary:,}" if run.vocabulary and not reference.has_vocabulary_of(run) else ""
-    yield f"  {reference.origin}{own}. Another text has another loss; over vocabularies compare bits per byte."
+    said = f"{reference.origin}{own}. Another text has another loss; over vocabularies compare bits per byte."
+    indent = "  "
+    yield from textwrap.wrap(said, 80, initial_indent=indent, subsequent_indent=indent, break_long_words=False)
 
 
 def _place(point: Point, asked: float) -> str:

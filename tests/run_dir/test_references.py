@@ -60,6 +60,10 @@ def subject(**changes) -> Subject:
     return replace(Subject("bread", "small", "text", 100_000, "bpe", 307), **changes)
 
 
+def loss_lines_of(lines) -> list[str]:
+    return [line.strip() for line in lines if line.strip().startswith("a loss of")]
+
+
 # --- laws ---------------------------------------------------------------------------------------------------------
 
 
@@ -75,10 +79,10 @@ def test_a_curve_is_exact_at_its_points_and_straight_over_the_logarithm_between_
 def test_beyond_its_ends_a_curve_has_its_first_and_its_last_point():
     made = curve()
     assert (made.at(3), made.at(1e9)) == (made.points[0], made.points[-1])
-    first, _ = expected_lines([made], subject(), 160_000)
-    assert "3.500 after 16.0 k tokens (100 %)" not in first and "3.500 after 16.0 k tokens (its last)" in first
-    first, _ = expected_lines([made], subject(), 5000)
-    assert "6.000 after 1,000 tokens (its first)" in first
+    assert loss_lines_of(expected_lines([made], subject(), 160_000))[-1] == (
+        "a loss of 3.500, 1.750 bits per byte, after 16.0 k tokens (its last)"
+    )
+    assert loss_lines_of(expected_lines([made], subject(), 5000))[0].endswith("after 1,000 tokens (its first)")
 
 
 def test_the_recipe_comes_first_then_the_model_with_the_same_kind_of_data():
@@ -408,14 +412,25 @@ def test_texts_of_a_run_cannot_steer_a_terminal(no_checkpoints_problem, elsewher
 
 
 def test_a_plan_shows_the_curve_after_its_tokens():
-    first, second = expected_lines([curve()], subject(vocabulary=311), 10_000)
-    assert first.startswith(
-        "Is its loss normal? The reference bread had a validation loss of 6.000 after 1,000 tokens (10 %), 3.6"
+    first, *rest = expected_lines([curve()], subject(vocabulary=311), 10_000)
+    assert first == "Is its loss normal? The reference bread had on its validation data:"
+    assert rest[0] == "  a loss of 6.000, 3.000 bits per byte, after 1,000 tokens (10 %)"
+    assert rest[1].endswith("after 10.0 k tokens (100 %)")
+    assert " ".join(map(str.strip, rest[2:])) == (
+        "on Loaves (public domain), vocabulary 307, 2 seeds, here 311. Another text has another loss; over vocabularies "
+        "compare bits per byte."
     )
-    assert "after 10.0 k tokens (100 %); bits per byte 3.000, 1.8" in first
-    assert "on Loaves (public domain), vocabulary 307, 2 seeds, here 311. Another text has another loss" in second
-    first, second = expected_lines([curve()], subject(), None)
-    assert "3.500 after 16.0 k tokens (100 %)" in first and "here" not in second
+    _, *rest = expected_lines([curve()], subject(), None)
+    assert rest[1].endswith("after 16.0 k tokens (100 %)") and not any("here" in line for line in rest)
+
+
+@pytest.mark.parametrize("reference", read_references(CURVES), ids=lambda each: each.name)
+def test_the_lines_of_a_plan_fit_a_terminal(reference):
+    run = Subject(reference.name, None, reference.kind, reference.n_without_embeddings, "bpe", 99_999)
+    shown = list(expected_lines([reference], run, 123_456_789))
+    assert len(shown) >= 4 and all(len(line) <= 80 for line in shown)
+    unknown = replace(run, n_parameters=1)
+    assert all(len(line) <= 100 for line in expected_lines([reference], unknown, None))  # a command is not wrapped
 
 
 def test_without_a_curve_a_plan_has_the_command_that_records_one():
@@ -423,7 +438,7 @@ def test_without_a_curve_a_plan_has_the_command_that_records_one():
     assert first == "Is its loss normal? cake: no curve yet. This records one:"
     assert second == "  python -m dtl.report runs=RUN reference=cake text=NAME licence=LICENCE"
     first, _ = expected_lines([curve()], subject(n_parameters=3), 10_000)
-    assert first == "Is its loss normal? bread: no curve yet for such data and a model of this size. This records one:"
+    assert first == "Is its loss normal? bread: no curve yet for such data and size. This records one:"
 
 
 def planned(*words: str) -> SimpleNamespace:
@@ -434,12 +449,13 @@ def planned(*words: str) -> SimpleNamespace:
 
 def test_the_plan_of_a_recipe_finds_its_curve():
     words = ["experiment=shakespeare_char", "data.path=FILE"]
-    first, second = dtl.plan.loss_lines(planned(*words), {"experiment": "shakespeare_char", "model": "small"})
+    shown = list(dtl.plan.loss_lines(planned(*words), {"experiment": "shakespeare_char", "model": "small"}))
     (made,) = (each for each in read_references(CURVES) if each.name == "shakespeare_char")
     tokens = 2000 * 12 * 64
     assert dtl.plan.run_tokens(planned(*words)) == tokens == pytest.approx(made.points[-1].tokens, rel=1e-3)
-    assert f"{made.points[-1].loss:.3f} after {in_units(tokens)} tokens (100 %)" in first
-    assert made.origin in second
+    last = loss_lines_of(shown)[-1]
+    assert f"{made.points[-1].loss:.3f}, " in last and last.endswith(f"after {in_units(tokens)} tokens (100 %)")
+    assert made.origin in " ".join(map(str.strip, shown))
     no_curve = dtl.plan.loss_lines(planned(*words, "model.dim=256"), {"experiment": "shakespeare_char"})
     assert "no curve yet" in next(no_curve)
     started = replace(planned(*words).config, init="other")
