@@ -100,17 +100,20 @@ def evaluate_best(
     precision: str,
     tokens_trained: int,
     log: Progress,
+    at_once: int | None = None,
 ) -> Report:
     """Evaluate a run's best checkpoint on its own data and write evaluation.json.
 
     The same as `python -m dtl.evaluate ckpt=<run_dir>`, on at most `trainer.eval_max_batches` batches and
-    `max_questions` and without worst cases and leakage of plain text. May raise any error of a model or a disk.
+    `max_questions` and without worst cases and leakage of plain text. `at_once` is what its evaluations ended with
+    (`dtl.training.evaluate`). May raise any error of a model or a disk.
     """
     checkpoint = run_dir / "checkpoints" / "best"
     asked = questions_at_the_end(config, data, tokens_trained)
     questions, unanswerable, natural, near_misses = asked.most, asked.unanswerable, asked.natural, asked.near_misses
     plan = Plan(
         batch_size=config.micro_batch_size,
+        sequences_at_once=at_once,
         max_batches=config.trainer.eval_max_batches,
         questions=questions,
         unanswerable=evenly_spaced(unanswerable, questions),

@@ -37,6 +37,7 @@ class Plan:
     """Scope of a measurement."""
 
     batch_size: int = 8  # sequences of text
+    sequences_at_once: int | None = None  # fewer of them, where the memory is known to be too little for a batch
     questions_at_once: int = 64
     max_batches: int | None = None
     questions: int | None = None  # maximum of each split
@@ -114,7 +115,7 @@ def measure(model: TransformerLM, data: PreparedData, plan: Plan, log: Progress)
     if any(rows.keys() - {"train"} for rows in data.rows.values()):
         log("... loss on the held-out text")
     scope = (plan.batch_size, plan.max_batches, plan.mixed_precision, plan.metrics)
-    text = text_scores(model, data.rows, token_bytes, *scope, log)
+    text = text_scores(model, data.rows, token_bytes, *scope, log, plan.sequences_at_once)
     compared: list[TextLeakage] = []
     for source in plan.compare_text if trained_on else ():
         if data.rows[source].keys() - {"train"}:

@@ -97,13 +97,13 @@ def text_scores(
     mixed_precision: MixedPrecision,
     metrics: Sequence[str] = (),
     log: Progress = lambda message: None,
+    at_once: int | None = None,
 ) -> list[TextScores]:
     """Score every held-out split of every source, with the registered `metrics` in addition.
 
-    `token_bytes`: see `count_token_bytes`.
+    `token_bytes`: see `count_token_bytes`; `at_once`: see `evaluate`.
     """
     scores: list[TextScores] = []
-    at_once: int | None = None
     for source, splits in rows.items():
         for split, split_rows in splits.items():
             if split == "train":

@@ -404,7 +404,7 @@ class Session:
             return None
         self.display.note("Evaluation of the best checkpoint")
         run = (self.config, parts.data, self.run_dir, parts.device, parts.precision, state.tokens)
-        report = evaluate_best(*run, self.display.log)
+        report = evaluate_best(*run, self.display.log, state.evaluated_at_once)
         metrics = report.metrics()
         # A run that was killed after this, or is resumed after its last step, has them in its metrics already.
         if not any(row["step"] == state.step and metrics.keys() <= row.keys() for row in read_metrics(self.run_dir)):

@@ -417,8 +417,8 @@ def test_a_plan_shows_the_curve_after_its_tokens():
     assert rest[0] == "  a loss of 6.000, 3.000 bits per byte, after 1,000 tokens (10 %)"
     assert rest[1].endswith("after 10.0 k tokens (100 %)")
     assert " ".join(map(str.strip, rest[2:])) == (
-        "on Loaves (public domain), vocabulary 307, 2 seeds, here 311. Another text has another loss; over vocabularies "
-        "compare bits per byte."
+        "on Loaves (public domain), vocabulary 307, 2 seeds, here 311. Another text has another loss; "
+        "over vocabularies compare bits per byte."
     )
     _, *rest = expected_lines([curve()], subject(), None)
     assert rest[1].endswith("after 16.0 k tokens (100 %)") and not any("here" in line for line in rest)

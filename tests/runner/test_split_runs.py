@@ -20,7 +20,6 @@ from dtl.model.transformer import TransformerLM
 from dtl.run_dir.state import read_run_state
 from dtl.runner import memory
 from dtl.runner.remaining import EVALUATION
-from dtl.runner.session import Session
 from dtl.tracking.metrics import read_metrics
 from dtl.training.trainer import Trainer
 
@@ -121,8 +120,7 @@ def test_the_next_run_begins_with_the_halves_of_an_evaluation(
     assert "Validation: no memory for 4 sequences at once. From here on 1: the same loss." in capsys.readouterr().out
 
     tried = count_sequences()
-    monkeypatch.setattr(Session, "final_report", lambda self: None)
-    start(replace(config, seed=3), tmp_path / "next")
+    start(replace(config, seed=3), tmp_path / "next")  # with its evaluation at the end
     line = "An earlier run like this had no memory for 4 sequences at once in validation: begins with 1 there."
     assert capsys.readouterr().out.replace("\n", " ").count(line) == 1
     assert max(tried[True]) == 4 and max(tried[False]) == 1
