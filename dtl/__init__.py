@@ -99,7 +99,18 @@ def _check_python() -> None:
         signal.signal(signal.SIGINT, stop_at_once)
 
 
+def _wait_briefly() -> None:
+    """Let a thread that waits for the others of an operation leave its core after some 0.1 ms, not after milliseconds.
+
+    Beside other programs the one that it waits for may get no core before (docs/install.md). libgomp, torch's OpenMP on
+    Linux, reads it as it is loaded: without effect after `import torch`. What the user has set stays.
+    """
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = "4000"
+
+
 _check_python()
+_wait_briefly()
 
 
 def __getattr__(name: str) -> Any:

@@ -76,7 +76,7 @@ def thread_warning(threads: int, root: Path = SYSTEM) -> str | None:
     not, or that is not known.
 
     The threads of a step wait for each other after every operation, so that one without a core holds up all of them:
-    much slower than one thread, which just gets its part of a core.
+    slower than one thread, which just gets its part of a core.
     """
     others, cores = busy_elsewhere(root), os.cpu_count() or 1
     if threads < 2 or others is None or others < max(0.75, cores / 4) or others + threads < cores + 0.75:
@@ -84,7 +84,7 @@ def thread_warning(threads: int, root: Path = SYSTEM) -> str | None:
     left = max(1, int(cores - others))
     return (
         f"other programs keep {min(others, cores):.0f} of {cores} cores busy. {threads} threads, which wait for each "
-        f"other, may then be many times slower; OMP_NUM_THREADS={left} before the command takes "
+        f"other, may then be several times slower; OMP_NUM_THREADS={left} before the command takes "
         f"{number_of('threads', left)}."
     )
 
