@@ -1,5 +1,6 @@
 """The command `python -m dtl.plan`: the memory that a run needs, whether it fits, and its time, before it starts."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -83,6 +84,7 @@ def main() -> None:
 
 def job(composed: DictConfig) -> None:
     """Plan and show. Everything that can be checked without torch is checked before it is imported."""
+    compose_seconds = time.process_time()
     config = typed_as(PlanConfig, composed)
     hydra = HydraConfig.get()
     overrides = OmegaConf.to_container(hydra.overrides.task, resolve=False)
@@ -93,7 +95,7 @@ def job(composed: DictConfig) -> None:
         display.note("Opening the data, loading torch ...")  # the first sign of life
         config, words = _sized(config, words, display)
         # Timed beside the count of the memory, on another core; ended where the run does not fit.
-        with _timing(config) as wait:
+        with _timing(config, compose_seconds) as wait:
             if not show(display, planned(config, display), words):
                 raise SystemExit(DoesNotFitError.exit_code)
             if wait is not None:
@@ -165,13 +167,15 @@ def show(display: Display, setting: "Setting", words: Sequence[str]) -> bool:
     return False
 
 
-def _timing(config: PlanConfig) -> AbstractContextManager[Callable[[], dict[str, Any] | None] | None]:
+def _timing(
+    config: PlanConfig, compose_seconds: float
+) -> AbstractContextManager[Callable[[], dict[str, Any] | None] | None]:
     """Begin to time the run; of another machine no time is known."""
     if config.machine is not None:
         return nullcontext()
     from dtl.foresight.process import timing
 
-    return timing(config, config.probe)
+    return timing(config, config.probe, compose_seconds)
 
 
 def show_time(display: Display, config: PlanConfig, wait: Callable[[], dict[str, Any] | None]) -> None:

@@ -240,15 +240,16 @@ def start_child(*words: str, module: str = "dtl.foresight.process") -> "subproce
 
 
 @contextlib.contextmanager
-def timing(config: RunConfig, real: bool) -> Iterator[Callable[[], dict[str, Any] | None]]:
-    """Begin to time a run (`dtl.foresight.time.main`), with its real depth or with others; give what waits for it.
+def timing(config: RunConfig, real: bool, compose_seconds: float) -> Iterator[Callable[[], dict[str, Any] | None]]:
+    """Begin to time a run (`dtl.foresight.time.main`), with its real depth or with others, whose command had taken
+    `compose_seconds` of the processor when it knew its config; give what waits for it.
 
     No step is taken before that is called, as what this process computes until then would slow them. It returns the
     values of a `Forecast`, None where it failed. The process ends with the context.
     """
     names = {item.name for item in fields(RunConfig)}  # the settings of a plan are more
     values = {name: value for name, value in to_dict(config).items() if name in names}
-    child = start_child(json.dumps(real), module="dtl.foresight.time")
+    child = start_child(json.dumps(real), str(compose_seconds), module="dtl.foresight.time")
     assert child.stdin is not None and child.stdout is not None
     out, end = child.stdout, child.stdin
     try:

@@ -411,11 +411,11 @@ def main(words: list[str]) -> None:
     It times once its input ends (`dtl.foresight.process.timing`).
     """
     run, is_real = opened(typed(cast(dict[str, Any], json.loads(sys.stdin.readline())))), json.loads(words[0])
-    started = time.process_time()
     n_layers = run.config.model.n_layers
     is_one = is_real or n_layers <= DEPTHS[-1]
     depths = SLOW_DEPTHS if _is_slow(run, on_meta(run.config, run.vocab_size)[0]) else DEPTHS
     trainer, limits = run.config.trainer, REAL if is_real else SHALLOW
+    started = float(words[1]) + time.process_time()  # all that a run imports and reads has been by now
     sys.stdin.read()
     with arithmetic(deterministic=trainer.deterministic, tf32=trainer.tf32):
         measured = {}

@@ -266,7 +266,7 @@ def test_the_process_ends_with_its_context(qa, monkeypatch):
         return children[-1]
 
     monkeypatch.setattr(process, "start_child", sleeping)
-    with timing(qa.config, False):
+    with timing(qa.config, False, 0.0):
         assert children[0].poll() is None
     assert children[0].poll() is not None
 
@@ -278,7 +278,7 @@ def test_a_process_that_fails_has_no_time(qa, monkeypatch):
         "start_child",
         lambda *_, **__: subprocess.Popen(failing, stdin=subprocess.PIPE, stdout=subprocess.PIPE),
     )
-    with timing(qa.config, False) as wait:
+    with timing(qa.config, False, 0.0) as wait:
         assert wait() is None
 
 
@@ -298,9 +298,10 @@ def test_no_step_is_taken_while_the_plan_computes(qa, monkeypatch, capsys, n_lay
     monkeypatch.setattr("sys.stdin", Input())
     monkeypatch.setattr(dtl.foresight.time, "SLOW_FLOP", slow)
     monkeypatch.setattr(dtl.foresight.time, "timed", lambda run, depth, limits: events.append(depth) or COSTS)
-    dtl.foresight.time.main(["false"])
+    dtl.foresight.time.main(["false", "57.0"])
     assert events == ["the plan has computed", *depths]
-    assert json.loads(capsys.readouterr().out)["layers"] == depths
+    found = Forecast.of(json.loads(capsys.readouterr().out))
+    assert found.layers == depths and by_name(found)["start"].each > 57
 
 
 def test_power_is_that_of_a_card_that_tells(monkeypatch):
