@@ -278,7 +278,7 @@ def test_tab_completes_the_keys_of_a_plan(monkeypatch, capsys):
 def test_a_plan_writes_no_folder(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dtl.plan, "planned", lambda *_: setting(8 * GIB, tmp_path / "cache"))
-    monkeypatch.setattr("dtl.foresight.process.timing", lambda config, real: nullcontext(lambda: None))
+    monkeypatch.setattr("dtl.foresight.process.timing", lambda config, real, compose_seconds: nullcontext(lambda: None))
     code, text = run_plan(monkeypatch, capsys)
     assert code == 0 and "its steps could not be taken here" in text
     assert list(tmp_path.iterdir()) == []

@@ -362,8 +362,8 @@ def test_another_machine_has_no_time(word, monkeypatch, capsys):
 def test_the_plan_shows_the_time_of_a_run_that_fits(monkeypatch, capsys):
     asked = []
 
-    def told(config, real):
-        asked.append((config.cost_per_hour, real))
+    def told(config, real, compose_seconds):
+        asked.append((config.cost_per_hour, real, compose_seconds > 0))
         return nullcontext(lambda: json.loads(json.dumps(asdict(made()))))
 
     monkeypatch.setattr(dtl.plan, "planned", lambda *_: None)
@@ -374,7 +374,7 @@ def test_the_plan_shows_the_time_of_a_run_that_fits(monkeypatch, capsys):
         with nullcontext() if fits else pytest.raises(SystemExit):
             dtl.plan.main()
         assert ("whole run, about" in capsys.readouterr().out) == fits
-    assert asked == [(0.25, True)] * 2
+    assert asked == [(0.25, True, True)] * 2
 
 
 # --- against runs -------------------------------------------------------------------------------------------------
