@@ -39,7 +39,7 @@ from dtl.data.config import DataConfig
 from dtl.errors import ConfigError, DataError, DTLError
 from dtl.evaluation.config import EVALUATION_FILE
 from dtl.notebook.page import PAGE, notebook_page, page_of, read_records, results_file
-from dtl.run_dir.provenance import RECORD, RESULT
+from dtl.run_dir.provenance import RECORD, RESULT, chosen_files
 from dtl.run_dir.record_checks import record_problems
 from dtl.run_dir.references import (
     CURVES,
@@ -73,8 +73,8 @@ _FOLDERS = re.compile(r"(?<![\w.])(?:[A-Za-z]:[\\/]|~[\w.-]*/|\.{1,2}/|/)(?:[^\\
 def record_of(folder: Path) -> dict[str, Any]:
     """Return the record of the finished run in `folder`. Raises DataError, with only the reason, if it gets none."""
     state, run = read_run_state(folder), read_json_or_empty(folder / RECORD)
-    recipe = str(as_object(run.get("choices")).get("experiment") or "null")
-    if recipe == "null":
+    recipe = chosen_files(run).get("experiment")
+    if recipe is None:
         raise DataError("not started with experiment=")
     if state.state != "finished":
         raise DataError("not finished")
@@ -348,7 +348,7 @@ def reference_of(folders: Sequence[Path], name: str, text: str | None, licence: 
 def _measured(folder: Path, name: str) -> dict[str, Any]:
     """Return what a curve needs of a run. Raises ConfigError, with the folder, for a run that gives none."""
     state, run, config = read_run_state(folder), read_json_or_empty(folder / RECORD), read_config(folder)
-    chosen = {str(group): str(choice) for group, choice in as_object(run.get("choices")).items() if choice != "null"}
+    chosen = chosen_files(run)
     own = chosen.get("experiment", chosen.get("model"))
     rows, data = read_metrics(folder), _data_config(config)
     problems = record_problems(folder, check_rows(folder))

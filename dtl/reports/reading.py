@@ -25,7 +25,7 @@ from dtl.base.json_files import (
 )
 from dtl.base.safe_text import in_one_line, visible
 from dtl.evaluation.config import EVALUATION_FILE
-from dtl.run_dir.provenance import RECORD, RESULT
+from dtl.run_dir.provenance import RECORD, RESULT, chosen_files
 from dtl.run_dir.record_checks import record_problems
 from dtl.run_dir.references import Subject, data_kind, vocabulary_of_run
 from dtl.run_dir.state import read_config, read_run_state
@@ -120,7 +120,7 @@ def read_run(folder: Path) -> Run:
         seed=state.seed,
         overrides=overrides,
         config={key: in_one_line(_shown(value), 300) for key, value in dotted(config)},
-        choices=_choices(record),
+        choices=chosen_files(record),
         commit=in_one_line(str(git.get("commit") or ""), 40) if isinstance(git, dict) else None,
         data=_fingerprint(folder, record),
         confirms=trial.get("role") == "confirm",
@@ -138,12 +138,6 @@ def read_run(folder: Path) -> Run:
         samples=_samples(folder / "samples"),
         problems=record_problems(folder, check),
     )
-
-
-def _choices(record: Mapping[str, Any]) -> dict[str, str]:
-    """Return the config groups that have a choice: `experiment` is recorded as None in a run without a recipe."""
-    names = {str(group): str(name) for group, name in as_object(record.get("choices")).items()}
-    return {group: in_one_line(name, 40) for group, name in names.items() if name not in ("None", "null")}
 
 
 def _fingerprint(folder: Path, record: Mapping[str, Any]) -> str | None:

@@ -11,7 +11,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,10 +20,10 @@ from typing import Any
 import dtl
 from dtl.base.display import shell_line
 from dtl.base.files import write_atomically, write_record
-from dtl.base.json_files import plain, read_json
+from dtl.base.json_files import as_object, plain, read_json
 from dtl.base.paths import conf_dir
 from dtl.base.redaction import is_secret_name, redact, redact_all
-from dtl.base.safe_text import safe_logger
+from dtl.base.safe_text import in_one_line, safe_logger
 from dtl.base.system import processor_name
 from dtl.errors import CheckpointError, DTLError
 from dtl.tracking.tracker import State
@@ -57,6 +57,13 @@ def composition_flags(hydra: Any, command: str = "train") -> list[str]:
     if (name := str(hydra.job.config_name).removesuffix(".yaml")) != command:
         flags["--config-name"] = name
     return [f"{flag}={value}" for flag, value in flags.items() if value]
+
+
+def chosen_files(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return the file chosen in each config group, safe to print, of what `write_run_record` has written. A group
+    without one, as `experiment` in a run without a recipe, was once recorded as None."""
+    names = {str(group): str(name) for group, name in as_object(record.get("choices")).items()}
+    return {group: in_one_line(name, 40) for group, name in names.items() if name not in ("None", "null")}
 
 
 def write_run_record(

@@ -186,7 +186,7 @@ def make_run(folder: Path, seed: int = 1, steps=STEPS, recipe: str | None = "bre
         "seed": seed,
         **changes,
     }
-    names = {"experiment": recipe or "null", "model": "small"}
+    names = {"experiment": str(recipe), "model": "small"}
     record = {
         "overrides": [*([f"experiment={recipe}"] if recipe else []), f"seed={seed}", "optimizer.lr=0.003"],
         "choices": names,
