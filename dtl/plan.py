@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dtl.base.checks import check_range
 from dtl.base.display import Display, command_line, exit_when_output_closes
-from dtl.base.units import in_mib, in_percent, number_of
+from dtl.base.units import in_mib, in_percent, in_seconds, in_time, number_of
 from dtl.checkpoints.find import find_checkpoint
 from dtl.commandline.cli import run_command
 from dtl.commandline.command import Command
@@ -26,6 +26,7 @@ from dtl.run_dir.references import check_curves
 
 if TYPE_CHECKING:
     from dtl.foresight.predict import Prediction, Setting
+    from dtl.foresight.time import Forecast
 
 
 @dataclass
@@ -180,7 +181,7 @@ def _timing(
 
 def show_time(display: Display, config: PlanConfig, wait: Callable[[], dict[str, Any] | None]) -> None:
     """Show how long the run takes."""
-    from dtl.foresight.time import Forecast, lines
+    from dtl.foresight.time import Forecast
 
     if config.probe:
         display.note("Taking real steps ...")
@@ -188,8 +189,40 @@ def show_time(display: Display, config: PlanConfig, wait: Callable[[], dict[str,
     if values is None:
         display.note("How long it takes is not known: its steps could not be taken here.")
         return
-    for line in lines(Forecast.of(values), config, config.cost_per_hour):
+    for line in time_lines(Forecast.of(values), config, config.cost_per_hour):
         display.print(line)
+
+
+def time_lines(found: "Forecast", config: RunConfig, cost_per_hour: float | None) -> Iterator[str]:
+    """Yield the lines of the plan about time, each of 80 columns at most."""
+    on_cpu = found.device_type == "cpu"
+    timed_layers = " and ".join(map(str, found.layers))
+    of = "its own model" if found.is_own_model else f"models of {timed_layers} layers"
+    threads, unit = (f", {number_of('threads', found.threads)}", " of processor time") if on_cpu else ("", "")
+    yield f"Time, from real steps of {of}{threads}"
+    if not found.is_whole and len(found.parts) == 1:
+        yield f"  a step takes {in_seconds(found.step)}{unit}"
+        yield "  How many there are is known when the data is prepared."
+        return
+    rows = []
+    for part in found.parts:
+        counted = f"{number_of(part.what, round(part.count))} of {in_seconds(part.each)}"
+        many = counted if part.what.endswith("s") else part.what
+        rows.append((many, in_time(part.count * part.each)))
+    whole = "whole run" if found.is_whole else "without evaluation"
+    rows.append((f"{whole}, about", f"{in_time(found.total)}{unit}"))
+    if on_cpu and abs(found.clock - 1) > 0.1:
+        rows.append(("on the clock, about", f"{in_time(found.total * found.clock)}, if the machine stays as busy"))
+    if cost_per_hour is not None:
+        rows.append(("price", f"{cost_per_hour * found.hours:,.2f} at {cost_per_hour:g} an hour"))
+    if found.watts is not None:
+        rows.append(("energy", f"{found.watts * found.hours / 1000:,.2f} kWh at {found.watts:.0f} W"))
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        yield f"  {name:<{width}}  {value}"
+    patience = config.trainer.early_stopping_patience
+    if patience is not None and any(part.what == "evaluations" and part.count > patience for part in found.parts):
+        yield f"  It may end sooner: trainer.early_stopping_patience={patience}."
 
 
 def _table(setting: "Setting", prediction: "Prediction") -> Iterator[str]:

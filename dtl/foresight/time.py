@@ -14,7 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -25,13 +25,13 @@ from safetensors.torch import save_file
 
 from dtl.base.files import sha256_of, sync_file
 from dtl.base.runtime import arithmetic, autocast, choose_device, choose_precision
-from dtl.base.units import in_seconds, in_time, number_of
 from dtl.checkpoints.find import find_checkpoint
 from dtl.config import RunConfig, typed
 from dtl.data.batches import Batch, PackedSequences, TrainingData
 from dtl.data.collect import open_sources
 from dtl.data.pack import pack_stream
 from dtl.data.prepare import PreparedData
+from dtl.data.tasks import bm25_baseline
 from dtl.data.tokenizers.prompt import read_prompt
 from dtl.evaluation.answers import likelihoods
 from dtl.evaluation.evaluator import evenly_spaced, questions_at_the_end
@@ -94,6 +94,16 @@ class Run:
         assert self.data is not None
         began = self.clock()
         return count_token_bytes(self.data.tokenizer), self.clock() - began
+
+    @functools.cached_property
+    def retrieval(self) -> tuple[float, float]:
+        """The seconds of the retrieval baseline: to index the training questions, and to look up a batch of them."""
+        assert self.data is not None
+        pairs, began = self.data.pairs["train"], self.clock()
+        look_up, indexed = bm25_baseline(pairs), self.clock()
+        asked = evenly_spaced(pairs, Plan.questions_at_once)
+        look_up(asked)
+        return indexed - began, (self.clock() - indexed) * Plan.questions_at_once / len(asked)
 
     def clock(self) -> float:
         """Processor seconds on a CPU, of all threads; elsewhere time, once the device has done its work."""
@@ -246,6 +256,7 @@ def _timed_evaluations(
     if not data.pairs.get("train"):
         return found
     token_bytes, found["token_bytes"] = run.token_bytes
+    found["index"], found["look_up"] = run.retrieval
     at_once = Plan.questions_at_once
     pairs = evenly_spaced(data.pairs["train"], FEW_QUESTIONS if is_slow else at_once)
     asked = prompts_of(model, tokenizer, data.prompt, pairs, n_tokens)
@@ -399,7 +410,8 @@ def _report_seconds(config: RunConfig, data: PreparedData, costs: Mapping[str, f
         return seconds
     asked = questions_at_the_end(config, data, n_steps * config.global_batch_size * config.seq_len)
     batches, with_answer = (number / Plan.questions_at_once for number in (asked.n, sum(asked.of_splits)))
-    return seconds + costs["token_bytes"] + batches * costs["answers"] + with_answer * costs["scored"]
+    seconds += costs["token_bytes"] + costs["index"]
+    return seconds + batches * costs["answers"] + with_answer * (costs["scored"] + costs["look_up"])
 
 
 # --- the process ------------------------------------------------------------------------------------------------------
@@ -424,38 +436,3 @@ def main(words: list[str]) -> None:
             measured[n] = timed(run, n, limits)
     found = forecast(run, of_depth(measured, n_layers), started, list(measured), seconds_of_a_byte())
     print("\n" + json.dumps(asdict(found)))
-
-
-# --- the screen -------------------------------------------------------------------------------------------------------
-
-
-def lines(found: Forecast, config: RunConfig, cost_per_hour: float | None) -> Iterator[str]:
-    """Yield the lines of the plan about time, each of 80 columns at most."""
-    on_cpu = found.device_type == "cpu"
-    timed_layers = " and ".join(map(str, found.layers))
-    of = "its own model" if found.is_own_model else f"models of {timed_layers} layers"
-    threads, unit = (f", {number_of('threads', found.threads)}", " of processor time") if on_cpu else ("", "")
-    yield f"Time, from real steps of {of}{threads}"
-    if not found.is_whole and len(found.parts) == 1:
-        yield f"  a step takes {in_seconds(found.step)}{unit}"
-        yield "  How many there are is known when the data is prepared."
-        return
-    rows = []
-    for part in found.parts:
-        counted = f"{number_of(part.what, round(part.count))} of {in_seconds(part.each)}"
-        many = counted if part.what.endswith("s") else part.what
-        rows.append((many, in_time(part.count * part.each)))
-    whole = "whole run" if found.is_whole else "without evaluation"
-    rows.append((f"{whole}, about", f"{in_time(found.total)}{unit}"))
-    if on_cpu and abs(found.clock - 1) > 0.1:
-        rows.append(("on the clock, about", f"{in_time(found.total * found.clock)}, if the machine stays as busy"))
-    if cost_per_hour is not None:
-        rows.append(("price", f"{cost_per_hour * found.hours:,.2f} at {cost_per_hour:g} an hour"))
-    if found.watts is not None:
-        rows.append(("energy", f"{found.watts * found.hours / 1000:,.2f} kWh at {found.watts:.0f} W"))
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        yield f"  {name:<{width}}  {value}"
-    patience = config.trainer.early_stopping_patience
-    if patience is not None and any(part.what == "evaluations" and part.count > patience for part in found.parts):
-        yield f"  It may end sooner: trainer.early_stopping_patience={patience}."

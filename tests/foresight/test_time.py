@@ -30,7 +30,6 @@ from dtl.foresight.time import (
     Run,
     answer_tokens,
     forecast,
-    lines,
     made_data,
     of_depth,
     some_model,
@@ -42,7 +41,7 @@ from dtl.runner.length import RunLength
 
 COSTS = {
     "build": 0.25, "step": 2.0, "evaluation": 0.5, "token": 0.125, "bytes": 1000.0, "clock": 1.5, "answers": 4.0,
-    "scored": 3.0, "token_bytes": 0.75,
+    "scored": 3.0, "token_bytes": 0.75, "index": 0.375, "look_up": 0.5,
 }  # fmt: skip
 WORDS = ("data=qa", "tokenizer=byte", "model.dim=16", "model.n_layers=2", "model.n_heads=2", "device=cpu",
          "tracker=local", "trainer.machine=cpu", "data.seq_len=128", "trainer.precision=fp32")  # fmt: skip
@@ -94,7 +93,7 @@ def test_a_run_is_the_sum_of_its_pieces(qa):
     assert (parts["checkpoints"].count, parts["checkpoints"].each) == (4, 2.0)
     # validation and test, then at least 16 questions of five kinds, four of which have an expected answer
     at_the_end = parts["evaluation at the end"]
-    assert at_the_end.each > 0.25 + 6 * 0.5 + 0.75 + 16 / 64 * (5 * 4.0 + 4 * 3.0)
+    assert at_the_end.each > 0.25 + 6 * 0.5 + 0.75 + 0.375 + 16 / 64 * (5 * 4.0 + 4 * 3.5)
     assert found.total == pytest.approx(sum(part.count * part.each for part in found.parts))
     assert found.hours == pytest.approx(found.total * 1.5 / 3600) and found.is_whole
 
@@ -115,7 +114,7 @@ def test_hours_end_the_forecast_before_the_last_step(qa):
 def test_data_that_is_not_prepared_has_steps_and_no_more(qa):
     bare = replace(qa, data=None, train=made_data(qa.config, qa.vocab_size))
     found = forecast(bare, COSTS, 5.0, [2], 0.0)
-    assert not found.is_whole and list(lines(found, bare.config, None))[1].split() == [
+    assert not found.is_whole and list(dtl.plan.time_lines(found, bare.config, None))[1].split() == [
         "a", "step", "takes", "2", "s", "of", "processor", "time",
     ]  # fmt: skip
     known = with_trainer(bare, total_steps=70)
@@ -146,7 +145,7 @@ def test_a_length_in_tokens_is_planned_in_steps(qa, words, prepared):
 
 def test_one_of_a_thing_is_not_many():
     parts = [Part("steps", 1, 2.0), Part("evaluations", 1, 0.5), Part("samples", 3, 0.5)]
-    text = "\n".join(lines(made(parts=parts), dtl.RunConfig(), None))
+    text = "\n".join(dtl.plan.time_lines(made(parts=parts), dtl.RunConfig(), None))
     assert "1 step of" in text and "1 evaluation of" in text and "3 samples of" in text
 
 
@@ -334,7 +333,7 @@ def made(**values) -> Forecast:
 
 
 def test_the_lines_fit_a_terminal_and_have_the_price():
-    shown = list(lines(made(), dtl.RunConfig(), 0.5))
+    shown = list(dtl.plan.time_lines(made(), dtl.RunConfig(), 0.5))
     assert all(len(line) <= 80 for line in shown)
     text = "\n".join(shown)
     assert "models of 1 and 4 layers, 2 threads" in text and "123,456 steps of 52 ms" in text
@@ -345,7 +344,7 @@ def test_the_lines_fit_a_terminal_and_have_the_price():
 
 def test_a_card_has_energy_and_no_processor_time():
     found = made(device_type="cuda", clock=1.0, watts=250.0, layers=[7], is_own_model=True)
-    text = "\n".join(lines(found, dtl.RunConfig(), None))
+    text = "\n".join(dtl.plan.time_lines(found, dtl.RunConfig(), None))
     assert f"{250 * found.total / 3.6e6:,.2f} kWh at 250 W" in text and "its own model" in text
     assert "processor" not in text and "threads" not in text and "price" not in text and "clock" not in text
 
