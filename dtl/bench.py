@@ -98,7 +98,7 @@ def job(composed: DictConfig) -> None:
         rows = []
         try:
             for each, measurements in chosen:
-                for row in measured(measurements, each, lambda name: display.note(f"measuring {name}")):
+                for row in measured(measurements, each, display.note):
                     rows.append(row)
         finally:  # also the rows measured before a failure or Ctrl-C
             if rows:

@@ -95,7 +95,7 @@ def job(composed: DictConfig) -> None:
     with exit_when_output_closes(), Display() as display:
         display.note("Opening the data, loading torch ...")  # the first sign of life
         config, words = _sized(config, words, display)
-        # Loads beside the count of the memory, on another core, and is timed after it; ended where the run does not fit.
+        # Loads beside the count of the memory, is timed after it, and is ended where the run does not fit.
         with _timing(config, compose_seconds) as wait:
             if not show(display, planned(config, display), words):
                 raise SystemExit(DoesNotFitError.exit_code)

@@ -4,7 +4,7 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from dtl.benchmarks.config import SUITES
 from dtl.benchmarks.measuring import PERCENT, Row, at_most
@@ -99,7 +99,7 @@ def foreseeing(place: Workplace) -> Iterator[Row]:
     """Yield the median and the worst error of the peak memory that dtl.plan shows, over runs in fresh processes."""
     settings = place.settings
     chosen = list(FORESEEN.items())[: QUICK_FORESEEN if settings.quick or settings.tiny else None]
-    errors = {name: foreseen_error(place, name, words.split()) for name, words in chosen}
+    errors = _errors(place, chosen, foreseen_error)
     worst = max(errors, key=lambda name: abs(errors[name]))
     sizes = [abs(error) for error in errors.values()]
     what = f"error of the peak memory that dtl.plan shows, {len(errors)} settings"
@@ -111,6 +111,17 @@ def foreseeing(place: Workplace) -> Iterator[Row]:
         "foresight_worst", f"{what}: worst", PERCENT, ours=max(sizes), rounds=len(sizes),
         goal=at_most(WORST_ERROR, PERCENT), note=worst,
     )  # fmt: skip
+
+
+def _errors(
+    place: Workplace, chosen: Sequence[tuple[str, str]], error_of: Callable[[Workplace, str, Sequence[str]], float]
+) -> dict[str, float]:
+    """Return the error of each setting, and log it: all of them take half an hour."""
+    errors: dict[str, float] = {}
+    for name, words in chosen:
+        errors[name] = error_of(place, name, words.split())
+        place.log(f"{name}: {100 * errors[name]:+.1f} %")
+    return errors
 
 
 def foreseen_error(place: Workplace, name: str, words: Sequence[str]) -> float:
@@ -131,7 +142,7 @@ def foreseeing_time(place: Workplace) -> Iterator[Row]:
     """Yield the worst error of the processor seconds of whole runs that dtl.plan shows."""
     settings = place.settings
     chosen = list(TIMED.items())[: QUICK_TIMED if settings.quick or settings.tiny else None]
-    errors = {name: foreseen_time_error(place, name, words.split()) for name, words in chosen}
+    errors = _errors(place, chosen, foreseen_time_error)
     yield Row(
         "foresight_time", f"error of the processor seconds of a run that dtl.plan shows, {len(errors)} runs: worst",
         PERCENT, ours=max(map(abs, errors.values())), rounds=len(errors), goal=at_most(TIME_ERROR, PERCENT),

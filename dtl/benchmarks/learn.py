@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dtl.base.units import in_seconds
 from dtl.benchmarks.config import SUITES
 from dtl.benchmarks.measuring import Row, at_least, compared, peer, ratio_of, skipped
 from dtl.benchmarks.suite import Suite, Workplace, in_rotation, made_articles_file, made_file, missing_peer, run_side
@@ -110,15 +111,23 @@ SUITES.register("learn")(Suite({"characters": characters, "articles": articles})
 
 def _rounds(place: Workplace, words: list[str], lengths: Lengths, sides: Sequence[str]) -> "dict[str, list[Learnt]]":
     """Train all sides in turns, each round with another seed."""
-    from dtl.benchmarks.learn_sides import Learning
+    from dtl.benchmarks.learn_sides import Learning, Learnt
 
     words = [*words, f"data.cache_dir={quoted(str(place.folder / 'cache'))}"]
     settings = place.settings
     done: dict[str, list[Learnt]] = {side: [] for side in sides}
+
+    def run(work: Learning) -> Learnt:
+        learnt = _run(work)
+        ends = zip(learnt.losses, learnt.seconds, strict=True)
+        reached = ", ".join(f"loss {loss:.4f} after {in_seconds(seconds)}" for loss, seconds in ends)
+        place.log(f"{work.side}, seed {work.seed}: {reached}")  # an hour that is ended before the table is not lost
+        return learnt
+
     for number in range(settings.rounds):
         at = number % len(sides)
         work = Learning("dtl", words, lengths, settings.seed + number, settings.device)
-        for side, ran in in_rotation(work, [*sides[at:], *sides[:at]], 1, _run).items():
+        for side, ran in in_rotation(work, [*sides[at:], *sides[:at]], 1, run).items():
             done[side] += ran
     return done
 

@@ -26,6 +26,7 @@ class Workplace:
 
     settings: BenchConfig
     folder: Path
+    log: Callable[[str], None] = lambda line: None  # of what takes minutes
 
 
 Measurement = Callable[[Workplace], Iterator[Row]]
@@ -56,13 +57,13 @@ class Suite:
 
 
 def measured(chosen: Mapping[str, Measurement], settings: BenchConfig, log: Callable[[str], None]) -> Iterator[Row]:
-    """Yield the rows of the chosen measurements, each after `log` of its measurement's name."""
+    """Yield the rows of the chosen measurements, `log` says what is measured."""
     with tempfile.TemporaryDirectory(prefix="dtl-bench-", ignore_cleanup_errors=True) as folder:
         for name, measure in chosen.items():
-            log(name)
+            log(f"measuring {name}")
             own = Path(folder) / name
             own.mkdir()
-            yield from measure(Workplace(settings, own))
+            yield from measure(Workplace(settings, own, log))
 
 
 # --- inputs -------------------------------------------------------------------------------------------------------

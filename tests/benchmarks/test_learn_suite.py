@@ -53,7 +53,8 @@ def ran(monkeypatch) -> list[Learning]:
 def test_rows_of_characters(tmp_path, ran):
     (tmp_path / "a.txt").write_text("some text")
     given = BenchConfig(suite="learn", seed=5, rounds=2, data=TextConfig(str(tmp_path / "a.txt")))
-    rows = list(learn.characters(Workplace(given, tmp_path)))
+    said: list[str] = []
+    rows = list(learn.characters(Workplace(given, tmp_path, said.append)))
     assert [row.name for row in rows] == [f"learn_char_{side}" for side in SIDES]
     assert [row.ratio.median for row in rows if row.ratio] == pytest.approx([8.0, 4.0, 1.5])
     assert [row.reached for row in rows] == [True, True, True]
@@ -62,6 +63,7 @@ def test_rows_of_characters(tmp_path, ran):
         "to a loss of 2.000; 7.00 million parameters: 3 steps 2.500, 7 steps 1.500; the peer 7.00 million parameters: "
         "11 steps 2.000, one thread"
     )
+    assert len(said) == 8 and said[0] == "dtl, seed 5: loss 2.5000 after 5 s, loss 1.5000 after 20 s"
     assert [work.seed for work in ran] == [5] * 4 + [6] * 4
     assert [work.side for work in ran] == ["dtl", *SIDES, *SIDES, "dtl"]  # another one first each round
     assert f"data.path='{tmp_path / 'a.txt'}'" in ran[0].words and ran[0].lengths["published"] == [2000]

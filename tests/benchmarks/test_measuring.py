@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from dtl.base.units import in_unit
+from dtl.benchmarks import foresight
 from dtl.benchmarks.config import BenchConfig, GenerationSuiteConfig, TextConfig
 from dtl.benchmarks.measuring import (
     PERCENT,
@@ -169,7 +170,7 @@ SUITE = Suite({name: one_row(name) for name in ("first", "second", "third")}, lo
 def test_what_is_measured(settings, names):
     said: list[str] = []
     rows = list(measured(SUITE.chosen(settings), settings, said.append))
-    assert [row.name for row in rows] == said == names
+    assert [row.name for row in rows] == names and said == [f"measuring {name}" for name in names]
     assert not any(Path(row.what).exists() for row in rows)  # nothing is left on the disk
 
 
@@ -199,3 +200,14 @@ def test_an_unknown_measurement_is_refused():
 def test_settings_that_cannot_be(changes, message):
     with pytest.raises(ConfigError, match=message):
         BenchConfig(**changes).validate()
+
+
+def test_the_error_of_each_setting_is_said_as_it_is_known(tmp_path, monkeypatch):
+    """The whole suite takes half an hour."""
+    errors = iter([0.031, -0.07])
+    monkeypatch.setattr(foresight, "FORESEEN", {"narrow": "model.dim=16", "deep": "model.n_layers=9"})
+    monkeypatch.setattr(foresight, "foreseen_error", lambda place, name, words: next(errors))
+    said: list[str] = []
+    median, worst = foresight.foreseeing(Workplace(BenchConfig(), tmp_path, said.append))
+    assert said == ["narrow: +3.1 %", "deep: -7.0 %"]
+    assert (median.ours, worst.ours, worst.note) == (pytest.approx(0.0505), pytest.approx(0.07), "deep")
