@@ -282,9 +282,12 @@ def loss_lines(setting: "Setting", choices: Mapping[str, str | None]) -> Iterato
     try:
         references = read_references(curves_file(own))
     except ConfigError as error:
-        yield str(error)
+        if own is not None:
+            raise
+        yield str(error)  # DTL's own file: the plan does not depend on it
         return
-    yield from expected_lines(references, subject, run_tokens(setting))
+    words = [] if own is None else [as_shown(f"curves={own}")]
+    yield from expected_lines(references, subject, run_tokens(setting), words)
 
 
 def run_tokens(setting: "Setting") -> int | None:

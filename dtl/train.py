@@ -243,7 +243,7 @@ def _prepared(composed: DictConfig, run_dir: Path, overrides: list[str]) -> "tup
     origin = Origin(
         overrides=overrides,
         flags=[*composition_flags(hydra), *(word for word in hydra.overrides.hydra if "hydra.searchpath=" in word)],
-        choices={key: value for key, value in choices.items() if value and not key.startswith("hydra/")},
+        choices={key: str(value) for key, value in choices.items() if not key.startswith("hydra/")},
         init_from=init_from,
         plans=plans,
         resume_from=newest and newest.path,

@@ -8,22 +8,22 @@ machine change least.
 import contextlib
 import functools
 import gc
+import hashlib
 import json
 import math
+import os
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
-from dtl.base.files import sha256_of, sync_file
 from dtl.base.runtime import arithmetic, autocast, choose_device, choose_precision
 from dtl.checkpoints.find import find_checkpoint
 from dtl.config import RunConfig, typed
@@ -52,7 +52,7 @@ from dtl.training.evaluate import evaluate
 DEPTHS, SLOW_DEPTHS = (1, 4), (1, 3)  # of a slow model, whose steps are long and vary less, three tell enough
 # A batch of validation that takes longer is that of a large model: fewer questions then, which take about as long each.
 SLOW_BATCH, FEW_QUESTIONS = 0.25, 32
-# FLOP of a forward and backward pass on a CPU, some seconds of a core: where one has more, a single sequence warms up.
+# FLOP of a forward and backward pass on a CPU, about a second of a core: of a longer one a single sequence warms up.
 SLOW_FLOP = 1e11
 MEASURED_TOKENS, FEW_TOKENS = 8, 4  # of an answer or a sample: more take as long each; fewer of a large model
 SAVED_BYTES = 16 * 2**20
@@ -231,7 +231,7 @@ def timed(run: Run, n_layers: int, limits: Limits) -> dict[str, float]:
 
 
 def _is_slow(run: Run, model: TransformerLM) -> bool:
-    """Whether a forward and backward pass of the model takes seconds."""
+    """Whether a forward and backward pass of the model takes a second and more."""
     n_tokens = run.config.micro_batch_size * run.config.seq_len
     return run.device.type == "cpu" and n_tokens * model.flops_per_token(run.config.seq_len) > SLOW_FLOP
 
@@ -284,13 +284,15 @@ def answer_tokens(data: PreparedData) -> int:
 
 def seconds_of_a_byte() -> float:
     """Return the processor seconds of saving a byte: checked, written, and read again for its checksum."""
-    with tempfile.TemporaryDirectory(prefix="dtl-plan-", ignore_cleanup_errors=True) as folder:
-        file, weights = Path(folder) / "weights", torch.ones(SAVED_BYTES // 4)
+    with tempfile.TemporaryFile() as file:  # without a name, so that nothing stays where the process is killed
+        weights = torch.ones(SAVED_BYTES // 4)
         began = time.process_time()
         torch.isfinite(weights).all()
-        save_file({"weights": weights}, file)
-        sync_file(file)
-        sha256_of(file)
+        file.write(save({"weights": weights}))
+        file.flush()
+        os.fsync(file.fileno())
+        file.seek(0)
+        hashlib.file_digest(file, "sha256")
         return (time.process_time() - began) / SAVED_BYTES
 
 

@@ -325,7 +325,7 @@ def reference_of(folders: Sequence[Path], name: str, text: str | None, licence: 
     runs = [_measured(folder, name) for folder in folders]
     if len({run["configuration"] for run in runs}) > 1 or len({run["seed"] for run in runs}) < len(runs):
         raise ConfigError(f"reference={name}: a curve is of runs that differ in the seed alone. Give only those: runs=")
-    if (text is None or licence is None) and not runs[0]["ships"]:
+    if not (text and licence) and not (text is licence is None and runs[0]["ships"]):
         raise ConfigError(f"reference={name}: name its text, with source and licence: text=NAME licence=LICENCE.")
     points = {step: [run["points"][step] for run in runs if step in run["points"]] for step in runs[0]["points"]}
     steps = _spread([step for step in sorted(points) if len(points[step]) == len(runs)])

@@ -120,7 +120,7 @@ def read_run(folder: Path) -> Run:
         seed=state.seed,
         overrides=overrides,
         config={key: in_one_line(_shown(value), 300) for key, value in dotted(config)},
-        choices=chosen_files(record),
+        choices={group: in_one_line(name, 40) for group, name in chosen_files(record).items()},
         commit=in_one_line(str(git.get("commit") or ""), 40) if isinstance(git, dict) else None,
         data=_fingerprint(folder, record),
         confirms=trial.get("role") == "confirm",

@@ -32,7 +32,16 @@ log = safe_logger(__name__)
 
 RECORD, DIFF, PACKAGES, CONFIG = "run.json", "git.diff", "packages.txt", "config.yaml"
 MAIN_PACKAGES = "torch numpy hydra-core omegaconf transformers tokenizers safetensors datasets pyarrow wandb einops"
-SHOWN_VARIABLES = ("CUDA_", "NCCL_", "TORCH_", "PYTORCH_", "OMP_", "SLURM_JOB", "DTL_")  # all others are not recorded
+SHOWN_VARIABLES = (
+    "CUDA_",
+    "NCCL_",
+    "TORCH_",
+    "PYTORCH_",
+    "OMP_",
+    "GOMP_",
+    "SLURM_JOB",
+    "DTL_",
+)  # all others are not recorded
 MAX_DIFF_BYTES = 20 * 2**20
 MAX_UNTRACKED = 100
 GIT_SECONDS = 10.0
@@ -60,10 +69,10 @@ def composition_flags(hydra: Any, command: str = "train") -> list[str]:
 
 
 def chosen_files(record: Mapping[str, Any]) -> dict[str, str]:
-    """Return the file chosen in each config group, safe to print, of what `write_run_record` has written. A group
-    without one, as `experiment` in a run without a recipe, was once recorded as None."""
+    """Return the file chosen in each config group, safe to print, of what `write_run_record` has written. Groups
+    without one, as `experiment` in a run without a recipe, are recorded as None."""
     names = {str(group): str(name) for group, name in as_object(record.get("choices")).items()}
-    return {group: in_one_line(name, 40) for group, name in names.items() if name not in ("None", "null")}
+    return {group: in_one_line(name) for group, name in names.items() if name not in ("None", "null")}
 
 
 def write_run_record(

@@ -246,13 +246,18 @@ def vocabulary_of_run(folder: Path) -> int | None:
 # --- words --------------------------------------------------------------------------------------------------------
 
 
-def expected_lines(references: Sequence[Reference], run: Subject, tokens: float | None) -> Iterator[str]:
-    """Yield lines of 80 columns for a plan: the loss of the reference after the run's tokens, None if not known."""
+def expected_lines(
+    references: Sequence[Reference], run: Subject, tokens: float | None, curves: Sequence[str] = ()
+) -> Iterator[str]:
+    """Yield lines for a plan, of 80 columns but for a command: the loss of the reference after the run's tokens, None
+    if not known. `curves` is the word that names the file of the references, where it is not DTL's own."""
     reference = match(references, run)
     if reference is None:
         what = " for such data and size" if run.name in {each.name for each in references} else ""
-        yield f"Is its loss normal? {run.name}: no curve yet{what}. This records one:"
-        yield f"  {command_line('report', 'runs=RUN', f'reference={run.name}', 'text=NAME', 'licence=LICENCE')}"
+        yield f"Is its loss normal? {run.name}: no curve yet{what}."
+        yield "  Record one:"
+        words = ("runs=RUN", f"reference={run.name}", "text=NAME", "licence=LICENCE", *curves)
+        yield f"  {command_line('report', *words)}"
         return
     yield f"Is its loss normal? The reference {reference.name} had on its validation data:"
     end = tokens or reference.points[-1].tokens

@@ -297,3 +297,11 @@ def test_no_secret_is_in_any_file(package: Path, run_dir: Path, home: Path, monk
     assert leaks == []
     assert "[hidden]" in (run_dir / "git.diff").read_text()
     assert not {"DTL_PASSWORD", "TORCH_HUB_TOKEN"} & set(record(run_dir)["sessions"][0]["environment"])
+
+
+def test_the_files_that_were_chosen_have_their_whole_names() -> None:
+    recipe = "a_study_of_rates_over_widths_and_depths_with_three_seeds"
+    choices = {"experiment": recipe, "model": "None", "data": "null", "trainer": "auto\x1b[31m"}
+    found = provenance.chosen_files({"choices": choices})
+    assert found["experiment"] == recipe and found.keys() == {"experiment", "trainer"}
+    assert "\x1b" not in found["trainer"] and provenance.chosen_files({"choices": [7]}) == {}

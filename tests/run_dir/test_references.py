@@ -243,6 +243,16 @@ def test_the_same_curve_again_takes_its_place_and_others_stay(no_checkpoints_pro
     assert [(each.name, each.text) for each in known] == [("bread", "Other loaves"), ("small", "Loaves")]
 
 
+@pytest.mark.parametrize("given", [{"text": None}, {"licence": None}])
+def test_shipped_data_has_its_own_text_and_licence_or_both_of_the_words(no_checkpoints_problem, tmp_path, given):
+    """Not one of each: a text of one's own would get DTL's licence."""
+    run = make_run(tmp_path / "1", data={"sources": {"qa": {"kind": "qa"}}, "loss_on": "all"})
+    with pytest.raises(ConfigError, match="name its text, with source and licence"):
+        recorded(tmp_path, run, **given)
+    (made,) = recorded(tmp_path, run, text=None, licence=None)
+    assert made.licence == "part of DTL, MIT"
+
+
 def test_many_evaluations_become_few_points_with_both_ends(no_checkpoints_problem, tmp_path):
     (made,) = recorded(tmp_path, make_run(tmp_path / "1", steps=range(1, 98)))
     assert 20 <= len(made.points) <= MAX_POINTS
@@ -255,6 +265,7 @@ def test_many_evaluations_become_few_points_with_both_ends(no_checkpoints_proble
         ({"steps": []}, {}, r"reference=bread: .*1: has no validation loss"),
         ({}, {"name": "small"}, "reference=small: .*1: its curve has the name of its recipe.*: reference=bread"),
         ({"init": "other"}, {}, "1: began with the weights of another model"),
+        ({}, {"text": ""}, "name its text, with source and licence"),
         ({}, {"licence": None}, "name its text, with source and licence: text=NAME licence=LICENCE"),
         ({"data": {}}, {}, "reference=bread: .*1 gives no curve: kind is missing"),
     ],
@@ -429,16 +440,16 @@ def test_the_lines_of_a_plan_fit_a_terminal(reference):
     run = Subject(reference.name, None, reference.kind, reference.n_without_embeddings, "bpe", 99_999)
     shown = list(expected_lines([reference], run, 123_456_789))
     assert len(shown) >= 4 and all(len(line) <= 80 for line in shown)
-    unknown = replace(run, n_parameters=1)
-    assert all(len(line) <= 100 for line in expected_lines([reference], unknown, None))  # a command is not wrapped
+    *said, command = expected_lines([reference], replace(run, n_parameters=1), None, ["curves=mine.jsonl"])
+    assert all(len(line) <= 80 for line in said) and command.endswith("licence=LICENCE curves=mine.jsonl")
 
 
 def test_without_a_curve_a_plan_has_the_command_that_records_one():
-    first, second = expected_lines([curve()], subject(recipe="cake"), 10_000)
-    assert first == "Is its loss normal? cake: no curve yet. This records one:"
-    assert second == "  python -m dtl.report runs=RUN reference=cake text=NAME licence=LICENCE"
-    first, _ = expected_lines([curve()], subject(n_parameters=3), 10_000)
-    assert first == "Is its loss normal? bread: no curve yet for such data and size. This records one:"
+    first, second, command = expected_lines([curve()], subject(recipe="cake"), 10_000)
+    assert (first, second) == ("Is its loss normal? cake: no curve yet.", "  Record one:")
+    assert command == "  python -m dtl.report runs=RUN reference=cake text=NAME licence=LICENCE"
+    first, *_ = expected_lines([curve()], subject(n_parameters=3), 10_000)
+    assert first == "Is its loss normal? bread: no curve yet for such data and size."
 
 
 def planned(*words: str) -> SimpleNamespace:
@@ -460,6 +471,15 @@ def test_the_plan_of_a_recipe_finds_its_curve():
     assert "no curve yet" in next(no_curve)
     started = replace(planned(*words).config, init="other")
     assert list(dtl.plan.loss_lines(SimpleNamespace(**vars(planned(*words)) | {"config": started}), {})) == []
+
+
+def test_a_plan_does_not_go_on_without_the_file_that_it_was_given(tmp_path):
+    (tmp_path / "mine.jsonl").write_text("{\n")
+    setting = planned("experiment=shakespeare_char", "data.path=FILE")
+    given = {name: getattr(setting.config, name) for name in setting.config.__dataclass_fields__}
+    setting.config = dtl.plan.PlanConfig(**given, curves=str(tmp_path / "mine.jsonl"))
+    with pytest.raises(ConfigError, match="line 1 is no reference curve"):
+        list(dtl.plan.loss_lines(setting, {"model": "small"}))
 
 
 def test_a_plan_goes_on_without_a_damaged_file(monkeypatch, tmp_path):
