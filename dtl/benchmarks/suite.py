@@ -57,7 +57,7 @@ class Suite:
 
 
 def measured(chosen: Mapping[str, Measurement], settings: BenchConfig, log: Callable[[str], None]) -> Iterator[Row]:
-    """Yield the rows of the chosen measurements, `log` says what is measured."""
+    """Yield the rows of the chosen measurements; `log` says what is measured."""
     with tempfile.TemporaryDirectory(prefix="dtl-bench-", ignore_cleanup_errors=True) as folder:
         for name, measure in chosen.items():
             log(f"measuring {name}")

@@ -32,16 +32,8 @@ log = safe_logger(__name__)
 
 RECORD, DIFF, PACKAGES, CONFIG = "run.json", "git.diff", "packages.txt", "config.yaml"
 MAIN_PACKAGES = "torch numpy hydra-core omegaconf transformers tokenizers safetensors datasets pyarrow wandb einops"
-SHOWN_VARIABLES = (
-    "CUDA_",
-    "NCCL_",
-    "TORCH_",
-    "PYTORCH_",
-    "OMP_",
-    "GOMP_",
-    "SLURM_JOB",
-    "DTL_",
-)  # all others are not recorded
+# Beginnings of the environment variables that are recorded, and no others.
+SHOWN_VARIABLES = ("CUDA_", "NCCL_", "TORCH_", "PYTORCH_", "OMP_", "GOMP_", "SLURM_JOB", "DTL_")
 MAX_DIFF_BYTES = 20 * 2**20
 MAX_UNTRACKED = 100
 GIT_SECONDS = 10.0
