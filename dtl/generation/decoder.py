@@ -347,6 +347,4 @@ def _tables(model: TransformerLM) -> tuple[Tensor | None, Tensor | None, Tensor 
     device = model.embedding.weight.device
     positions_1s = torch.arange(model.config.max_seq_len, device=device).unsqueeze(0)
     _, rotation = model.positions(torch.zeros(1, 1, 1, device=device), positions_1s)
-    cos_sk, sin_sk = rotation.cos_btk[0], rotation.sin_btk[0].clone()
-    sin_sk[:, : sin_sk.shape[1] // 2].neg_()
-    return None, cos_sk, sin_sk
+    return None, rotation.cos_btk[0], rotation.sin_btk[0]

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
@@ -222,9 +222,8 @@ class RotaryEmbedding(nn.Module):
         exponents = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=positions_bt.device) / self.head_dim
         frequencies = 1.0 / self.theta**exponents
         angles = rearrange(positions_bt.float(), "b t -> b t 1") * frequencies
-        angles_btk = repeat(angles, "b t half -> b t (two half)", two=2)
-        dtype = compute_dtype(x_btd)
-        return x_btd, Rotation(angles_btk.cos().to(dtype), angles_btk.sin().to(dtype))
+        cos, sin, dtype = angles.cos(), angles.sin(), compute_dtype(x_btd)
+        return x_btd, Rotation(torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype))
 
 
 class LearnedPositions(nn.Module):
