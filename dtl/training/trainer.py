@@ -163,7 +163,7 @@ class Trainer:
         self.averaged = None if config.ema_decay is None else AveragedWeights(model, config.ema_decay)
         self.forward = compiled_if_possible(model.hidden) if config.compile else model.hidden
         self.loss = LOSSES.get(config.loss.name)
-        self.targets_multiple = targets_multiple(self.loss, self.device)
+        self.targets_multiple = targets_multiple(self.loss, self.device, precision)
         self.step_fields = [STEP_FIELDS.get(name) for name in config.step_fields]
         self.steps_per_epoch = data.steps_per_epoch(micro_batch_size * grad_accum_steps)
         self.stop_requested: Callable[[], bool] = lambda: False  # asked between two micro-batches

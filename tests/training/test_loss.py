@@ -23,6 +23,7 @@ from dtl.training.config import LossConfig, TrainerConfig
 from dtl.training.evaluate import evaluate
 from dtl.training.loss import (
     TARGETS_TILE,
+    TARGETS_TILE_CPU,
     cross_entropy,
     logits_in_chunks,
     mean_cross_entropy,
@@ -141,11 +142,14 @@ def test_targets_in_whole_tiles_change_neither_value_nor_gradient(
     assert targets_bt.ne(IGNORE).sum() == n_targets  # the batch keeps its targets
 
 
-def test_only_the_own_loss_on_a_gpu_gets_whole_tiles() -> None:
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert targets_multiple(cross_entropy, cuda) == TARGETS_TILE
-    assert targets_multiple(cross_entropy, cpu) == 1
-    assert targets_multiple(lambda head, x_nd, targets_n, config: x_nd.sum(), cuda) == 1
+@pytest.mark.parametrize(
+    ("device", "precision", "multiple"),
+    [("cuda", "bf16", TARGETS_TILE), ("cuda", "fp32", TARGETS_TILE), ("cpu", "bf16", TARGETS_TILE_CPU),
+     ("cpu", "fp32", 1), ("mps", "bf16", 1)],
+)  # fmt: skip
+def test_only_the_own_loss_gets_whole_tiles_where_shapes_cost_time(device: str, precision: str, multiple: int) -> None:
+    assert targets_multiple(cross_entropy, torch.device(device), precision) == multiple
+    assert targets_multiple(lambda head, x_nd, targets_n, config: x_nd.sum(), torch.device(device), precision) == 1
 
 
 def test_the_defaults_are_the_plain_cross_entropy_to_the_bit() -> None:
