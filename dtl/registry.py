@@ -130,7 +130,9 @@ class Registry(Generic[Part, Traits]):
         return self._parts[name]
 
 
-BLOCKS: Registry[Any, Any] = Registry("model.arch.block", dict.fromkeys(("modern", "classic"), "dtl.model.transformer"))
+BLOCKS: Registry[Any, Any] = Registry(
+    "model.arch.block", dict.fromkeys(("modern", "value_embeddings", "classic"), "dtl.model.transformer")
+)
 OPTIMIZERS: Registry[Any, Any] = Registry("optimizer.name", dict.fromkeys(("adamw", "muon"), "dtl.training.optimizer"))
 SCHEDULES: Registry[Any, Any] = Registry(
     "schedule.name", dict.fromkeys(("cosine", "linear", "wsd"), "dtl.training.schedule")

@@ -181,6 +181,8 @@ def unsupported_reason(model: TransformerLM) -> str | None:
         return "model.attention=reference is computed as it is written"
     if type(model).hidden is not TransformerLM.hidden or not all(map(_is_standard, model.blocks)):
         return f"model.arch.block={model.config.arch.block} has no layout for decoding"
+    if type(model.value_embedding) not in (type(None), nn.Embedding):
+        return "its value embedding has no layout for decoding"
     if type(model.positions) not in (RotaryEmbedding, LearnedPositions):
         return "its positions have no layout for decoding"
     if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
@@ -244,6 +246,7 @@ class Layer:
     attention_norm: Map
     to_qkv: Map
     qk_norm: Map | None
+    value_mix: tuple[float, float] | None  # parts of the projection and of the value embedding
     to_out: Map
     mlp_norm: Map
     mlp: Map
@@ -263,6 +266,7 @@ class Decoder:
         self._share = share and weights.form == "fp32"
         self._matrix = MATRICES[weights.form]
         self._embedding_vd = model.embedding.weight.data
+        self._values_vd = None if model.value_embedding is None else model.value_embedding.weight.data
         self._positions_sd, self._cos_sk, self._sin_sk = _tables(model)
         self._layers = [self._layer(block) for block in model.blocks]
         self._norm = self._map(model.norm)
@@ -274,12 +278,16 @@ class Decoder:
         positions_b1, mask_bts = cache.extend(1)
         mask_bgts = None if mask_bts is None else mask_bts.unsqueeze(1)
         x_bd = F.embedding(ids_b, self._embedding_vd)
+        values_bgk = None if self._values_vd is None else F.embedding(ids_b, self._values_vd).view(n_texts, g, k)
         if self._positions_sd is not None:
             x_bd = x_bd + self._positions_sd[positions_b1[:, 0]]
         cos_b1k, sin_b1k = (None if table is None else table[positions_b1] for table in (self._cos_sk, self._sin_sk))
         for number, layer in enumerate(self._layers):
             heads_bhk = layer.to_qkv(layer.attention_norm(x_bd)).view(n_texts, -1, k)
             qk_bhk, v_bgk = heads_bhk[:, :-g], heads_bhk[:, -g:]
+            if values_bgk is not None and layer.value_mix is not None:
+                own, embedded = layer.value_mix
+                v_bgk = torch.add(v_bgk * own, values_bgk, alpha=embedded)
             if layer.qk_norm is not None:
                 qk_bhk = layer.qk_norm(qk_bhk)
             if cos_b1k is not None and sin_b1k is not None:  # `Rotation.apply`; signs are in the sines
@@ -300,9 +308,10 @@ class Decoder:
             q_hk = attention.q_norm.weight.expand(attention.n_heads, -1)
             k_gk = attention.k_norm.weight.expand(attention.n_kv_heads, -1)
             qk_norm = rms_norm(torch.cat([q_hk, k_gk]), attention.q_norm.eps)
+        mix = attention.value_mix
         return Layer(
-            self._map(block.attention_norm), to_qkv, qk_norm, self._map(attention.to_out),
-            self._map(block.mlp_norm), self._map(block.mlp),
+            self._map(block.attention_norm), to_qkv, qk_norm, None if mix is None else (mix[0].item(), mix[1].item()),
+            self._map(attention.to_out), self._map(block.mlp_norm), self._map(block.mlp),
         )  # fmt: skip
 
     def _map(self, module: Any) -> Map:

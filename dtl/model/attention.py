@@ -96,6 +96,7 @@ class AttentionContext:
     attend: AttentionFn
     rotation: Rotation | None = None  # of queries and keys; None = the input already contains the positions
     cache: KeyValueCache | None = None
+    values_btd: Tensor | None = None  # of the tokens, (b, t, g k): what a layer may mix into its values
     at_n: Tensor | None = None  # of the last layer, its only outputs that are needed: see `TransformerLM.hidden`
 
     def needed(self, x_btd: Tensor) -> Tensor:

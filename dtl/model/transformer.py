@@ -245,12 +245,14 @@ class MultiHeadAttention(nn.Module):
     """Attention of one layer: project, rotate, attend, project back.
 
     `qk_norm` builds the norm of each head's queries and keys from the head width: RMSNorm in Qwen3, none in GPT-2.
-    `bias` adds a bias to all four projections, as in GPT-2.
+    `bias` adds a bias to all four projections, as in GPT-2. With `value_embedding` the values are a learned mixture of
+    their own projection and of what the context has.
     """
 
     def __init__(
-        self, config: ModelConfig, layer: int, *, bias: bool = False, qk_norm: Callable[[int], nn.Module] = nn.Identity
-    ) -> None:
+        self, config: ModelConfig, layer: int, *, bias: bool = False,
+        qk_norm: Callable[[int], nn.Module] = nn.Identity, value_embedding: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.layer = layer
         self.n_heads, self.n_kv_heads = config.n_heads, config.resolved_n_kv_heads
@@ -261,6 +263,8 @@ class MultiHeadAttention(nn.Module):
         self.to_v = nn.Linear(config.dim, self.n_kv_heads * head_dim, bias=bias)
         self.to_out = OutputProjection(self.n_heads * head_dim, config.dim, bias=bias)
         self.q_norm, self.k_norm = qk_norm(head_dim), qk_norm(head_dim)
+        # Parts of the projection and of the embedding.
+        self.value_mix = nn.Parameter(torch.tensor([0.5, 0.5])) if value_embedding else None
 
     def forward(self, x_btd: Tensor, context: AttentionContext) -> Tensor:
         weights = stacked_weights(x_btd, (self.to_q, self.to_k, self.to_v), (self.to_out,))
@@ -269,6 +273,9 @@ class MultiHeadAttention(nn.Module):
         else:
             sizes = [self.n_heads * self.head_dim, *2 * [self.n_kv_heads * self.head_dim]]
             q_btd, k_btd, v_btd = F.linear(x_btd, *weights[0]).split(sizes, dim=-1)
+        if self.value_mix is not None:
+            assert context.values_btd is not None
+            v_btd = self.value_mix[0] * v_btd + self.value_mix[1] * context.values_btd
         q_bhtk = self.q_norm(rearrange(q_btd, "b t (h k) -> b h t k", h=self.n_heads))
         k_bgtk = self.k_norm(rearrange(k_btd, "b t (g k) -> b g t k", g=self.n_kv_heads))
         v_bgtk = rearrange(v_btd, "b t (g k) -> b g t k", g=self.n_kv_heads)
@@ -367,6 +374,11 @@ class TransformerBlock(BlockRules, nn.Module):
         return RotaryEmbedding(config.resolved_head_dim, config.arch.rope_theta)
 
     @classmethod
+    def make_value_embedding(cls, config: ModelConfig, vocab_size: int) -> nn.Module | None:
+        """Build what gives each token's `AttentionContext.values_btd`: ids_bt to (b, t, g k). None: no layer has any."""
+        return None
+
+    @classmethod
     def initialise(cls, model: "TransformerLM") -> None:
         """Set the initial weights: small normals, sharp attention, each block the identity, and logits near zero."""
         # Zero output projections and query/key norms at 1.2 learned fastest in small experiments. An untied head starts
@@ -392,6 +404,32 @@ class TransformerBlock(BlockRules, nn.Module):
         # After the final norm a token's logit for itself is dim x std, which at std = 0.02 grows with the width;
         # limited to ln(v) / 2, the token's own probability stays near 1/sqrt(v).
         return min(0.02, math.log(vocab_size) / (2 * config.dim)) if config.tie_embeddings else 0.02
+
+
+@BLOCKS.register("value_embeddings")
+class ValueEmbeddingBlock(TransformerBlock):
+    """`modern` with a second embedding of each token, which every layer mixes into its values.
+
+    What a token says to those that attend to it need not pass through the residual stream: the layers learn what the
+    context adds. From Zhou et al., 2024 (arXiv:2410.17897), and the speed runs of nanoGPT; here one table serves all
+    layers. Measured in experiments/experiment/value_embeddings.md.
+    """
+
+    @classmethod
+    def make_attention(cls, config: ModelConfig, layer: int) -> nn.Module:
+        norm = partial(RMSNorm, eps=config.arch.norm_eps)
+        return MultiHeadAttention(config, layer, qk_norm=norm, value_embedding=True)
+
+    @classmethod
+    def make_value_embedding(cls, config: ModelConfig, vocab_size: int) -> nn.Module:
+        return nn.Embedding(vocab_size, config.resolved_n_kv_heads * config.resolved_head_dim)
+
+    @classmethod
+    def initialise(cls, model: "TransformerLM") -> None:
+        """Set the initial weights of `modern`, and values of the size of normalised activations."""
+        super().initialise(model)
+        assert isinstance(model.value_embedding, nn.Embedding)
+        nn.init.normal_(model.value_embedding.weight)
 
 
 @BLOCKS.register("classic")
@@ -479,6 +517,7 @@ class TransformerLM(nn.Module):
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(block_class(config, layer) for layer in range(config.n_layers))
         self.norm = block_class.make_norm(config)
+        self.value_embedding = block_class.make_value_embedding(config, vocab_size)
         # On the meta device no memory is allocated for a weight that the next lines replace.
         tied = config.tie_embeddings
         self.head = nn.Linear(config.dim, vocab_size, bias=False, device="meta" if tied else None)
@@ -532,9 +571,10 @@ class TransformerLM(nn.Module):
         else:
             attend = DOCUMENT_KERNELS[self.document_kernel](documents_bt, max_documents)
 
-        x_btd, rotation = self.positions(self.token_dropout(self.embedding(ids_bt)), positions_bt)
+        x_btd, values_btd = self._embed(ids_bt)
+        x_btd, rotation = self.positions(x_btd, positions_bt)
         x_btd = self.dropout(x_btd)
-        context = AttentionContext(attend, rotation, cache)
+        context = AttentionContext(attend, rotation, cache, values_btd)
         *blocks, last = self.blocks
         for block in blocks:
             x_btd = self._apply_block(block, x_btd, context)
@@ -544,6 +584,15 @@ class TransformerLM(nn.Module):
         if at_n is None or early:
             return self.norm(x_btd)
         return rearrange(self.norm(x_btd), "b t d -> (b t) d")[at_n]
+
+    def _embed(self, ids_bt: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return tokens (b, t, d), and their values (b, t, g k) where the blocks mix some in."""
+        x_btd = self.embedding(ids_bt)
+        if self.value_embedding is None:
+            return self.token_dropout(x_btd), None
+        kept_bt1 = self.token_dropout(x_btd.new_ones(*ids_bt.shape, 1))  # a word that is missing has no value, either
+        values_btd = self.value_embedding(ids_bt) * kept_bt1
+        return x_btd * kept_bt1, values_btd.to(compute_dtype(x_btd))
 
     def _apply_block(self, block: nn.Module, x_btd: Tensor, context: AttentionContext) -> Tensor:
         """Return a block's output; in training with as many of its activations stored as activation_checkpointing says.

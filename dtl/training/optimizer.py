@@ -45,7 +45,8 @@ def muon(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
     after equal time no difference (experiments/experiment/muon_vs_adamw.md).
     """
     # Embeddings and head are matrices too, but their rows belong to single tokens: Jordan leaves them to AdamW.
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "blocks." in name]
+    tables = _tables(model)
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "blocks." in name and id(p) not in tables]
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
     return [Muon(matrices, config), _adamw(model, rest, config)]
@@ -188,7 +189,7 @@ def _adamw(model: nn.Module, parameters: list[nn.Parameter], config: OptimizerCo
     """AdamW with weight decay on matrices only and a separate learning rate of the embeddings."""
     # Decay shrinks a norm or bias for no benefit. Embeddings may need a higher rate than the rest: a row gets a
     # gradient only when its token is in the batch.
-    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    tables = _tables(model)
     embedding_lr = config.embedding_lr if config.embedding_lr is not None else config.lr
     embeddings = [p for p in parameters if id(p) in tables]
     matrices = [p for p in parameters if id(p) not in tables and p.ndim >= 2]
@@ -214,6 +215,11 @@ def _adamw(model: nn.Module, parameters: list[nn.Parameter], config: OptimizerCo
         eps=config.eps,
         fused=True,
     )
+
+
+def _tables(model: nn.Module) -> set[int]:
+    """Return the `id` of each matrix whose rows are looked up."""
+    return {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
 
 
 def _by_factor(parameters: list[nn.Parameter], factors: dict[nn.Parameter, float]) -> dict[float, list[nn.Parameter]]:

@@ -18,16 +18,17 @@ def in_every_test(one_thread_one_seed: None) -> None:
 
 @pytest.fixture
 def random_model() -> Callable[..., TransformerLM]:
-    """Models in evaluation mode: `grouped` has fewer key/value heads than heads, `modern` as many, `classic` is
-    GPT-2's."""
+    """Models in evaluation mode: `grouped` and `value_embeddings` have fewer key/value heads than heads, `modern` as
+    many, `classic` is GPT-2's."""
 
     def make(kind: str = "modern", vocab_size: int = VOCAB_SIZE, **changes: Any) -> TransformerLM:
         sizes: dict[str, Any] = {"n_layers": 3, "ffn_dim": 17, "max_seq_len": 29, "dropout": 0.3}
         if kind == "classic":
             sizes |= {"arch": ArchConfig("classic"), "dim": 33, "n_heads": 3}
         else:
-            sizes |= {"arch": ArchConfig("modern", rope_theta=777.0), "dim": 13, "n_heads": 6, "head_dim": 10}
-            sizes |= {"n_kv_heads": 2 if kind == "grouped" else None}
+            block = "modern" if kind == "grouped" else kind
+            sizes |= {"arch": ArchConfig(block, rope_theta=777.0), "dim": 13, "n_heads": 6, "head_dim": 10}
+            sizes |= {"n_kv_heads": None if kind == "modern" else 2}
         model = TransformerLM(ModelConfig(**(sizes | changes)), vocab_size)
         with torch.no_grad():
             for parameter in model.parameters():

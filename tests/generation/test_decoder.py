@@ -24,7 +24,7 @@ from dtl.generation.engine import StaticKeyValueCache, generate, lay_out, nats_w
 from dtl.model.transformer import MultiHeadAttention, SwiGLU, TransformerBlock, TransformerLM
 from dtl.registry import BLOCKS
 
-KINDS = ("modern", "grouped", "classic")
+KINDS = ("modern", "grouped", "value_embeddings", "classic")
 LENGTHS = ((5, 1, 11, 2), (7, 7, 7), (7,), (1,))
 GREEDY = SamplingConfig(temperature=0, top_k=None, max_new_tokens=13)
 N_NEW = 13

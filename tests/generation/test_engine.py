@@ -12,7 +12,7 @@ from dtl.generation.config import SamplingConfig
 from dtl.generation.engine import generate, sample_next, stream
 from dtl.model.transformer import TransformerLM
 
-KINDS = ("modern", "grouped", "classic")
+KINDS = ("modern", "grouped", "value_embeddings", "classic")
 GREEDY = SamplingConfig(temperature=0, top_k=None, max_new_tokens=13)
 WARM = SamplingConfig(temperature=1.5, top_k=None, max_new_tokens=13)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from dtl.generation.engine import StaticKeyValueCache
 from dtl.model.transformer import TransformerLM
 
-KINDS = ("modern", "grouped", "classic")
+KINDS = ("modern", "grouped", "value_embeddings", "classic")
 RAGGED = (5, 1, 11, 2)  # lengths of the prompts
 LENGTHS = (RAGGED, (7, 7, 7), (7,), (1,))  # rows of one length go without a mask
 N_NEW = 13

@@ -11,7 +11,7 @@ from dtl.generation.decoder import transpose_for_decoding
 from dtl.generation.engine import generate
 from dtl.model.transformer import TransformerLM
 
-KINDS = ("modern", "grouped", "classic")
+KINDS = ("modern", "grouped", "value_embeddings", "classic")
 GREEDY = SamplingConfig(temperature=0, top_k=None, max_new_tokens=13)
 
 

@@ -11,7 +11,7 @@ from dtl.generation.decoder import Decoder
 from dtl.generation.engine import generate, stream
 from dtl.model.transformer import TransformerLM
 
-KINDS = ("modern", "grouped", "classic")
+KINDS = ("modern", "grouped", "value_embeddings", "classic")
 CONTEXT = 17
 PENALTY = 10.0  # without it random models soon say the same few tokens for ever
 LONG = SamplingConfig(temperature=0, top_k=None, repetition_penalty=PENALTY, max_new_tokens=59)  # slides several times

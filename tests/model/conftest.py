@@ -24,12 +24,12 @@ def one_seed_one_thread():
 
 @pytest.fixture
 def tiny_config() -> Callable[..., ModelConfig]:
-    """Configs of both architectures; modern has grouped heads whose widths do not add up to the model's."""
+    """Configs of all architectures; those with rotary positions have grouped heads whose widths do not add up to the model's."""
 
     def make(block: str = "modern", **changes: Any) -> ModelConfig:
         sizes: dict[str, Any] = {"n_layers": 3, "ffn_dim": 17, "max_seq_len": 29, "dropout": 0.0}
-        if block == "modern":
-            arch = ArchConfig("modern", norm_eps=1e-5, rope_theta=777.0)
+        if block != "classic":
+            arch = ArchConfig(block, norm_eps=1e-5, rope_theta=777.0)
             sizes |= {"dim": 13, "n_heads": 6, "n_kv_heads": 2, "head_dim": 10}
         else:
             arch = ArchConfig(block, norm_eps=1e-4)

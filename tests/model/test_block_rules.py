@@ -78,7 +78,7 @@ def test_a_multiple_is_the_nearest_one_and_changes_no_mlp_much(block):
                 assert width == replace(config, ffn_multiple_of=min(16, multiple_of)).resolved_ffn_dim
 
 
-@pytest.mark.parametrize("block", ["modern", "classic"])
+@pytest.mark.parametrize("block", ["modern", "value_embeddings", "classic"])
 def test_counting_matrices_gives_the_widths_that_are_known_without_torch(block):
     for dim, multiple_of in product([*range(1, 70), 255, 256, 640, 768, 1000], (16, 64)):
         config = ModelConfig(arch=ArchConfig(block), dim=dim, ffn_multiple_of=multiple_of)
@@ -131,7 +131,7 @@ def test_a_block_of_ones_own_may_have_options_and_those_of_dtl_have_none():
         ModelConfig(arch=ArchConfig("modern", options={"depth": 2})).validate()
 
 
-@pytest.mark.parametrize("block", ["modern", "classic"])
+@pytest.mark.parametrize("block", ["modern", "value_embeddings", "classic"])
 def test_a_model_has_the_least_parameters_of_its_block(block):
     config = ModelConfig(arch=ArchConfig(block), dim=48, n_layers=2, n_heads=3)
     least = config.block_rules.min_parameters(config)

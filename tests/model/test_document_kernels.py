@@ -27,7 +27,7 @@ from dtl.model.transformer import TransformerLM, kept_operators
 
 VOCAB_SIZE, SEQ_LEN, PAD = 23, 13, 22  # of the tiny models in conftest.py
 LENGTHS = [11, 5, 3, 2, 14, 7, 3, 5, 2, 8]  # tokens, one more than a row gets of each
-both_blocks = pytest.mark.parametrize("block", ["modern", "classic"])
+each_block = pytest.mark.parametrize("block", ["modern", "value_embeddings", "classic"])
 no_fused_flex = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
 
@@ -80,7 +80,7 @@ def alone(model: TransformerLM, batch: Batch) -> torch.Tensor:
     return torch.cat(rows)
 
 
-@both_blocks
+@each_block
 @pytest.mark.parametrize(
     ("kernel", "counted"), [("sdpa", True), ("reference", True), ("varlen", True), ("varlen", False)]
 )
@@ -101,7 +101,7 @@ def test_packed_documents_have_the_logits_and_gradients_they_have_alone(tiny_mod
     assert (model(batch.inputs) - apart).abs().max() > 1e-2
 
 
-@both_blocks
+@each_block
 @pytest.mark.parametrize("dropout", [0.0, 1e-12])  # the second drops nothing, but takes torch's kernel with dropout
 def test_packed_documents_have_the_logits_and_gradients_they_have_alone_side_by_side(tiny_model, block, dropout):
     batch = packed()
@@ -142,7 +142,7 @@ def test_side_by_side_drops_weights_and_keeps_their_mean():
 
 
 @no_fused_flex
-@both_blocks
+@each_block
 def test_packed_documents_have_the_logits_they_have_alone_by_flex(tiny_model, block):
     model, batch = tiny_model(block), packed()
     model.document_kernel = "flex"
@@ -162,7 +162,7 @@ def test_what_stands_in_the_padding_changes_nothing(tiny_model, kernel):
     assert torch.equal(before, after)
 
 
-@both_blocks
+@each_block
 def test_without_documents_every_choice_takes_the_same_path(tiny_model, block):
     model, ids = tiny_model(block), torch.randint(VOCAB_SIZE, (3, 7))
     plain = model(ids)

@@ -21,7 +21,7 @@ from dtl.model.transformer import TransformerBlock, TransformerLM, create_model
 from dtl.registry import BLOCKS
 
 VOCAB_SIZE = 23  # of the tiny models in conftest.py
-both_blocks = pytest.mark.parametrize("block", ["modern", "classic"])
+each_block = pytest.mark.parametrize("block", ["modern", "value_embeddings", "classic"])
 both_kernels = pytest.mark.parametrize("kernel", ["sdpa", "reference"])
 
 
@@ -29,7 +29,7 @@ def some_ids(*shape: int) -> torch.Tensor:
     return torch.randint(VOCAB_SIZE, shape)
 
 
-@both_blocks
+@each_block
 @both_kernels
 def test_no_output_depends_on_a_later_input(tiny_model, block, kernel):
     model = tiny_model(block, attention=kernel)
@@ -39,15 +39,18 @@ def test_no_output_depends_on_a_later_input(tiny_model, block, kernel):
         output.retain_grad()
         embedded.append(output)
 
-    model.embedding.register_forward_hook(keep)
+    tables = [table for table in (model.embedding, model.value_embedding) if table is not None]
+    for table in tables:
+        table.register_forward_hook(keep)
     for t in range(7):
         model(some_ids(2, 7))[:, t].square().sum().backward()
-        gradient = embedded.pop().grad
-        assert (gradient[:, t + 1 :] == 0).all()
-        assert (gradient[:, : t + 1].abs().sum(dim=-1) > 0).all()
+        for _ in tables:
+            gradient = embedded.pop().grad
+            assert (gradient[:, t + 1 :] == 0).all()
+            assert (gradient[:, : t + 1].abs().sum(dim=-1) > 0).all()
 
 
-@both_blocks
+@each_block
 def test_both_kernels_give_the_same_logits(tiny_model, block):
     fused, written_out = tiny_model(block, attention="sdpa"), tiny_model(block, attention="reference")
     written_out.load_state_dict(fused.state_dict())
@@ -68,7 +71,7 @@ def test_classic_adds_the_vector_of_each_position(tiny_model):
     assert (model(ids, positions + 11) - model(ids)).abs().max() > 1e-2
 
 
-@both_blocks
+@each_block
 @both_kernels
 def test_packed_documents_equal_separate_ones(tiny_model, block, kernel):
     model = tiny_model(block, attention=kernel)
@@ -135,7 +138,7 @@ class RightPaddedCache:
         return self.kept[layer]
 
 
-@both_blocks
+@each_block
 @both_kernels
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 def test_cached_logits_equal_uncached_ones(tiny_model, block, kernel, padding_side):
@@ -165,7 +168,7 @@ STARTS = torch.tensor([[0] * 11 + [11] * 8 + [19] * 4, [0] * 13 + [13] * 10])
 PLACES = torch.tensor([0, 7, 18, 19, 22, 23, 41, 45])  # of 2 x 23 tokens
 
 
-@both_blocks
+@each_block
 @pytest.mark.parametrize("kernel", ["sdpa", "reference", "padded", "causal"])
 @pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
 def test_some_positions_have_the_values_and_gradients_of_all(tiny_model, block, kernel, checkpointing):
@@ -188,7 +191,7 @@ def test_some_positions_have_the_values_and_gradients_of_all(tiny_model, block, 
     torch.testing.assert_close(some, every, atol=1e-5, rtol=1e-4)
 
 
-@both_blocks
+@each_block
 def test_the_last_block_alone_leaves_positions_out(tiny_model, block):
     model, ids = tiny_model(block), some_ids(2, 23)
     seen: list[torch.Size] = []
@@ -242,7 +245,7 @@ def test_arguments_that_do_not_go_together_are_refused(tiny_model):
         model(ids, torch.arange(7).expand(2, 7), cache=LeftPaddedCache(torch.zeros(2, dtype=torch.int64)))
 
 
-@both_blocks
+@each_block
 def test_a_tied_head_is_the_embedding(tiny_model, block):
     model = tiny_model(block)
     assert model.head.weight is model.embedding.weight
@@ -254,7 +257,7 @@ def test_a_tied_head_is_the_embedding(tiny_model, block):
 
 
 @pytest.mark.quick_cases(4)
-@both_blocks
+@each_block
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize(("dim", "vocab_size"), [(768, 67), (768, 4096), (48, 67)])
 def test_the_first_loss_is_that_of_guessing(block, tied, dim, vocab_size):
@@ -268,7 +271,7 @@ def test_a_head_of_its_own_starts_without_logits(tiny_config):
     assert (TransformerLM(tiny_config(tie_embeddings=False), VOCAB_SIZE)(some_ids(2, 7)) == 0).all()
 
 
-@both_blocks
+@each_block
 def test_every_parameter_gets_a_gradient_within_two_steps(tiny_config, block):
     """Zero output projections stop the gradient of what lies before them, for the first step only."""
     model = TransformerLM(tiny_config(block, tie_embeddings=False), VOCAB_SIZE)
@@ -283,7 +286,7 @@ def test_every_parameter_gets_a_gradient_within_two_steps(tiny_config, block):
     assert not untouched
 
 
-@both_blocks
+@each_block
 @both_kernels
 @pytest.mark.parametrize("checkpointing", ["selective", "full"])
 @pytest.mark.parametrize("attention_dropout", [0.3, 0.0])
@@ -324,7 +327,7 @@ class Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@both_blocks
+@each_block
 @pytest.mark.parametrize("attention_dropout", [0.0, 0.3])
 def test_selective_checkpointing_computes_no_product_twice(tiny_model, block, attention_dropout):
     """Without dropout of attention weights no attention either."""
@@ -342,7 +345,7 @@ def test_selective_checkpointing_computes_no_product_twice(tiny_model, block, at
         assert (none.n_attentions, selective.n_attentions, full.n_attentions) == (3, 3, 6)
 
 
-@both_blocks
+@each_block
 def test_checkpointing_stores_less_and_less(tiny_model, block):
     model, ids = tiny_model(block, dropout=0.3, attention_dropout=0.0).train(), some_ids(2, 29)
 
@@ -381,7 +384,7 @@ class LiveStorages(TorchDispatchMode):
         self.n_bytes -= self.sizes.pop(storage)
 
 
-@both_blocks
+@each_block
 @both_kernels
 def test_dropout_acts_in_training_only_and_everywhere_it_should(tiny_model, block, kernel):
     model, ids = tiny_model(block, attention=kernel, dropout=0.3), some_ids(2, 7)
@@ -397,7 +400,7 @@ def test_dropout_acts_in_training_only_and_everywhere_it_should(tiny_model, bloc
     assert not torch.equal(model(ids), model(ids)), "attention weights are not dropped"
 
 
-@both_blocks
+@each_block
 @both_kernels
 @pytest.mark.parametrize("documents", [None, torch.zeros(2, 7, dtype=torch.int64)])
 def test_attention_weights_have_a_dropout_of_their_own(tiny_model, block, kernel, documents):
@@ -420,19 +423,23 @@ def test_attention_weights_have_a_dropout_of_their_own(tiny_model, block, kernel
     assert torch.equal(model(ids, positions, documents), model(ids, positions, documents))
 
 
-@both_blocks
+@each_block
 def test_token_dropout_hides_whole_tokens_in_training_alone(tiny_model, block):
     model, ids = tiny_model(block, dropout=0.0, token_dropout=0.5), some_ids(13, 29)
     assert torch.equal(model(ids), model(ids))
     seen: list[torch.Tensor] = []
-    model.token_dropout.register_forward_hook(lambda module, inputs, x_btd: seen.append(x_btd))
+    model.positions.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    model.blocks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1].values_btd))
     model.train()(ids)
     hidden_bt = (seen[0] == 0).all(dim=-1)
     assert 0.4 < hidden_bt.float().mean() < 0.6
-    torch.testing.assert_close(seen[0][~hidden_bt], 2 * model.embedding(ids)[~hidden_bt])  # the mean stays
+    for table, x_btd in zip((model.embedding, model.value_embedding), seen, strict=True):
+        if table is not None:
+            assert (x_btd[hidden_bt] == 0).all()
+            torch.testing.assert_close(x_btd[~hidden_bt], 2 * table(ids)[~hidden_bt])  # the mean stays
 
 
-@both_blocks
+@each_block
 @both_kernels
 def test_autocast_gives_logits_near_those_of_fp32_and_caches_one_dtype(tiny_model, block, kernel):
     model, ids = tiny_model(block, attention=kernel), some_ids(2, 7)
@@ -446,7 +453,7 @@ def test_autocast_gives_logits_near_those_of_fp32_and_caches_one_dtype(tiny_mode
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, while it traces
 @pytest.mark.slow
-@both_blocks
+@each_block
 def test_the_model_compiles_without_a_graph_break(tiny_model, block):
     model, ids = tiny_model(block), some_ids(2, 7)
     compiled = torch.compile(model, backend="eager", fullgraph=True)

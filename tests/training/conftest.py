@@ -25,11 +25,11 @@ def in_every_test(one_thread_one_seed: None) -> None:
 
 @pytest.fixture
 def tiny_model() -> Callable[..., TransformerLM]:
-    """Models of both architectures; `randomised` draws every parameter anew, norms and biases too."""
+    """Models of all architectures; `randomised` draws every parameter anew, norms and biases too."""
 
     def make(block: str = "modern", randomised: bool = False, **changes: Any) -> TransformerLM:
         sizes: dict[str, Any] = {"n_layers": 2, "ffn_dim": 17, "max_seq_len": 13, "dropout": 0.0}
-        sizes |= {"dim": 13, "n_heads": 3, "head_dim": 10} if block == "modern" else {"dim": 15, "n_heads": 3}
+        sizes |= {"dim": 13, "n_heads": 3, "head_dim": 10} if block != "classic" else {"dim": 15, "n_heads": 3}
         model = TransformerLM(ModelConfig(arch=ArchConfig(block), **(sizes | changes)), VOCAB_SIZE)
         if randomised:
             with torch.no_grad():

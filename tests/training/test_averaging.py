@@ -14,7 +14,7 @@ from dtl.training.trainer import Trainer
 MakeTrainer = Callable[..., Trainer]
 
 
-@pytest.mark.parametrize("block", ["modern", "classic"])
+@pytest.mark.parametrize("block", ["modern", "value_embeddings", "classic"])
 @pytest.mark.parametrize("decay", [0.3, 0.999])
 def test_the_average_follows_its_definition(make_trainer: MakeTrainer, decay: float, block: str) -> None:
     trainer = make_trainer(config=TrainerConfig(ema_decay=decay), block=block)

@@ -35,7 +35,7 @@ def mean_by_hand(model: TransformerLM, rows: PackedSequences, n_rows: int) -> tu
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 11, 50])
-@pytest.mark.parametrize("block", ["modern", "classic"])
+@pytest.mark.parametrize("block", ["modern", "value_embeddings", "classic"])
 def test_is_the_mean_over_all_targets(
     tiny_model: Callable[..., TransformerLM], random_rows: Callable[..., PackedSequences], block: str, batch_size: int
 ) -> None:

@@ -185,7 +185,7 @@ def gradients(trainer: Trainer) -> Tensor:
     return torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]).double()
 
 
-@pytest.mark.parametrize("block", ["modern", "classic"])
+@pytest.mark.parametrize("block", ["modern", "value_embeddings", "classic"])
 def test_any_split_into_micro_batches_gives_the_same_gradient(make_trainer: Callable[..., Trainer], block: str) -> None:
     def gradients_of(micro_batch_size: int, grad_accum_steps: int) -> Tensor:
         return gradients(

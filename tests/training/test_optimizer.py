@@ -29,7 +29,7 @@ from dtl.training.optimizer import (
     warmed_up_momentum,
 )
 
-BLOCKS = ("modern", "classic")
+BLOCKS = ("modern", "value_embeddings", "classic")
 NAMES = ("adamw", "muon")
 MakeModel = Callable[..., TransformerLM]
 

@@ -20,7 +20,7 @@ from dtl.training.optimizer import build_optimizers
 from dtl.training.transfer import adam_rate_factors, output_multiplier, scale_initial_weights
 
 VOCAB_SIZE, SEQ_LEN = 97, 23
-ARCHITECTURES, NAMES = ("modern", "classic"), ("adamw", "muon")
+ARCHITECTURES, NAMES = ("modern", "value_embeddings", "classic"), ("adamw", "muon")
 
 
 def new_model(dim: int, base_width: int | None, block: str = "modern", seed: int = 5, **changes: Any) -> TransformerLM:
