@@ -266,7 +266,8 @@ class Decoder:
         self._share = share and weights.form == "fp32"
         self._matrix = MATRICES[weights.form]
         self._embedding_vd = model.embedding.weight.data
-        self._values_vd = None if model.value_embedding is None else model.value_embedding.weight.data
+        table = model.value_embedding
+        self._values_vd = table.weight.data if isinstance(table, nn.Embedding) else None
         self._positions_sd, self._cos_sk, self._sin_sk = _tables(model)
         self._layers = [self._layer(block) for block in model.blocks]
         self._norm = self._map(model.norm)

@@ -375,7 +375,7 @@ class TransformerBlock(BlockRules, nn.Module):
 
     @classmethod
     def make_value_embedding(cls, config: ModelConfig, vocab_size: int) -> nn.Module | None:
-        """Build what gives each token's `AttentionContext.values_btd`: ids_bt to (b, t, g k). None: no layer has any."""
+        """Build what makes `AttentionContext.values_btd`: ids_bt to (b, t, g k); None where no layer mixes in any."""
         return None
 
     @classmethod

@@ -7,6 +7,7 @@ from dtl.base.checks import BATCHES, MANY, check_choices, check_fractions, check
 from dtl.errors import ConfigError
 from dtl.registry import LOSSES, OPTIMIZERS, SCHEDULES, STEP_FIELDS, STOP_CRITERIA, Options
 
+STATE_DTYPES = ("fp32", "bf16")
 ORTHOGONALIZATIONS = ("newton_schulz", "polar_express")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 MACHINES = ("auto", "amp4060", "cpu")
@@ -29,6 +30,7 @@ class OptimizerConfig:
     betas: list[float | None] = field(default_factory=lambda: [0.9, 0.95])  # Adam's decays; null: by the half-life
     beta2_half_life: float = 56_320  # tokens that half of the second moment is from, for betas=[0.9,null]
     eps: float = 1e-8  # Adam's floor of the denominator
+    state_dtype: str = "fp32"  # of Adam's two moments: fp32 | bf16 (half of their memory)
     weight_decay: float = 0.1  # decoupled; on matrices only, never on norms, biases
     # The groups set the width at which they were tuned. Not the default: a run that was written before this key existed
     # keeps its rates, and an optimizer of your own has its own.
@@ -56,7 +58,7 @@ class OptimizerConfig:
         check_fractions(self, "optimizer", "momentum", interval="[0, 1)", rule="must lie in")
         check_fractions(self, "optimizer", "row_beta2", interval="[0, 1)", rule="must lie in", rest=", or null")
         check_range(self, "optimizer", momentum_warmup_steps=(0, MANY))
-        check_choices(self, "optimizer", orthogonalization=ORTHOGONALIZATIONS)
+        check_choices(self, "optimizer", orthogonalization=ORTHOGONALIZATIONS, state_dtype=STATE_DTYPES)
 
     def with_beta2(self, tokens_per_step: int) -> "OptimizerConfig":
         """Return the settings with a number for the second beta: that of `beta2_half_life`, at least `LOWEST_BETA2`.

@@ -24,7 +24,7 @@ def one_seed_one_thread():
 
 @pytest.fixture
 def tiny_config() -> Callable[..., ModelConfig]:
-    """Configs of all architectures; those with rotary positions have grouped heads whose widths do not add up to the model's."""
+    """Configs of all architectures; with rotary positions the heads are grouped, and wider together than the model."""
 
     def make(block: str = "modern", **changes: Any) -> ModelConfig:
         sizes: dict[str, Any] = {"n_layers": 3, "ffn_dim": 17, "max_seq_len": 29, "dropout": 0.0}

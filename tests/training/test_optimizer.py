@@ -18,10 +18,12 @@ from dtl.errors import CheckpointError, ConfigError
 from dtl.model.presets import load_preset
 from dtl.model.transformer import TransformerLM
 from dtl.registry import OPTIMIZERS
+from dtl.runner.build import checkpoint_bytes
 from dtl.training import optimizer as optimizer_module
 from dtl.training.config import OptimizerConfig, TrainerConfig
 from dtl.training.optimizer import (
     POLYNOMIALS,
+    NarrowAdamW,
     build_optimizers,
     load_optimizer_tensors,
     optimizer_tensors,
@@ -97,6 +99,16 @@ def test_muon_takes_the_matrices_inside_the_blocks(tiny_model: MakeModel) -> Non
     assert {"embedding.weight", "head.weight", "blocks.0.attention.to_q.bias"} <= rest
     assert [group["peak_lr"] for group in on_matrices.param_groups] == [0.03]
     assert {group["peak_lr"] for group in on_rest.param_groups} == {0.002}
+
+
+def test_muon_leaves_tables_inside_the_blocks_to_adamw(tiny_model: MakeModel) -> None:
+    model = tiny_model()
+    for block in model.blocks:
+        block.table = nn.Embedding(11, 13)
+    muon, adamw = build_optimizers(model, OptimizerConfig(name="muon", lr=0.003, embedding_lr=0.07))
+    tables = {id(block.table.weight) for block in model.blocks}
+    assert not tables & {id(p) for group in muon.param_groups for p in group["params"]}
+    assert tables <= {id(p) for group in adamw.param_groups if group["lr"] == 0.07 for p in group["params"]}
 
 
 def test_settings_arrive(tiny_model: MakeModel) -> None:
@@ -275,11 +287,55 @@ def test_going_on_after_a_reload_is_never_having_stopped(tiny_model: MakeModel, 
     assert_reload_is_exact(tiny_model, OptimizerConfig(name=name), block)
 
 
-def test_and_with_all_that_muon_may_do(tiny_model: MakeModel) -> None:
+@pytest.mark.parametrize("state_dtype", ["fp32", "bf16"])
+def test_and_with_all_that_muon_may_do(tiny_model: MakeModel, state_dtype: str) -> None:
     config = OptimizerConfig(
-        name="muon", orthogonalization="polar_express", row_beta2=0.7, cautious_decay=True, weight_decay=0.3
-    )
+        name="muon", orthogonalization="polar_express", row_beta2=0.7, cautious_decay=True, weight_decay=0.3,
+        state_dtype=state_dtype,
+    )  # fmt: skip
     assert_reload_is_exact(tiny_model, config)
+
+
+# --- moments in bf16 --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at_once", [1, 300, 1 << 24])
+def test_moments_in_bf16_are_those_of_torch_rounded_after_each_step(
+    tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(NarrowAdamW, "AT_ONCE", at_once)
+    model = tiny_model(randomised=True)
+    twin = copy.deepcopy(model)
+    rates = {"lr": 0.01, "embedding_lr": 0.07, "weight_decay": 0.3}
+    narrow = build_optimizers(model, OptimizerConfig(state_dtype="bf16", **rates))
+    rounded = build_optimizers(twin, OptimizerConfig(**rates))
+    for step in range(5):
+        take_steps(model, narrow, range(step, step + 1))
+        take_steps(twin, rounded, range(step, step + 1))
+        for state in rounded[0].state.values():
+            for key in ("exp_avg", "exp_avg_sq"):
+                state[key].copy_(state[key].bfloat16())
+    for (name, p), q in zip(model.named_parameters(), twin.parameters(), strict=True):
+        assert torch.equal(p, q), name
+        mine, theirs = narrow[0].state[p], rounded[0].state[q]
+        assert mine["step"] == theirs["step"] == 5
+        for key in ("exp_avg", "exp_avg_sq"):
+            assert mine[key].dtype == torch.bfloat16 and torch.equal(mine[key].float(), theirs[key]) and mine[key].any()
+
+
+def test_moments_in_bf16_take_half_of_the_memory(tiny_model: MakeModel) -> None:
+    weights = sum(p.nbytes for p in tiny_model().parameters())
+    for dtype, moments in (("fp32", 2 * weights), ("bf16", weights)):
+        model = tiny_model()
+        optimizers = build_optimizers(model, OptimizerConfig(state_dtype=dtype))
+        assert checkpoint_bytes(model, optimizers) == weights + moments  # foreseen
+        take_steps(model, optimizers, range(1))
+        assert checkpoint_bytes(model, optimizers) == weights + moments + 4 * len(list(model.parameters()))
+
+
+def test_an_unknown_dtype_of_the_moments_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"optimizer\.state_dtype=fp8.*fp32.*bf16"):
+        OptimizerConfig(state_dtype="fp8").validate()
 
 
 @pytest.mark.parametrize("name", NAMES)
