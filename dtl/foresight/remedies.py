@@ -39,13 +39,14 @@ def remedies(setting: Setting, *, same_model: bool = True) -> Iterator[list[Reme
     """Yield groups of ever smaller settings of a run, each with all that the groups before it have.
 
     Micro-batches with the same sequences a step come first, as these train the same model; then checkpointing,
-    precision and vocabulary. With `same_model` false only those which make weights and optimizer state smaller.
+    precision, the optimizer's state and the vocabulary. With `same_model` false only those which make weights and
+    optimizer state smaller.
     """
     found = [Remedy(setting.config, (), ())]
-    for smaller in (_micro_batches, _checkpointing, _precision, _vocabulary):
+    for smaller in (_micro_batches, _checkpointing, _precision, _moments, _vocabulary):
         if group := list(smaller(found[-1], setting)):
             found = group
-            if same_model or smaller is _vocabulary:
+            if same_model or smaller in (_moments, _vocabulary):
                 yield group
 
 
@@ -66,6 +67,13 @@ def _checkpointing(remedy: Remedy, setting: Setting) -> Iterator[Remedy]:
 def _precision(remedy: Remedy, setting: Setting) -> Iterator[Remedy]:
     if setting.precision == "fp32" and setting.has_bf16:
         yield _with_trainer(remedy, "8 bits of precision, and faster", precision="bf16")
+
+
+def _moments(remedy: Remedy, setting: Setting) -> Iterator[Remedy]:
+    optimizer = setting.config.optimizer
+    if optimizer.name in ("adamw", "muon") and optimizer.state_dtype == "fp32":
+        config = replace(remedy.config, optimizer=replace(optimizer, state_dtype="bf16"))
+        yield remedy.and_then("AdamW's moments rounded to bf16", {"optimizer.state_dtype": "bf16"}, config)
 
 
 def _vocabulary(remedy: Remedy, setting: Setting) -> Iterator[Remedy]:

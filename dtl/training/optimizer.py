@@ -7,7 +7,6 @@ learning rate as `peak_lr`, which the schedule scales, and where its momentum ch
 import functools
 import math
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -225,7 +224,6 @@ class NarrowAdamW(torch.optim.AdamW):
     Rounded to the nearest after each step, at no cost that was seen: experiments/experiment/bf16_states.md.
     """
 
-    AT_ONCE = 1 << 24  # parameters, and as many of each moment, that are widened together: 128 MiB
     numbers_per_weight = 1  # two of half the size
 
     @torch.no_grad()
@@ -236,30 +234,25 @@ class NarrowAdamW(torch.optim.AdamW):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            for p in parameters:
-                if p not in self.state:
-                    self.state[p] = first_moments(p, torch.bfloat16)
-            while parameters:
-                ends = accumulate(p.numel() for p in parameters)
-                n_here = max(1, sum(end <= self.AT_ONCE for end in ends))
-                self._step_together(group, parameters[:n_here])
-                parameters = parameters[n_here:]
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._step(group, p, p.grad)
         return loss
 
-    def _step_together(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        states = [self.state[p] for p in parameters]
-        gradients, steps = [p.grad for p in parameters if p.grad is not None], [state["step"] for state in states]
-        narrow = [[state[key] for state in states] for key in ("exp_avg", "exp_avg_sq")]
-        wide = [[moment.float() for moment in moments] for moments in narrow]
+    def _step(self, group: dict[str, Any], p: Tensor, gradient: Tensor) -> None:
+        """Step one parameter: the moments of no other are in fp32 at that time."""
+        if p not in self.state:
+            self.state[p] = first_moments(p, torch.bfloat16)
+        state = self.state[p]
+        mean, square = state["exp_avg"].float(), state["exp_avg_sq"].float()
         beta1, beta2 = group["betas"]
         fused_adamw(
-            parameters, gradients, wide[0], wide[1], [], steps, fused=True, amsgrad=False, maximize=False,
+            [p], [gradient], [mean], [square], [], [state["step"]], fused=True, amsgrad=False, maximize=False,
             grad_scale=getattr(self, "grad_scale", None), found_inf=getattr(self, "found_inf", None),
             beta1=beta1, beta2=beta2, lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"],
         )  # fmt: skip
-        for moments, made in zip(narrow, wide, strict=True):
-            torch._foreach_copy_(moments, made)  # pyright: ignore
+        state["exp_avg"].copy_(mean)
+        state["exp_avg_sq"].copy_(square)
 
 
 def first_moments(p: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -169,9 +169,18 @@ def test_a_group_is_tried_from_its_smallest_setting(tmp_path):
 def test_what_every_micro_batch_needs_is_not_tried_with_smaller_ones(tmp_path):
     made = setting(320 * MIB, tmp_path)
     made.facts = DataFacts(50_257, 136)
-    assert [len(group) for group in remedies(made)] == [3, 2, 1]
-    ((only,),) = remedies(made, same_model=False)
-    assert only.words[-1].startswith("tokenizer.vocab_size=") and only.config.micro_batch_size == 1
+    assert [len(group) for group in remedies(made)] == [3, 2, 1, 1]
+    (moments,), (vocabulary,) = remedies(made, same_model=False)
+    assert moments.words[-1] == "optimizer.state_dtype=bf16" and moments.config.micro_batch_size == 1
+    assert moments.config.optimizer.state_dtype == vocabulary.config.optimizer.state_dtype == "bf16"
+    assert vocabulary.words[-1].startswith("tokenizer.vocab_size=")
+
+
+@pytest.mark.parametrize(("name", "state_dtype"), [("lion", "fp32"), ("adamw", "bf16")])
+def test_moments_that_are_not_adams_or_small_already_are_no_remedy(tmp_path, name, state_dtype):
+    made = setting(320 * MIB, tmp_path)
+    made.config = replace(made.config, optimizer=replace(made.config.optimizer, name=name, state_dtype=state_dtype))
+    assert "optimizer.state_dtype=bf16" not in {word for group in remedies(made) for r in group for word in r.words}
 
 
 def test_a_remedy_for_data_that_is_not_read_has_a_margin(tmp_path):

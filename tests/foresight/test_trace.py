@@ -17,14 +17,16 @@ from dtl.training.config import OptimizerConfig, TrainerConfig
 ALIGNED = 64
 
 
-def shape(n_layers=5, block="modern", optimizer="adamw", precision="fp32", n_micro_batches=1, **trainer) -> StepShape:
+def shape(
+    n_layers=5, block="modern", optimizer="adamw", precision="fp32", n_micro_batches=1, state_dtype="fp32", **trainer
+) -> StepShape:
     model = ModelConfig(
         arch=ArchConfig(block), dim=24, n_layers=n_layers, n_heads=3, max_seq_len=13, ffn_dim=40, dropout=0.1
     )
     rows, seq_len = 7, 13
     return StepShape(
-        model, 101, OptimizerConfig(name=optimizer), TrainerConfig(**trainer), precision, rows, n_micro_batches,
-        seq_len=seq_len, n_targets=rows * seq_len,
+        model, 101, OptimizerConfig(name=optimizer, state_dtype=state_dtype), TrainerConfig(**trainer), precision, rows,
+        n_micro_batches, seq_len=seq_len, n_targets=rows * seq_len,
     )  # fmt: skip
 
 
@@ -75,6 +77,7 @@ def test_a_step_holds_what_it_must():
     [
         {},
         {"block": "classic"},
+        {"block": "value_embeddings", "state_dtype": "bf16"},
         {"activation_checkpointing": "full"},
         {"activation_checkpointing": "selective"},
         {"optimizer": "muon", "n_micro_batches": 3},
@@ -104,6 +107,8 @@ def test_what_is_known_to_need_less_needs_less():
     peak = traced_peak(shape(3), lambda _: None).total
     assert traced_peak(replace(shape(3), rows=3, n_targets=39), lambda _: None).total < peak
     assert traced_peak(shape(3, activation_checkpointing="full"), lambda _: None).total < peak
+    narrow = traced_peak(shape(3, state_dtype="bf16"), lambda _: None)
+    assert narrow.total < peak and 1 <= narrow.parts["optimizer"] / narrow.parts["weights"] < 1.1
 
 
 @pytest.mark.parametrize(
