@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from dtl.benchmarks.learn_sides import Learning, Learnt
 
 Lengths = dict[str, list[float]]  # by side: steps of each training, of hf its seconds
-CHARACTERS = ("experiment=shakespeare_char-muon", "tracker=local")
+CHARACTERS = ("experiment=shakespeare_char-values", "tracker=local")
 CHARACTER_GOALS = {"published": 7.5, "tuned": 4.0, "modded": 1.15}
 CHARACTER_PEERS = {
     "published": "nanoGPT as published for a CPU, learning rate 1e-3, 2,000 steps",
     "tuned": "nanoGPT, learning rate 4e-3 and fewer steps",
     "modded": "modded-nanogpt's recipe at this size",
 }
-CHARACTER_LENGTHS: Lengths = {"dtl": [200, 240], "published": [2000], "tuned": [1000, 1300], "modded": [180, 220]}
+CHARACTER_LENGTHS: Lengths = {"dtl": [130, 160], "published": [2000], "tuned": [1000, 1300], "modded": [180, 220]}
 TEXT_HINT = (
     "data.path=tinyshakespeare.txt is needed: curl -o tinyshakespeare.txt "
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
