@@ -1,6 +1,6 @@
 """One side of suite=learn, a program of its own: a model trained on the data of a run of DTL, once for each length.
 
-python -m dtl.benchmarks.learn_sides '{"side": "dtl", "words": ["experiment=shakespeare_char-muon"], ...}'
+python -m dtl.benchmarks.learn_sides '{"side": "dtl", "words": ["experiment=shakespeare_char-values"], ...}'
 
 Prints one line of JSON: for each length the seconds of its steps, and the loss of the validation text after it. On a
 CPU the seconds are those of the processor. Peers are written from their descriptions; they see the same sequences in

@@ -31,8 +31,9 @@ def test_shakespeare_char_is_nanogpts_configuration():
     assert (run.trainer.eval_max_batches, run.trainer.precision) == (None, "fp32")
 
 
-def test_the_modern_one_sees_the_same_data_in_the_same_batches():
-    changed = differences(composed("experiment=shakespeare_char"), composed("experiment=shakespeare_char-muon"))
+@pytest.mark.parametrize("variant", ["muon", "values"])
+def test_the_modern_ones_see_the_same_data_in_the_same_batches(variant):
+    changed = differences(composed("experiment=shakespeare_char"), composed(f"experiment=shakespeare_char-{variant}"))
     assert {key.partition(".")[0] for key in changed} == {"model", "optimizer", "schedule", "trainer"}
     assert changed & {"model.dim", "model.n_layers", "model.max_seq_len", "trainer.micro_batch_size"} == set()
 
