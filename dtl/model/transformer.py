@@ -412,7 +412,7 @@ class ValueEmbeddingBlock(TransformerBlock):
 
     What a token says to those that attend to it need not pass through the residual stream: the layers learn what the
     context adds. From Zhou et al., 2024 (arXiv:2410.17897), and the speed runs of nanoGPT; here one table serves all
-    layers. Measured in experiments/experiment/value_embeddings.md.
+    layers. Measured in experiments/experiment/shakespeare_char.md.
     """
 
     @classmethod

@@ -221,7 +221,7 @@ def _adamw(model: nn.Module, parameters: list[nn.Parameter], config: OptimizerCo
 class NarrowAdamW(torch.optim.AdamW):
     """torch's fused AdamW with both moments stored in bf16, in half of the memory, and computed in fp32.
 
-    Rounded to the nearest after each step, at no cost that was seen: experiments/experiment/bf16_states.md.
+    Rounded to the nearest after each step, at no cost that was seen: experiments/experiment/defaults.md.
     """
 
     numbers_per_weight = 1  # two of half the size
