@@ -100,7 +100,7 @@ def check(function: Callable[[Machine], Values]) -> Callable[[Machine], Values]:
 
 def trainer_on(
     machine: Machine, preset: str = "small", *, shape: tuple[int, int] | None = None, optimizer: str = "adamw",
-    masked: bool = False, packed: bool = False, **settings: Any,
+    state_dtype: str = "fp32", masked: bool = False, packed: bool = False, **settings: Any,
 ) -> Trainer:  # fmt: skip
     """Return a trainer in bf16 without dropout on random tokens; `masked`: their number with a loss varies.
 
@@ -121,10 +121,11 @@ def trainer_on(
     model.to(machine.device)
     if machine.on_card:
         model.document_kernel = "varlen"
+    optimizers = build_optimizers(model, OptimizerConfig(name=optimizer, state_dtype=state_dtype))
     trainer = Trainer(
-        model, build_optimizers(model, OptimizerConfig(name=optimizer)), TrainingData({"made": made}, {"made": 1.0}),
-        TrainerConfig(**settings), ScheduleConfig(warmup_steps=2), seed=0, micro_batch_size=rows, grad_accum_steps=1,
-        horizon=60, last_step=60, precision="bf16",
+        model, optimizers, TrainingData({"made": made}, {"made": 1.0}), TrainerConfig(**settings),
+        ScheduleConfig(warmup_steps=2), seed=0, micro_batch_size=rows, grad_accum_steps=1, horizon=60, last_step=60,
+        precision="bf16",
     )  # fmt: skip
     if not machine.on_card:
         trainer.check_late()
@@ -201,6 +202,7 @@ def head(machine: Machine) -> Values:
 def no_sync(machine: Machine) -> Values:
     """No step waits for the GPU: whole, masked and packed sequences, AdamW and Muon, averaged weights."""
     cases: list[dict[str, Any]] = [{}, {"masked": True, "ema_decay": 0.9}, {"masked": True, "optimizer": "muon"}]
+    cases.append({"state_dtype": "bf16"})
     if not machine.on_card or torch.cuda.get_device_capability(machine.device) >= (8, 0):  # for flash attention
         cases.append({"packed": True})
     for case in cases:
@@ -219,8 +221,8 @@ def no_sync(machine: Machine) -> Values:
 @check
 def non_finite(machine: Machine) -> Values:
     """A step that is not finite changes no bit of weights, averages or optimizer states, and is named."""
-    for optimizer in ("adamw", "muon"):
-        trainer = trainer_on(machine, optimizer=optimizer, ema_decay=0.9)
+    for optimizer, state_dtype in (("adamw", "fp32"), ("adamw", "bf16"), ("muon", "fp32")):
+        trainer = trainer_on(machine, optimizer=optimizer, state_dtype=state_dtype, ema_decay=0.9)
         loss, steps = trainer.loss, trainer.steps()
         for _ in range(3):
             next(steps)
