@@ -9,7 +9,7 @@ from dtl.data.tasks import Task
 from dtl.data.tokenizers.tokenizer import MakeTokenizer
 from dtl.model.config import BlockRules
 from dtl.model.transformer import TransformerBlock
-from dtl.training.config import LossTraits
+from dtl.training.config import LossTraits, OptimizerTraits
 from dtl.training.evaluate import Metric
 from dtl.training.loss import Loss
 from dtl.training.optimizer import MakeOptimizers
@@ -40,7 +40,7 @@ class Registry(Generic[Part, Traits]):
     def get(self, name: str) -> Part: ...
 
 BLOCKS: Registry[type[TransformerBlock], type[BlockRules]]
-OPTIMIZERS: Registry[MakeOptimizers, None]
+OPTIMIZERS: Registry[MakeOptimizers, OptimizerTraits]
 SCHEDULES: Registry[Schedule, None]
 LOSSES: Registry[Loss, LossTraits]
 STOP_CRITERIA: Registry[StopCriterion, None]

@@ -108,6 +108,12 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, dtype=DTYPES[precision])
 
 
+def compute_dtype(x: torch.Tensor) -> torch.dtype:
+    """Return the dtype of matrix products: autocast's inside autocast, else that of `x`."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 @contextlib.contextmanager
 def tf32_products(enabled: bool) -> Iterator[None]:
     """Round the factors of fp32 matrix products on CUDA to TF32 inside the context, with 10 bits after the point."""

@@ -71,7 +71,7 @@ def _precision(remedy: Remedy, setting: Setting) -> Iterator[Remedy]:
 
 def _moments(remedy: Remedy, setting: Setting) -> Iterator[Remedy]:
     optimizer = setting.config.optimizer
-    if optimizer.name in ("adamw", "muon") and optimizer.state_dtype == "fp32":
+    if optimizer.traits.reads_state_dtype and optimizer.state_dtype == "fp32":
         config = replace(remedy.config, optimizer=replace(optimizer, state_dtype="bf16"))
         yield remedy.and_then("AdamW's moments rounded to bf16", {"optimizer.state_dtype": "bf16"}, config)
 

@@ -1,4 +1,4 @@
-"""Attention kernels: rotation, interfaces of kernel and cache, plain attention, attention over packed documents.
+"""Positions and attention kernels: rotation, interfaces of kernel and cache, plain and over packed documents.
 
 The layer that projects to queries, keys and values is `MultiHeadAttention` in dtl/model/transformer.py.
 Letters: b batch, t query time, s key time, h query heads, g key/value heads, k head width; n is the query heads that
@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
-from dtl.base.runtime import random_int16
+from dtl.base.runtime import compute_dtype, random_int16
 
 # --- rotation and interfaces --------------------------------------------------------------------------------------
 
@@ -102,6 +102,43 @@ class AttentionContext:
     def needed(self, x_btd: Tensor) -> Tensor:
         """Return the positions whose output is needed, (n, d); all of them, (b, t, d), where `at_n` is None."""
         return x_btd if self.at_n is None else rearrange(x_btd, "b t d -> (b t) d")[self.at_n]
+
+
+# --- positions ----------------------------------------------------------------------------------------------------
+# Both classes map embedded tokens and their positions to tokens and the rotation of queries and keys, if any.
+
+
+class RotaryEmbedding(nn.Module):
+    """Rotary positions (Su et al. 2021, RoFormer): attention then depends on distances only.
+
+    Angles are computed in fp32 in each forward pass, once for all layers: bf16 represents integers exactly only up to
+    256. A table of them would be rounded by `model.to(torch.bfloat16)`, left empty by a meta device, and saved.
+    """
+
+    def __init__(self, head_dim: int, theta: float) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.theta = theta
+
+    def forward(self, x_btd: Tensor, positions_bt: Tensor) -> tuple[Tensor, Rotation | None]:
+        """Tokens (b, t, d), unchanged, and the rotation for their positions (b or 1, t), in `compute_dtype`."""
+        exponents = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=positions_bt.device) / self.head_dim
+        frequencies = 1.0 / self.theta**exponents
+        angles = rearrange(positions_bt.float(), "b t -> b t 1") * frequencies
+        cos, sin, dtype = angles.cos(), angles.sin(), compute_dtype(x_btd)
+        return x_btd, Rotation(torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype))
+
+
+class LearnedPositions(nn.Module):
+    """Learned vectors, one for each position, added to the tokens as in GPT-2."""
+
+    def __init__(self, max_seq_len: int, dim: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(max_seq_len, dim)
+
+    def forward(self, x_btd: Tensor, positions_bt: Tensor) -> tuple[Tensor, Rotation | None]:
+        """Tokens (b, t, d) plus the vectors of their positions (b or 1, t); no rotation."""
+        return x_btd + self.table(positions_bt), None
 
 
 # --- dropout ------------------------------------------------------------------------------------------------------
@@ -350,3 +387,22 @@ DOCUMENT_KERNELS: dict[str, DocumentKernel] = {
     "varlen": varlen_documents,
     "flex": flex_documents,
 }
+
+
+# --- operators kept by selective activation checkpointing ---------------------------------------------------------
+
+PRODUCTS = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default]
+FUSED_ATTENTION = [
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+]
+
+
+def kept_operators(attention_dropout: bool) -> list[Any]:
+    """Return the operators whose results are stored; flex is none, a compiled graph of its own."""
+    if attention_dropout:  # such a kernel advances the random state, which skipping it in the second pass would not
+        return PRODUCTS
+    varlen = getattr(torch.ops.torch_attn, "_varlen_attn", None)  # there once the kernel was imported
+    return [*PRODUCTS, *FUSED_ATTENTION, *([] if varlen is None else [varlen.default])]

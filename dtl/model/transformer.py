@@ -1,7 +1,7 @@
-"""A decoder-only transformer from its smallest part up: norm, mlps, positions, attention, block, language model.
+"""A decoder-only transformer from its smallest part up: norm, mlps, attention, block, language model.
 
 `model.arch.block` chooses the block class. It builds one layer and the parts around a stack of its kind: the final
-norm, the positions and the initial weights. The attention kernels are in dtl/model/attention.py.
+norm, the positions and the initial weights. Positions and attention kernels are in dtl/model/attention.py.
 Letters: b batch, t time, s key time, d model width, f mlp width, h query heads, g key/value heads, k head width,
 v vocabulary.
 """
@@ -20,13 +20,16 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+from dtl.base.runtime import compute_dtype
 from dtl.errors import ConfigError
 from dtl.model.attention import (
     DOCUMENT_KERNELS,
     AttentionContext,
     KeyValueCache,
-    Rotation,
+    LearnedPositions,
+    RotaryEmbedding,
     dropout,
+    kept_operators,
     reference_attention,
     sdpa_attention,
 )
@@ -37,12 +40,6 @@ from dtl.registry import BLOCKS
 # --- mixed precision ----------------------------------------------------------------------------------------------
 # Inside autocast every operator casts what it gets, each time: one input of three matrices three times, each matrix by
 # a kernel of its own. Here a tensor is cast once, where it is made, and the matrices of a layer together.
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype of matrix products: autocast's inside autocast, else that of `x`."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 class _Stack(torch.autograd.Function):
@@ -199,43 +196,6 @@ class GeluMLP(nn.Module):
         if weights is None:
             return self.down(F.gelu(self.up(x_btd), approximate="tanh"))
         return F.linear(F.gelu(F.linear(x_btd, *weights[0]), approximate="tanh"), *weights[1])
-
-
-# --- positions ----------------------------------------------------------------------------------------------------
-# Both classes map embedded tokens and their positions to tokens and the rotation of queries and keys, if any.
-
-
-class RotaryEmbedding(nn.Module):
-    """Rotary positions (Su et al. 2021, RoFormer): attention then depends on distances only.
-
-    Angles are computed in fp32 in each forward pass, once for all layers: bf16 represents integers exactly only up to
-    256. A table of them would be rounded by `model.to(torch.bfloat16)`, left empty by a meta device, and saved.
-    """
-
-    def __init__(self, head_dim: int, theta: float) -> None:
-        super().__init__()
-        self.head_dim = head_dim
-        self.theta = theta
-
-    def forward(self, x_btd: Tensor, positions_bt: Tensor) -> tuple[Tensor, Rotation | None]:
-        """Tokens (b, t, d), unchanged, and the rotation for their positions (b or 1, t), in `compute_dtype`."""
-        exponents = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=positions_bt.device) / self.head_dim
-        frequencies = 1.0 / self.theta**exponents
-        angles = rearrange(positions_bt.float(), "b t -> b t 1") * frequencies
-        cos, sin, dtype = angles.cos(), angles.sin(), compute_dtype(x_btd)
-        return x_btd, Rotation(torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype))
-
-
-class LearnedPositions(nn.Module):
-    """Learned vectors, one for each position, added to the tokens as in GPT-2."""
-
-    def __init__(self, max_seq_len: int, dim: int) -> None:
-        super().__init__()
-        self.table = nn.Embedding(max_seq_len, dim)
-
-    def forward(self, x_btd: Tensor, positions_bt: Tensor) -> tuple[Tensor, Rotation | None]:
-        """Tokens (b, t, d) plus the vectors of their positions (b or 1, t); no rotation."""
-        return x_btd + self.table(positions_bt), None
 
 
 # --- attention ----------------------------------------------------------------------------------------------------
@@ -466,25 +426,6 @@ class ClassicBlock(TransformerBlock):
     @classmethod
     def embedding_std(cls, config: ModelConfig, vocab_size: int) -> float:
         return 0.02
-
-
-# --- operators kept by selective activation checkpointing ---------------------------------------------------------
-
-PRODUCTS = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default]
-FUSED_ATTENTION = [
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
-]
-
-
-def kept_operators(attention_dropout: bool) -> list[Any]:
-    """Return the operators whose results are stored; flex is none, a compiled graph of its own."""
-    if attention_dropout:  # such a kernel advances the random state, which skipping it in the second pass would not
-        return PRODUCTS
-    varlen = getattr(torch.ops.torch_attn, "_varlen_attn", None)  # there once the kernel was imported
-    return [*PRODUCTS, *FUSED_ATTENTION, *([] if varlen is None else [varlen.default])]
 
 
 # --- language model -----------------------------------------------------------------------------------------------

@@ -20,6 +20,17 @@ LOWEST_BETA2 = 0.9  # by a half-life: a moment over fewer than ten steps is nois
 LENGTHS = ("tokens", "tokens_per_parameter", "total_steps")  # settings of trainer that set the optimizer steps
 
 
+@dataclass(frozen=True)
+class OptimizerTraits:
+    """Properties of an optimizer that the rest of DTL needs; these defaults are those of a user-defined one."""
+
+    reads_state_dtype: bool = False  # applies optimizer.state_dtype, whose other values are an error elsewhere
+
+
+OPTIMIZERS.describe("adamw", OptimizerTraits(reads_state_dtype=True))
+OPTIMIZERS.describe("muon", OptimizerTraits(reads_state_dtype=True))
+
+
 @dataclass
 class OptimizerConfig:
     """Settings of the weight update: algorithm, learning rates, decay."""
@@ -59,6 +70,15 @@ class OptimizerConfig:
         check_fractions(self, "optimizer", "row_beta2", interval="[0, 1)", rule="must lie in", rest=", or null")
         check_range(self, "optimizer", momentum_warmup_steps=(0, MANY))
         check_choices(self, "optimizer", orthogonalization=ORTHOGONALIZATIONS, state_dtype=STATE_DTYPES)
+        if self.state_dtype != "fp32" and not self.traits.reads_state_dtype:
+            raise ConfigError(
+                f"optimizer.state_dtype={self.state_dtype}: optimizer.name={self.name} does not read it. Leave it out, "
+                f'or register one that does: @OPTIMIZERS.register("{self.name}", OptimizerTraits(True)).'
+            )
+
+    @property
+    def traits(self) -> OptimizerTraits:
+        return OPTIMIZERS.traits(self.name) or OptimizerTraits()
 
     def with_beta2(self, tokens_per_step: int) -> "OptimizerConfig":
         """Return the settings with a number for the second beta: that of `beta2_half_life`, at least `LOWEST_BETA2`.

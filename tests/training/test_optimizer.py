@@ -328,9 +328,13 @@ def test_moments_in_bf16_take_half_of_the_memory(tiny_model: MakeModel) -> None:
         assert checkpoint_bytes(model, optimizers) == weights + moments + 4 * len(list(model.parameters()))
 
 
-def test_an_unknown_dtype_of_the_moments_is_an_error() -> None:
+def test_a_dtype_of_the_moments_that_nothing_reads_is_an_error(own_registry: None) -> None:
     with pytest.raises(ConfigError, match=r"optimizer\.state_dtype=fp8.*fp32.*bf16"):
         OptimizerConfig(state_dtype="fp8").validate()
+    OPTIMIZERS.register("mine")(lambda model, config: [])
+    OptimizerConfig("mine").validate()
+    with pytest.raises(ConfigError, match=r"optimizer\.state_dtype=bf16: optimizer\.name=mine does not read it"):
+        OptimizerConfig("mine", state_dtype="bf16").validate()
 
 
 @pytest.mark.parametrize("name", NAMES)
