@@ -97,10 +97,7 @@ class Muon(torch.optim.Muon):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Take a step with the gradients that are there."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _loss_of(closure)
         for group in self.param_groups:
             by_shape: dict[tuple[int, ...], list[Tensor]] = {}
             for p in group["params"]:
@@ -162,6 +159,14 @@ class Muon(torch.optim.Muon):
         state["row_second_moment"].lerp_(squares_o1, weight)
         even_oi = update_oi / (state["row_second_moment"].sqrt() + 1e-8)
         return even_oi * (update_oi.norm() / even_oi.norm().clamp_(min=1e-8))
+
+
+def _loss_of(closure: Callable[[], float] | None) -> float | None:
+    """Return what a step's closure gives, computed with gradients, as torch's optimizers do; None without one."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
 
 def warmed_up_momentum(config: OptimizerConfig, step: int) -> float:
@@ -229,10 +234,7 @@ class NarrowAdamW(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Take a step with the gradients that are there; as torch's, it heeds `grad_scale` and `found_inf`."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _loss_of(closure)
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
