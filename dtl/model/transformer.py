@@ -371,8 +371,8 @@ class ValueEmbeddingBlock(TransformerBlock):
     """`modern` with a second embedding of each token, which every layer mixes into its values.
 
     What a token says to those that attend to it need not pass through the residual stream: the layers learn what the
-    context adds. From Zhou et al., 2024 (arXiv:2410.17897), and the speed runs of nanoGPT; here one table serves all
-    layers. Measured in experiments/experiment/shakespeare_char.md.
+    context adds. As in the speed runs of nanoGPT (modded-nanogpt), after the value residuals of Zhou et al., 2024
+    (arXiv:2410.17897); here one table serves all layers. Measured in experiments/experiment/shakespeare_char.md.
     """
 
     @classmethod
