@@ -112,7 +112,8 @@ REFUSED = {
     "model=huge": "model=huge: there is no such choice. Known: auto, large, medium, qa, small.",
     "data=wikii": "data=wikii: there is no such choice. "
     "Known: fineweb_edu, hub, qa, text, tinystories, wiki, wikitext. Did you mean 'wiki'?",
-    "model/arch=moderm": "model/arch=moderm: there is no such choice. Known: classic, modern. Did you mean 'modern'?",
+    "model/arch=moderm": "model/arch=moderm: there is no such choice. "
+    "Known: classic, modern, value_embeddings. Did you mean 'modern'?",
     "+experiment=x": "experiment=x: there is no such choice.",
     "trainer=null": "trainer=null: must be the name of a choice. Known: amp4060, auto, cpu, debug.",
     "+model=small": "+model=small: this group already has a choice. To choose another one, leave out the +.",
