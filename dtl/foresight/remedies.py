@@ -71,9 +71,11 @@ def _precision(remedy: Remedy, setting: Setting) -> Iterator[Remedy]:
 
 def _moments(remedy: Remedy, setting: Setting) -> Iterator[Remedy]:
     optimizer = setting.config.optimizer
-    if optimizer.traits.reads_state_dtype and optimizer.state_dtype == "fp32":
+    traits = optimizer.traits
+    if traits.reads_state_dtype and optimizer.second_moment_may_be_in_bf16 and optimizer.state_dtype == "fp32":
         config = replace(remedy.config, optimizer=replace(optimizer, state_dtype="bf16"))
-        yield remedy.and_then("AdamW's moments rounded to bf16", {"optimizer.state_dtype": "bf16"}, config)
+        price = "AdamW's moments rounded to bf16, whose update takes twice as long"
+        yield remedy.and_then(price, {"optimizer.state_dtype": "bf16"}, config)
 
 
 def _vocabulary(remedy: Remedy, setting: Setting) -> Iterator[Remedy]:

@@ -357,4 +357,4 @@ def _tables(model: TransformerLM) -> tuple[Tensor | None, Tensor | None, Tensor 
     device = model.embedding.weight.device
     positions_1s = torch.arange(model.config.max_seq_len, device=device).unsqueeze(0)
     _, rotation = model.positions(torch.zeros(1, 1, 1, device=device), positions_1s)
-    return None, rotation.cos_btk[0], rotation.sin_btk[0]
+    return None, rotation.cos_btk[0], rotation.signed_sin_btk[0]

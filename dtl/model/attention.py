@@ -27,14 +27,14 @@ class Rotation(NamedTuple):
     """
 
     cos_btk: Tensor
-    sin_btk: Tensor
+    signed_sin_btk: Tensor
 
     def apply(self, x_bhtk: Tensor) -> Tensor:
         """Rotate each pair (i, i + k/2) of a head by its angle; (b, h, t, k) to the same shape."""
         # Pairs are half a head apart, as in Hugging Face: the paper's interleaved pairs (arXiv:2104.09864) are another
         # function of the same weights, so that checkpoints could not be exchanged.
         cos_bhtk = rearrange(self.cos_btk, "b t k -> b 1 t k")
-        sin_bhtk = rearrange(self.sin_btk, "b t k -> b 1 t k")
+        sin_bhtk = rearrange(self.signed_sin_btk, "b t k -> b 1 t k")
         return _Rotate.apply(x_bhtk, cos_bhtk, sin_bhtk)
 
 

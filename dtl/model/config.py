@@ -101,11 +101,11 @@ def equal_ffn_dim(n_matrices: float, dim: int, multiple_of: int = 16) -> int:
 
 @dataclass
 class ArchConfig:
-    """Architecture of the blocks: `modern` is Qwen3's, `classic` is GPT-2's."""
+    """Architecture of the blocks: `modern` is Qwen3's, with `value_embeddings` or without, `classic` is GPT-2's."""
 
     block: str = "modern"  # registered name: modern | value_embeddings | classic | your own
     norm_eps: float = 1e-6  # added to the variance inside the norms
-    rope_theta: float = 10000.0  # base of the rotary frequencies; modern only
+    rope_theta: float = 10000.0  # base of the rotary frequencies; not of classic
     options: dict[str, Any] = field(default_factory=dict)  # settings of a user-defined block
 
 

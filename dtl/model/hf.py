@@ -1,6 +1,7 @@
 """Conversion to and from Hugging Face: configs as the dict of config.json, weights as tensors of model.safetensors.
 
-A user-defined block has no Hugging Face twin: it is written as model_type "dtl-<block>" under DTL's own names.
+`value_embeddings` and user-defined blocks have no Hugging Face twin: they are written as model_type "dtl-<block>" under
+DTL's own names.
 """
 
 from collections.abc import Mapping, Set

@@ -223,7 +223,7 @@ class MultiHeadAttention(nn.Module):
         self.to_v = nn.Linear(config.dim, self.n_kv_heads * head_dim, bias=bias)
         self.to_out = OutputProjection(self.n_heads * head_dim, config.dim, bias=bias)
         self.q_norm, self.k_norm = qk_norm(head_dim), qk_norm(head_dim)
-        # Parts of the projection and of the embedding.
+        # Of the projection and of the embedding: both begin alike, as in modded-nanogpt.
         self.value_mix = nn.Parameter(torch.tensor([0.5, 0.5])) if value_embedding else None
 
     def forward(self, x_btd: Tensor, context: AttentionContext) -> Tensor:
@@ -531,9 +531,11 @@ class TransformerLM(nn.Module):
         x_btd = self.embedding(ids_bt)
         if self.value_embedding is None:
             return self.token_dropout(x_btd), None
-        kept_bt1 = self.token_dropout(x_btd.new_ones(*ids_bt.shape, 1))  # a word that is missing has no value, either
-        values_btd = self.value_embedding(ids_bt) * kept_bt1
-        return x_btd * kept_bt1, values_btd.to(compute_dtype(x_btd))
+        values_btd = self.value_embedding(ids_bt)
+        if self.training and self.config.token_dropout:
+            kept_bt1 = self.token_dropout(x_btd.new_ones(*ids_bt.shape, 1))  # a missing word has no value either
+            x_btd, values_btd = x_btd * kept_bt1, values_btd * kept_bt1
+        return x_btd, values_btd.to(compute_dtype(x_btd))
 
     def _apply_block(self, block: nn.Module, x_btd: Tensor, context: AttentionContext) -> Tensor:
         """Return a block's output; in training with as many of its activations stored as activation_checkpointing says.
@@ -554,8 +556,8 @@ class TransformerLM(nn.Module):
     def n_parameters(self, embeddings: bool = True) -> int:
         """Return the number of trainable parameters; a matrix shared by embedding and head counts once.
 
-        `embeddings=False` excludes the tables of tokens and of learned positions: the size in papers on scaling laws.
-        A tied head is excluded with its table, an untied one counts.
+        `embeddings=False` excludes the tables of tokens, values and learned positions: the size in papers on scaling
+        laws. A tied head is excluded with its table, an untied one counts.
         """
         total = sum(parameter.numel() for parameter in self.parameters())
         if embeddings:

@@ -8,6 +8,9 @@ from dtl.errors import ConfigError
 from dtl.registry import LOSSES, OPTIMIZERS, SCHEDULES, STEP_FIELDS, STOP_CRITERIA, Options
 
 STATE_DTYPES = ("fp32", "bf16")
+MOST_BETA2_IN_BF16 = (
+    1 - 2**-8
+)  # above it the decay of a step is less than bf16 can tell, and a second moment never falls
 ORTHOGONALIZATIONS = ("newton_schulz", "polar_express")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 MACHINES = ("auto", "amp4060", "cpu")
@@ -64,6 +67,7 @@ class OptimizerConfig:
                 f"optimizer.betas={self.betas}: two numbers in [0, 1), for example [0.9,0.95]; or [0.9,null]: the "
                 "second by optimizer.beta2_half_life."
             )
+        self._check_second_moment()
         check_range(self, "optimizer", beta2_half_life=(1, 1e15))
         check_range(self, "optimizer", weight_decay=(0, 1_000_000))
         check_fractions(self, "optimizer", "momentum", interval="[0, 1)", rule="must lie in")
@@ -88,7 +92,23 @@ class OptimizerConfig:
         if self.betas[1] is not None:
             return self
         beta2 = max(LOWEST_BETA2, 0.5 ** (tokens_per_step / self.beta2_half_life))
-        return replace(self, betas=[self.betas[0], round(beta2, 5)])
+        filled = replace(self, betas=[self.betas[0], round(beta2, 5)])
+        filled._check_second_moment()
+        return filled
+
+    @property
+    def second_moment_may_be_in_bf16(self) -> bool:
+        """Whether bf16 can tell what a step takes from it; as far as is known, before the second beta is."""
+        beta2 = self.betas[1]
+        return beta2 is None or beta2 <= MOST_BETA2_IN_BF16
+
+    def _check_second_moment(self) -> None:
+        if self.state_dtype == "bf16" and not self.second_moment_may_be_in_bf16:
+            raise ConfigError(
+                f"optimizer.state_dtype=bf16: the second beta is {self.betas[1]}. A second moment in bf16 falls with "
+                f"{MOST_BETA2_IN_BF16:.4f} at most. Take more tokens a step, set 'optimizer.betas=[0.9,0.95]', or leave it "
+                "out."
+            )
 
 
 @dataclass

@@ -72,8 +72,7 @@ def hidden_at_targets(
 
 
 def targets_multiple(loss: Loss, device: torch.device, precision: str) -> int:
-    """Return the `multiple` of `target_places`: 1 for a user-defined loss, which need not know IGNORE, and where shapes
-    cost nothing."""
+    """Return the `multiple` of `target_places`; 1 for a user-defined loss, which need not know IGNORE."""
     if loss is not cross_entropy:
         return 1
     if device.type == "cpu":

@@ -214,7 +214,7 @@ def _adamw(model: nn.Module, parameters: list[nn.Parameter], config: OptimizerCo
     groups.sort(key=lambda group: group["lr"] != config.lr)  # the rate of the first is logged: optimizer.lr itself
     beta1, beta2 = config.betas
     assert beta1 is not None and beta2 is not None  # `RunConfig.on` fills it in
-    return (torch.optim.AdamW if config.state_dtype == "fp32" else NarrowAdamW)(
+    return (torch.optim.AdamW if config.state_dtype == "fp32" else BF16StateAdamW)(
         groups,
         lr=config.lr,
         betas=(beta1, beta2),
@@ -223,7 +223,7 @@ def _adamw(model: nn.Module, parameters: list[nn.Parameter], config: OptimizerCo
     )
 
 
-class NarrowAdamW(torch.optim.AdamW):
+class BF16StateAdamW(torch.optim.AdamW):
     """torch's fused AdamW with both moments stored in bf16, in half of the memory, and computed in fp32.
 
     Rounded to the nearest after each step, at no cost that was seen: experiments/experiment/defaults.md.
@@ -240,6 +240,13 @@ class NarrowAdamW(torch.optim.AdamW):
                 if p.grad is not None:
                     self._step(group, p, p.grad)
         return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the state of such an optimizer; torch itself would give the moments the dtype of the weights."""
+        super().load_state_dict(state_dict)
+        for state in self.state.values():
+            for key in ("exp_avg", "exp_avg_sq"):
+                state[key] = state[key].bfloat16()
 
     def _step(self, group: dict[str, Any], p: Tensor, gradient: Tensor) -> None:
         """Step one parameter: the moments of no other are in fp32 at that time."""
@@ -288,7 +295,7 @@ def allocate_state(optimizers: Sequence[Optimizer]) -> None:
                     continue
                 if type(optimizer) is torch.optim.AdamW and group["fused"] and not group["amsgrad"]:
                     optimizer.state[p] = first_moments(p, p.dtype)
-                elif type(optimizer) is NarrowAdamW:
+                elif type(optimizer) is BF16StateAdamW:
                     optimizer.state[p] = first_moments(p, torch.bfloat16)
                 elif type(optimizer) is Muon:
                     optimizer.state[p] = {"momentum_buffer": torch.zeros_like(p)}

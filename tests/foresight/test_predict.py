@@ -176,10 +176,12 @@ def test_what_every_micro_batch_needs_is_not_tried_with_smaller_ones(tmp_path):
     assert vocabulary.words[-1].startswith("tokenizer.vocab_size=")
 
 
-@pytest.mark.parametrize(("name", "state_dtype"), [("lion", "fp32"), ("adamw", "bf16")])
-def test_moments_that_are_not_adams_or_small_already_are_no_remedy(tmp_path, name, state_dtype):
+@pytest.mark.parametrize(
+    "changes", [{"name": "lion"}, {"state_dtype": "bf16"}, {"betas": [0.9, 0.999]}], ids=["other", "small", "too slow"]
+)
+def test_moments_that_are_not_adams_or_small_already_or_too_slow_are_no_remedy(tmp_path, changes):
     made = setting(320 * MIB, tmp_path)
-    made.config = replace(made.config, optimizer=replace(made.config.optimizer, name=name, state_dtype=state_dtype))
+    made.config = replace(made.config, optimizer=replace(made.config.optimizer, **changes))
     assert "optimizer.state_dtype=bf16" not in {word for group in remedies(made) for r in group for word in r.words}
 
 

@@ -23,6 +23,7 @@ from dtl.training import optimizer as optimizer_module
 from dtl.training.config import OptimizerConfig, TrainerConfig
 from dtl.training.optimizer import (
     POLYNOMIALS,
+    BF16StateAdamW,
     build_optimizers,
     load_optimizer_tensors,
     optimizer_tensors,
@@ -316,6 +317,43 @@ def test_moments_in_bf16_are_those_of_torch_rounded_after_each_step(tiny_model: 
         assert mine["step"] == theirs["step"] == 5
         for key in ("exp_avg", "exp_avg_sq"):
             assert mine[key].dtype == torch.bfloat16 and torch.equal(mine[key].float(), theirs[key]) and mine[key].any()
+
+
+def test_moments_in_bf16_stay_so_when_torch_loads_them(tiny_model: MakeModel) -> None:
+    model = tiny_model()
+    (optimizer,) = build_optimizers(model, OptimizerConfig(state_dtype="bf16"))
+    take_steps(model, [optimizer], range(2))
+    (other,) = build_optimizers(model, OptimizerConfig(state_dtype="bf16"))
+    other.load_state_dict(optimizer.state_dict())
+    for p, state in optimizer.state.items():
+        for key in ("exp_avg", "exp_avg_sq"):
+            assert other.state[p][key].dtype == torch.bfloat16 and torch.equal(other.state[p][key], state[key])
+
+
+@pytest.mark.parametrize("beta2", [0.9, 0.95, 0.9875, 0.996])
+def test_a_second_moment_in_bf16_falls_with_every_beta_that_may_be_set(beta2: float) -> None:
+    """After gradients that fell to a tenth it ends within a third of that in fp32, which is a hundredth as large."""
+    OptimizerConfig(betas=[0.9, beta2], state_dtype="bf16").validate()
+    p = {dtype: nn.Parameter(torch.zeros(997)) for dtype in ("fp32", "bf16")}
+    optimizers = {"fp32": torch.optim.AdamW([p["fp32"]], betas=(0.9, beta2), fused=True)}
+    optimizers["bf16"] = BF16StateAdamW([p["bf16"]], betas=(0.9, beta2), fused=True)
+    half_life = int(0.7 / (1 - beta2)) + 1
+    for step in range(16 * half_life):
+        gradient = torch.randn(997) * (1.0 if step < 6 * half_life else 0.1)
+        for dtype, optimizer in optimizers.items():
+            p[dtype].grad = gradient.clone()
+            optimizer.step()
+    exact, rounded = (optimizers[dtype].state[p[dtype]]["exp_avg_sq"].float().mean() for dtype in ("fp32", "bf16"))
+    assert exact < 0.02 and 0.75 < rounded / exact < 1.33
+
+
+def test_a_second_moment_that_would_not_fall_in_bf16_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"optimizer\.state_dtype=bf16: the second beta is 0\.999.*0\.9961 at most"):
+        OptimizerConfig(betas=[0.9, 0.999], state_dtype="bf16").validate()
+    small = OptimizerConfig(betas=[0.9, None], state_dtype="bf16")
+    assert small.with_beta2(1024).betas[1] == pytest.approx(0.98748)
+    with pytest.raises(ConfigError, match=r"the second beta is 0\.99685"):
+        small.with_beta2(256)
 
 
 def test_moments_in_bf16_take_half_of_the_memory(tiny_model: MakeModel) -> None:
