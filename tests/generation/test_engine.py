@@ -258,7 +258,7 @@ def test_a_reader_may_do_other_things_between_two_steps(random_model: Callable[.
 
 
 @pytest.mark.slow  # importing transformers takes seconds
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "value_embeddings"])  # it has no twin there
 def test_greedy_is_what_hugging_face_writes(random_model: Callable[..., TransformerLM], kind: str) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
