@@ -106,8 +106,8 @@ class OptimizerConfig:
         if self.state_dtype == "bf16" and not self.second_moment_may_be_in_bf16:
             raise ConfigError(
                 f"optimizer.state_dtype=bf16: the second beta is {self.betas[1]}. A second moment in bf16 falls with "
-                f"{MOST_BETA2_IN_BF16:.4f} at most. Take more tokens a step, set 'optimizer.betas=[0.9,0.95]', or leave "
-                "this out."
+                f"{MOST_BETA2_IN_BF16:.4f} at most. Take more tokens a step, set 'optimizer.betas=[0.9,0.95]', or "
+                "leave it out."
             )
 
 
