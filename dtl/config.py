@@ -152,6 +152,8 @@ class RunConfig:
                 f"data.seq_len={self.seq_len}: longer than the model's context, model.max_seq_len="
                 f"{self.model.max_seq_len}. Lower the former or raise the latter."
             )
+        if self.device == "cpu" or (self.trainer.micro_batch_size and self.trainer.grad_accum_steps):
+            self.on("cpu")  # a beta2 that the tokens of a step give, and that is refused, before torch is loaded
         if self.trainer.precision == "fp16" and self.device == "mps":
             raise ConfigError("trainer.precision=fp16: not supported on Apple GPUs. Use trainer.precision=fp32.")
 

@@ -164,7 +164,7 @@ def _wrong_key_or_type(
         hint = ""
     if full_key == "model.arch":
         return ConfigError(
-            f"{given}: the architecture is a config group. Write model/arch=modern or another of its choices."
+            f"{given}: the architecture is a config group. Write model/arch=modern, value_embeddings or classic."
         )
     known = {_named_like(key.name, full_key): key for key in command.settings}
     for choice, keys in command.sweep_settings.items():

@@ -258,7 +258,7 @@ class TransformerBlock(BlockRules, nn.Module):
     """Pre-norm layer, x + attention(norm(x)) and then x + mlp(norm(x)), with the parts of Qwen3.
 
     A user-defined block subclasses this one and overrides what differs: one of the `make_...` methods for another norm,
-    attention, mlp or position embedding, `forward` for other residual connections, `initialise` for other first
+    attention, mlp, position or value embedding, `forward` for other residual connections, `initialise` for other first
     weights. `BlockRules` has the rest: by default its mlp gets the width that makes it as large as this one's.
     """
 

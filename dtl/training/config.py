@@ -8,9 +8,7 @@ from dtl.errors import ConfigError
 from dtl.registry import LOSSES, OPTIMIZERS, SCHEDULES, STEP_FIELDS, STOP_CRITERIA, Options
 
 STATE_DTYPES = ("fp32", "bf16")
-MOST_BETA2_IN_BF16 = (
-    1 - 2**-8
-)  # above it the decay of a step is less than bf16 can tell, and a second moment never falls
+MOST_BETA2_IN_BF16 = 1 - 2**-8  # above it a step takes less from a second moment than bf16 can tell: it never falls
 ORTHOGONALIZATIONS = ("newton_schulz", "polar_express")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 MACHINES = ("auto", "amp4060", "cpu")
@@ -98,7 +96,7 @@ class OptimizerConfig:
 
     @property
     def second_moment_may_be_in_bf16(self) -> bool:
-        """Whether bf16 can tell what a step takes from it; as far as is known, before the second beta is."""
+        """Whether bf16 can tell what a step takes from it; True while the second beta is not known."""
         beta2 = self.betas[1]
         return beta2 is None or beta2 <= MOST_BETA2_IN_BF16
 

@@ -18,7 +18,7 @@ from dtl.base.runtime import cpu_has_bf16
 from dtl.errors import CheckpointError
 from dtl.registry import OPTIMIZERS
 from dtl.training.config import OptimizerConfig
-from dtl.training.transfer import adam_rate_factors
+from dtl.training.transfer import adam_rate_factors, lookup_tables
 
 MakeOptimizers = Callable[[nn.Module, OptimizerConfig], list[Optimizer]]
 
@@ -46,8 +46,8 @@ def muon(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
     after equal time no difference (experiments/experiment/muon_vs_adamw.md).
     """
     # Embeddings and head are matrices too, but their rows belong to single tokens: Jordan leaves them to AdamW.
-    tables = _tables(model)
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "blocks." in name and id(p) not in tables]
+    tables = lookup_tables(model)
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "blocks." in name and p not in tables]
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
     return [Muon(matrices, config), _adamw(model, rest, config)]
@@ -195,11 +195,11 @@ def _adamw(model: nn.Module, parameters: list[nn.Parameter], config: OptimizerCo
     """AdamW with weight decay on matrices only and a separate learning rate of the embeddings."""
     # Decay shrinks a norm or bias for no benefit. Embeddings may need a higher rate than the rest: a row gets a
     # gradient only when its token is in the batch.
-    tables = _tables(model)
+    tables = lookup_tables(model)
     embedding_lr = config.embedding_lr if config.embedding_lr is not None else config.lr
-    embeddings = [p for p in parameters if id(p) in tables]
-    matrices = [p for p in parameters if id(p) not in tables and p.ndim >= 2]
-    vectors = [p for p in parameters if id(p) not in tables and p.ndim < 2]
+    embeddings = [p for p in parameters if p in tables]
+    matrices = [p for p in parameters if p not in tables and p.ndim >= 2]
+    vectors = [p for p in parameters if p not in tables and p.ndim < 2]
     kinds = [
         (matrices, config.lr, config.weight_decay),
         (vectors, config.lr, 0.0),
@@ -268,11 +268,6 @@ def first_moments(p: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return the state that torch's fused AdamW gives a parameter, with moments of this dtype."""
     moments = {key: torch.zeros_like(p, dtype=dtype) for key in ("exp_avg", "exp_avg_sq")}
     return {"step": torch.zeros((), dtype=torch.float32, device=p.device), **moments}
-
-
-def _tables(model: nn.Module) -> set[int]:
-    """Return the `id` of each matrix whose rows are looked up."""
-    return {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
 
 
 def _by_factor(parameters: list[nn.Parameter], factors: dict[nn.Parameter, float]) -> dict[float, list[nn.Parameter]]:

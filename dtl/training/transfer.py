@@ -24,7 +24,7 @@ import math
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dtl.model.transformer import RMSNorm, TransformerLM
 from dtl.registry import BLOCKS
@@ -63,8 +63,13 @@ def output_multiplier(model: TransformerLM, base_width: int) -> float:
 
 def block_matrices(model: TransformerLM) -> list[nn.Parameter]:
     """Return the matrices inside the blocks, without tables that are looked up."""
-    tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    tables = lookup_tables(model)
     return [p for p in model.blocks.parameters() if p.ndim >= 2 and p not in tables]
+
+
+def lookup_tables(model: nn.Module) -> set[Tensor]:
+    """Return the matrices whose rows are looked up: embeddings of tokens, values and positions, and a plugin's."""
+    return {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
 
 
 def final_norm(model: TransformerLM) -> list[nn.Parameter]:

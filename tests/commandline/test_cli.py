@@ -119,7 +119,7 @@ REFUSED = {
     "+model=small": "+model=small: this group already has a choice. To choose another one, leave out the +.",
     "optimizer.name=lion": "optimizer.name=lion: there is no part of this name. Known: adamw, muon. A part of your own",
     "data.tasks=[exact_mach]": "Did you mean 'exact_match'?",
-    "model.arch=classic": "model.arch=classic: the architecture is a config group. Write model/arch=modern or another",
+    "model.arch=classic": "model.arch=classic: the architecture is a config group. Write model/arch=modern, value",
     "plugins=[no_such_module]": "plugins=[no_such_module]: cannot be imported (No module named 'no_such_module').",
     # a value that cannot be
     "optimizer.betas=[0.9,0.95,0.99]": "optimizer.betas=[0.9, 0.95, 0.99]: two numbers in [0, 1)",

@@ -354,6 +354,10 @@ def test_a_second_moment_that_would_not_fall_in_bf16_is_an_error() -> None:
     assert small.with_beta2(1024).betas[1] == pytest.approx(0.98748)
     with pytest.raises(ConfigError, match=r"the second beta is 0\.99685"):
         small.with_beta2(256)
+    for device, accumulated in (("auto", 1), ("cpu", None)):  # known before torch is loaded
+        trainer = TrainerConfig(micro_batch_size=1, grad_accum_steps=accumulated)
+        with pytest.raises(ConfigError, match=r"the second beta is 0\.99685"):
+            replace(RunConfig(), device=device, trainer=trainer, optimizer=small).validate()
 
 
 def test_moments_in_bf16_take_half_of_the_memory(tiny_model: MakeModel) -> None:

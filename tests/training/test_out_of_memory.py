@@ -28,7 +28,7 @@ MakeTrainer = Callable[..., Trainer]
 CPU = torch.device("cpu")
 ROWS, ACCUMULATION, LAST_STEP = 4, 2, 3  # two steps an epoch: 8 and 3 sequences
 MUON = OptimizerConfig(name="muon", row_beta2=0.9)
-NARROW = OptimizerConfig(state_dtype="bf16")
+BF16_STATE = OptimizerConfig(state_dtype="bf16")
 
 
 def no_memory() -> torch.OutOfMemoryError:
@@ -168,7 +168,7 @@ def test_a_step_that_runs_out_of_memory_is_that_of_a_run_which_was_split_before_
 
 @pytest.mark.quick_cases(3)
 @pytest.mark.fault("out-of-memory-step")
-@pytest.mark.parametrize("optimizer", [OptimizerConfig(), NARROW, MUON], ids=["adamw", "narrow", "muon"])
+@pytest.mark.parametrize("optimizer", [OptimizerConfig(), BF16_STATE, MUON], ids=["adamw", "bf16-state", "muon"])
 @pytest.mark.parametrize("call", [0, 1, 5, 20])
 def test_the_optimizers_state_is_there_before_the_first_weight_changes(
     trainer_of: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, call: int, optimizer: OptimizerConfig
@@ -327,7 +327,7 @@ def test_what_the_failed_attempt_held_is_free_before_the_next(
 
 @pytest.mark.fault("out-of-memory-step")
 @pytest.mark.parametrize("where", ["weights", "average"])
-@pytest.mark.parametrize("optimizer", [OptimizerConfig(), NARROW, MUON], ids=["adamw", "narrow", "muon"])
+@pytest.mark.parametrize("optimizer", [OptimizerConfig(), BF16_STATE, MUON], ids=["adamw", "bf16-state", "muon"])
 def test_an_update_that_runs_out_of_memory_is_never_repeated_or_continued(
     trainer_of: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, optimizer: OptimizerConfig, where: str
 ) -> None:

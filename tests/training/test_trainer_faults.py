@@ -105,7 +105,7 @@ def test_a_poisoned_weight_stops_in_the_first_step(make_trainer: MakeTrainer) ->
 
 ADAMW, MUON = OptimizerConfig(), OptimizerConfig(name="muon")
 MUON_OPTIONS = OptimizerConfig(name="muon", row_beta2=0.9, cautious_decay=True)
-NARROW = OptimizerConfig(state_dtype="bf16")
+BF16_STATE = OptimizerConfig(state_dtype="bf16")
 
 
 def all_tensors(trainer: Trainer) -> dict[str, Tensor]:
@@ -124,7 +124,9 @@ def assert_same_tensors(trainer: Trainer, before: dict[str, Tensor]) -> None:
         assert torch.equal(value, before[key]), key
 
 
-@pytest.mark.parametrize("optimizer", [ADAMW, NARROW, MUON, MUON_OPTIONS], ids=["adamw", "narrow", "muon", "normuon"])
+@pytest.mark.parametrize(
+    "optimizer", [ADAMW, BF16_STATE, MUON, MUON_OPTIONS], ids=["adamw", "bf16-state", "muon", "normuon"]
+)
 @pytest.mark.parametrize(("precision", "ema_decay"), [("fp32", None), ("bf16", 0.9)])
 def test_a_check_that_is_read_late_changes_no_bit(
     make_trainer: MakeTrainer, optimizer: OptimizerConfig, precision: str, ema_decay: float | None
@@ -143,7 +145,9 @@ def test_a_check_that_is_read_late_changes_no_bit(
 
 
 @pytest.mark.fault("nan")
-@pytest.mark.parametrize("optimizer", [ADAMW, NARROW, MUON, MUON_OPTIONS], ids=["adamw", "narrow", "muon", "normuon"])
+@pytest.mark.parametrize(
+    "optimizer", [ADAMW, BF16_STATE, MUON, MUON_OPTIONS], ids=["adamw", "bf16-state", "muon", "normuon"]
+)
 @pytest.mark.parametrize(("at_step", "factor"), [(0, float("nan")), (4, float("inf")), (6, float("nan"))])
 def test_a_step_that_is_read_late_has_changed_nothing(
     make_trainer: MakeTrainer,
