@@ -17,6 +17,7 @@ from dtl.data.tokenizers.tokenizer import Tokenizer
 from dtl.evaluation.metrics import bits_per_byte, mean
 from dtl.generation.conversation import GreedyAnswer, by_length
 from dtl.model.transformer import TransformerLM
+from dtl.training.loss import logits_in_chunks
 
 # --- likelihood of the expected answers ---------------------------------------------------------------------------
 # Letters: b batch, t time, d model width, n targets, v vocabulary.
@@ -68,9 +69,9 @@ def _nats(model: TransformerLM, begins: list[list[int]], ends: list[list[int]]) 
     device = next(model.parameters()).device
     row_n, time_n = torch.nonzero(targets_bt != IGNORE, as_tuple=True)
     x_nd = model.hidden(inputs_bt.to(device), at_n=(row_n * inputs_bt.shape[1] + time_n).to(device))
-    logits_nv = model.head(x_nd).float()
-    loss_n = F.cross_entropy(logits_nv, targets_bt[row_n, time_n].to(device), reduction="none").cpu().double()
-    return torch.zeros(len(begins), dtype=torch.float64).index_add(0, row_n, loss_n).tolist()
+    chunks = logits_in_chunks(model.head, x_nd, targets_bt[row_n, time_n].to(device))
+    loss_n = torch.cat([F.cross_entropy(logits_nv, target_n, reduction="none") for logits_nv, target_n in chunks])
+    return torch.zeros(len(begins), dtype=torch.float64).index_add(0, row_n, loss_n.cpu().double()).tolist()
 
 
 def _padded(begins: list[list[int]], ends: list[list[int]], context: int) -> tuple[Tensor, Tensor]:

@@ -65,21 +65,22 @@ def evaluate(
 
     def sums_of_next(n: int) -> tuple[Batch, Tensor]:
         batch = rows.batch(range(start, min(start + n, n_rows)))
-        with mixed_precision() if mixed_precision else torch.autocast(device.type, enabled=False):
-            here = batch.to(device)
-            x_nd, targets_n = hidden_at_targets(model.hidden, here, batch.n_targets, batch.max_documents)
-            return batch, summed_metrics(model.head, x_nd, targets_n, metrics)
+        here = batch.to(device)
+        x_nd, targets_n = hidden_at_targets(model.hidden, here, batch.n_targets, batch.max_documents)
+        return batch, summed_metrics(model.head, x_nd, targets_n, metrics)
 
     began = time.perf_counter()
     try:
-        while start < n_rows:
-            (batch, sums), size = within_memory(sums_of_next, size, device)
-            totals += sums.to(totals.device, torch.float64)
-            n_targets += batch.n_targets
-            if token_bytes is not None:
-                n_bytes += int(token_bytes[batch.targets[batch.targets != IGNORE].numpy()].sum())
-            start += len(batch.rows)
-            after_batch(start, n_rows)
+        # Once, and not for each batch: autocast then casts each weight once.
+        with mixed_precision() if mixed_precision else torch.autocast(device.type, enabled=False):
+            while start < n_rows:
+                (batch, sums), size = within_memory(sums_of_next, size, device)
+                totals += sums.to(totals.device, torch.float64)
+                n_targets += batch.n_targets
+                if token_bytes is not None:
+                    n_bytes += int(token_bytes[batch.targets[batch.targets != IGNORE].numpy()].sum())
+                start += len(batch.rows)
+                after_batch(start, n_rows)
     finally:
         model.train(was_training)
     loss, *means = (totals / max(1, n_targets)).tolist()  # the only sync of an evaluation, and before the clock stops

@@ -89,16 +89,36 @@ def in_chunks(x_nd: Tensor, targets_n: Tensor, vocab_size: int) -> Iterator[tupl
 def logits_in_chunks(head: nn.Linear, x_nd: Tensor, targets_n: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield logits (n, v), at least fp32, and their targets (n,), without a gradient. A chunk's logits may take the
     memory of the one before."""
-    vocab_size = head.out_features
-    is_plain = type(head) is nn.Linear and head.bias is None and not torch.is_autocast_enabled(x_nd.device.type)
-    if is_plain and not x_nd.is_cuda and x_nd.dtype.itemsize >= 4 and len(x_nd) > _chunk_rows(vocab_size, x_nd.dtype):
-        n_rows = _chunk_rows(vocab_size, torch.bfloat16)  # as many as in training
-        buffer_nv = _rows_in_whole_tiles(x_nd, min(n_rows, len(x_nd)), vocab_size)
-        for chunk_nd, target_n in zip(x_nd.split(n_rows), targets_n.split(n_rows), strict=True):
-            yield torch.mm(chunk_nd, head.weight.T, out=buffer_nv[: len(chunk_nd)]), target_n
+    for logits_nv, target_n in _narrow_logits_in_chunks(head, x_nd, targets_n):
+        for tile_nv, tile_n in _tiles(logits_nv, target_n):
+            yield at_least_fp32(tile_nv), tile_n
+
+
+def _narrow_logits_in_chunks(head: nn.Linear, x_nd: Tensor, targets_n: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield logits (n, v) in the precision in which they are computed, and their targets (n,)."""
+    if x_nd.is_cuda or type(head) is not nn.Linear or head.bias is not None:
+        for chunk_nd, target_n in in_chunks(x_nd, targets_n, head.out_features):
+            yield head(chunk_nd), target_n
         return
-    for chunk_nd, target_n in in_chunks(x_nd, targets_n, vocab_size):
-        yield at_least_fp32(head(chunk_nd)), target_n
+    precision, n_rows = _precision(x_nd), _chunk_rows(head.out_features, torch.bfloat16)  # as many as in training
+    with torch.autocast(x_nd.device.type, enabled=False):
+        narrow_vd, chunks_nd = head.weight.to(precision), x_nd.to(precision)
+        buffer_nv = _rows_in_whole_tiles(chunks_nd, min(n_rows, len(x_nd)), len(narrow_vd))
+        for chunk_nd, target_n in zip(chunks_nd.split(n_rows), targets_n.split(n_rows), strict=True):
+            yield torch.mm(chunk_nd, narrow_vd.T, out=buffer_nv[: len(chunk_nd)]), target_n
+
+
+def _precision(x: Tensor) -> torch.dtype:
+    """Return the dtype in which a product of this tensor is computed, under autocast or without."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def _tiles(logits_nv: Tensor, targets_n: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield logits and their targets, on a CPU as many at once as stay in its cache."""
+    n_rows, vocab_size = logits_nv.shape
+    at_once = n_rows if logits_nv.is_cuda else _power_of_two(CACHED_LOGITS // vocab_size)
+    return zip(logits_nv.split(at_once), targets_n.split(at_once), strict=True)
 
 
 def _chunk_rows(vocab_size: int, dtype: torch.dtype) -> int:
@@ -122,9 +142,7 @@ def cross_entropy(head: nn.Module, x_nd: Tensor, targets_n: Tensor, config: Loss
     chunks = list(in_chunks(x_nd, targets_n, head.out_features if isinstance(head, nn.Linear) else 1))
     if len(chunks) == 1:
         return _cross_entropy_of_chunk(head, x_nd, targets_n, config)
-    precision = (
-        torch.get_autocast_dtype(x_nd.device.type) if torch.is_autocast_enabled(x_nd.device.type) else x_nd.dtype
-    )
+    precision = _precision(x_nd)
     if type(head) is nn.Linear and head.bias is None and precision != torch.float16:
         return _ChunkedCrossEntropy.apply(x_nd, head.weight, targets_n, config, precision)
     # fp16's scale must reach the gradient before it is rounded, so the logits are computed again in the backward pass,
@@ -228,12 +246,11 @@ def _rows_in_whole_tiles(like: Tensor, n_rows: int, width: int) -> Tensor:
 
 def _replace_by_gradient(logits_nv: Tensor, targets_n: Tensor, config: LossConfig, dtype: torch.dtype) -> Tensor:
     """Return the summed loss of some logits, shape () in `dtype`; its gradient takes their place."""
-    smoothing, z_loss, (n_rows, vocab_size) = config.label_smoothing, config.z_loss, logits_nv.shape
-    at_once = n_rows if logits_nv.is_cuda else _power_of_two(CACHED_LOGITS // vocab_size)
+    smoothing, z_loss, vocab_size = config.label_smoothing, config.z_loss, logits_nv.shape[1]
     total = torch.zeros((), dtype=dtype, device=logits_nv.device)
     # On a GPU the answer would have to be waited for, and a graph cannot depend on it.
     may_ignore = targets_n.is_cuda or torch.compiler.is_compiling() or bool((targets_n == IGNORE).any())
-    for narrow_nv, target_n in zip(logits_nv.split(at_once), targets_n.split(at_once), strict=True):
+    for narrow_nv, target_n in _tiles(logits_nv, targets_n):
         at_target = rearrange(target_n.clamp(min=0) if may_ignore else target_n, "n -> n 1")
         wide_nv = narrow_nv.to(dtype)
         # softmax is one pass over the logits where log_softmax and exp are two. Of the likeliest token it is

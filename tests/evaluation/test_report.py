@@ -32,6 +32,7 @@ from dtl.evaluation.text import count_token_bytes, decoded_bits_per_byte, text_s
 from dtl.generation.config import SamplingConfig
 from dtl.generation.conversation import GreedyAnswer, answer_greedily, continue_text
 from dtl.registry import METRICS
+from dtl.training import loss as loss_module
 
 pytestmark = pytest.mark.usefixtures("one_thread_one_seed")
 CONTEXT = 97
@@ -135,6 +136,23 @@ def test_an_answer_longer_than_the_context_counts_the_bytes_that_are_scored(byte
         n_scored = gold.n_bytes + 1  # the end token has no byte
         assert n_scored <= CONTEXT
         assert gold.nats == pytest.approx(n_scored * math.log(byte_data.tokenizer.vocab_size), rel=1e-5)
+
+
+def test_the_likelihood_of_answers_needs_no_more_than_a_few_logits_at_once(byte_data, monkeypatch):
+    model, token_bytes = model_for(byte_data.tokenizer), count_token_bytes(byte_data.tokenizer)
+    arguments = (model, byte_data.tokenizer, byte_data.pairs["validation"], token_bytes, 7, byte_data.prompt)
+    expected, at_once, widen = likelihoods(*arguments), [], loss_module.at_least_fp32
+
+    def seen(logits_nv):
+        at_once.append(len(logits_nv))
+        return widen(logits_nv)
+
+    monkeypatch.setattr(loss_module, "CACHED_LOGITS", 4 * byte_data.tokenizer.vocab_size)
+    monkeypatch.setattr(loss_module, "at_least_fp32", seen)
+    found = likelihoods(*arguments)
+    assert [one.nats for one in found] == pytest.approx([one.nats for one in expected], rel=1e-6)
+    assert max(at_once) == 4
+    assert sum(at_once) == sum(one.n_bytes + 1 for one in found)  # bytes are tokens here, and there is the end's
 
 
 def test_metrics_of_tokens_are_in_the_report_for_each_split(byte_data, monkeypatch):

@@ -1,6 +1,7 @@
 """The recipes: variants differ in the subject of their question and in nothing else."""
 
 import re
+import shlex
 from itertools import pairwise
 
 import pytest
@@ -68,6 +69,7 @@ def test_every_command_of_the_texts_composes():
         text = re.sub(r"\\\n\s*", "", file.read_text(encoding="utf-8"))
         for line in re.findall(r"python -m dtl\.train ([^`\n]+)", text):
             line = re.sub(r"\S+=<[^>]*>|\S+=\.\.\.|-m |hydra\.\S+", "", line)
-            settings = [(key, values.split(",")) for key, values in re.findall(r"(\S+?)=(\S+)", line)]
-            for overrides in {tuple(f"{key}={values[choice]}" for key, values in settings) for choice in (0, -1)}:
+            settings = [word.partition("=") for word in shlex.split(line, comments=True)]
+            choices = [(key, re.split(r",(?![^\[]*\])", values)) for key, _, values in settings]  # no comma of a list
+            for overrides in {tuple(f"{key}={values[choice]}" for key, values in choices) for choice in (0, -1)}:
                 composed(*overrides)
