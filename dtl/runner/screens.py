@@ -22,6 +22,8 @@ from dtl.data.prepare import PreparedData
 from dtl.data.text_report import PREVIEW, with_short_origins
 from dtl.evaluation.measure import Report
 from dtl.evaluation.tables import show_main_metrics
+from dtl.model.config import ModelConfig
+from dtl.model.twins import twin_of
 from dtl.run_dir.state import longer_run, resume_command
 from dtl.runner.budget import budget_of, ends_sooner
 from dtl.runner.build import Parts, checkpoint_bytes, how_to_make_room
@@ -72,6 +74,7 @@ def _start_rows(
         f"{n_parameters} parameters, {layers} of width {model.dim}, context {model.max_seq_len}, vocabulary "
         f"{parts.tokenizer.vocab_size:,}",
     )
+    yield from _block_rows(model)
     epochs = in_epochs(length.last_step / length.steps_per_epoch)
     per_step = number_of("sequences", min(config.global_batch_size, sum(map(len, parts.data.train.rows.values()))))
     steps = f"{length.last_step:,} ({epochs}), each of {per_step} of {config.seq_len} tokens"
@@ -89,6 +92,12 @@ def _start_rows(
     yield "tracker", tracker.status
     yield "folder", shown(run_dir)
     yield "", f"{DETAILS} there has every choice, and why"
+
+
+def _block_rows(model: ModelConfig) -> Iterator[tuple[str, str]]:
+    """Row of a block without a Hugging Face twin."""
+    if twin_of(model) is None:
+        yield "", f"block {model.arch.block}: DTL alone reads its checkpoints, transformers does not"
 
 
 def _is_transferred(config: RunConfig) -> bool:
@@ -123,6 +132,7 @@ def _details(parts: Parts, run_dir: Path, tracker: Tracker) -> Iterator[tuple[st
         f"{number_of('layers', model.n_layers)}, context {model.max_seq_len}: {total:,} parameters, {without:,} "
         "without embeddings",
     )
+    yield from _block_rows(model)
     yield "tokenizer", f"{parts.tokenizer.kind}, {parts.tokenizer.vocab_size:,} entries"
     yield (
         "steps",

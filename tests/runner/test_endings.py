@@ -133,6 +133,17 @@ def test_the_start_screen_fits_a_terminal_and_loses_no_note(records, notes, tmp_
         assert not missing or height == 24
 
 
+def test_a_block_without_a_twin_is_said_before_the_first_step(pairs: Path, tmp_path: Path, monkeypatch):
+    plain = tiny_config(pairs, total_steps=2, stop_after_steps=1)
+    for block, rows in (("modern", 0), ("value_embeddings", 1)):
+        config = replace(plain, model=replace(plain.model, arch=replace(plain.model.arch, block=block)))
+        folder = tmp_path / block
+        lines = shown_before_the_first_step(monkeypatch, 24, lambda c=config, f=folder: start(c, f))
+        said = f"block {block}: DTL alone reads its checkpoints"
+        assert sum(said in line for line in lines) == rows
+        assert (folder / "details.txt").read_text().count(said) == rows
+
+
 # --- the end screen -----------------------------------------------------------------------------------------------
 
 
