@@ -43,11 +43,21 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where PyYAML 
 
 def open_regular(path: Path) -> BinaryIO:
     """Open a file to read its bytes. Raises OSError, also for a FIFO, a device or a folder, without opening it."""
+    return os.fdopen(_opened(path, os.O_RDONLY), "rb")
+
+
+def open_to_append(path: Path) -> BinaryIO:
+    """Open a file, or make it, to append bytes to it. Raises OSError, also for a FIFO, a device or a folder."""
+    with suppress(FileExistsError):
+        return path.open("xb")
+    return os.fdopen(_opened(path, os.O_WRONLY | os.O_APPEND), "ab")
+
+
+def _opened(path: Path, flags: int) -> int:
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
-    # It may have been replaced in between: without O_NONBLOCK a FIFO would wait for its writer.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    return os.fdopen(descriptor, "rb")
+    # It may have been replaced in between: without O_NONBLOCK a FIFO would wait for its other end.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
 
 
 def read_bounded(path: Path, max_bytes: int) -> bytes:

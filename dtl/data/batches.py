@@ -148,9 +148,12 @@ def collate(picks: Sequence[tuple[PackedSequences, int]], ids: tuple[int, ...]) 
                 positions[b, here] = np.arange(length)
                 documents[b, here] = number
             at += length
-        if positions is not None and documents is not None:  # padding is a document of its own: no other attends to it
-            positions[b, at:] = np.arange(first.seq_len - at)
-            documents[b, at:] = len(spans)
+        if positions is not None and documents is not None:
+            # Padding is documents of its own, to which no other attends: as short as the others, for a kernel that pads
+            # each document to the longest would otherwise compute all pairs of the sequence.
+            longest = int(packing.lengths[spans.start : spans.stop].max())
+            extra, positions[b, at:] = np.divmod(np.arange(first.seq_len - at), longest)
+            documents[b, at:] = len(spans) + extra
     return Batch(
         torch.from_numpy(inputs),
         torch.from_numpy(targets),

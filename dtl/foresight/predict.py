@@ -98,13 +98,13 @@ def largest_micro_batch(config: RunConfig, train: TrainingData) -> tuple[int, tu
 
 
 def _per_sequence(rows: PackedSequences) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return targets, documents (padding is one) and tokens of the longest document of each sequence."""
+    """Return targets, documents (those of the padding, too) and tokens of the longest document of each sequence."""
     packing, starts = rows.packing, rows.packing.sequence_offsets[:-1]
     lengths = packing.lengths.astype(np.int64)
     targets = lengths if rows.loss_mask is None else count_targets(packing.starts, packing.lengths, rows.loss_mask)
-    padding = packing.seq_len - np.add.reduceat(lengths, starts)
-    documents = np.diff(packing.sequence_offsets) + (padding > 0)
-    return np.add.reduceat(targets, starts), documents, np.maximum(np.maximum.reduceat(lengths, starts), padding)
+    padding, longest = packing.seq_len - np.add.reduceat(lengths, starts), np.maximum.reduceat(lengths, starts)
+    documents = np.diff(packing.sequence_offsets) + -(-padding // longest)  # see `collate`
+    return np.add.reduceat(targets, starts), documents, longest
 
 
 # --- shape and trace ----------------------------------------------------------------------------------------------

@@ -227,7 +227,7 @@ def document_mask(documents_bt: Tensor) -> Tensor:
 
 # --- attention over packed documents ------------------------------------------------------------------------------
 # A document kernel reads the document numbers once in a forward pass; the function that it returns attends in every
-# layer, each token within its own document. A document's tokens are contiguous; padding is a document like any other.
+# layer, each token within its own document. A document's tokens are contiguous; padding is documents like any other.
 
 
 class DocumentKernel(Protocol):

@@ -11,6 +11,7 @@ import torch
 from torch.autograd.profiler_util import FunctionEventAvg
 
 from dtl.base.display import Display, aligned, command_line, shown
+from dtl.base.json_files import open_to_append
 from dtl.base.redaction import redact
 from dtl.base.runtime import cpu_has_bf16, device_name, nvidia_without_cuda
 from dtl.base.safe_text import visible
@@ -160,8 +161,8 @@ def _details(parts: Parts, run_dir: Path, tracker: Tracker) -> Iterator[tuple[st
 def write_details(run_dir: Path, title: str, rows: Iterable[tuple[str, str]]) -> None:
     """Append the details of a session to details.txt. Without room for them the run goes on without."""
     text = "\n".join([f"{title}, {datetime.now():%Y-%m-%d %H:%M:%S}", *aligned(rows)])
-    with suppress(OSError), (run_dir / DETAILS).open("a", encoding="utf-8", errors="replace") as file:
-        file.write(visible(redact(text)) + "\n\n")
+    with suppress(OSError), open_to_append(run_dir / DETAILS) as file:
+        file.write(f"{visible(redact(text))}\n\n".encode(errors="replace"))
 
 
 def objective_rows(trainer: TrainerConfig) -> Iterator[tuple[str, str]]:

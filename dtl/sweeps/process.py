@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dtl.base.display import command_line
 from dtl.base.files import discard_directory
-from dtl.base.json_files import as_number, read_json, read_json_or_empty, read_record_or_empty
+from dtl.base.json_files import as_number, open_to_append, read_json, read_json_or_empty, read_record_or_empty
 from dtl.base.safe_text import in_one_line
 from dtl.checkpoints.listing import newest_valid, step_folders
 from dtl.checkpoints.upkeep import LOCK_OWNER
@@ -48,7 +48,7 @@ class TrialProcess:
         trial.attempts += 1
         sweep.keep(trial)
         self._sweep = sweep
-        with (self._folder / LOG).open("ab") as log:
+        with open_to_append(self._folder / LOG) as log:
             log.write(f"\n--- {trial.started}  {command_line('train', *arguments)}\n".encode())
             log.flush()
             self._process = subprocess.Popen(
@@ -77,7 +77,7 @@ class TrialProcess:
         if not self._folder.exists():
             return
         log = self._folder / LOG
-        kept = log.read_bytes() if log.exists() else b""
+        kept = log.read_bytes() if log.is_file() else b""
         discard_directory(self._folder)
         self._folder.mkdir()
         log.write_bytes(kept)

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
+from hostile_files import KINDS
 
 from dtl.base import files as durable
 from dtl.base import json_files
@@ -17,8 +19,11 @@ from dtl.base.files import (
     write_atomically,
     write_manifest,
 )
-from dtl.base.json_files import read_json
+from dtl.base.json_files import open_to_append, read_json
 from dtl.errors import CheckpointError
+from dtl.runner.screens import DETAILS, write_details
+
+PACKAGE = Path(__file__).resolve().parents[2] / "dtl"
 
 
 def make_folder(folder: Path, **files: str) -> Path:
@@ -220,6 +225,30 @@ def test_links_and_special_files_are_refused(tmp_path: Path) -> None:
     os.mkfifo(folder / "a.txt")  # opening it would wait for ever
     with pytest.raises(CheckpointError, match="special file"):
         read_manifest(folder)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "endless", "folder", "loop"])
+def test_nothing_is_appended_to_what_is_no_regular_file(tmp_path: Path, kind: str) -> None:
+    KINDS[kind](tmp_path / "log")  # opening a FIFO would wait for ever
+    with pytest.raises(OSError):
+        open_to_append(tmp_path / "log")
+    (tmp_path / DETAILS).symlink_to("log")
+    write_details(tmp_path, "a run", [("device", "cpu")])
+    assert not (tmp_path / "log").is_file()
+
+
+def test_what_is_appended_comes_last(tmp_path: Path) -> None:
+    for text in (b"first\n", b"second\n"):
+        with open_to_append(tmp_path / "log") as file:
+            file.write(text)
+    assert (tmp_path / "log").read_bytes() == b"first\nsecond\n"
+
+
+def test_no_other_place_opens_a_file_to_append_to_it() -> None:
+    """metrics.jsonl is opened to read, too, which waits for nobody."""
+    append = re.compile(r"""open\([^)]*["'](a\S*)["']""")
+    found = {file.name: mode for file in PACKAGE.rglob("*.py") for mode in append.findall(file.read_text())}
+    assert found == {"json_files.py": "ab+"}
 
 
 def test_json_of_absurd_size_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,8 +32,25 @@ def test_packed_documents_restart_and_are_told_apart():
     assert batch.inputs.tolist() == [[21, 22, 31, 32, 33, 34, 35], [11, 12, 13, 0, 0, 0, 0]]
     assert batch.targets.tolist() == [[22, 0, 32, 33, 34, 35, 0], [12, 13, 0, N, N, N, N]]
     assert batch.positions is not None and batch.documents is not None
-    assert batch.positions.tolist() == [[0, 1, 0, 1, 2, 3, 4], [0, 1, 2, 0, 1, 2, 3]]
-    assert batch.documents.tolist() == [[0, 0, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1, 1]]
+    assert batch.positions.tolist() == [[0, 1, 0, 1, 2, 3, 4], [0, 1, 2, 0, 1, 2, 0]]
+    assert batch.documents.tolist() == [[0, 0, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1, 2]]  # padding no longer than others
+
+
+def test_padding_is_no_document_longer_than_the_others_of_its_row():
+    """A kernel that pads documents to the longest computes all pairs of a sequence whose padding is one."""
+    lengths = np.random.default_rng(5).integers(2, 12, 31)
+    offsets = np.cumsum([0, *lengths])
+    packing = pack_documents(offsets, 67)
+    rows = PackedSequences(np.arange(offsets[-1], dtype=np.uint16), packing, pad_id=0, document_mask=True)
+    batch = rows.batch(range(len(rows)))
+    assert batch.documents is not None and batch.positions is not None
+    paddings = [67 - rows.tokens_in(np.array([index])) for index in range(len(rows))]
+    assert max(paddings) > 12
+    for index, documents in enumerate(batch.documents):
+        counts = documents.unique_consecutive(return_counts=True)[1]
+        assert counts.max() == packing.select(np.array([index])).lengths.max()
+        starts = batch.positions[index] == 0
+        assert torch.equal(starts[1:], documents.diff() != 0) and starts[0]
 
 
 def test_padded_rows_learn_the_end_token_though_it_is_the_pad_token():
@@ -72,9 +89,9 @@ def test_a_batch_goes_to_a_device_whole():
     assert batch.rows == (1,)
 
 
-@pytest.mark.parametrize(("lengths", "most"), [([4, 3, 9], 16), ([2] * 29, 32), ([8], 16)])
+@pytest.mark.parametrize(("lengths", "most"), [([4, 3, 9], 16), ([2] * 29, 48), ([8], 16)])
 def test_documents_are_counted_in_sixteens(lengths, most):
-    """Padding is a document; two neighbours of different rows are two."""
+    """Padding is documents, too; two neighbours of different rows are two."""
     offsets = np.cumsum([0, *lengths])
     packing = pack_documents(offsets, 7)
     rows = PackedSequences(np.arange(offsets[-1], dtype=np.uint16), packing, pad_id=0, document_mask=True)

@@ -51,9 +51,10 @@ def test_the_rest_is_what_the_model_sees(data, layout):
         documents, _, padding = text.rpartition("\n---\n") if "<|pad|> x" in text else (text, "", "<|pad|> x 0")
         n_padding = int((sequence.targets[0] == IGNORE)[sequence.inputs[0] == data.tokenizer.pad_id].sum())
         assert padding == f"<|pad|> x {n_padding}"
-        borders = 0 if sequence.documents is None else len(sequence.documents.unique()) - 1 - (n_padding > 0)
+        end = len(sequence.inputs[0]) - n_padding
+        borders = 0 if sequence.documents is None else len(sequence.documents[0, :end].unique()) - 1
         assert documents.count("\n---\n") == borders
-        seen = sequence.inputs[0][: len(sequence.inputs[0]) - n_padding].tolist()
+        seen = sequence.inputs[0][:end].tolist()
         assert documents.replace("\n---\n", "").startswith(
             data.tokenizer.backend.decode(seen[:9], skip_special_tokens=False).rstrip("\ufffd")
         )
