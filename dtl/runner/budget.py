@@ -87,8 +87,8 @@ class DataBudget:
         loss = f"loss on {in_percent(self.with_loss)} %"
         bits = f"({BITS_PER_PARAMETER} a parameter, Allen-Zhu 2024)"
         if self.n_facts:
-            counted = f"{in_digits(self.epochs)} epochs, {in_digits(self.n_questions / self.n_facts)} wordings"
-            yield f"a fact {in_digits(self.times_each_fact)} times ({counted}); {loss} of positions"
+            counted = f"{_counted(self.epochs, 'epochs')}, {_counted(self.n_questions / self.n_facts, 'wordings')}"
+            yield f"a fact {_counted(self.times_each_fact, 'times')} ({counted}); {loss} of positions"
         if self.has_text:
             ratio = f"{in_digits(self.tokens_per_parameter)} tokens a parameter without embeddings"
             yield f"{ratio}; best {TOKENS_PER_PARAMETER} (Hoffmann 2022)"
@@ -97,11 +97,16 @@ class DataBudget:
                 f"over {GOOD_EPOCHS} help little" if self.epochs > GOOD_EPOCHS else f"up to {GOOD_EPOCHS} are good"
             )
             verdict = "no text twice" if self.epochs <= 1 else f"{verdict} (Muennighoff 2023)"
-            epochs = in_digits(self.epochs)
-            yield f"{epochs} {'epoch' if epochs == '1' else 'epochs'}; {verdict}; {loss}"
+            yield f"{_counted(self.epochs, 'epochs')}; {verdict}; {loss}"
         capacity = f"room for {in_bits(self.capacity_bits)}"
         answers = f"answers {in_bits(self.answer_bits)}, "
         yield f"{answers}{capacity} {bits}" if self.n_facts else f"{capacity} of facts {bits}"
+
+
+def _counted(amount: float, things: str) -> str:
+    """Return an amount of things, which are named in the plural: `1 epoch`, `1.1 epochs`."""
+    shown = in_digits(amount)
+    return f"{shown} {things.removesuffix('s') if shown == '1' else things}"
 
 
 def ends_sooner(trainer: TrainerConfig) -> str:

@@ -49,6 +49,8 @@ def test_a_fact_is_seen_in_each_epoch_once_a_wording():
     assert first == f"a fact 33 times (11 epochs, 3 wordings); loss on {100 * budget.with_loss:.0f} % of positions"
     assert last == "answers 72 bit, room for 200 bit (2 a parameter, Allen-Zhu 2024)"
     assert DataBudget.of(train, own, 2.0, 100, 50).times_each_fact == 3.0
+    (once, *_) = DataBudget.of(train, named[:3], 1.0, 100, 50).lines()
+    assert once.startswith("a fact 1 time (1 epoch, 1 wording); ")
 
 
 def test_a_mixture_has_a_line_of_facts_one_of_text_and_one_of_both():
