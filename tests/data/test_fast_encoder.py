@@ -2,6 +2,7 @@
 
 import json
 import random
+from itertools import product
 
 import pytest
 import tokenizers
@@ -43,6 +44,15 @@ def test_every_character():
     points = [*range(0x3000, 0xD800), *range(0xE000, 0x110000)]
     for begin in range(0, len(points), 100_003):
         same_ids([f"a{c}b 1{c}2 .{c}! {c}{c}\n {c}x" for c in map(chr, points[begin : begin + 100_003])])
+
+
+def test_several_blanks():
+    """The last one before something else stands apart: of all kinds, and of what is one in Python alone or looks so."""
+    blanks = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+    others = "\x1c\x1d\x1e\x1f\u180e\u200b\u2060\ufeff"
+    runs = ["".join(run) for n in (2, 3) for run in product(blanks + others, repeat=n)]
+    same_ids([f"a{run}b{run}.{run}" for run in runs])
+    same_ids(["\n\n".join(runs), *runs])
 
 
 def test_repetitions():
