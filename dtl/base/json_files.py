@@ -35,6 +35,7 @@ MAX_LINE_BYTES = 2**20  # of metrics.jsonl
 MAX_YAML_BYTES = 2**18
 MAX_YAML_PARTS = 10_000  # a config has some hundred; libyaml's time grows with their square
 MAX_YAML_DEPTH = 50  # its recursion overflows the stack
+_AS_BYTES = getattr(os, "O_BINARY", 0)  # of Windows, which translates line ends
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where PyYAML has it: ten times as fast
 
 
@@ -48,16 +49,19 @@ def open_regular(path: Path) -> BinaryIO:
 
 def open_to_append(path: Path) -> BinaryIO:
     """Open a file, or make it, to append bytes to it. Raises OSError, also for a FIFO, a device or a folder."""
-    with suppress(FileExistsError):
-        return path.open("xb")
-    return os.fdopen(_opened(path, os.O_WRONLY | os.O_APPEND), "ab")
+    flags = os.O_WRONLY | os.O_APPEND
+    try:
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL | _AS_BYTES, 0o666)
+    except FileExistsError:
+        descriptor = _opened(path, flags)
+    return os.fdopen(descriptor, "ab")
 
 
 def _opened(path: Path, flags: int) -> int:
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     # It may have been replaced in between: without O_NONBLOCK a FIFO would wait for its other end.
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | _AS_BYTES)
 
 
 def read_bounded(path: Path, max_bytes: int) -> bytes:

@@ -101,11 +101,10 @@ def _narrow_logits_in_chunks(head: nn.Linear, x_nd: Tensor, targets_n: Tensor) -
             yield head(chunk_nd), target_n
         return
     precision, n_rows = _precision(x_nd), _chunk_rows(head.out_features, torch.bfloat16)  # as many as in training
-    with torch.autocast(x_nd.device.type, enabled=False):
-        narrow_vd, chunks_nd = head.weight.to(precision), x_nd.to(precision)
-        buffer_nv = _rows_in_whole_tiles(chunks_nd, min(n_rows, len(x_nd)), len(narrow_vd))
-        for chunk_nd, target_n in zip(chunks_nd.split(n_rows), targets_n.split(n_rows), strict=True):
-            yield torch.mm(chunk_nd, narrow_vd.T, out=buffer_nv[: len(chunk_nd)]), target_n
+    narrow_vd, chunks_nd = head.weight.to(precision), x_nd.to(precision)
+    buffer_nv = _rows_in_whole_tiles(chunks_nd, min(n_rows, len(x_nd)), len(narrow_vd))
+    for chunk_nd, target_n in zip(chunks_nd.split(n_rows), targets_n.split(n_rows), strict=True):
+        yield torch.mm(chunk_nd, narrow_vd.T, out=buffer_nv[: len(chunk_nd)]), target_n
 
 
 def _precision(x: Tensor) -> torch.dtype:

@@ -337,6 +337,16 @@ def test_logits_in_chunks_are_those_of_the_head(monkeypatch, n_rows: int, bias: 
     assert {len(logits) for logits, _ in found[:-1]} <= {4, 1}  # 1: the last of a chunk of 17
 
 
+def test_an_evaluation_that_is_left_leaves_autocast_as_it_was():
+    head = nn.Linear(D, V, bias=False)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        chunks = logits_in_chunks(head, torch.randn(7, D), torch.zeros(7, dtype=torch.long))
+        next(chunks)
+        assert torch.is_autocast_enabled("cpu")
+    del chunks
+    assert not torch.is_autocast_enabled("cpu")
+
+
 @pytest.mark.usefixtures("chunks_of_16")
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_rows_of_zeros_behind_the_vocabulary_change_nothing(monkeypatch, precision: torch.dtype):
