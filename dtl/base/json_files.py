@@ -35,7 +35,8 @@ MAX_LINE_BYTES = 2**20  # of metrics.jsonl
 MAX_YAML_BYTES = 2**18
 MAX_YAML_PARTS = 10_000  # a config has some hundred; libyaml's time grows with their square
 MAX_YAML_DEPTH = 50  # its recursion overflows the stack
-_AS_BYTES = getattr(os, "O_BINARY", 0)  # of Windows, which translates line ends
+# Without O_NONBLOCK a FIFO would wait for its other end; without O_BINARY Windows would translate line ends.
+_AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where PyYAML has it: ten times as fast
 
 
@@ -44,24 +45,22 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where PyYAML 
 
 def open_regular(path: Path) -> BinaryIO:
     """Open a file to read its bytes. Raises OSError, also for a FIFO, a device or a folder, without opening it."""
-    return os.fdopen(_opened(path, os.O_RDONLY), "rb")
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise _irregular(path)
+    return os.fdopen(os.open(path, os.O_RDONLY | _AT_ONCE), "rb")  # it may have been replaced in between
 
 
 def open_to_append(path: Path) -> BinaryIO:
     """Open a file, or make it, to append bytes to it. Raises OSError, also for a FIFO, a device or a folder."""
-    flags = os.O_WRONLY | os.O_APPEND
-    try:
-        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL | _AS_BYTES, 0o666)
-    except FileExistsError:
-        descriptor = _opened(path, flags)
-    return os.fdopen(descriptor, "ab")
+    file = os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _AT_ONCE, 0o666), "ab")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise _irregular(path)
+    return file
 
 
-def _opened(path: Path, flags: int) -> int:
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    # It may have been replaced in between: without O_NONBLOCK a FIFO would wait for its other end.
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | _AS_BYTES)
+def _irregular(path: Path) -> OSError:
+    return OSError(errno.EINVAL, "not a regular file", str(path))
 
 
 def read_bounded(path: Path, max_bytes: int) -> bytes:

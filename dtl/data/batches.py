@@ -99,6 +99,7 @@ class PackedSequences:
         self.loss_mask = loss_mask
         self.document_mask = document_mask
         self.n_tokens = packing.n_tokens
+        self.mean_length = -(-self.n_tokens // max(1, len(packing.lengths)))  # of a span, rounded up
         self.n_targets = (
             self.n_tokens if loss_mask is None else int(count_targets(packing.starts, packing.lengths, loss_mask).sum())
         )
@@ -149,10 +150,10 @@ def collate(picks: Sequence[tuple[PackedSequences, int]], ids: tuple[int, ...]) 
                 documents[b, here] = number
             at += length
         if positions is not None and documents is not None:
-            # Padding is documents of its own, to which no other attends: as short as the others, for a kernel that pads
-            # each document to the longest would otherwise compute all pairs of the sequence.
-            longest = int(packing.lengths[spans.start : spans.stop].max())
-            extra, positions[b, at:] = np.divmod(np.arange(first.seq_len - at), longest)
+            # Padding is documents of its own, to which no other attends: as long as others, for a kernel that pads each
+            # document to the longest would otherwise compute all pairs of the sequence.
+            length = max(rows.mean_length, int(packing.lengths[spans.start : spans.stop].max()))
+            extra, positions[b, at:] = np.divmod(np.arange(first.seq_len - at), length)
             documents[b, at:] = len(spans) + extra
     return Batch(
         torch.from_numpy(inputs),

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dtl.base.display import command_line
-from dtl.base.files import discard_directory
+from dtl.base.files import ASIDE, discard_directory
 from dtl.base.json_files import as_number, open_to_append, read_json, read_json_or_empty, read_record_or_empty
 from dtl.base.safe_text import in_one_line
 from dtl.checkpoints.listing import newest_valid, step_folders
@@ -48,7 +48,10 @@ class TrialProcess:
         trial.attempts += 1
         sweep.keep(trial)
         self._sweep = sweep
-        with open_to_append(self._folder / LOG) as log:
+        log_file = self._folder / LOG
+        if os.path.lexists(log_file) and not log_file.is_file():  # a FIFO, say: it must not end the sweep
+            os.replace(log_file, log_file.with_name(LOG + ASIDE))
+        with open_to_append(log_file) as log:
             log.write(f"\n--- {trial.started}  {command_line('train', *arguments)}\n".encode())
             log.flush()
             self._process = subprocess.Popen(

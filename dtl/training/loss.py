@@ -116,7 +116,7 @@ def _precision(x: Tensor) -> torch.dtype:
 def _tiles(logits_nv: Tensor, targets_n: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield logits and their targets, on a CPU as many at once as stay in its cache."""
     n_rows, vocab_size = logits_nv.shape
-    at_once = n_rows if logits_nv.is_cuda else _power_of_two(CACHED_LOGITS // vocab_size)
+    at_once = _power_of_two(CACHED_LOGITS // vocab_size) if logits_nv.device.type == "cpu" else n_rows
     return zip(logits_nv.split(at_once), targets_n.split(at_once), strict=True)
 
 

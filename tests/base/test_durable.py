@@ -237,6 +237,12 @@ def test_nothing_is_appended_to_what_is_no_regular_file(tmp_path: Path, kind: st
     assert not (tmp_path / "log").is_file()
 
 
+def test_a_link_to_a_file_that_is_not_there_yet_is_followed(tmp_path: Path) -> None:
+    (tmp_path / DETAILS).symlink_to("elsewhere.txt")
+    write_details(tmp_path, "a run", [("device", "cpu")])
+    assert (tmp_path / "elsewhere.txt").read_text().startswith("a run")
+
+
 def test_what_is_appended_comes_last(tmp_path: Path) -> None:
     for text in (b"first\n", b"second\n"):
         with open_to_append(tmp_path / "log") as file:

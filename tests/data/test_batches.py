@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dtl.data.batches import IGNORE, PackedSequences, TrainingData, epoch_order
-from dtl.data.pack import pack_documents, pack_stream, pad_documents
+from dtl.data.pack import Packing, pack_documents, pack_stream, pad_documents
 
 # Three documents of 4, 3 and 6 tokens, each ended by 0; the pad id is the end token's, as GPT-2's is.
 TOKENS = np.array([11, 12, 13, 0, 21, 22, 0, 31, 32, 33, 34, 35, 0], np.uint16)
@@ -32,23 +32,28 @@ def test_packed_documents_restart_and_are_told_apart():
     assert batch.inputs.tolist() == [[21, 22, 31, 32, 33, 34, 35], [11, 12, 13, 0, 0, 0, 0]]
     assert batch.targets.tolist() == [[22, 0, 32, 33, 34, 35, 0], [12, 13, 0, N, N, N, N]]
     assert batch.positions is not None and batch.documents is not None
-    assert batch.positions.tolist() == [[0, 1, 0, 1, 2, 3, 4], [0, 1, 2, 0, 1, 2, 0]]
-    assert batch.documents.tolist() == [[0, 0, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1, 2]]  # padding no longer than others
+    assert batch.positions.tolist() == [[0, 1, 0, 1, 2, 3, 4], [0, 1, 2, 0, 1, 2, 3]]
+    assert batch.documents.tolist() == [[0, 0, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1, 1]]
 
 
-def test_padding_is_no_document_longer_than_the_others_of_its_row():
-    """A kernel that pads documents to the longest computes all pairs of a sequence whose padding is one."""
-    lengths = np.random.default_rng(5).integers(2, 12, 31)
+def test_padding_is_documents_as_long_as_others():
+    """A kernel that pads documents to the longest computes all pairs of a sequence whose padding is one, and pads many
+    to the longest of the batch where those of a short document's row are as short."""
+    lengths = np.array([*np.random.default_rng(5).integers(3, 12, 31), 2])
     offsets = np.cumsum([0, *lengths])
-    packing = pack_documents(offsets, 67)
+    spans = np.array([0, 9, 20, 31, 32])  # the last row has the shortest document alone
+    packing = Packing(101, offsets[:-1], (lengths - 1).astype(np.int32), spans)
     rows = PackedSequences(np.arange(offsets[-1], dtype=np.uint16), packing, pad_id=0, document_mask=True)
-    batch = rows.batch(range(len(rows)))
+    batch = rows.batch(range(4))
     assert batch.documents is not None and batch.positions is not None
-    paddings = [67 - rows.tokens_in(np.array([index])) for index in range(len(rows))]
-    assert max(paddings) > 12
+    mean = -(-int((lengths - 1).sum()) // 32)
     for index, documents in enumerate(batch.documents):
-        counts = documents.unique_consecutive(return_counts=True)[1]
-        assert counts.max() == packing.select(np.array([index])).lengths.max()
+        own = (lengths - 1)[spans[index] : spans[index + 1]]
+        assert sum(own) < 101 - 12  # much padding
+        counts = documents.unique_consecutive(return_counts=True)[1].tolist()
+        assert counts[: len(own)] == own.tolist()
+        padding = counts[len(own) :]
+        assert set(padding[:-1]) == {max(mean, *own)} if len(own) > 1 else {mean}
         starts = batch.positions[index] == 0
         assert torch.equal(starts[1:], documents.diff() != 0) and starts[0]
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from hostile_files import KINDS
 
 from dtl.errors import InterruptedRun
 from dtl.run_dir.sweep_records import SweepFolder, Trial
@@ -132,6 +133,18 @@ def test_the_second_attempt_resumes_where_something_was_saved_and_begins_anew_wh
     assert resumed[1] == [f"resume='{sweep.trial_folder(0)}'"]
     assert not (sweep.trial_folder(1) / "leftover").exists()
     assert (sweep.trial_folder(1) / "trial.log").read_text().count("--- ") == 2  # the log of every attempt
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "loop"])
+def test_what_is_no_log_is_set_aside(sweep, kind):
+    """Opening a FIFO would wait for ever; a sweep that could not write the log would end with all its trials."""
+    trials = run(sweep, planned("killed once", "finish"))
+    log = sweep.trial_folder(0) / "trial.log"
+    log.unlink()
+    KINDS[kind](log)
+    run(sweep, trials)
+    assert [trial.state for trial in trials] == ["finished", "finished"]
+    assert log.is_file() and log.read_text().count("--- ") == 1 and os.path.lexists(f"{log}.old")
 
 
 def test_every_attempt_gets_the_flags_and_the_second_the_plugins_of_the_sweep(sweep):

@@ -107,6 +107,11 @@ def test_a_beginning_that_is_too_long_is_rejected_and_the_next_one_written(model
     assert "101 characters" in notes.getvalue() and answers.getvalue().startswith("b")
 
 
+def test_a_text_that_ends_at_once_is_no_white_space(network, tokenizer):
+    writing = Continuation(network, tokenizer, tokenizer.encode("a"), SamplingConfig(max_new_tokens=3), 3)
+    assert facts(writing, "").startswith("0 tokens: the model ended the text at once")
+
+
 def test_what_happened_is_said(network, tokenizer):
     def after(prompt: str, n_new: int) -> str:
         writing = Continuation(network, tokenizer, tokenizer.encode(prompt), SamplingConfig(max_new_tokens=n_new), 3)

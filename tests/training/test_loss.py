@@ -20,7 +20,7 @@ from dtl.data.pack import pack_documents, pack_stream, pad_documents
 from dtl.errors import ConfigError
 from dtl.model.transformer import create_model
 from dtl.training.config import LossConfig, TrainerConfig
-from dtl.training.evaluate import evaluate
+from dtl.training.evaluate import evaluate, summed_metrics
 from dtl.training.loss import (
     TARGETS_TILE,
     TARGETS_TILE_CPU,
@@ -335,6 +335,16 @@ def test_logits_in_chunks_are_those_of_the_head(monkeypatch, n_rows: int, bias: 
     torch.testing.assert_close(torch.cat([logits for logits, _ in found]), expected.to(dtype), **exact)
     assert torch.equal(torch.cat([target_n for _, target_n in found]), targets_n)
     assert {len(logits) for logits, _ in found[:-1]} <= {4, 1}  # 1: the last of a chunk of 17
+
+
+@torch.inference_mode()
+def test_the_sum_over_many_tiles_loses_no_digits(monkeypatch):
+    """Equal terms, as of a head of zeros, are rounded in the same direction again and again."""
+    monkeypatch.setattr(loss_module, "CACHED_LOGITS", V)  # a row at once
+    n, head = 20_011, nn.Linear(D, V, bias=False)
+    nn.init.zeros_(head.weight)
+    sums = summed_metrics(head, torch.randn(n, D), torch.randint(0, V, (n,)), ["accuracy"])
+    assert sums[0].item() / n == pytest.approx(math.log(V), rel=1e-7)
 
 
 def test_an_evaluation_that_is_left_leaves_autocast_as_it_was():
