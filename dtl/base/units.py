@@ -11,7 +11,12 @@ def in_units(count: float) -> str:
 
 def number_of(things: str, count: int) -> str:
     """A number of countable things, named in the plural: `1 trial`, `1,200 trials` for `trials`."""
-    return f"{count:,} {things.removesuffix('s') if count == 1 else things}"
+    return counted(things, f"{count:,}")
+
+
+def counted(things: str, digits: str) -> str:
+    """An amount of things by its digits: `1 epoch`, `1.1 epochs` for `epochs`."""
+    return f"{digits} {things.removesuffix('s') if digits == '1' else things}"
 
 
 def in_digits(value: float) -> str:
@@ -44,7 +49,7 @@ def in_percent(fraction: float) -> str:
 def in_epochs(count: float) -> str:
     """A number of epochs: `300 epochs`, `2.96 epochs`, `0.0012 epochs`."""
     digits = f"{count:.2f}".rstrip("0").rstrip(".") if count >= 0.01 or not count else f"{count:.2g}"
-    return f"{digits} {'epoch' if digits == '1' else 'epochs'}"
+    return counted("epochs", digits)
 
 
 def in_bits(count: int) -> str:

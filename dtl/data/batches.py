@@ -99,7 +99,7 @@ class PackedSequences:
         self.loss_mask = loss_mask
         self.document_mask = document_mask
         self.n_tokens = packing.n_tokens
-        self.mean_length = -(-self.n_tokens // max(1, len(packing.lengths)))  # of a span, rounded up
+        self._mean_length = -(-self.n_tokens // max(1, len(packing.lengths)))  # of a span, rounded up
         self.n_targets = (
             self.n_tokens if loss_mask is None else int(count_targets(packing.starts, packing.lengths, loss_mask).sum())
         )
@@ -118,6 +118,13 @@ class PackedSequences:
     def tokens_in(self, rows: np.ndarray) -> int:
         """Return the number of tokens in these rows, without padding."""
         return self.packing.select(rows).n_tokens
+
+    def padding_length(self, longest: np.ndarray) -> np.ndarray:
+        """Return the length of a document of padding, as of others, in sequences whose longest spans are these.
+
+        A kernel that pads each document to the longest would compute all pairs of a sequence whose padding is one.
+        """
+        return np.maximum(longest, self._mean_length)
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Return rows as a batch, (len(indices), seq_len). Raises IndexError for a row that does not exist."""
@@ -150,9 +157,8 @@ def collate(picks: Sequence[tuple[PackedSequences, int]], ids: tuple[int, ...]) 
                 documents[b, here] = number
             at += length
         if positions is not None and documents is not None:
-            # Padding is documents of its own, to which no other attends: as long as others, for a kernel that pads each
-            # document to the longest would otherwise compute all pairs of the sequence.
-            length = max(rows.mean_length, int(packing.lengths[spans.start : spans.stop].max()))
+            # Padding is documents of its own, to which no other attends.
+            length = rows.padding_length(packing.lengths[spans.start : spans.stop].max())
             extra, positions[b, at:] = np.divmod(np.arange(first.seq_len - at), length)
             documents[b, at:] = len(spans) + extra
     return Batch(

@@ -103,7 +103,7 @@ def _per_sequence(rows: PackedSequences) -> tuple[np.ndarray, np.ndarray, np.nda
     lengths = packing.lengths.astype(np.int64)
     targets = lengths if rows.loss_mask is None else count_targets(packing.starts, packing.lengths, rows.loss_mask)
     padding, longest = packing.seq_len - np.add.reduceat(lengths, starts), np.maximum.reduceat(lengths, starts)
-    of_padding = np.maximum(rows.mean_length, longest)  # see `collate`
+    of_padding = rows.padding_length(longest)
     documents = np.diff(packing.sequence_offsets) + -(-padding // of_padding)
     return np.add.reduceat(targets, starts), documents, np.maximum(longest, np.minimum(padding, of_padding))
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from dtl.base.runtime import compute_dtype
 from dtl.errors import CheckpointError
 from dtl.generation.config import SamplingConfig
 from dtl.generation.decoder import Decoder, unsupported_reason
@@ -260,7 +261,7 @@ def _prefill(model: TransformerLM, texts: Sequence[Sequence[int]], n_new: int) -
     # Padded on the right with an arbitrary token: causality and the cache hide it.
     ids_bt = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], device=device)
     capacity = min(model.config.max_seq_len, longest + n_new)
-    cache = StaticKeyValueCache(model.config, lengths, capacity, _compute_dtype(model), device)
+    cache = StaticKeyValueCache(model.config, lengths, capacity, compute_dtype(next(model.parameters())), device)
     last_b = torch.tensor([row * longest + length - 1 for row, length in enumerate(lengths)], device=device)
     return model.head(model.hidden(ids_bt, cache=cache, at_n=last_b)), cache
 
@@ -289,13 +290,6 @@ def nats_when_decoding(model: TransformerLM, decoder: Decoder, ids_bt: Tensor) -
     for token_b, next_b in zip(ids_bt.T[:-1], ids_bt.T[1:], strict=True):
         nats.append(F.cross_entropy(decoder.logits(token_b, cache), next_b, reduction="none"))
     return torch.stack(nats, dim=1)
-
-
-def _compute_dtype(model: TransformerLM) -> torch.dtype:
-    """Dtype of keys and values: autocast's inside autocast, else that of the weights."""
-    weight = next(model.parameters())
-    kind = weight.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
 def _occurring(texts: Sequence[Sequence[int]], vocab_size: int) -> Tensor:

@@ -13,7 +13,7 @@ Rules of thumb from the literature, for orientation; a run is neither refused no
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from dtl.base.units import in_bits, in_digits, in_percent
+from dtl.base.units import counted, in_bits, in_digits, in_percent
 from dtl.data.batches import TrainingData
 from dtl.data.documents import QuestionAnswer
 from dtl.data.prepare import PreparedData
@@ -86,9 +86,11 @@ class DataBudget:
         """Yield at most three lines, each with its source; docs/plan.md says more."""
         loss = f"loss on {in_percent(self.with_loss)} %"
         bits = f"({BITS_PER_PARAMETER} a parameter, Allen-Zhu 2024)"
+        epochs = counted("epochs", in_digits(self.epochs))
         if self.n_facts:
-            counted = f"{_counted(self.epochs, 'epochs')}, {_counted(self.n_questions / self.n_facts, 'wordings')}"
-            yield f"a fact {_counted(self.times_each_fact, 'times')} ({counted}); {loss} of positions"
+            times = counted("times", in_digits(self.times_each_fact))
+            wordings = counted("wordings", in_digits(self.n_questions / self.n_facts))
+            yield f"a fact {times} ({epochs}, {wordings}); {loss} of positions"
         if self.has_text:
             ratio = f"{in_digits(self.tokens_per_parameter)} tokens a parameter without embeddings"
             yield f"{ratio}; best {TOKENS_PER_PARAMETER} (Hoffmann 2022)"
@@ -97,16 +99,10 @@ class DataBudget:
                 f"over {GOOD_EPOCHS} help little" if self.epochs > GOOD_EPOCHS else f"up to {GOOD_EPOCHS} are good"
             )
             verdict = "no text twice" if self.epochs <= 1 else f"{verdict} (Muennighoff 2023)"
-            yield f"{_counted(self.epochs, 'epochs')}; {verdict}; {loss}"
+            yield f"{epochs}; {verdict}; {loss}"
         capacity = f"room for {in_bits(self.capacity_bits)}"
         answers = f"answers {in_bits(self.answer_bits)}, "
         yield f"{answers}{capacity} {bits}" if self.n_facts else f"{capacity} of facts {bits}"
-
-
-def _counted(amount: float, things: str) -> str:
-    """Return an amount of things, which are named in the plural: `1 epoch`, `1.1 epochs`."""
-    shown = in_digits(amount)
-    return f"{shown} {things.removesuffix('s') if shown == '1' else things}"
 
 
 def ends_sooner(trainer: TrainerConfig) -> str:

@@ -108,8 +108,11 @@ def _table(beginning: str, columns: list[_Column]) -> Table:
 
 def facts(writing: "Continuation", text: str) -> str:
     """Summarise a finished text: tokens, what was cut."""
-    empty = "" if text.strip() else ", all of them white space" if writing.ids else ": the model ended the text at once"
-    parts = [number_of("tokens", len(writing.ids)) + empty]
+    parts = [number_of("tokens", len(writing.ids))]
+    if not writing.ids:
+        parts[0] += ": the model ended the text at once"
+    elif not text.strip():
+        parts[0] += ", all of them white space"
     if writing.prompt_cut:
         parts.append(f"the first {writing.prompt_cut:,} tokens of the prompt do not fit the context and were dropped")
     if writing.context_shifted:

@@ -89,14 +89,14 @@ def evaluate(
     return Evaluation(loss, n_targets, rows.tokens_in(np.arange(n_rows)), n_bytes, seconds, named, at_once)
 
 
-def _exact(device: torch.device) -> torch.dtype:
-    """Return the precision of sums that lose no digits over many small parts: fp64, which MPS does not have."""
+def _sum_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype of sums that lose no digits over many small parts: fp64, which MPS does not have."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def summed_metrics(head: nn.Linear, x_nd: Tensor, targets_n: Tensor, metrics: Sequence[str]) -> Tensor:
-    """Return the sums of the cross-entropy and of the metrics over the targets, (1 + metrics,), in `_exact`."""
-    sums = torch.zeros(1 + len(metrics), dtype=_exact(x_nd.device), device=x_nd.device)
+    """Return the sums of the cross-entropy and of the metrics over the targets, (1 + metrics,) fp64 (MPS: fp32)."""
+    sums = torch.zeros(1 + len(metrics), dtype=_sum_dtype(x_nd.device), device=x_nd.device)
     for logits_nv, target_n in logits_in_chunks(head, x_nd, targets_n):
         loss = F.cross_entropy(logits_nv, target_n, reduction="sum")
         sums += torch.stack([loss, *(_summed_metric(name, logits_nv, target_n) for name in metrics)])
@@ -111,7 +111,7 @@ def _summed_metric(name: str, logits_nv: Tensor, targets_n: Tensor) -> Tensor:
             f"data.metrics={name}: gives {given}. It must be a tensor with a value for each target, here of shape "
             f"{tuple(targets_n.shape)}."
         )
-    return values_n.sum(dtype=_exact(values_n.device))
+    return values_n.sum(dtype=_sum_dtype(values_n.device))
 
 
 @METRICS.register("accuracy")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from dtl.base.runtime import compute_dtype
 from dtl.data.batches import IGNORE, Batch
 from dtl.model.transformer import TransformerLM
 from dtl.registry import LOSSES
@@ -100,17 +101,11 @@ def _narrow_logits_in_chunks(head: nn.Linear, x_nd: Tensor, targets_n: Tensor) -
         for chunk_nd, target_n in in_chunks(x_nd, targets_n, head.out_features):
             yield head(chunk_nd), target_n
         return
-    precision, n_rows = _precision(x_nd), _chunk_rows(head.out_features, torch.bfloat16)  # as many as in training
+    precision, n_rows = compute_dtype(x_nd), _chunk_rows(head.out_features, torch.bfloat16)  # as many as in training
     narrow_vd, chunks_nd = head.weight.to(precision), x_nd.to(precision)
     buffer_nv = _rows_in_whole_tiles(chunks_nd, min(n_rows, len(x_nd)), len(narrow_vd))
     for chunk_nd, target_n in zip(chunks_nd.split(n_rows), targets_n.split(n_rows), strict=True):
         yield torch.mm(chunk_nd, narrow_vd.T, out=buffer_nv[: len(chunk_nd)]), target_n
-
-
-def _precision(x: Tensor) -> torch.dtype:
-    """Return the dtype in which a product of this tensor is computed, under autocast or without."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def _tiles(logits_nv: Tensor, targets_n: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -141,7 +136,7 @@ def cross_entropy(head: nn.Module, x_nd: Tensor, targets_n: Tensor, config: Loss
     chunks = list(in_chunks(x_nd, targets_n, head.out_features if isinstance(head, nn.Linear) else 1))
     if len(chunks) == 1:
         return _cross_entropy_of_chunk(head, x_nd, targets_n, config)
-    precision = _precision(x_nd)
+    precision = compute_dtype(x_nd)
     if type(head) is nn.Linear and head.bias is None and precision != torch.float16:
         return _ChunkedCrossEntropy.apply(x_nd, head.weight, targets_n, config, precision)
     # fp16's scale must reach the gradient before it is rounded, so the logits are computed again in the backward pass,
