@@ -47,7 +47,7 @@ def choose_device(requested: str) -> tuple[torch.device, str]:
             return torch.device("cuda"), f"auto: {torch.cuda.get_device_name()}"
         if torch.backends.mps.is_available():
             return torch.device("mps"), "auto: no CUDA, Apple GPU found"
-        return torch.device("cpu"), f"auto: no CUDA and no MPS, {torch.get_num_threads()} threads"
+        return torch.device("cpu"), f"auto: no CUDA and no MPS, {number_of('threads', torch.get_num_threads())}"
     try:
         device = torch.device(requested)
     except RuntimeError:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dtl.base.progress import Progress
+from dtl.base.system import give_back_freed_memory
 from dtl.base.units import number_of
 from dtl.data.batches import (
     BORDER,
@@ -134,13 +135,28 @@ def prepare_data(
     """
     log = progress or (lambda message: None)
     cache = Cache(cache_folder(config.cache_dir), config.verify == "full", log)
-    plans = plan_sources(config, seed) if plans is None else plans
+    opened = plan_sources(config, seed) if plans is None else plans
+    return cache.rebuilding(lambda: encode_and_pack(config, opened, tokenizer, seq_len, seed, cache, log), check_later)
 
-    def made() -> PreparedData:
-        built, sources = encode_sources(config, plans, tokenizer, seq_len, seed, cache, log)
-        return pack_sequences(config, plans, built, sources, seq_len, seed, cache)
 
-    return cache.rebuilding(made, check_later)
+def encode_and_pack(
+    config: DataConfig,
+    plans: Sequence[SourcePlan],
+    tokenizer: TokenizerConfig | Tokenizer,
+    seq_len: int,
+    seed: int,
+    cache: Cache,
+    log: Progress,
+) -> PreparedData:
+    """Do what `prepare_data` describes with this cache, and leave no more memory taken than the result needs.
+
+    Raises DataError for too little text.
+    """
+    built, sources = encode_sources(config, plans, tokenizer, seq_len, seed, cache, log)
+    data = pack_sequences(config, plans, built, sources, seq_len, seed, cache)
+    del sources
+    give_back_freed_memory()
+    return data
 
 
 def pack_sequences(
@@ -179,7 +195,8 @@ def _sample_note(
     why = (
         f"data.max_samples={config.max_samples} (sequences of {seq_len} tokens)"
         if is_limited
-        else f"data.sources.{plan.name}.weight={plan.config.weight:g}, for {config.recommended.max_epochs} epochs"
+        else f"data.sources.{plan.name}.weight={plan.config.weight:g}, for "
+        + number_of("epochs", config.recommended.max_epochs)
     )
     # Whether there are further ones is not known: the last that was read may be a whole file.
     more = f" No further document of {source.texts.origin} is read: that is enough." if facts.get("stopped") else ""

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from dtl.base.units import number_of
 from dtl.data.config import SPLITS, HeldOut
 from dtl.data.documents import Document
 
@@ -120,7 +121,8 @@ class HoldOut:
 
         wanted = SPLITS if self.test_fraction else SPLITS[:-1]
         tested = f", the {100 * self.test_fraction:.3g} % before them for the test" if self.test_fraction else ""
-        note = f"{self.n_documents} texts: the last {100 * self.validation_fraction:.3g} % of each are for validation"
+        texts = number_of("texts", self.n_documents)
+        note = f"{texts}: the last {100 * self.validation_fraction:.3g} % of each are for validation"
         return {split: parts(split) for split in wanted}, f"{note}{tested}."
 
     def _by_question(
@@ -171,7 +173,8 @@ class HoldOut:
             needed = 1 + (self.lowest >= self.validation_fraction) + (self.highest < test_from)
             if len(self._train_hashes) < needed:
                 test_from = math.inf
-                notes.append(f"{self.n_documents} documents are too few to hold some out for a test split, too.")
+                they = "one document is" if self.n_documents == 1 else f"{self.n_documents} documents are"
+                notes.append(f"{they} too few to hold some out for a test split, too.")
             elif self.highest < test_from:
                 test_from = self.highest
                 notes.append(few.format(self.n_documents, 100 * self.test_fraction, "test"))

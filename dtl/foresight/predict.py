@@ -17,9 +17,8 @@ from dtl.config import RunConfig
 from dtl.data.batches import PackedSequences, TrainingData
 from dtl.data.cache import Cache, cache_folder, key_of
 from dtl.data.config import TokenizerConfig
-from dtl.data.encode import encode_sources
 from dtl.data.pack import count_targets
-from dtl.data.prepare import PreparedData, pack_sequences
+from dtl.data.prepare import PreparedData, encode_and_pack
 from dtl.data.sources import SourcePlan
 from dtl.data.tokenizers.tokenizer import LARGE_VOCABULARY, Tokenizer
 from dtl.errors import DoesNotFitError
@@ -329,10 +328,7 @@ def _cached_data(
     before = resident_memory() or 0
     cache = OnlyCached(cache_folder(config.data.cache_dir))
     try:
-        built, sources = encode_sources(
-            config.data, plans, tokenizer, config.seq_len, config.seed, cache, lambda message: None
-        )
-        data = pack_sequences(config.data, plans, built, sources, config.seq_len, config.seed, cache)
+        data = encode_and_pack(config.data, plans, tokenizer, config.seq_len, config.seed, cache, lambda message: None)
     except NotCachedError:
         return None, 0
     return data, max(0, (resident_memory() or 0) - before)

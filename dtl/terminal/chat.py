@@ -175,7 +175,8 @@ class Chat:
         if turn.ended == "length" and turn.n_tokens < turn.sampling.max_new_tokens:
             self.screen.note(f"Cut off: the {self.asked} uses {n_prompt} of the context's {self.model.context} tokens.")
         elif turn.ended == "length":
-            self.screen.note(f"Cut off at {turn.n_tokens} tokens. Longer: /params max_new_tokens={2 * turn.n_tokens}")
+            length, longer = number_of("tokens", turn.n_tokens), 2 * turn.n_tokens
+            self.screen.note(f"Cut off at {length}. Longer: /params max_new_tokens={longer}")
 
     def _dots(self, probability: float) -> str:
         filled, empty = "●○" if self.screen.can_show("●○") else "*."

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dtl.base.units import number_of
 from dtl.registry import STOP_CRITERIA
 from dtl.training.config import TrainerConfig
 from dtl.training.trainer import TrainState
@@ -56,4 +57,5 @@ def patience(run: Reached) -> str | None:
     limit = run.config.early_stopping_patience
     if limit is None or run.state.evaluations_since_best < limit:
         return None
-    return f"Stopped early: {limit} evaluations without improvement (trainer.early_stopping_patience={limit})."
+    evaluations = number_of("evaluations", limit)
+    return f"Stopped early: {evaluations} without improvement (trainer.early_stopping_patience={limit})."

@@ -34,6 +34,8 @@ def test_hours_and_patience_are_always_checked_unless_they_are_off() -> None:
     assert reason(limits, seconds=1800) == "Stopped by trainer.hours=0.5."
     stopped = "Stopped early: 3 evaluations without improvement (trainer.early_stopping_patience=3)."
     assert reason(limits, evaluations_since_best=3) == stopped
+    one = reason(TrainerConfig(early_stopping_patience=1), evaluations_since_best=1)
+    assert one == "Stopped early: 1 evaluation without improvement (trainer.early_stopping_patience=1)."
     off = TrainerConfig(hours=None, early_stopping_patience=None)
     assert reason(off, seconds=1e9, evaluations_since_best=1000) is None
 
