@@ -41,10 +41,10 @@ no_gpu = pytest.mark.skipif(
 
 
 @no_gpu
-def test_auto_takes_the_cpu_where_there_is_nothing_else() -> None:
-    device, reason = choose_device("auto")
-    assert device == CPU
-    assert "no CUDA" in reason and "threads" in reason
+@pytest.mark.parametrize(("threads", "named"), [(1, "1 thread"), (2, "2 threads")])
+def test_auto_takes_the_cpu_where_there_is_nothing_else(threads: int, named: str, monkeypatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert choose_device("auto") == (CPU, f"auto: no CUDA and no MPS, {named}")
 
 
 def test_a_device_that_was_asked_for() -> None:
