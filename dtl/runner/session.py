@@ -17,6 +17,7 @@ from dtl.base.display import Display
 from dtl.base.runtime import autocast, peak_flops, peak_memory_bytes, random_state
 from dtl.base.safe_text import safe_logger
 from dtl.base.signals import StopSignals
+from dtl.base.system import give_back_freed_memory
 from dtl.base.units import in_gib, in_percent, in_time, in_units
 from dtl.checkpoints.save import save_checkpoint
 from dtl.checkpoints.upkeep import publish_best, rotate
@@ -403,6 +404,7 @@ class Session:
         if state.best_step is None:
             return None
         self.display.note("Evaluation of the best checkpoint")
+        give_back_freed_memory()  # what the steps needed, which the model of that checkpoint and its file now can take
         run = (self.config, parts.data, self.run_dir, parts.device, parts.precision, state.tokens)
         report = evaluate_best(*run, self.display.log, state.evaluated_at_once)
         metrics = report.metrics()
