@@ -1,11 +1,14 @@
 """What is counted before a step is taken: exact bytes, the same for every depth, and what stays between tensors."""
 
+from array import array
 from dataclasses import replace
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from dtl.base.runtime import KEEPS_FREED
+from dtl.foresight import process
 from dtl.foresight.predict import at_most
 from dtl.foresight.process import has_mallinfo, heap_growth
 from dtl.foresight.trace import PARTS, LiveStorages, StepShape, recorded, traced_peak
@@ -160,3 +163,14 @@ def test_a_hole_that_a_small_block_keeps_open_counts():
     allocations += [(2 * number, -1, True) for number in range(10)]
     apart = heap_growth([*allocations, (20, 10 * megabyte, True)])
     assert apart is not None and apart > 20 * megabyte
+
+
+@pytest.mark.skipif(not has_mallinfo(), reason="no glibc")
+@pytest.mark.filterwarnings("ignore:This process")  # that it has threads: what the fork does takes no lock of theirs
+def test_the_growth_of_the_heap_is_the_mean_of_replays_with_other_beginnings(monkeypatch):
+    megabyte, settings = 2**20, [*KEEPS_FREED.items()]
+    grown = process.replayed(array("q", (0, megabyte, 1, 1, megabyte, 1)), settings)
+    assert grown is not None and 2 * megabyte <= grown < 2.5 * megabyte
+    assert process.replayed(array("q", (0, 2**62, 1)), settings) is None
+    monkeypatch.setattr(process, "replay", lambda numbers, settings, first: megabyte + 1000 * first)
+    assert process.replayed(array("q"), settings) == megabyte + 1000 * (process.REPLAYS - 1) / 2
