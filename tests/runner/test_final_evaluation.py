@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 import signal
+import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import replace
@@ -260,3 +261,36 @@ def test_what_was_seen_of_each_source_is_told_also_after_a_resume(
     assert "qa: " in capsys.readouterr().out
     start(config, tmp_path / "whole")
     assert result(tmp_path / "whole")["seen"] == seen
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_the_evaluation_at_the_end_takes_the_memory_that_the_steps_needed(tmp_path):
+    """In a process of its own: the best checkpoint, its file and its model, are of 13 MiB each."""
+    script = """
+import subprocess
+import sys
+from dtl.base.system import peak_process_memory
+from dtl.commandline.compose import compose
+from dtl.runner.run import train
+from dtl.runner.session import Session
+from pathlib import Path
+final_report = Session.final_report
+def measured(session):
+    weights = sum(weight.nbytes for weight in session.parts.model.parameters())
+    before, report = peak_process_memory(), final_report(session)
+    print(f"\\n{peak_process_memory() - before} {weights}")
+    return report
+Session.final_report = measured
+train(compose(*sys.argv[2:]), Path(sys.argv[1]))
+"""
+    text = tmp_path / "numbers.txt"
+    text.write_text("\n\n".join(f"{number} and {number * number} are numbers" for number in range(3_011)))
+    words = "data=text tokenizer=byte model.dim=256 model.n_layers=4 model.n_heads=4 trainer.total_steps=3 device=cpu "
+    words += "tracker=local trainer.micro_batch_size=8 trainer.eval_max_batches=1 data.seq_len=256"
+    words = [*words.split(), f"data.path={text}", f"data.cache_dir={tmp_path / 'cache'}"]
+    command = [sys.executable, "-c", script, tmp_path / "run", *words]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    more, weights = map(int, re.findall(r"^(-?\d+) (\d+)$", ran.stdout, re.MULTILINE)[0])
+    assert weights > 12 * 2**20
+    assert more < weights / 2
