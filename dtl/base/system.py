@@ -157,14 +157,13 @@ def peak_process_memory() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def give_back_freed_memory() -> bool:
-    """Let glibc's malloc give what it keeps of freed memory back to the kernel; False with another C library.
+def give_back_freed_memory() -> None:
+    """Let glibc's malloc give what it keeps of freed memory back to the kernel. With another C library nothing happens.
 
     It keeps what a library's threads have freed for each of them, in one run nothing and in the next 50 MiB.
     """
-    if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        return False
-    return bool(libc.malloc_trim(ctypes.c_size_t(0)))
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(ctypes.c_size_t(0))
 
 
 def _kib(file: Path, field: str) -> int | None:

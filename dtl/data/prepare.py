@@ -154,7 +154,7 @@ def encode_and_pack(
     """
     built, sources = encode_sources(config, plans, tokenizer, seq_len, seed, cache, log)
     data = pack_sequences(config, plans, built, sources, seq_len, seed, cache)
-    del sources
+    del sources  # with the texts that are not in the cache
     give_back_freed_memory()
     return data
 

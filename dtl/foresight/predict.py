@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,11 @@ from dtl.data.tokenizers.tokenizer import LARGE_VOCABULARY, Tokenizer
 from dtl.errors import DoesNotFitError
 from dtl.foresight.machine import Machine, this_machine
 from dtl.foresight.process import (
+    GAPS_UNKNOWN,
     NotCachedError,
     OnlyCached,
     ProcessMemory,
+    ReplayFailedError,
     heap_growth,
     not_prepared,
     process_memory,
@@ -131,16 +134,18 @@ def shape_of(config: RunConfig, facts: DataFacts, precision: str, kernel: str | 
 
 
 def peak_of(shape: StepShape, cache: Cache) -> Peak:
-    """Return the traced peak of a shape, kept in the cache."""
+    """Return the traced peak of a shape, kept in the cache unless a replay of its heap failed."""
     made: list[Peak] = []
 
     def build(_: Path) -> dict[str, Any]:
         made.append(traced_peak(shape, heap_growth))
+        if made[0].heap_failed:
+            raise ReplayFailedError
         return asdict(made[0])
 
-    entry = cache.get(trace_name(shape), build)
-    if entry is not None:
-        return Peak(**entry.facts)
+    with suppress(ReplayFailedError):
+        if (entry := cache.get(trace_name(shape), build)) is not None:
+            return Peak(**entry.facts)
     return made[0] if made else traced_peak(shape, heap_growth)
 
 
@@ -234,6 +239,8 @@ class Setting:
         asked = config.trainer.precision
         precision = self.precision if asked == self.config.trainer.precision else asked
         peak = peak_of(shape_of(config, facts, precision, self.kernel, self.device_type), self.cache)
+        if peak.heap_failed and self.device_type == "cpu" and GAPS_UNKNOWN not in self.notes:
+            self.notes.append(GAPS_UNKNOWN)
         return predicted(peak, facts, self.process, self.device_type)
 
     def held(self, prediction: Prediction) -> float:

@@ -24,15 +24,24 @@ from dtl.base.system import processor_name, resident_memory
 from dtl.config import RunConfig, to_dict
 from dtl.data.cache import Cache, Entry, cache_folder, key_of
 
-# Real steps need a little more than a replay of their tensors: median of 27 settings, 0.88 to 1.3, one of 1.6.
+# Real steps need a little more than a replay of their tensors: the median of 27 settings, of 0.88 to 1.6.
 HEAP_FACTOR = 1.08
-REPLAYS, PAGE = 8, 4096
+GAPS_UNKNOWN = (
+    "The gaps between tensors could not be measured, as where there is no memory for another process. They are missing "
+    "from the sum: up to as much as the tensors need."
+)
+BEGINNINGS = 8  # of a heap
+WITH_A_HOLE, HOLES = 72, 30  # bytes that malloc makes 80 of, 16 more than a multiple of 64
 TIMEOUT_S = 120.0
 TINY = ("model.dim=32", "model.n_layers=1", "model.n_heads=2", "data.seq_len=32", "trainer.micro_batch_size=2")
 
 
 class NotCachedError(Exception):
     """Data that would have to be read or prepared first."""
+
+
+class ReplayFailedError(Exception):
+    """How far the heap grows is not known, or of one of two depths only: nothing that a cache should keep."""
 
 
 class OnlyCached(Cache):
@@ -58,9 +67,9 @@ def not_prepared(cache_dir: str | None) -> str:
 
 
 def heap_growth(allocations: Iterable[tuple[int, int, bool]]) -> float | None:
-    """Return the bytes that glibc's heap grows by for these allocations; None with another C library.
+    """Return the bytes that glibc's heap grows by for these allocations; None with another C library, or on failure.
 
-    They are made by the real malloc, in a process of their own, and never written to: they take addresses, no memory.
+    They are made by the real malloc, in processes of their own, and never written to: they take addresses, no memory.
     """
     if not has_mallinfo():
         return None
@@ -84,31 +93,31 @@ class _MallInfo(ctypes.Structure):
     _fields_ = [("arena", ctypes.c_size_t), *((f"unused_{number}", ctypes.c_size_t) for number in range(9))]
 
 
-def replayed(numbers: "array[int]", settings: Iterable[tuple[int, int]]) -> float | None:
-    """Return the mean of `replay` over `REPLAYS` forks of this process; None when one failed.
+def replays(numbers: "array[int]", settings: Iterable[tuple[int, int]]) -> list[int]:
+    """Return what `replay` returns in each of `BEGINNINGS` forks of this process, without those that failed.
 
-    Which hole a block falls into is a matter of luck, for which pages of difference in where the heap begins are
-    enough: the growth of one is up to a fifth from that of another.
+    Which hole a block falls into is a matter of luck: where a heap begins elsewhere, it grows by up to a fifth more or
+    less.
     """
     grown: list[int | None] = []
-    for number in range(REPLAYS):
+    for beginning in range(BEGINNINGS):
         reading, writing = os.pipe()
         if not (process := os.fork()):
             try:
-                os.write(writing, json.dumps(replay(numbers, settings, first=number)).encode())
+                os.write(writing, json.dumps(replay(numbers, settings, beginning)).encode())
             finally:
                 os._exit(0)
         os.close(writing)
         with open(reading, "rb") as out:
-            grown.append(json.loads(out.read()))
+            answer = out.read()
         os.waitpid(process, 0)
-    known = [growth for growth in grown if growth is not None]
-    return sum(known) / REPLAYS if len(known) == REPLAYS else None
+        grown.append(json.loads(answer) if answer else None)
+    return [growth for growth in grown if growth is not None]
 
 
-def replay(numbers: "array[int]", settings: Iterable[tuple[int, int]], first: int = 0) -> int | None:
-    """Make allocations as `heap_growth` describes, with these settings of mallopt, after the `first` ones of a page;
-    return how far the heap has grown, None when one failed."""
+def replay(numbers: "array[int]", settings: Iterable[tuple[int, int]], beginning: int) -> int | None:
+    """Make allocations as `heap_growth` describes, with these settings of mallopt, in a heap that begins in one of
+    `BEGINNINGS` ways; return by how many bytes it has grown, None when an allocation failed."""
     libc = ctypes.CDLL(None)
     libc.mallinfo2.restype = _MallInfo
     libc.malloc.restype = libc.aligned_alloc.restype = ctypes.c_void_p
@@ -118,8 +127,7 @@ def replay(numbers: "array[int]", settings: Iterable[tuple[int, int]], first: in
         libc.mallopt(parameter, value)
     addresses = array("Q", bytes(8 * (1 + max(numbers[::3], default=0))))
     _fill_holes(libc)
-    for _ in range(first):
-        libc.malloc(PAGE)
+    _begin(libc, beginning)
     before = libc.mallinfo2().arena
     for number, n_bytes, is_tensor in zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True):
         if n_bytes < 0:
@@ -138,6 +146,15 @@ def _fill_holes(libc: Any) -> None:
         arena = libc.mallinfo2().arena
         while libc.malloc(size) is not None and libc.mallinfo2().arena == arena:
             pass
+
+
+def _begin(libc: Any, beginning: int) -> None:
+    """Let the heap end at another of the four multiples of 16 below the 64 of tensors, and have small holes or none."""
+    blocks = [libc.malloc(WITH_A_HOLE) for _ in range(2 * HOLES * (beginning // 4))]
+    for block in blocks[::2]:
+        libc.free(block)
+    for _ in range(beginning % 4):
+        libc.malloc(WITH_A_HOLE)
 
 
 # --- the base -----------------------------------------------------------------------------------------------------
@@ -298,7 +315,11 @@ def timing(config: RunConfig, real: bool, compose_seconds: float) -> Iterator[Ca
 
 
 def _child(*words: str, data: bytes) -> Any:
-    out, _ = (process := start_child(*words)).communicate(data, timeout=TIMEOUT_S)
+    process = start_child(*words)
+    try:
+        out, _ = process.communicate(data, timeout=TIMEOUT_S)
+    finally:
+        process.kill()
     return json.loads(out) if process.returncode == 0 else None
 
 
@@ -307,7 +328,8 @@ def main(words: list[str]) -> None:
     if words[0] == "replay":
         numbers = array("q")
         numbers.frombytes(sys.stdin.buffer.read())
-        print(json.dumps(replayed(numbers, json.loads(words[1]))))
+        grown = replays(numbers, json.loads(words[1]))
+        print(json.dumps(sum(grown) / len(grown) if grown else None))
     else:
         _, tracker, precision = words
         print("\n" + json.dumps(_calibrate(tracker, precision)))

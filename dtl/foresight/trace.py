@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from dtl.base.runtime import autocast
 from dtl.data.batches import Batch, TrainingData
+from dtl.foresight.process import has_mallinfo
 from dtl.model.attention import DOCUMENT_KERNELS, AttentionFn, DocumentKernel, attend_padded, sdpa_attention
 from dtl.model.config import ModelConfig
 from dtl.model.transformer import TransformerLM
@@ -79,6 +80,7 @@ class Peak:
     parts: dict[str, float]
     moment: str  # phase in which it is reached
     heap: float  # times what is not weights: the heap of a C library that keeps freed pages; 1 where not known
+    heap_failed: bool = False  # not known, or of one depth only, because a replay failed
 
     @property
     def total(self) -> float:
@@ -391,7 +393,8 @@ def traced_peak(shape: StepShape, heap_growth: Callable[[Iterable[tuple[int, int
     # Which hole a tensor falls into is a matter of luck: the mean of two depths is nearer to a deep model's.
     factors = [factor for trace in traces if (factor := _heap_factor(trace, heap_growth)) is not None]
     heap = max(1.0, sum(factors) / len(factors)) if factors else 1.0
-    return Peak(dict(zip(PARTS, live.tolist(), strict=True)), moment, heap)
+    failed = len(factors) < len(traces) and has_mallinfo()
+    return Peak(dict(zip(PARTS, live.tolist(), strict=True)), moment, heap, failed)
 
 
 def _heap_factor(

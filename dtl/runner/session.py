@@ -404,7 +404,7 @@ class Session:
         if state.best_step is None:
             return None
         self.display.note("Evaluation of the best checkpoint")
-        give_back_freed_memory()  # what the steps needed, which the model of that checkpoint and its file now can take
+        give_back_freed_memory()  # what the steps needed: the checkpoint is read, and a second model made
         run = (self.config, parts.data, self.run_dir, parts.device, parts.precision, state.tokens)
         report = evaluate_best(*run, self.display.log, state.evaluated_at_once)
         metrics = report.metrics()

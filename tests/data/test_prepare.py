@@ -20,6 +20,7 @@ from dtl.data.prepare import PreparedData, prepare_data
 from dtl.data.qa import source as qa
 from dtl.data.tokenizers.tokenizer import build_tokenizer
 from dtl.errors import DataError
+from dtl.foresight.process import has_mallinfo
 
 BYTE = TokenizerConfig(kind="byte")
 
@@ -331,7 +332,7 @@ def test_three_characters_of_text_are_said_to_be_too_little(tmp_path):
     assert not any("too little" in note for note in prepare(config(kind="qa"), seq_len=256).notes)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+@pytest.mark.skipif(not has_mallinfo(), reason="no glibc")
 def test_prepared_data_leaves_no_freed_memory_behind(tmp_path):
     """In a process of its own: another malloc_trim finds little. Without the first: what the encoder has freed."""
     script = """

@@ -1,5 +1,7 @@
 """What is counted before a step is taken: exact bytes, the same for every depth, and what stays between tensors."""
 
+import os
+import signal
 from array import array
 from dataclasses import replace
 
@@ -8,9 +10,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dtl.base.runtime import KEEPS_FREED
+from dtl.data.cache import Cache
 from dtl.foresight import process
-from dtl.foresight.predict import at_most
-from dtl.foresight.process import has_mallinfo, heap_growth
+from dtl.foresight.predict import at_most, peak_of
+from dtl.foresight.process import OnlyCached, has_mallinfo, heap_growth
 from dtl.foresight.trace import PARTS, LiveStorages, StepShape, recorded, traced_peak
 from dtl.model.config import ArchConfig, ModelConfig
 from dtl.model.presets import load_preset
@@ -167,10 +170,29 @@ def test_a_hole_that_a_small_block_keeps_open_counts():
 
 @pytest.mark.skipif(not has_mallinfo(), reason="no glibc")
 @pytest.mark.filterwarnings("ignore:This process")  # that it has threads: what the fork does takes no lock of theirs
-def test_the_growth_of_the_heap_is_the_mean_of_replays_with_other_beginnings(monkeypatch):
+def test_replays_begin_elsewhere_and_one_that_fails_does_not_count(monkeypatch):
     megabyte, settings = 2**20, [*KEEPS_FREED.items()]
-    grown = process.replayed(array("q", (0, megabyte, 1, 1, megabyte, 1)), settings)
-    assert grown is not None and 2 * megabyte <= grown < 2.5 * megabyte
-    assert process.replayed(array("q", (0, 2**62, 1)), settings) is None
-    monkeypatch.setattr(process, "replay", lambda numbers, settings, first: megabyte + 1000 * first)
-    assert process.replayed(array("q"), settings) == megabyte + 1000 * (process.REPLAYS - 1) / 2
+    grown = process.replays(array("q", (0, megabyte, 1, 1, megabyte, 1)), settings)
+    assert len(grown) == process.BEGINNINGS and all(2 * megabyte <= growth < 2.5 * megabyte for growth in grown)
+    assert process.replays(array("q", (0, 2**62, 1)), settings) == []
+    step = array("q", (number for allocation in recorded(shape(n_layers=3)).allocations() for number in allocation))
+    assert len(set(process.replays(step, settings))) >= process.BEGINNINGS / 2
+
+    def killed(numbers, settings, beginning):
+        if beginning == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return beginning
+
+    monkeypatch.setattr(process, "replay", killed)
+    assert process.replays(array("q"), settings) == [0, 1, 2, *range(4, process.BEGINNINGS)]
+
+
+@pytest.mark.skipif(not has_mallinfo(), reason="no glibc")
+def test_a_peak_without_its_gaps_is_not_kept(monkeypatch, tmp_path):
+    monkeypatch.setattr("dtl.foresight.predict.heap_growth", lambda allocations: None)
+    peak = peak_of(shape(), Cache(tmp_path))
+    assert (peak.heap, peak.heap_failed) == (1.0, True)
+    monkeypatch.undo()
+    again = peak_of(shape(), Cache(tmp_path))
+    assert again.heap > 1 and not again.heap_failed
+    assert peak_of(shape(), OnlyCached(tmp_path)) == again

@@ -21,6 +21,7 @@ from dtl.base.display import shown
 from dtl.data.config import DataConfig, SourceConfig
 from dtl.data.documents import QuestionAnswer
 from dtl.errors import InterruptedRun
+from dtl.foresight.process import has_mallinfo
 from dtl.registry import TASKS
 from dtl.run_dir.sweep_records import SweepFolder, SweepRecord, Trial
 from dtl.runner.session import Session
@@ -264,11 +265,10 @@ def test_what_was_seen_of_each_source_is_told_also_after_a_resume(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+@pytest.mark.skipif(not has_mallinfo(), reason="no glibc")
 def test_the_evaluation_at_the_end_takes_the_memory_that_the_steps_needed(tmp_path):
     """In a process of its own: the best checkpoint, its file and its model, are of 13 MiB each."""
     script = """
-import subprocess
 import sys
 from dtl.base.system import peak_process_memory
 from dtl.commandline.compose import compose
