@@ -27,8 +27,8 @@ from dtl.data.cache import Cache, Entry, cache_folder, key_of
 # Real steps need a little more than a replay of their tensors: the median of 27 settings, of 0.88 to 1.6.
 HEAP_FACTOR = 1.08
 GAPS_UNKNOWN = (
-    "The gaps between tensors could not be measured, as where there is no memory for another process. They are missing "
-    "from the sum: up to as much as the tensors need."
+    "The gaps between tensors could not all be measured, perhaps for want of memory: up to as much as the tensors need "
+    "is missing from the sum."
 )
 BEGINNINGS = 8  # of a heap
 WITH_A_HOLE, HOLES = 72, 30  # bytes that malloc makes 80 of, 16 more than a multiple of 64
