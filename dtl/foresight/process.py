@@ -31,7 +31,7 @@ GAPS_UNKNOWN = (
     "is missing from the sum."
 )
 BEGINNINGS = 8  # of a heap
-WITH_A_HOLE, HOLES = 4096, 30  # bytes that malloc makes 4112 of, 16 more than a multiple of 64
+BLOCK, HOLES = 4096, 30  # bytes that malloc makes 4112 of, 16 more than a multiple of 64; blocks that are freed
 TIMEOUT_S = 120.0
 TINY = ("model.dim=32", "model.n_layers=1", "model.n_heads=2", "data.seq_len=32", "trainer.micro_batch_size=2")
 
@@ -118,11 +118,7 @@ def replays(numbers: "array[int]", settings: Iterable[tuple[int, int]]) -> list[
 def replay(numbers: "array[int]", settings: Iterable[tuple[int, int]], beginning: int) -> int | None:
     """Make allocations as `heap_growth` describes, with these settings of mallopt, in a heap that begins in one of
     `BEGINNINGS` ways; return by how many bytes it has grown, None when an allocation failed."""
-    libc = ctypes.CDLL(None)
-    libc.mallinfo2.restype = _MallInfo
-    libc.malloc.restype = libc.aligned_alloc.restype = ctypes.c_void_p
-    libc.malloc.argtypes, libc.aligned_alloc.argtypes = [ctypes.c_size_t], [ctypes.c_size_t] * 2
-    libc.free.argtypes = [ctypes.c_void_p]
+    libc = _malloc_of_glibc()
     for parameter, value in settings:
         libc.mallopt(parameter, value)
     addresses = array("Q", bytes(8 * (1 + max(numbers[::3], default=0))))
@@ -140,6 +136,16 @@ def replay(numbers: "array[int]", settings: Iterable[tuple[int, int]], beginning
     return libc.mallinfo2().arena - before
 
 
+def _malloc_of_glibc() -> Any:
+    """Return the C library with the types of the functions that a replay calls."""
+    libc = ctypes.CDLL(None)
+    libc.mallinfo2.restype = _MallInfo
+    libc.malloc.restype = libc.aligned_alloc.restype = ctypes.c_void_p
+    libc.malloc.argtypes, libc.aligned_alloc.argtypes = [ctypes.c_size_t], [ctypes.c_size_t] * 2
+    libc.free.argtypes = [ctypes.c_void_p]
+    return libc
+
+
 def _fill_holes(libc: Any) -> None:
     """Allocate what the start of Python has left free in the heap: it would be used first, more or less of it."""
     for size in (1 << exponent for exponent in range(22, 6, -1)):
@@ -150,11 +156,11 @@ def _fill_holes(libc: Any) -> None:
 
 def _begin(libc: Any, beginning: int) -> None:
     """Let the heap end at another of the four multiples of 16 below the 64 of tensors, and have small holes or none."""
-    blocks = [libc.malloc(WITH_A_HOLE) for _ in range(2 * HOLES * (beginning // 4))]
+    blocks = [libc.malloc(BLOCK) for _ in range(2 * HOLES * (beginning // 4))]
     for block in blocks[::2]:
         libc.free(block)
     for _ in range(beginning % 4):
-        libc.malloc(WITH_A_HOLE)
+        libc.malloc(BLOCK)
 
 
 # --- the base -----------------------------------------------------------------------------------------------------

@@ -337,7 +337,6 @@ def test_prepared_data_leaves_no_freed_memory_behind(tmp_path):
     """In a process of its own: another malloc_trim finds little. Without the first: what the encoder has freed."""
     script = """
 import ctypes, sys
-from pathlib import Path
 from dtl.base.system import resident_memory
 from dtl.data.config import DataConfig, SourceConfig, TokenizerConfig
 from dtl.data.prepare import prepare_data

@@ -392,7 +392,7 @@ def test_a_trial_that_may_not_fit_is_traced_before_it_begins(words, asks, monkey
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["modern", "accumulation", "questions"])
 def test_a_plan_is_within_a_tenth_of_a_run(name, tmp_path):
-    """Where the first run is not, the median of three is: a shared machine may take pages from one of them."""
+    """Where the first run is not, the median of three is: which hole a tensor falls into is a matter of luck."""
 
     def error(number):
         (tmp_path / str(number)).mkdir()

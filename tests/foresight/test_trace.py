@@ -24,19 +24,23 @@ from dtl.model.transformer import TransformerLM
 from dtl.training.config import OptimizerConfig, TrainerConfig
 
 ALIGNED = 64
-# Where the heap ends, below a multiple of 64, for each of the four first beginnings.
-BEGUN = """
-def begun(numbers, settings):
-    import ctypes
-    from dtl.foresight import process
-    libc = ctypes.CDLL(None)
-    libc.malloc.restype = ctypes.c_void_p
-    libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
-    libc.mallinfo2.restype = process._MallInfo
-    process.replay = lambda numbers, settings, beginning: (
-        process._fill_holes(libc), process._begin(libc, beginning), libc.malloc(2**16) % 64
-    )[2]
-    return process.replays(numbers, settings)[:4]
+# In a process of its own, as in a plan: the heap of the tests is full of holes.
+REPLAYS = """
+import json, sys
+from array import array
+from dtl.foresight import process
+numbers, settings = json.load(sys.stdin)
+print(json.dumps(process.replays(array("q", numbers), settings)))
+"""
+# Where the heap ends, modulo the alignment of tensors, in place of how far it grows.
+ENDS = """
+from dtl.foresight import process
+def end(numbers, settings, beginning):
+    libc = process._malloc_of_glibc()
+    process._fill_holes(libc)
+    process._begin(libc, beginning)
+    return libc.malloc(2**16) % 64
+process.replay = end
 """
 
 
@@ -185,29 +189,24 @@ def test_a_hole_that_a_small_block_keeps_open_counts():
     assert apart is not None and apart > 20 * megabyte
 
 
+def in_a_process(script: str, numbers: list[int]) -> list[int]:
+    given = json.dumps([numbers, [*KEEPS_FREED.items()]])
+    ran = subprocess.run([sys.executable, "-c", script], input=given, capture_output=True, text=True, check=True)
+    return json.loads(ran.stdout)
+
+
+@pytest.mark.skipif(not has_mallinfo(), reason="no glibc")
+def test_each_replay_begins_at_another_end_of_the_heap():
+    megabyte = 2**20
+    grown = in_a_process(REPLAYS, [0, megabyte, 1, 1, megabyte, 1])
+    assert len(grown) == process.BEGINNINGS and all(2 * megabyte <= growth < 2.5 * megabyte for growth in grown)
+    assert len(set(in_a_process(ENDS + REPLAYS, [])[:4])) == 4
+
+
 @pytest.mark.skipif(not has_mallinfo(), reason="no glibc")
 @pytest.mark.filterwarnings("ignore:This process")  # that it has threads: what the fork does takes no lock of theirs
-def test_replays_begin_elsewhere_and_one_that_fails_does_not_count(monkeypatch):
-    """Replays are forks of a fresh process here, as they are in a plan: the heap of this one is full of holes."""
-    script = """
-import json, sys
-from array import array
-from dtl.foresight.process import replays
-numbers, settings = json.load(sys.stdin)
-print(json.dumps(replays(array("q", numbers), settings)))
-"""
-
-    def replays(numbers: list[int]) -> list[int]:
-        given = json.dumps([numbers, [*KEEPS_FREED.items()]])
-        ran = subprocess.run([sys.executable, "-c", script], input=given, capture_output=True, text=True, check=True)
-        return json.loads(ran.stdout)
-
-    megabyte = 2**20
-    grown = replays([0, megabyte, 1, 1, megabyte, 1])
-    assert len(grown) == process.BEGINNINGS and all(2 * megabyte <= growth < 2.5 * megabyte for growth in grown)
-    assert replays([0, 2**62, 1]) == []
-    script = script.replace("replays(array", "begun(array").replace("\nnumbers", BEGUN + "\nnumbers", 1)
-    assert len(set(replays([]))) == 4
+def test_a_replay_that_fails_does_not_count(monkeypatch):
+    assert in_a_process(REPLAYS, [0, 2**62, 1]) == []
 
     def killed(numbers, settings, beginning):
         if beginning == 3:
